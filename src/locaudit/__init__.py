@@ -1,0 +1,69 @@
+"""Tell whether editing gives any evidence for localization in language models.
+
+Names are imported when first used, so that ``locaudit --help`` and reports never wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from locaudit.api import AuditResult, audit, fit_iti, fit_optimal, fit_probes, read_result, training_questions
+    from locaudit.config import AuditConfig, load_config
+    from locaudit.data import Behaviour, Question, load_behaviour, split_questions
+    from locaudit.edits import Edit, EditBank, SiteEdit, folded, load_edit, save_peft_adapter, stack
+    from locaudit.errors import LocauditError
+    from locaudit.locations import Location, parse_location, sample_controls
+    from locaudit.models import Architecture, Model, load_model, register_architecture, wrap_model
+
+_HOMES = {
+    "api": ("AuditResult", "audit", "fit_iti", "fit_optimal", "fit_probes", "read_result", "training_questions"),
+    "config": ("AuditConfig", "load_config"),
+    "data": ("Behaviour", "Question", "load_behaviour", "split_questions"),
+    "edits": ("Edit", "EditBank", "SiteEdit", "folded", "load_edit", "save_peft_adapter", "stack"),
+    "errors": ("LocauditError",),
+    "locations": ("Location", "parse_location", "sample_controls"),
+    "models": ("Architecture", "Model", "load_model", "register_architecture", "wrap_model"),
+}
+
+__all__ = [
+    "Architecture",
+    "AuditConfig",
+    "AuditResult",
+    "Behaviour",
+    "Edit",
+    "EditBank",
+    "LocauditError",
+    "Location",
+    "Model",
+    "Question",
+    "SiteEdit",
+    "audit",
+    "fit_iti",
+    "fit_optimal",
+    "fit_probes",
+    "folded",
+    "load_behaviour",
+    "load_config",
+    "load_edit",
+    "load_model",
+    "parse_location",
+    "read_result",
+    "register_architecture",
+    "sample_controls",
+    "save_peft_adapter",
+    "split_questions",
+    "stack",
+    "training_questions",
+    "wrap_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"locaudit.{home}"), name)
+    raise AttributeError(f"module 'locaudit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

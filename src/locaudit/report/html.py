@@ -1,0 +1,124 @@
+"""The page: one self-contained HTML file, drawn from `template.html` and `report.css` with every text escaped."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib import resources
+from typing import Any
+
+from locaudit.config import AuditConfig, to_yaml
+from locaudit.records import TrialRecord
+from locaudit.report import view
+from locaudit.report.style import ARM_COLOURS, INK, METHOD_TITLES, PAPER, require
+from locaudit.stats import Verdict
+
+RUN_FACTS = (
+    "model", "fingerprint", "n_layers", "n_heads", "n_units", "behaviour", "n_questions", "planned", "claim",
+    "claim_source", "versions", "device", "threads",
+)  # fmt: skip
+"""Keys of the store's fact ``run`` that the page shows; each may be missing."""
+MISSING = "–"
+"""Stands where nothing was measured."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as the page shows it."""
+
+    name: str
+    """Also the anchor, and the file name in ``figures/``."""
+    svg: str
+    caption: str
+    alt: str
+    """What a reader who cannot see it is told."""
+
+
+def render_page(
+    verdict: Verdict,
+    records: Sequence[TrialRecord],
+    config: AuditConfig,
+    *,
+    run: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    drawings: Sequence[Drawing],
+) -> str:
+    """HTML text of the report.
+
+    Args:
+        verdict: What is shown; every number of a card is one of its numbers.
+        records: All records of the run.
+        config: The run's configuration.
+        run: The store's fact ``run``; any key may be missing.
+        seconds: Wall-clock seconds by trial id.
+        drawings: Figures, in order.
+
+    """
+    jinja = require("jinja2")
+    markup = require("markupsafe").Markup
+    environment = jinja.Environment(
+        autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = lambda value, spec: markup(number(value, spec))
+    names = view.columns(records)
+    claim = run.get("claim") or verdict.claim
+    return environment.from_string(_packaged("template.html")).render(
+        css=markup(_packaged("report.css")),
+        verdict=verdict,
+        config=config,
+        run={key: run.get(key) for key in RUN_FACTS},
+        unfinished=view.missing_parts(records, verdict, config, run.get("planned")),
+        titles=METHOD_TITLES,
+        symbols={method: view.hyperparameter_symbol(method, config) for method in METHOD_TITLES},
+        ranges={method: view.control_range(judged) for method, judged in verdict.methods.items()},
+        claim=claim,
+        n_claimed=len(claim.split(",")),
+        claim_kind="neuron" if claim.startswith("neurons:") else "head",
+        short_location=view.short_location,
+        drawings=[
+            {"name": d.name, "svg": markup(inline_svg(d.svg, d.name, d.alt)), "caption": d.caption} for d in drawings
+        ],
+        columns=names,
+        formats={name: {"kl": "#.3g"}.get(name, ".3f") for name in names},
+        base=view.base_row(records, names),
+        tables=view.method_rows(records, verdict, config, names),
+        failures=view.failures(records, config),
+        yaml=to_yaml(config),
+        config_hash=config.hash,
+        n_records=len(records),
+        time=view.spell_duration(math.fsum(seconds.values())) if seconds else None,
+    )
+
+
+def number(value: float | None, spec: str) -> str:
+    """The number rounded for reading, the exact one in the ``value`` attribute; a dash for None, NaN and infinity.
+
+    A true minus sign takes the hyphen's place, so that signs line up with plus signs.
+    """
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f'<data value="{value!r}">{escape(format(value, spec)).replace("-", "−")}</data>'
+
+
+def inline_svg(svg: str, prefix: str, alt: str) -> str:
+    """An SVG file's text as an element of the page.
+
+    Drops the prologue and fixed size, makes ids unique by `prefix`, and lets ink, paper and the controls' blue follow
+    the page's colours.
+    """
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = svg.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
+    svg = svg.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
+    svg = svg.replace(ARM_COLOURS["control"].lower(), "var(--control)")
+    head, _, body = svg.partition(">")
+    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
+    return f'{head} role="img" aria-label="{escape(alt)}">{body}'
+
+
+def _packaged(name: str) -> str:
+    return resources.files("locaudit.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,79 @@
+"""One look for every figure: palette, fonts, a lazily imported matplotlib, and files that never carry a date."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from locaudit.errors import LocauditError
+from locaudit.store import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK = "#1d1e22"
+"""Text and axes. In the page it becomes `currentColor`, so that figures follow light and dark mode."""
+PAPER = "#ffffff"
+"""Background. In the page it becomes `var(--paper)`."""
+ARM_COLOURS: Mapping[str, str] = {"claim": "#D55E00", "control": "#0072B2", "whole": "#009E73", "base": INK}
+"""Okabe and Ito's palette, told apart by every common colour vision."""
+ARM_NAMES: Mapping[str, str] = {"base": "unedited", "claim": "claim", "control": "control", "whole": "whole model"}
+METHOD_TITLES: Mapping[str, str] = {"iti": "ITI", "optimal": "Optimal edit"}
+DPI = 150
+
+_RC = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": PAPER,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "locaudit",
+    "axes.unicode_minus": True,
+}
+
+
+def require(module: str) -> Any:
+    """Import a module of the extra `report`; `LocauditError` names the extra when it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise LocauditError(
+            got=f"an environment without {module.partition('.')[0]}",
+            expected="the packages that draw a report",
+            remedy='run pip install "locaudit[report]"',
+        ) from None
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Matplotlib's settings for drawing and saving; the caller's own come back on leaving."""
+    matplotlib = require("matplotlib")
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_RC, "backend": "agg"}):
+        yield
+
+
+def save(figure: Figure, folder: Path, name: str) -> str:
+    """Write `name`.png and `name`.svg into `folder` and return the SVG text. Equal figures give equal bytes."""
+    with house_style():
+        png, svg = io.BytesIO(), io.BytesIO()
+        figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": "locaudit"})
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / f"{name}.png", png.getvalue())
+    write_atomically(folder / f"{name}.svg", svg.getvalue())
+    return svg.getvalue().decode()

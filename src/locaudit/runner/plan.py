@@ -1,0 +1,90 @@
+"""The plan of an audit: which trials there are, in which order, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from locaudit.config import AuditConfig, to_dict
+from locaudit.data import Split
+from locaudit.locations import Location, sample_controls
+from locaudit.models import Model
+from locaudit.records import Arm, TrialSpec, content_hash
+from locaudit.trial import Shared, scored_splits
+
+BACKWARD = 1.3
+"""Cost of a backward pass through edited layers in units of a forward pass of the same tokens (weights are frozen)."""
+
+
+def context_hash(config: AuditConfig, model: Model, split: Split, primer: str) -> str:
+    """Hash of all that a trial's record depends on besides its own identity.
+
+    What only adds trials or reads records (controls, claim, grids, level, score) stays out, so that the same trial has
+    the same id in a larger audit.
+    """
+    values = to_dict(config)
+    for key in ("model", "behaviour", "claim", "controls", "match", "whole_model", "methods", "score", "level", "seed"):
+        del values[key]
+    for group, keys in {
+        "loading": ("device", "device_map", "revision", "trust_remote_code", "allow_pickle"),
+        "probe": ("top_k",),
+        "prompt": ("primer",),
+        "split": tuple(values["split"]),
+        "evaluation": ("drift_text",),
+    }.items():
+        for key in keys:
+            del values[group][key]
+    # One value in a grid means no validation scores; which values it holds does not matter to any other trial.
+    values["iti"]["alphas"] = len(config.iti.alphas) > 1
+    values["optimal"]["strengths"] = len(config.optimal.strengths) > 1
+    return content_hash([values, model.fingerprint, split.fingerprint, primer])
+
+
+def build_plan(config: AuditConfig, model: Model, claim: Location, context: str) -> list[list[TrialSpec]]:
+    """Groups of trials in the order they run: base, claim, whole model, controls; a group shares one edit bank.
+
+    Groups are fixed by the plan alone, so that a resumed run trains the same banks. Raises `LocationError` if the claim
+    is outside the model or leaves too little room for the controls.
+    """
+    n_units = model.n_units(claim.kind)
+    claim.check(model.n_layers, n_units)
+    controls = sample_controls(claim, model.n_layers, n_units, config.controls, seed=config.seed, match=config.match)
+    places: list[tuple[Arm, int, Location]] = [("claim", -1, claim)]
+    if config.whole_model:
+        places.append(("whole", -1, model.whole(claim.kind)))
+    places.extend(("control", n, location) for n, location in enumerate(controls))
+    groups = [[TrialSpec("base", "none", "", None, config.seed, context)]]
+    size = config.optimal.bank_size
+    for arms in (("claim", "whole"), ("control",)):
+        for method in config.methods:
+            grid = config.iti.alphas if method == "iti" else config.optimal.strengths
+            specs = [
+                TrialSpec(arm, method, str(location), value, config.seed, context, number)
+                for arm, number, location in places
+                if arm in arms
+                for value in grid
+            ]
+            groups += [specs[i : i + size] for i in range(0, len(specs), size)]
+    return groups
+
+
+def cost(shared: Shared, specs: Sequence[TrialSpec]) -> float:
+    """Rough cost of a group, in tokens run forward through the whole model."""
+    config, first = shared.config, specs[0]
+    tokens = float(shared.drift.documents.numel())
+    if first.method != "none":
+        tokens += sum(
+            shared.splits[name].forest.n_tokens + len(shared.splits[name].forest.prefix)
+            for name in scored_splits(config, first)
+        )
+    if first.method == "optimal":
+        forest = shared.training.forest
+        n_training = forest.n_tokens
+        if config.optimal.batching == "pair":
+            n_training = sum(
+                len(tree.branches[t]) + len(tree.branches[f]) + len(tree.prompt)
+                for tree, n_true in zip(forest.trees, shared.training.n_true, strict=True)
+                for t in range(n_true)
+                for f in range(n_true, len(tree.branches))
+            )
+        tokens += config.optimal.epochs * n_training * (1 + BACKWARD)
+    return tokens * len(specs)

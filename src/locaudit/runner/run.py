@@ -1,0 +1,177 @@
+"""Run an audit into a folder, or go on with one that was interrupted."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from locaudit.activations import collect_activations
+from locaudit.config import AuditConfig
+from locaudit.data import Behaviour, Split, load_behaviour, split_questions
+from locaudit.data.prompts import load_primer
+from locaudit.errors import RunFolderError
+from locaudit.locations import Location, parse_location
+from locaudit.models import Model, load_model
+from locaudit.probes import Probes, fit_probes
+from locaudit.records import TrialSpec
+from locaudit.runner.plan import build_plan, context_hash, cost
+from locaudit.runner.prepare import prepare_probes, prepare_shared
+from locaudit.runner.progress import Meter, show_progress
+from locaudit.store import Store, open_run, write_atomically
+from locaudit.trial import Shared, run_trials
+
+
+def run_audit(
+    config: AuditConfig,
+    out: str | Path,
+    *,
+    model: Model | None = None,
+    behaviour: Behaviour | None = None,
+    progress: bool = True,
+) -> None:
+    """Run every trial of the plan that has no record yet. `model` and `behaviour` take the place of loading by name.
+
+    Killed at any moment and started again, it ends with the same records: each group of trials is one transaction, a
+    trial depends only on its identity and on what all share, and what all share is written once.
+    """
+    behaviour = behaviour or load_behaviour(config.behaviour)
+    split = _split(config, behaviour)
+    primer = load_primer(config.prompt.primer)
+    given = parse_location(config.claim) if config.claim is not None else None
+    with open_run(out, config) as store, show_progress(progress) as meter:
+        if model is None:
+            meter.say(f"loading {config.model}")
+            model = _load(config)
+        if given is not None:
+            given.check(model.n_layers, model.n_units(given.kind))
+        context = context_hash(config, model, split, primer)
+        _check_same_inputs(store, context)
+        probes, theta = prepare_probes(store, model, split.train, given, context, meter.say)
+        claim = given or probes.top(config.probe.top_k)
+        groups = build_plan(config, model, claim, context)
+        _note_facts(store, model, behaviour.name, split, claim, given is not None, probes, groups)
+        shared = prepare_shared(store, model, split, primer, theta, context, meter.say)
+        _run_groups(store, shared, groups, meter)
+
+
+def run_probes(config: AuditConfig) -> Probes:
+    """Probes of every head, fitted on the training questions; writes nothing."""
+    split = _split(config, load_behaviour(config.behaviour))
+    with show_progress() as meter:
+        meter.say(f"loading {config.model}")
+        model = _load(config)
+        meter.say("reading activations of the training questions")
+        activations = collect_activations(model, split.train, context=config.probe.context, seed=config.seed)
+    return fit_probes(
+        activations, inverse_l2=config.probe.inverse_l2, val_fraction=config.probe.val_fraction, seed=config.seed
+    )
+
+
+def _split(config: AuditConfig, behaviour: Behaviour) -> Split:
+    s = config.split
+    return split_questions(
+        behaviour, s.fractions, seed=s.seed, max_train=s.max_train, max_val=s.max_val, max_test=s.max_test
+    )
+
+
+def _load(config: AuditConfig) -> Model:
+    return load_model(config.model, **asdict(config.loading))
+
+
+def _run_groups(store: Store, shared: Shared, groups: Sequence[Sequence[TrialSpec]], meter: Meter) -> None:
+    done = store.done()
+    todo = [group for group in groups if not all(spec.trial_id in done for spec in group)]
+    left: dict[str, float] = {}
+    for group in todo:
+        left[group[0].method] = left.get(group[0].method, 0.0) + cost(shared, group)
+    n_trials = sum(map(len, groups))
+    meter.start(left, n_trials - sum(map(len, todo)), n_trials)
+    ids = {name: [question.id for question in held.questions] for name, held in shared.splits.items()}
+    for group in todo:
+        meter.begin(_describe(group))
+        started = time.monotonic()
+        results = run_trials(shared, group)
+        for record, edit in results:
+            if edit is not None:
+                write_atomically(store.edits / record.edit, edit.to_bytes())
+        store.add([record for record, _ in results], ids, time.monotonic() - started)
+        for record, _ in results:
+            if record.status == "diverged":
+                meter.say(f"{_describe([record.spec])}: diverged ({record.message}); the audit goes on")
+        meter.end(group[0].method, cost(shared, group), len(group))
+
+
+def _describe(group: Sequence[TrialSpec]) -> str:
+    first = group[0]
+    if first.arm == "base":
+        return "unedited model"
+    names = {"claim": "claim", "whole": "whole model", "control": f"control {first.control}"}
+    strength = "alpha" if first.method == "iti" else "strength"
+    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+    return f"{first.method} at {names[first.arm]}, {strength} {first.hyperparameter:g}{more}"
+
+
+def _check_same_inputs(store: Store, context: str) -> None:
+    """A folder holds trials of one model and one set of questions, whatever their names say."""
+    found = store.fact("context")
+    if found is None:
+        store.set_fact("context", context)
+    elif found != context:
+        raise RunFolderError(
+            got=f"{store.folder}, made with other model weights, questions or primer text under the same names",
+            expected="the same inputs as before",
+            remedy="restore the files it was made with to resume, or choose another --out",
+        )
+
+
+def _note_facts(
+    store: Store,
+    model: Model,
+    behaviour: str,
+    split: Split,
+    claim: Location,
+    is_given: bool,
+    probes: Probes,
+    groups: Sequence[Sequence[TrialSpec]],
+) -> None:
+    store.set_fact(
+        "probes",
+        {
+            "kind": probes.kind,
+            "val_accuracy": probes.val_accuracy.tolist(),
+            "majority": probes.majority,
+            "n_train": probes.n_train,
+            "n_val": probes.n_val,
+            "context": store.config.probe.context,
+            "units": [list(unit) for unit in probes.ranking()[: max(len(claim), store.config.probe.top_k)]],
+        },
+    )
+    store.set_fact(
+        "run",
+        {
+            "model": model.name,
+            "fingerprint": model.fingerprint,
+            "n_layers": model.n_layers,
+            "n_heads": model.n_heads,
+            "n_units": model.n_layers * model.n_units(claim.kind),
+            "behaviour": behaviour,
+            "n_questions": {name: len(getattr(split, name)) for name in ("train", "val", "test")},
+            "planned": sum(map(len, groups)),
+            "claim": str(claim),
+            "claim_source": "given" if is_given else "top-k probed heads",
+            "versions": {
+                "locaudit": metadata.version("locaudit"),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "transformers": metadata.version("transformers"),
+            },
+            "device": str(model.device),
+            "threads": torch.get_num_threads(),
+        },
+    )

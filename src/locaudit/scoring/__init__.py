@@ -1,0 +1,33 @@
+"""Answer-tree scoring: all answers of a question in one row."""
+
+from locaudit.scoring.forward import (
+    ROW_TOKENS,
+    Prefix,
+    answer_log_probs,
+    batches,
+    branch_sums,
+    check_depth,
+    collate_bank,
+    run_prefix,
+    token_log_probs,
+)
+from locaudit.scoring.tree import Forest, Tree, TreeBatch, additive_mask, collate, encode_tree, plant
+
+__all__ = [
+    "ROW_TOKENS",
+    "Forest",
+    "Prefix",
+    "Tree",
+    "TreeBatch",
+    "additive_mask",
+    "answer_log_probs",
+    "batches",
+    "branch_sums",
+    "check_depth",
+    "collate",
+    "collate_bank",
+    "encode_tree",
+    "plant",
+    "run_prefix",
+    "token_log_probs",
+]

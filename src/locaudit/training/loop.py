@@ -1,0 +1,217 @@
+"""One training loop for K edits: each step, every edit gets its own batch as rows of one forward."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from locaudit.edits import Edit
+from locaudit.errors import DataError
+from locaudit.locations import Location
+from locaudit.models import Model
+from locaudit.scoring import (
+    Forest,
+    Tree,
+    branch_sums,
+    check_depth,
+    collate_bank,
+    run_prefix,
+    token_log_probs,
+)
+from locaudit.training.objectives import Objective, Reduction, default_learning_rate, log_ratios, pair_loss
+from locaudit.training.parameters import Reader, TrainableEdit, stack_trainable
+
+Batching = Literal["question", "pair"]
+
+BATCH_SIZES: dict[str, int] = {"question": 2, "pair": 4}
+"""Questions, or pairs (the paper's), a step."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingData:
+    """Training questions as trees whose first branches are the true answers, with the unedited model's scores."""
+
+    forest: Forest
+    n_true: tuple[int, ...]
+    """True answers of each tree."""
+    reference: tuple[Tensor, ...]
+    """log pi_0 of each tree's branches, summed over tokens."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One edit to train."""
+
+    location: Location
+    strength: float
+    """tau of IPO or beta of DPO."""
+    seed: int
+    """Of the order of questions and of the initial reader."""
+    learning_rate: float | None = None
+    """None: `default_learning_rate`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A trained edit; None, with a message, if its loss or gradient stopped being finite."""
+
+    edit: Edit | None
+    losses: tuple[float, ...]
+    """Mean loss over the pairs of each step."""
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class _Item:
+    """What a step draws: a tree, its pairs as branch numbers, and its reference scores."""
+
+    tree: Tree
+    pairs: tuple[tuple[int, int], ...]
+    reference: Tensor
+
+
+@torch.enable_grad()
+def train(
+    model: Model,
+    data: TrainingData,
+    jobs: Sequence[Job],
+    *,
+    objective: Objective = "ipo",
+    reduction: Reduction = "sum",
+    reader: Reader = "layer",
+    batching: Batching = "question",
+    batch_size: int | None = None,
+    epochs: int = 2,
+    max_grad_norm: float = 1.0,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[Fit]:
+    """Train the best edit at each job's location; jobs run as rows of one batch and do not influence each other.
+
+    Per step and job the loss is the mean of `pair_loss` over the pairs of its batch: all true-false pairs of
+    `batch_size` questions, from their trees (``question``), or `batch_size` single pairs (``pair``, the paper). AdamW
+    without weight decay, cosine schedule to 0 without warm-up, gradients clipped to `max_grad_norm` for each edit
+    (transformers' Trainer does so by default). Every job sees every question or pair `epochs` times, in an order of its
+    own seed. A job whose loss or gradient is not finite stops, alone. Weights are frozen, so gradients stop at the
+    lowest edited layer.
+
+    `on_step` is called with (steps done, steps in all).
+    """
+    check_depth(model, data.forest)
+    items = _items(data, batching)
+    size = batch_size or BATCH_SIZES[batching]
+    orders = [_order(len(items), size, epochs, job.seed) for job in jobs]
+    n_steps = len(orders[0])
+    edits = [TrainableEdit(model, job.location, reader=reader, seed=job.seed) for job in jobs]
+    whole = {job.location.kind: model.n_layers * model.n_units(job.location.kind) for job in jobs}
+    rates = [
+        job.learning_rate or default_learning_rate(batching, len(job.location), whole[job.location.kind])
+        for job in jobs
+    ]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in edit.parameters() if p.requires_grad], "lr": rate}
+            for edit, rate in zip(edits, rates, strict=True)
+        ],
+        weight_decay=0.0,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / n_steps)))
+    losses: list[list[float]] = [[] for _ in jobs]
+    stopped: dict[int, str] = {}
+    for step in range(n_steps):
+        loss = _step_losses(
+            model, data.forest, [[items[i] for i in order[step]] for order in orders], jobs, edits, objective, reduction
+        )
+        optimizer.zero_grad(set_to_none=True)
+        torch.where(loss.isfinite(), loss, 0.0).sum().backward()
+        for k, edit in enumerate(edits):
+            if k in stopped:
+                continue
+            losses[k].append(loss[k].item())
+            norm = torch.nn.utils.clip_grad_norm_(edit.parameters(), max_grad_norm)
+            if not (math.isfinite(losses[k][-1]) and bool(norm.isfinite())):
+                stopped[k] = f"loss {losses[k][-1]:g}, gradient norm {norm.item():g} at step {step + 1} of {n_steps}"
+        for k in stopped:
+            _reset(edits[k])
+        optimizer.step()
+        schedule.step()
+        if on_step:
+            on_step(step + 1, n_steps)
+        if len(stopped) == len(jobs):
+            break
+    fits = []
+    for k, edit in enumerate(edits):
+        result = edit.to_edit()
+        if k not in stopped and not result.is_finite:
+            stopped[k] = "the trained edit is not finite"
+        finite = tuple(x for x in losses[k] if math.isfinite(x))
+        fits.append(Fit(None, finite, stopped[k]) if k in stopped else Fit(result, finite))
+    return fits
+
+
+def _reset(edit: TrainableEdit) -> None:
+    """Take a stopped edit out: zero, so that its rows stay finite, and without gradients."""
+    for parameter in edit.parameters():
+        parameter.data.zero_()
+        parameter.grad = None
+
+
+def _items(data: TrainingData, batching: Batching) -> list[_Item]:
+    items = []
+    for tree, n_true, reference in zip(data.forest.trees, data.n_true, data.reference, strict=True):
+        pairs = [(t, f) for t in range(n_true) for f in range(n_true, len(tree.branches))]
+        if batching == "question":
+            items.append(_Item(tree, tuple(pairs), reference))
+        else:
+            for t, f in pairs:
+                pair = Tree(tree.prompt, (tree.branches[t], tree.branches[f]))
+                items.append(_Item(pair, ((0, 1),), reference[[t, f]]))
+    if not items:
+        raise DataError(got="no training question", expected="at least one", remedy="check split.max_train")
+    return items
+
+
+def _order(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
+    """Item numbers of each step."""
+    rng = random.Random(seed)
+    steps = []
+    for _ in range(epochs):
+        order = list(range(n))
+        rng.shuffle(order)
+        steps += [order[i : i + size] for i in range(0, n, size)]
+    return steps
+
+
+def _step_losses(
+    model: Model,
+    forest: Forest,
+    drawn: Sequence[Sequence[_Item]],
+    jobs: Sequence[Job],
+    edits: Sequence[TrainableEdit],
+    objective: Objective,
+    reduction: Reduction,
+) -> Tensor:
+    """Each job's loss (K,) on the items it drew."""
+    bank = stack_trainable(edits)
+    batch = collate_bank([item.tree for items in drawn for item in items], 1, len(forest.prefix), model)
+    rows = torch.tensor([k for k, items in enumerate(drawn) for _ in items])
+    prefix = run_prefix(model, forest.prefix, bank)
+    tokens = token_log_probs(model, batch, bank, rows, prefix)
+    sums = branch_sums(batch, tokens)
+    reference = torch.cat([item.reference for items in drawn for item in items]).to(sums.device)
+    lengths = torch.bincount(batch.target_branch, minlength=batch.n_branches).to(sums.device)
+    ratios = log_ratios(sums, reference, lengths, reduction)
+    losses, start = [], 0
+    for items, job in zip(drawn, jobs, strict=True):
+        true, false = [], []
+        for item in items:
+            true += [start + t for t, _ in item.pairs]
+            false += [start + f for _, f in item.pairs]
+            start += len(item.tree.branches)
+        losses.append(pair_loss(ratios[true] - ratios[false], objective, job.strength).mean())
+    return torch.stack(losses)

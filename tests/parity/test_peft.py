@@ -1,0 +1,54 @@
+"""On the real model an edit is the same as folded weights and as PEFT's adapter; test_edits.py has the tiny ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from locaudit.activations import collect_activations
+from locaudit.data import load_behaviour
+from locaudit.edits import Edit, folded, save_peft_adapter, stack
+from locaudit.iti import iti_edit, iti_theta
+from tiny import heads, logits, neurons, random_edit
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.real,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*the targeted layer of type Linear has no bias"),
+]
+
+
+def optimal(model):
+    location = random_edit(model, heads((3, 1), (14, 3), (29, 8)), 0, constant=False, scale=0.2)
+    other = random_edit(model, neurons((14, 7), (20, 1000)), 1, constant=False, scale=0.2)
+    return Edit({**location.sites, **other.sites})
+
+
+def iti(model):
+    theta = iti_theta(collect_activations(model, load_behaviour("misconceptions").questions[:6]))
+    return iti_edit(model, heads((10, 0), (14, 3), (14, 4), (20, 8)), theta, alpha=15, positions="all")
+
+
+@pytest.mark.parametrize("make", [optimal, iti])
+def test_hook_equals_folded_weights_and_adapter(load, smollm2, make, tmp_path):
+    peft = load("peft")
+    edit = make(smollm2)
+    ids = smollm2.tokenizer("Q: What happens if you eat watermelon seeds?\nA: They pass", return_tensors="pt")[
+        "input_ids"
+    ]
+    before = logits(smollm2, ids)
+    with stack(smollm2, [edit]).applied(smollm2, torch.tensor([0]), torch.ones_like(ids, dtype=torch.bool)):
+        hooked = logits(smollm2, ids)
+    with folded(smollm2, edit):
+        in_weights = logits(smollm2, ids)
+    adapted = peft.PeftModel.from_pretrained(smollm2.lm, save_peft_adapter(smollm2, edit, tmp_path)).eval()
+    try:
+        with torch.no_grad():
+            adapter = adapted(input_ids=ids, use_cache=False).logits
+    finally:
+        adapted.unload()
+    assert (hooked - before).abs().max() > 0.3
+    torch.testing.assert_close(in_weights, hooked, rtol=0, atol=1e-3)
+    torch.testing.assert_close(adapter, hooked, rtol=0, atol=1e-3)
+    assert torch.equal(logits(smollm2, ids), before)

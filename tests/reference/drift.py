@@ -1,0 +1,42 @@
+"""Slow twin of `locaudit.evaluation.drift`: one position at a time, each from its own forward, in float64."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import ExitStack
+
+import torch
+
+from locaudit.edits import Edit
+from locaudit.models import Model
+
+
+@torch.no_grad()
+def drift(model: Model, documents: torch.Tensor, edit: Edit | None) -> dict[str, float]:
+    """``kl``: mean over positions of sum_v p_0 (log p_0 - log p_edit); ``ce``: mean of -log p_edit(next token)."""
+    wide = Model(copy.deepcopy(model.lm).double(), model.tokenizer, model.name)
+    kl, ce = [], []
+    for document in documents:
+        for t in range(len(document)):
+            base = _log_probs(wide, document[: t + 1], None)
+            after = _log_probs(wide, document[: t + 1], edit)
+            kl.append(sum(float(p.exp() * (p - q)) for p, q in zip(base, after, strict=True)))
+            if t + 1 < len(document):
+                ce.append(-float(after[document[t + 1]]))
+    return {"kl": sum(kl) / len(kl), "ce": sum(ce) / len(ce)}
+
+
+def _log_probs(model: Model, ids: torch.Tensor, edit: Edit | None) -> torch.Tensor:
+    """log p(. | ids)."""
+
+    def hook(e):
+        def change(_module, args):
+            o = args[0]
+            return (o + (e.c + o @ e.a.double()).unsqueeze(-1) * e.b.double(), *args[1:])
+
+        return change
+
+    with ExitStack() as stack:
+        for site, e in (edit.sites if edit else {}).items():
+            stack.callback(model.projection(site).register_forward_pre_hook(hook(e)).remove)
+        return model.lm(input_ids=ids.unsqueeze(0), use_cache=False).logits[0, -1].log_softmax(dim=-1)

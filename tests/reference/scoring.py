@@ -1,0 +1,48 @@
+"""Slow twin of `locaudit.scoring`: one row for each (question, answer); no padding, no cache, no tree, no bank."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+from locaudit.edits import Edit
+from locaudit.models import Model
+from locaudit.scoring import Forest
+
+
+@torch.no_grad()
+def answer_log_prob(model: Model, prompt: tuple[int, ...], answer: tuple[int, ...], edit: Edit | None = None) -> float:
+    """log p(answer | prompt) = sum_t log p(answer_t | prompt, answer_<t), in nats."""
+    ids = torch.tensor([prompt + answer], device=model.device)
+    with _edited_by_hand(model, edit, n_prompt=len(prompt)):
+        logits = model.lm(input_ids=ids, use_cache=False).logits[0]
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    return sum(float(log_probs[len(prompt) + t - 1, token]) for t, token in enumerate(answer))
+
+
+def forest_log_probs(model: Model, forest: Forest, edit: Edit | None = None) -> list[torch.Tensor]:
+    """`answer_log_prob` of every branch of every tree, the prefix put back in front of each prompt."""
+    return [
+        torch.tensor([answer_log_prob(model, forest.prefix + tree.prompt, branch, edit) for branch in tree.branches])
+        for tree in forest.trees
+    ]
+
+
+@contextmanager
+def _edited_by_hand(model: Model, edit: Edit | None, n_prompt: int):
+    def pre_hook(e, first):
+        def change(_module, args):
+            o = args[0].clone().view(-1, args[0].shape[-1])  # a single row: tokens x d_in, whatever the model's layout
+            for t in range(first, len(o)):
+                o[t] = o[t] + (e.c + torch.dot(e.a, o[t])) * e.b
+            return (o.view(args[0].shape), *args[1:])
+
+        return change
+
+    with ExitStack() as stack:
+        for site, e in (edit.sites if edit else {}).items():
+            first = n_prompt - 1 if edit and edit.positions == "answer" else 0
+            handle = model.projection(site).register_forward_pre_hook(pre_hook(e, first))
+            stack.callback(handle.remove)
+        yield

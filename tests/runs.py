@@ -1,0 +1,50 @@
+"""A tiny checkpoint, a small behaviour file and a configuration that together make a whole audit of seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from locaudit.config import AuditConfig, merge_config
+from tiny import make_lm, tokenizer
+
+N_QUESTIONS = 16
+
+
+def save_model(folder: Path, model_type: str = "llama", seed: int = 0) -> Path:
+    make_lm(model_type, seed=seed).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_behaviour(path: Path, n: int = N_QUESTIONS, shift: int = 0) -> Path:
+    rows = [
+        {
+            "id": f"q{i:02d}",
+            "question": f"Is {i + shift} more than {i + shift + 1}?",
+            "true": ["No.", f"{i} is less."],
+            "false": ["Yes, it is.", f"{i} is more.", "Both are."][: 2 + i % 2],
+        }
+        for i in range(n)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def small_config(folder: Path, **changes) -> AuditConfig:
+    """An audit of 8 trials (9 with base) with a tiny model and behaviour saved in `folder`."""
+    model = folder / "model"
+    if not model.exists():
+        save_model(model)
+        save_behaviour(folder / "questions.jsonl")
+    values = {
+        "model": str(model),
+        "behaviour": str(folder / "questions.jsonl"),
+        "controls": 2,
+        "prompt": {"primer": "none"},
+        "probe": {"top_k": 2},
+        "iti": {"alphas": [2.0]},
+        "optimal": {"strengths": [0.2]},
+        "evaluation": {"drift_documents": 2, "drift_tokens": 8},
+    }
+    return merge_config(merge_config(AuditConfig(), values), changes)

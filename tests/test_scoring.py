@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from locaudit.data.prompts import Prompt
+from locaudit.edits import stack
+from locaudit.errors import DataError, ModelError
+from locaudit.models import wrap_model
+from locaudit.scoring import (
+    Forest,
+    Tree,
+    answer_log_probs,
+    batches,
+    branch_sums,
+    collate,
+    encode_tree,
+    plant,
+    token_log_probs,
+)
+from reference.scoring import answer_log_prob, forest_log_probs
+from tiny import CONTEXT, NAMES, has_sdpa, heads, make_lm, neurons, random_edit, tiny, tokenizer
+
+QUESTIONS = [
+    ("What is the capital of France?", ["Paris", "The capital is Rome.", "No"]),
+    ("Is the earth flat?", ["No, the earth is round.", "Yes"]),
+    ("What?", ["Nothing", "A", "A B", "Nothing in particular happens."]),
+]
+PRIMER = "Q: Is it?\nA: No, it is round."
+
+
+def forest_of(model, primer="", questions=QUESTIONS):
+    return plant(model.tokenizer, Prompt(primer=primer), questions)
+
+
+def three_edits(model):
+    """Heads and neurons, in different layers, with both position policies."""
+    return [
+        random_edit(model, heads((0, 1), (1, 2)), 1),
+        random_edit(model, heads((1, 0)), 2, positions="answer"),
+        random_edit(model, neurons((0, 3), (0, 4), (1, 7)), 3, constant=False, positions="answer"),
+    ]
+
+
+def assert_same(got, expected, tolerance=1e-5):
+    """Equal within `tolerance` nats, and two units in the last place of a float32 sum."""
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=2.4e-7, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [(name, attention) for name in NAMES for attention in ("sdpa", "eager") if attention == "eager" or has_sdpa(name)],
+)
+def test_tree_equals_one_row_per_answer(name, attention):
+    model = tiny(name, attention)
+    assert model.lm.config._attn_implementation == attention
+    edits = three_edits(model)
+    for primer in ("", PRIMER):
+        forest = forest_of(model, primer)
+        assert bool(forest.prefix) == bool(primer)
+        base = forest_log_probs(model, forest)
+        assert_same([x[0] for x in answer_log_probs(model, forest)], base)
+        banked = answer_log_probs(model, forest, stack(model, edits))
+        for k, edit in enumerate(edits):
+            expected = forest_log_probs(model, forest, edit)
+            assert_same([x[k] for x in banked], expected)
+            assert max((x - y).abs().max() for x, y in zip(expected, base, strict=True)) > 0.1, "the edit does nothing"
+        if not primer:
+            alone = answer_log_probs(model, forest, stack(model, edits[1:2]))
+            assert_same([x[0] for x in alone], [x[1] for x in banked])
+
+
+def test_order_batch_size_and_padding_do_not_matter(llama):
+    forest = forest_of(llama, PRIMER, QUESTIONS * 2)
+    bank = stack(llama, three_edits(llama))
+    once = answer_log_probs(llama, forest, bank, row_tokens=10**6)
+    assert_same(answer_log_probs(llama, forest, bank, row_tokens=1), once)  # one row a forward: no padding
+    assert_same(answer_log_probs(llama, forest, bank, row_tokens=300), once)
+    backwards = Forest(forest.prefix, forest.trees[::-1])
+    assert_same(answer_log_probs(llama, backwards, bank)[::-1], once)
+    flipped = Forest(forest.prefix, tuple(Tree(t.prompt, t.branches[::-1]) for t in forest.trees))
+    assert_same([x.flip(1) for x in answer_log_probs(llama, flipped, bank)], once)
+
+
+def test_padding_holds_any_token(llama):
+    trees = forest_of(llama).trees
+    rows = torch.zeros(len(trees), dtype=torch.long)
+    zero, other = (token_log_probs(llama, collate(trees, pad_id=pad), None, rows) for pad in (0, 77))
+    assert torch.equal(zero, other)
+
+
+def test_a_forest_of_one_question(llama):
+    for primer in ("", PRIMER):
+        forest = forest_of(llama, primer, QUESTIONS[:1])
+        assert forest.trees[0].prompt, "the prefix took the whole prompt"
+        assert_same([x[0] for x in answer_log_probs(llama, forest)], forest_log_probs(llama, forest))
+
+
+def test_duplicate_answers_and_shared_beginnings_get_their_own_branches(llama):
+    forest = forest_of(llama, questions=[("Is it?", ["No", "No", "No, it is not."])])
+    (values,) = answer_log_probs(llama, forest)
+    assert values[0, 0] == pytest.approx(values[0, 1].item(), abs=1e-6)
+    assert values[0, 2] < values[0, 0]
+
+
+def test_branch_probabilities_are_a_distribution(llama):
+    """All continuations of one token: their probabilities sum to 1."""
+    prompt = tuple(llama.tokenizer("Q: Is it?\nA:")["input_ids"])
+    tree = Tree(prompt, tuple((i,) for i in range(llama.config.vocab_size)))
+    (values,) = answer_log_probs(llama, Forest((), (tree,)))
+    assert values.exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_chain_rule(llama):
+    """log p(xy) = log p(x) + log p(y | x), the second from a longer prompt."""
+    prompt, x, y = (20, 21, 22), (30, 31), (40, 41, 42)
+    one = answer_log_probs(llama, Forest((), (Tree(prompt, (x + y, x)),)))[0][0]
+    two = answer_log_probs(llama, Forest((), (Tree(prompt + x, (y,)),)))[0][0]
+    assert one[0].item() == pytest.approx((one[1] + two[0]).item(), abs=1e-5)
+
+
+# Tokenisation
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("eos", [False, True])
+@pytest.mark.parametrize("crosses_border", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "answers"),
+    [
+        ("Q: Is the earth flat?\nA:", [" The capital", " Paris", " A", " 😀é"]),
+        ("Q: Is the earth flat?", ["\nA: No", "\n"]),  # "?\n" merges
+        ("Q: Is the earth flat?\nA", [":", ": Paris"]),
+    ],
+)
+def test_answers_decode_to_their_text(prompt, answers, crosses_border, bos, eos):
+    tok = tokenizer(crosses_border=crosses_border, bos=bos, eos=eos)
+    tree = encode_tree(tok, prompt, answers)
+    for answer, branch in zip(answers, tree.branches, strict=True):
+        assert tok.decode(branch) == answer
+        assert tok.eos_token_id not in branch
+    assert tok.decode(tree.prompt) == ("<bos>" if bos else "") + prompt
+    assert tok.eos_token_id not in tree.prompt
+
+
+def test_the_border_really_is_merged_across():
+    tok = tokenizer(crosses_border=True)
+    prompt, answer = "Q: Is the earth flat?\nA:", " The capital"
+    joint, head = tok(prompt + answer)["input_ids"], tok(prompt)["input_ids"]
+    assert joint[: len(head)] != head
+    tree = encode_tree(tok, prompt, [answer])
+    assert tree.prompt == tuple(head)
+    assert tree.branches[0] == tuple(tok(answer)["input_ids"])
+
+
+@given(st.text(min_size=1), st.text(min_size=1), st.booleans(), st.booleans(), st.booleans())
+def test_any_text_decodes_back(prompt, answer, crosses_border, bos, eos):
+    for surrogate in prompt + answer:
+        if 0xD800 <= ord(surrogate) < 0xE000:
+            return
+    tok = tokenizer(crosses_border=crosses_border, bos=bos, eos=eos)
+    tree = encode_tree(tok, prompt, [answer])
+    assert tok.decode(tree.branches[0]) == answer
+    assert tok.decode(tree.prompt) == ("<bos>" if bos else "") + prompt
+
+
+def test_nothing_special_where_the_template_brings_it():
+    tok = tokenizer(bos=True, eos=True)
+    tree = encode_tree(tok, "Q: Is it?", [" No"], special=False)
+    assert not {tok.eos_token_id, 2} & set(tree.prompt + tree.branches[0])
+
+
+def test_empty_texts_are_refused():
+    with pytest.raises(DataError, match="without tokens"):
+        encode_tree(tokenizer(), "", ["a"])
+    with pytest.raises(DataError, match="without tokens"):
+        encode_tree(tokenizer(), "a", [""])
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("eos", [False, True])
+def test_prefix_is_the_shared_primer(bos, eos):
+    tok = tokenizer(bos=bos, eos=eos)
+    alike = [("Is it round?", ["No"]), ("Is it flat?", ["No", "Yes"])]
+    for questions in (alike, alike[:1], alike[:1] * 2, QUESTIONS):
+        prompt = Prompt(primer=PRIMER)
+        forest = plant(tok, prompt, questions)
+        assert tok.decode(forest.prefix) == ("<bos>" if bos else "") + PRIMER + "\n\nQ:"
+        bare = [encode_tree(tok, prompt.render(q, tok), [" " + x for x in xs]) for q, xs in questions]
+        for tree, whole in zip(forest.trees, bare, strict=True):
+            assert tree.prompt
+            assert forest.prefix + tree.prompt == whole.prompt
+            assert tree.branches == whole.branches
+
+
+def test_prefix_never_takes_a_whole_prompt():
+    tok = tokenizer()
+    forest = plant(tok, Prompt(primer=PRIMER), [("?", ["No"]), ("Why not?", ["No"])])
+    assert all(tree.prompt for tree in forest.trees)
+    assert plant(tok, Prompt(), QUESTIONS).prefix == ()
+
+
+def test_too_deep_a_question_raises(llama):
+    fits = Forest((), (Tree((5,) * (CONTEXT - 2), ((6, 7), (8,))),))
+    answer_log_probs(llama, fits)
+    for forest in (Forest((5,), fits.trees), Forest((), (Tree((5,) * CONTEXT, ((6,),)),))):
+        with pytest.raises(ModelError, match=f"{CONTEXT + 1} tokens.*context of {CONTEXT}"):
+            answer_log_probs(llama, forest)
+
+
+def test_sliding_window_limits_depth():
+    model = wrap_model(make_lm("mistral", sliding_window=8), tokenizer())
+    fits = Forest((5, 6), (Tree((7, 8), ((9, 10, 11, 12), (9,))),))
+    assert_same([x[0] for x in answer_log_probs(model, fits)], forest_log_probs(model, fits))
+    with pytest.raises(ModelError, match="sliding window of 8"):
+        answer_log_probs(model, Forest((5, 6, 7), fits.trees))
+
+
+# The pieces
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200))
+def test_batches_partition_within_the_limit(lengths, limit):
+    found = list(batches(lengths, limit))
+    assert sorted(i for batch in found for i in batch) == list(range(len(lengths)))
+    for batch in found:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= limit
+
+
+def test_collated_mask_sees_the_prompt_and_its_own_branch():
+    batch = collate([Tree((10, 11), ((20, 21), (30,))), Tree((12,), ((40,),))], n_prefix=3, pad_id=9)
+    assert batch.input_ids.tolist() == [[10, 11, 20, 21, 30], [12, 40, 9, 9, 9]]
+    assert batch.position_ids[0].tolist() == [3, 4, 5, 6, 5]
+    assert batch.position_ids[1, :2].tolist() == [3, 4]
+    assert batch.visible[0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+    assert torch.equal(batch.visible[1, 2:].int(), torch.eye(5, dtype=torch.int)[2:])
+    assert not batch.visible[1, :2, 2:].any()
+    assert batch.answer_positions.int().tolist() == [[0, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
+    assert batch.target.T.tolist() == [[0, 1, 20], [0, 2, 21], [0, 1, 30], [1, 0, 40]]
+    assert batch.last.T.tolist() == [[0, 3], [0, 4], [1, 1]]
+    assert branch_sums(batch, torch.tensor([1.0, 2.0, 4.0, 8.0])).tolist() == [3.0, 4.0, 8.0]
+
+
+@pytest.mark.real
+def test_real_tree_equals_one_row_per_answer(smollm2):
+    forest = forest_of(smollm2, PRIMER, QUESTIONS[:2])
+    edit = random_edit(smollm2, heads((14, 3), (15, 7)), 0, scale=0.1, positions="answer")
+    for got, each in (
+        (answer_log_probs(smollm2, forest), None),
+        (answer_log_probs(smollm2, forest, stack(smollm2, [edit])), edit),
+    ):
+        assert_same([x[0] for x in got], forest_log_probs(smollm2, forest, each), tolerance=1e-4)
+
+
+@pytest.mark.real
+def test_real_model_knows_the_capital_of_france(smollm2):
+    tree = encode_tree(smollm2.tokenizer, "The capital of France is", [" Paris", " Rome", " banana"])
+    paris, rome, banana = (answer_log_prob(smollm2, tree.prompt, branch) for branch in tree.branches)
+    assert paris > rome > banana
+    (values,) = answer_log_probs(smollm2, Forest((), (tree,)))
+    assert values[0].tolist() == pytest.approx([paris, rome, banana], abs=1e-4)

@@ -1,0 +1,158 @@
+"""Random tiny models of every architecture in the table, and tokenizers trained in memory."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from locaudit.edits import Edit, SiteEdit
+from locaudit.locations import Location
+from locaudit.models import ARCHITECTURES, Model, wrap_model
+
+VOCAB = 352
+CONTEXT = 256
+
+_BASE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
+_GROUPED = {"num_key_value_heads": 2}
+_WIDE = {"head_dim": 12}  # 4 heads * 12 != hidden_size 32
+_GPT2 = {
+    "vocab_size": VOCAB,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": CONTEXT,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+}
+_GEMMA = {**_BASE, **_GROUPED, **_WIDE, "query_pre_attn_scalar": 12, "sliding_window": CONTEXT}
+_GEMMA["layer_types"] = ["sliding_attention", "full_attention"]
+
+CONFIGS: dict[str, dict] = {
+    "llama": {**_BASE, **_GROUPED},
+    "qwen2": {**_BASE, **_GROUPED},
+    "qwen3": {**_BASE, **_GROUPED, **_WIDE},
+    "mistral": {**_BASE, **_GROUPED, "sliding_window": CONTEXT},
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "olmo2": {**_BASE, **_GROUPED},
+    "phi3": {**_BASE, **_GROUPED, "original_max_position_embeddings": CONTEXT},
+    "phi": {**_BASE, **_GROUPED},
+    "gpt2": _GPT2,
+    "gptj": {**_GPT2, "rotary_dim": 4},
+    "gpt_neox": _BASE,
+    "opt": {**{k: v for k, v in _BASE.items() if k != "intermediate_size"}, "ffn_dim": 48, "word_embed_proj_dim": 32},
+}
+WIDE = ("qwen3", "gemma2", "gemma3_text")
+"""Architectures whose tiny model has n_heads * head_dim != hidden_size."""
+NAMES = tuple(sorted(ARCHITECTURES))
+
+_SENTENCES = [
+    "Q: What is the capital of France?\nA: The capital of France is Paris.",
+    "Q: Is the earth flat?\nA: No, the earth is round.",
+    "Q: What do you see?\nA: Nothing in particular happens.",
+]
+
+
+@cache
+def tokenizer(*, crosses_border: bool = False, bos: bool = False, eos: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with ``<pad>`` = 0 and ``<eos>`` = 1.
+
+    `crosses_border`: no pre-tokenizer holds merges back, so that they span spaces and line breaks. `bos`, `eos`: every
+    text gets that token before or behind it.
+    """
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not crosses_border)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB - 8,
+        special_tokens=["<pad>", "<eos>", "<bos>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    raw.train_from_iterator(_SENTENCES * 3, trainer)
+    if bos or eos:
+        single = " ".join((["<bos>"] if bos else []) + ["$A"] + (["<eos>"] if eos else []))
+        raw.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<bos>", 2), ("<eos>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>", clean_up_tokenization_spaces=False
+    )
+
+
+def make_lm(model_type: str, *, attention: str | None = None, seed: int = 0, **changes):
+    """A random model with weights large enough for its logits to matter, biases and norms included."""
+    config = AutoConfig.for_model(model_type, **{**CONFIGS[model_type], **changes})
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    torch.random.set_rng_state(state)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                parameter.copy_(0.2 * noise)
+            else:
+                parameter.add_(0.1 * noise)
+    return lm.eval()
+
+
+def has_sdpa(model_type: str) -> bool:
+    """Whether the installed transformers has sdpa attention for the architecture."""
+    config = type(AutoConfig.for_model(model_type))
+    return bool(MODEL_FOR_CAUSAL_LM_MAPPING[config]._supports_sdpa)
+
+
+@cache
+def tiny(model_type: str, attention: str | None = None) -> Model:
+    """The wrapped tiny model; shared, so tests leave it as it was."""
+    return wrap_model(make_lm(model_type, attention=attention), tokenizer(), f"tiny-{model_type}")
+
+
+def random_edit(
+    model: Model,
+    location: Location,
+    seed: int,
+    *,
+    constant: bool = True,
+    positions: str = "all",
+    scale: float = 0.5,
+) -> Edit:
+    """An edit with random reader, writer in the location and, if wanted, a constant."""
+    generator = torch.Generator().manual_seed(seed)
+    sites = {}
+    for site, mask in model.masks(location).items():
+        a = scale * torch.randn(len(mask), generator=generator)
+        b = scale * torch.randn(len(mask), generator=generator) * mask
+        c = float(torch.randn((), generator=generator)) if constant else 0.0
+        sites[site] = SiteEdit(a, b, c)
+    return Edit(sites, positions)  # type: ignore[arg-type]
+
+
+def heads(*units: tuple[int, int]) -> Location:
+    return Location(tuple(units))
+
+
+def neurons(*units: tuple[int, int]) -> Location:
+    return Location(tuple(units), "neurons")
+
+
+def random_ids(n_rows: int, n_tokens: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(3, VOCAB - 8, (n_rows, n_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def logits(model: Model, ids: torch.Tensor) -> torch.Tensor:
+    return model.lm(input_ids=ids, use_cache=False).logits
