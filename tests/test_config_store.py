@@ -355,8 +355,8 @@ def test_adding_is_all_or_none(tmp_path):
 
 
 def test_another_configuration_is_refused_and_the_difference_named(tmp_path):
-    with open_run(tmp_path, DEFAULT):
-        pass
+    with open_run(tmp_path, DEFAULT) as store:
+        store.add([make_record()], IDS, 1.0)
     with (
         pytest.raises(RunFolderError, match=r"controls: 19 there, 5 here; optimal.epochs: 2 there, 3 here\)"),
         open_run(tmp_path, replace(DEFAULT, controls=5, optimal=OptimalConfig(epochs=3))),
@@ -367,9 +367,17 @@ def test_another_configuration_is_refused_and_the_difference_named(tmp_path):
     assert load_config(tmp_path / "config.yaml") == DEFAULT
 
 
+def test_a_folder_without_records_takes_a_new_configuration(tmp_path):
+    other = replace(DEFAULT, controls=5)
+    for config in (DEFAULT, other):
+        with open_run(tmp_path, config) as store:
+            assert store.config == config
+    assert load_config(tmp_path / "config.yaml") == other
+
+
 def test_a_damaged_configuration_is_refused(tmp_path):
-    with open_run(tmp_path, DEFAULT):
-        pass
+    with open_run(tmp_path, DEFAULT) as store:
+        store.add([make_record()], IDS, 1.0)
     for content in (b"no_such: 1", b"a: [", b"\xff\xfe\x00"):
         (tmp_path / "config.yaml").write_bytes(content)
         with pytest.raises(RunFolderError, match="does not load"), open_run(tmp_path, DEFAULT):

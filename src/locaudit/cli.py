@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -71,6 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands[arguments[0]](arguments[1:])
     except LocauditError as error:
         print(f"locaudit: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(
+            f"locaudit: got a full disk ({error.filename or 'writing the run folder'}); expected room for the run; "
+            "make room and run the same command again: finished trials are kept",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         print("locaudit: interrupted; run the same command again to go on", file=sys.stderr)

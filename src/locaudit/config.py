@@ -207,6 +207,8 @@ class AuditConfig:
         for name in ("epochs", "bank_size", "batch_size"):
             value = getattr(self.optimal, name)
             _check(value is None or value >= 1, f"optimal.{name} = {value}", "at least 1", "raise it")
+        norm = self.optimal.max_grad_norm
+        _check(norm > 0, f"optimal.max_grad_norm = {norm}", "a positive number", "raise it")
         rate = self.optimal.learning_rate
         _check(rate is None or rate > 0, f"optimal.learning_rate = {rate}", "a positive number", "raise it")
         for name in ("drift_documents", "drift_tokens"):

@@ -134,6 +134,7 @@ def no_room(folder: Path, free: int) -> RunFolderError:
 def open_run(folder: str | Path, config: AuditConfig) -> Iterator[Store]:
     """Create a run folder, or open one made by the same configuration, for writing.
 
+    A folder without any record yet, such as one of a run that was refused, takes a new configuration.
     Raises `RunFolderError` if the folder holds something else, was made by another configuration (naming the settings
     that differ), is in use by another process, or the disk is full.
     """
@@ -149,15 +150,18 @@ def open_run(folder: str | Path, config: AuditConfig) -> Iterator[Store]:
             remedy="wait for it, stop it, or choose another --out",
         ) from None
     try:
-        _check_config(folder, config)
-        write_atomically(folder / "config.yaml", to_yaml(config).encode())  # first: it marks the folder as a run's
-        for name in ("edits", "cache", "figures"):
-            (folder / name).mkdir(exist_ok=True)
+        if not (folder / "config.yaml").is_file():  # first of all files: it marks the folder as a run's
+            write_atomically(folder / "config.yaml", to_yaml(config).encode())
         connection = _connect(folder / "trials.sqlite")
         try:
             store = Store(folder, config, connection)
             store.check_room()
             connection.executescript(_SCHEMA)
+            if store.done():
+                _check_config(folder, config)
+            write_atomically(folder / "config.yaml", to_yaml(config).encode())
+            for name in ("edits", "cache", "figures"):
+                (folder / name).mkdir(exist_ok=True)
             yield store
         finally:
             connection.close()

@@ -33,6 +33,7 @@ QUESTIONS = (
 )
 LOCATION = heads((0, 1), (1, 0), (1, 2))
 STRENGTH = 0.3
+SIZES = [len(q.answers) for q in QUESTIONS]
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def test_loss_and_gradient(llama, data, make_trainer, objective, reduction, loss
     lengths = torch.bincount(batch.target_branch)
     ratios = log_ratios(sums, torch.cat(data.reference), lengths, reduction)
     margins = []
-    for ratio, n_true in zip(ratios.split([len(q.answers) for q in QUESTIONS]), data.n_true, strict=True):
+    for ratio, n_true in zip(ratios.split(SIZES), data.n_true, strict=True):
         margins.append((ratio[:n_true, None] - ratio[None, n_true:]).flatten())
     loss = pair_loss(torch.cat(margins), objective, STRENGTH).mean()
     loss.backward()
@@ -130,12 +131,8 @@ def test_loss_and_gradient(llama, data, make_trainer, objective, reduction, loss
         assert edit.a[i].grad.norm() > 1e-3 and edit.b[i].grad.norm() > 1e-3
 
     # TRL averages its rewards, beta times the summed log-ratios, over pairs; ours average over a question's pairs.
-    scores = [
-        question_scores(q, s, r)
-        for q, s, r in zip(
-            QUESTIONS, sums.detach().split([len(q.answers) for q in QUESTIONS]), data.reference, strict=True
-        )
-    ]
+    split = zip(QUESTIONS, sums.detach().split(SIZES), data.reference, strict=True)
+    scores = [question_scores(*row) for row in split]
     n_pairs = torch.tensor([len(q.true) * len(q.false) for q in QUESTIONS]).double()
     share = n_pairs / n_pairs.sum()
     metrics = trainer._metrics["train"]

@@ -24,14 +24,14 @@ Row = tuple[str, str, Mapping[str, Any]]
 Questions = tuple[list[tuple[str, Question]], list[str]]
 """Questions with where they stand; then what was dropped on the way, in words."""
 
-_BUNDLED = "misconceptions"
+_BUNDLED = ("misconceptions", "misconceptions-balanced")
 _HUB_ID = "truthfulqa/truthful_qa"
 _HUB_IDS = (_HUB_ID, "truthful_qa")
 _JSONL_KEYS = ("question", "true", "false")
 _AB_KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 _HUB_COLUMNS = ("question", "best_answer", "correct_answers", "incorrect_answers")
 _CSV_COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
-_SOURCES = f"`{_BUNDLED}`, `{_HUB_ID}`, or a JSONL, TruthfulQA CSV or A/B JSON file"
+_SOURCES = f"`{_BUNDLED[0]}`, `{_BUNDLED[1]}`, `{_HUB_ID}`, or a JSONL, TruthfulQA CSV or A/B JSON file"
 _CSV_REMEDY = "give the path of the TruthfulQA CSV (github.com/sylinrl/TruthfulQA) instead"
 
 
@@ -40,7 +40,7 @@ def load_behaviour(source: str | Path, *, format: Format = "auto") -> Behaviour:
 
     `source` is one of:
 
-    - ``misconceptions``, which ships with the package;
+    - ``misconceptions`` or ``misconceptions-balanced``, which ship with the package (docs/misconceptions.md);
     - a JSONL file with ``question``, ``true`` and ``false`` (lists of answers), and if wanted ``id`` (default: the
       line number), ``best``, ``category`` and ``split``; other keys are ignored;
     - a TruthfulQA CSV of any release, the hub id ``truthfulqa/truthful_qa`` (needs the extra ``hub``), or a folder laid
@@ -58,8 +58,8 @@ def load_behaviour(source: str | Path, *, format: Format = "auto") -> Behaviour:
     if format in ("auto", "truthfulqa") and (os.path.isdir(path) or name in _HUB_IDS):
         placed, dropped = _truthfulqa_questions(_hub_rows(name))
     else:
-        bundled = name == _BUNDLED and format in ("auto", "jsonl")
-        text = _read(resources.files("locaudit.data").joinpath(f"{_BUNDLED}.jsonl") if bundled else path, name)
+        bundled = name in _BUNDLED and format in ("auto", "jsonl")
+        text = _read(resources.files("locaudit.data").joinpath(f"{name}.jsonl") if bundled else path, name)
         kind = "jsonl" if bundled else _sniff(path, text) if format == "auto" else format
         rows, questions = _FORMATS[kind]
         placed, dropped = questions(rows(text, name))
@@ -76,7 +76,7 @@ def _read(file: Path | Traversable, name: str) -> str:
         text = file.read_bytes().decode("utf-8-sig")
         problem = "a binary file" if "\0" in text else "" if text.strip() else "which is empty"
     except (FileNotFoundError, IsADirectoryError):
-        problem, remedy = "which is not a file", f"check the path, or try `{_BUNDLED}`"
+        problem, remedy = "which is not a file", f"check the path, or try `{_BUNDLED[0]}`"
     except OSError as error:
         problem, remedy = f"which cannot be read ({error.strerror})", "check the path and its permissions"
     except UnicodeDecodeError as error:

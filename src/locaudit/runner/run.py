@@ -120,7 +120,7 @@ def _describe(group: Sequence[TrialSpec]) -> str:
 def _check_same_inputs(store: Store, context: str) -> None:
     """A folder holds trials of one model and one set of questions, whatever their names say."""
     found = store.fact("context")
-    if found is None:
+    if found is None or not store.done():
         store.set_fact("context", context)
     elif found != context:
         raise RunFolderError(

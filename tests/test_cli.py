@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from locaudit import cli
+from locaudit.config import AuditConfig, load_preset, to_yaml
+from locaudit.store import read_run
+from runs import save_behaviour, small_config
+from tiny import make_lm, tokenizer
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("inputs")
+
+
+@pytest.fixture(scope="module")
+def small_yaml(home) -> Path:
+    path = home / "small.yaml"
+    path.write_text(to_yaml(small_config(home)))
+    return path
+
+
+def fails(capsys, *arguments: str) -> str:
+    """The one line that a command with bad input prints; its exit code is 2."""
+    assert cli.main(list(arguments)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    line = lines[-1]
+    assert line.startswith("locaudit: ")
+    assert "got " in line and "expected " in line
+    assert not any("Traceback" in text for text in lines)
+    return line
+
+
+def test_audit_then_report(small_yaml, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(["audit", str(small_yaml), "--controls", "1", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert printed.startswith(verdict["headline"])
+    assert str(out / "report.html") in printed
+    for name in ("config.yaml", "trials.sqlite", "report.html", "figures/controls.png", "figures/controls.svg"):
+        assert (out / name).stat().st_size > 0
+    (out / "report.html").unlink()
+    assert cli.main(["report", str(out)]) == 0
+    assert (out / "report.html").is_file()
+
+
+def test_flags_go_over_the_file_and_the_file_over_the_defaults(small_yaml, tmp_path):
+    out = tmp_path / "run"
+    flags = ["--controls", "1", "--methods", "iti", "--claim", "0.1,1.2", "--iti.alphas", "1", "3", "--out", str(out)]
+    assert cli.main(["audit", str(small_yaml), *flags]) == 0
+    with read_run(out) as store:
+        config = store.config
+    assert (config.controls, config.methods, config.claim, config.iti.alphas) == (1, ("iti",), "0.1,1.2", (1.0, 3.0))
+    assert config.prompt.primer == "none"
+    assert config.level == AuditConfig.level
+
+
+def test_probe_prints_a_claim_that_audit_takes(small_yaml, tmp_path, capsys):
+    assert cli.main(["probe", str(small_yaml), "--top", "2"]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    claim = last.removeprefix("--claim ").strip('"')
+    flags = ["--claim", claim, "--controls", "1", "--methods", "iti", "--out", str(tmp_path / "run")]
+    assert cli.main(["audit", str(small_yaml), *flags]) == 0
+
+
+@pytest.mark.parametrize("command", ["demo", "audit", "probe", "report"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"locaudit {command}" in capsys.readouterr().out
+
+
+def test_help_and_reports_never_import_torch():
+    code = "import sys, locaudit.cli, locaudit.report; locaudit.cli.main(['--help']); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_demo_is_the_demo_of_the_readme():
+    config = load_preset("demo")
+    assert (config.model, config.behaviour, config.probe.top_k, config.controls) == (
+        "smollm2-135m",
+        "misconceptions",
+        8,
+        19,
+    )
+    assert config.methods == ("iti", "optimal") and config.whole_model
+
+
+def test_bad_commands_and_settings(capsys, tmp_path, small_yaml):
+    out = ["--out", str(tmp_path / "run")]
+    assert "one of demo, audit, probe, report" in fails(capsys, "edit")
+    assert "which is not a file" in fails(capsys, "audit", str(tmp_path / "none.yaml"))
+    (tmp_path / "bad.yaml").write_text("controlls: 3")
+    assert "controlls" in fails(capsys, "audit", str(tmp_path / "bad.yaml"))
+    assert "controls = 0" in fails(capsys, "audit", str(small_yaml), "--controls", "0")
+    assert "not a run folder" in fails(capsys, "report", str(tmp_path))
+    assert "heads 9.9" in fails(capsys, "audit", str(small_yaml), "--claim", "9.9", *out)
+    assert "the unit 'x'" in fails(capsys, "audit", str(small_yaml), "--claim", "x", *out)
+    assert "at most" in fails(capsys, "audit", str(small_yaml), "--controls", "9999", *out)
+    every = ",".join(f"{layer}.{head}" for layer in range(2) for head in range(4))
+    assert "at most 0 different" in fails(capsys, "audit", str(small_yaml), "--claim", every, *out)
+
+
+def test_bad_data(capsys, tmp_path, small_yaml):
+    out = ["--out", str(tmp_path / "run")]
+    bad = tmp_path / "bad.jsonl"
+    for text, part in {
+        '{"question": "Q?", "true": ["a"]}': "false",
+        '{"question": "Q?", "true": ["a"], "false": []}': "without a false answer",
+        "not json": "line 1",
+        "": "empty",
+    }.items():
+        bad.write_text(text)
+        assert part in fails(capsys, "audit", str(small_yaml), "--behaviour", str(bad), *out)
+    rows = save_behaviour(tmp_path / "x.jsonl").read_text().splitlines()
+    first = json.loads(rows[0]) | {"id": "again", "split": "test"}
+    fixed = [json.loads(row) | {"split": "train"} for row in rows]
+    bad.write_text("\n".join(json.dumps(row) for row in [*fixed, first]))
+    assert "both sides of a split" in fails(capsys, "audit", str(small_yaml), "--behaviour", str(bad), *out)
+    assert not (tmp_path / "run").exists(), "bad data must be refused before anything is written"
+
+
+def test_bad_models(capsys, tmp_path, small_yaml):
+    out = ["--out", str(tmp_path / "run")]
+    assert "does not exist" in fails(capsys, "audit", str(small_yaml), "--model", str(tmp_path / "none"), *out)
+    model = tmp_path / "bert"
+    lm = make_lm("llama")
+    lm.save_pretrained(model)
+    tokenizer().save_pretrained(model)
+    text = (model / "config.json").read_text().replace('"llama"', '"granite"').replace("LlamaFor", "GraniteFor")
+    (model / "config.json").write_text(text)
+    out = ["--out", str(tmp_path / "run2")]
+    assert "register_architecture" in fails(capsys, "audit", str(small_yaml), "--model", str(model), *out)
+
+
+def test_another_configuration_is_refused_and_nothing_lost(capsys, tmp_path, small_yaml):
+    out = ["--out", str(tmp_path / "run")]
+    assert cli.main(["audit", str(small_yaml), "--controls", "1", "--methods", "iti", *out]) == 0
+    before = (tmp_path / "run" / "trials.sqlite").read_bytes()
+    line = fails(capsys, "audit", str(small_yaml), "--controls", "2", "--methods", "iti", *out)
+    assert "controls: 1 there, 2 here" in line
+    assert (tmp_path / "run" / "trials.sqlite").read_bytes() == before
+
+
+def test_a_full_disk_is_one_line(capsys, tmp_path, small_yaml, monkeypatch):
+    import shutil
+
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert "MiB free" in fails(capsys, "audit", str(small_yaml), "--out", str(tmp_path / "run"))

@@ -1,0 +1,253 @@
+"""A trial depends on what all trials share and on its own identity only."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+from locaudit.activations import collect_activations
+from locaudit.config import AuditConfig, EvaluationConfig, ITIConfig, OptimalConfig
+from locaudit.evaluation import METRICS, DriftText, question_scores
+from locaudit.iti import iti_theta
+from locaudit.locations import parse_location
+from locaudit.records import TrialRecord, TrialSpec
+from locaudit.training import Job, train
+from locaudit.trial import HeldOut, Shared, run_trials, scored_splits
+from reference.drift import drift
+from reference.scoring import forest_log_probs
+from reference.training import fit_edit
+from tiny import random_ids, tiny
+from toy import PRIMER, QUESTIONS, training_data
+
+TRAIN, VAL, TEST = QUESTIONS[:6], QUESTIONS[6:9], QUESTIONS[9:]
+CONFIG = AuditConfig(
+    iti=ITIConfig(alphas=(2.0, 5.0)),
+    optimal=OptimalConfig(strengths=(0.2, 0.5), epochs=1),
+    evaluation=EvaluationConfig(drift_documents=3, drift_tokens=12),
+)
+BASE = TrialSpec("base", "none", "", None, 0, "c")
+ITI = [
+    TrialSpec("claim", "iti", "0.1,1.2", 2.0, 0, "c"),
+    TrialSpec("claim", "iti", "0.1,1.2", 5.0, 0, "c"),
+    TrialSpec("control", "iti", "0.0,1.3", 5.0, 0, "c", 0),
+]
+OPTIMAL = [
+    TrialSpec("claim", "optimal", "0.1,1.2", 0.2, 0, "c"),
+    TrialSpec("control", "optimal", "0.0,1.3", 0.5, 0, "c", 0),
+    TrialSpec("whole", "optimal", ",".join(f"{layer}.{head}" for layer in (0, 1) for head in range(4)), 0.2, 0, "c"),
+]
+
+
+def held_out(model, questions):
+    data = training_data(model, questions, PRIMER)
+    return HeldOut(tuple(questions), data.forest, data.reference)
+
+
+def shared_of(config=CONFIG, test=TEST):
+    model = tiny("llama")
+    return Shared(
+        model,
+        config,
+        training_data(model, TRAIN),
+        {"val": held_out(model, VAL), "test": held_out(model, test)},
+        DriftText(random_ids(3, 12)),
+        iti_theta(collect_activations(model, TRAIN)),
+    )
+
+
+@pytest.fixture(scope="module")
+def shared():
+    return shared_of()
+
+
+@cache
+def records(method: str) -> tuple[TrialRecord, ...]:
+    specs = {"iti": ITI, "optimal": OPTIMAL, "none": [BASE]}[method]
+    return tuple(record for record, _ in run_trials(shared_of(), specs))
+
+
+def assert_close(one: TrialRecord, two: TrialRecord, tolerance=1e-4):
+    """Equal but for rounding."""
+    assert (one.spec, one.status, one.message, one.edit) == (two.spec, two.status, two.message, two.edit)
+    for get in (lambda r: r.metrics, lambda r: r.questions, lambda r: {"drift": r.drift}):
+        x, y = get(one), get(two)
+        assert x.keys() == y.keys()
+        for key in x:
+            assert x[key].keys() == y[key].keys()
+            for name in x[key]:
+                assert x[key][name] == pytest.approx(y[key][name], rel=tolerance, abs=tolerance), (key, name)
+    assert one.training.keys() == two.training.keys()
+    for key in one.training:
+        assert one.training[key] == pytest.approx(two.training[key], rel=tolerance)
+
+
+# Pure
+
+
+@pytest.mark.parametrize("specs", [[BASE], ITI, OPTIMAL], ids=["base", "iti", "optimal"])
+def test_the_same_trial_gives_the_same_record(specs):
+    """To the last digit: with the same shared values, with new ones, and whatever the global random state."""
+    shared = shared_of()
+    first = [record.to_json() for record, _ in run_trials(shared, specs)]
+    torch_state, python_state = torch.random.get_rng_state(), random.getstate()
+    again = [record.to_json() for record, _ in run_trials(shared, specs)]
+    assert torch.equal(torch.random.get_rng_state(), torch_state) and random.getstate() == python_state
+    torch.rand(3), random.random()
+    anew = [record.to_json() for record, _ in run_trials(shared_of(), specs)]
+    assert first == again == anew
+    assert [TrialRecord.from_json(text).to_json() for text in first] == first
+    assert "NaN" not in "".join(first) and "Infinity" not in "".join(first)
+
+
+def test_what_ran_before_does_not_matter():
+    """Other trials, banks of other sizes and the base before it leave no trace in a record."""
+    shared = shared_of()
+    for specs in ([BASE], ITI[:1], OPTIMAL, ITI):
+        run_trials(shared, specs)
+    for specs in (ITI, OPTIMAL, [BASE], ITI[:1]):
+        fresh = [record.to_json() for record, _ in run_trials(shared_of(), specs)]
+        assert [record.to_json() for record, _ in run_trials(shared, specs)] == fresh
+
+
+@pytest.mark.parametrize("specs", [ITI, OPTIMAL], ids=["iti", "optimal"])
+def test_order_and_company_do_not_matter(shared, specs):
+    together = records(specs[0].method)
+    for got, expected in zip(run_trials(shared, specs[::-1])[::-1], together, strict=True):
+        assert_close(got[0], expected)
+    for spec, expected in zip(specs, together, strict=True):
+        ((alone, _),) = run_trials(shared, [spec])
+        assert_close(alone, expected)
+
+
+@pytest.mark.parametrize("specs", [ITI, OPTIMAL], ids=["iti", "optimal"])
+def test_test_questions_do_not_shape_the_edit(shared, specs):
+    other = shared_of(test=VAL)
+    for (one, edit), (two, same) in zip(run_trials(shared, specs), run_trials(other, specs), strict=True):
+        for site, e in edit.sites.items():
+            assert torch.equal(e.a, same.sites[site].a) and torch.equal(e.b, same.sites[site].b)
+        assert one.metrics["val"] == two.metrics["val"] != one.metrics["test"]
+        assert two.metrics["test"] == pytest.approx(two.metrics["val"], abs=1e-4)
+
+
+def test_claim_and_control_start_alike(shared):
+    """The location does not enter the seed: they differ in the location alone."""
+    claim, control = OPTIMAL[0], replace(OPTIMAL[1], hyperparameter=0.2)
+    assert claim.rng_seed == control.rng_seed
+    assert claim.trial_id != control.trial_id
+    frozen = replace(shared, config=replace(CONFIG, optimal=replace(CONFIG.optimal, learning_rate=1e-30)))
+    (one, _), (two, _) = run_trials(frozen, [claim, control])
+    assert one.training["loss"] == pytest.approx(two.training["loss"], rel=1e-5)
+
+
+# What is in a record
+
+
+def test_the_base_record_has_no_reward(shared):
+    ((record, edit),) = run_trials(shared, [BASE])
+    assert edit is None and record.edit == "" and record.status == "ok" and not record.training
+    assert record.metrics.keys() == {"val", "test"}
+    for metrics in record.metrics.values():
+        assert metrics["reward_accuracy"] == metrics["reward_margin"] == 0.0
+    assert record.drift["kl"] == 0.0
+    assert record.drift["ce"] == pytest.approx(drift(shared.model, shared.drift.documents, None)["ce"], rel=1e-5)
+
+
+@pytest.mark.parametrize("specs", [ITI, OPTIMAL], ids=["iti", "optimal"])
+def test_a_record_holds_the_scores_of_its_edit(shared, specs):
+    """Every number, from the edit that came with it, by the slow twins."""
+    for record, edit in run_trials(shared, specs):
+        assert record.status == "ok" and record.message == ""
+        assert record.edit == f"{record.spec.trial_id}.safetensors"
+        for name, held in shared.splits.items():
+            sums = forest_log_probs(shared.model, held.forest, edit)
+            expected = [question_scores(q, s, r) for q, s, r in zip(held.questions, sums, held.reference, strict=True)]
+            assert record.questions[name].keys() == record.metrics[name].keys() == set(METRICS)
+            for metric in METRICS:
+                values = [row[metric] for row in expected]
+                assert record.questions[name][metric] == pytest.approx(values, abs=1e-4)
+                assert record.metrics[name][metric] == pytest.approx(sum(values) / len(values), abs=1e-4)
+            assert record.metrics[name]["reward_margin"] != 0
+        assert record.drift == pytest.approx(drift(shared.model, shared.drift.documents, edit), rel=1e-4, abs=1e-6)
+        assert record.drift["kl"] > 0
+
+
+def test_an_iti_trial_is_its_edit(shared):
+    for record, edit in run_trials(shared, ITI):
+        masks = shared.model.masks(parse_location(record.spec.location))
+        assert edit.positions == "answer" and edit.sites.keys() == masks.keys()
+        for site, mask in masks.items():
+            assert edit.sites[site].c == record.spec.hyperparameter
+            assert torch.equal(edit.sites[site].b, torch.where(mask, shared.theta[site[1]].flatten(), 0.0))
+        assert record.training == {}
+
+
+def test_an_optimal_trial_is_its_training(shared):
+    """The record's losses are those of `train`, and of the slow twin, at the trial's own seed."""
+    settings = replace(CONFIG.optimal, reader="location", batching="pair", batch_size=5, learning_rate=4e-3)
+    shared = replace(shared, config=replace(CONFIG, optimal=settings))
+    told = []
+    results = run_trials(shared, OPTIMAL[:2], on_step=lambda *x: told.append(x))
+    jobs = [Job(parse_location(s.location), s.hyperparameter, s.rng_seed, 4e-3) for s in OPTIMAL[:2]]
+    options = {"reader": "location", "batching": "pair", "batch_size": 5, "epochs": 1}
+    for (record, edit), job, fit in zip(
+        results, jobs, train(shared.model, shared.training, jobs, **options), strict=True
+    ):
+        assert record.training == {"loss": fit.losses}
+        for site, e in edit.sites.items():
+            assert torch.equal(e.b, fit.edit.sites[site].b)
+        _, losses = fit_edit(shared.model, shared.training, job, **options)
+        assert fit.losses == pytest.approx(losses, rel=1e-4)
+    assert told == [(i + 1, len(losses)) for i in range(len(losses))]
+
+
+def test_validation_is_scored_where_there_is_a_choice(shared):
+    single = replace(CONFIG, iti=replace(CONFIG.iti, alphas=(5.0,)))
+    for spec in (BASE, ITI[1], OPTIMAL[0]):
+        assert scored_splits(CONFIG, spec) == ("val", "test")
+    assert scored_splits(single, ITI[1]) == ("test",)
+    assert scored_splits(single, OPTIMAL[0]) == scored_splits(single, BASE) == ("val", "test")
+    ((record, _),) = run_trials(replace(shared, config=single), ITI[1:2])
+    assert record.metrics.keys() == record.questions.keys() == {"test"}
+    both = records("iti")[1]
+    assert record.metrics["test"] == pytest.approx(both.metrics["test"], rel=1e-4, abs=1e-4)
+
+
+# Divergence
+
+
+def assert_diverged(record, edit, message):
+    assert edit is None
+    assert record.status == "diverged" and message in record.message
+    assert not record.metrics and not record.drift and not record.questions and record.edit == ""
+    assert TrialRecord.from_json(record.to_json()) == record
+    json.loads(record.to_json(), parse_constant=pytest.fail)
+
+
+def test_a_diverged_training_becomes_a_record(shared):
+    """Alone, and next to one that goes on."""
+    wild = replace(OPTIMAL[0], hyperparameter=1e-30)
+    ((record, edit),) = run_trials(shared, [wild])
+    assert_diverged(record, edit, "loss inf")
+    for specs in ([wild, OPTIMAL[1]], [OPTIMAL[1], wild]):
+        found = {record.spec: (record, edit) for record, edit in run_trials(shared, specs)}
+        assert [record.spec for record, _ in run_trials(shared, specs)] == specs
+        assert_diverged(*found[wild], "loss inf")
+        assert_close(found[OPTIMAL[1]][0], records("optimal")[1])
+
+
+def test_scores_that_are_not_finite_become_a_record(shared):
+    """A finite edit under which the model overflows."""
+    wild = replace(ITI[0], hyperparameter=1e38)
+    huge = replace(shared, theta=10 * shared.theta)
+    ((record, edit),) = run_trials(huge, [wild])
+    assert_diverged(record, edit, "scores under the edit are not finite")
+    (broken, none), (fine, kept) = run_trials(huge, [wild, ITI[1]])
+    assert_diverged(broken, none, "not finite")
+    ((alone, _),) = run_trials(huge, [ITI[1]])
+    assert kept is not None
+    assert_close(fine, alone)
