@@ -68,6 +68,7 @@ CHANGED = AuditConfig(
         batch_size=4,
         epochs=1,
         learning_rate=1e-4,
+        max_questions=9,
         max_grad_norm=0.5,
         bank_size=7,
     ),

@@ -56,14 +56,14 @@ def test_scores_by_hand():
     assert all(isinstance(value, float) for value in got.values())
 
 
-def test_ties_count_against_the_true_answer():
+def test_ties_count_against_the_true_answer_and_half_in_rewards():
     got = scores([-2.0, -2.0, -2.0, -2.0], [-5.0, -5.0, -5.0, -5.0])
     assert got == {
         "mc1": 0.0,
         "mc2": pytest.approx(0.5),
         "mc3": 0.0,
         "preference_accuracy": 0.0,
-        "reward_accuracy": 0.0,
+        "reward_accuracy": 0.5,
         "reward_margin": 0.0,
     }
 
@@ -84,7 +84,7 @@ def test_one_answer_each():
 def test_the_unedited_model_has_no_reward():
     sums = [-11.3, -7.1, -19.9, -7.2]
     got = scores(sums, sums)
-    assert got["reward_accuracy"] == 0.0 and got["reward_margin"] == 0.0
+    assert got["reward_accuracy"] == 0.5 and got["reward_margin"] == 0.0
     assert got["mc1"] == 0.0 and got["preference_accuracy"] == 0.75
 
 

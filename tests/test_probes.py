@@ -138,6 +138,15 @@ def test_the_gradient_at_the_solution_is_zero(c, scale):
         assert g.abs().max().item() < 1e-6 * max(size, 1)
 
 
+def test_heavy_tails_need_the_line_search():
+    """Full Newton steps overshoot on some of these."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 60, 7, generator=g) / torch.randn(200, 60, 1, generator=g)
+    y = x[:, :, 0].mean(dim=0) + torch.randn(60, generator=g) > 0
+    for part in gradient(x, y, *fit_logistic(x, y, inverse_l2=10.0), 10.0):
+        assert part.abs().max().item() < 1e-4
+
+
 @given(st.integers(0, 10**6), st.sampled_from([0.1, 1.0, 10.0]))
 def test_probes_equal_the_twin(seed, c):
     x, y = problems(m=2, n=40, d=4, seed=seed)

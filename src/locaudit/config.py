@@ -20,7 +20,7 @@ import yaml
 from locaudit.errors import ConfigError
 from locaudit.records import content_hash
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 MethodName = Literal["iti", "optimal"]
 Score = Literal["mc1", "mc2", "mc3", "preference_accuracy", "reward_accuracy", "reward_margin"]
 
@@ -30,7 +30,8 @@ class LoadingConfig:
     """How the model is loaded."""
 
     dtype: Dtype = "float32"
-    """Weights' dtype. Edits, losses and log-probabilities are always float32."""
+    """Weights' dtype. Edits, losses and log-probabilities are always float32. ``auto``: bfloat16 where the device
+    computes in it natively, else float32."""
     device: str = "auto"
     """``auto`` takes CUDA, then the CPU; or any torch device name."""
     device_map: str | None = None
@@ -115,6 +116,8 @@ class OptimalConfig:
     """Questions or pairs a step; None: 2 questions, or the paper's 4 pairs."""
     epochs: int = 2
     """Passes over the training questions or pairs."""
+    max_questions: int | None = None
+    """Train on at most this many of the training questions; probes and ITI read them all (None: all)."""
     learning_rate: float | None = None
     """None: by batching and the location's share of the model's heads (`locaudit.training.default_learning_rate`)."""
     max_grad_norm: float = 1.0
@@ -204,7 +207,7 @@ class AuditConfig:
         _check_grid("iti.alphas", self.iti.alphas)
         _check_grid("optimal.strengths", self.optimal.strengths)
         _check(all(x > 0 for x in self.optimal.strengths), f"{self.optimal.strengths}", "positive tau", "raise it")
-        for name in ("epochs", "bank_size", "batch_size"):
+        for name in ("epochs", "bank_size", "batch_size", "max_questions"):
             value = getattr(self.optimal, name)
             _check(value is None or value >= 1, f"optimal.{name} = {value}", "at least 1", "raise it")
         norm = self.optimal.max_grad_norm

@@ -49,6 +49,6 @@ def test_hook_equals_folded_weights_and_adapter(load, smollm2, make, tmp_path):
     finally:
         adapted.unload()
     assert (hooked - before).abs().max() > 0.3
-    torch.testing.assert_close(in_weights, hooked, rtol=0, atol=1e-3)
-    torch.testing.assert_close(adapter, hooked, rtol=0, atol=1e-3)
+    torch.testing.assert_close(in_weights, hooked, rtol=0, atol=2e-4)
+    torch.testing.assert_close(adapter, hooked, rtol=0, atol=2e-4)
     assert torch.equal(logits(smollm2, ids), before)

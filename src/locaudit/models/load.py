@@ -37,9 +37,11 @@ def load_model(
     and no code from the checkpoint runs, unless `allow_pickle` or `trust_remote_code` say so. Raises `ModelError`.
     """
     gguf = _gguf_file(str(name))
-    if dtype not in DTYPES:
-        raise ModelError(got=f"dtype {dtype!r}", expected="float32, bfloat16 or float16", remedy="name one of them")
-    torch_dtype = DTYPES[dtype]
+    if dtype not in (*DTYPES, "auto"):
+        raise ModelError(
+            got=f"dtype {dtype!r}", expected="float32, bfloat16, float16 or auto", remedy="name one of them"
+        )
+    torch_dtype = DTYPES[fastest_dtype(_device(device)) if dtype == "auto" else dtype]
     source = str(gguf.parent if gguf else name)
     keywords: dict[str, Any] = {"gguf_file": gguf.name} if gguf else {"revision": revision}
     if gguf is None and not Path(source).is_dir() and Path(source).is_absolute():
@@ -52,7 +54,7 @@ def load_model(
             lm, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
                 source, dtype=torch.float32, output_loading_info=True, **keywords
             )
-            lm = _plain(lm).to(torch_dtype)
+            lm = _plain(lm, torch_dtype)
         else:
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **keywords)
             lm, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
@@ -111,7 +113,7 @@ def _gguf_file(name: str) -> Path | None:
     return path
 
 
-def _plain(loaded):
+def _plain(loaded, dtype: torch.dtype):
     """The weights in a model made from the config: the dequantised one refuses casts and `save_pretrained`."""
     config = loaded.config
     if hasattr(config, "quantization_config"):
@@ -120,10 +122,23 @@ def _plain(loaded):
         lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     lm.load_state_dict(loaded.state_dict(), assign=True)
     lm.tie_weights()
+    # Weights only: buffers such as the rotary frequencies stay float32, as they do in transformers' own loading.
+    for parameter in lm.parameters():
+        parameter.data = parameter.data.to(dtype)
+    config.dtype = dtype
     for name, buffer in loaded.named_buffers():
         owner, _, leaf = name.rpartition(".")
         lm.get_submodule(owner)._buffers[leaf] = buffer
     return lm
+
+
+def fastest_dtype(device: torch.device) -> str:
+    """``bfloat16`` where the device computes in it natively (recent GPUs; CPUs with AVX512-BF16 or AMX), else float32."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    # torch says so under private names only; without them the answer is the safe one.
+    checks = [getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return "bfloat16" if device.type == "cpu" and any(check() for check in checks) else "float32"
 
 
 def _device(device: str) -> torch.device:

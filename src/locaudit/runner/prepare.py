@@ -79,12 +79,13 @@ def prepare_shared(
         tensors, _ = _cached(store, f"reference-{name}", context, compute)
         return forest, tensors["sums"].split([len(tree.branches) for tree in forest.trees])
 
-    train_forest, train_reference = reference("train", split.train, training)
+    train = split.train[: config.optimal.max_questions]
+    train_forest, train_reference = reference("train", train, training)
     splits = {
         name: HeldOut(questions, *reference(name, questions, scoring))
         for name, questions in (("val", split.val), ("test", split.test))
     }
-    n_true = tuple(len(question.true) for question in split.train)
+    n_true = tuple(len(question.true) for question in train)
     drift = _cached(store, "drift", context, lambda: ({"documents": _documents(config, model, say)}, {}))[0]
     return Shared(
         model, config, TrainingData(train_forest, n_true, train_reference), splits, DriftText(drift["documents"]), theta
