@@ -1,6 +1,6 @@
 """Which learning rate suits question batches, by size of the location.
 
-    python -m bench.learning_rates --data TruthfulQA.csv --out docs/learning-rates.json
+    python -m bench.learning_rates --out docs/learning-rates.json
 
 For each size (1 head, 16 heads, the whole model), rate and seed: one IPO edit at a random location, trained on
 `--train` questions; then the IPO loss and reward accuracy on held-out questions of the training part of the split (test
@@ -38,6 +38,7 @@ def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--data", default="misconceptions", help="behaviour name or file")
     parser.add_argument("--train", type=int, default=60, help="training questions")
     parser.add_argument("--held-out", type=int, default=40, help="held-out questions")
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
-    model = load_model(args.model)
+    model = load_model(args.model, dtype=args.dtype)
     questions = split_questions(load_behaviour(args.data)).train
     parts = questions[: args.train], questions[args.train : args.train + args.held_out]
     forests = [plant(model.tokenizer, Prompt(), [(q.text, q.answers) for q in part]) for part in parts]
@@ -77,6 +78,7 @@ def main() -> None:
     facts = {k: v for k, v in vars(args).items() if k != "out"} | {
         "data": Path(args.data).name,
         "fingerprint": model.fingerprint,
+        "dtype": str(model.lm.dtype),
         "n_pairs": sum(len(q.true) * len(q.false) for q in parts[0]),
         "base": base | {"loss": 1 / (4 * args.tau**2)},
         "torch": torch.__version__,
