@@ -204,6 +204,17 @@ def test_a_claim_outside_the_model_names_its_shape(home, tmp_path):
         run_audit(small_config(home, claim="9.0"), tmp_path / "run", progress=False)
 
 
+def test_a_claim_file_that_changed_is_another_claim(home, tmp_path):
+    claim = tmp_path / "claim.csv"
+    claim.write_text("layer,head\n0,1\n")
+    config = small_config(home, claim=str(claim), methods=["iti"])
+    run_audit(config, tmp_path / "run", progress=False)
+    run_audit(config, tmp_path / "run", progress=False)
+    claim.write_text("layer,head\n1,1\n")
+    with pytest.raises(RunFolderError, match=r"claim: 0\.1 there, 1\.1 here"):
+        run_audit(config, tmp_path / "run", progress=False)
+
+
 def test_neuron_claims_run(home, tmp_path):
     run_audit(small_config(home, claim="neurons:0.3,1.17", whole_model=False), tmp_path / "run", progress=False)
     with read_run(tmp_path / "run") as store:
@@ -249,7 +260,7 @@ def test_audit_from_python(home, tmp_path):
 
 
 def test_a_model_that_explodes_under_some_edits_is_recorded(home, tmp_path):
-    config = small_config(home, optimal={"learning_rate": 1e38})
+    config = small_config(home, optimal={"strengths": [1e-30]})
     run_audit(config, tmp_path / "run", progress=False)
     with read_run(tmp_path / "run") as store:
         records = [r for r in store.records() if r.spec.method == "optimal"]

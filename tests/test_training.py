@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from locaudit.errors import DataError, LocationError, ModelError
 from locaudit.models import wrap_model
-from locaudit.scoring import Forest, Tree, answer_log_probs
+from locaudit.scoring import Forest, Tree, answer_log_probs, collate_bank, token_log_probs
 from locaudit.training import (
     BATCH_SIZES,
     Job,
@@ -22,6 +22,7 @@ from locaudit.training import (
     log_ratios,
     loop,
     pair_loss,
+    stack_trainable,
     train,
 )
 from reference.training import fit_edit, log_prob
@@ -252,6 +253,23 @@ def test_the_same_job_gives_the_same_bits(llama, few, batching):
         for x, y in zip(one, two, strict=True):
             assert x.losses == y.losses
             assert same_bits(x.edit, y.edit)
+
+
+def test_several_threads_give_the_same_gradients():
+    """Many branches from one column, and a vocabulary large enough for PyTorch to share sums out among threads."""
+    model = wrap_model(make_lm("llama", vocab_size=4096), tokenizer())
+    trees = [Tree((20, 21, 22), tuple((i,) for i in range(30, 94)))]
+    edit = TrainableEdit(model, PLACE)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        batch = collate_bank(trees, 1, 0, model)
+        tokens = token_log_probs(model, batch, stack_trainable([edit]), torch.zeros(len(trees), dtype=torch.long))
+        loss = (tokens * torch.linspace(0.1, 1, len(tokens))).sum()
+        one, *others = (torch.autograd.grad(loss, list(edit.b), retain_graph=True) for _ in range(20))
+    finally:
+        torch.set_num_threads(n_threads)
+    assert all(torch.equal(x, y) for other in others for x, y in zip(one, other, strict=True))
 
 
 def test_the_seed_matters(llama, few):

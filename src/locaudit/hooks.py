@@ -43,8 +43,10 @@ def apply_edit(
         delta = strength.unsqueeze(-1) * site.b[0]
     else:
         rows = rows.to(o.device)
-        strength = torch.einsum("rtd,rd->rt", wide, site.a[rows]) + site.c[rows].unsqueeze(-1)
-        delta = strength.unsqueeze(-1) * site.b[rows].unsqueeze(1)
+        # Not site.a[rows], whose gradient is not repeatable to the bit on a CPU with several threads.
+        a, b, c = (x.index_select(0, rows) for x in (site.a, site.b, site.c))
+        strength = torch.einsum("rtd,rd->rt", wide, a) + c.unsqueeze(-1)
+        delta = strength.unsqueeze(-1) * b.unsqueeze(1)
     if positions is not None:
         delta = delta.masked_fill(~positions.to(o.device).unsqueeze(-1), 0.0)
     return o + delta.to(o.dtype)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from locaudit.activations import Activations
 from locaudit.edits import Edit, Positions, SiteEdit
+from locaudit.errors import ConfigError
 from locaudit.locations import Location
 from locaudit.models import Model, Site
 from locaudit.probes import Probes
@@ -43,8 +44,12 @@ def iti_theta(
         if probes is None:
             raise TypeError("direction='probe' needs probes")
         raw = probes.weight.float()
-    else:
+    elif direction == "random":
         raw = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed))
+    else:
+        raise ConfigError(
+            got=f"the direction {direction!r}", expected="'mass_mean', 'probe' or 'random'", remedy="name one of them"
+        )
     u = torch.nn.functional.normalize(raw, dim=-1)
     along = torch.einsum("nluw,luw->nlu", (activations if spread is None else spread).values, u)
     return along.std(dim=0, correction=0).unsqueeze(-1) * u

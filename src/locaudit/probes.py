@@ -142,6 +142,7 @@ def _newton(x: Float[Tensor, "m n d"], y: Float[Tensor, " n"], c: float) -> Floa
         curvature = c * (x * (p * (1 - p)).unsqueeze(2)).transpose(1, 2) @ x + torch.diag(ridge + 1e-12)
         step = torch.linalg.solve(curvature, gradient)
         size = x.new_ones(m, 1)
+        proposed, new = theta, value
         for _ in range(30):
             proposed = theta - size * step
             new = objective(proposed)

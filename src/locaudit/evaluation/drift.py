@@ -121,6 +121,7 @@ def sample_documents(model: Model, n_documents: int, n_tokens: int, seed: int) -
             temperature=1.0,
             top_k=0,
             top_p=1.0,
+            repetition_penalty=1.0,
             min_new_tokens=n_tokens,
             max_new_tokens=n_tokens,
             pad_token_id=tokenizer.pad_token_id,

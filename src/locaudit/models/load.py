@@ -133,7 +133,7 @@ def _plain(loaded, dtype: torch.dtype):
 
 
 def fastest_dtype(device: torch.device) -> str:
-    """``bfloat16`` where the device computes in it natively (recent GPUs; CPUs with AVX512-BF16 or AMX), else float32."""
+    """``bfloat16`` where the device computes in it natively (recent GPUs, CPUs with AVX512-BF16 or AMX)."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     # torch says so under private names only; without them the answer is the safe one.

@@ -20,7 +20,7 @@ from locaudit.iti import iti_theta
 from locaudit.locations import Kind, Location
 from locaudit.models import Model
 from locaudit.probes import Probes, fit_probes
-from locaudit.scoring import Forest, answer_log_probs, plant
+from locaudit.scoring import Forest, answer_log_probs, check_length, plant
 from locaudit.store import Store, write_atomically
 from locaudit.training import TrainingData
 from locaudit.trial import HeldOut, Shared
@@ -95,6 +95,7 @@ def prepare_shared(
 def _documents(config: AuditConfig, model: Model, say: Say) -> Tensor:
     settings = config.evaluation
     size = settings.drift_documents, settings.drift_tokens
+    check_length(model, settings.drift_tokens + 1, "a drift document")
     if settings.drift_text is not None:
         return cut_documents(model, settings.drift_text, *size)
     say(f"sampling {size[0]} x {size[1]} tokens of text from the unedited model")

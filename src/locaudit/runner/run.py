@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -44,6 +44,8 @@ def run_audit(
     split = _split(config, behaviour)
     primer = load_primer(config.prompt.primer)
     given = parse_location(config.claim) if config.claim is not None else None
+    if given is not None:  # what a claim file says now, so that changing it later cannot mix two claims in one folder
+        config = replace(config, claim=str(given))
     with open_run(out, config) as store, show_progress(progress) as meter:
         if model is None:
             meter.say(f"loading {config.model}")

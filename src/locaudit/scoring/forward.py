@@ -104,7 +104,9 @@ def token_log_probs(
         n_prefix = prefix[0][0].shape[2]
         cache = DynamicCache()
         for layer, (keys, values) in enumerate(prefix):
-            cache.update(keys[rows.to(keys.device)], values[rows.to(values.device)], layer)
+            cache.update(
+                keys.index_select(0, rows.to(keys.device)), values.index_select(0, rows.to(values.device)), layer
+            )
     row, predictor, token = batch.target
     columns, column = torch.unique(predictor, return_inverse=True)
     with bank.applied(model, rows, batch.answer_positions) if bank else nullcontext():
@@ -116,8 +118,12 @@ def token_log_probs(
             use_cache=cache is not None,
             logits_to_keep=columns,
         ).logits
-    chosen = logits[row.to(logits.device), column.to(logits.device)].float()
-    return chosen.gather(1, token.to(logits.device).unsqueeze(1)).squeeze(1) - chosen.logsumexp(dim=1)
+    # A column that several branches are predicted from is taken once, and rows by index_select: indexing adds up the
+    # gradients of repeats in no fixed order on a CPU with several threads, and training would not repeat to the bit.
+    where, which = torch.unique(row * len(columns) + column, return_inverse=True)
+    chosen = logits.flatten(0, 1).index_select(0, where.to(logits.device)).float()
+    which, token = which.to(logits.device), token.to(logits.device)
+    return chosen[which, token] - chosen.logsumexp(dim=1)[which]
 
 
 def branch_sums(batch: TreeBatch, values: Float[Tensor, " n"]) -> Float[Tensor, " branches"]:
@@ -128,14 +134,19 @@ def branch_sums(batch: TreeBatch, values: Float[Tensor, " n"]) -> Float[Tensor, 
 
 def check_depth(model: Model, forest: Forest) -> None:
     """Raise `ModelError` when a path is longer than the model's context or its sliding window."""
+    check_length(model, forest.depth, "a question with an answer (prompt included)")
+
+
+def check_length(model: Model, n_tokens: int, what: str) -> None:
+    """Raise `ModelError` when `n_tokens` are more than the model's context or its sliding window."""
     limits = {
         "context": getattr(model.config, "max_position_embeddings", None),
         "sliding window": getattr(model.config, "sliding_window", None),
     }
     for name, limit in limits.items():
-        if limit is not None and forest.depth > limit:
+        if limit is not None and n_tokens > limit:
             raise ModelError(
-                got=f"a question with an answer of {forest.depth} tokens (prompt included) and a {name} of {limit}",
+                got=f"{what} of {n_tokens} tokens and a {name} of {limit}",
                 expected=f"at most {limit} tokens",
-                remedy="drop long questions, use a shorter primer (prompt.primer), or a model with a longer context",
+                remedy="drop long questions, shorten prompt.primer or evaluation.drift_tokens, or take another model",
             )

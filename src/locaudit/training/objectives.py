@@ -18,15 +18,20 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from locaudit.errors import ConfigError
+
 Objective = Literal["ipo", "dpo"]
 Reduction = Literal["sum", "mean"]
 
 
 def pair_loss(margin: Float[Tensor, " pairs"], objective: Objective, strength: float) -> Float[Tensor, " pairs"]:
     """Loss of each pair from its margin h; `strength` is tau of IPO or beta of DPO."""
-    if objective == "ipo":
-        return (margin - 1 / (2 * strength)) ** 2
-    return -torch.nn.functional.logsigmoid(strength * margin)
+    match objective:
+        case "ipo":
+            return (margin - 1 / (2 * strength)) ** 2
+        case "dpo":
+            return -torch.nn.functional.logsigmoid(strength * margin)
+    raise ConfigError(got=f"the objective {objective!r}", expected="'ipo' or 'dpo'", remedy="name one of them")
 
 
 def log_ratios(
