@@ -278,9 +278,9 @@ def test_trial_identity():
     changes |= {"seed": 9, "context": "x", "control": 8}
     ids = {replace(spec, **{key: value}).trial_id for key, value in changes.items()}
     assert len(ids | {spec.trial_id}) == len(dataclasses.fields(spec)) + 1
-    # The claim and its controls share their random numbers; methods, hyperparameters, seeds and contexts do not.
+    # The claim and its controls share their random numbers; methods, hyperparameters and seeds do not.
     shared = {key for key, value in changes.items() if replace(spec, **{key: value}).rng_seed == spec.rng_seed}
-    assert shared == {"arm", "location", "control"}
+    assert shared == {"arm", "location", "control", "context"}
     assert 0 <= spec.rng_seed < 2**63
 
 
