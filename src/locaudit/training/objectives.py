@@ -64,6 +64,6 @@ def default_learning_rate(batching: Literal["question", "pair"], n_units: int, n
 
 LEARNING_RATES: dict[str, tuple[tuple[int, float], ...]] = {
     "pair": ((1, 2e-3), (16, 5e-4), (1024, 1e-4)),
-    "question": ((1, 1e-2), (16, 5e-3), (1024, 1e-3)),
+    "question": ((1, 2e-2), (16, 1e-2), (1024, 3e-3)),
 }
 """(location size, learning rate) anchors for each way of batching."""
