@@ -166,7 +166,7 @@ def test_a_diverged_hyperparameter_is_never_chosen():
     ("claim", "controls", "outcome", "words"),
     [
         (0.25, LOW, "specific", "better than editing random locations"),
-        (0.25, [*LOW[:-1], 0.5], "effective, not specific", "not because of the place"),
+        (0.25, [*LOW[:-1], 0.5], "effective, not specific", "does not stand out from random locations"),
         (-0.125, LOW, "no effect", "shows no improvement"),
         (0.25, LOW[:18], "underpowered", "Use at least 19 controls"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 remedy="see locaudit --help",
             )
         _quiet_libraries()
-        commands[arguments[0]](arguments[1:])
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_note
+            commands[arguments[0]](arguments[1:])
     except LocauditError as error:
         print(f"locaudit: {error}", file=sys.stderr)
         return 2
@@ -171,6 +174,10 @@ def _take_config(arguments: list[str]) -> tuple[AuditConfig, list[str]]:
     if arguments and not arguments[0].startswith("-"):
         return load_config(arguments[0]), arguments[1:]
     return AuditConfig(), arguments
+
+
+def _show_note(message: Warning | str, *_args: Any, **_keywords: Any) -> None:
+    print(f"locaudit: note: {message}", file=sys.stderr)
 
 
 def _quiet_libraries() -> None:

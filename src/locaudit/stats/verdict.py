@@ -202,8 +202,8 @@ def _sentence(v: MethodVerdict, score: str, level: float) -> str:
             "necessary one."
         )
     return (
-        f"Editing the claim works, but not because of the place: {change}; {beaten}.{whole} "
-        "Success of this edit is no evidence that the behaviour is localized at the claim."
+        f"Editing the claim works, but it does not stand out from random locations: {change}; {beaten}.{whole} "
+        "Success of this edit is no evidence that the behaviour is localized at the claim, nor is it evidence against."
     )
 
 
@@ -211,10 +211,11 @@ def _headline(methods: Mapping[str, MethodVerdict]) -> str:
     iti, optimal = methods.get("iti"), methods.get("optimal")
     answered = optimal is not None and optimal.outcome in ("effective, not specific", "no effect")
     if iti and optimal and iti.outcome == "specific" and answered:
-        return (
-            f"ITI alone would call the claim specific, but the optimal edit does not ({optimal.outcome}): what looks "
-            "like localization goes away once every location gets its best edit."
-        )
+        why = {
+            "effective, not specific": "with its best edit, the claim does not stand out from random locations",
+            "no effect": "trained there, it does not improve the behaviour on held-out questions",
+        }[optimal.outcome]
+        return f"ITI alone would call the claim specific, but the optimal edit does not ({optimal.outcome}): {why}."
     main = optimal or iti
     if main is None:
         return "No edit at the claim is scored, so there is no verdict."
@@ -222,7 +223,9 @@ def _headline(methods: Mapping[str, MethodVerdict]) -> str:
     if main.outcome == "specific":
         return f"{subject} evidence for the claim: editing there works better than at random locations."
     if main.outcome == "effective, not specific":
-        return f"{subject} no evidence for the claim: editing there works, and so does editing at random locations."
+        return (
+            f"{subject} no evidence for the claim: it works there, but the claim does not stand out from random places."
+        )
     if main.outcome == "no effect":
         return (
             f"{subject} no evidence for the claim: editing there does not improve the behaviour on held-out questions."
