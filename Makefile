@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/locaudit demo --out runs/demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 check: setup
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections import Counter
 from itertools import combinations
 from math import comb
@@ -102,7 +103,7 @@ def test_text_round_trips(units, kind):
         ([None], "LAYER.UNIT"),
         ("14.3,15.7,14.3", "14.3 named more than once"),
         ("14.3,014.03", "14.3 named more than once"),
-        ({"heads": [[14, 3]]}, "add 'units'"),
+        ({"heads": [[14, 3]]}, "these keys and no others"),
         ({"kind": "layers", "units": [[14, 3]]}, "'heads' or 'neurons'"),
         ({"units": 5}, "expected"),
         ({"units": None}, "expected"),
@@ -250,3 +251,30 @@ def test_drawing_is_uniform(match, n):
         counts = Counter(draw[place].units for draw in draws)
         assert set(counts) == set(every)
         assert chisquare([counts[units] for units in every]).pvalue > 1e-3
+
+
+def test_overlapping_controls_are_any_set_but_the_claim():
+    claim = parse_location("0.0,0.1")
+    found = sample_controls(claim, 1, 4, 5, seed=0, disjoint=False)
+    assert len({x.units for x in found}) == 5
+    assert claim.units not in {x.units for x in found}
+    with pytest.raises(LocationError, match="at most 5 different controls"):
+        sample_controls(claim, 1, 4, 6, seed=0, disjoint=False)
+    with pytest.raises(LocationError, match="at most 1 different disjoint"):
+        sample_controls(claim, 1, 4, 2, seed=0)
+
+
+def test_overlapping_controls_keep_the_level_where_disjoint_ones_do_not():
+    """The null: the claim is a random set too. A set scores as its best unit, which disjoint controls cannot hold."""
+    rng = random.Random(0)
+    rejected = {True: 0, False: 0}
+    n_audits, size = 400, 12
+    for audit in range(n_audits):
+        quality = [rng.paretovariate(1) for _ in range(40)]
+        claim = Location(tuple((0, u) for u in rng.sample(range(40), size)))
+        for disjoint in rejected:
+            controls = sample_controls(claim, 1, 40, 19, seed=audit, disjoint=disjoint)
+            best = [max(quality[u] for _, u in place.units) for place in (claim, *controls)]
+            rejected[disjoint] += (1 + sum(x >= best[0] for x in best[1:])) / 20 <= 0.05
+    assert rejected[False] / n_audits <= 0.05
+    assert rejected[True] / n_audits > 0.15

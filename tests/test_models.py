@@ -258,7 +258,7 @@ def test_dtypes(folder, dtype):
 
 @pytest.mark.parametrize("dtype", ["float8", "int8", "Tensor", "", "f32"])
 def test_a_bad_dtype_raises(folder, dtype):
-    with pytest.raises(ModelError, match="float32, bfloat16 or float16"):
+    with pytest.raises(ModelError, match="float32, bfloat16, float16 or auto"):
         load_model(folder, dtype=dtype)
 
 

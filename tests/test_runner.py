@@ -283,3 +283,36 @@ def test_wrapping_leaves_no_gradients(llama):
     model = wrap_model(llama.lm, llama.tokenizer)
     assert not any(p.requires_grad for p in model.lm.parameters())
     assert torch.is_grad_enabled()
+
+
+def test_nothing_stale_is_reused_after_a_refused_start(home, tmp_path):
+    """What is cached before any trial ran belongs to its own settings: seed and drift text included."""
+    text = tmp_path / "text.txt"
+    changes = {"claim": "0.1,1.2", "iti": {"direction": "random", "alphas": [2.0]}, "methods": ["iti"]}
+    changes["evaluation"] = {"drift_text": str(text), "drift_documents": 2, "drift_tokens": 8}
+    text.write_text("one two three four five six seven eight nine ten. " * 8)
+    with pytest.raises(LocationError):
+        run_audit(small_config(home, controls=1000, **changes), tmp_path / "run", progress=False)
+    text.write_text("Entirely different words stand in this second text, are they not? " * 8)
+    for name in ("run", "clean"):
+        run_audit(small_config(home, seed=7, **changes), tmp_path / name, progress=False)
+    assert dump(tmp_path / "run") == dump(tmp_path / "clean")
+
+
+def test_an_unfinished_run_says_so_in_the_terminal(home, tmp_path, capsys, monkeypatch):
+    import locaudit.runner.run as run
+    from locaudit import cli
+
+    real, calls = run.run_trials, []
+
+    def interrupted(shared, specs, on_step=None):
+        calls.append(specs)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(shared, specs, on_step)
+
+    monkeypatch.setattr(run, "run_trials", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(small_config(home), tmp_path / "run", progress=False)
+    assert cli.main(["report", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.startswith("UNFINISHED: 3 of 9 trials")

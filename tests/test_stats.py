@@ -167,7 +167,7 @@ def test_a_diverged_hyperparameter_is_never_chosen():
     [
         (0.25, LOW, "specific", "better than editing random locations"),
         (0.25, [*LOW[:-1], 0.5], "effective, not specific", "does not stand out from random locations"),
-        (-0.125, LOW, "no effect", "shows no improvement"),
+        (-0.125, LOW, "no effect", "No improvement was detected"),
         (0.25, LOW[:18], "underpowered", "Use at least 19 controls"),
     ],
 )
@@ -262,3 +262,15 @@ def test_nothing_can_be_judged_without_the_unedited_model():
     for records in ([], audit("iti", 0.25, LOW)):
         with pytest.raises(RunFolderError, match="nothing is scored yet"):
             decide(records, score=SCORE)
+
+
+def test_too_few_questions_are_underpowered_not_no_effect():
+    """Four questions that all improve cannot give a sign-flip p below 1/16."""
+    records = [
+        trial("base", "none", [0.1] * 4),
+        trial("claim", "optimal", [0.9] * 4),
+        *(trial("control", "optimal", [0.1] * 4, control=k) for k in range(19)),
+    ]
+    verdict = decide(records, score=SCORE).methods["optimal"]
+    assert verdict.outcome == "underpowered"
+    assert "4 test questions cannot show any effect" in verdict.sentence and "at least 5" in verdict.sentence

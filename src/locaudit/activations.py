@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from locaudit.data import Question
+from locaudit.errors import ConfigError
 from locaudit.hooks import record
 from locaudit.locations import Kind
 from locaudit.models import Model, Site
@@ -49,6 +50,12 @@ def collect_activations(
     The random question is another one of `questions`, drawn anew for each answer from `seed`. All answers of a question
     share one tree, so a question's tokens run once.
     """
+    if context not in ("next_question", "answer") or kind not in ("heads", "neurons") or not questions:
+        raise ConfigError(
+            got=f"context {context!r}, kind {kind!r} and {len(questions)} questions",
+            expected="'next_question' or 'answer', 'heads' or 'neurons', and at least one question",
+            remedy="change the arguments",
+        )
     rng = random.Random(seed)
     trees = []
     for number, question in enumerate(questions):

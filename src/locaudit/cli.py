@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import warnings
@@ -76,12 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LocauditError as error:
         print(f"locaudit: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
         print(
-            f"locaudit: got a full disk ({error.filename or 'writing the run folder'}); expected room for the run; "
-            "make room and run the same command again: finished trials are kept",
+            f"locaudit: got {error.strerror or error} at {error.filename or 'a file'}; expected to read or write it; "
+            "check room, permissions and what is at that path, then repeat the command: finished trials are kept",
             file=sys.stderr,
         )
         return 2
@@ -161,8 +161,11 @@ def _print_verdict(folder: Path, report: Path) -> None:
     from locaudit.store import read_run
 
     with read_run(folder) as store:
-        verdict = decide(store.records(), score=store.config.score, level=store.config.level)
+        records, planned = store.records(), (store.fact("run") or {}).get("planned", 0)
+        verdict = decide(records, score=store.config.score, level=store.config.level)
     console = Console(highlight=False, soft_wrap=True)
+    if len(records) < planned:
+        console.print(f"UNFINISHED: {len(records)} of {planned} trials; all below is provisional.", style="bold red")
     console.print(verdict.headline, style="bold", markup=False)
     for name, result in verdict.methods.items():
         console.print(f"\n{name}: {result.outcome}", style="bold", markup=False)

@@ -152,6 +152,9 @@ class AuditConfig:
     """Random locations of the claim's size. The smallest p-value possible is 1 / (1 + controls)."""
     match: Literal["none", "layer"] = "none"
     """``layer``: each control has as many units in each layer as the claim."""
+    disjoint: bool = True
+    """Keep the claim's units out of the controls. Off: any set of the claim's size, which makes claim and controls
+    exchangeable (`locaudit.locations.sample_controls`)."""
     whole_model: bool = True
     """Also edit everywhere, as the ceiling."""
     methods: tuple[MethodName, ...] = ("iti", "optimal")
@@ -179,6 +182,7 @@ class AuditConfig:
             object.__setattr__(self, name, _coerce(value, hints[name], name, "the configuration"))
         _check(self.controls >= 1, f"controls = {self.controls}", "at least 1", "19 can reach p = 0.05")
         _check(0 < self.level < 1, f"level = {self.level}", "a number between 0 and 1", "0.05 is usual")
+        _check(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1", "take a smaller one")
         _check(bool(self.methods), "no method", "iti, optimal or both", "name a method")
         _check(
             len(set(self.methods)) == len(self.methods), f"methods = {self.methods}", "each once", "drop the repeats"

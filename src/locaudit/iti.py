@@ -6,6 +6,7 @@ Source: the paper, "Localization and Intervention Using Activation Statistics" (
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -64,6 +65,12 @@ def iti_edit(
     positions: Positions = "answer",
 ) -> Edit:
     """The edit a = 0, c = alpha, b = theta at the location's units, 0 elsewhere."""
+    if positions not in ("all", "answer") or not math.isfinite(alpha):
+        raise ConfigError(
+            got=f"positions {positions!r} and alpha {alpha}",
+            expected="'all' or 'answer', and a finite number",
+            remedy="change the arguments",
+        )
     sites: dict[Site, SiteEdit] = {}
     for site, mask in model.masks(location).items():
         b = torch.where(mask, theta[site[1]].flatten(), 0.0)

@@ -110,11 +110,11 @@ def parse_location(claim: str | Path | Sequence | Mapping | Location, kind: Kind
 
 
 def _from_mapping(claim: Mapping, kind: Kind) -> Location:
-    if "units" not in claim:
+    if "units" not in claim or not set(claim) <= {"units", "kind"}:
         raise LocationError(
             got=f"an object with the keys {sorted(map(str, claim))}",
             expected='{"kind": "heads", "units": [[14, 3], [15, 7]]}',
-            remedy="add 'units'",
+            remedy="give these keys and no others",
         )
     return parse_location(claim["units"], claim.get("kind", kind))
 
@@ -129,14 +129,17 @@ def _from_file(path: Path, kind: Kind) -> Location:
     if path.suffix == ".json":
         try:
             return parse_location(json.loads(text), kind)
-        except json.JSONDecodeError as error:
+        except LocationError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise LocationError(
                 got=f"{path}, which is not JSON ({error})", expected="a list of units", remedy="mend the file"
             ) from None
     header, *lines = [
         [cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if any(map(str.strip, row))
     ] or [[]]
-    unit = next((name for name in ("head", "neuron") if name in header), None)
+    units = [name for name in ("head", "neuron") if name in header]
+    unit = units[0] if len(units) == 1 else None
     if "layer" not in header or unit is None:
         raise LocationError(
             got=f"{path} with the columns {header}",
@@ -172,23 +175,35 @@ def all_units(n_layers: int, units_per_layer: int, kind: Kind = "heads") -> Loca
 
 
 def sample_controls(
-    claim: Location, n_layers: int, units_per_layer: int, n: int, *, seed: int, match: Match = "none"
+    claim: Location,
+    n_layers: int,
+    units_per_layer: int,
+    n: int,
+    *,
+    seed: int,
+    match: Match = "none",
+    disjoint: bool = True,
 ) -> list[Location]:
-    """`n` different random locations of the claim's size and kind, disjoint from it.
+    """`n` different random locations of the claim's size and kind.
 
     ``match="layer"`` gives each control as many units in each layer as the claim has there; ``"none"`` draws from all
-    layers. Drawing is uniform over the allowed sets. Raises `LocationError` when fewer than `n` such sets exist.
-    Controls may overlap each other, as independent draws do.
+    layers. `disjoint` keeps the claim's units out of the controls; otherwise any set but the claim itself may come.
+    Drawing is uniform over the allowed sets; controls may overlap each other, as independent draws do. Raises
+    `LocationError` when fewer than `n` such sets exist.
+
+    A claim is exchangeable with controls drawn with ``disjoint=False``. Disjoint ones answer another question (is there
+    as good a place *elsewhere*?), and a random claim that happens to hold the model's best unit beats all of them: with
+    a claim of k of the model's n units, the false-positive rate can reach about k / n where that exceeds the level.
     """
     claim.check(n_layers, units_per_layer)
-    taken = set(claim.units)
+    taken = set(claim.units) if disjoint else set()
     free = {layer: [u for u in range(units_per_layer) if (layer, u) not in taken] for layer in range(n_layers)}
     per_layer = Counter(layer for layer, _ in claim.units)
-    available = _count_controls(claim, free, per_layer, match)
+    available = _count_controls(claim, free, per_layer, match) - (not disjoint)
     if available < n:
         raise LocationError(
             got=f"a claim of {len(claim)} {claim.kind} and {n} controls wanted",
-            expected=f"at most {available} different disjoint controls (matching: {match})",
+            expected=f"at most {available} different {'disjoint ' if disjoint else ''}controls (matching: {match})",
             remedy="ask for fewer controls, a smaller claim, or matching 'none'",
         )
     rng = random.Random(seed)
@@ -200,7 +215,8 @@ def sample_controls(
         else:
             units = rng.sample(pool, len(claim))
         location = Location(tuple(units), claim.kind)
-        found.setdefault(location.units, location)
+        if location.units != claim.units:
+            found.setdefault(location.units, location)
     return list(found.values())
 
 

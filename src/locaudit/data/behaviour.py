@@ -102,8 +102,8 @@ class Behaviour:
 
 
 def normalise(text: str) -> str:
-    """Lower case, letters and digits only, single spaces: what two spellings of one question share."""
-    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
+    """Lower case, single spaces, no marks at the ends: what two spellings of one question share."""
+    return re.sub(r"\s+", " ", text.casefold()).strip(" .?!,;:'\"")
 
 
 def with_period(answer: str) -> str:

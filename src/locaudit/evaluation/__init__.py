@@ -1,6 +1,12 @@
 """What an edit does: multiple choice on held-out questions, drift on ordinary text."""
 
-from locaudit.evaluation.drift import DriftText, cut_documents, measure_drift, sample_documents
+from locaudit.evaluation.drift import (
+    DriftText,
+    cut_documents,
+    measure_drift,
+    read_drift_text,
+    sample_documents,
+)
 from locaudit.evaluation.multiple_choice import METRICS, means, question_scores, score_questions
 
 __all__ = [
@@ -10,6 +16,7 @@ __all__ = [
     "means",
     "measure_drift",
     "question_scores",
+    "read_drift_text",
     "sample_documents",
     "score_questions",
 ]

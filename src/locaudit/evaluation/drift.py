@@ -80,15 +80,24 @@ def _log_probs(model: Model, ids: Tensor, bank: EditBank | None) -> Float[Tensor
     return logits.float().log_softmax(dim=-1)
 
 
-def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: int) -> Int[Tensor, "documents tokens"]:
-    """Documents of `n_tokens` tokens from a text file, evenly spread over it. Raises `DataError` if it is too short."""
+def read_drift_text(path: str | Path | None) -> bytes:
+    """Content of a UTF-8 text file; empty for None. Raises `DataError`."""
+    if path is None:
+        return b""
     path = Path(path)
     if not path.is_file():
         raise DataError(got=f"{path}, which is not a file", expected="a text file", remedy="check the path")
+    content = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8")
+        content.decode("utf-8")
     except UnicodeDecodeError:
         raise DataError(got=f"{path}, which is not UTF-8 text", expected="a text file", remedy="check it") from None
+    return content
+
+
+def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: int) -> Int[Tensor, "documents tokens"]:
+    """Documents of `n_tokens` tokens from a text file, evenly spread over it. Raises `DataError` if it is too short."""
+    text = read_drift_text(path).decode("utf-8")
     # Enough text for the documents, so that a large file is not tokenised whole; 8 characters a token are plenty.
     chunk = max(len(text) // n_documents, 1)
     rows = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -14,6 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from locaudit.errors import ModelError
 from locaudit.locations import Kind, Location, all_units
 from locaudit.models.architectures import find_architecture, input_width, submodule
+
+_NOT_THE_FUNCTION = (
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config",
+    "use_cache",
+)  # fmt: skip
+"""Entries of a transformers config that do not change what the model computes."""
 
 Site = tuple[Literal["heads", "neurons"], int]
 """A projection: (kind of its input's units, layer)."""
@@ -107,15 +114,20 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the architecture, dtype, every weight and the vocabulary; the same weights give the same hash."""
+        """Hash of configuration, dtype, every weight and the tokenizer: of all that shapes the model's outputs."""
         digest = hashlib.sha256(f"{self.config.model_type} {self.lm.dtype}".encode())
         for name, tensor in sorted(self.lm.state_dict().items()):
             flat = tensor.detach().reshape(-1)
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             if flat.numel() and not flat.is_meta:
                 digest.update(flat.to("cpu").contiguous().view(torch.uint8).numpy().tobytes())
-        vocabulary = sorted(self.tokenizer.get_vocab().items())
-        digest.update(repr(vocabulary).encode())
+        config = {k: v for k, v in self.lm.config.to_dict().items() if k not in _NOT_THE_FUNCTION}
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)  # slow tokenizers have none
+        digest.update((backend.to_str() if backend is not None else "").encode())
+        template = getattr(self.tokenizer, "chat_template", None)
+        digest.update(repr((self.tokenizer.special_tokens_map, template)).encode())
         return digest.hexdigest()[:16]
 
 

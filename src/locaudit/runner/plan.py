@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 from locaudit.config import AuditConfig, to_dict
@@ -15,14 +16,25 @@ BACKWARD = 1.3
 """Cost of a backward pass through edited layers in units of a forward pass of the same tokens (weights are frozen)."""
 
 
-def context_hash(config: AuditConfig, model: Model, split: Split, primer: str) -> str:
+def context_hash(config: AuditConfig, model: Model, split: Split, primer: str, drift_text: bytes = b"") -> str:
     """Hash of all that a trial's record depends on besides its own identity.
 
     What only adds trials or reads records (controls, claim, grids, level, score) stays out, so that the same trial has
     the same id in a larger audit.
     """
     values = to_dict(config)
-    for key in ("model", "behaviour", "claim", "controls", "match", "whole_model", "methods", "score", "level", "seed"):
+    for key in (
+        "model",
+        "behaviour",
+        "claim",
+        "controls",
+        "match",
+        "disjoint",
+        "whole_model",
+        "methods",
+        "score",
+        "level",
+    ):
         del values[key]
     for group, keys in {
         "loading": ("device", "device_map", "revision", "trust_remote_code", "allow_pickle"),
@@ -36,7 +48,8 @@ def context_hash(config: AuditConfig, model: Model, split: Split, primer: str) -
     # One value in a grid means no validation scores; which values it holds does not matter to any other trial.
     values["iti"]["alphas"] = len(config.iti.alphas) > 1
     values["optimal"]["strengths"] = len(config.optimal.strengths) > 1
-    return content_hash([values, model.fingerprint, split.fingerprint, primer])
+    text = hashlib.sha256(drift_text).hexdigest()
+    return content_hash([values, model.fingerprint, split.fingerprint, primer, text])
 
 
 def build_plan(config: AuditConfig, model: Model, claim: Location, context: str) -> list[list[TrialSpec]]:
@@ -47,7 +60,9 @@ def build_plan(config: AuditConfig, model: Model, claim: Location, context: str)
     """
     n_units = model.n_units(claim.kind)
     claim.check(model.n_layers, n_units)
-    controls = sample_controls(claim, model.n_layers, n_units, config.controls, seed=config.seed, match=config.match)
+    controls = sample_controls(
+        claim, model.n_layers, n_units, config.controls, seed=config.seed, match=config.match, disjoint=config.disjoint
+    )
     places: list[tuple[Arm, int, Location]] = [("claim", -1, claim)]
     if config.whole_model:
         places.append(("whole", -1, model.whole(claim.kind)))

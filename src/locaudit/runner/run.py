@@ -16,6 +16,7 @@ from locaudit.config import AuditConfig
 from locaudit.data import Behaviour, Split, load_behaviour, split_questions
 from locaudit.data.prompts import load_primer
 from locaudit.errors import RunFolderError
+from locaudit.evaluation import read_drift_text
 from locaudit.locations import Location, parse_location
 from locaudit.models import Model, load_model
 from locaudit.probes import Probes, fit_probes
@@ -43,6 +44,7 @@ def run_audit(
     behaviour = behaviour or load_behaviour(config.behaviour)
     split = _split(config, behaviour)
     primer = load_primer(config.prompt.primer)
+    drift_text = read_drift_text(config.evaluation.drift_text)
     given = parse_location(config.claim) if config.claim is not None else None
     if given is not None:  # what a claim file says now, so that changing it later cannot mix two claims in one folder
         config = replace(config, claim=str(given))
@@ -52,7 +54,7 @@ def run_audit(
             model = _load(config)
         if given is not None:
             given.check(model.n_layers, model.n_units(given.kind))
-        context = context_hash(config, model, split, primer)
+        context = context_hash(config, model, split, primer, drift_text)
         _check_same_inputs(store, context)
         probes, theta = prepare_probes(store, model, split.train, given, context, meter.say)
         claim = given or probes.top(config.probe.top_k)

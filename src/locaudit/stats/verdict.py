@@ -81,8 +81,9 @@ class Verdict:
 def decide(records: Iterable[TrialRecord], *, score: str, level: float = 0.05) -> Verdict:
     """Compare claim, controls, whole model and base on the test questions.
 
-    For each method: `no effect` unless the claim's gain over the unedited model passes a one-sided paired sign-flip
-    test at `level`; then `underpowered` if 1 / (1 + N) > level, so that no outcome could be significant; then
+    For each method: `underpowered` if there are too few test questions for any effect to be significant
+    (2^-questions > level); `no effect` unless the claim's gain over the unedited model passes a one-sided paired
+    sign-flip test at `level`; then `underpowered` if 1 / (1 + N) > level, so that no outcome could be significant; then
     `specific` if the Monte-Carlo p is at most `level`, else `effective, not specific`.
 
     A method whose claim has no record yet is left out, so that the records of an unfinished audit can be judged; raises
@@ -136,7 +137,7 @@ def _judge_method(
     mean_control = np.mean(finite_controls, axis=0) if gap_ready else claim
     nan_pair = (math.nan, math.nan)
     outcome: Outcome
-    if diverged:
+    if diverged or 2.0 ** -len(before) > level:
         outcome = "underpowered"
     elif effect_p > level:
         outcome = "no effect"
@@ -165,10 +166,10 @@ def _judge_method(
         },
         sentence="",
     )
-    return MethodVerdict(**{**verdict.__dict__, "sentence": _sentence(verdict, score, level)})
+    return MethodVerdict(**{**verdict.__dict__, "sentence": _sentence(verdict, score, level, len(before))})
 
 
-def _sentence(v: MethodVerdict, score: str, level: float) -> str:
+def _sentence(v: MethodVerdict, score: str, level: float, n_questions: int) -> str:
     n = len(v.controls)
     low, high = v.effect_interval
     if math.isnan(v.claim):
@@ -185,15 +186,24 @@ def _sentence(v: MethodVerdict, score: str, level: float) -> str:
     diverged = sum(map(math.isnan, v.controls))
     lost = f" ({diverged} of them diverged and count against the claim)" if diverged else ""
     beaten = f"{v.n_at_least} of {n} random locations do at least as well{lost} (Monte-Carlo p = {v.p_value:.3f})"
+    if not math.isnan(v.gap):
+        beaten += (
+            f", the claim's lead over their mean is {v.gap:+.3f} ({v.gap_interval[0]:+.3f} to {v.gap_interval[1]:+.3f})"
+        )
     if v.outcome == "no effect":
+        return f"No improvement was detected on held-out questions: {change}.{whole} For comparison, {beaten}."
+    if v.outcome == "underpowered" and 2.0**-n_questions > level:
+        need = math.ceil(-math.log2(level))
         return (
-            f"Editing the claim shows no improvement on held-out questions: {change}.{whole} For comparison, {beaten}."
+            f"{n_questions} test questions cannot show any effect at level {level:g}: the smallest possible p is "
+            f"{2.0**-n_questions:.3f}. Use at least {need}. So far {change}, and {beaten}."
         )
     if v.outcome == "underpowered":
         need = math.ceil(1 / level - 1e-9) - 1
         return (
             f"Editing the claim works: {change}.{whole} But {n} controls cannot decide whether the place matters: the "
-            f"smallest possible p is {1 / (1 + n):.3f}, above {level:g}. Use at least {need} controls. So far {beaten}."
+            f"smallest possible p is {1 / (1 + n):.3f}, above {level:g}. Use at least {need} controls, in a "
+            f"new run folder. So far {beaten}."
         )
     if v.outcome == "specific":
         return (
@@ -213,7 +223,7 @@ def _headline(methods: Mapping[str, MethodVerdict]) -> str:
     if iti and optimal and iti.outcome == "specific" and answered:
         why = {
             "effective, not specific": "with its best edit, the claim does not stand out from random locations",
-            "no effect": "trained there, it does not improve the behaviour on held-out questions",
+            "no effect": "trained there, no improvement was detected on held-out questions",
         }[optimal.outcome]
         return f"ITI alone would call the claim specific, but the optimal edit does not ({optimal.outcome}): {why}."
     main = optimal or iti
@@ -227,10 +237,9 @@ def _headline(methods: Mapping[str, MethodVerdict]) -> str:
             f"{subject} no evidence for the claim: it works there, but the claim does not stand out from random places."
         )
     if main.outcome == "no effect":
-        return (
-            f"{subject} no evidence for the claim: editing there does not improve the behaviour on held-out questions."
-        )
-    return f"{subject} no answer yet: {'nothing was measured' if math.isnan(main.claim) else 'too few controls'}."
+        return f"{subject} no evidence for the claim: no improvement was detected on held-out questions."
+    lack = "nothing was measured" if math.isnan(main.claim) else "too few controls or test questions"
+    return f"{subject} no answer yet: {lack}."
 
 
 def _finite(value):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from locaudit.edits import Edit
-from locaudit.errors import DataError
+from locaudit.errors import ConfigError, DataError
 from locaudit.locations import Location
 from locaudit.models import Model
 from locaudit.scoring import (
@@ -102,6 +102,7 @@ def train(
 
     `on_step` is called with (steps done, steps in all).
     """
+    _check_arguments(jobs, reduction, reader, batching, batch_size, epochs)
     check_depth(model, data.forest)
     items = _items(data, batching)
     size = batch_size or BATCH_SIZES[batching]
@@ -152,6 +153,27 @@ def train(
         finite = tuple(x for x in losses[k] if math.isfinite(x))
         fits.append(Fit(None, finite, stopped[k]) if k in stopped else Fit(result, finite))
     return fits
+
+
+def _check_arguments(
+    jobs: Sequence[Job], reduction: str, reader: str, batching: str, batch_size: int | None, epochs: int
+) -> None:
+    checks = [
+        (reduction in ("sum", "mean"), f"reduction {reduction!r}", "'sum' or 'mean'"),
+        (reader in ("layer", "location", "none"), f"reader {reader!r}", "'layer', 'location' or 'none'"),
+        (batching in BATCH_SIZES, f"batching {batching!r}", "'question' or 'pair'"),
+        (batch_size is None or batch_size >= 1, f"batch_size {batch_size}", "at least 1"),
+        (epochs >= 1, f"epochs {epochs}", "at least 1"),
+        (all(job.strength > 0 for job in jobs), f"strengths {[job.strength for job in jobs]}", "positive numbers"),
+        (
+            all(job.learning_rate is None or job.learning_rate > 0 for job in jobs),
+            f"learning rates {[job.learning_rate for job in jobs]}",
+            "positive numbers or None",
+        ),
+    ]
+    for ok, got, expected in checks:
+        if not ok:
+            raise ConfigError(got=got, expected=expected, remedy="change the argument")
 
 
 def _reset(edit: TrainableEdit) -> None:
