@@ -16,7 +16,7 @@ from locaudit import audit
 from locaudit.config import load_config
 from locaudit.data import load_behaviour
 from locaudit.edits import load_edit
-from locaudit.errors import LocationError, RunFolderError
+from locaudit.errors import LocationError, ModelError, RunFolderError
 from locaudit.models import load_model, wrap_model
 from locaudit.records import TrialSpec
 from locaudit.runner import run_audit
@@ -316,3 +316,11 @@ def test_an_unfinished_run_says_so_in_the_terminal(home, tmp_path, capsys, monke
         run_audit(small_config(home), tmp_path / "run", progress=False)
     assert cli.main(["report", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out.startswith("UNFINISHED: 3 of 9 trials")
+
+
+def test_a_model_that_is_not_finite_is_refused(tmp_path, llama):
+    config = small_config(tmp_path, claim="0.1", methods=["optimal"])
+    model = load_model(config.model, device="cpu")
+    model.lm.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="not finite"):
+        run_audit(config, tmp_path / "run", model=model, progress=False)

@@ -268,3 +268,22 @@ def test_real_model_knows_the_capital_of_france(smollm2):
     assert paris > rome > banana
     (values,) = answer_log_probs(smollm2, Forest((), (tree,)))
     assert values[0].tolist() == pytest.approx([paris, rome, banana], abs=1e-4)
+
+
+def test_chat_templates_that_fail_or_refuse_a_system_message(llama):
+    from copy import deepcopy
+
+    from locaudit.data.prompts import Prompt
+
+    chat = deepcopy(llama.tokenizer)
+    chat.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "<{{ m.content }}>{% endfor %}"
+    )
+    assert Prompt("chat", "Be brief.").render("Why?", chat) == "<Be brief.\n\nWhy?>"
+    assert Prompt("chat").render("Why?", chat) == "<Why?>"
+    chat.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(DataError, match="chat template that fails.*never"):
+        Prompt("chat").render("Why?", chat)
+    with pytest.raises(DataError, match="no chat template"):
+        Prompt("chat").render("Why?", llama.tokenizer)

@@ -53,13 +53,20 @@ class Prompt:
             )
         user = {"role": "user", "content": question}
         system = [{"role": "system", "content": self.primer}] if self.primer else []
-        try:
-            return tokenizer.apply_chat_template([*system, user], add_generation_prompt=True, tokenize=False)
-        except Exception:  # some templates raise on a system message
-            if not system:
-                raise
-            user["content"] = f"{self.primer}\n\n{question}"
-            return tokenizer.apply_chat_template([user], add_generation_prompt=True, tokenize=False)
+        # Some templates raise on a system message: then the primer goes before the question.
+        before = f"{self.primer}\n\n" if self.primer else ""
+        attempts = [[*system, user], [{"role": "user", "content": before + question}]]
+        for number, messages in enumerate(attempts):
+            try:
+                return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            except Exception as error:  # templates raise whatever they like
+                if number == len(attempts) - 1:
+                    raise DataError(
+                        got=f"a chat template that fails ({type(error).__name__}: {' '.join(str(error).split())})",
+                        expected="one that renders a user message",
+                        remedy="use prompt style 'qa', or another tokenizer",
+                    ) from error
+        raise AssertionError
 
 
 def load_primer(primer: str) -> str:

@@ -15,6 +15,7 @@ from locaudit.activations import Activations, collect_activations
 from locaudit.config import AuditConfig
 from locaudit.data import Question, Split
 from locaudit.data.prompts import Prompt
+from locaudit.errors import ModelError
 from locaudit.evaluation import DriftText, cut_documents, sample_documents
 from locaudit.iti import iti_theta
 from locaudit.locations import Kind, Location
@@ -74,7 +75,14 @@ def prepare_shared(
 
         def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
             say(f"scoring the unedited model on {len(questions)} {name} questions")
-            return {"sums": torch.cat([sums[0] for sums in answer_log_probs(model, forest)])}, {}
+            sums = torch.cat([sums[0] for sums in answer_log_probs(model, forest)])
+            if not sums.isfinite().all():
+                raise ModelError(
+                    got=f"{model.name}, whose log-probabilities on {name} questions are not finite",
+                    expected="finite numbers from the unedited model",
+                    remedy="check the weights, or load it in float32 (loading.dtype)",
+                )
+            return {"sums": sums}, {}
 
         tensors, _ = _cached(store, f"reference-{name}", context, compute)
         return forest, tensors["sums"].split([len(tree.branches) for tree in forest.trees])
