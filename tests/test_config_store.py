@@ -21,6 +21,8 @@ from locaudit.config import (
     AuditConfig,
     EvaluationConfig,
     ITIConfig,
+    JudgeConfig,
+    JudgesConfig,
     LoadingConfig,
     OptimalConfig,
     ProbeConfig,
@@ -36,6 +38,19 @@ from locaudit.records import TrialRecord, TrialSpec, content_hash
 from locaudit.store import open_run, read_run, write_atomically
 
 DEFAULT = AuditConfig()
+OTHER_JUDGE = JudgeConfig(
+    kind="openai",
+    model="a-model",
+    prompt="rubric.txt",
+    style="completion",
+    base_url="http://localhost:1/v1",
+    api_key_env="A_KEY",
+    concurrency=2,
+    timeout=1.5,
+    max_retries=0,
+    price_in=0.5,
+    price_out=1e-3,
+)
 CHANGED = AuditConfig(
     model="a/model",
     behaviour="behaviour: 'ü\n#.jsonl",
@@ -73,7 +88,8 @@ CHANGED = AuditConfig(
         max_grad_norm=0.5,
         bank_size=7,
     ),
-    evaluation=EvaluationConfig(drift_text="text.txt", drift_documents=2, drift_tokens=3),
+    evaluation=EvaluationConfig(drift_text="text.txt", drift_documents=2, drift_tokens=3, max_new_tokens=7),
+    judges=JudgesConfig(target=OTHER_JUDGE, retention=OTHER_JUDGE),
 )
 
 
@@ -206,7 +222,7 @@ def test_equal_settings_hash_alike_however_they_were_written():
     assert type(config.iti.alphas[0]) is float
 
 
-def test_hash_ignores_the_device_only():
+def test_hash_ignores_the_device_and_what_only_reads_the_trials():
     changed = to_dict(CHANGED)
     for name, value in leaves(changed):
         values = to_dict(DEFAULT)
@@ -215,8 +231,11 @@ def test_hash_ignores_the_device_only():
         for part in path:
             target = target[part]
         target[key] = value
+        if name.endswith(".kind"):
+            target["model"] = "a-model"
         same = parse_config(yaml.safe_dump(values)).hash == DEFAULT.hash
-        assert same == (name in ("loading.device", "loading.device_map")), name
+        reads_only = name in ("score", "level") or name.startswith("judges.")
+        assert same == (reads_only or name in ("loading.device", "loading.device_map")), name
 
 
 def test_files_that_are_no_configuration(tmp_path):

@@ -58,16 +58,17 @@ def edited(
     sites: Mapping[Site, SiteTensors],
     *,
     rows: Int[Tensor, " rows"] | None = None,
-    positions: Bool[Tensor, "rows tokens"] | None = None,
+    positions: Bool[Tensor, "rows tokens"] | Callable[[int], Bool[Tensor, "rows tokens"]] | None = None,
 ) -> Iterator[None]:
     """Run forwards of `model.lm` with edited projection inputs; leaving restores the model, whatever happens.
 
-    `rows` names the edit of each batch row, `positions` the tokens it acts on (None: all). Raises `ModelError` on
+    `rows` names the edit of each batch row, `positions` the tokens it acts on (None: all), or a function that gives
+    them for a forward of so many tokens, for forwards of several lengths as in decoding. Raises `ModelError` on
     leaving if a forward ran but never reached one of the sites: an edit that does nothing must not pass unnoticed.
     """
 
     def edit(site: SiteTensors) -> Callable[[Tensor], Tensor]:
-        return lambda o: apply_edit(o, site, rows, positions)
+        return lambda o: apply_edit(o, site, rows, positions(o.shape[1]) if callable(positions) else positions)
 
     with _input_hooks(model, {key: edit(site) for key, site in sites.items()}):
         yield

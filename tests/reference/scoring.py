@@ -15,7 +15,7 @@ from locaudit.scoring import Forest
 def answer_log_prob(model: Model, prompt: tuple[int, ...], answer: tuple[int, ...], edit: Edit | None = None) -> float:
     """log p(answer | prompt) = sum_t log p(answer_t | prompt, answer_<t), in nats."""
     ids = torch.tensor([prompt + answer], device=model.device)
-    with _edited_by_hand(model, edit, n_prompt=len(prompt)):
+    with edited_by_hand(model, edit, n_prompt=len(prompt)):
         logits = model.lm(input_ids=ids, use_cache=False).logits[0]
     log_probs = torch.log_softmax(logits.float(), dim=-1)
     return sum(float(log_probs[len(prompt) + t - 1, token]) for t, token in enumerate(answer))
@@ -30,7 +30,7 @@ def forest_log_probs(model: Model, forest: Forest, edit: Edit | None = None) -> 
 
 
 @contextmanager
-def _edited_by_hand(model: Model, edit: Edit | None, n_prompt: int):
+def edited_by_hand(model: Model, edit: Edit | None, n_prompt: int):
     def pre_hook(e, first):
         def change(_module, args):
             o = args[0].clone().view(-1, args[0].shape[-1])  # a single row: tokens x d_in, whatever the model's layout

@@ -36,12 +36,27 @@ class EditBank:
         answer_positions: Bool[Tensor, "rows tokens"],
     ) -> Iterator[None]:
         """Run `model` with row r under edit ``rows[r]``; `answer_positions` are those an ``answer`` edit acts on."""
-        positions = None
-        if any(self.answer_only):
-            everywhere = ~torch.tensor(self.answer_only, device=rows.device)[rows]
-            positions = answer_positions | everywhere.unsqueeze(-1)
+        positions = answer_positions | self._everywhere(rows) if any(self.answer_only) else None
         with edited(model, self.sites, rows=None if self.n_edits == 1 else rows, positions=positions):
             yield
+
+    @contextmanager
+    def decoding(self, model: Model, rows: Int[Tensor, " rows"]) -> Iterator[None]:
+        """Generate with row r, left-padded, under edit ``rows[r]``.
+
+        The last column of every forward is the last prompt token or an answer's newest token: an ``answer`` edit acts
+        there and nowhere else.
+        """
+
+        def last_column(n_tokens: int) -> Bool[Tensor, "rows tokens"]:
+            return (torch.arange(n_tokens, device=rows.device) == n_tokens - 1) | self._everywhere(rows)
+
+        positions = last_column if any(self.answer_only) else None
+        with edited(model, self.sites, rows=None if self.n_edits == 1 else rows, positions=positions):
+            yield
+
+    def _everywhere(self, rows: Int[Tensor, " rows"]) -> Bool[Tensor, "rows 1"]:
+        return ~torch.tensor(self.answer_only, device=rows.device)[rows].unsqueeze(-1)
 
 
 def stack(model: Model, edits: Sequence[Edit]) -> EditBank:

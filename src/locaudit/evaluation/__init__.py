@@ -7,12 +7,16 @@ from locaudit.evaluation.drift import (
     read_drift_text,
     sample_documents,
 )
+from locaudit.evaluation.generation import answer_text, generate_answers, generate_tokens
 from locaudit.evaluation.multiple_choice import METRICS, means, question_scores, score_questions
 
 __all__ = [
     "METRICS",
     "DriftText",
+    "answer_text",
     "cut_documents",
+    "generate_answers",
+    "generate_tokens",
     "means",
     "measure_drift",
     "question_scores",

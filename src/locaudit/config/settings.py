@@ -7,22 +7,30 @@ identifies a run folder. Library functions take plain arguments, not these objec
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from locaudit.errors import ConfigError
+from locaudit.config.coerce import check, check_grid, coerce, hints_of, merge
 from locaudit.records import content_hash
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 MethodName = Literal["iti", "optimal"]
-Score = Literal["mc1", "mc2", "mc3", "preference_accuracy", "reward_accuracy", "reward_margin"]
+Score = Literal[
+    "auto",
+    "info_truth",
+    "info_truth_probability",
+    "info_truth_both",
+    "truth",
+    "info",
+    "mc1",
+    "mc2",
+    "mc3",
+    "preference_accuracy",
+    "reward_accuracy",
+    "reward_margin",
+]
+JudgeKind = Literal["default", "none", "reference", "causal-lm", "openai"]
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,50 @@ class EvaluationConfig:
     """Documents cut from it."""
     drift_tokens: int = 128
     """Tokens a document."""
+    max_new_tokens: int = 50
+    """Tokens that an edited model may generate as its answer; 0: generate nothing, so that nothing can be judged."""
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """One judge of generated answers: who says yes or no. See docs/judge.md."""
+
+    kind: JudgeKind = "default"
+    """``reference``: the bundled judge, which compares with the question's reference answers; ``causal-lm``: a
+    language model that completes ``Q: ..\\nA: ..\\nTrue:``; ``openai``: an OpenAI-compatible server; ``none``.
+    ``default``: ``reference`` where the behaviour's answers can be judged so, else ``none``."""
+    model: str | None = None
+    """reference: a folder of ``locaudit judge fit`` (None: the bundled weights); causal-lm: a folder or hub id;
+    openai: the server's name of the model."""
+    prompt: str | None = None
+    """causal-lm and completion: what follows the answer (None: ``True:`` or ``Helpful:``); chat: a text file with the
+    rubric (None: the aspect's own)."""
+    style: Literal["chat", "completion"] = "chat"
+    """openai: a chat model with a rubric, or a fine-tuned completion model with the causal-lm prompt."""
+    base_url: str | None = None
+    """openai: address of the server, for example ``http://localhost:8000/v1`` (None: api.openai.com)."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """openai: name of the environment variable that holds the key; the key itself is written nowhere."""
+    concurrency: int = 8
+    """openai: requests under way at once."""
+    timeout: float = 60.0
+    """openai: seconds until a request counts as failed."""
+    max_retries: int = 5
+    """openai: further attempts after a failure, with growing pauses."""
+    price_in: float | None = None
+    """openai: US dollars a million prompt tokens, for the estimate (None: tokens only)."""
+    price_out: float | None = None
+    """openai: US dollars a million completion tokens."""
+
+
+@dataclass(frozen=True)
+class JudgesConfig:
+    """The two judges of generated answers."""
+
+    target: JudgeConfig = field(default_factory=JudgeConfig)
+    """Whether the answer has the behaviour's quality: Truth."""
+    retention: JudgeConfig = field(default_factory=JudgeConfig)
+    """Whether the answer keeps what an edit must not destroy: Info."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +211,9 @@ class AuditConfig:
     """Also edit everywhere, as the ceiling."""
     methods: tuple[MethodName, ...] = ("iti", "optimal")
     """How edits are found."""
-    score: Score = "mc2"
-    """What the verdict compares; higher is better."""
+    score: Score = "auto"
+    """What the verdict compares; higher is better. ``auto``: ``info_truth`` when both judges are there, ``truth`` with
+    the target judge alone, else ``mc2``."""
     level: float = 0.05
     """Significance level of the verdict."""
     seed: int = 0
@@ -172,22 +225,20 @@ class AuditConfig:
     iti: ITIConfig = field(default_factory=ITIConfig)
     optimal: OptimalConfig = field(default_factory=OptimalConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    judges: JudgesConfig = field(default_factory=JudgesConfig)
 
     def __post_init__(self):
         # Made in Python or read from YAML, equal settings are equal values (5 and 5.0, list and tuple), so hash alike.
-        hints = _hints(type(self))
+        hints = hints_of(type(self))
         for name, value in list(vars(self).items()):
-            made = dataclasses.is_dataclass(value)
-            value = _merge(value, vars(value), "the configuration", f"{name}.") if made else value
-            object.__setattr__(self, name, _coerce(value, hints[name], name, "the configuration"))
-        _check(self.controls >= 1, f"controls = {self.controls}", "at least 1", "19 can reach p = 0.05")
-        _check(0 < self.level < 1, f"level = {self.level}", "a number between 0 and 1", "0.05 is usual")
-        _check(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1", "take a smaller one")
-        _check(bool(self.methods), "no method", "iti, optimal or both", "name a method")
-        _check(
-            len(set(self.methods)) == len(self.methods), f"methods = {self.methods}", "each once", "drop the repeats"
-        )
-        _check(
+            value = merge(value, value, "the configuration", f"{name}.") if dataclasses.is_dataclass(value) else value
+            object.__setattr__(self, name, coerce(value, hints[name], name, "the configuration"))
+        check(self.controls >= 1, f"controls = {self.controls}", "at least 1", "19 can reach p = 0.05")
+        check(0 < self.level < 1, f"level = {self.level}", "a number between 0 and 1", "0.05 is usual")
+        check(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1", "take a smaller one")
+        check(bool(self.methods), "no method", "iti, optimal or both", "name a method")
+        check(len(set(self.methods)) == len(self.methods), f"methods = {self.methods}", "each once", "drop the repeats")
+        check(
             len(self.split.fractions) == 3
             and all(x > 0 for x in self.split.fractions)
             and abs(sum(self.split.fractions) - 1) < 1e-9,
@@ -197,51 +248,70 @@ class AuditConfig:
         )
         for name in ("max_train", "max_val", "max_test"):
             value = getattr(self.split, name)
-            _check(value is None or value >= 2, f"split.{name} = {value}", "at least 2", "raise it or leave it out")
-        _check(self.probe.top_k >= 1, f"probe.top_k = {self.probe.top_k}", "at least 1", "raise it")
-        _check(
-            self.probe.inverse_l2 > 0, f"probe.inverse_l2 = {self.probe.inverse_l2}", "a positive number", "raise it"
-        )
-        _check(
+            check(value is None or value >= 2, f"split.{name} = {value}", "at least 2", "raise it or leave it out")
+        check(self.probe.top_k >= 1, f"probe.top_k = {self.probe.top_k}", "at least 1", "raise it")
+        check(self.probe.inverse_l2 > 0, f"probe.inverse_l2 = {self.probe.inverse_l2}", "a positive number", "raise it")
+        check(
             0 < self.probe.val_fraction < 1,
             f"probe.val_fraction = {self.probe.val_fraction}",
             "a share between 0 and 1",
             "0.25 is the default",
         )
-        _check_grid("iti.alphas", self.iti.alphas)
-        _check_grid("optimal.strengths", self.optimal.strengths)
-        _check(all(x > 0 for x in self.optimal.strengths), f"{self.optimal.strengths}", "positive tau", "raise it")
+        check_grid("iti.alphas", self.iti.alphas)
+        check_grid("optimal.strengths", self.optimal.strengths)
+        check(all(x > 0 for x in self.optimal.strengths), f"{self.optimal.strengths}", "positive tau", "raise it")
         for name in ("epochs", "bank_size", "batch_size", "max_questions"):
             value = getattr(self.optimal, name)
-            _check(value is None or value >= 1, f"optimal.{name} = {value}", "at least 1", "raise it")
+            check(value is None or value >= 1, f"optimal.{name} = {value}", "at least 1", "raise it")
         norm = self.optimal.max_grad_norm
-        _check(norm > 0, f"optimal.max_grad_norm = {norm}", "a positive number", "raise it")
+        check(norm > 0, f"optimal.max_grad_norm = {norm}", "a positive number", "raise it")
         rate = self.optimal.learning_rate
-        _check(rate is None or rate > 0, f"optimal.learning_rate = {rate}", "a positive number", "raise it")
+        check(rate is None or rate > 0, f"optimal.learning_rate = {rate}", "a positive number", "raise it")
         for name in ("drift_documents", "drift_tokens"):
             value = getattr(self.evaluation, name)
-            _check(value >= 2, f"evaluation.{name} = {value}", "at least 2", "raise it")
+            check(value >= 2, f"evaluation.{name} = {value}", "at least 2", "raise it")
+        limit = self.evaluation.max_new_tokens
+        check(limit >= 0, f"evaluation.max_new_tokens = {limit}", "0 or more", "50 is the default")
+        for name in ("target", "retention"):
+            _check_judge(getattr(self.judges, name), f"judges.{name}", limit)
 
     @property
     def hash(self) -> str:
-        """Hash of everything that shapes results. Device and device_map do not: a run may move to another machine."""
+        """Hash of everything that shapes trials.
+
+        Device and device_map do not: a run may move to another machine. Nor do judges, score and level, which only
+        read what trials left: a finished run can be judged and reported anew.
+        """
         values = to_dict(self)
         for key in ("device", "device_map"):
             del values["loading"][key]
+        for key in ("judges", "score", "level"):
+            del values[key]
         return content_hash(values)
 
 
-def _check_grid(name: str, grid: tuple[float, ...]) -> None:
-    _check(len(grid) > 0, f"{name} empty", "at least one value", "name a value")
-    _check(len(set(grid)) == len(grid), f"{name} = {grid}", "each value once", "drop the repeats")
+def _check_judge(judge: JudgeConfig, name: str, max_new_tokens: int) -> None:
+    check(
+        max_new_tokens > 0 or judge.kind in ("default", "none"),
+        f"{name}.kind = {judge.kind} and evaluation.max_new_tokens = 0",
+        "answers to judge",
+        "raise evaluation.max_new_tokens",
+    )
+    check(
+        judge.model is not None or judge.kind not in ("causal-lm", "openai"),
+        f"{name}.kind = {judge.kind} without a model",
+        f"{name}.model",
+        "name the judge's model",
+    )
+    check(judge.concurrency >= 1, f"{name}.concurrency = {judge.concurrency}", "at least 1", "raise it")
+    check(judge.max_retries >= 0, f"{name}.max_retries = {judge.max_retries}", "0 or more", "raise it")
+    check(judge.timeout > 0, f"{name}.timeout = {judge.timeout}", "a positive number of seconds", "raise it")
+    for key in ("price_in", "price_out"):
+        value = getattr(judge, key)
+        check(value is None or value >= 0, f"{name}.{key} = {value}", "US dollars, 0 or more", "mend it")
 
 
-def _check(ok: bool, got: str, expected: str, remedy: str) -> None:
-    if not ok:
-        raise ConfigError(got=got, expected=expected, remedy=remedy)
-
-
-def to_dict(config: AuditConfig) -> dict[str, Any]:
+def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain dict, tuples as lists: what the YAML file holds."""
     return _plain(asdict(config))
 
@@ -250,120 +320,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
-def to_yaml(config: AuditConfig) -> str:
-    """The whole configuration as YAML, every default spelled out."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
-
-
-def load_config(path: str | Path, base: AuditConfig | None = None) -> AuditConfig:
-    """Read a YAML file over `base` (default: the defaults). Unknown keys and wrong types raise `ConfigError`."""
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(got=f"{path}, which is not a file", expected="a YAML file", remedy="check the path")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(got=f"{path}, which is not UTF-8 text", expected="a YAML file", remedy="check it") from None
-    return parse_config(text, base, source=str(path))
-
-
-def load_preset(name: str) -> AuditConfig:
-    """A configuration that ships with the package: ``demo``."""
-    text = resources.files("locaudit").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_config(text, source=f"preset {name}")
-
-
-def parse_config(text: str, base: AuditConfig | None = None, *, source: str = "the text") -> AuditConfig:
-    """`load_config` on YAML text."""
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        line = " ".join(str(error).split())
-        raise ConfigError(got=f"{source}, which is not YAML ({line})", expected="YAML", remedy="mend it") from None
-    if values is None:
-        values = {}
-    return _merge(base or AuditConfig(), values, source, "")
-
-
-def merge_config(base: AuditConfig, values: Mapping[str, Any], *, source: str = "the call") -> AuditConfig:
-    """`base` with some fields changed; groups take a mapping. Unknown names and wrong types raise `ConfigError`."""
-    return _merge(base, values, source, "")
-
-
-def _merge(instance: Any, values: Any, source: str, prefix: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(instance)}
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            got=f"{prefix or 'a document'} = {values!r} in {source}",
-            expected=f"keys among {', '.join(fields)}",
-            remedy="indent the settings under it",
-        )
-    unknown = [str(key) for key in values if key not in fields]
-    if unknown:
-        raise ConfigError(
-            got=f"the unknown setting {prefix}{unknown[0]} in {source}",
-            expected=f"one of {', '.join(fields)}",
-            remedy="check the spelling; `locaudit audit --help` lists all",
-        )
-    hints = _hints(type(instance))
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        current = getattr(instance, key)
-        if dataclasses.is_dataclass(current):
-            changes[key] = _merge(current, value, source, f"{prefix}{key}.")
-        else:
-            changes[key] = _coerce(value, hints[key], f"{prefix}{key}", source)
-    return dataclasses.replace(instance, **changes)
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    from typing import get_type_hints
-
-    return get_type_hints(cls)
-
-
-def _coerce(value: Any, hint: Any, name: str, source: str) -> Any:
-    """The value as `hint` wants it (lists to tuples, ints to floats), or `ConfigError`. No other conversions."""
-    from types import UnionType
-    from typing import Union, get_args, get_origin
-
-    origin, options = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        for option in options:
-            try:
-                return _coerce(value, option, name, source)
-            except ConfigError:
-                continue
-    elif origin is tuple:
-        values = value if isinstance(value, list | tuple) else ()
-        inner = options[:1] * len(values) if options[-1:] == (Ellipsis,) else options
-        if isinstance(value, list | tuple) and len(inner) == len(value):
-            return tuple(_coerce(item, hint_, name, source) for item, hint_ in zip(value, inner, strict=True))
-    elif origin is Literal:
-        if value in options:
-            return value
-    elif hint is type(None):
-        if value is None:
-            return None
-    elif hint is float:
-        if isinstance(value, str) and _SCIENTIFIC.match(value):
-            value = float(value)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    raise ConfigError(
-        got=f"{name} = {value!r} in {source}",
-        expected=_describe(hint),
-        remedy="put it in quotes" if hint == str | None else "mend the value; `locaudit audit --help` describes it",
-    )
-
-
-_SCIENTIFIC = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-"""1e-3 is a number to everyone but YAML 1.1, which wants 1.0e-3."""
-
-
-def _describe(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

@@ -1,0 +1,174 @@
+r"""What an edited model says: greedy answers, many questions and many edits in one batch.
+
+transformers' own `generate` decodes. A batch is left-padded behind the prefix that all prompts share:
+
+    cached          prefilled, then decoded one column at a time
+    p p p p p | - - q q q | a a a ...
+    p p p p p | q q q q q | a a a ...
+
+The prefix runs once for each edit, and its keys and values serve every row. The last column of every forward is the
+last prompt token or the newest answer token of every row, which is where an ``answer`` edit (ITI) acts.
+
+Source: TruthfulQA's generation task and ITI's code. Deviation: rows stop at the next question's marker instead of
+decoding on and cutting afterwards; the answers are the same.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from locaudit.edits import EditBank
+from locaudit.models import Model
+from locaudit.scoring import Prefix, batches, check_length, run_prefix
+
+BATCH_TOKENS = 2048
+"""Padded prompt tokens and tokens to come of one batch, over all edits; bounds the memory of keys and values."""
+BATCH_ROWS = 64
+"""Rows of one batch, over all edits. Part of what a generation depends on below float32: rounding follows shapes."""
+_MARKER = re.compile(r"(?<!\w)Q:")
+"""The next question: where an answer ends."""
+_TAIL = 8
+"""Newest tokens in which the marker is looked for after each step; it takes at most four."""
+
+
+def generate_answers(
+    model: Model,
+    prefix: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    bank: EditBank | None = None,
+    *,
+    max_new_tokens: int = 50,
+    cached_prefix: Prefix | None = None,
+) -> list[list[str]]:
+    """Greedy answer to every prompt under each edit of the bank: texts [edit][prompt], stripped, without the marker.
+
+    `prompts` are token ids behind `prefix`; `cached_prefix` is `run_prefix` of it under the same bank, if at hand.
+    Raises `ModelError` when a prompt and its answer do not fit the model's context or sliding window.
+    """
+    tokens = generate_tokens(
+        model, prefix, prompts, bank, max_new_tokens=max_new_tokens, cached_prefix=cached_prefix
+    )
+    return [[answer_text(model, row) for row in rows] for rows in tokens]
+
+
+def answer_text(model: Model, tokens: Sequence[int]) -> str:
+    """Text of generated tokens up to the next question's marker, stripped, special tokens left out."""
+    text = model.tokenizer.decode(list(tokens), skip_special_tokens=True)
+    return _MARKER.split(text, maxsplit=1)[0].strip()  # type: ignore[union-attr]
+
+
+def generate_tokens(
+    model: Model,
+    prefix: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    bank: EditBank | None = None,
+    *,
+    max_new_tokens: int = 50,
+    cached_prefix: Prefix | None = None,
+    batch_rows: int = BATCH_ROWS,
+) -> list[list[tuple[int, ...]]]:
+    """Token ids [edit][prompt] of `generate_answers`, up to and with the token that ended the answer."""
+    n_edits = bank.n_edits if bank else 1
+    longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
+    check_length(model, longest, "a question with the answer to be generated (prompt included)")
+    out: list[list[tuple[int, ...]]] = [[()] * len(prompts) for _ in range(n_edits)]
+    with torch.no_grad(), _plain_generation(model) as ends:
+        if cached_prefix is None:
+            cached_prefix = run_prefix(model, prefix, bank)
+        lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+        for group in batches(lengths, max(BATCH_TOKENS // n_edits, 1)):
+            size = max(batch_rows // n_edits, 1)
+            for numbers in (group[i : i + size] for i in range(0, len(group), size)):
+                chosen = [prompts[i] for i in numbers]
+                rows = _decode(model, prefix, chosen, bank, cached_prefix, max_new_tokens, ends)
+                for k in range(n_edits):
+                    for i, row in zip(numbers, rows[k * len(numbers) : (k + 1) * len(numbers)], strict=True):
+                        out[k][i] = row
+    return out
+
+
+def _decode(
+    model: Model,
+    prefix: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    bank: EditBank | None,
+    cached: Prefix | None,
+    max_new_tokens: int,
+    ends: frozenset[int],
+) -> list[tuple[int, ...]]:
+    """New tokens of each row, edit-major."""
+    n_edits = bank.n_edits if bank else 1
+    n_rows, width = n_edits * len(prompts), max(map(len, prompts))
+    ids = torch.full((n_rows, len(prefix) + width), model.pad_id)
+    seen = torch.zeros_like(ids)
+    ids[:, : len(prefix)] = torch.tensor(prefix, dtype=torch.long)
+    seen[:, : len(prefix)] = 1
+    for row in range(n_rows):
+        prompt = prompts[row % len(prompts)]
+        ids[row, ids.shape[1] - len(prompt) :] = torch.tensor(prompt)
+        seen[row, ids.shape[1] - len(prompt) :] = 1
+    ids, seen = ids.to(model.device), seen.to(model.device)
+    rows = torch.arange(n_edits, device=model.device).repeat_interleave(len(prompts))
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(cached or ()):
+        cache.update(keys.index_select(0, rows.to(keys.device)), values.index_select(0, rows.to(values.device)), layer)
+    with bank.decoding(model, rows) if bank else nullcontext():
+        output: Tensor = model.lm.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=seen,
+            past_key_values=cache,
+            generation_config=GenerationConfig(
+                max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=model.pad_id, eos_token_id=sorted(ends)
+            ),
+            stopping_criteria=StoppingCriteriaList([_NextQuestion(model, ids.shape[1])]),
+        )
+    return [_cut(model, row, ends) for row in output[:, ids.shape[1] :].tolist()]
+
+
+class _NextQuestion(StoppingCriteria):
+    """A row is done once its answer holds the marker of the next question."""
+
+    def __init__(self, model: Model, n_prompt: int):
+        self._decode = model.tokenizer.batch_decode
+        self._n_prompt = n_prompt
+
+    def __call__(self, input_ids: Int[Tensor, "rows tokens"], scores, **_) -> Bool[Tensor, " rows"]:
+        tails = self._decode(input_ids[:, max(self._n_prompt, input_ids.shape[1] - _TAIL) :], skip_special_tokens=True)
+        done = [_MARKER.search(text) is not None for text in tails]
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+
+def _cut(model: Model, row: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
+    """Drop what stands after the token that ended the answer: padding, while other rows went on."""
+    for n, token in enumerate(row, start=1):
+        if token in ends:
+            return tuple(row[:n])
+        tail = model.tokenizer.decode(row[max(n - _TAIL, 0) : n], skip_special_tokens=True)
+        if _MARKER.search(tail):  # type: ignore[arg-type]
+            return tuple(row[:n])
+    return tuple(row)
+
+
+@contextmanager
+def _plain_generation(model: Model) -> Iterator[frozenset[int]]:
+    """The tokens that end an answer; meanwhile the checkpoint's own generation settings (penalties, sampling) rest.
+
+    transformers fills whatever a caller leaves open from them.
+    """
+    own = model.lm.generation_config
+    ends = own.eos_token_id if own is not None else None  # type: ignore[union-attr]
+    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if model.tokenizer.eos_token_id is not None:
+        listed = [*listed, model.tokenizer.eos_token_id]
+    model.lm.generation_config = GenerationConfig()
+    try:
+        yield frozenset(int(token) for token in listed)
+    finally:
+        model.lm.generation_config = own

@@ -1,0 +1,148 @@
+"""How far two judges agree on the same answers.
+
+kappa = (p_o - p_e) / (1 - p_e), where p_o is the share of answers with the same verdict and p_e the share expected from
+the two judges' own shares of yes. Source: Cohen 1960. A verdict is yes where P(yes) >= threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from locaudit.errors import DataError
+
+N_RESAMPLES = 9_999
+"""Resamples of the bootstrap."""
+
+Interval = tuple[float, float]
+"""Lower and upper end of 95%; NaN where there is none."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two judges on the answers that both judged. NaN stands for what is not defined."""
+
+    n: int
+    """Answers that both judged."""
+    n_groups: int
+    """Questions that these answers belong to."""
+    missing: tuple[int, int]
+    """Answers without a judgement, for each judge."""
+    counts: tuple[tuple[int, int], tuple[int, int]]
+    """[first judge's verdict][second's], no before yes."""
+    yes: tuple[float, float]
+    """Share of yes, for each judge."""
+    agreement: float
+    """Share of answers with the same verdict."""
+    agreement_interval: Interval
+    kappa: float
+    """Agreement beyond chance; NaN when both judges give one and the same verdict throughout."""
+    kappa_interval: Interval
+    pearson: float
+    """Correlation of the probabilities; NaN when one judge's are all equal."""
+    spearman: float
+    """Correlation of their ranks, ties averaged."""
+
+
+def compare(
+    first: Sequence[float | None],
+    second: Sequence[float | None],
+    groups: Sequence[str],
+    *,
+    threshold: float = 0.5,
+    seed: int = 0,
+) -> Agreement:
+    """Compare two judges' P(yes) on the same answers; ``None`` is missing.
+
+    `groups` names the question of each answer. The intervals are percentile bootstrap intervals over questions, because
+    answers to one question are not independent; resamples in which kappa is undefined are left out of its interval.
+    With fewer than 2 questions there is none. Raises `DataError` for unequal lengths or a probability outside [0, 1].
+    """
+    if not len(first) == len(second) == len(groups):
+        raise DataError(
+            got=f"{len(first)} and {len(second)} judgements of {len(groups)} answers",
+            expected="one of each judge for each answer",
+            remedy="pass None for a missing one",
+        )
+    for values in (first, second):
+        wrong = next((x for x in values if x is not None and not 0 <= x <= 1), None)
+        if wrong is not None:
+            raise DataError(
+                got=f"the probability {wrong}", expected="0 to 1, or None where missing", remedy="mend the judge"
+            )
+    both = [i for i in range(len(groups)) if first[i] is not None and second[i] is not None]
+    x = np.array([first[i] for i in both], dtype=float)
+    y = np.array([second[i] for i in both], dtype=float)
+    names = {name: k for k, name in enumerate(dict.fromkeys(groups[i] for i in both))}
+    # Cell of each answer in the 2 x 2 table, row by row.
+    cell = 2 * (x >= threshold) + (y >= threshold)
+    table = np.zeros((len(names), 4))
+    np.add.at(table, ([names[groups[i]] for i in both], cell.astype(int)), 1)
+    total = table.sum(axis=0)
+    agreement, kappa = _measures(total[None])
+    lows_highs = [_interval(values) for values in _resampled(table, seed)]
+    (n00, n01), (n10, n11) = total.astype(int).reshape(2, 2).tolist()
+    n = len(both)
+    return Agreement(
+        n=n,
+        n_groups=len(names),
+        missing=(sum(v is None for v in first), sum(v is None for v in second)),
+        counts=((n00, n01), (n10, n11)),
+        yes=((n10 + n11) / n, (n01 + n11) / n) if n else (math.nan, math.nan),
+        agreement=float(agreement[0]),
+        agreement_interval=lows_highs[0],
+        kappa=float(kappa[0]),
+        kappa_interval=lows_highs[1],
+        pearson=_pearson(x, y),
+        spearman=_pearson(_ranks(x), _ranks(y)),
+    )
+
+
+def _measures(counts: NDArray) -> tuple[NDArray, NDArray]:
+    """Agreement and kappa of 2 x 2 counts (tables, 4)."""
+    n = counts.sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        n00, n01, n10, n11 = (counts / n[:, None]).T
+        observed = n00 + n11
+        expected = (n00 + n01) * (n00 + n10) + (n11 + n10) * (n11 + n01)
+        # 1 - expected is 0 when both always say the same; rounding must not make it a number.
+        kappa = np.where(1 - expected > 1e-12, (observed - expected) / (1 - expected), np.nan)
+    return observed, kappa
+
+
+def _resampled(table: NDArray, seed: int) -> tuple[NDArray, NDArray]:
+    """Agreement and kappa of each resample of the table's groups (rows)."""
+    n_groups = len(table)
+    if n_groups < 2:
+        return np.array([]), np.array([])
+    rng = np.random.default_rng(seed)
+    sums = []
+    for start in range(0, N_RESAMPLES, 1000):  # bounds the memory
+        n = min(1000, N_RESAMPLES - start)
+        sums.append(rng.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n) @ table)
+    return _measures(np.concatenate(sums))
+
+
+def _interval(values: NDArray) -> Interval:
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _pearson(x: NDArray, y: NDArray) -> float:
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return math.nan
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _ranks(values: NDArray) -> NDArray:
+    """Ranks from 1, ties averaged."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2)[which] if len(values) else values
