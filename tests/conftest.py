@@ -14,6 +14,12 @@ settings.load_profile("fast")
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_cache_of_the_user(monkeypatch):
+    """Tests neither read nor write what was generated and judged outside of them."""
+    monkeypatch.setenv("LOCAUDIT_CACHE", "off")
+
+
 @pytest.fixture(scope="session", params=NAMES)
 def tiny_model(request):
     """The tiny model of each architecture in turn. Shared: leave it as it was."""

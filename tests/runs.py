@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 from locaudit.config import AuditConfig, merge_config
+from locaudit.judges import Judgement
+from locaudit.records import content_hash
 from tiny import make_lm, tokenizer
 
 N_QUESTIONS = 16
+NO_JUDGES = {"target": {"kind": "none"}, "retention": {"kind": "none"}}
 
 
 def save_model(folder: Path, model_type: str = "llama", seed: int = 0) -> Path:
@@ -45,6 +48,36 @@ def small_config(folder: Path, **changes) -> AuditConfig:
         "probe": {"top_k": 2},
         "iti": {"alphas": [2.0]},
         "optimal": {"strengths": [0.2]},
-        "evaluation": {"drift_documents": 2, "drift_tokens": 8},
+        "evaluation": {"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6, "bank_size": 1},
+        "judges": NO_JUDGES,
     }
     return merge_config(merge_config(AuditConfig(), values), changes)
+
+
+class HashJudge:
+    """A judge whose verdicts are a fixed function of aspect, question and answer; it fails on what `fails` says."""
+
+    def __init__(self, aspect: str, version: int = 1, fails=lambda case: False):
+        self.aspect, self.version, self.fails = aspect, version, fails
+        self.seen = []
+
+    @property
+    def name(self) -> str:
+        return f"hash ({self.aspect})"
+
+    @property
+    def fingerprint(self) -> str:
+        return content_hash([self.aspect, self.version])
+
+    @property
+    def uses_references(self) -> bool:
+        return False
+
+    def score(self, cases):
+        self.seen += cases
+        return [
+            Judgement(None, "it fails") if self.fails(case) else Judgement(self.probability(case)) for case in cases
+        ]
+
+    def probability(self, case) -> float:
+        return int(content_hash([self.aspect, self.version, case.question, case.answer]), 16) / 16**16

@@ -88,7 +88,9 @@ CHANGED = AuditConfig(
         max_grad_norm=0.5,
         bank_size=7,
     ),
-    evaluation=EvaluationConfig(drift_text="text.txt", drift_documents=2, drift_tokens=3, max_new_tokens=7),
+    evaluation=EvaluationConfig(
+        drift_text="text.txt", drift_documents=2, drift_tokens=3, max_new_tokens=7, bank_size=2
+    ),
     judges=JudgesConfig(target=OTHER_JUDGE, retention=OTHER_JUDGE),
 )
 
@@ -278,7 +280,8 @@ lists = st.lists(finite, max_size=4).map(tuple)
 )
 def test_record_round_trip_keeps_every_bit(metrics, questions, hyperparameter, message, loss):
     spec = TrialSpec("claim", "iti", "1.2", hyperparameter, 3, "c")
-    record = TrialRecord(spec, "ok", message, metrics, {"kl": 0.1}, questions, {"loss": loss}, "e")
+    answers = {"test": (message, "", "Q: \u2028")}
+    record = TrialRecord(spec, "ok", message, metrics, {"kl": 0.1}, questions, answers, {"loss": loss}, "e")
     text = record.to_json()
     again = TrialRecord.from_json(text)
     assert again == record

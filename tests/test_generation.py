@@ -47,9 +47,9 @@ def test_batched_under_many_edits_equals_one_by_one_without_cache(name, primer):
     prefix, prompts = prompts_of(model, primer)
     assert bool(prefix) == bool(primer)
     edits = edits_of(model)
-    batched = generate_tokens(model, prefix, prompts, stack(model, edits), max_new_tokens=12)
+    batched = generate_tokens(model, prefix, prompts, stack(model, edits), max_new_tokens=20)
     for edit, rows in zip(edits, batched, strict=True):
-        assert rows == [greedy(model, prefix + prompt, edit, 12, {EOS}) for prompt in prompts]
+        assert rows == [greedy(model, prefix + prompt, edit, 20, {EOS}) for prompt in prompts]
     assert len({tuple(rows) for rows in batched}) > 1, "the edits say the same: the test shows nothing"
 
 
@@ -57,23 +57,23 @@ def test_batched_under_many_edits_equals_one_by_one_without_cache(name, primer):
 def test_the_untouched_model_and_edits_that_do_nothing(name):
     model = talker(name)
     prefix, prompts = prompts_of(model, PRIMER)
-    untouched = generate_tokens(model, prefix, prompts, max_new_tokens=12)[0]
-    assert untouched == [greedy(model, prefix + prompt, None, 12, {EOS}) for prompt in prompts]
+    untouched = generate_tokens(model, prefix, prompts, max_new_tokens=20)[0]
+    assert untouched == [greedy(model, prefix + prompt, None, 20, {EOS}) for prompt in prompts]
     sites = [("heads", 0), ("neurons", 1)]
     one, other = zero_edit(model, sites), random_edit(model, heads((0, 1)), 1)
-    banked = generate_tokens(model, prefix, prompts, stack(model, [one, other, one]), max_new_tokens=12)
+    banked = generate_tokens(model, prefix, prompts, stack(model, [one, other, one]), max_new_tokens=20)
     assert banked[0] == banked[2] == untouched
-    assert generate_tokens(model, prefix, prompts, stack(model, [one]), max_new_tokens=12)[0] == untouched
-    assert generate_tokens(model, prefix, prompts, max_new_tokens=12)[0] == untouched, "an edit stayed behind"
+    assert generate_tokens(model, prefix, prompts, stack(model, [one]), max_new_tokens=20)[0] == untouched
+    assert generate_tokens(model, prefix, prompts, max_new_tokens=20)[0] == untouched, "an edit stayed behind"
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 64])
 def test_batch_size_and_order_do_not_matter(llama, batch_rows):
     prefix, prompts = prompts_of(llama, PRIMER)
     bank = stack(llama, edits_of(llama))
-    whole = generate_tokens(llama, prefix, prompts, bank, max_new_tokens=12)
-    assert generate_tokens(llama, prefix, prompts, bank, max_new_tokens=12, batch_rows=batch_rows) == whole
-    backwards = generate_tokens(llama, prefix, prompts[::-1], bank, max_new_tokens=12)
+    whole = generate_tokens(llama, prefix, prompts, bank, max_new_tokens=20)
+    assert generate_tokens(llama, prefix, prompts, bank, max_new_tokens=20, batch_rows=batch_rows) == whole
+    backwards = generate_tokens(llama, prefix, prompts[::-1], bank, max_new_tokens=20)
     assert [rows[::-1] for rows in backwards] == whole
 
 
@@ -82,9 +82,9 @@ def test_an_edit_folded_into_the_weights_says_the_same(name):
     tiny_model = talker(name)
     prefix, prompts = prompts_of(tiny_model, PRIMER)
     edit = random_edit(tiny_model, heads((0, 1), (1, 2)), 1)
-    hooked = generate_tokens(tiny_model, prefix, prompts, stack(tiny_model, [edit]), max_new_tokens=12)
+    hooked = generate_tokens(tiny_model, prefix, prompts, stack(tiny_model, [edit]), max_new_tokens=20)
     with folded(tiny_model, edit):
-        assert generate_tokens(tiny_model, prefix, prompts, max_new_tokens=12) == hooked
+        assert generate_tokens(tiny_model, prefix, prompts, max_new_tokens=20) == hooked
 
 
 def steered(model, token, step_bias=50.0):
@@ -151,14 +151,14 @@ def test_an_answer_stops_at_the_next_question(said, kept):
 
 def test_the_checkpoints_own_generation_settings_rest_meanwhile(llama):
     prefix, prompts = prompts_of(llama, PRIMER)
-    expected = generate_tokens(llama, prefix, prompts, max_new_tokens=12)
+    expected = generate_tokens(llama, prefix, prompts, max_new_tokens=20)
     own = llama.lm.generation_config
     penalised = GenerationConfig(
         repetition_penalty=5.0, no_repeat_ngram_size=1, do_sample=True, temperature=3.0, eos_token_id=EOS, max_length=3
     )
     llama.lm.generation_config = penalised
     try:
-        assert generate_tokens(llama, prefix, prompts, max_new_tokens=12) == expected
+        assert generate_tokens(llama, prefix, prompts, max_new_tokens=20) == expected
         assert llama.lm.generation_config is penalised
     finally:
         llama.lm.generation_config = own
@@ -176,7 +176,7 @@ def test_an_answer_edit_leaves_the_prompt_alone_and_all_does_not(llama):
     prefix, prompts = prompts_of(llama, PRIMER)
     everywhere = random_edit(llama, heads((0, 1), (0, 2)), 5, scale=2.0)
     answer = random_edit(llama, heads((0, 1), (0, 2)), 5, scale=2.0, positions="answer")
-    said = generate_tokens(llama, prefix, prompts, stack(llama, [everywhere, answer]), max_new_tokens=12)
+    said = generate_tokens(llama, prefix, prompts, stack(llama, [everywhere, answer]), max_new_tokens=20)
     assert said[0] != said[1]
 
 

@@ -25,7 +25,7 @@ from locaudit.store import open_run
 
 N = {"val": 8, "test": 12}
 QUESTIONS = {split: [f"{split}{i}" for i in range(n)] for split, n in N.items()}
-CONFIG = AuditConfig(controls=19)
+CONFIG = AuditConfig(controls=19)  # no judges in the facts: the score is mc2
 FIGURES = ("controls", "effect_vs_kl", "probes")
 RUN = {
     "model": "tiny", "fingerprint": "0123abcd", "n_layers": 4, "n_heads": 3, "n_units": 12,

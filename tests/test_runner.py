@@ -23,7 +23,7 @@ from locaudit.runner import run_audit
 from locaudit.runner.plan import build_plan
 from locaudit.runner.progress import Pace, describe_seconds
 from locaudit.store import read_run
-from runs import save_behaviour, save_model, small_config
+from runs import HashJudge, save_behaviour, save_model, small_config
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def dump(folder: Path) -> dict[str, list]:
     with sqlite3.connect(folder / "trials.sqlite") as connection:
         out = {
             name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2, 3, 4").fetchall()
-            for name in ("trials", "scores")
+            for name in ("trials", "scores", "answers", "judgements", "questions")
         }
     connection.close()
     for name in ("edits", "cache"):  # a kill may leave a part of a temporary file, which has a name of its own
@@ -251,10 +251,12 @@ def test_audit_from_python(home, tmp_path):
         prompt={"primer": "none"},
         iti={"alphas": (2.0,)},
         optimal={"strengths": [0.2]},
-        evaluation={"drift_documents": 2, "drift_tokens": 8},
+        evaluation={"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6},
+        judges={"truth": HashJudge("truth"), "info": HashJudge("info")},
     )
     assert result.report.is_file()
     assert result.verdict.claim == "0.1,1.2"
+    assert result.verdict.score == "info_truth"
     assert {v.outcome for v in result.verdict.methods.values()} <= {"no effect", "underpowered"}
     assert json.loads((tmp_path / "run" / "verdict.json").read_text())["headline"] == result.verdict.headline
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from locaudit.activations import collect_activations
+from locaudit.cache import Cache
 from locaudit.config import AuditConfig, EvaluationConfig, ITIConfig, OptimalConfig
 from locaudit.evaluation import METRICS, DriftText, question_scores
 from locaudit.iti import iti_theta
@@ -57,6 +58,7 @@ def shared_of(config=CONFIG, test=TEST):
         {"val": held_out(model, VAL), "test": held_out(model, test)},
         DriftText(random_ids(3, 12)),
         iti_theta(collect_activations(model, TRAIN)),
+        Cache(),
     )
 
 
@@ -188,7 +190,7 @@ def test_an_iti_trial_is_its_edit(shared):
 
 def test_an_optimal_trial_is_its_training(shared):
     """The record's losses are those of `train`, and of the slow twin, at the trial's own seed."""
-    settings = replace(CONFIG.optimal, reader="location", batching="pair", batch_size=5, learning_rate=4e-3)
+    settings = replace(CONFIG.optimal, reader="location", batching="pair", batch_size=5, learning_rate=4e-3, bank_size=2)
     shared = replace(shared, config=replace(CONFIG, optimal=settings))
     told = []
     results = run_trials(shared, OPTIMAL[:2], on_step=lambda *x: told.append(x))

@@ -10,7 +10,7 @@ print(result.verdict)
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from locaudit.data.prompts import Prompt
 from locaudit.edits import Edit, Positions
 from locaudit.errors import ModelError
 from locaudit.iti import Direction, iti_edit, iti_theta
+from locaudit.judges import Judge
 from locaudit.locations import Kind, Location, parse_location
 from locaudit.models import Model
 from locaudit.probes import Probes
@@ -30,7 +31,7 @@ from locaudit.records import TrialRecord
 from locaudit.report import write_report
 from locaudit.runner import run_audit
 from locaudit.scoring import answer_log_probs, plant
-from locaudit.stats import Verdict, decide
+from locaudit.stats import Verdict, decide, judged_records, run_score
 from locaudit.store import read_run
 from locaudit.training import Batching, Job, Objective, Reader, Reduction, TrainingData, train
 
@@ -136,13 +137,15 @@ def audit(
     out: str | Path,
     config: AuditConfig | None = None,
     claim: Location | str | Sequence | None = None,
+    judges: Mapping[str, Judge] | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> AuditResult:
     """Run (or resume) an audit and write its report.
 
     `settings` are fields of `AuditConfig` over `config`; the nested groups take a mapping, as in the YAML file:
-    ``audit(model, behaviour, out="runs/a", controls=39, optimal={"strengths": [0.2]})``.
+    ``audit(model, behaviour, out="runs/a", controls=39, optimal={"strengths": [0.2]})``. `judges` are judges of your
+    own (`locaudit.judges.Judge`), ``truth`` and ``info``, in place of those in the settings.
     """
     values: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
     if claim is not None:
@@ -155,6 +158,7 @@ def audit(
         out,
         model=model if isinstance(model, Model) else None,
         behaviour=behaviour if isinstance(behaviour, Behaviour) else None,
+        judges=judges,
         progress=progress,
     )
     return read_result(out)
@@ -165,8 +169,8 @@ def read_result(folder: str | Path) -> AuditResult:
     folder = Path(folder)
     report = write_report(folder)
     with read_run(folder) as store:
-        records = store.records()
-        verdict = decide(records, score=store.config.score, level=store.config.level)
+        records = judged_records(store)
+        verdict = decide(records, score=run_score(store), level=store.config.level)
     return AuditResult(verdict, tuple(records), folder, report)
 
 

@@ -157,12 +157,12 @@ def _run(command: _Run) -> None:
 
 
 def _print_verdict(folder: Path, report: Path) -> None:
-    from locaudit.stats import decide
+    from locaudit.stats import decide, judged_records, run_score
     from locaudit.store import read_run
 
     with read_run(folder) as store:
-        records, planned = store.records(), (store.fact("run") or {}).get("planned", 0)
-        verdict = decide(records, score=store.config.score, level=store.config.level)
+        records, planned = judged_records(store), (store.fact("run") or {}).get("planned", 0)
+        verdict = decide(records, score=run_score(store), level=store.config.level)
     console = Console(highlight=False, soft_wrap=True)
     if len(records) < planned:
         console.print(f"UNFINISHED: {len(records)} of {planned} trials; all below is provisional.", style="bold red")

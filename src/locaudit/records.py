@@ -69,6 +69,9 @@ class TrialRecord:
     """``kl`` and ``ce`` in nats per token on the fixed documents."""
     questions: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     """split -> metric -> one value a question, in the split's order."""
+    answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """split -> what the edited model says to each question, in the split's order; empty if nothing was generated.
+    Judgements of it are kept apart (`locaudit.store`), since judges come and go."""
     training: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """``loss``: one value a step (optimal edits); empty otherwise."""
     edit: str = ""
@@ -87,5 +90,6 @@ class TrialRecord:
             split: {metric: tuple(values) for metric, values in metrics.items()}
             for split, metrics in raw["questions"].items()
         }
+        raw["answers"] = {split: tuple(texts) for split, texts in raw.get("answers", {}).items()}
         raw["training"] = {key: tuple(values) for key, values in raw["training"].items()}
         return TrialRecord(**raw)

@@ -1,17 +1,23 @@
-"""One trial: (what all trials share, identity) -> (record, edit). No files, no clock, no global random state."""
+"""One trial: (what all trials share, identity) -> (record, edit).
+
+No clock, no global random state, and no files but those of `Shared.cache`.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from locaudit.cache import Cache
 from locaudit.config import AuditConfig
 from locaudit.data import Question
 from locaudit.edits import Edit, EditBank, stack
-from locaudit.evaluation import DriftText, means, measure_drift, score_questions
+from locaudit.evaluation import DriftText, answer_prompts, means, measure_drift, score_questions
 from locaudit.iti import iti_edit
 from locaudit.locations import parse_location
 from locaudit.models import Model
@@ -41,12 +47,17 @@ class Shared:
     drift: DriftText
     theta: Tensor | None
     """sigma u of every unit (layers, units, width); None when ITI is not run."""
+    cache: Cache
+    """Answers generated before."""
 
 
 def run_trials(
     shared: Shared, specs: Sequence[TrialSpec], on_step: Callable[[int, int], None] | None = None
 ) -> list[tuple[TrialRecord, Edit | None]]:
-    """Fit and score the edits of trials of one method, together as one bank; None for an edit that diverged."""
+    """Fit the edits of trials of one method and score them together as one bank; None for an edit that diverged.
+
+    Optimal edits are trained in banks of ``optimal.bank_size``.
+    """
     if specs[0].method == "none":
         return [(_base_record(shared, spec), None) for spec in specs]
     fits = [_fit_iti(shared, spec) for spec in specs] if specs[0].method == "iti" else _fit_optimal(
@@ -62,10 +73,7 @@ def run_trials(
             message = message or "scores under the edit are not finite"
             out.append((TrialRecord(spec, "diverged", message, training=training), None))
         else:
-            metrics, drift, questions = scores
-            record = TrialRecord(
-                spec, "ok", "", metrics, drift, questions, training, edit=f"{spec.trial_id}.safetensors"
-            )
+            record = TrialRecord(spec, "ok", "", **scores, training=training, edit=f"{spec.trial_id}.safetensors")
             out.append((record, edit))
     return out
 
@@ -96,44 +104,68 @@ def _fit_optimal(
         Job(parse_location(spec.location), spec.hyperparameter or 0.0, spec.rng_seed, settings.learning_rate)
         for spec in specs
     ]
-    fits = train(
-        shared.model,
-        shared.training,
-        jobs,
-        objective=settings.objective,
-        reduction=settings.reduction,
-        reader=settings.reader,
-        batching=settings.batching,
-        batch_size=settings.batch_size,
-        epochs=settings.epochs,
-        max_grad_norm=settings.max_grad_norm,
-        on_step=on_step,
-    )
+    size = settings.bank_size
+    fits = [
+        fit
+        for start in range(0, len(jobs), size)
+        for fit in train(
+            shared.model,
+            shared.training,
+            jobs[start : start + size],
+            objective=settings.objective,
+            reduction=settings.reduction,
+            reader=settings.reader,
+            batching=settings.batching,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            max_grad_norm=settings.max_grad_norm,
+            on_step=on_step,
+        )
+    ]
     return [(fit.edit, fit.losses, fit.message) for fit in fits]
 
 
-_Scores = tuple[dict[str, dict[str, float]], dict[str, float], dict[str, dict[str, tuple[float, ...]]]]
-
-
-def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) -> list[_Scores | None]:
-    """(means, drift, values a question) under each edit; None where a number is not finite."""
+def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) -> list[dict[str, Any] | None]:
+    """A record's metrics, drift, questions and answers under each edit; None where a number is not finite."""
     bank = stack(shared.model, edits)
-    sums = {name: _sums(shared, name, bank) for name in scored_splits(shared.config, specs[0])}
+    names = scored_splits(shared.config, specs[0])
+    sums = {name: _sums(shared, name, bank) for name in names}
     drift = measure_drift(shared.model, shared.drift, bank)
-    out: list[_Scores | None] = []
-    for k in range(len(edits)):
-        finite = all(torch.isfinite(x[k]).all() for rows in sums.values() for x in rows)
-        if not finite or not all(torch.isfinite(torch.tensor(list(drift[k].values())))):
-            out.append(None)
-            continue
+    finite = [
+        all(torch.isfinite(x[k]).all() for rows in sums.values() for x in rows)
+        and all(map(math.isfinite, drift[k].values()))
+        for k in range(len(edits))
+    ]
+    alive = [k for k in range(len(edits)) if finite[k]]
+    answers = _answers(shared, names, [edits[k] for k in alive]) if alive else []
+    out: list[dict[str, Any] | None] = [None] * len(edits)
+    for k, said in zip(alive, answers, strict=True):
         questions = {
             name: score_questions(
                 shared.splits[name].questions, [x[k] for x in rows], list(shared.splits[name].reference)
             )
             for name, rows in sums.items()
         }
-        out.append(({name: means(scores) for name, scores in questions.items()}, drift[k], questions))
+        out[k] = {
+            "metrics": {name: means(scores) for name, scores in questions.items()},
+            "drift": drift[k],
+            "questions": questions,
+            "answers": said,
+        }
     return out
+
+
+def _answers(shared: Shared, names: Sequence[str], edits: Sequence[Edit] | None) -> list[dict[str, tuple[str, ...]]]:
+    """Split -> answers, for each edit (for the unedited model alone when None)."""
+    limit = shared.config.evaluation.max_new_tokens
+    n_edits = 1 if edits is None else len(edits)
+    if not limit:
+        return [{} for _ in range(n_edits)]
+    said = {
+        name: answer_prompts(shared.model, shared.splits[name].forest, edits, max_new_tokens=limit, cache=shared.cache)
+        for name in names
+    }
+    return [{name: said[name][k] for name in names} for k in range(n_edits)]
 
 
 def _sums(shared: Shared, name: str, bank: EditBank) -> list[Tensor]:
@@ -153,4 +185,5 @@ def _base_record(shared: Shared, spec: TrialSpec) -> TrialRecord:
         {name: means(scores) for name, scores in questions.items()},
         measure_drift(shared.model, shared.drift, None)[0],
         questions,
+        _answers(shared, tuple(shared.splits), None)[0],
     )

@@ -146,6 +146,8 @@ class EvaluationConfig:
     """Tokens a document."""
     max_new_tokens: int = 50
     """Tokens that an edited model may generate as its answer; 0: generate nothing, so that nothing can be judged."""
+    bank_size: int = 4
+    """Edits scored together as rows of one batch: decoding a few rows costs as much as decoding many."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,8 @@ class AuditConfig:
         for name in ("drift_documents", "drift_tokens"):
             value = getattr(self.evaluation, name)
             check(value >= 2, f"evaluation.{name} = {value}", "at least 2", "raise it")
+        size = self.evaluation.bank_size
+        check(size >= 1, f"evaluation.bank_size = {size}", "at least 1", "4 is the default")
         limit = self.evaluation.max_new_tokens
         check(limit >= 0, f"evaluation.max_new_tokens = {limit}", "0 or more", "50 is the default")
         for name in ("target", "retention"):

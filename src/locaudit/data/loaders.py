@@ -56,7 +56,7 @@ def load_behaviour(source: str | Path, *, format: Format = "auto") -> Behaviour:
         raise DataError(got=f"format {format!r}", expected=", ".join(get_args(Format)), remedy="check the spelling")
     name, path = str(source), Path(source)
     if format in ("auto", "truthfulqa") and (os.path.isdir(path) or name in _HUB_IDS):
-        placed, dropped = _truthfulqa_questions(_hub_rows(name))
+        kind, (placed, dropped) = "truthfulqa", _truthfulqa_questions(_hub_rows(name))
     else:
         bundled = name in _BUNDLED and format in ("auto", "jsonl")
         text = _read(resources.files("locaudit.data").joinpath(f"{name}.jsonl") if bundled else path, name)
@@ -67,7 +67,9 @@ def load_behaviour(source: str | Path, *, format: Format = "auto") -> Behaviour:
         listed = "; ".join(dropped[:5]) + ("; ..." if len(dropped) > 5 else "")
         warnings.warn(f"{name}: dropped {len(dropped)}: {listed}", UserWarning, stacklevel=2)
     with _at(_first_repeat(placed) or name):
-        return Behaviour(path.resolve().stem, tuple(question for _, question in placed))
+        # The choice between (A) and (B) is no free answer: neither bundled aspect asks anything sensible of it.
+        aspects = (None, None) if kind == "ab" else (Behaviour.target, Behaviour.retention)
+        return Behaviour(path.resolve().stem, tuple(question for _, question in placed), *aspects)
 
 
 def _read(file: Path | Traversable, name: str) -> str:

@@ -1,5 +1,6 @@
-"""What an edit does: multiple choice on held-out questions, drift on ordinary text."""
+"""What an edit does: multiple choice and answers on held-out questions, drift on ordinary text."""
 
+from locaudit.evaluation.answers import answer_prompts
 from locaudit.evaluation.drift import (
     DriftText,
     cut_documents,
@@ -13,6 +14,7 @@ from locaudit.evaluation.multiple_choice import METRICS, means, question_scores,
 __all__ = [
     "METRICS",
     "DriftText",
+    "answer_prompts",
     "answer_text",
     "cut_documents",
     "generate_answers",

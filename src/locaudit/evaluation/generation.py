@@ -32,6 +32,8 @@ BATCH_TOKENS = 2048
 """Padded prompt tokens and tokens to come of one batch, over all edits; bounds the memory of keys and values."""
 BATCH_ROWS = 64
 """Rows of one batch, over all edits. Part of what a generation depends on below float32: rounding follows shapes."""
+SEGMENT = 12
+"""Tokens after which rows that are done leave the batch."""
 _MARKER = re.compile(r"(?<!\w)Q:")
 """The next question: where an answer ends."""
 _TAIL = 8
@@ -52,9 +54,7 @@ def generate_answers(
     `prompts` are token ids behind `prefix`; `cached_prefix` is `run_prefix` of it under the same bank, if at hand.
     Raises `ModelError` when a prompt and its answer do not fit the model's context or sliding window.
     """
-    tokens = generate_tokens(
-        model, prefix, prompts, bank, max_new_tokens=max_new_tokens, cached_prefix=cached_prefix
-    )
+    tokens = generate_tokens(model, prefix, prompts, bank, max_new_tokens=max_new_tokens, cached_prefix=cached_prefix)
     return [[answer_text(model, row) for row in rows] for rows in tokens]
 
 
@@ -103,7 +103,7 @@ def _decode(
     max_new_tokens: int,
     ends: frozenset[int],
 ) -> list[tuple[int, ...]]:
-    """New tokens of each row, edit-major."""
+    """New tokens of each row, edit-major. Rows that are done leave the batch every `SEGMENT` tokens."""
     n_edits = bank.n_edits if bank else 1
     n_rows, width = n_edits * len(prompts), max(map(len, prompts))
     ids = torch.full((n_rows, len(prefix) + width), model.pad_id)
@@ -114,22 +114,42 @@ def _decode(
         prompt = prompts[row % len(prompts)]
         ids[row, ids.shape[1] - len(prompt) :] = torch.tensor(prompt)
         seen[row, ids.shape[1] - len(prompt) :] = 1
-    ids, seen = ids.to(model.device), seen.to(model.device)
     rows = torch.arange(n_edits, device=model.device).repeat_interleave(len(prompts))
     cache = DynamicCache()
     for layer, (keys, values) in enumerate(cached or ()):
         cache.update(keys.index_select(0, rows.to(keys.device)), values.index_select(0, rows.to(values.device)), layer)
-    with bank.decoding(model, rows) if bank else nullcontext():
-        output: Tensor = model.lm.generate(  # type: ignore[operator]
-            ids,
-            attention_mask=seen,
-            past_key_values=cache,
-            generation_config=GenerationConfig(
-                max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=model.pad_id, eos_token_id=sorted(ends)
-            ),
-            stopping_criteria=StoppingCriteriaList([_NextQuestion(model, ids.shape[1])]),
-        )
-    return [_cut(model, row, ends) for row in output[:, ids.shape[1] :].tolist()]
+    ids, seen = ids.to(model.device), seen.to(model.device)
+    n_prompt, out = ids.shape[1], [()] * n_rows
+    going = torch.arange(n_rows, device=model.device)
+    while len(going):
+        n_done = ids.shape[1] - n_prompt
+        with bank.decoding(model, rows[going]) if bank else nullcontext():
+            ids = model.lm.generate(  # type: ignore[operator]
+                ids,
+                attention_mask=seen,
+                past_key_values=cache,
+                generation_config=GenerationConfig(
+                    max_new_tokens=min(SEGMENT, max_new_tokens - n_done),
+                    do_sample=False,
+                    pad_token_id=model.pad_id,
+                    eos_token_id=sorted(ends),
+                ),
+                stopping_criteria=StoppingCriteriaList([_NextQuestion(model, n_prompt)]),
+            )
+        last = ids.shape[1] - n_prompt >= max_new_tokens
+        keep = []
+        for place, row in enumerate(ids[:, n_prompt:].tolist()):
+            end = _end(model, row, n_done, ends)
+            if end is not None or last:
+                out[int(going[place])] = tuple(row[:end])
+            else:
+                keep.append(place)
+        chosen = torch.tensor(keep, dtype=torch.long, device=model.device)
+        going, ids, seen = going[chosen], ids[chosen], seen[chosen]
+        seen = torch.cat([seen, seen.new_ones(len(seen), ids.shape[1] - seen.shape[1])], dim=1)
+        if keep:
+            cache.batch_select_indices(chosen)
+    return out
 
 
 class _NextQuestion(StoppingCriteria):
@@ -145,15 +165,15 @@ class _NextQuestion(StoppingCriteria):
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 
-def _cut(model: Model, row: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
-    """Drop what stands after the token that ended the answer: padding, while other rows went on."""
-    for n, token in enumerate(row, start=1):
-        if token in ends:
-            return tuple(row[:n])
-        tail = model.tokenizer.decode(row[max(n - _TAIL, 0) : n], skip_special_tokens=True)
+def _end(model: Model, row: Sequence[int], start: int, ends: frozenset[int]) -> int | None:
+    """Length of the answer with the token that ended it, looked for from `start` on; None if it has not ended."""
+    for n in range(start + 1, len(row) + 1):
+        if row[n - 1] in ends:
+            return n
+        tail = model.tokenizer.decode(list(row[max(n - _TAIL, 0) : n]), skip_special_tokens=True)
         if _MARKER.search(tail):  # type: ignore[arg-type]
-            return tuple(row[:n])
-    return tuple(row)
+            return n
+    return None
 
 
 @contextmanager

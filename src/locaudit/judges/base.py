@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from locaudit.errors import ConfigError
 
@@ -103,4 +103,13 @@ class Judge(Protocol):
 
     def score(self, cases: Sequence[Case]) -> list[Judgement]:
         """One judgement a case, in order. A case that cannot be judged is missing; it does not raise."""
+        ...
+
+
+@runtime_checkable
+class Billed(Protocol):
+    """A judge whose judgements cost money or other people's machines."""
+
+    def estimate(self, cases: Sequence[Case]) -> object:
+        """What judging the cases would take; its text is one line."""
         ...

@@ -11,7 +11,7 @@ from locaudit.report import view
 from locaudit.report.figures import draw_controls, draw_effect, draw_probes
 from locaudit.report.html import Drawing, render_page
 from locaudit.report.style import require, save
-from locaudit.stats import Verdict, decide
+from locaudit.stats import Verdict, decide, judged_records, run_score
 from locaudit.store import read_run, write_atomically
 
 __all__ = ["require_report_extra", "write_report"]
@@ -31,10 +31,10 @@ def write_report(folder: str | Path) -> Path:
     even then).
     """
     with read_run(folder) as store:
-        records, config, seconds = store.records(), store.config, store.seconds()
+        records, config, seconds, score = judged_records(store), store.config, store.seconds(), run_score(store)
         run, probes = store.fact("run") or {}, store.fact("probes")
     folder = Path(folder)
-    verdict = decide(records, score=config.score, level=config.level)
+    verdict = decide(records, score=score, level=config.level)
     claim = run.get("claim") or verdict.claim
     write_atomically(folder / "verdict.json", verdict.to_json().encode())
     page = render_page(

@@ -15,6 +15,9 @@ from locaudit.trial import Shared, scored_splits
 BACKWARD = 1.3
 """Cost of a backward pass through edited layers in units of a forward pass of the same tokens (weights are frozen)."""
 
+DECODING = 1.5
+"""Cost of a token that may be decoded in units of a token run forward: few rows at a time, but answers end early."""
+
 
 def context_hash(config: AuditConfig, model: Model, split: Split, primer: str, drift_text: bytes = b"") -> str:
     """Hash of all that a trial's record depends on besides its own identity.
@@ -34,6 +37,7 @@ def context_hash(config: AuditConfig, model: Model, split: Split, primer: str, d
         "methods",
         "score",
         "level",
+        "judges",
     ):
         del values[key]
     for group, keys in {
@@ -53,10 +57,10 @@ def context_hash(config: AuditConfig, model: Model, split: Split, primer: str, d
 
 
 def build_plan(config: AuditConfig, model: Model, claim: Location, context: str) -> list[list[TrialSpec]]:
-    """Groups of trials in the order they run: base, claim, whole model, controls; a group shares one edit bank.
+    """Groups of trials in the order they run: base, claim, whole model, controls; a group is scored as one edit bank.
 
-    Groups are fixed by the plan alone, so that a resumed run trains the same banks. Raises `LocationError` if the claim
-    is outside the model or leaves too little room for the controls.
+    Groups are fixed by the plan alone, so that a resumed run trains and scores the same banks. Raises `LocationError`
+    if the claim is outside the model or leaves too little room for the controls.
     """
     n_units = model.n_units(claim.kind)
     claim.check(model.n_layers, n_units)
@@ -68,9 +72,11 @@ def build_plan(config: AuditConfig, model: Model, claim: Location, context: str)
         places.append(("whole", -1, model.whole(claim.kind)))
     places.extend(("control", n, location) for n, location in enumerate(controls))
     groups = [[TrialSpec("base", "none", "", None, config.seed, context)]]
-    size = config.optimal.bank_size
     for arms in (("claim", "whole"), ("control",)):
         for method in config.methods:
+            size = config.evaluation.bank_size
+            if method == "optimal":  # whole training banks
+                size = config.optimal.bank_size * max(size // config.optimal.bank_size, 1)
             grid = config.iti.alphas if method == "iti" else config.optimal.strengths
             specs = [
                 TrialSpec(arm, method, str(location), value, config.seed, context, number)
@@ -87,10 +93,10 @@ def cost(shared: Shared, specs: Sequence[TrialSpec]) -> float:
     config, first = shared.config, specs[0]
     tokens = float(shared.drift.documents.numel())
     if first.method != "none":
-        tokens += sum(
-            shared.splits[name].forest.n_tokens + len(shared.splits[name].forest.prefix)
-            for name in scored_splits(config, first)
-        )
+        for name in scored_splits(config, first):
+            held = shared.splits[name]
+            tokens += held.forest.n_tokens + 2 * len(held.forest.prefix)
+            tokens += DECODING * config.evaluation.max_new_tokens * len(held.questions)
     if first.method == "optimal":
         forest = shared.training.forest
         n_training = forest.n_tokens

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from locaudit.activations import Activations, collect_activations
+from locaudit.cache import Cache
 from locaudit.config import AuditConfig
 from locaudit.data import Question, Split
 from locaudit.data.prompts import Prompt
@@ -62,7 +63,7 @@ def prepare_probes(
 
 
 def prepare_shared(
-    store: Store, model: Model, split: Split, primer: str, theta: Tensor | None, context: str, say: Say
+    store: Store, model: Model, split: Split, primer: str, theta: Tensor | None, cache: Cache, context: str, say: Say
 ) -> Shared:
     """Trees, the unedited model's log-probabilities on them, and the drift text."""
     config = store.config
@@ -96,7 +97,13 @@ def prepare_shared(
     n_true = tuple(len(question.true) for question in train)
     drift = _cached(store, "drift", context, lambda: ({"documents": _documents(config, model, say)}, {}))[0]
     return Shared(
-        model, config, TrainingData(train_forest, n_true, train_reference), splits, DriftText(drift["documents"]), theta
+        model,
+        config,
+        TrainingData(train_forest, n_true, train_reference),
+        splits,
+        DriftText(drift["documents"]),
+        theta,
+        cache,
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
@@ -12,20 +13,25 @@ from pathlib import Path
 import torch
 
 from locaudit.activations import collect_activations
+from locaudit.cache import open_cache
 from locaudit.config import AuditConfig
 from locaudit.data import Behaviour, Split, load_behaviour, split_questions
 from locaudit.data.prompts import load_primer
-from locaudit.errors import RunFolderError
+from locaudit.errors import ConfigError, RunFolderError
 from locaudit.evaluation import read_drift_text
+from locaudit.judges import Judge
 from locaudit.locations import Location, parse_location
 from locaudit.models import Model, load_model
 from locaudit.probes import Probes, fit_probes
 from locaudit.records import TrialSpec
+from locaudit.runner.judging import build_judges, describe_judges, estimate_cost, judge_answers
 from locaudit.runner.plan import build_plan, context_hash, cost
 from locaudit.runner.prepare import prepare_probes, prepare_shared
 from locaudit.runner.progress import Meter, show_progress
-from locaudit.store import Store, open_run, write_atomically
-from locaudit.trial import Shared, run_trials
+from locaudit.stats import components, resolve_score
+from locaudit.stats.judged import ASPECT_NAMES
+from locaudit.store import HeldOutQuestion, Store, open_run, write_atomically
+from locaudit.trial import Shared, run_trials, scored_splits
 
 
 def run_audit(
@@ -34,9 +40,13 @@ def run_audit(
     *,
     model: Model | None = None,
     behaviour: Behaviour | None = None,
+    judges: Mapping[str, Judge] | None = None,
     progress: bool = True,
 ) -> None:
     """Run every trial of the plan that has no record yet. `model` and `behaviour` take the place of loading by name.
+
+    `judges` (``truth``, ``info``) takes the place of the judges in the settings. Answers are judged as their trials
+    end; those that have no judgement from an earlier attempt are judged first.
 
     Killed at any moment and started again, it ends with the same records: each group of trials is one transaction, a
     trial depends only on its identity and on what all share, and what all share is written once.
@@ -48,7 +58,11 @@ def run_audit(
     given = parse_location(config.claim) if config.claim is not None else None
     if given is not None:  # what a claim file says now, so that changing it later cannot mix two claims in one folder
         config = replace(config, claim=str(given))
-    with open_run(out, config) as store, show_progress(progress) as meter:
+    generates = config.evaluation.max_new_tokens > 0
+    with open_run(out, config) as store, show_progress(progress) as meter, closing(open_cache()) as cache:
+        if judges is None:
+            judges = build_judges(config.judges, behaviour, generates=generates, device=config.loading.device)
+        _check_score(config, judges)
         if model is None:
             meter.say(f"loading {config.model}")
             model = _load(config)
@@ -60,8 +74,13 @@ def run_audit(
         claim = given or probes.top(config.probe.top_k)
         groups = build_plan(config, model, claim, context)
         _note_facts(store, model, behaviour.name, split, claim, given is not None, probes, groups)
-        shared = prepare_shared(store, model, split, primer, theta, context, meter.say)
-        _run_groups(store, shared, groups, meter)
+        _note_judges(store, judges, split)
+        shared = prepare_shared(store, model, split, primer, theta, cache, context, meter.say)
+        n_answers = sum(len(store.questions(name)) for g in groups for s in g for name in scored_splits(config, s))
+        for line in estimate_cost(judges, store.questions("test"), n_answers if generates else 0):
+            meter.say(line)
+        judge_answers(judges, store, store.records(), cache, meter.say)
+        _run_groups(store, shared, groups, judges, meter)
 
 
 def run_probes(config: AuditConfig) -> Probes:
@@ -88,7 +107,37 @@ def _load(config: AuditConfig) -> Model:
     return load_model(config.model, **asdict(config.loading))
 
 
-def _run_groups(store: Store, shared: Shared, groups: Sequence[Sequence[TrialSpec]], meter: Meter) -> None:
+def _check_score(config: AuditConfig, judges: Mapping[str, Judge]) -> None:
+    """A score that needs a judge who is not there raises `ConfigError` before anything runs."""
+    score = resolve_score(config.score, tuple(judges))
+    needed = [slot for slot in ASPECT_NAMES if any(part.startswith(slot) for part in components(score))]
+    if score == "info_truth_both":
+        needed = list(ASPECT_NAMES)
+    if any(slot not in judges for slot in needed):
+        raise ConfigError(
+            got=f"score = {score} with judges of {', '.join(judges) or 'nothing'}",
+            expected=f"judges of {' and '.join(needed)}",
+            remedy="set judges.target and judges.retention, or choose a score such as mc2",
+        )
+
+
+def _note_judges(store: Store, judges: Mapping[str, Judge], split: Split) -> None:
+    store.set_fact("judges", describe_judges(judges))
+    store.set_questions(
+        {
+            name: [HeldOutQuestion(q.id, q.text, q.true, q.false) for q in getattr(split, name)]
+            for name in ("val", "test")
+        }
+    )
+
+
+def _run_groups(
+    store: Store,
+    shared: Shared,
+    groups: Sequence[Sequence[TrialSpec]],
+    judges: Mapping[str, Judge],
+    meter: Meter,
+) -> None:
     done = store.done()
     todo = [group for group in groups if not all(spec.trial_id in done for spec in group)]
     left: dict[str, float] = {}
@@ -105,6 +154,7 @@ def _run_groups(store: Store, shared: Shared, groups: Sequence[Sequence[TrialSpe
             if edit is not None:
                 write_atomically(store.edits / record.edit, edit.to_bytes())
         store.add([record for record, _ in results], ids, time.monotonic() - started)
+        judge_answers(judges, store, [record for record, _ in results], shared.cache, meter.say)
         for record, _ in results:
             if record.status == "diverged":
                 meter.say(f"{_describe([record.spec])}: diverged ({record.message}); the audit goes on")

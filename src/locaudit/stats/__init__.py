@@ -1,16 +1,28 @@
-"""Statistics of an audit: selection on validation, tests, intervals, verdict."""
+"""Statistics of an audit: scores, selection on validation, tests, intervals, verdict."""
 
+from locaudit.stats.judged import count_missing, judged_records, resolve_score, run_score
+from locaudit.stats.scores import JUDGED, components, judged_metrics, mean_score, score_values
 from locaudit.stats.selection import select
-from locaudit.stats.tests import monte_carlo_p, paired_gain_p, paired_interval
+from locaudit.stats.tests import monte_carlo_p, paired_gain_p, paired_interval, score_interval
 from locaudit.stats.verdict import MethodVerdict, Outcome, Verdict, decide
 
 __all__ = [
+    "JUDGED",
     "MethodVerdict",
     "Outcome",
     "Verdict",
+    "components",
+    "count_missing",
     "decide",
+    "judged_metrics",
+    "judged_records",
+    "mean_score",
     "monte_carlo_p",
     "paired_gain_p",
     "paired_interval",
+    "resolve_score",
+    "run_score",
+    "score_interval",
+    "score_values",
     "select",
 ]

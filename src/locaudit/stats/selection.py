@@ -31,8 +31,9 @@ def _best(group: list[TrialRecord], score: str) -> TrialRecord | None:
         return finite[0] if finite else None
 
     def key(record: TrialRecord) -> tuple[float, float, float]:
+        value = record.metrics["val"].get(score, math.nan)  # NaN: no answer of it could be judged
         return (
-            -record.metrics["val"][score],
+            math.inf if math.isnan(value) else -value,
             record.drift.get("kl", math.inf),
             -math.inf if record.spec.hyperparameter is None else record.spec.hyperparameter,
         )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+from locaudit.stats.scores import mean_score
 
 N_RESAMPLES = 9_999
 """Resamples of the sign-flip test and the bootstrap."""
@@ -24,40 +28,101 @@ def monte_carlo_p(claim: float, controls: Sequence[float]) -> float:
 
 
 def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> float:
-    """One-sided sign-flip p-value that the mean of `after - before` over questions is not above 0.
+    """One-sided p-value that the score of `after` is not above that of `before`, by exchanging them at questions.
 
-    Exact when 2^n is at most `N_RESAMPLES`, else Monte Carlo; SciPy's `permutation_test` does the work. Questions are
-    taken as exchangeable in sign under the null.
+    `after` and `before` are one value a question, or (components, questions) of a score that is a product of means
+    (`locaudit.stats.scores`). Under the null, a question's two values may be exchanged; for a plain mean this is the
+    sign-flip test. Questions missing in either are left out. Exact when 2^n is at most `N_RESAMPLES`, else Monte
+    Carlo; SciPy's `permutation_test` does the work.
     """
-    gains = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    if not gains.any():
+    a, b = _complete_pairs(after, before)
+    n = a.shape[1]
+    if n == 0 or not (a - b).any():
         return 1.0
+    rng = np.random.default_rng(seed)
+    data: tuple[NDArray, ...]
+    if len(a) == 1:
+        data, statistic = (a[0] - b[0],), _mean_of_flipped
+    else:
+        both = np.concatenate([a, b], axis=1)
+        data = (np.arange(n), np.arange(n, 2 * n))  # questions by number: SciPy exchanges numbers, we look them up
+        statistic = partial(_difference_of_exchanged, both)
     result = stats.permutation_test(
-        (gains,),
-        lambda x, axis: np.mean(x, axis=axis),
+        data,
+        statistic,
         permutation_type="samples",
         alternative="greater",
         vectorized=True,
         n_resamples=N_RESAMPLES,
-        rng=np.random.default_rng(seed),
+        batch=_batch(a.size),
+        rng=rng,
     )
     return float(result.pvalue)
 
 
 def paired_interval(
-    after: ArrayLike, before: ArrayLike, *, confidence: float = 0.95, seed: int = 0
+    after: ArrayLike, before: ArrayLike | Sequence[ArrayLike], *, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `after - before`, resampling questions (SciPy's `bootstrap`)."""
-    gains = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    if np.ptp(gains) == 0:
-        return float(gains[0]), float(gains[0])
-    result = stats.bootstrap(
-        (gains,),
-        np.mean,
-        method="percentile",
-        confidence_level=confidence,
-        n_resamples=N_RESAMPLES,
-        vectorized=True,
-        rng=np.random.default_rng(seed),
+    """Percentile bootstrap interval of the score of `after` minus that of `before`, resampling questions.
+
+    Shapes as in `paired_gain_p`; `before` may be a list, of whose scores the mean is taken. SciPy's `bootstrap`.
+    """
+    a = np.atleast_2d(np.asarray(after, dtype=float))
+    others = before if isinstance(before, list | tuple) and np.ndim(before[0]) > 0 else [before]
+    b = np.stack([np.atleast_2d(np.asarray(x, dtype=float)) for x in others], axis=1)  # components, arms, questions
+    return _interval(
+        lambda i: mean_score(a[:, i]) - np.mean(mean_score(np.moveaxis(b[:, :, i], 1, -2)), axis=-1),
+        a.shape[1],
+        (1 + b.shape[1]) * a.size,
+        confidence,
+        seed,
     )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def score_interval(values: ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of a score, resampling questions; NaN when no question has a value."""
+    v = np.atleast_2d(np.asarray(values, dtype=float))
+    if np.isnan(mean_score(v)):
+        return float("nan"), float("nan")
+    return _interval(lambda i: mean_score(v[:, i]), v.shape[1], v.size, confidence, seed)
+
+
+def _interval(
+    statistic: Callable[[NDArray[np.int_]], NDArray[np.float64]], n: int, size: int, confidence: float, seed: int
+) -> tuple[float, float]:
+    """Bootstrap of a statistic of question numbers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result = stats.bootstrap(
+            (np.arange(n),),
+            lambda i, axis: statistic(i.astype(int)),
+            method="percentile",
+            confidence_level=confidence,
+            n_resamples=N_RESAMPLES,
+            vectorized=True,
+            batch=_batch(size),
+            rng=np.random.default_rng(seed),
+        )
+    # A resample may hold no judged question at all; it says nothing.
+    drawn = result.bootstrap_distribution[~np.isnan(result.bootstrap_distribution)]
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]) if drawn.size else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def _mean_of_flipped(gains: NDArray, axis: int) -> NDArray:
+    return np.mean(gains, axis=axis)
+
+
+def _difference_of_exchanged(values: NDArray, after: NDArray, before: NDArray, axis: int) -> NDArray:
+    return mean_score(values[:, after.astype(int)]) - mean_score(values[:, before.astype(int)])
+
+
+def _complete_pairs(after: ArrayLike, before: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    a, b = (np.atleast_2d(np.asarray(x, dtype=float)) for x in (after, before))
+    there = ~(np.isnan(a) | np.isnan(b)).any(axis=0)
+    return a[:, there], b[:, there]
+
+
+def _batch(size: int) -> int:
+    """Resamples at a time, so that a batch holds some ten million numbers."""
+    return max(1, min(N_RESAMPLES, 10_000_000 // max(size, 1)))

@@ -1,0 +1,14 @@
+"""The run folder: configuration, records in SQLite (one transaction a trial), edits, and shared preparation.
+
+config.yaml      the configuration, every default spelled out
+trials.sqlite    records, per-question scores, answers and their judgements, timings, facts of the run
+edits/           one safetensors file a trial
+cache/           what all trials share (activations' statistics, reference log-probabilities, drift text)
+verdict.json, report.html, figures/
+"""
+
+from locaudit.store.database import HeldOutQuestion, Store
+from locaudit.store.files import MIN_FREE_BYTES, no_room, write_atomically
+from locaudit.store.folder import open_run, read_run
+
+__all__ = ["MIN_FREE_BYTES", "HeldOutQuestion", "Store", "no_room", "open_run", "read_run", "write_atomically"]

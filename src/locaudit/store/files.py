@@ -1,0 +1,36 @@
+"""Files of a run folder: written whole or not at all, and never onto a full disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from locaudit.errors import RunFolderError
+
+MIN_FREE_BYTES = 64 * 2**20
+"""A run does not start or go on with less room than this."""
+
+
+def no_room(folder: Path, free: int) -> RunFolderError:
+    """The error for a full disk."""
+    return RunFolderError(
+        got=f"{free / 2**20:.0f} MiB free on the disk of {folder}",
+        expected=f"at least {MIN_FREE_BYTES // 2**20} MiB",
+        remedy="make room and run the same command again: finished trials are kept",
+    )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a kill leaves the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno == 28:  # ENOSPC
+            raise no_room(path.parent, 0) from error
+        raise

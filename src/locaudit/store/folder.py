@@ -1,0 +1,140 @@
+"""Opening run folders: one writer at a time, one configuration a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from locaudit.config import AuditConfig, load_config, to_dict, to_yaml
+from locaudit.errors import ConfigError, RunFolderError
+from locaudit.store.database import SCHEMA, Store, connect
+from locaudit.store.files import write_atomically
+
+
+@contextmanager
+def open_run(folder: str | Path, config: AuditConfig) -> Iterator[Store]:
+    """Create a run folder, or open one made by the same configuration, for writing.
+
+    A folder without any record yet, such as one of a run that was refused, takes a new configuration.
+    Raises `RunFolderError` if the folder holds something else, was made by another configuration (naming the settings
+    that differ), is in use by another process, or the disk is full.
+    """
+    folder = Path(folder)
+    _prepare_folder(folder)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunFolderError(
+            got=f"{folder}, which another process is writing to",
+            expected="one writer at a time",
+            remedy="wait for it, stop it, or choose another --out",
+        ) from None
+    try:
+        if not (folder / "config.yaml").is_file():  # first of all files: it marks the folder as a run's
+            write_atomically(folder / "config.yaml", to_yaml(config).encode())
+        connection = connect(folder / "trials.sqlite")
+        try:
+            store = Store(folder, config, connection)
+            store.check_room()
+            connection.executescript(SCHEMA)
+            if store.done():
+                _check_config(folder, config)
+            write_atomically(folder / "config.yaml", to_yaml(config).encode())
+            for name in ("edits", "cache", "figures"):
+                (folder / name).mkdir(exist_ok=True)
+            yield store
+        finally:
+            connection.close()
+    finally:
+        lock.release()
+
+
+@contextmanager
+def read_run(folder: str | Path) -> Iterator[Store]:
+    """Open an existing run folder for reading."""
+    folder = Path(folder)
+    if not (folder / "trials.sqlite").is_file() or not (folder / "config.yaml").is_file():
+        raise RunFolderError(
+            got=f"{folder}, which is not a run folder",
+            expected="a folder with config.yaml and trials.sqlite",
+            remedy="name the --out of a locaudit run",
+        )
+    config = load_config(folder / "config.yaml")
+    connection = connect(folder / "trials.sqlite")
+    try:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'trials'").fetchone():
+            raise RunFolderError(
+                got=f"{folder}, whose trials.sqlite has no records table",
+                expected="a run that got past its start",
+                remedy="run the same command again",
+            )
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'judgements'").fetchone():
+            raise RunFolderError(
+                got=f"{folder}, made by an earlier version of locaudit",
+                expected="a run of this version",
+                remedy="run the audit again with another --out",
+            )
+        yield Store(folder, config, connection)
+    finally:
+        connection.close()
+
+
+def _prepare_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            got=f"{folder}, which cannot be made ({error.strerror})",
+            expected="a folder to write to",
+            remedy="check --out",
+        ) from None
+    if not os.access(folder, os.W_OK):
+        raise RunFolderError(
+            got=f"{folder} without write permission", expected="a writable folder", remedy="check --out"
+        )
+    stray = [p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.endswith(".tmp")]
+    if stray and not (folder / "config.yaml").is_file():
+        raise RunFolderError(
+            got=f"{folder} with other files in it ({', '.join(sorted(stray)[:3])})",
+            expected="an empty folder or one of an earlier run",
+            remedy="choose another --out",
+        )
+
+
+def _check_config(folder: Path, config: AuditConfig) -> None:
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    try:
+        found = load_config(path)
+    except ConfigError as error:
+        raise RunFolderError(
+            got=f"{path}, which does not load ({error})",
+            expected="the configuration of this run",
+            remedy="choose another --out",
+        ) from None
+    if found.hash != config.hash:
+        raise RunFolderError(
+            got=f"{folder}, made by another configuration ({_difference(found, config)})",
+            expected="the same configuration, so that old and new trials can be compared",
+            remedy="choose another --out, or repeat the earlier settings to resume",
+        )
+
+
+def _difference(found: AuditConfig, config: AuditConfig) -> str:
+    def flat(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield prefix + key, value
+
+    old, new = dict(flat(to_dict(found))), dict(flat(to_dict(config)))
+    changed = [f"{key}: {old[key]} there, {new[key]} here" for key in new if old[key] != new[key]]
+    return "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
