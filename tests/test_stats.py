@@ -11,7 +11,7 @@ from scipy import stats
 
 from locaudit.errors import RunFolderError
 from locaudit.records import TrialRecord, TrialSpec
-from locaudit.stats import decide, monte_carlo_p, paired_gain_p, paired_interval, select
+from locaudit.stats import decide, monte_carlo_p, paired_gain_p, paired_interval, score_interval, select
 
 N = 32
 SCORE = "mc2"
@@ -274,3 +274,68 @@ def test_too_few_questions_are_underpowered_not_no_effect():
     verdict = decide(records, score=SCORE).methods["optimal"]
     assert verdict.outcome == "underpowered"
     assert "4 test questions cannot show any effect" in verdict.sentence and "at least 5" in verdict.sentence
+
+
+# Scores that are products of means
+
+
+def all_exchanges(after, before):
+    """The p-value over every way of exchanging the two at questions, by hand."""
+    n = after.shape[1]
+    observed = after.mean(axis=1).prod() - before.mean(axis=1).prod()
+    count = 0
+    for flips in itertools.product([False, True], repeat=n):
+        a = np.where(flips, before, after).mean(axis=1).prod()
+        b = np.where(flips, after, before).mean(axis=1).prod()
+        count += a - b >= observed - 1e-12
+    return count / 2**n
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_gain_in_a_product_is_tested_by_exchanging_questions(seed):
+    rng = np.random.default_rng(seed)
+    after, before = (rng.random((2, 9)) > 0.3).astype(float), (rng.random((2, 9)) > 0.6).astype(float)
+    assert paired_gain_p(after, before) == pytest.approx(all_exchanges(after, before))
+
+
+def test_one_component_is_the_sign_flip_test():
+    rng = np.random.default_rng(0)
+    after, before = rng.normal(0.3, 1, (1, 8)), rng.normal(0, 1, (1, 8))
+    assert paired_gain_p(after, before) == paired_gain_p(after[0], before[0]) == all_exchanges(after, before)
+
+
+def test_a_gain_test_leaves_missing_questions_out():
+    rng = np.random.default_rng(1)
+    after, before = rng.random((2, 10)), rng.random((2, 10))
+    holed = after.copy()
+    holed[0, 2] = holed[1, 7] = np.nan
+    keep = [i for i in range(10) if i not in (2, 7)]
+    assert paired_gain_p(holed, before) == paired_gain_p(after[:, keep], before[:, keep])
+    assert paired_gain_p(np.full((2, 10), np.nan), before) == 1
+    assert paired_gain_p([1.0, np.nan], [0.0, 0.0]) == 0.5
+
+
+def test_the_interval_of_a_product_covers_it_and_shrinks_with_questions():
+    rng = np.random.default_rng(2)
+    few, many = (rng.random((2, 20)) > 0.4).astype(float), (rng.random((2, 500)) > 0.4).astype(float)
+    widths = []
+    for values in (few, many):
+        low, high = score_interval(values)
+        assert low < values.mean(axis=1).prod() < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 3
+    assert score_interval(np.ones((2, 5))) == (1, 1)
+    assert all(map(math.isnan, score_interval(np.full((2, 5), np.nan))))
+
+
+def test_the_interval_against_several_controls_is_that_of_their_mean_score():
+    rng = np.random.default_rng(3)
+    claim, controls = rng.random((2, 30)), [rng.random((2, 30)) for _ in range(4)]
+    low, high = paired_interval(claim, controls)
+    gap = claim.mean(axis=1).prod() - np.mean([x.mean(axis=1).prod() for x in controls])
+    assert low < gap < high
+    assert paired_interval(claim, [controls[0], controls[0]]) == pytest.approx(paired_interval(claim, controls[0]))
+    one = rng.random(30)
+    assert paired_interval(claim[0], [one, controls[0][0]]) == pytest.approx(
+        paired_interval(claim[0], (one + controls[0][0]) / 2)
+    ), "for a plain mean it is the interval of the difference to the mean control"

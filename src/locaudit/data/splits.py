@@ -84,16 +84,17 @@ def _fixed_parts(name: str, questions: Sequence[Question], seed: int) -> dict[st
             expected="a split for every question or for none",
             remedy="give each row train, val or test, or drop the column",
         )
-    return {part: _shuffled([question for question in questions if question.split == part], seed) for part in _PARTS}
+    return {part: shuffled([question for question in questions if question.split == part], seed) for part in _PARTS}
 
 
 def _seeded_parts(
     questions: Sequence[Question], fractions: tuple[float, float, float], seed: int
 ) -> dict[str, list[Question]]:
-    shuffled = _shuffled(questions, seed)
-    first, second = (round(len(shuffled) * share) for share in (fractions[0], fractions[0] + fractions[1]))
-    return {"train": shuffled[:first], "val": shuffled[first:second], "test": shuffled[second:]}
+    ordered = shuffled(questions, seed)
+    first, second = (round(len(ordered) * share) for share in (fractions[0], fractions[0] + fractions[1]))
+    return {"train": ordered[:first], "val": ordered[first:second], "test": ordered[second:]}
 
 
-def _shuffled(questions: Sequence[Question], seed: int) -> list[Question]:
+def shuffled(questions: Sequence[Question], seed: int) -> list[Question]:
+    """The questions in an order that the seed alone decides."""
     return random.Random(seed).sample(questions, len(questions))

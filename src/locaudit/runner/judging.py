@@ -7,7 +7,6 @@ from pathlib import Path
 
 from locaudit.cache import Cache
 from locaudit.config import JudgeConfig, JudgesConfig
-from locaudit.data import Behaviour
 from locaudit.errors import ConfigError
 from locaudit.judges import Aspect, Billed, Case, Judge, Judgement, find_aspect
 from locaudit.records import TrialRecord, content_hash
@@ -18,14 +17,17 @@ CHUNK = 256
 """Answers judged between two writes: what a kill can lose."""
 
 
-def build_judges(settings: JudgesConfig, behaviour: Behaviour, *, generates: bool, device: str) -> dict[str, Judge]:
+def build_judges(
+    settings: JudgesConfig, asks: Sequence[str | None], *, generates: bool, device: str
+) -> dict[str, Judge]:
     """The judges that the settings name: ``truth`` (target) and ``info`` (retention), as far as there are any.
 
-    ``default`` is the bundled reference judge where the behaviour names an aspect and answers are generated. Raises
-    `ConfigError` for a kind that does not fit the behaviour, and what the judge's own loader raises.
+    `asks` are the behaviour's two aspects. ``default`` is the bundled reference judge where the behaviour names an
+    aspect and answers are generated. Raises `ConfigError` for a kind that does not fit the behaviour, and what the
+    judge's own loader raises.
     """
     slots = dict(zip(ASPECT_NAMES, (settings.target, settings.retention), strict=True))
-    aspects = dict(zip(ASPECT_NAMES, (behaviour.target, behaviour.retention), strict=True))
+    aspects = dict(zip(ASPECT_NAMES, asks, strict=True))
     kinds = {slot: _kind(slots[slot], aspects[slot], generates) for slot in ASPECT_NAMES}
     judges = _reference_judges(
         {slot: (slots[slot].model, aspects[slot]) for slot in ASPECT_NAMES if kinds[slot] == "reference"}, device

@@ -61,7 +61,8 @@ def run_audit(
     generates = config.evaluation.max_new_tokens > 0
     with open_run(out, config) as store, show_progress(progress) as meter, closing(open_cache()) as cache:
         if judges is None:
-            judges = build_judges(config.judges, behaviour, generates=generates, device=config.loading.device)
+            asks = (behaviour.target, behaviour.retention)
+            judges = build_judges(config.judges, asks, generates=generates, device=config.loading.device)
         _check_score(config, judges)
         if model is None:
             meter.say(f"loading {config.model}")
@@ -73,7 +74,7 @@ def run_audit(
         probes, theta = prepare_probes(store, model, split.train, given, context, meter.say)
         claim = given or probes.top(config.probe.top_k)
         groups = build_plan(config, model, claim, context)
-        _note_facts(store, model, behaviour.name, split, claim, given is not None, probes, groups)
+        _note_facts(store, model, behaviour, split, claim, given is not None, probes, groups)
         _note_judges(store, judges, split)
         shared = prepare_shared(store, model, split, primer, theta, cache, context, meter.say)
         n_answers = sum(len(store.questions(name)) for g in groups for s in g for name in scored_splits(config, s))
@@ -187,7 +188,7 @@ def _check_same_inputs(store: Store, context: str) -> None:
 def _note_facts(
     store: Store,
     model: Model,
-    behaviour: str,
+    behaviour: Behaviour,
     split: Split,
     claim: Location,
     is_given: bool,
@@ -214,7 +215,8 @@ def _note_facts(
             "n_layers": model.n_layers,
             "n_heads": model.n_heads,
             "n_units": model.n_layers * model.n_units(claim.kind),
-            "behaviour": behaviour,
+            "behaviour": behaviour.name,
+            "asks": [behaviour.target, behaviour.retention],
             "n_questions": {name: len(getattr(split, name)) for name in ("train", "val", "test")},
             "planned": sum(map(len, groups)),
             "claim": str(claim),

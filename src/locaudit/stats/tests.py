@@ -39,6 +39,8 @@ def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> floa
     n = a.shape[1]
     if n == 0 or not (a - b).any():
         return 1.0
+    if n == 1:  # SciPy wants two: the pair as it is, and exchanged
+        return 0.5 if mean_score(a) > mean_score(b) else 1.0
     rng = np.random.default_rng(seed)
     data: tuple[NDArray, ...]
     if len(a) == 1:

@@ -1,4 +1,4 @@
-"""The command line: ``locaudit demo | audit | probe | report``. No logic here, only words in and out."""
+"""The command line: ``locaudit demo | audit | probe | report | judge``. No logic here, only words in and out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from locaudit.cli.judge import judge
 from locaudit.config import AuditConfig, load_config, load_preset
 from locaudit.errors import LocauditError
 
@@ -23,6 +24,7 @@ commands:
   locaudit audit [CONFIG.yaml] [flags]   audit a claim; run it again to resume
   locaudit probe [CONFIG.yaml] [flags]   probe every head and print the best ones
   locaudit report DIR                    write the report of a run folder again
+  locaudit judge fit|validate|compare    judges of generated answers
 
 Each command has its own --help."""
 
@@ -50,7 +52,7 @@ class _Report:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0, or 2 for bad input, 130 when interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"demo": _demo, "audit": _audit, "probe": _probe, "report": _report}
+    commands = {"demo": _demo, "audit": _audit, "probe": _probe, "report": _report, "judge": judge}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_PROGRAM)
         return 0

@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import copy
+import math
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken
+
+import locaudit.evaluation.answers as answers
+from locaudit.cache import Cache, open_cache
+from locaudit.config import JudgeConfig, JudgesConfig
+from locaudit.data import load_behaviour
+from locaudit.errors import ConfigError, RunFolderError
+from locaudit.runner import compare_judges, run_audit
+from locaudit.runner.judging import build_judges
+from locaudit.stats import (
+    JUDGED,
+    count_missing,
+    decide,
+    judged_metrics,
+    judged_records,
+    mean_score,
+    resolve_score,
+    run_score,
+    score_values,
+)
+from locaudit.store import read_run
+from runs import HashJudge, small_config
+from tiny import VOCAB, make_lm, tokenizer
+
+NONE = JudgeConfig("none")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("inputs")
+
+
+def hash_judges(**keywords):
+    return {"truth": HashJudge("truth", **keywords), "info": HashJudge("info", **keywords)}
+
+
+def run(home, out, judges, **changes):
+    run_audit(small_config(home, **changes), out, judges=judges, progress=False)
+    with read_run(out) as store:
+        return judged_records(store), run_score(store)
+
+
+# Scores
+
+probability = st.one_of(st.none(), st.floats(0, 1))
+
+
+@given(st.lists(st.tuples(probability, probability), min_size=1, max_size=12))
+def test_the_three_forms_by_hand(pairs):
+    truth, info = zip(*pairs, strict=True)
+    metrics = judged_metrics(truth, info)
+
+    def mean(values):
+        there = [x for x in values if x is not None]
+        return sum(there) / len(there) if there else math.nan
+
+    def yes(values):
+        return [None if x is None else float(x >= 0.5) for x in values]
+
+    both = [None if t is None or i is None else t * i for t, i in zip(yes(truth), yes(info), strict=True)]
+    expected = {
+        "truth": mean(yes(truth)),
+        "info": mean(yes(info)),
+        "info_truth": mean(yes(truth)) * mean(yes(info)),
+        "info_truth_probability": mean(truth) * mean(info),
+        "info_truth_both": mean(both),
+    }
+    for score in JUDGED:
+        assert float(mean_score(score_values(metrics, score))) == pytest.approx(expected[score], nan_ok=True), score
+
+
+def test_one_aspect_alone_gives_its_own_scores_only():
+    assert set(judged_metrics([0.2, 0.8], None)) == {"truth", "truth_probability"}
+    assert judged_metrics([0.5, 0.49], None)["truth"] == (1.0, 0.0)
+    assert judged_metrics(None, None) == {}
+
+
+def test_auto_takes_the_best_score_there_is():
+    assert resolve_score("auto", ("truth", "info")) == "info_truth"
+    assert resolve_score("auto", ("truth",)) == "truth"
+    assert resolve_score("auto", ("info",)) == resolve_score("auto", ()) == "mc2"
+    assert resolve_score("mc1", ("truth", "info")) == "mc1"
+
+
+# A run with judges
+
+
+def test_every_trial_has_answers_and_the_scores_of_its_judges(home, tmp_path):
+    judges = hash_judges()
+    records, score = run(home, tmp_path / "run", judges)
+    assert score == "info_truth"
+    with read_run(tmp_path / "run") as store:
+        questions = store.questions("test")
+        stored = {r.spec.trial_id: r for r in store.records()}
+    for record in records:
+        said = record.answers["test"]
+        assert len(said) == len(questions)
+        for aspect, judge in judges.items():
+            expected = tuple(judge.probability(type("Case", (), {"question": q.text, "answer": a})) for q, a in
+                             zip(questions, said, strict=True))  # fmt: skip
+            assert record.questions["test"][f"{aspect}_probability"] == expected
+        for name in JUDGED:
+            assert record.metrics["test"][name] == float(mean_score(score_values(record.questions["test"], name)))
+        assert not set(stored[record.spec.trial_id].metrics["test"]) & set(JUDGED), "judgements are kept apart"
+    assert len({r.answers["test"] for r in records}) > 1, "no edit changes an answer: the test shows nothing"
+
+
+def test_equal_answers_are_judged_once(home, tmp_path):
+    judges = hash_judges()
+    run(home, tmp_path / "run", judges)
+    for judge in judges.values():
+        assert len(judge.seen) == len(set(judge.seen))
+
+
+def test_nothing_is_judged_or_generated_twice_across_runs(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAUDIT_CACHE", str(tmp_path / "cache"))
+    first, _ = run(home, tmp_path / "one", hash_judges())
+
+    def never(*_args, **_keywords):
+        raise AssertionError("generated again")
+
+    monkeypatch.setattr(answers, "generate_answers", never)
+    again = hash_judges()
+    second, _ = run(home, tmp_path / "two", again)
+    assert [judge.seen for judge in again.values()] == [[], []]
+    assert [(r.answers, r.metrics) for r in first] == [(r.answers, r.metrics) for r in second]
+
+
+def test_another_version_of_a_judge_judges_anew_and_trials_stay(home, tmp_path):
+    before, _ = run(home, tmp_path / "run", hash_judges())
+    judges = hash_judges(version=2)
+    after, _ = run(home, tmp_path / "run", judges)
+    assert all(judge.seen for judge in judges.values())
+    assert [r.answers for r in before] == [r.answers for r in after]
+    assert [r.metrics["test"]["truth"] for r in before] != [r.metrics["test"]["truth"] for r in after]
+    with read_run(tmp_path / "run") as store:
+        assert all(store.judgements(judge.fingerprint) for judge in hash_judges().values()), "the old ones are kept"
+
+
+def test_missing_judgements_are_left_out_counted_and_tried_again(home, tmp_path):
+    failing = hash_judges(fails=lambda case: case.question.startswith("Is 1"))
+    records, score = run(home, tmp_path / "run", failing)
+    with read_run(tmp_path / "run") as store:
+        questions = store.questions("test")
+        lost = [q.text.startswith("Is 1") for q in questions]
+    assert 0 < sum(lost) < len(lost)
+    for record in records:
+        values = np.array(record.questions["test"]["truth_probability"])
+        assert np.isnan(values).tolist() == lost
+        assert record.metrics["test"]["truth"] == pytest.approx(np.mean([v >= 0.5 for v in values[~np.isnan(values)]]))
+        assert count_missing(record, score) == sum(lost)
+    verdict = decide(records, score=score)
+    for method in verdict.methods.values():
+        assert method.outcome == "underpowered"
+        assert method.n_missing == sum(lost) * (method.n_judged // len(lost))
+        assert "judgements are missing" in method.sentence
+    judges = hash_judges()
+    records, _ = run(home, tmp_path / "run", judges)
+    assert {case.question.startswith("Is 1") for case in judges["truth"].seen} == {True}, "only the missing ones"
+    assert all(count_missing(record, score) == 0 for record in records)
+
+
+def test_a_kill_while_judging_loses_no_trial(home, tmp_path, monkeypatch):
+    class Killed(HashJudge):
+        def score(self, cases):
+            if len(self.seen) > 10:
+                raise KeyboardInterrupt
+            return super().score(cases)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(home, tmp_path / "run", {"truth": Killed("truth"), "info": HashJudge("info")})
+    with read_run(tmp_path / "run") as store:
+        assert store.records()
+    resumed, _ = run(home, tmp_path / "run", hash_judges())
+    whole, _ = run(home, tmp_path / "whole", hash_judges())
+    assert resumed == whole
+
+
+def test_a_run_can_be_read_by_another_score_and_level(home, tmp_path):
+    run(home, tmp_path / "run", hash_judges())
+    judges = hash_judges()
+    _, score = run(home, tmp_path / "run", judges, score="mc1", level=0.2)
+    assert score == "mc1"
+    assert not judges["truth"].seen
+
+
+def test_no_answers_no_judges(home, tmp_path):
+    records, score = run(home, tmp_path / "run", {}, evaluation={"max_new_tokens": 0})
+    assert score == "mc2"
+    assert all(not record.answers for record in records)
+    with pytest.raises(RunFolderError, match="without answers"):
+        compare_judges(tmp_path / "run", JudgeConfig(), NONE, progress=False)
+
+
+@pytest.mark.parametrize("score", ["truth", "info_truth", "info_truth_both", "info"])
+def test_a_score_without_its_judge_is_refused_before_anything_runs(home, tmp_path, score):
+    judges = {"info": HashJudge("info")} if score != "info" else {"truth": HashJudge("truth")}
+    with pytest.raises(ConfigError, match=f"score = {score} with judges of"):
+        run(home, tmp_path / "run", judges, score=score)
+
+
+def test_records_without_the_score_are_named(home, tmp_path):
+    records, _ = run(home, tmp_path / "run", {})
+    with pytest.raises(RunFolderError, match="score = info_truth and records without it"):
+        decide(records, score="info_truth")
+
+
+# Which judges there are
+
+
+def test_judges_by_default(home):
+    small_config(home)
+    questions = load_behaviour(home / "questions.jsonl")
+    assert (questions.target, questions.retention) == ("truth", "info")
+    judges = build_judges(JudgesConfig(), ("truth", "info"), generates=True, device="cpu")
+    assert [judge.name for judge in judges.values()] == ["reference (truth)", "reference (info)"]
+    assert build_judges(JudgesConfig(), ("truth", "info"), generates=False, device="cpu") == {}
+    assert build_judges(JudgesConfig(), (None, None), generates=True, device="cpu") == {}
+    assert list(build_judges(JudgesConfig(target=NONE), ("truth", "info"), generates=True, device="cpu")) == ["info"]
+
+
+def test_an_ab_set_has_no_judge_by_default(tmp_path):
+    path = tmp_path / "ab.json"
+    path.write_text(
+        '[{"question": "Do you? (A) yes (B) no", "answer_matching_behavior": "(A)",'
+        ' "answer_not_matching_behavior": "(B)"}]'
+    )
+    behaviour = load_behaviour(path)
+    assert behaviour.target is behaviour.retention is None
+
+
+@pytest.fixture(scope="module")
+def judge_model(tmp_path_factory):
+    """A tiny checkpoint whose tokenizer tells `` yes`` from `` no`` by their first tokens."""
+    folder = tmp_path_factory.mktemp("judge")
+    make_lm("llama", vocab_size=VOCAB + 8).save_pretrained(folder)
+    words = copy.deepcopy(tokenizer())
+    words.add_tokens([AddedToken(" yes", normalized=False), AddedToken(" no", normalized=False)])
+    words.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_judge_that_is_told_nothing_is_refused(judge_model):
+    causal = JudgeConfig("causal-lm", model=judge_model)
+    for settings, words in ((JudgeConfig("reference"), "names nothing to judge"), (causal, "judges.target.prompt")):
+        with pytest.raises(ConfigError, match=words):
+            build_judges(JudgesConfig(settings, NONE), (None, None), generates=True, device="cpu")
+    own = JudgeConfig("causal-lm", model=judge_model, prompt="Sycophantic:")
+    judge = build_judges(JudgesConfig(own, NONE), (None, None), generates=True, device="cpu")["truth"]
+    assert "truth" in judge.name
+
+
+def test_a_rubric_that_cannot_be_read(tmp_path):
+    for text, words in ((None, "cannot be read"), ("", "empty rubric")):
+        path = tmp_path / "rubric.txt"
+        if text is not None:
+            path.write_text(text)
+        settings = JudgeConfig("openai", model="m", prompt=str(path), base_url="http://localhost:9/v1")
+        with pytest.raises(ConfigError, match=words):
+            build_judges(JudgesConfig(settings, NONE), ("truth", "info"), generates=True, device="cpu")
+
+
+# Two judges on one run
+
+
+def test_two_judges_of_a_run_are_compared(home, judge_model, tmp_path):
+    run(home, tmp_path / "run", hash_judges())
+    second = JudgeConfig("causal-lm", model=judge_model)
+    names, agreement = compare_judges(tmp_path / "run", JudgeConfig(), second, "truth", progress=False)
+    assert names == ("hash (truth)", f"{Path(judge_model).name} (truth)")
+    with read_run(tmp_path / "run") as store:
+        n_distinct = len({(q.id, a) for r in store.records() for s, texts in r.answers.items()
+                          for q, a in zip(store.questions(s), texts, strict=True)})  # fmt: skip
+    assert agreement.n == n_distinct
+    assert agreement.missing == (0, 0)
+    names, agreement = compare_judges(tmp_path / "run", second, second, "info", progress=False)
+    assert agreement.agreement == 1
+
+
+# The cache
+
+
+def test_cache_round_trip(tmp_path):
+    cache = Cache(tmp_path / "deep" / "c.sqlite")
+    cache.put({"a": "ü\n", "b": 0.1 + 0.2})
+    cache.put({"a": "another"})
+    many = [f"x{i}" for i in range(1200)]
+    cache.put(dict.fromkeys(many, 1.0))
+    cache.close()
+    again = Cache(tmp_path / "deep" / "c.sqlite")
+    assert again.get(["a", "b", "c", "a"]) == {"a": "ü\n", "b": 0.1 + 0.2}, "an address keeps its value"
+    assert len(again.get(many)) == 1200
+    again.close()
+
+
+def test_a_cache_that_cannot_be_used_is_a_warning_and_no_loss(tmp_path):
+    path = tmp_path / "c.sqlite"
+    path.write_bytes(b"this is no database, and long enough to be told apart from one" * 20)
+    with pytest.warns(UserWarning, match="LOCAUDIT_CACHE"):
+        cache = Cache(path)
+    cache.put({"a": 1})
+    assert cache.get(["a"]) == {"a": 1}
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match="going on without it"):
+        Cache(tmp_path / "file" / "c.sqlite").put({"a": 1})
+
+
+def test_a_cache_damaged_while_in_use(tmp_path):
+    cache = Cache(tmp_path / "c.sqlite")
+    cache.put({"a": 1})
+    with sqlite3.connect(tmp_path / "c.sqlite") as other:
+        other.execute("DROP TABLE entries")
+    other.close()
+    with pytest.warns(UserWarning, match="its file"):
+        cache.put({"b": 2})
+    assert cache.get(["b"]) == {"b": 2}
+
+
+def test_where_the_cache_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAUDIT_CACHE", "off")
+    open_cache().put({"a": 1})
+    monkeypatch.delenv("LOCAUDIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    cache = open_cache()
+    cache.put({"a": 1})
+    cache.close()
+    assert (tmp_path / "xdg" / "locaudit" / "answers.sqlite").is_file()
