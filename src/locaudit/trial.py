@@ -22,7 +22,7 @@ from locaudit.iti import iti_edit
 from locaudit.locations import parse_location
 from locaudit.models import Model
 from locaudit.records import TrialRecord, TrialSpec
-from locaudit.scoring import Forest, answer_log_probs
+from locaudit.scoring import Forest, Prefix, answer_log_probs, run_prefix
 from locaudit.training import Job, TrainingData, train
 
 
@@ -129,7 +129,10 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
     """A record's metrics, drift, questions and answers under each edit; None where a number is not finite."""
     bank = stack(shared.model, edits)
     names = scored_splits(shared.config, specs[0])
-    sums = {name: _sums(shared, name, bank) for name in names}
+    prefixes = _prefixes(shared, names, bank)
+    sums = {
+        name: answer_log_probs(shared.model, shared.splits[name].forest, bank, prefix=prefixes[name]) for name in names
+    }
     drift = measure_drift(shared.model, shared.drift, bank)
     finite = [
         all(torch.isfinite(x[k]).all() for rows in sums.values() for x in rows)
@@ -137,7 +140,11 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
         for k in range(len(edits))
     ]
     alive = [k for k in range(len(edits)) if finite[k]]
-    answers = _answers(shared, names, [edits[k] for k in alive]) if alive else []
+    answers = (
+        _answers(shared, names, [edits[k] for k in alive], prefixes if len(alive) == len(edits) else {})
+        if alive
+        else []
+    )
     out: list[dict[str, Any] | None] = [None] * len(edits)
     for k, said in zip(alive, answers, strict=True):
         questions = {
@@ -155,7 +162,20 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
     return out
 
 
-def _answers(shared: Shared, names: Sequence[str], edits: Sequence[Edit] | None) -> list[dict[str, tuple[str, ...]]]:
+def _prefixes(shared: Shared, names: Sequence[str], bank: EditBank) -> dict[str, Prefix | None]:
+    """Keys and values of the prefix of each split's prompts, run once where they are the same."""
+    out: dict[tuple[int, ...], Prefix | None] = {}
+    with torch.no_grad():
+        for name in names:
+            prefix = shared.splits[name].forest.prefix
+            if prefix not in out:
+                out[prefix] = run_prefix(shared.model, prefix, bank)
+    return {name: out[shared.splits[name].forest.prefix] for name in names}
+
+
+def _answers(
+    shared: Shared, names: Sequence[str], edits: Sequence[Edit] | None, prefixes: Mapping[str, Prefix | None]
+) -> list[dict[str, tuple[str, ...]]]:
     """Split -> answers, for each edit (for the unedited model alone when None)."""
     limit = shared.config.evaluation.max_new_tokens
     n_edits = 1 if edits is None else len(edits)
@@ -166,10 +186,6 @@ def _answers(shared: Shared, names: Sequence[str], edits: Sequence[Edit] | None)
         for name in names
     }
     return [{name: said[name][k] for name in names} for k in range(n_edits)]
-
-
-def _sums(shared: Shared, name: str, bank: EditBank) -> list[Tensor]:
-    return answer_log_probs(shared.model, shared.splits[name].forest, bank)
 
 
 def _base_record(shared: Shared, spec: TrialSpec) -> TrialRecord:
@@ -185,5 +201,5 @@ def _base_record(shared: Shared, spec: TrialSpec) -> TrialRecord:
         {name: means(scores) for name, scores in questions.items()},
         measure_drift(shared.model, shared.drift, None)[0],
         questions,
-        _answers(shared, tuple(shared.splits), None)[0],
+        _answers(shared, tuple(shared.splits), None, {})[0],
     )

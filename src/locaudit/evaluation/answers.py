@@ -10,16 +10,24 @@ from locaudit.edits import Edit, stack
 from locaudit.evaluation.generation import generate_answers
 from locaudit.models import Model
 from locaudit.records import content_hash
-from locaudit.scoring import Forest
+from locaudit.scoring import Forest, Prefix
 
 VERSION = 1
 """Part of every address: raised when the same model, edit and prompt may give another answer."""
 
 
 def answer_prompts(
-    model: Model, forest: Forest, edits: Sequence[Edit] | None, *, max_new_tokens: int, cache: Cache
+    model: Model,
+    forest: Forest,
+    edits: Sequence[Edit] | None,
+    *,
+    max_new_tokens: int,
+    cache: Cache,
+    cached_prefix: Prefix | None = None,
 ) -> list[tuple[str, ...]]:
     """Greedy answers [edit][question] to the forest's prompts; of the unedited model alone when `edits` is None.
+
+    `cached_prefix` is `run_prefix` of the forest's prefix under all of the edits, if at hand.
 
     An answer's address is a hash of model, edit, prompt and limit. Edits that lack the same answers generate them
     together, as one bank. Below float32 an answer may depend on what it was batched with, through rounding: the
@@ -41,7 +49,12 @@ def answer_prompts(
     for numbers, group in lacking.items():
         bank = None if edits is None else stack(model, [edits[k] for k in group])
         texts = generate_answers(
-            model, forest.prefix, [prompts[i] for i in numbers], bank, max_new_tokens=max_new_tokens
+            model,
+            forest.prefix,
+            [prompts[i] for i in numbers],
+            bank,
+            max_new_tokens=max_new_tokens,
+            cached_prefix=cached_prefix if len(group) == len(marks) else None,
         )
         fresh = {addresses[k][i]: text for k, said in zip(group, texts, strict=True)
                  for i, text in zip(numbers, said, strict=True)}  # fmt: skip

@@ -24,17 +24,23 @@ ROW_TOKENS = 640
 
 
 def answer_log_probs(
-    model: Model, forest: Forest, bank: EditBank | None = None, *, row_tokens: int = ROW_TOKENS
+    model: Model,
+    forest: Forest,
+    bank: EditBank | None = None,
+    *,
+    prefix: Prefix | None = None,
+    row_tokens: int = ROW_TOKENS,
 ) -> list[Float[Tensor, "k answers"]]:
     """Summed log-probability (nats, float32) of every branch of every tree, under each edit of the bank.
 
-    The prefix runs once for each edit. Batching, order and padding do not change the result beyond rounding.
+    The forest's prefix runs once for each edit; `prefix` is `run_prefix` of it under the same bank, if at hand.
+    Batching, order and padding do not change the result beyond rounding.
     """
     check_depth(model, forest)
     n_edits = bank.n_edits if bank else 1
     out: list[Tensor | None] = [None] * len(forest.trees)
     with torch.no_grad():
-        prefix = run_prefix(model, forest.prefix, bank)
+        prefix = run_prefix(model, forest.prefix, bank) if prefix is None else prefix
         for numbers in batches([len(tree) for tree in forest.trees], max(row_tokens // n_edits, 1)):
             trees = [forest.trees[i] for i in numbers]
             batch = collate_bank(trees, n_edits, len(forest.prefix), model)
