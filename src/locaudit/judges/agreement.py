@@ -79,9 +79,9 @@ def compare(
     y = np.array([second[i] for i in both], dtype=float)
     names = {name: k for k, name in enumerate(dict.fromkeys(groups[i] for i in both))}
     # Cell of each answer in the 2 x 2 table, row by row.
-    cell = 2 * (x >= threshold) + (y >= threshold)
-    table = np.zeros((len(names), 4))
-    np.add.at(table, ([names[groups[i]] for i in both], cell.astype(int)), 1)
+    cell = 2 * (x >= threshold).astype(int) + (y >= threshold)
+    group = np.array([names[groups[i]] for i in both], dtype=int)
+    table = np.bincount(4 * group + cell, minlength=4 * len(names)).reshape(-1, 4)
     total = table.sum(axis=0)
     agreement, kappa = _measures(total[None])
     lows_highs = [_interval(values) for values in _resampled(table, seed)]

@@ -85,9 +85,10 @@ class OpenAIJudge:
     def score(self, cases: Sequence[Case]) -> list[Judgement]:
         """One judgement a case, in order, up to `concurrency` at once.
 
-        A request that fails for good, and a reply that is no judgement twice, are missing. When all of
-        2 * concurrency cases in a row fail for good, the rest is not asked and missing too. Until the server has
-        answered once, a wrong key, model or address (401, 403, 404) or an empty account raises `ConfigError`.
+        A request that fails for good, and a reply that is no judgement twice, are missing. When
+        2 * concurrency cases in a row (at least 4) fail for good, the rest is not asked and missing too. Until the
+        server has answered once, a wrong key, model or address (401, 403, 404) or an empty account raises
+        `ConfigError`.
         """
         return self.server.run(lambda ask: self._score(ask, cases)) if cases else []
 
@@ -97,7 +98,7 @@ class OpenAIJudge:
 
         async def one(i: int) -> None:
             nonlocal failures, last
-            if failures >= 2 * self.server.concurrency:
+            if failures >= max(4, 2 * self.server.concurrency):
                 out[i] = Judgement(None, f"not asked: {failures} cases before it failed, the last with {last}")
                 return
             out[i], answered = await self._judge(ask, cases[i])

@@ -1,0 +1,268 @@
+r"""Fine-tune a causal-LM judge with LoRA on labelled answers, such as TruthfulQA's ``finetune_truth.jsonl``.
+
+    loss = -log softmax(logits of the next token)[first token of " yes" or " no"]
+
+on that token alone; the prompt is not learnt. Questions with SHA-256(normalised question) mod 5 = 0 are held out, so
+that two judges fitted at different times have been tested on the same questions. Source: Lin et al. 2022, appendix B.1
+(they fine-tuned GPT-3); LoRA: Hu et al. 2021.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers.pytorch_utils import Conv1D
+
+from locaudit.data import normalise
+from locaudit.errors import ConfigError, DataError, ModelError
+from locaudit.judges.base import Aspect, Case
+from locaudit.judges.causal_lm import (
+    ADAPTER_FILE,
+    JUDGE_FILE,
+    CausalLMJudge,
+    first_tokens,
+    import_peft,
+    load_causal_lm,
+    next_logits,
+    quiet_peft,
+    wrap_judge,
+)
+from locaudit.judges.wire import completion_prompt
+from locaudit.models import Model
+from locaudit.models.load import PACKAGED
+from locaudit.records import content_hash
+from locaudit.scoring import batches, encode_tree
+
+_ROW = re.compile(r"Q: (?P<question>.*?)\nA: (?P<answer>.*)\n(?P<suffix>[^\n]*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class LabelledAnswer:
+    """One row: a case and whether the verdict on it is yes."""
+
+    case: Case
+    yes: bool
+
+
+def is_held_out(question: str) -> bool:
+    """Whether a question is held out: SHA-256 of its normalised text mod 5 is 0; about a fifth of all questions."""
+    return int(hashlib.sha256(normalise(question).encode()).hexdigest(), 16) % 5 == 0
+
+
+def read_labelled(path: str | Path, aspect: Aspect) -> list[LabelledAnswer]:
+    r"""Rows ``{"prompt": "Q: ..\nA: ..\nTrue:", "completion": " yes"}`` of a JSONL file.
+
+    Raises `DataError`, with the line, for a row of another form or another aspect's suffix.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            got=f"{path}, which cannot be read ({error})", expected="a JSONL file in UTF-8", remedy="check the path"
+        ) from None
+    out = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            match = _ROW.fullmatch(row["prompt"])
+            said = row["completion"].strip().lower()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            match, said = None, ""
+        if match is None or match["suffix"] != aspect.suffix or said not in ("yes", "no"):
+            raise DataError(
+                got=f"line {number} of {path.name}: {line[:80]!r}",
+                expected=f'{{"prompt": "Q: ..\\nA: ..\\n{aspect.suffix}", "completion": " yes" or " no"}}',
+                remedy="mend the line, or take the file of this aspect",
+            )
+        out.append(LabelledAnswer(Case(match["question"], match["answer"]), said == "yes"))
+    return out
+
+
+def fit_causal_lm_judge(
+    aspect: Aspect,
+    rows: str | Path,
+    base: str,
+    out: str | Path,
+    *,
+    epochs: int = 1,
+    learning_rate: float = 5e-4,
+    rank: int = 8,
+    batch_tokens: int = 1024,
+    max_rows: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "float32",
+    on_step: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Fine-tune `base` on labelled answers, test it on the held-out questions, and write a PEFT adapter folder.
+
+    LoRA of `rank` (alpha = 2 rank, no dropout) on every linear layer but the output layer. A step takes answers of
+    similar length, at most `batch_tokens` padded tokens; AdamW without weight decay, cosine schedule to 0 after 5% of
+    warm-up, gradients clipped to norm 1. `max_rows` draws that many rows, held-out ones included, by `seed`, which also
+    sets the order and the initial adapter: the same seed gives the same judge on the same machine.
+
+    The folder `out` loads with `load_causal_lm_judge`; its ``judge.json`` holds what is returned: settings, counts and,
+    on held-out answers, ``accuracy``, ``balanced_accuracy`` (mean of the shares of yes and of no that are found),
+    ``majority`` (accuracy of always giving the commoner label) and ``missing``, the answers it could not judge, which
+    the accuracies leave out. Raises `ConfigError`, `DataError` or `ModelError`.
+    `on_step` is called with (steps done, steps in all).
+    """
+    out = Path(out)
+    _check_arguments(out, epochs=epochs, rank=rank, batch_tokens=batch_tokens, learning_rate=learning_rate)
+    peft = import_peft()
+    data = read_labelled(rows, aspect)
+    if max_rows is not None and max_rows < len(data):
+        data = [data[i] for i in sorted(random.Random(seed).sample(range(len(data)), max_rows))]
+    train = [row for row in data if not is_held_out(row.case.question)]
+    held_out = [row for row in data if is_held_out(row.case.question)]
+    for part, what in ((train, "training"), (held_out, "held-out")):
+        if len({row.yes for row in part}) < 2:
+            raise DataError(
+                got=f"{len(part)} {what} rows of {Path(rows).name}, not both with yes and with no",
+                expected="both, on training questions and on the fifth of the questions that is held out",
+                remedy="give more rows, or raise max_rows",
+            )
+    model = load_causal_lm(base, device=device, dtype=dtype)
+    base_fingerprint = model.fingerprint
+    yes, no = first_tokens(model.tokenizer, aspect.suffix)
+    model = _add_adapter(peft, model, _found_again(base), rank, seed)
+    rng = random.Random(seed)
+    steps = _train(model, aspect, train, (no, yes), epochs, learning_rate, batch_tokens, rng, on_step)
+    judge = wrap_judge(aspect, model, aspect.suffix)
+    facts: dict[str, Any] = {
+        "aspect": aspect.name,
+        "base": base,
+        "base_fingerprint": base_fingerprint,
+        "rows": content_hash([[r.case.question, r.case.answer, r.yes] for r in data]),
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "rank": rank,
+        "batch_tokens": batch_tokens,
+        "max_rows": max_rows,
+        "seed": seed,
+        "dtype": str(model.lm.dtype).removeprefix("torch."),
+        "steps": steps,
+        "n_train": len(train),
+    } | _test(judge, held_out)
+    model.lm.save_pretrained(out, save_embedding_layers=False)  # else PEFT asks the hub about the base's vocabulary
+    (out / JUDGE_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
+    return facts
+
+
+def _check_arguments(out: Path, **values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ConfigError(got=f"{name} = {value}", expected="a positive number", remedy="raise it")
+    if (out / ADAPTER_FILE).exists():
+        raise ConfigError(
+            got=f"the folder {out}, which holds an adapter",
+            expected="a new folder",
+            remedy="name another, or delete it",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _found_again(base: str) -> str:
+    """How the adapter names its base: a folder in full, so that it is found from another working directory."""
+    return str(Path(base).resolve()) if base not in PACKAGED and Path(base).exists() else base
+
+
+def _add_adapter(peft: Any, model: Model, base: str, rank: int, seed: int) -> Model:
+    settings = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.lm.modules()),
+    )
+    with quiet_peft(), torch.random.fork_rng():  # PEFT draws the initial weights from the global generator
+        torch.manual_seed(seed)
+        lm = peft.get_peft_model(model.lm, settings)
+    lm.peft_config["default"].base_model_name_or_path = base
+    return Model(lm.eval(), model.tokenizer, model.name)  # eval: no dropout of the base's own either
+
+
+@torch.enable_grad()
+def _train(
+    model: Model,
+    aspect: Aspect,
+    data: Sequence[LabelledAnswer],
+    labels: tuple[int, int],
+    epochs: int,
+    learning_rate: float,
+    batch_tokens: int,
+    rng: random.Random,
+    on_step: Callable[[int, int], None] | None,
+) -> int:
+    """Train the adapter in place; the number of steps. `labels`: the tokens of no and of yes."""
+    prompts = [completion_prompt(row.case.question, row.case.answer, aspect.suffix) for row in data]
+    tokens = [encode_tree(model.tokenizer, prompt, []).prompt for prompt in prompts]
+    limit = getattr(model.config, "max_position_embeddings", None) or math.inf
+    fitting = [i for i, row in enumerate(tokens) if len(row) <= limit]
+    plan: list[list[int]] = []
+    for _ in range(epochs):
+        order = rng.sample(fitting, len(fitting))
+        epoch = [[order[k] for k in batch] for batch in batches([len(tokens[i]) for i in order], batch_tokens)]
+        plan += rng.sample(epoch, len(epoch))
+    parameters = [p for p in model.lm.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(plan)))
+    for step, batch in enumerate(plan, 1):
+        target = torch.tensor([labels[data[i].yes] for i in batch])
+        logits = next_logits(model, [tokens[i] for i in batch])
+        loss = cross_entropy(logits, target.to(logits.device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise ModelError(
+                got=f"loss {loss.item():g} and gradient norm {norm.item():g} at step {step} of {len(plan)}",
+                expected="finite numbers",
+                remedy="lower learning_rate, or take another dtype",
+            )
+        optimizer.step()
+        schedule.step()
+        if on_step:
+            on_step(step, len(plan))
+    return len(plan)
+
+
+def _rate(step: int, n_steps: int) -> float:
+    warm_up = max(1, n_steps // 20)
+    return (step + 1) / warm_up if step < warm_up else 0.5 * (1 + math.cos(math.pi * step / n_steps))
+
+
+def _test(judge: CausalLMJudge, data: Sequence[LabelledAnswer]) -> dict[str, Any]:
+    """Counts and accuracies on held-out answers."""
+    probabilities = [judgement.probability for judgement in judge.score([row.case for row in data])]
+    judged = [(p >= 0.5, row.yes) for p, row in zip(probabilities, data, strict=True) if p is not None]
+    right = {label: [said == label for said, truth in judged if truth == label] for label in (True, False)}
+    shares = [sum(hits) / len(hits) if hits else math.nan for hits in right.values()]
+    n_yes = sum(truth for _, truth in judged)
+    if not all(right.values()):
+        raise ModelError(
+            got="a fitted judge that cannot judge the held-out answers",
+            expected="finite probabilities for answers of both labels",
+            remedy="lower learning_rate, or take another base model",
+        )
+    return {
+        "n": len(judged),
+        "missing": len(data) - len(judged),
+        "accuracy": sum(said == truth for said, truth in judged) / len(judged),
+        "balanced_accuracy": sum(shares) / 2,
+        "majority": max(n_yes, len(judged) - n_yes) / len(judged),
+    }
