@@ -7,8 +7,11 @@ import torch
 
 from locaudit.activations import collect_activations
 from locaudit.data import load_behaviour
+from locaudit.data.prompts import Prompt
 from locaudit.edits import Edit, folded, save_peft_adapter, stack
+from locaudit.evaluation import generate_tokens
 from locaudit.iti import iti_edit, iti_theta
+from locaudit.scoring import plant
 from tiny import heads, logits, neurons, random_edit
 
 pytestmark = [
@@ -52,3 +55,25 @@ def test_hook_equals_folded_weights_and_adapter(load, smollm2, make, tmp_path):
     torch.testing.assert_close(in_weights, hooked, rtol=0, atol=2e-4)
     torch.testing.assert_close(adapter, hooked, rtol=0, atol=2e-4)
     assert torch.equal(logits(smollm2, ids), before)
+
+
+def test_an_adapter_with_plain_generate_says_the_same(load, smollm2, tmp_path):
+    """One prompt at a time, no padding, no shared prefix, no hooks of ours: transformers' and PEFT's own way."""
+    peft = load("peft")
+    edit = optimal(smollm2)
+    questions = [(q.text, ["x"]) for q in load_behaviour("misconceptions").questions[:6]]
+    forest = plant(smollm2.tokenizer, Prompt(primer="Q: What is 1 + 1?\nA: 2."), questions)
+    prompts = [tree.prompt for tree in forest.trees]
+    ours = generate_tokens(smollm2, forest.prefix, prompts, stack(smollm2, [edit]), max_new_tokens=16)[0]
+    adapted = peft.PeftModel.from_pretrained(smollm2.lm, save_peft_adapter(smollm2, edit, tmp_path)).eval()
+    try:
+        for prompt, said in zip(prompts, ours, strict=True):
+            ids = torch.tensor([forest.prefix + prompt])
+            out = adapted.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16,
+                pad_token_id=smollm2.pad_id,
+            )  # fmt: skip
+            assert tuple(out[0, ids.shape[1] :].tolist())[: len(said)] == said
+    finally:
+        adapted.unload()
+    assert ours != generate_tokens(smollm2, forest.prefix, prompts, max_new_tokens=16)[0]
