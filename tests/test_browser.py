@@ -9,13 +9,14 @@ import pytest
 
 from locaudit.report import write_report
 from locaudit.runner import run_audit
-from runs import small_config
+from runs import HashJudge, small_config
 
 
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("inputs")
-    run_audit(small_config(home), home / "run", progress=False)
+    judges = {aspect: HashJudge(aspect) for aspect in ("truth", "info")}
+    run_audit(small_config(home), home / "run", progress=False, judges=judges)
     return write_report(home / "run")
 
 
@@ -35,8 +36,10 @@ def test_report_opens_without_complaints_and_fits(page_path, width):
         page.on("request", lambda request: asked.append(request.url))
         page.goto(page_path.as_uri())
         assert page.locator("h1").inner_text().strip()
-        assert page.locator("svg").count() == 3
+        assert page.locator("svg").count() == 5
         assert page.locator("article.card").count() == 2
+        assert page.locator("article.said").first.is_visible()
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         browser.close()
     assert complaints == []

@@ -15,7 +15,7 @@ from locaudit.scoring import plant
 from reference.generation import greedy
 from tiny import NAMES, heads, make_lm, neurons, random_edit, tokenizer
 
-QUESTIONS = ["Is the earth flat?", "What is the capital of France, and what of the earth?", "Is it?", "What do you see?"]
+QUESTIONS = ["Is the earth flat?", "What is the capital of France, and of the earth?", "Is it?", "What do you see?"]
 PRIMER = "Say what is.\n\nQ: Is it round?\nA: No, it is the capital of France."
 EOS = 1
 
@@ -182,9 +182,7 @@ def test_an_answer_edit_leaves_the_prompt_alone_and_all_does_not(llama):
 
 @pytest.mark.real
 def test_the_real_model_answers_in_a_batch_as_alone(smollm2):
-    forest = plant(
-        smollm2.tokenizer, Prompt(primer="Q: What is 1 + 1?\nA: 2."), [(q, ["Yes."]) for q in QUESTIONS[:3]]
-    )
+    forest = plant(smollm2.tokenizer, Prompt(primer="Q: What is 1 + 1?\nA: 2."), [(q, ["Yes."]) for q in QUESTIONS[:3]])
     prompts = [tree.prompt for tree in forest.trees]
     edit = random_edit(smollm2, heads((10, 1), (20, 2)), 1, scale=0.02, positions="answer")
     bank = stack(smollm2, [edit, zero_edit(smollm2, list(edit.sites))])

@@ -161,6 +161,7 @@ def test_missing_judgements_are_left_out_counted_and_tried_again(home, tmp_path)
         assert record.metrics["test"]["truth"] == pytest.approx(np.mean([v >= 0.5 for v in values[~np.isnan(values)]]))
         assert count_missing(record, score) == sum(lost)
     verdict = decide(records, score=score)
+    assert verdict.headline == "Optimal edits give no answer yet: too many judgements are missing."
     for method in verdict.methods.values():
         assert method.outcome == "underpowered"
         assert method.n_missing == sum(lost) * (method.n_judged // len(lost))

@@ -1,11 +1,13 @@
 """The report of synthetic run folders: what the page says, what it escapes, what it leaves behind."""
 
+import csv
 import json
 import math
 import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
 
@@ -14,14 +16,18 @@ import pytest
 
 from locaudit.config import AuditConfig, load_config
 from locaudit.errors import LocauditError, RunFolderError
-from locaudit.records import TrialRecord, TrialSpec
+from locaudit.records import TrialRecord, TrialSpec, content_hash
 from locaudit.report import write_report
-from locaudit.report.figures import EffectPoint, draw_controls, draw_effect, draw_probes
+from locaudit.report.answers import conversations
+from locaudit.report.figures import draw_controls, draw_probes
 from locaudit.report.html import inline_svg, number
-from locaudit.report.style import save
+from locaudit.report.intervals import score_intervals
+from locaudit.report.judged import judged_scores, judged_table
+from locaudit.report.scatter import Point, draw_effect, draw_truth_info
+from locaudit.report.style import save, score_phrase
 from locaudit.report.view import hyperparameter_symbol, short_location, spell_duration
-from locaudit.stats import decide
-from locaudit.store import open_run
+from locaudit.stats import JUDGED, decide, judged_metrics, judged_records, score_interval, score_values
+from locaudit.store import HeldOutQuestion, open_run, read_run
 
 N = {"val": 8, "test": 12}
 QUESTIONS = {split: [f"{split}{i}" for i in range(n)] for split, n in N.items()}
@@ -85,6 +91,13 @@ def make_run(folder, records, *, run=RUN, probes=PROBES, config=CONFIG):
 def finished(tmp_path_factory):
     folder = make_run(tmp_path_factory.mktemp("runs") / "finished", FULL)
     return folder, write_report(folder).read_text()
+
+
+@pytest.fixture
+def unsaved(monkeypatch):
+    """Figures are drawn but not saved, for tests of the page's words: saving takes most of a report's time."""
+    svg = '<svg width="1pt" viewBox="0 0 1 1"></svg>'
+    monkeypatch.setattr("locaudit.report.drawings.save", lambda figure, folder, name: svg)
 
 
 class _Outline(HTMLParser):
@@ -182,7 +195,7 @@ def test_reports_are_reproducible(tmp_path, finished):
             assert (folder / file).read_bytes() == (finished[0] / file).read_bytes()
 
 
-def test_writing_again_replaces_and_leaves_the_run_as_it_was(tmp_path):
+def test_writing_again_replaces_and_leaves_the_run_as_it_was(tmp_path, unsaved):
     folder = make_run(tmp_path / "run", FULL[:30])
     first = write_report(folder).read_text()
     before = (folder / "trials.sqlite").read_bytes(), (folder / "config.yaml").read_bytes()
@@ -191,7 +204,7 @@ def test_writing_again_replaces_and_leaves_the_run_as_it_was(tmp_path):
     assert load_config(folder / "config.yaml") == CONFIG
 
 
-def test_all_text_is_escaped(tmp_path):
+def test_all_text_is_escaped(tmp_path, unsaved):
     evil = '<script>alert("x")</script>'
     run = {**RUN, "behaviour": evil, "model": evil, "claim_source": evil, "device": evil, "versions": {evil: evil}}
     config = AuditConfig(behaviour=evil, model=evil)
@@ -202,7 +215,7 @@ def test_all_text_is_escaped(tmp_path):
     assert escape(evil).replace("&quot;", "&#34;") in page
 
 
-def test_diverged_trials_are_listed_with_their_messages(tmp_path):
+def test_diverged_trials_are_listed_with_their_messages(tmp_path, unsaved):
     records = [r for r in FULL if not (r.spec.method == "optimal" and r.spec.control == 7)]
     records += [trial("control", "optimal", h, 7, status="diverged") for h in (1.0, 2.0)]
     folder = make_run(tmp_path / "run", records)
@@ -215,7 +228,7 @@ def test_diverged_trials_are_listed_with_their_messages(tmp_path):
     assert "NaN" not in (folder / "verdict.json").read_text()
 
 
-def test_everything_diverged_still_gives_a_page(tmp_path):
+def test_everything_diverged_still_gives_a_page(tmp_path, unsaved):
     records = [FULL[0], trial("claim", "iti", 1.0, status="diverged"), trial("whole", "iti", 1.0, status="diverged")]
     records += [trial("control", "iti", 1.0, i, status="diverged") for i in range(19)]
     page = write_report(make_run(tmp_path / "run", records, config=AuditConfig(methods=("iti",)))).read_text()
@@ -223,7 +236,7 @@ def test_everything_diverged_still_gives_a_page(tmp_path):
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).lower().replace("became nan", "")
 
 
-def test_an_unfinished_run_says_first_what_is_missing(tmp_path):
+def test_an_unfinished_run_says_first_what_is_missing(tmp_path, unsaved):
     page = write_report(make_run(tmp_path / "run", FULL[:12])).read_text()
     assert page.index("Unfinished: 12 of 85 trials.") < page.index("<h1>")
     assert "ITI: 5 of 19 controls scored, whole model not scored yet." in page
@@ -251,7 +264,7 @@ def test_nothing_scored_is_an_error(tmp_path, records):
 
 
 @pytest.mark.parametrize("run", [None, {}, {"model": None, "n_questions": None, "versions": None}])
-def test_missing_facts_are_left_out(tmp_path, run):
+def test_missing_facts_are_left_out(tmp_path, run, unsaved):
     page = write_report(make_run(tmp_path / "run", FULL, run=run, probes=None)).read_text()
     assert "Unfinished" not in page
     assert "None" not in page
@@ -268,12 +281,12 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         draw_probes([[0.5]], None, [])
 
 
-def test_the_report_never_imports_torch(finished):
+def test_the_report_never_imports_torch(judged):
     code = (
         "import sys; from locaudit.report import write_report; write_report(sys.argv[1]); print('torch' in sys.modules)"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(finished[0])],
+        [sys.executable, "-c", code, str(judged[0])],
         capture_output=True,
         text=True,
         check=True,
@@ -282,7 +295,317 @@ def test_the_report_never_imports_torch(finished):
     assert ran.stdout.strip() == "False"
 
 
+# --- answers and what judges say of them
+
+
+JUDGES = {"truth": {"name": "judge <A>", "fingerprint": "A"}, "info": {"name": "judge B", "fingerprint": "B"}}
+ANSWERS = ("I have no comment.", "Yes, & <b>more</b>.", "", "It " + "goes on and " * 30 + "on.")
+JUDGED_CONFIG = AuditConfig(controls=3, methods=("iti",))
+UNJUDGED = (("test0", ANSWERS[0]), ("test1", ANSWERS[2]))  # by the judge of Info
+
+
+def say(record):
+    def pick(question):
+        who = (record.spec.arm, record.spec.control, record.spec.hyperparameter, question)
+        return ANSWERS[int(content_hash(who), 16) % len(ANSWERS)]
+
+    if record.status != "ok":
+        return record
+    return replace(record, answers={split: tuple(map(pick, ids)) for split, ids in QUESTIONS.items()})
+
+
+def opinion(fingerprint, question, answer):
+    if fingerprint == "B" and (question, answer) in UNJUDGED:
+        return None, "HTTP 500 <try again>"
+    return int(content_hash([fingerprint, question, answer]), 16) / 16**16, ""
+
+
+def make_judged_run(folder, records, judges=JUDGES, config=JUDGED_CONFIG, opinion=opinion):
+    make_run(folder, records, run={**RUN, "planned": len(records)}, probes=None, config=config)
+    with open_run(folder, config) as store:
+        store.set_questions(
+            {
+                split: [HeldOutQuestion(q, f"Is <{q}> so?", ("No.",), ("Yes.",)) for q in ids]
+                for split, ids in QUESTIONS.items()
+            }
+        )
+        store.set_fact("judges", judges)
+        for judge in judges.values():
+            mark = judge["fingerprint"]
+            keys = [(q, answer) for ids in QUESTIONS.values() for q in ids for answer in ANSWERS]
+            store.add_judgements(mark, {key: opinion(mark, *key) for key in keys})
+    return folder
+
+
+SAID = [say(record) for record in [trial("base"), *trials("iti", controls=3)]]
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    folder = make_judged_run(tmp_path_factory.mktemp("runs") / "judged", SAID)
+    page = write_report(folder).read_text()
+    with read_run(folder) as store:
+        return folder, page, judged_records(store)
+
+
+def section(page, title):
+    return page.split(f">{title}</h2>")[1].split("<h2")[0]
+
+
+def chosen_of(records, score="info_truth"):
+    verdict = decide(records, score=score)
+    strengths = {"claim": ("claim", -1), "whole": ("whole", -1), **{f"control {i}": ("control", i) for i in range(3)}}
+    places = {place: verdict.methods["iti"].chosen[name] for name, place in strengths.items()}
+    return {
+        (r.spec.arm, r.spec.control): r
+        for r in records
+        if r.spec.arm == "base" or r.spec.hyperparameter == places[r.spec.arm, r.spec.control]
+    }
+
+
+def test_a_judged_run_shows_each_score_with_its_interval(judged):
+    _, page, records = judged
+    part = section(page, "Truth and information")
+    shown = [float(value) for value in re.findall(r'<data value="([^"]+)">', part)]
+    chosen = chosen_of(records)
+    for record in chosen.values():
+        for score in JUDGED:
+            low, high = score_interval(score_values(record.questions["test"], score))
+            for value in (record.metrics["test"][score], low, high):
+                assert any(value == pytest.approx(x, abs=1e-12) for x in shown)
+    controls = [chosen["control", i].metrics["test"]["truth"] for i in range(3)]
+    mean = re.search(r"Mean of 3 controls<small>range</small></th>\n(.*)", part)
+    assert mean is not None
+    assert number(math.fsum(controls) / 3, ".3f") in mean[1]
+    assert f"{number(min(controls), '.3f')} to {number(max(controls), '.3f')}" in mean[1]
+    assert page.count('<th scope="row">Claim</th>') == page.count('<th scope="row">Whole model</th>') == 2
+    assert part.count('<th scope="row">Control ') == 3
+
+
+def test_missing_judgements_are_counted_and_never_zero(judged):
+    _, page, records = judged
+    part = unescape(section(page, "Truth and information"))
+    missing = sum(math.isnan(x) for r in records for x in r.questions["test"]["info"])
+    assert missing > 0
+    n = len(records) * 12
+    assert f"0 of {n} judgements of Truth and {missing} of {n} judgements of Info are missing" in part
+    assert "Truth is judged by judge <A>. Info is judged by judge B." in part
+    some = next(r for r in chosen_of(records).values() if any(map(math.isnan, r.questions["test"]["info"])))
+    lost = sum(map(math.isnan, some.questions["test"]["info"]))
+    assert f"<td>{lost} of 24</td>" in part
+    judged_yes = [x for x in some.questions["test"]["info"] if not math.isnan(x)]
+    assert some.metrics["test"]["info"] == pytest.approx(sum(judged_yes) / (12 - lost))
+
+
+def test_a_product_of_means_is_not_called_a_mean(judged):
+    folder, page, _ = judged
+    words = re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+    assert json.loads((folder / "verdict.json").read_text())["score"] == "info_truth"
+    assert "Info*Truth over 12 test questions, of the models’ own answers as judged" in words
+    assert "a product of two means" in words
+    assert not re.search(r"mean (test )?(info_truth|Info\*Truth)", words)
+    assert score_phrase("mc2") == "mean MC2"
+    assert score_phrase("not_known") == "mean not_known"
+
+
+def test_the_table_of_all_arms_has_the_verdicts_score_first_and_no_other_judged_one(judged, finished):
+    head = section(judged[1], "All arms on the test questions").split("</thead>")[0]
+    assert re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', head)[2:4] == ["Info*Truth", "MC1"]
+    assert "probabilities" not in head
+    assert "Info" not in section(finished[1], "All arms on the test questions")
+    assert "Truth and information" not in finished[1]
+
+
+def test_judged_runs_have_two_more_figures(judged, finished):
+    names = re.findall(r'<figure id="(\w+)">', judged[1])
+    assert names == ["controls", "effect_vs_kl", "truth_info", "kl_mc"]
+    for name in names:
+        assert (judged[0] / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "chosen by Info*Truth on validation questions" in judged[1]
+    assert re.findall(r'<figure id="(\w+)">', finished[1]) == list(FIGURES)
+
+
+def test_what_the_models_say_is_shown_in_order_and_escaped(judged):
+    _, page, records = judged
+    part = section(page, "What the edited models say")
+    assert re.findall(r"Is &lt;(\w+)&gt; so\?", part) == QUESTIONS["test"]
+    before, _, after = part.partition("<details>")
+    assert (before.count("<article"), after.count("<article")) == (5, 7)
+    assert "first 12 test questions of 12, in their order, none picked" in before
+    assert "<b>more" not in page
+    chosen = chosen_of(records)
+    speakers = [chosen[place] for place in (("base", -1), ("claim", -1), ("whole", -1), ("control", 0))]
+    rows = re.findall(r'<td class="answer">(.*?)</td>', part, re.DOTALL)
+    expected = [(r.answers["test"][i], r) for i in range(12) for r in speakers]
+    same = [r is not chosen["base", -1] and r.answers["test"][i] == chosen["base", -1].answers["test"][i]
+            for i in range(12) for r in speakers]  # fmt: skip
+    assert len(rows) == len(expected)
+    for row, (answer, _), repeats in zip(rows, expected, same, strict=True):
+        assert row.startswith(f"<bdi>{escape(answer)}</bdi>" if answer else "<em>(nothing)</em>")
+        assert row.endswith('<span class="mark">same</span>') == repeats
+    assert 0 < sum(same) < 36
+
+
+def test_judgements_of_answers_are_told_in_words(judged):
+    part = section(judged[1], "What the edited models say")
+    assert "informative: not judged (HTTP 500 &lt;try again&gt;)" in part
+    said = re.findall(
+        r'<span class="(yes|no)">. (true|informative) <data value="([^"]+)">[^<]*</data>: (yes|no)<', part
+    )
+    assert len(said) > 60
+    assert all(mark == word == ("yes" if float(p) >= 0.5 else "no") for mark, _, p, word in said)
+    assert {float(p) for _, word, p, _ in said if word == "true"} <= {
+        opinion("A", q, answer)[0] for q in QUESTIONS["test"] for answer in ANSWERS
+    }
+
+
+def test_answers_without_judges_are_shown_alone(tmp_path, unsaved):
+    folder = make_judged_run(tmp_path / "run", SAID, judges={})
+    page = write_report(folder).read_text()
+    assert 'id="answers"' in page
+    assert '<td class="answer">' in page
+    assert 'class="opinions"' not in page
+    assert "Truth and information" not in page
+
+
+def test_figures_of_judges_since_removed_do_not_stay(tmp_path, unsaved):
+    folder = make_judged_run(tmp_path / "run", SAID, judges={})
+    stale = folder / "figures" / "truth_info.png"
+    stale.write_bytes(b"")
+    write_report(folder)
+    assert not stale.exists()
+
+
+def test_no_answers_no_section(finished):
+    assert 'id="answers"' not in finished[1]
+    with read_run(finished[0]) as store:
+        assert conversations(store.questions("test"), FULL, decide(FULL, score="mc2"), {}) == []
+
+
+def test_a_diverged_place_has_a_row_and_an_unscored_one_has_none():
+    records = [r for r in SAID if r.spec.arm == "base" or (r.spec.arm == "control" and r.spec.control == 1)]
+    records.append(trial("claim", "iti", 1.0, status="diverged"))
+    questions = [HeldOutQuestion(q, q, ("a",), ("b",)) for q in QUESTIONS["test"]]
+    judgements = {"truth": {("test0", SAID[0].answers["test"][0]): (0.5, "")}}
+    first, second, *_ = conversations(questions, records, decide(records, score="mc2"), judgements)
+    assert [said.who for said in first.answers] == ["Unedited model", "ITI: claim"]
+    assert first.answers[1].answer is None
+    assert first.answers[0].opinions[0].is_yes
+    assert (second.answers[0].opinions[0].probability, second.answers[0].opinions[0].reason) == (None, "not yet")
+
+
+def test_what_html_cannot_hold_is_replaced():
+    base = replace(SAID[0], answers={"test": ("a\x00b\n\x1b[31mc", " \n", *["x"] * 10)})
+    questions = [HeldOutQuestion(q, q, ("a",), ("b",)) for q in QUESTIONS["test"]]
+    shown = conversations(questions, [base], decide([base], score="mc2"), {})
+    assert [c.answers[0].answer for c in shown[:3]] == ["a\ufffdb\n\ufffd[31mc", "", "x"]
+
+
+def test_one_judge_alone_gives_its_own_score(tmp_path, unsaved):
+    folder = make_judged_run(tmp_path / "run", SAID, judges={"truth": JUDGES["truth"]})
+    page = write_report(folder).read_text()
+    assert json.loads((folder / "verdict.json").read_text())["score"] == "truth"
+    assert "Truth over 12 test questions" in page
+    assert "Truth is the share of answers judged true: probability at least 0.5." in page
+    assert "Info" not in re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)
+    assert re.findall(r'<figure id="(\w+)">', page) == ["controls", "effect_vs_kl", "kl_mc"]
+
+
+def test_a_judge_that_fails_on_everything_still_gives_a_page(tmp_path, unsaved):
+    folder = make_judged_run(tmp_path / "run", SAID, opinion=lambda *_: (None, "no server"))
+    page = write_report(folder).read_text()
+    assert f"{12 * len(SAID)} of {12 * len(SAID)} judgements of Info are missing" in page
+    assert "not judged (no server)" in page
+    assert "nan" not in page.lower()
+    assert re.findall(r'<figure id="(\w+)">', page) == ["kl_mc"]
+
+
+def test_another_score_leaves_the_judged_ones_in_their_own_table(tmp_path, unsaved):
+    folder = make_judged_run(tmp_path / "run", SAID, config=replace(JUDGED_CONFIG, score="mc2"))
+    page = write_report(folder).read_text()
+    assert "mean MC2 over 12 test questions" in page
+    assert "Info*Truth" not in section(page, "All arms on the test questions")
+    assert re.findall(r'<figure id="(\w+)">', page) == ["controls", "effect_vs_kl", "truth_info"]
+
+
+def test_a_control_that_diverged_is_no_part_of_the_controls_mean(tmp_path):
+    records = [r for r in SAID if r.spec.control != 1] + [trial("control", "iti", 1.0, 1, status="diverged")]
+    with read_run(make_judged_run(tmp_path / "run", records)) as store:
+        joined = judged_records(store)
+    verdict = decide(joined, score="info_truth")
+    table = judged_table(joined, verdict, {}, score_intervals(joined, judged_scores(joined)))
+    assert table is not None
+    (method,) = table.methods
+    assert [cell.value for cell in method.controls[1].cells] == [None] * 5
+    assert (method.controls[1].n_missing, method.controls[1].n_asked) == (0, 0)
+    assert method.main[-1].name == "Mean of 2 controls"
+    scores = [row.cells[0].value for row in method.controls if row.cells[0].value is not None]
+    assert method.main[-1].cells[0].value == pytest.approx(sum(scores) / 2)
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.3, 1.0])
+def test_intervals_of_many_trials_are_those_of_each(lost):
+    rng = np.random.default_rng(0)
+    spec = TrialSpec("control", "iti", "0.1", 1.0, 0, "context", 0)
+    records = [
+        TrialRecord(
+            replace(spec, control=i),
+            "ok",
+            questions={
+                "test": judged_metrics(
+                    *([None if rng.random() < lost else rng.random() for _ in range(15)] for _ in "ab")
+                )
+            },
+        )
+        for i in range(3)
+    ]
+    found = score_intervals([*records, trial("claim", "iti", 1.0)], JUDGED)
+    assert set(found) == {record.spec.trial_id for record in records}
+    for record in records:
+        for score in JUDGED:
+            slow = score_interval(score_values(record.questions["test"], score))
+            assert found[record.spec.trial_id][score] == pytest.approx(slow, abs=1e-12, nan_ok=True)
+
+
+def test_trials_are_a_table_for_other_programs(judged):
+    folder, _, records = judged
+    with (folder / "trials.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["arm"] for row in rows] == ["base", "claim", "claim", "whole", "whole"] + ["control"] * 6
+    by_id = {record.spec.trial_id: record for record in records}
+    chosen = {record.spec.trial_id for record in chosen_of(records).values()}
+    assert {row["trial_id"] for row in rows if row["chosen"] == "true"} == chosen
+    for row in rows:
+        record = by_id[row["trial_id"]]
+        for metric, value in record.metrics["test"].items():
+            assert float(row[metric]) == value
+        low, high = score_interval(score_values(record.questions["test"], "info_truth"))
+        assert (float(row["info_truth_low"]), float(row["info_truth_high"])) == pytest.approx((low, high), abs=1e-12)
+        assert int(row["n_missing"]) == sum(map(math.isnan, record.questions["test"]["info"]))
+        assert (float(row["kl"]), float(row["ce"]), float(row["seconds"])) == (record.drift["kl"], 2.5, 1.5)
+    assert list(rows[0])[8:11] == ["info_truth", "info_truth_low", "info_truth_high"]
+
+
+def test_trials_that_diverged_have_empty_scores(tmp_path, unsaved):
+    records = [*FULL[:3], trial("claim", "iti", 9.0, status="diverged")]
+    folder = make_run(tmp_path / "run", records)
+    write_report(folder)
+    *_, last = csv.DictReader((folder / "trials.csv").read_text().splitlines())
+    assert (last["status"], last["chosen"], last["mc2"], last["kl"], last["hyperparameter"]) == (
+        "diverged", "false", "", "", "9.0",
+    )  # fmt: skip
+    assert "n_missing" not in last
+
+
 # --- figures and small parts
+
+
+@pytest.mark.parametrize("base", [(0.5, 0.5), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)])
+def test_truth_against_info_shows_every_point(base):
+    points = [Point("claim", "iti", x, y, chosen=True) for x, y in ((0.0, 1.0), (0.4, 0.4))]
+    axis = draw_truth_info(points, base).axes[0]
+    for (low, high), values in ((axis.get_xlim(), (0.0, 0.4, base[0])), (axis.get_ylim(), (1.0, 0.4, base[1]))):
+        assert low < min(values) <= max(values) < high
 
 
 @pytest.mark.parametrize("controls", [[], [0.5], [0.5] * 4, [0.1, math.nan, 0.3], [math.nan]])
@@ -306,7 +629,7 @@ def test_controls_are_drawn_whatever_their_spread(tmp_path, controls):
     ],
 )
 def test_the_drift_axis_fits_the_drifts(tmp_path, drifts, scale):
-    points = [EffectPoint("claim", "iti", kl, 0.1, chosen=i == 0) for i, kl in enumerate(drifts)]
+    points = [Point("claim", "iti", kl, 0.1, chosen=i == 0) for i, kl in enumerate(drifts)]
     figure = draw_effect(points, "mc2")
     assert figure.axes[0].get_xscale() == scale
     save(figure, tmp_path, "effect_vs_kl")
@@ -333,9 +656,11 @@ def test_nothing_to_draw_is_an_error():
         draw_controls({}, "mc2")
     with pytest.raises(ValueError, match="at least one"):
         draw_effect([], "mc2")
+    with pytest.raises(ValueError, match="at least one"):
+        draw_truth_info([], (0.5, 0.5))
 
 
-def test_neuron_claims_have_no_outline(tmp_path):
+def test_neuron_claims_have_no_outline(tmp_path, unsaved):
     folder = make_run(tmp_path / "run", FULL, run={**RUN, "claim": "neurons:1.100,2.5", "claim_source": None})
     page = write_report(folder).read_text()
     assert "2 neurons" in page

@@ -190,7 +190,9 @@ def test_an_iti_trial_is_its_edit(shared):
 
 def test_an_optimal_trial_is_its_training(shared):
     """The record's losses are those of `train`, and of the slow twin, at the trial's own seed."""
-    settings = replace(CONFIG.optimal, reader="location", batching="pair", batch_size=5, learning_rate=4e-3, bank_size=2)
+    settings = replace(
+        CONFIG.optimal, reader="location", batching="pair", batch_size=5, learning_rate=4e-3, bank_size=2
+    )
     shared = replace(shared, config=replace(CONFIG, optimal=settings))
     told = []
     results = run_trials(shared, OPTIMAL[:2], on_step=lambda *x: told.append(x))

@@ -29,6 +29,10 @@ commands:
 Each command has its own --help."""
 
 
+_SHOWN_QUESTIONS = 3
+"""Test questions whose answers are printed."""
+
+
 @dataclass(frozen=True)
 class _Run:
     config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
@@ -159,12 +163,17 @@ def _run(command: _Run) -> None:
 
 
 def _print_verdict(folder: Path, report: Path) -> None:
+    from locaudit.report.answers import conversations
     from locaudit.stats import decide, judged_records, run_score
     from locaudit.store import read_run
 
     with read_run(folder) as store:
         records, planned = judged_records(store), (store.fact("run") or {}).get("planned", 0)
         verdict = decide(records, score=run_score(store), level=store.config.level)
+        judgements = {
+            slot: store.judgements(judge["fingerprint"]) for slot, judge in (store.fact("judges") or {}).items()
+        }
+        said = conversations(store.questions("test"), records, verdict, judgements)[:_SHOWN_QUESTIONS]
     console = Console(highlight=False, soft_wrap=True)
     if len(records) < planned:
         console.print(f"UNFINISHED: {len(records)} of {planned} trials; all below is provisional.", style="bold red")
@@ -172,6 +181,17 @@ def _print_verdict(folder: Path, report: Path) -> None:
     for name, result in verdict.methods.items():
         console.print(f"\n{name}: {result.outcome}", style="bold", markup=False)
         console.print(result.sentence, markup=False)
+    if said:
+        console.print("\nWhat the models say (the first test questions; more in the report):", style="bold")
+    for conversation in said:
+        console.print(f"\nQ: {conversation.question}", markup=False)
+        width = max(len(answer.who) for answer in conversation.answers)
+        for answer in conversation.answers:
+            text = "(diverged)" if answer.answer is None else answer.answer.replace("\n", " ") or "(nothing)"
+            marks = ", ".join(
+                f"{o.word} {'?' if o.probability is None else f'{o.probability:.2f}'}" for o in answer.opinions
+            )
+            console.print(f"  {answer.who:{width}}  {text}{f'  [{marks}]' if marks else ''}", markup=False)
     console.print(f"\nreport: {report}", markup=False)
 
 

@@ -13,8 +13,11 @@ from typing import Any
 from locaudit.config import AuditConfig, to_yaml
 from locaudit.records import TrialRecord
 from locaudit.report import view
-from locaudit.report.style import ARM_COLOURS, INK, METHOD_TITLES, PAPER, require
-from locaudit.stats import Verdict
+from locaudit.report.answers import N_OPEN, Conversation
+from locaudit.report.judged import JudgedTable
+from locaudit.report.style import ARM_COLOURS, INK, METHOD_TITLES, PAPER, require, score_phrase, score_title
+from locaudit.stats import JUDGED, Verdict
+from locaudit.stats.scores import THRESHOLD
 
 RUN_FACTS = (
     "model", "fingerprint", "n_layers", "n_heads", "n_units", "behaviour", "n_questions", "planned", "claim",
@@ -45,6 +48,8 @@ def render_page(
     run: Mapping[str, Any],
     seconds: Mapping[str, float],
     drawings: Sequence[Drawing],
+    judged: JudgedTable | None,
+    answers: Sequence[Conversation],
 ) -> str:
     """HTML text of the report.
 
@@ -55,6 +60,8 @@ def render_page(
         run: The store's fact ``run``; any key may be missing.
         seconds: Wall-clock seconds by trial id.
         drawings: Figures, in order.
+        judged: Scores of the answers; None if nothing was judged.
+        answers: What the models say to the first test questions; empty if nothing was generated.
 
     """
     jinja = require("jinja2")
@@ -63,11 +70,14 @@ def render_page(
         autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = lambda value, spec: markup(number(value, spec))
-    names = view.columns(records)
+    names = view.columns(records, verdict.score)
     claim = run.get("claim") or verdict.claim
     return environment.from_string(_packaged("template.html")).render(
         css=markup(_packaged("report.css")),
         verdict=verdict,
+        score=score_phrase(verdict.score),
+        is_judged=verdict.score in JUDGED,
+        score_title=score_title,
         config=config,
         run={key: run.get(key) for key in RUN_FACTS},
         unfinished=view.missing_parts(records, verdict, config, run.get("planned")),
@@ -85,6 +95,10 @@ def render_page(
         formats={name: {"kl": "#.3g"}.get(name, ".3f") for name in names},
         base=view.base_row(records, names),
         tables=view.method_rows(records, verdict, config, names),
+        judged=judged,
+        threshold=THRESHOLD,
+        answers=answers,
+        n_open=N_OPEN,
         failures=view.failures(records, config),
         yaml=to_yaml(config),
         config_hash=config.hash,

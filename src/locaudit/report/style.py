@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from locaudit.errors import LocauditError
+from locaudit.stats import JUDGED
 from locaudit.store import write_atomically
 
 if TYPE_CHECKING:
@@ -23,6 +24,22 @@ ARM_COLOURS: Mapping[str, str] = {"claim": "#D55E00", "control": "#0072B2", "who
 """Okabe and Ito's palette, told apart by every common colour vision."""
 ARM_NAMES: Mapping[str, str] = {"base": "unedited", "claim": "claim", "control": "control", "whole": "whole model"}
 METHOD_TITLES: Mapping[str, str] = {"iti": "ITI", "optimal": "Optimal edit"}
+SCORE_TITLES: Mapping[str, str] = {
+    "info_truth": "Info*Truth",
+    "info_truth_probability": "Info*Truth (probabilities)",
+    "info_truth_both": "Info*Truth (both)",
+    "truth": "Truth",
+    "info": "Info",
+    "mc1": "MC1",
+    "mc2": "MC2",
+    "mc3": "MC3",
+    "preference_accuracy": "preference accuracy",
+    "reward_accuracy": "reward accuracy",
+    "reward_margin": "reward margin",
+    "kl": "KL",
+    "ce": "CE",
+}
+"""Names of scores for readers; files for machines keep the raw ones."""
 DPI = 150
 
 _RC = {
@@ -45,6 +62,16 @@ _RC = {
     "svg.hashsalt": "locaudit",
     "axes.unicode_minus": True,
 }
+
+
+def score_title(score: str) -> str:
+    """What readers call the score; an unknown one is called by its own name."""
+    return SCORE_TITLES.get(score, score)
+
+
+def score_phrase(score: str) -> str:
+    """The score as a quantity over questions: ``mean MC2``, but ``Info*Truth``, which is no mean of questions."""
+    return score_title(score) if score in JUDGED else f"mean {score_title(score)}"
 
 
 def require(module: str) -> Any:

@@ -1,9 +1,12 @@
-"""What a report shows, as plain values: progress, table rows, figure points, failures. No HTML here."""
+"""What a report shows, as plain values: progress, table rows, figure points, failures. No HTML here.
+
+`locaudit.report.judged` and `locaudit.report.answers` do the same for judged scores and for answers.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +14,14 @@ from locaudit.config import AuditConfig
 from locaudit.errors import LocationError
 from locaudit.locations import parse_location
 from locaudit.records import TrialRecord
-from locaudit.report.figures import EffectPoint
+from locaudit.report.scatter import Point
 from locaudit.report.style import ARM_NAMES, METHOD_TITLES
-from locaudit.stats import MethodVerdict, Verdict, select
+from locaudit.stats import JUDGED, MethodVerdict, Verdict, select
+from locaudit.stats.selection import Place
 
 METRICS = ("mc1", "mc2", "mc3", "preference_accuracy", "reward_accuracy", "reward_margin")
-"""Columns of the table, in this order; metrics with other names follow, sorted."""
+"""Columns of the table, in this order; metrics with other names follow, sorted. Judged scores have a table
+of their own; of them, only the score of the verdict is in this one, first."""
 
 
 @dataclass(frozen=True)
@@ -85,35 +90,64 @@ def claimed_heads(claim: str) -> list[tuple[int, int]]:
     return list(location.units) if location.kind == "heads" else []
 
 
-def effect_points(records: Sequence[TrialRecord], score: str) -> list[EffectPoint]:
-    """Every edit with a test score and a KL drift, as its effect against its drift."""
-    base = next(r for r in records if r.spec.arm == "base" and r.status == "ok").metrics["test"][score]
-    chosen = {
-        record.spec.trial_id
-        for places in select(records, score).values()
-        for record in places.values()
-        if record is not None
-    }
+def base_record(records: Sequence[TrialRecord]) -> TrialRecord:
+    """The unedited model's record."""
+    return next(r for r in records if r.spec.arm == "base" and r.status == "ok")
+
+
+def chosen_ids(records: Sequence[TrialRecord], score: str) -> frozenset[str]:
+    """Trials that validation chose for their location, and the unedited model: those that the verdict compares."""
+    chosen = (record for places in select(records, score).values() for record in places.values())
+    return frozenset(record.spec.trial_id for record in chosen if record is not None)
+
+
+def effect_points(records: Sequence[TrialRecord], score: str, chosen: frozenset[str]) -> list[Point]:
+    """Every edit with a test score and a KL drift: its effect against its drift."""
+    base = base_record(records).metrics["test"][score]
+
+    def effect(record: TrialRecord) -> float | None:
+        after = record.metrics["test"].get(score)
+        return None if after is None else after - base
+
+    return _points(records, chosen, lambda record: record.drift.get("kl"), effect)
+
+
+def truth_info_points(records: Sequence[TrialRecord], chosen: frozenset[str]) -> list[Point]:
+    """Every edit with judged test answers: its Truth against its Info."""
+    return _points(
+        records,
+        chosen,
+        lambda record: record.metrics["test"].get("info"),
+        lambda record: record.metrics["test"].get("truth"),
+    )
+
+
+def _points(
+    records: Sequence[TrialRecord],
+    chosen: frozenset[str],
+    x: Callable[[TrialRecord], float | None],
+    y: Callable[[TrialRecord], float | None],
+) -> list[Point]:
     points = []
     for record in records:
-        kl, after = record.drift.get("kl"), record.metrics.get("test", {}).get(score)
-        if record.spec.arm == "base" or not (_finite(kl) and _finite(after)):
-            continue
         spec = record.spec
-        points.append(EffectPoint(spec.arm, spec.method, kl, after - base, spec.trial_id in chosen))  # type: ignore[operator]
+        if spec.arm != "base" and record.status == "ok":
+            across, up = x(record), y(record)
+            if across is not None and up is not None and math.isfinite(across) and math.isfinite(up):
+                points.append(Point(spec.arm, spec.method, across, up, spec.trial_id in chosen))
     return points
 
 
-def columns(records: Sequence[TrialRecord]) -> list[str]:
+def columns(records: Sequence[TrialRecord], score: str) -> list[str]:
     """Metrics of the table; drift last."""
     found = {metric for record in records for metric in record.metrics.get("test", {})}
-    return [*METRICS, *sorted(found - set(METRICS)), "kl", "ce"]
+    first = [score] if score in JUDGED else []
+    return [*first, *METRICS, *sorted(found - {*METRICS, *JUDGED}), "kl", "ce"]
 
 
 def base_row(records: Sequence[TrialRecord], names: Sequence[str]) -> Row:
     """The unedited model."""
-    base = next(r for r in records if r.spec.arm == "base" and r.status == "ok")
-    return Row("Unedited model", None, _values(base, names))
+    return Row("Unedited model", None, _values(base_record(records), names))
 
 
 def method_rows(
@@ -127,7 +161,7 @@ def method_rows(
         places = chosen[method]  # type: ignore[index]
         rows = {
             place: Row(
-                name=f"Control {place[1]}" if place[0] == "control" else ARM_NAMES[place[0]].capitalize(),
+                name=place_name(place),
                 hyperparameter=None if record is None else record.spec.hyperparameter,
                 values=_values(record, names),
                 note=("" if record else "diverged; ")
@@ -143,6 +177,11 @@ def method_rows(
             main.append(_mean_row(controls))
         out.append(MethodRows(METHOD_TITLES[method], hyperparameter_symbol(method, config), tuple(main), controls))
     return out
+
+
+def place_name(place: Place) -> str:
+    """What a line about the place is called."""
+    return f"Control {place[1]}" if place[0] == "control" else ARM_NAMES[place[0]].capitalize()
 
 
 def failures(records: Sequence[TrialRecord], config: AuditConfig) -> list[Failure]:

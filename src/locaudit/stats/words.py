@@ -93,4 +93,5 @@ def headline(methods: Mapping[str, MethodVerdict]) -> str:
     if main.outcome == "no effect":
         return f"{subject} no evidence for the claim: no improvement was detected on held-out questions."
     lack = "nothing was measured" if math.isnan(main.claim) else "too few controls or test questions"
+    lack = "too many judgements are missing" if main.worst_missing > MAX_MISSING else lack
     return f"{subject} no answer yet: {lack}."
