@@ -160,9 +160,9 @@ def _validate(arguments: list[str]) -> None:
     if command.json:
         print(json.dumps(report, indent=2))
         return
-    from locaudit.judges.reference.card import figures
+    from locaudit.judges.reference.card import held_out_table
 
-    print(figures(report))
+    print(held_out_table(report))
 
 
 def _compare(arguments: list[str]) -> None:

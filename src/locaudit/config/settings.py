@@ -152,7 +152,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """One judge of generated answers: who says yes or no. See docs/judge.md."""
+    """One judge of generated answers: who says yes or no. See docs/judges.md."""
 
     kind: JudgeKind = "default"
     """``reference``: the bundled judge, which compares with the question's reference answers; ``causal-lm``: a

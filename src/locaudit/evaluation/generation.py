@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
@@ -159,7 +159,7 @@ class _NextQuestion(StoppingCriteria):
         self._decode = model.tokenizer.batch_decode
         self._n_prompt = n_prompt
 
-    def __call__(self, input_ids: Int[Tensor, "rows tokens"], scores, **_) -> Bool[Tensor, " rows"]:
+    def __call__(self, input_ids, scores, **_) -> Bool[Tensor, " rows"]:  # type: ignore[override]
         tails = self._decode(input_ids[:, max(self._n_prompt, input_ids.shape[1] - _TAIL) :], skip_special_tokens=True)
         done = [_MARKER.search(text) is not None for text in tails]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ class CausalLMJudge:
         """Model and aspect."""
         return f"{self.model.name} ({self.aspect.name})"
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Hash of weights, dtype, tokenizer, prompt, aspect and version."""
         parts = ["causal-lm", VERSION, self.model.fingerprint, self.adapter, self.aspect.name, self.suffix, self.yes]

@@ -84,7 +84,7 @@ class Meter:
         self._started = time.monotonic()
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=self._done)
-        elif self._done == self._total or self._done % 5 == 0:
+        elif self._done == self._total or self._done // 5 > (self._done - n_trials) // 5:
             self.say(f"{self._done} of {self._total} trials, {self.remaining_text()}")
 
     def remaining_text(self) -> str:
