@@ -28,11 +28,11 @@ from locaudit.edits import EditBank
 from locaudit.models import Model
 from locaudit.scoring import Prefix, batches, check_length, run_prefix
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 8192
 """Padded prompt tokens and tokens to come of one batch, over all edits; bounds the memory of keys and values."""
-BATCH_ROWS = 64
+BATCH_ROWS = 128
 """Rows of one batch, over all edits. Part of what a generation depends on below float32: rounding follows shapes."""
-SEGMENT = 12
+SEGMENT = 6
 """Tokens after which rows that are done leave the batch."""
 _MARKER = re.compile(r"(?<!\w)Q:")
 """The next question: where an answer ends."""
