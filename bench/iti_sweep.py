@@ -35,8 +35,8 @@ from locaudit.evaluation import (
 )
 from locaudit.iti import iti_edit, iti_theta
 from locaudit.judges import Case
+from locaudit.judges.labelled import is_held_out
 from locaudit.judges.reference import load_reference_judges
-from locaudit.judges.reference.data import is_held_out
 from locaudit.locations import sample_controls
 from locaudit.models import load_model
 from locaudit.probes import fit_probes

@@ -131,6 +131,7 @@ class Scripted(torch.nn.Module):
     [
         (" No, it is.\n\nQ: Is the earth", "No, it is."),
         (" The FAQ: of it\nQ: x", "The FAQ: of it"),
+        (" BBQ: a way of cooking slowly over a small fire", "BBQ: a way of cooking slowly over a small fire"),
         ("Q: What?", ""),
         (" round", "round"),
     ],
@@ -140,7 +141,7 @@ def test_an_answer_stops_at_the_next_question(said, kept):
     tokens = model.tokenizer(said, add_special_tokens=False)["input_ids"]
     model.lm.lm_head = Scripted([*tokens, EOS], len(model.tokenizer))
     _, prompts = prompts_of(model)
-    rows = generate_tokens(model, (), prompts[:2])[0]
+    rows = generate_tokens(model, (), prompts[:2], max_new_tokens=60)[0]
     text = model.tokenizer.decode(rows[0], skip_special_tokens=True)
     assert rows[0] == rows[1]
     assert text.count("Q:") <= 1 + said.startswith(" The FAQ")

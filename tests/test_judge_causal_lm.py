@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from locaudit.errors import ConfigError, DataError, ModelError
 from locaudit.judges.base import ASPECTS, Case
 from locaudit.judges.causal_lm import CausalLMJudge, first_tokens, load_causal_lm_judge, wrap_judge
-from locaudit.judges.finetune import fit_causal_lm_judge, is_held_out, read_labelled
+from locaudit.judges.finetune import fit_causal_lm_judge
+from locaudit.judges.labelled import is_held_out, read_labelled
 from locaudit.models import Model
 from tiny import CONTEXT, make_lm
 from tiny import tokenizer as plain_tokenizer

@@ -47,7 +47,14 @@ def probabilities(judgements: list[Judgement]) -> list[float | None]:
 
 def judge_of(server: OpenAIServer | str, **changes):
     url = server if isinstance(server, str) else server.url
-    settings = {"base_url": url, "max_retries": 2, "timeout": 5.0, "first_pause": 0.01, **changes}
+    settings = {
+        "base_url": url,
+        "api_key_env": "OPENAI_API_KEY",
+        "max_retries": 2,
+        "timeout": 5.0,
+        "first_pause": 0.01,
+        **changes,
+    }
     return load_openai_judge(settings.pop("aspect", TRUTH), settings.pop("model", MODEL), **settings)
 
 
@@ -384,15 +391,21 @@ def test_an_estimate_by_hand():
     assert judge.estimate([]).requests == 0 and judge.score([]) == []
 
 
-def test_the_fingerprint_is_of_what_judges_not_of_where():
+def test_the_fingerprint_is_of_what_judges():
     def fingerprint(**changes):
         return judge_of(changes.pop("url", "http://h/v1"), **changes).fingerprint
 
     base = fingerprint()
-    same = [fingerprint(url="http://other/v1"), fingerprint(timeout=1.0, concurrency=1, max_retries=0)]
-    changes = ({"aspect": INFO}, {"model": "other"}, {"prompt": "Other."}, {"style": "completion"})
+    same = [fingerprint(timeout=1.0, concurrency=1, max_retries=0)]
+    changes = (
+        {"url": "http://other/v1"},
+        {"aspect": INFO},
+        {"model": "other"},
+        {"prompt": "Other."},
+        {"style": "completion"},
+    )
     others = [fingerprint(**change) for change in changes]
-    assert set(same) == {base} and len({base, *others}) == 5
+    assert set(same) == {base} and len({base, *others}) == 6
     assert judge_of("http://h/v1").name == "some-model (truth)"
 
 
@@ -423,3 +436,11 @@ def test_ctrl_c_stops_at_once():
         _, errors = child.communicate(timeout=20)
         assert time.monotonic() - start < 5
     assert child.returncode and "KeyboardInterrupt" in errors and KEY not in errors
+
+
+def test_the_key_of_openai_goes_to_openai_only():
+    """Another server is sent no key unless a variable is named for it."""
+    assert load_openai_judge(TRUTH, MODEL, base_url="http://localhost:9/v1").server.key_variable == ""
+    assert load_openai_judge(TRUTH, MODEL).server.key_variable == "OPENAI_API_KEY"
+    named = load_openai_judge(TRUTH, MODEL, base_url="http://localhost:9/v1", api_key_env="MY_KEY")
+    assert named.server.key_variable == "MY_KEY"

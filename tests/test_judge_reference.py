@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save
 
 from locaudit.errors import ConfigError, DataError, LocauditError, ModelError
 from locaudit.judges.base import Case, Judge, Judgement
+from locaudit.judges.labelled import is_held_out
 from locaudit.judges.reference import fit_reference_judge, load_reference_judges, validate_reference_judge
-from locaudit.judges.reference.data import is_held_out, load_judge_data
+from locaudit.judges.reference.data import load_judge_data
 from locaudit.judges.reference.lexical import N_LEXICAL, lexical_features
 from locaudit.judges.reference.metrics import measure
 from locaudit.judges.reference.reader import Reader

@@ -15,9 +15,15 @@ import locaudit.evaluation.answers as answers
 from locaudit.cache import Cache, open_cache
 from locaudit.config import JudgeConfig, JudgesConfig
 from locaudit.data import load_behaviour
+from locaudit.data.prompts import Prompt
+from locaudit.edits import folded
 from locaudit.errors import ConfigError, RunFolderError
+from locaudit.evaluation import answer_prompts
+from locaudit.judges import Judgement
+from locaudit.models import wrap_model
 from locaudit.runner import compare_judges, run_audit
 from locaudit.runner.judging import build_judges
+from locaudit.scoring import plant
 from locaudit.stats import (
     JUDGED,
     count_missing,
@@ -31,7 +37,7 @@ from locaudit.stats import (
 )
 from locaudit.store import read_run
 from runs import HashJudge, small_config
-from tiny import VOCAB, make_lm, tokenizer
+from tiny import VOCAB, heads, make_lm, random_edit, tokenizer
 
 NONE = JudgeConfig("none")
 
@@ -285,8 +291,6 @@ def test_two_judges_of_a_run_are_compared(home, judge_model, tmp_path):
                           for q, a in zip(store.questions(s), texts, strict=True)})  # fmt: skip
     assert agreement.n == n_distinct
     assert agreement.missing == (0, 0)
-    names, agreement = compare_judges(tmp_path / "run", second, second, "info", progress=False)
-    assert agreement.agreement == 1
 
 
 # The cache
@@ -337,3 +341,118 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
     cache.put({"a": 1})
     cache.close()
     assert (tmp_path / "xdg" / "locaudit" / "answers.sqlite").is_file()
+
+
+# What a judge may not do
+
+
+class Odd(HashJudge):
+    """A judge that gives what no judge should."""
+
+    def __init__(self, aspect, value):
+        super().__init__(aspect)
+        self.value = value
+
+    def score(self, cases):
+        return [Judgement(self.value) for _ in cases]
+
+
+@pytest.mark.parametrize("value", [math.nan, 1.7, -0.1, math.inf])
+def test_a_number_that_is_no_probability_is_missing_and_not_kept(home, tmp_path, monkeypatch, value):
+    monkeypatch.setenv("LOCAUDIT_CACHE", str(tmp_path / "cache"))
+    records, score = run(home, tmp_path / "run", {"truth": Odd("truth", value), "info": HashJudge("info")})
+    assert all(count_missing(record, score) == len(record.answers["test"]) for record in records)
+    mended, _ = run(home, tmp_path / "run", hash_judges())
+    assert all(count_missing(record, score) == 0 for record in mended)
+
+
+def test_a_judge_may_give_numpy_numbers(home, tmp_path):
+    records, _ = run(home, tmp_path / "run", {"truth": Odd("truth", np.float32(0.75)), "info": HashJudge("info")})
+    assert {record.metrics["test"]["truth"] for record in records} == {1.0}
+
+
+def test_a_judge_that_loses_answers_is_named(home, tmp_path):
+    class Short(HashJudge):
+        def score(self, cases):
+            return super().score(cases)[:-1]
+
+    with pytest.raises(ConfigError, match=r"judgements of .* answers from hash \(truth\)"):
+        run(home, tmp_path / "run", {"truth": Short("truth"), "info": HashJudge("info")})
+
+
+@pytest.mark.parametrize(
+    ("judges", "words"),
+    [
+        ({"target": HashJudge("truth"), "retention": HashJudge("info")}, "a judge called 'target'"),
+        ({"truth": HashJudge("same"), "info": HashJudge("same")}, "one fingerprint"),
+    ],
+)
+def test_judges_that_cannot_be_told_apart_are_refused(home, tmp_path, judges, words):
+    with pytest.raises(ConfigError, match=words):
+        run(home, tmp_path / "run", judges)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_command_leaves_a_finished_run_as_it_is(home, tmp_path):
+    run(home, tmp_path / "run", hash_judges())
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError):
+        run(home, tmp_path / "run", {"truth": HashJudge("truth")}, score="info", level=0.3)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_what_is_lost_on_validation_counts_too(home, tmp_path):
+    """A hyperparameter chosen from what is left of the validation answers is no fair choice."""
+    grid = {"iti": {"alphas": [1.0, 8.0]}, "methods": ["iti"]}
+    run(home, tmp_path / "run", hash_judges(), **grid)
+    with read_run(tmp_path / "run") as store:
+        lost = {question.text for question in store.questions("val")[:1]}
+    failing = hash_judges(version=3, fails=lambda case: case.question in lost)
+    records, score = run(home, tmp_path / "run", failing, **grid)
+    verdict = decide(records, score=score).methods["iti"]
+    assert verdict.n_missing == 0
+    assert verdict.worst_missing > 0.05
+    assert verdict.outcome == "underpowered"
+
+
+def test_a_reason_with_brackets_is_printed_as_it_is(home, tmp_path, capsys):
+    class Llama(HashJudge):
+        def score(self, cases):
+            return [Judgement(None, "[/INST] broken [key]") for _ in cases]
+
+    config = small_config(home)
+    run_audit(config, tmp_path / "run", judges={"truth": Llama("truth"), "info": HashJudge("info")})
+    assert "[/INST] broken [key]" in capsys.readouterr().err
+
+
+# What the cache must tell apart
+
+
+def test_changed_weights_give_new_answers(llama):
+    prompts = plant(llama.tokenizer, Prompt(), [("Is it?", ["Yes."]), ("What?", ["No."])])
+    edit = random_edit(llama, heads((0, 1), (1, 2)), 1, scale=2.0)
+    cache = Cache()
+    before = answer_prompts(llama, prompts, None, max_new_tokens=8, cache=cache)
+    with folded(llama, edit):
+        inside = answer_prompts(llama, prompts, None, max_new_tokens=8, cache=cache)
+        assert inside == answer_prompts(llama, prompts, None, max_new_tokens=8, cache=Cache())
+    assert inside != before
+    assert answer_prompts(llama, prompts, None, max_new_tokens=8, cache=cache) == before
+
+
+def test_end_tokens_are_part_of_a_model():
+    one, other = (wrap_model(make_lm("llama"), tokenizer(), "same") for _ in range(2))
+    assert one.fingerprint == other.fingerprint
+    other.forget_fingerprint()
+    other.lm.generation_config.eos_token_id = [1, 7]
+    assert one.fingerprint != other.fingerprint
+
+
+def test_two_equal_judges_are_not_compared(home, judge_model, tmp_path):
+    run(home, tmp_path / "run", hash_judges())
+    settings = JudgeConfig("causal-lm", model=judge_model)
+    with pytest.raises(ConfigError, match="twice"):
+        compare_judges(tmp_path / "run", settings, settings, "info", progress=False)
+    for wrong in (JudgeConfig("causal-lm"), JudgeConfig("openai", model="m", concurrency=0)):
+        with pytest.raises(ConfigError, match="second"):
+            compare_judges(tmp_path / "run", JudgeConfig(), wrong, progress=False)

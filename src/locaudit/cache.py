@@ -1,8 +1,8 @@
 """What was generated and judged before, in any run: a content-addressed store shared by all runs of a user.
 
-An address is a hash of all that a value depends on, so an entry is never wrong, only unused. The folder is
-``$LOCAUDIT_CACHE``, else ``$XDG_CACHE_HOME/locaudit``, else ``~/.cache/locaudit``; ``LOCAUDIT_CACHE=off`` keeps nothing
-on disk. Losing the file loses time only.
+An address is a hash of all that a value is known to depend on, so an entry is not replaced, only left unused. The
+folder is ``$LOCAUDIT_CACHE``, else ``$XDG_CACHE_HOME/locaudit``, else ``~/.cache/locaudit``; ``LOCAUDIT_CACHE=off``
+keeps nothing on disk. Losing the file loses time only.
 """
 
 from __future__ import annotations
@@ -90,5 +90,8 @@ def open_cache() -> Cache:
     named = os.environ.get("LOCAUDIT_CACHE")
     if named == "off":
         return Cache()
-    base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "locaudit"
+    try:
+        base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "locaudit"
+    except RuntimeError:  # a user without a home, as in some containers
+        return Cache()
     return Cache(base / "answers.sqlite")

@@ -182,7 +182,14 @@ def _answers(
     if not limit:
         return [{} for _ in range(n_edits)]
     said = {
-        name: answer_prompts(shared.model, shared.splits[name].forest, edits, max_new_tokens=limit, cache=shared.cache)
+        name: answer_prompts(
+            shared.model,
+            shared.splits[name].forest,
+            edits,
+            max_new_tokens=limit,
+            cache=shared.cache,
+            cached_prefix=prefixes.get(name),
+        )
         for name in names
     }
     return [{name: said[name][k] for name in names} for k in range(n_edits)]

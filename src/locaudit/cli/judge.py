@@ -99,7 +99,7 @@ def judge(arguments: list[str]) -> None:
 
 def _fit(arguments: list[str]) -> None:
     command = tyro.cli(_Fit, prog="locaudit judge fit", description="Fit a judge on labelled answers.", args=arguments)
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     if command.kind == "reference":
         if command.truth is None or command.info is None:
             raise ConfigError(
@@ -153,7 +153,7 @@ def _validate(arguments: list[str]) -> None:
     )
     from locaudit.judges.reference import validate_reference_judge
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)
     report = validate_reference_judge(
         command.truth, command.info, command.references, weights=command.weights, progress=console.print
     )

@@ -13,6 +13,7 @@ from locaudit.config.settings import (
     PromptConfig,
     Score,
     SplitConfig,
+    check_judge,
     to_dict,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "PromptConfig",
     "Score",
     "SplitConfig",
+    "check_judge",
     "load_config",
     "load_preset",
     "merge_config",

@@ -7,6 +7,7 @@ identifies a run folder. Library functions take plain arguments, not these objec
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -168,8 +169,9 @@ class JudgeConfig:
     """openai: a chat model with a rubric, or a fine-tuned completion model with the causal-lm prompt."""
     base_url: str | None = None
     """openai: address of the server, for example ``http://localhost:8000/v1`` (None: api.openai.com)."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """openai: name of the environment variable that holds the key; the key itself is written nowhere."""
+    api_key_env: str | None = None
+    """openai: name of the environment variable that holds the key; the key itself is written nowhere (None:
+    ``OPENAI_API_KEY`` for api.openai.com, no key for any other server)."""
     concurrency: int = 8
     """openai: requests under way at once."""
     timeout: float = 60.0
@@ -277,7 +279,7 @@ class AuditConfig:
         limit = self.evaluation.max_new_tokens
         check(limit >= 0, f"evaluation.max_new_tokens = {limit}", "0 or more", "50 is the default")
         for name in ("target", "retention"):
-            _check_judge(getattr(self.judges, name), f"judges.{name}", limit)
+            check_judge(getattr(self.judges, name), f"judges.{name}", limit)
 
     @property
     def hash(self) -> str:
@@ -294,7 +296,8 @@ class AuditConfig:
         return content_hash(values)
 
 
-def _check_judge(judge: JudgeConfig, name: str, max_new_tokens: int) -> None:
+def check_judge(judge: JudgeConfig, name: str, max_new_tokens: int) -> None:
+    """Raise `ConfigError` for settings that no judge can have."""
     check(
         max_new_tokens > 0 or judge.kind in ("default", "none"),
         f"{name}.kind = {judge.kind} and evaluation.max_new_tokens = 0",
@@ -307,6 +310,8 @@ def _check_judge(judge: JudgeConfig, name: str, max_new_tokens: int) -> None:
         f"{name}.model",
         "name the judge's model",
     )
+    named = judge.api_key_env is None or re.fullmatch(r"[A-Za-z_]\w{0,63}", judge.api_key_env) is not None
+    check(named, f"{name}.api_key_env that is no name of a variable", "a name such as MY_KEY", "put the key in it")
     check(judge.concurrency >= 1, f"{name}.concurrency = {judge.concurrency}", "at least 1", "raise it")
     check(judge.max_retries >= 0, f"{name}.max_retries = {judge.max_retries}", "0 or more", "raise it")
     check(judge.timeout > 0, f"{name}.timeout = {judge.timeout}", "a positive number of seconds", "raise it")

@@ -33,6 +33,7 @@ def folded(model: Model, edit: Edit) -> Iterator[None]:
     """Run `model` with the edit folded into its weights; the original weights come back on leaving."""
     _needs_all_positions(edit)
     before: list[tuple[nn.Module, Tensor, nn.Parameter | None]] = []
+    model.forget_fingerprint()
     try:
         for site, e in edit.sites.items():
             projection = model.projection(site)
@@ -50,6 +51,7 @@ def folded(model: Model, edit: Edit) -> Iterator[None]:
         for projection, weight, bias in before:
             projection.weight.data = weight  # type: ignore[union-attr]
             projection.bias = bias  # type: ignore[assignment]
+        model.forget_fingerprint()
 
 
 def save_peft_adapter(model: Model, edit: Edit, folder: str | Path) -> Path:

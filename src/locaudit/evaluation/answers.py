@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import transformers
+
 from locaudit.cache import Cache
 from locaudit.edits import Edit, stack
 from locaudit.evaluation.generation import generate_answers
@@ -12,8 +14,8 @@ from locaudit.models import Model
 from locaudit.records import content_hash
 from locaudit.scoring import Forest, Prefix
 
-VERSION = 1
-"""Part of every address: raised when the same model, edit and prompt may give another answer."""
+VERSION = (1, transformers.__version__)
+"""Part of every address: the same model, edit and prompt may give another answer under another one."""
 
 
 def answer_prompts(

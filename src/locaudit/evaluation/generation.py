@@ -79,7 +79,8 @@ def generate_tokens(
     longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
     check_length(model, longest, "a question with the answer to be generated (prompt included)")
     out: list[list[tuple[int, ...]]] = [[()] * len(prompts) for _ in range(n_edits)]
-    with torch.no_grad(), _plain_generation(model) as ends:
+    ends = model.end_tokens
+    with torch.no_grad(), _plain_generation(model):
         if cached_prefix is None:
             cached_prefix = run_prefix(model, prefix, bank)
         lengths = [len(prompt) + max_new_tokens for prompt in prompts]
@@ -148,7 +149,7 @@ def _decode(
         going, ids, seen = going[chosen], ids[chosen], seen[chosen]
         seen = torch.cat([seen, seen.new_ones(len(seen), ids.shape[1] - seen.shape[1])], dim=1)
         if keep:
-            cache.batch_select_indices(chosen)
+            cache.batch_select_indices(chosen.cpu())  # layers may lie on several devices
     return out
 
 
@@ -156,13 +157,19 @@ class _NextQuestion(StoppingCriteria):
     """A row is done once its answer holds the marker of the next question."""
 
     def __init__(self, model: Model, n_prompt: int):
-        self._decode = model.tokenizer.batch_decode
+        self._model = model
         self._n_prompt = n_prompt
 
     def __call__(self, input_ids, scores, **_) -> Bool[Tensor, " rows"]:  # type: ignore[override]
-        tails = self._decode(input_ids[:, max(self._n_prompt, input_ids.shape[1] - _TAIL) :], skip_special_tokens=True)
-        done = [_MARKER.search(text) is not None for text in tails]
+        new = input_ids[:, self._n_prompt :]
+        tails = self._model.tokenizer.batch_decode(new[:, -_TAIL:], skip_special_tokens=True)
+        done = ["Q:" in tail and _asks(self._model, row.tolist()) for tail, row in zip(tails, new, strict=True)]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
+
+def _asks(model: Model, tokens: Sequence[int]) -> bool:
+    """Whether the whole answer holds the marker: what stands before a ``Q:`` may lie outside its tail."""
+    return _MARKER.search(model.tokenizer.decode(list(tokens), skip_special_tokens=True)) is not None  # type: ignore[arg-type]
 
 
 def _end(model: Model, row: Sequence[int], start: int, ends: frozenset[int]) -> int | None:
@@ -171,24 +178,20 @@ def _end(model: Model, row: Sequence[int], start: int, ends: frozenset[int]) -> 
         if row[n - 1] in ends:
             return n
         tail = model.tokenizer.decode(list(row[max(n - _TAIL, 0) : n]), skip_special_tokens=True)
-        if _MARKER.search(tail):  # type: ignore[arg-type]
+        if "Q:" in tail and _asks(model, row[:n]):
             return n
     return None
 
 
 @contextmanager
-def _plain_generation(model: Model) -> Iterator[frozenset[int]]:
-    """The tokens that end an answer; meanwhile the checkpoint's own generation settings (penalties, sampling) rest.
+def _plain_generation(model: Model) -> Iterator[None]:
+    """Let the checkpoint's own generation settings (penalties, sampling) rest.
 
     transformers fills whatever a caller leaves open from them.
     """
     own = model.lm.generation_config
-    ends = own.eos_token_id if own is not None else None  # type: ignore[union-attr]
-    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    if model.tokenizer.eos_token_id is not None:
-        listed = [*listed, model.tokenizer.eos_token_id]
     model.lm.generation_config = GenerationConfig()
     try:
-        yield frozenset(int(token) for token in listed)
+        yield
     finally:
         model.lm.generation_config = own

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from locaudit.errors import ConfigError, ModelError
+from locaudit.errors import ConfigError, DataError, ModelError
 from locaudit.judges.base import Aspect, Case, Judgement
 from locaudit.judges.wire import completion_prompt
 from locaudit.models import Model, load_model
@@ -164,9 +164,21 @@ def wrap_judge(aspect: Aspect, model: Model, suffix: str, adapter: str = "") -> 
     return CausalLMJudge(aspect, model, suffix, yes, row_tokens, adapter)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises `DataError` for anything else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        problem = "no JSON object"
+    except (OSError, ValueError) as error:
+        problem = " ".join(str(error).split())
+    raise DataError(got=f"{path}, not readable ({problem})", expected="a JSON object", remedy="restore the file")
+
+
 def _check_aspect(folder: Path, aspect: Aspect) -> None:
     file = folder / JUDGE_FILE
-    trained = json.loads(file.read_text(encoding="utf-8")).get("aspect") if file.is_file() else None
+    trained = read_json(file).get("aspect") if file.is_file() else None
     if trained not in (None, aspect.name):
         raise ConfigError(
             got=f"the judge {folder}, fine-tuned for {trained}, as a judge of {aspect.name}",
@@ -178,7 +190,7 @@ def _check_aspect(folder: Path, aspect: Aspect) -> None:
 def _load_adapter(folder: Path, device: str, dtype: str) -> tuple[Model, str]:
     """The base model with the adapter on it, and the hash of the adapter's settings."""
     peft = import_peft()
-    settings = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    settings = read_json(folder / ADAPTER_FILE)
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(
             got=f"the adapter {folder} without adapter_model.safetensors",

@@ -2,20 +2,16 @@ r"""Fine-tune a causal-LM judge with LoRA on labelled answers, such as TruthfulQ
 
     loss = -log softmax(logits of the next token)[first token of " yes" or " no"]
 
-on that token alone; the prompt is not learnt. Questions with SHA-256(normalised question) mod 5 = 0 are held out, so
-that two judges fitted at different times have been tested on the same questions. Source: Lin et al. 2022, appendix B.1
+on that token alone; the prompt is not learnt. Source: Lin et al. 2022, appendix B.1
 (they fine-tuned GPT-3); LoRA: Hu et al. 2021.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import random
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +19,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 
-from locaudit.data import normalise
 from locaudit.errors import ConfigError, DataError, ModelError
-from locaudit.judges.base import Aspect, Case
+from locaudit.judges.base import Aspect
 from locaudit.judges.causal_lm import (
     ADAPTER_FILE,
     JUDGE_FILE,
@@ -37,58 +32,12 @@ from locaudit.judges.causal_lm import (
     quiet_peft,
     wrap_judge,
 )
+from locaudit.judges.labelled import LabelledAnswer, is_held_out, read_labelled
 from locaudit.judges.wire import completion_prompt
 from locaudit.models import Model
 from locaudit.models.load import PACKAGED
 from locaudit.records import content_hash
 from locaudit.scoring import batches, encode_tree
-
-_ROW = re.compile(r"Q: (?P<question>.*?)\nA: (?P<answer>.*)\n(?P<suffix>[^\n]*)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class LabelledAnswer:
-    """One row: a case and whether the verdict on it is yes."""
-
-    case: Case
-    yes: bool
-
-
-def is_held_out(question: str) -> bool:
-    """Whether a question is held out: SHA-256 of its normalised text mod 5 is 0; about a fifth of all questions."""
-    return int(hashlib.sha256(normalise(question).encode()).hexdigest(), 16) % 5 == 0
-
-
-def read_labelled(path: str | Path, aspect: Aspect) -> list[LabelledAnswer]:
-    r"""Rows ``{"prompt": "Q: ..\nA: ..\nTrue:", "completion": " yes"}`` of a JSONL file.
-
-    Raises `DataError`, with the line, for a row of another form or another aspect's suffix.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            got=f"{path}, which cannot be read ({error})", expected="a JSONL file in UTF-8", remedy="check the path"
-        ) from None
-    out = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            match = _ROW.fullmatch(row["prompt"])
-            said = row["completion"].strip().lower()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            match, said = None, ""
-        if match is None or match["suffix"] != aspect.suffix or said not in ("yes", "no"):
-            raise DataError(
-                got=f"line {number} of {path.name}: {line[:80]!r}",
-                expected=f'{{"prompt": "Q: ..\\nA: ..\\n{aspect.suffix}", "completion": " yes" or " no"}}',
-                remedy="mend the line, or take the file of this aspect",
-            )
-        out.append(LabelledAnswer(Case(match["question"], match["answer"]), said == "yes"))
-    return out
 
 
 def fit_causal_lm_judge(

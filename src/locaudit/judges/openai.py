@@ -61,8 +61,12 @@ class OpenAIJudge:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of style, served model, prompt and version. The same model at another address is the same judge."""
-        return content_hash(["openai", VERSION, self.style, self.model, self.aspect.name, self.prompt])
+        """Hash of style, address, served model, prompt and version.
+
+        The address counts: servers call different models by one name, such as ``judge``.
+        """
+        parts = [self.style, self.server.url, self.model, self.aspect.name, self.prompt]
+        return content_hash(["openai", VERSION, *parts])
 
     @property
     def uses_references(self) -> bool:
@@ -147,7 +151,7 @@ def load_openai_judge(
     prompt: str | None = None,
     style: Style = "chat",
     base_url: str | None = None,
-    api_key_env: str = "OPENAI_API_KEY",
+    api_key_env: str | None = None,
     concurrency: int = 8,
     timeout: float = 60.0,
     max_retries: int = 5,

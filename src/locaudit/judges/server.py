@@ -62,7 +62,8 @@ class Server:
     """Where and how to ask. Holds the name of the key's variable, never the key."""
 
     base_url: str | None
-    api_key_env: str
+    api_key_env: str | None
+    """None: ``OPENAI_API_KEY`` for api.openai.com, no key for any other server, which has no right to it."""
     concurrency: int
     timeout: float
     max_retries: int
@@ -92,19 +93,26 @@ class Server:
             )
         self._key()
 
+    @property
+    def key_variable(self) -> str:
+        """Name of the environment variable that holds the key; empty when none is sent."""
+        is_public = urlsplit(self.url).hostname == urlsplit(PUBLIC_URL).hostname
+        return self.api_key_env or ("OPENAI_API_KEY" if is_public else "")
+
     def _key(self) -> str:
-        key = os.environ.get(self.api_key_env, "").strip()
+        name = self.key_variable
+        key = os.environ.get(name, "").strip() if name else ""
         if not key and urlsplit(self.url).hostname == "api.openai.com":
             raise ConfigError(
-                got=f"no API key: the environment variable {self.api_key_env} is not set",
+                got=f"no API key: the environment variable {name} is not set",
                 expected="the key of api.openai.com in it",
-                remedy=f"set {self.api_key_env}, name another variable in api_key_env, or set base_url",
+                remedy=f"set {name}, name another variable in api_key_env, or set base_url",
             )
         if not all("!" <= letter <= "~" for letter in key):  # else the client's errors would quote it
             raise ConfigError(
-                got=f"an environment variable {self.api_key_env} with spaces or letters that no key has",
+                got=f"an environment variable {name} with spaces or letters that no key has",
                 expected="an API key",
-                remedy=f"set {self.api_key_env} anew",
+                remedy=f"set {name} anew",
             )
         return key or "none"
 
@@ -185,7 +193,7 @@ def stop_if_hopeless(reply: Reply, server: Server, model: str) -> None:
         raise ConfigError(
             got=f"HTTP {reply.status} from {server.url} for the model {model!r}: the server {what}",
             expected="a server that judges",
-            remedy=f"check the key in {server.api_key_env}, the judge's model and its base_url",
+            remedy=f"check the key ({server.key_variable or 'none is sent: set api_key_env'}), the model and base_url",
         )
 
 
@@ -197,9 +205,19 @@ async def gather(n: int, concurrency: int, one: Callable[[int], Awaitable[None]]
         for i in numbers:
             await one(i)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(n, concurrency)):
-            group.create_task(worker())
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(n, concurrency)):
+                group.create_task(worker())
+    except* ConfigError as several:
+        first: BaseException = several
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        error = first
+    else:
+        error = None
+    if error is not None:
+        raise error
 
 
 def _asked_pause(headers: Any) -> float:

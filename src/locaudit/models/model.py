@@ -114,7 +114,10 @@ class Model:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of configuration, dtype, every weight and the tokenizer: of all that shapes the model's outputs."""
+        """Hash of configuration, dtype, every weight, the tokenizer and the end tokens: of all that shapes outputs.
+
+        It is computed once; who changes weights in place calls `forget_fingerprint`.
+        """
         digest = hashlib.sha256(f"{self.config.model_type} {self.lm.dtype}".encode())
         for name, tensor in sorted(self.lm.state_dict().items()):
             flat = tensor.detach().reshape(-1)
@@ -128,7 +131,22 @@ class Model:
         digest.update((backend.to_str() if backend is not None else "").encode())
         template = getattr(self.tokenizer, "chat_template", None)
         digest.update(repr((self.tokenizer.special_tokens_map, template)).encode())
+        digest.update(repr(sorted(self.end_tokens)).encode())
         return digest.hexdigest()[:16]
+
+    def forget_fingerprint(self) -> None:
+        """Compute the fingerprint anew when it is next asked for: the weights have changed."""
+        vars(self).pop("fingerprint", None)
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer: the checkpoint's and the tokenizer's."""
+        own = self.lm.generation_config
+        ends = None if own is None else own.eos_token_id  # type: ignore[union-attr]
+        listed = [*ends] if isinstance(ends, list | tuple) else [] if ends is None else [ends]
+        if self.tokenizer.eos_token_id is not None:
+            listed.append(self.tokenizer.eos_token_id)
+        return frozenset(int(token) for token in listed)
 
 
 def wrap_model(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "custom") -> Model:

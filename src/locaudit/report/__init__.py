@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from locaudit.report import view
@@ -38,7 +39,8 @@ def write_report(folder: str | Path) -> Path:
         judgements = {aspect: store.judgements(judge["fingerprint"]) for aspect, judge in judges.items()}
     folder = Path(folder)
     verdict = decide(records, score=score, level=config.level)
-    write_atomically(folder / "verdict.json", verdict.to_json().encode())
+    words = json.dumps({**json.loads(verdict.to_json()), "judges": judges}, indent=2, ensure_ascii=False)
+    write_atomically(folder / "verdict.json", f"{words}\n".encode())
     intervals = score_intervals(records, judged_scores(records))
     write_atomically(folder / "trials.csv", trials_csv(records, score, seconds, intervals).encode())
     heads = view.claimed_heads(run.get("claim") or verdict.claim)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from locaudit.cache import open_cache
-from locaudit.config import JudgeConfig, JudgesConfig
-from locaudit.errors import RunFolderError
+from locaudit.config import JudgeConfig, JudgesConfig, check_judge
+from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges.agreement import Agreement, compare
 from locaudit.runner.judging import build_judges, estimate_cost, judge_answers
 from locaudit.runner.progress import show_progress
@@ -25,6 +25,8 @@ def compare_judges(
     A `first` of kind ``default`` is the run's own judge of the slot (``truth`` or ``info``), whose judgements are read
     and not made again. Judgements are kept in the run. Raises `RunFolderError` for a run without answers.
     """
+    for name, settings in (("first", first), ("second", second)):
+        check_judge(settings, name, max_new_tokens=1)
     with read_run(folder) as store:
         config, run = store.config, store.fact("run") or {}
         own = (store.fact("judges") or {}).get(slot)
@@ -64,5 +66,16 @@ def compare_judges(
             judge_answers(judges, store, records, cache, meter.say)
             sides.append((judges[slot].name, judges[slot].fingerprint))
         tables = [store.judgements(fingerprint) for _, fingerprint in sides]
+    if sides[0][1] == sides[1][1]:
+        raise ConfigError(
+            got=f"{sides[0][0]} twice", expected="two judges", remedy="name another one as --second.kind and its model"
+        )
     values = [[table.get(key, (None, ""))[0] for key in keys] for table in tables]
-    return (sides[0][0], sides[1][0]), compare(values[0], values[1], [question for question, _ in keys])
+    agreement = compare(values[0], values[1], [question for question, _ in keys])
+    if not agreement.n:
+        raise RunFolderError(
+            got=f"no answer that both judged ({' and '.join(map(str, agreement.missing))} of {len(keys)} missing)",
+            expected="answers judged by both",
+            remedy="see to the judge that fails, then run the same command again",
+        )
+    return (sides[0][0], sides[1][0]), agreement

@@ -116,6 +116,21 @@ def _read_rubric(name: str) -> str:
     return text
 
 
+def check_judges(judges: Mapping[str, Judge]) -> None:
+    """Raise `ConfigError` unless judges are called ``truth`` and ``info`` and differ."""
+    unknown = [slot for slot in judges if slot not in ASPECT_NAMES]
+    if unknown:
+        raise ConfigError(
+            got=f"a judge called {unknown[0]!r}", expected="truth (the target) and info (retention)", remedy="rename it"
+        )
+    if len({judge.fingerprint for judge in judges.values()}) < len(judges):
+        raise ConfigError(
+            got="two judges with one fingerprint",
+            expected="fingerprints that tell judges of truth and of info apart",
+            remedy="let the fingerprint hash what is asked, too",
+        )
+
+
 def describe_judges(judges: Mapping[str, Judge]) -> dict[str, dict[str, str]]:
     """The run's fact ``judges``: slot -> name and fingerprint."""
     return {slot: {"name": judge.name, "fingerprint": judge.fingerprint} for slot, judge in judges.items()}
@@ -175,9 +190,28 @@ def _judge_chunk(judge: Judge, cases: Sequence[Case], cache: Cache) -> list[Judg
     addresses = [_address(judge, case) for case in cases]
     found = cache.get(addresses)
     lacking = [i for i, address in enumerate(addresses) if address not in found]
-    fresh = dict(zip(lacking, judge.score([cases[i] for i in lacking]) if lacking else [], strict=True))
+    fresh = dict(zip(lacking, _asked(judge, [cases[i] for i in lacking]) if lacking else [], strict=True))
     cache.put({addresses[i]: j.probability for i, j in fresh.items() if j.probability is not None})
     return [fresh[i] if i in fresh else Judgement(found[address]) for i, address in enumerate(addresses)]
+
+
+def _asked(judge: Judge, cases: Sequence[Case]) -> list[Judgement]:
+    """What the judge says, checked: a probability that is none is missing."""
+    found = judge.score(cases)
+    if len(found) != len(cases):
+        raise ConfigError(
+            got=f"{len(found)} judgements of {len(cases)} answers from {judge.name}",
+            expected="one for each answer, in order",
+            remedy="mend its score(): a judgement that fails is Judgement(None, reason)",
+        )
+    return [_checked(judgement) for judgement in found]
+
+
+def _checked(judgement: Judgement) -> Judgement:
+    if judgement.probability is None:
+        return Judgement(None, judgement.reason or "no reason given")
+    p = float(judgement.probability)
+    return Judgement(p) if 0 <= p <= 1 else Judgement(None, f"{p} is no probability")
 
 
 def _address(judge: Judge, case: Case) -> str:

@@ -73,6 +73,9 @@ def prepare_shared(
 
     def reference(name: str, questions: tuple[Question, ...], prompt: Prompt) -> tuple[Forest, tuple[Tensor, ...]]:
         forest = plant(model.tokenizer, prompt, [(question.text, question.answers) for question in questions])
+        if name != "train" and config.evaluation.max_new_tokens:
+            longest = len(forest.prefix) + max(len(tree.prompt) for tree in forest.trees)
+            check_length(model, longest + config.evaluation.max_new_tokens, f"a {name} question with its answer")
 
         def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
             say(f"scoring the unedited model on {len(questions)} {name} questions")

@@ -60,7 +60,7 @@ class Meter:
 
     def say(self, text: str) -> None:
         """A line about the stage."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, markup=False)
 
     def start(self, left: dict[str, float], done: int, total: int) -> None:
         """Begin: costs left by method, trials done before and planned."""

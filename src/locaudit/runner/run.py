@@ -24,7 +24,7 @@ from locaudit.locations import Location, parse_location
 from locaudit.models import Model, load_model
 from locaudit.probes import Probes, fit_probes
 from locaudit.records import TrialSpec
-from locaudit.runner.judging import build_judges, describe_judges, estimate_cost, judge_answers
+from locaudit.runner.judging import build_judges, check_judges, describe_judges, estimate_cost, judge_answers
 from locaudit.runner.plan import build_plan, context_hash, cost
 from locaudit.runner.prepare import prepare_probes, prepare_shared
 from locaudit.runner.progress import Meter, show_progress
@@ -59,11 +59,12 @@ def run_audit(
     if given is not None:  # what a claim file says now, so that changing it later cannot mix two claims in one folder
         config = replace(config, claim=str(given))
     generates = config.evaluation.max_new_tokens > 0
+    if judges is None:  # before the folder is touched: a refused command leaves a finished run as it is
+        asks = (behaviour.target, behaviour.retention)
+        judges = build_judges(config.judges, asks, generates=generates, device=config.loading.device)
+    check_judges(judges)
+    _check_score(config, judges)
     with open_run(out, config) as store, show_progress(progress) as meter, closing(open_cache()) as cache:
-        if judges is None:
-            asks = (behaviour.target, behaviour.retention)
-            judges = build_judges(config.judges, asks, generates=generates, device=config.loading.device)
-        _check_score(config, judges)
         if model is None:
             meter.say(f"loading {config.model}")
             model = _load(config)

@@ -154,5 +154,6 @@ def check_length(model: Model, n_tokens: int, what: str) -> None:
             raise ModelError(
                 got=f"{what} of {n_tokens} tokens and a {name} of {limit}",
                 expected=f"at most {limit} tokens",
-                remedy="drop long questions, shorten prompt.primer or evaluation.drift_tokens, or take another model",
+                remedy="drop long questions, shorten prompt.primer, evaluation.max_new_tokens or "
+                "evaluation.drift_tokens, or take another model",
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -53,7 +53,8 @@ class MethodVerdict:
     n_judged: int
     """(arm, test question) pairs in all."""
     worst_missing: float
-    """Largest share of an arm's test questions that is missing."""
+    """Largest share of an arm's test questions that is missing, or of the validation questions of a hyperparameter that
+    could have been chosen for it."""
     chosen: Mapping[str, float | None]
     """Place -> hyperparameter chosen on validation."""
     sentence: str
@@ -110,7 +111,7 @@ def decide(records: Iterable[TrialRecord], *, score: str, level: float = 0.05) -
         )
     claim_text = next((r.spec.location for r in records if r.spec.arm == "claim"), "")
     methods = {
-        method: _judge_method(method, base, chosen[method], score, level)
+        method: _judge_method(method, base, chosen[method], records, score, level)
         for method in ("iti", "optimal")
         if ("claim", -1) in chosen.get(method, {})
     }
@@ -137,7 +138,12 @@ def _check_scored(records: list[TrialRecord], score: str) -> None:
 
 
 def _judge_method(
-    method: Method, base: TrialRecord, places: Mapping[Place, TrialRecord | None], score: str, level: float
+    method: Method,
+    base: TrialRecord,
+    places: Mapping[Place, TrialRecord | None],
+    records: Sequence[TrialRecord],
+    score: str,
+    level: float,
 ) -> MethodVerdict:
     n = len(base.questions["test"][components(score)[0]])
 
@@ -158,8 +164,9 @@ def _judge_method(
     nan_pair = (math.nan, math.nan)
     scored = [before, *(values(record) for record in places.values() if record is not None)]
     missing = [int(np.isnan(x).any(axis=0).sum()) for x in scored]
+    lost_share = max([max(missing) / n, *_lost_in_choosing(records, method, score)])
     outcome: Outcome
-    if unscored or 2.0**-n > level or max(missing) > MAX_MISSING * n:
+    if unscored or 2.0**-n > level or lost_share > MAX_MISSING:
         outcome = "underpowered"
     elif effect_p > level:
         outcome = "no effect"
@@ -184,7 +191,7 @@ def _judge_method(
         gap_interval=paired_interval(claim, finite_controls) if gap_ready else nan_pair,
         n_missing=sum(missing),
         n_judged=len(scored) * n,
-        worst_missing=max(missing) / n,
+        worst_missing=lost_share,
         chosen={
             f"control {n}" if arm == "control" else arm: None if record is None else record.spec.hyperparameter
             for (arm, n), record in sorted(places.items())
@@ -192,6 +199,15 @@ def _judge_method(
         sentence="",
     )
     return MethodVerdict(**{**verdict.__dict__, "sentence": sentence(verdict, score, level, n)})
+
+
+def _lost_in_choosing(records: Sequence[TrialRecord], method: Method, score: str) -> Iterator[float]:
+    """Missing shares on validation of the trials among which a hyperparameter was chosen."""
+    for record in records:
+        split = record.questions.get("val", {})
+        if record.spec.method == method and all(name in split for name in components(score)):
+            values = score_values(split, score)
+            yield float(np.isnan(values).any(axis=0).mean())
 
 
 def _finite(value):

@@ -1,16 +1,11 @@
-r"""Labelled answers with the references of their questions, from files like TruthfulQA's judge data.
-
-A line is ``{"prompt": "Q: {question}\nA: {answer}\nTrue:", "completion": " yes"}``; the file of the other aspect ends
-its prompts in ``Helpful:``. The split is a rule on the question's text, so no list of questions is kept.
-"""
+"""Labelled answers with the references of their questions, from files like TruthfulQA's judge data."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +13,10 @@ from locaudit.data.behaviour import normalise
 from locaudit.data.loaders import load_behaviour
 from locaudit.errors import DataError
 from locaudit.judges.base import ASPECTS, Case
+from locaudit.judges.labelled import is_held_out, read_labelled
 
-SPLIT_RULE = "held out if int(sha256(normalised question), 16) % 5 == 0"
-"""The split, in words; `is_held_out` is the split in code."""
 _MAX_UNKNOWN = 0.01
 """Largest share of questions without references; their rows are left out and counted."""
-_COMPLETIONS = {"yes": True, "no": False}
-_EXPECTED = r'{"prompt": "Q: ...\nA: ...\n%s", "completion": " yes" or " no"} on each line'
 
 
 @dataclass(frozen=True)
@@ -52,20 +44,6 @@ class JudgeData:
         return [answer for answer in self.answers if is_held_out(answer.case.question) == held_out]
 
 
-def is_held_out(question: str) -> bool:
-    """`SPLIT_RULE`: about one question in five."""
-    return _hash(question) % 5 == 0
-
-
-def _hash(question: str) -> int:
-    return int(hashlib.sha256(normalise(question).encode()).hexdigest(), 16)
-
-
-def fold_of(question: str, n_folds: int) -> int:
-    """Fold of a question for fitting in turns; independent of the split."""
-    return _hash(question) // 5 % n_folds
-
-
 def load_judge_data(
     truth: Path, info: Path, references: Path | None, *, known_sha256: str | None, only_known: bool
 ) -> JudgeData:
@@ -79,8 +57,8 @@ def load_judge_data(
     votes: dict[tuple[str, str], dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     n_rows = 0
     for aspect, path in (("truth", Path(truth)), ("info", Path(info))):
-        for question, answer, label in _rows(path, ASPECTS[aspect].suffix):
-            votes[normalise(question), answer][aspect].append(label)
+        for row in read_labelled(path, ASPECTS[aspect]):
+            votes[normalise(row.case.question), row.case.answer][aspect].append(row.yes)
             n_rows += aspect == "truth"
     file = Path(references) if references is not None else _find(Path(truth), known_sha256, only_known)
     questions = _questions(file)
@@ -115,42 +93,6 @@ def sha256_of(path: Path) -> str:
 def _majority(labels: Sequence[bool]) -> bool | None:
     n_yes = sum(labels)
     return None if 2 * n_yes == len(labels) else 2 * n_yes > len(labels)
-
-
-def _rows(path: Path, suffix: str) -> Iterator[tuple[str, str, bool]]:
-    expected = _EXPECTED % suffix
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(
-            got=f"{path}, which cannot be read ({error.strerror})", expected="a JSONL file", remedy="check the path"
-        ) from None
-    except UnicodeDecodeError:
-        raise DataError(got=f"{path}, which is not UTF-8", expected=expected, remedy="give another file") from None
-    if not text.strip():
-        raise DataError(got=f"{path}, which is empty", expected=expected, remedy="give another file")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _row(line, suffix, DataError(got=f"{path}, line {number}", expected=expected, remedy="mend the line"))
-
-
-def _row(line: str, suffix: str, bad: DataError) -> tuple[str, str, bool]:
-    def fail(why: str) -> DataError:
-        return DataError(got=f"{bad.got}: {why}", expected=bad.expected, remedy=bad.remedy)
-
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise fail("broken JSON") from None
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
-        raise fail("no texts prompt and completion")
-    prompt, completion = row["prompt"], row["completion"].strip()
-    if completion not in _COMPLETIONS:
-        raise fail(f"the completion {row['completion']!r:.40}")
-    question, mark, answer = prompt.removeprefix("Q: ").removesuffix(f"\n{suffix}").partition("\nA:")
-    if not (prompt.startswith("Q: ") and prompt.endswith(f"\n{suffix}") and mark and question.strip()):
-        raise fail(f"the prompt {prompt!r:.60}")
-    return question.strip(), answer.strip(), _COMPLETIONS[completion]
 
 
 def _questions(file: Path) -> dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]:

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from locaudit.data.behaviour import normalise
 from locaudit.errors import DataError
+from locaudit.judges.labelled import SPLIT_RULE, fold_of
 from locaudit.judges.reference.cache import CachedReader
 from locaudit.judges.reference.card import write_card
-from locaudit.judges.reference.data import SPLIT_RULE, Labelled, fold_of, load_judge_data, sha256_of
+from locaudit.judges.reference.data import Labelled, load_judge_data, sha256_of
 from locaudit.judges.reference.features import (
     LAYERS,
     Moments,

@@ -11,7 +11,8 @@ import numpy as np
 
 from locaudit.data.behaviour import normalise
 from locaudit.errors import DataError
-from locaudit.judges.reference.data import SPLIT_RULE, Labelled, load_judge_data
+from locaudit.judges.labelled import SPLIT_RULE
+from locaudit.judges.reference.data import Labelled, load_judge_data
 from locaudit.judges.reference.features import read_question
 from locaudit.judges.reference.judge import Engine, installed_language_model
 from locaudit.judges.reference.metrics import measure
