@@ -109,7 +109,9 @@ def main() -> None:
                 if alpha:
                     measure(name, alpha, iti_edit(model, place, theta, alpha=alpha))
     facts = {
-        "command": vars(args) | {"out": str(args.out)},
+        "settings": {
+            key: Path(value).name if isinstance(value, str | Path) else value for key, value in vars(args).items()
+        },
         "n_train": len(train),
         "n_test": len(test),
         "locations": {name: str(place) for name, place in places.items()},

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import sys
 
-from locaudit.stats import decide
+from locaudit.stats import decide, judged_records
 from locaudit.store import read_run
 
 
 def main() -> None:
     """Print one row for each score."""
     with read_run(sys.argv[1]) as store:
-        records, level = store.records(), store.config.level
+        records, level = judged_records(store), store.config.level
     metrics = next(iter(record for record in records if record.spec.arm == "base")).metrics["test"]
     print("| score | method | outcome | p of the effect | p against the controls |\n" + "|---" * 5 + "|")
     for score in metrics:

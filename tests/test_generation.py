@@ -132,6 +132,8 @@ class Scripted(torch.nn.Module):
         (" No, it is.\n\nQ: Is the earth", "No, it is."),
         (" The FAQ: of it\nQ: x", "The FAQ: of it"),
         (" BBQ: a way of cooking slowly over a small fire", "BBQ: a way of cooking slowly over a small fire"),
+        (" No, it is.\n\nQ", "No, it is."),
+        (" It is Q", "It is Q"),
         ("Q: What?", ""),
         (" round", "round"),
     ],

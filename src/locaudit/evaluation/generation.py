@@ -59,9 +59,12 @@ def generate_answers(
 
 
 def answer_text(model: Model, tokens: Sequence[int]) -> str:
-    """Text of generated tokens up to the next question's marker, stripped, special tokens left out."""
+    """Text of generated tokens up to the next question's marker, stripped, special tokens left out.
+
+    A marker that the limit on tokens cut in two (a last line ``Q``) is dropped as well.
+    """
     text = model.tokenizer.decode(list(tokens), skip_special_tokens=True)
-    return _MARKER.split(text, maxsplit=1)[0].strip()  # type: ignore[union-attr]
+    return re.sub(r"\n\s*Q\s*$", "", _MARKER.split(text, maxsplit=1)[0]).strip()  # type: ignore[arg-type, union-attr]
 
 
 def generate_tokens(
