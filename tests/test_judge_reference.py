@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import shutil
@@ -182,6 +183,7 @@ def test_the_reader_equals_plain_forwards(model):
     reader = Reader(model, (1, 2))
     question = case("", true=("Yes.", "It is."), false=("No.",))
     answers = ["red", "", "It is blue, they say."]
+    plain = copy.deepcopy(model.lm.model)  # transformers leaves its hooks where hidden states were asked for
     prompt = reader.prompt(question)
     found = list(reader.read(question, answers, [frozenset()] * 3))
 
@@ -195,7 +197,7 @@ def test_the_reader_equals_plain_forwards(model):
     for answer, states in zip(answers, found, strict=True):
         ids = torch.tensor([head + (encode(f" {answer}") if answer else []) + encode("\n")])
         with torch.no_grad():
-            hidden = model.lm.model(input_ids=ids, output_hidden_states=True).hidden_states
+            hidden = plain(input_ids=ids, output_hidden_states=True).hidden_states
         assert torch.allclose(hidden[1][0, len(head) :], states[0], atol=2e-3)
     assert model.n_layers == 2
 
