@@ -230,24 +230,40 @@ def test_batches_partition_within_the_limit(lengths, limit):
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= limit
 
 
-def test_collated_mask_sees_the_prompt_and_its_own_branch():
-    batch = collate([Tree((10, 11), ((20, 21), (30,))), Tree((12,), ((40,),))], n_prefix=3, pad_id=9)
-    assert batch.input_ids.tolist() == [[10, 11, 20, 21, 30], [12, 40, 9, 9, 9]]
-    assert batch.position_ids[0].tolist() == [3, 4, 5, 6, 5]
+def test_collated_mask_sees_the_prompt_and_its_own_path():
+    trees = [Tree((10, 11), ((20, 21), (30,), (20, 22, 23))), Tree((12,), ((40,),))]
+    batch = collate(trees, n_prefix=3, pad_id=9, ends=True)
+    assert batch.input_ids.tolist() == [[10, 11, 20, 21, 30, 22, 23], [12, 40, 9, 9, 9, 9, 9]]
+    assert batch.position_ids[0].tolist() == [3, 4, 5, 6, 5, 6, 7]
     assert batch.position_ids[1, :2].tolist() == [3, 4]
     assert batch.visible[0].int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
+        [1, 0, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 1, 0, 0],
+        [1, 1, 1, 0, 0, 1, 0],
+        [1, 1, 1, 0, 0, 1, 1],
     ]
-    assert torch.equal(batch.visible[1, 2:].int(), torch.eye(5, dtype=torch.int)[2:])
+    assert torch.equal(batch.visible[1, 2:].int(), torch.eye(7, dtype=torch.int)[2:])
     assert not batch.visible[1, :2, 2:].any()
-    assert batch.answer_positions.int().tolist() == [[0, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
-    assert batch.target.T.tolist() == [[0, 1, 20], [0, 2, 21], [0, 1, 30], [1, 0, 40]]
-    assert batch.last.T.tolist() == [[0, 3], [0, 4], [1, 1]]
-    assert branch_sums(batch, torch.tensor([1.0, 2.0, 4.0, 8.0])).tolist() == [3.0, 4.0, 8.0]
+    assert batch.answer_positions.int().tolist() == [[0, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0]]
+    assert batch.target.T.tolist() == [[0, 1, 20], [0, 2, 21], [0, 1, 30], [0, 2, 22], [0, 5, 23], [1, 0, 40]]
+    assert batch.last.T.tolist() == [[0, 3], [0, 4], [0, 6], [1, 1]]
+    assert batch.lengths.tolist() == [2, 1, 3, 1]
+    assert branch_sums(batch, torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])).tolist() == [3.0, 4.0, 25.0, 32.0]
+
+
+def test_what_predicts_nothing_does_not_run():
+    """The same targets, fewer columns."""
+    trees = [Tree((10, 11), ((20, 21), (30,), (20, 22, 23), (20,), (20, 21))), Tree((12,), ((40,),))]
+    batch = collate(trees, pad_id=9)
+    assert batch.input_ids.tolist() == [[10, 11, 20, 22], [12, 9, 9, 9]]
+    assert batch.target.T.tolist() == [[0, 1, 20], [0, 2, 21], [0, 1, 30], [0, 2, 22], [0, 3, 23], [1, 0, 40]]
+    assert batch.last.T.tolist() == [[0, -1], [0, -1], [0, -1], [0, 2], [0, -1], [1, -1]]
+    assert [len(tree) for tree in trees] == [4, 1]
+    values = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
+    assert branch_sums(batch, values).tolist() == [3.0, 4.0, 25.0, 1.0, 3.0, 32.0]
 
 
 @pytest.mark.real

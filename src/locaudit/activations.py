@@ -73,8 +73,8 @@ def collect_activations(
     starts = torch.tensor([0, *[len(tree.branches) for tree in trees]]).cumsum(0).tolist()
     values = torch.empty(starts[-1], model.n_layers, n_units, width)
     with torch.no_grad():
-        for numbers in batches([len(tree) for tree in trees], row_tokens):
-            batch = collate_bank([trees[i] for i in numbers], 1, 0, model)
+        for numbers in batches([len(tree.read.tokens) for tree in trees], row_tokens):
+            batch = collate_bank([trees[i] for i in numbers], 1, 0, model, ends=True)
             row, token = batch.last
             with record(model, sites, (row, token)) as inputs:
                 model.lm(

@@ -92,6 +92,57 @@ def record(
         yield out
 
 
+class _Enough(Exception):
+    """What was wanted of a forward is known."""
+
+
+def entering(model: Model, layer: int, forward: Callable[[], object]) -> Float[Tensor, "rows tokens d"]:
+    """The residual stream that enters decoder layer `layer` when `forward` runs; the rest of it is not run."""
+    found: list[Tensor] = []
+
+    def stop(_module, args, kwargs):
+        found.append((args[0] if args else kwargs["hidden_states"]).detach())
+        raise _Enough
+
+    handle = model.layer(layer).register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        forward()
+    except _Enough:
+        pass
+    finally:
+        handle.remove()
+    return found[0]
+
+
+@contextmanager
+def resumed(model: Model, layer: int, hidden: Float[Tensor, "rows tokens d"]) -> Iterator[None]:
+    """Run forwards from decoder layer `layer` on, with `hidden` as what enters it; the layers below do nothing."""
+    below = [model.layer(number) for number in range(layer)]
+    own = [module.__dict__.get("forward") for module in below]  # accelerate keeps one there
+
+    def idle(*args, **kwargs):
+        passed = args[0] if args else kwargs["hidden_states"]
+        return (passed, *[None] * (model.n_layer_outputs - 1)) if model.n_layer_outputs else passed
+
+    def enter(_module, args, kwargs):
+        if args:
+            return (hidden.to(args[0].device), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden.to(kwargs["hidden_states"].device)}
+
+    handle = model.layer(layer).register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+    try:
+        for module in below:
+            module.forward = idle
+        yield
+    finally:
+        handle.remove()
+        for module, forward in zip(below, own, strict=True):
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = forward
+
+
 @contextmanager
 def _input_hooks(model: Model, functions: Mapping[Site, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
     handles = []
@@ -127,7 +178,7 @@ def _input_hooks(model: Model, functions: Mapping[Site, Callable[[Tensor], Tenso
             handles.append(model.layer(layer).register_forward_pre_hook(count_rows(layer), with_kwargs=True))
         for site, function in functions.items():
             handles.append(model.projection(site).register_forward_pre_hook(hook(site, function)))
-        handles.append(model.lm.register_forward_hook(count))
+        handles.append(model.lm.base_model.register_forward_hook(count))
         yield
     finally:
         for handle in handles:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from locaudit.iti import iti_edit
 from locaudit.locations import parse_location
 from locaudit.models import Model
 from locaudit.records import TrialRecord, TrialSpec
-from locaudit.scoring import Forest, Prefix, answer_log_probs, run_prefix
+from locaudit.scoring import Forest, Prefix, Residuals, answer_log_probs, run_prefix
 from locaudit.training import Job, TrainingData, train
 
 
@@ -49,6 +50,12 @@ class Shared:
     """sigma u of every unit (layers, units, width); None when ITI is not run."""
     cache: Cache
     """Answers generated before."""
+
+    @cached_property
+    def residuals(self) -> dict[str, Residuals]:
+        """Residual streams of the unedited model on ``train``, ``val`` and ``test``, read when first needed."""
+        forests = {"train": self.training.forest} | {name: held.forest for name, held in self.splits.items()}
+        return {name: Residuals(self.model, forest) for name, forest in forests.items()}
 
 
 def run_trials(
@@ -119,6 +126,7 @@ def _fit_optimal(
             batch_size=settings.batch_size,
             epochs=settings.epochs,
             max_grad_norm=settings.max_grad_norm,
+            residuals=shared.residuals["train"],
             on_step=on_step,
         )
     ]
@@ -131,7 +139,10 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
     names = scored_splits(shared.config, specs[0])
     prefixes = _prefixes(shared, names, bank)
     sums = {
-        name: answer_log_probs(shared.model, shared.splits[name].forest, bank, prefix=prefixes[name]) for name in names
+        name: answer_log_probs(
+            shared.model, shared.splits[name].forest, bank, prefix=prefixes[name], residuals=shared.residuals[name]
+        )
+        for name in names
     }
     drift = measure_drift(shared.model, shared.drift, bank)
     finite = [

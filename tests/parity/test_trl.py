@@ -106,7 +106,7 @@ def test_loss_and_gradient(llama, data, make_trainer, objective, reduction, loss
     batch = collate_bank(data.forest.trees, 1, 0, llama)
     assert not data.forest.prefix
     sums = branch_sums(batch, token_log_probs(llama, batch, stack_trainable([edit]), torch.zeros(3, dtype=torch.long)))
-    lengths = torch.bincount(batch.target_branch)
+    lengths = batch.lengths
     ratios = log_ratios(sums, torch.cat(data.reference), lengths, reduction)
     margins = []
     for ratio, n_true in zip(ratios.split(SIZES), data.n_true, strict=True):
@@ -200,7 +200,7 @@ def test_ipo_of_sums_by_hand(llama, data, tau):
     batch = collate_bank(data.forest.trees, 1, 0, llama)
     with torch.no_grad():
         sums = branch_sums(batch, token_log_probs(llama, batch, bank, torch.zeros(3, dtype=torch.long)))
-    ratios = log_ratios(sums, torch.cat(data.reference), torch.bincount(batch.target_branch), "sum")
+    ratios = log_ratios(sums, torch.cat(data.reference), batch.lengths, "sum")
     margin = (ratios[:1] - ratios[2:3]).requires_grad_()
     loss = pair_loss(margin, "ipo", tau)
     loss.backward()

@@ -28,6 +28,11 @@ class EditBank:
         """K."""
         return len(self.answer_only)
 
+    @property
+    def lowest_layer(self) -> int:
+        """The lowest layer that an edit acts in: what enters it is the unedited model's. 0 for edits without sites."""
+        return min((layer for _, layer in self.sites), default=0)
+
     @contextmanager
     def applied(
         self,

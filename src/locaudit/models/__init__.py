@@ -8,11 +8,12 @@ from locaudit.models.architectures import (
     register_architecture,
 )
 from locaudit.models.load import load_model
-from locaudit.models.model import Model, Site, wrap_model
+from locaudit.models.model import Head, Model, Site, wrap_model
 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "Head",
     "Model",
     "Site",
     "find_architecture",

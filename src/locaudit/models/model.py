@@ -27,6 +27,16 @@ Site = tuple[Literal["heads", "neurons"], int]
 
 
 @dataclass(frozen=True, eq=False)
+class Head:
+    """What turns the trunk's last hidden state h into logits: W h + bias, then softcap * tanh(. / softcap)."""
+
+    weight: torch.Tensor
+    """(vocabulary, d_model)."""
+    bias: torch.Tensor | None
+    softcap: float | None
+
+
+@dataclass(frozen=True, eq=False)
 class Model:
     """A frozen causal language model with its tokenizer. Made by `load_model` or `wrap_model`."""
 
@@ -83,6 +93,44 @@ class Model:
     def site_device(self, site: Site) -> torch.device:
         """Device of the site's projection (layers may be spread over devices)."""
         return next(self.projection(site).parameters()).device
+
+    @property
+    def head(self) -> Head | None:
+        """The output head; None where the model's logits are not those of a plain one."""
+        return self._glance[0]
+
+    @property
+    def n_layer_outputs(self) -> int:
+        """Length of the tuple that a decoder layer returns; 0 where it returns the residual stream itself."""
+        return self._glance[1]
+
+    @cached_property
+    def _glance(self) -> tuple[Head | None, int]:
+        """What a forward of four tokens shows."""
+        output = self.lm.get_output_embeddings()
+        weight = getattr(output, "weight", None)
+        lengths: list[int] = []
+        handle = self.layer(0).register_forward_hook(
+            lambda _module, _args, out: lengths.append(len(out) if isinstance(out, tuple) else 0)
+        )
+        ids = torch.arange(4, device=self.device).unsqueeze(0)
+        try:
+            with torch.no_grad():
+                logits = self.lm(input_ids=ids, use_cache=False).logits[0].float()
+        finally:
+            handle.remove()
+        if weight is None or weight.is_meta or self.lm.base_model is self.lm:
+            return None, lengths[0]
+        head = Head(weight, getattr(output, "bias", None), getattr(self.config, "final_logit_softcapping", None))
+        with torch.no_grad():
+            hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].to(weight.device)
+            z = (hidden @ weight.T).float()
+            z = z if head.bias is None else z + head.bias.float()
+            z = z if head.softcap is None else head.softcap * torch.tanh(z / head.softcap)
+        close = 1e-4 if weight.dtype == torch.float32 else 0.05
+        logits = logits.to(z.device)
+        same = z.shape == logits.shape and bool((z - logits).abs().max() <= close * max(1.0, float(z.abs().max())))
+        return head if same else None, lengths[0]
 
     @property
     def pad_id(self) -> int:
@@ -182,4 +230,5 @@ def wrap_model(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: st
                 remedy="register the architecture with the path of its attention output projection",
             )
         model.width(("neurons", layer))
+    _ = model.head  # looked at now, when no edit is applied
     return model

@@ -3,6 +3,7 @@
 from locaudit.scoring.forward import (
     ROW_TOKENS,
     Prefix,
+    Start,
     answer_log_probs,
     batches,
     branch_sums,
@@ -12,12 +13,16 @@ from locaudit.scoring.forward import (
     run_prefix,
     token_log_probs,
 )
+from locaudit.scoring.head import head_log_probs
+from locaudit.scoring.residual import Residuals
 from locaudit.scoring.tree import Forest, Tree, TreeBatch, additive_mask, collate, encode_tree, plant
 
 __all__ = [
     "ROW_TOKENS",
     "Forest",
     "Prefix",
+    "Residuals",
+    "Start",
     "Tree",
     "TreeBatch",
     "additive_mask",
@@ -29,6 +34,7 @@ __all__ = [
     "collate",
     "collate_bank",
     "encode_tree",
+    "head_log_probs",
     "plant",
     "run_prefix",
     "token_log_probs",

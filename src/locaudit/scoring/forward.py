@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import fields, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
@@ -13,11 +14,27 @@ from transformers import DynamicCache
 
 from locaudit.edits import EditBank
 from locaudit.errors import ModelError
+from locaudit.hooks import resumed
 from locaudit.models import Model
+from locaudit.scoring.head import head_log_probs
 from locaudit.scoring.tree import Forest, Tree, TreeBatch, additive_mask, collate
+
+if TYPE_CHECKING:
+    from locaudit.scoring.residual import Residuals
 
 Prefix = list[tuple[Tensor, Tensor]]
 """Keys and values (K, heads, prefix tokens, head_dim) of each layer, for each of K edits."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A forward that begins at a decoder layer, with the residual stream that enters it."""
+
+    layer: int
+    hidden: Float[Tensor, "rows tokens d"]
+    prefix: Float[Tensor, "prefix d"] | None = None
+    """Of the prefix, for `run_prefix`."""
+
 
 ROW_TOKENS = 640
 """Padded tokens of one forward when scoring, over all rows; bounds the memory of the logits."""
@@ -29,22 +46,27 @@ def answer_log_probs(
     bank: EditBank | None = None,
     *,
     prefix: Prefix | None = None,
+    residuals: Residuals | None = None,
     row_tokens: int = ROW_TOKENS,
 ) -> list[Float[Tensor, "k answers"]]:
     """Summed log-probability (nats, float32) of every branch of every tree, under each edit of the bank.
 
     The forest's prefix runs once for each edit; `prefix` is `run_prefix` of it under the same bank, if at hand.
-    Batching, order and padding do not change the result beyond rounding.
+    With the forest's `residuals` at hand, forwards begin at the lowest edited layer. Batching, order and padding do
+    not change the result beyond rounding.
     """
     check_depth(model, forest)
-    n_edits = bank.n_edits if bank else 1
+    n_edits, lowest = (bank.n_edits, bank.lowest_layer) if bank else (1, 0)
     out: list[Tensor | None] = [None] * len(forest.trees)
     with torch.no_grad():
-        prefix = run_prefix(model, forest.prefix, bank) if prefix is None else prefix
+        if prefix is None:
+            prefix = run_prefix(model, forest.prefix, bank, residuals.prefix_start(lowest) if residuals else None)
         for numbers in batches([len(tree) for tree in forest.trees], max(row_tokens // n_edits, 1)):
             trees = [forest.trees[i] for i in numbers]
             batch = collate_bank(trees, n_edits, len(forest.prefix), model)
-            sums = branch_sums(batch, token_log_probs(model, batch, bank, _edit_rows(n_edits, len(trees)), prefix))
+            start = residuals.start(lowest, numbers, n_edits) if residuals else None
+            rows = torch.arange(n_edits).repeat_interleave(len(trees))
+            sums = branch_sums(batch, token_log_probs(model, batch, bank, rows, prefix, start))
             pieces = sums.view(n_edits, -1).split([len(tree.branches) for tree in trees], dim=1)
             for i, piece in zip(numbers, pieces, strict=True):
                 out[i] = piece.cpu()
@@ -64,33 +86,39 @@ def batches(lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:
         yield current
 
 
-def collate_bank(trees: Sequence[Tree], n_edits: int, n_prefix: int, model: Model) -> TreeBatch:
+def collate_bank(trees: Sequence[Tree], n_edits: int, n_prefix: int, model: Model, *, ends: bool = False) -> TreeBatch:
     """The trees, once for each edit (edit-major rows), on the model's device."""
-    batch = collate(list(trees) * n_edits, n_prefix=n_prefix, pad_id=model.pad_id)
+    batch = collate(list(trees) * n_edits, n_prefix=n_prefix, pad_id=model.pad_id, ends=ends)
     return replace(batch, **{f.name: getattr(batch, f.name).to(model.device) for f in fields(batch)})
 
 
-def _edit_rows(n_edits: int, n_trees: int) -> Int[Tensor, " rows"]:
-    return torch.arange(n_edits).repeat_interleave(n_trees)
+def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None, start: Start | None = None) -> Prefix | None:
+    """Keys and values of the prefix under each edit; gradients flow where they are enabled.
 
-
-def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None) -> Prefix | None:
-    """Keys and values of the prefix under each edit; gradients flow where they are enabled."""
+    Below the layer of `start` they are empty of content: nothing reads them there.
+    """
     if not prefix:
         return None
     n_edits = bank.n_edits if bank else 1
     ids = torch.tensor(prefix, device=model.device).expand(n_edits, -1)
     rows = torch.arange(n_edits, device=model.device)
     cache = DynamicCache()
-    with bank.applied(model, rows, torch.zeros_like(ids, dtype=torch.bool)) if bank else nullcontext():
-        model.lm(
+    first = 0
+    with ExitStack() as stack:
+        if start is not None and start.prefix is not None:
+            first = start.layer
+            stack.enter_context(resumed(model, first, start.prefix.expand(n_edits, -1, -1)))
+        if bank:
+            stack.enter_context(bank.applied(model, rows, torch.zeros_like(ids, dtype=torch.bool)))
+        model.lm.base_model(
             input_ids=ids,
             position_ids=torch.arange(len(prefix), device=model.device).expand(n_edits, -1),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
         )
-    return [(layer.keys, layer.values) for layer in cache.layers]  # type: ignore[misc]
+    kept = [(layer.keys, layer.values) for layer in cache.layers[first:]]
+    blank = ids.new_zeros(1, dtype=model.lm.dtype).expand(n_edits, 1, len(prefix), 1)
+    return [(blank, blank)] * first + kept  # type: ignore[return-value]
 
 
 def token_log_probs(
@@ -99,11 +127,35 @@ def token_log_probs(
     bank: EditBank | None,
     rows: Int[Tensor, " rows"],
     prefix: Prefix | None = None,
+    start: Start | None = None,
 ) -> Float[Tensor, " n"]:
     """Log-probability (nats, float32) of each target token of the batch, row r under edit ``rows[r]``.
 
-    Logits are computed only at columns that some target is predicted from.
+    Logits exist only for columns that some target is predicted from, and only a block of the vocabulary at a time.
     """
+    row, predictor, token = batch.target
+    # A column that several tokens are predicted from is taken once, and rows by index_select: indexing adds up the
+    # gradients of repeats in no fixed order on a CPU with several threads, and training would not repeat to the bit.
+    where, which = torch.unique(row * batch.input_ids.shape[1] + predictor, return_inverse=True)
+    states = run_trees(model, batch, bank, rows, prefix, start).flatten(0, 1)
+    chosen = states.index_select(0, where.to(states.device))
+    if model.head is not None:
+        device = model.head.weight.device
+        return head_log_probs(chosen.to(device), model.head, which.to(device), token.to(device))
+    which, token = which.to(chosen.device), token.to(chosen.device)
+    chosen = chosen.float()
+    return chosen[which, token] - chosen.logsumexp(dim=1)[which]
+
+
+def run_trees(
+    model: Model,
+    batch: TreeBatch,
+    bank: EditBank | None,
+    rows: Int[Tensor, " rows"],
+    prefix: Prefix | None = None,
+    start: Start | None = None,
+) -> Float[Tensor, "rows tokens d"]:
+    """Last hidden states of the batch, row r under edit ``rows[r]``; logits where the model has no plain head."""
     rows = rows.to(model.device)
     cache, n_prefix = None, 0
     if prefix is not None:
@@ -113,29 +165,27 @@ def token_log_probs(
             cache.update(
                 keys.index_select(0, rows.to(keys.device)), values.index_select(0, rows.to(values.device)), layer
             )
-    row, predictor, token = batch.target
-    columns, column = torch.unique(predictor, return_inverse=True)
-    with bank.applied(model, rows, batch.answer_positions) if bank else nullcontext():
-        logits = model.lm(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=additive_mask(batch, n_prefix, model.lm.dtype),
-            past_key_values=cache,
-            use_cache=cache is not None,
-            logits_to_keep=columns,
-        ).logits
-    # A column that several branches are predicted from is taken once, and rows by index_select: indexing adds up the
-    # gradients of repeats in no fixed order on a CPU with several threads, and training would not repeat to the bit.
-    where, which = torch.unique(row * len(columns) + column, return_inverse=True)
-    chosen = logits.flatten(0, 1).index_select(0, where.to(logits.device)).float()
-    which, token = which.to(logits.device), token.to(logits.device)
-    return chosen[which, token] - chosen.logsumexp(dim=1)[which]
+    keywords = {
+        "input_ids": batch.input_ids,
+        "position_ids": batch.position_ids,
+        "attention_mask": additive_mask(batch, n_prefix, model.lm.dtype),
+        "past_key_values": cache,
+        "use_cache": cache is not None,
+    }
+    with ExitStack() as stack:
+        if start is not None:
+            stack.enter_context(resumed(model, start.layer, start.hidden))
+        if bank:
+            stack.enter_context(bank.applied(model, rows, batch.answer_positions))
+        if model.head is not None:
+            return model.lm.base_model(**keywords).last_hidden_state
+        return model.lm(**keywords).logits
 
 
 def branch_sums(batch: TreeBatch, values: Float[Tensor, " n"]) -> Float[Tensor, " branches"]:
-    """Sum of the target tokens' values over each branch."""
-    zeros = values.new_zeros(batch.n_branches)
-    return zeros.index_add(0, batch.target_branch.to(values.device), values)
+    """Sum of the targets' values over each branch."""
+    branch, step = batch.path.to(values.device)
+    return values.new_zeros(batch.n_branches).index_add(0, branch, values.index_select(0, step))
 
 
 def check_depth(model: Model, forest: Forest) -> None:

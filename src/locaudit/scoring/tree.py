@@ -1,24 +1,45 @@
 """Answer trees: all answers of a question in one row.
 
-    tokens     q q q | a a a | b b | c c c c
-    positions  0 1 2 | 3 4 5 | 3 4 | 3 4 5 6
+    answers    No, it is.   No, never.   Yes.
+    tokens     q q q | No , it is never Yes        the last token of an answer predicts nothing: it is not run
+    positions  0 1 2 | 3  4 5  6  5     3
 
-The question stands once and each answer is a branch. Position ids restart after the question, and the mask lets a
-branch see the question and itself, so every branch is computed as if it stood alone in its row.
+The question stands once, and so do the tokens that answers begin with in common. Position ids count along each path
+from the question on, and the mask lets a token see its own path only, so every answer is computed as if it stood alone
+in its row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from locaudit.data.prompts import Prompt
 from locaudit.errors import DataError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One row: the prompt, then each distinct beginning of a branch once, parents before children."""
+
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
+    """Of each token on its path, from 0."""
+    parents: tuple[int, ...]
+    """Column of the token before it on its path; -1 for the first."""
+    edges: tuple[tuple[int, int], ...]
+    """(column that predicts it, token): each predicted token of the branches, once."""
+    paths: tuple[tuple[int, ...], ...]
+    """Edges of each branch."""
+    last: tuple[int, ...]
+    """Column of each branch's last token; -1 where it does not run."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +50,18 @@ class Tree:
     branches: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
-        return len(self.prompt) + sum(map(len, self.branches))
+        """Tokens that run when the branches are scored."""
+        return len(self.scored.tokens)
+
+    @cached_property
+    def scored(self) -> Layout:
+        """The row in which the branches' tokens are predicted: without those that predict nothing themselves."""
+        return _lay_out(self, ends=False)
+
+    @cached_property
+    def read(self) -> Layout:
+        """The row with every token, for what is read at the branches' ends."""
+        return _lay_out(self, ends=True)
 
     @property
     def depth(self) -> int:
@@ -66,16 +98,21 @@ class TreeBatch:
     answer_positions: Bool[Tensor, "rows tokens"]
     """From the last prompt token on: every token that an answer's probability is read from."""
     target: Int[Tensor, "3 n"]
-    """(row, token that predicts it, token id) of each answer token."""
-    target_branch: Int[Tensor, " n"]
-    """Branch of each answer token, counted through all rows."""
+    """(row, column that predicts it, token id) of each predicted token; what branches share is there once."""
+    path: Int[Tensor, "2 steps"]
+    """(branch, its target): every token of every branch, branches counted through all rows."""
     last: Int[Tensor, "2 branches"]
-    """(row, token) of each branch's last token."""
+    """(row, column) of each branch's last token; the column is -1 where it does not run."""
 
     @property
     def n_branches(self) -> int:
         """Branches of all rows."""
         return self.last.shape[1]
+
+    @property
+    def lengths(self) -> Int[Tensor, " branches"]:
+        """Tokens of each branch."""
+        return torch.bincount(self.path[0], minlength=self.n_branches)
 
 
 def encode_tree(tokenizer: Any, prompt: str, continuations: Sequence[str], *, special: bool = True) -> Tree:
@@ -143,44 +180,61 @@ def _n_common(rows: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(n) if len({row[i] for row in rows}) > 1), n)
 
 
-def collate(trees: Sequence[Tree], *, n_prefix: int = 0, pad_id: int = 0) -> TreeBatch:
-    """Trees as a batch whose positions start at `n_prefix`. Padding sees only itself and is seen by nothing."""
-    n_rows, n_tokens = len(trees), max(map(len, trees))
-    input_ids = torch.full((n_rows, n_tokens), pad_id)
-    position_ids = torch.zeros(n_rows, n_tokens, dtype=torch.long)
-    branch = torch.full((n_rows, n_tokens), -2)
-    order = torch.arange(n_tokens)
-    targets, owners, last = [], [], []
-    for row, tree in enumerate(trees):
-        n_prompt = len(tree.prompt)
-        input_ids[row, :n_prompt] = torch.tensor(tree.prompt)
-        position_ids[row, :n_prompt] = order[:n_prompt]
-        branch[row, :n_prompt] = -1
-        at = n_prompt
-        for number, tokens in enumerate(tree.branches):
-            end = at + len(tokens)
-            input_ids[row, at:end] = torch.tensor(tokens)
-            position_ids[row, at:end] = n_prompt + order[: len(tokens)]
-            branch[row, at:end] = number
-            predictors = [n_prompt - 1, *range(at, end - 1)]
-            targets += [(row, where, token) for where, token in zip(predictors, tokens, strict=True)]
-            owners += [len(last)] * len(tokens)
-            last.append((row, end - 1))
-            at = end
-    earlier = order.view(-1, 1) >= order
-    own = branch.unsqueeze(2) == branch.unsqueeze(1)
-    in_prompt = (branch == -1).unsqueeze(1) & (branch != -2).unsqueeze(2)
-    visible = (earlier & (own | in_prompt) & (branch != -2).unsqueeze(1)) | torch.eye(n_tokens, dtype=torch.bool)
-    n_prompts = torch.tensor([len(tree.prompt) for tree in trees]).unsqueeze(1)
+def collate(trees: Sequence[Tree], *, n_prefix: int = 0, pad_id: int = 0, ends: bool = False) -> TreeBatch:
+    """Trees as a batch whose positions start at `n_prefix`. Padding sees only itself and is seen by nothing.
+
+    `ends` runs the branches' last tokens too, which nothing is predicted from.
+    """
+    layouts = [tree.read if ends else tree.scored for tree in trees]
+    n_rows, n_tokens = len(trees), max(len(layout.tokens) for layout in layouts)
+    input_ids = np.full((n_rows, n_tokens), pad_id)
+    position_ids = np.zeros((n_rows, n_tokens), dtype=np.int64)
+    visible = np.broadcast_to(np.eye(n_tokens, dtype=bool), (n_rows, n_tokens, n_tokens)).copy()
+    answers = np.zeros((n_rows, n_tokens), dtype=bool)
+    targets: list[tuple[int, int, int]] = []
+    steps: list[tuple[int, int]] = []
+    last: list[tuple[int, int]] = []
+    for row, (tree, layout) in enumerate(zip(trees, layouts, strict=True)):
+        n = len(layout.tokens)
+        input_ids[row, :n] = layout.tokens
+        position_ids[row, :n] = layout.positions
+        answers[row, len(tree.prompt) - 1 : n] = True
+        for column in range(1, n):
+            visible[row, column] |= visible[row, layout.parents[column]]
+        steps += [(len(last) + b, len(targets) + edge) for b, path in enumerate(layout.paths) for edge in path]
+        targets += [(row, column, token) for column, token in layout.edges]
+        last += [(row, column) for column in layout.last]
     return TreeBatch(
-        input_ids,
-        position_ids + n_prefix,
-        visible,
-        (order >= n_prompts - 1) & (branch != -2),
+        torch.from_numpy(input_ids),
+        torch.from_numpy(position_ids) + n_prefix,
+        torch.from_numpy(visible),
+        torch.from_numpy(answers),
         torch.tensor(targets).T,
-        torch.tensor(owners),
+        torch.tensor(steps).T,
         torch.tensor(last).T,
     )
+
+
+def _lay_out(tree: Tree, *, ends: bool) -> Layout:
+    n_prompt = len(tree.prompt)
+    tokens, positions, parents = list(tree.prompt), list(range(n_prompt)), list(range(-1, n_prompt - 1))
+    columns: dict[tuple[int, int], int] = {}
+    edges: dict[tuple[int, int], int] = {}
+    paths, last = [], []
+    for branch in tree.branches:
+        column, path = n_prompt - 1, []
+        for i, token in enumerate(branch):
+            edge = (column, token)
+            path.append(edges.setdefault(edge, len(edges)))
+            if edge not in columns and (ends or i < len(branch) - 1):
+                columns[edge] = len(tokens)
+                tokens.append(token)
+                positions.append(positions[column] + 1)
+                parents.append(column)
+            column = columns.get(edge, -1)
+        paths.append(tuple(path))
+        last.append(column)
+    return Layout(tuple(tokens), tuple(positions), tuple(parents), tuple(edges), tuple(paths), tuple(last))
 
 
 def additive_mask(batch: TreeBatch, n_prefix: int, dtype: torch.dtype) -> Float[Tensor, "rows 1 tokens seen"]:

@@ -17,6 +17,7 @@ from locaudit.locations import Location
 from locaudit.models import Model
 from locaudit.scoring import (
     Forest,
+    Residuals,
     Tree,
     branch_sums,
     check_depth,
@@ -71,6 +72,8 @@ class Fit:
 class _Item:
     """What a step draws: a tree, its pairs as branch numbers, and its reference scores."""
 
+    number: int
+    """Of its tree among all items'."""
     tree: Tree
     pairs: tuple[tuple[int, int], ...]
     reference: Tensor
@@ -89,6 +92,7 @@ def train(
     batch_size: int | None = None,
     epochs: int = 2,
     max_grad_norm: float = 1.0,
+    residuals: Residuals | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Fit]:
     """Train the best edit at each job's location; jobs run as rows of one batch and do not influence each other.
@@ -98,13 +102,16 @@ def train(
     without weight decay, cosine schedule to 0 without warm-up, gradients clipped to `max_grad_norm` for each edit
     (transformers' Trainer does so by default). Every job sees every question or pair `epochs` times, in an order of its
     own seed. A job whose loss or gradient is not finite stops, alone. Weights are frozen, so gradients stop at the
-    lowest edited layer.
+    lowest edited layer, and forwards start there from residual streams read once; `residuals` keeps those of
+    ``data.forest`` for other calls.
 
     `on_step` is called with (steps done, steps in all).
     """
     _check_arguments(jobs, reduction, reader, batching, batch_size, epochs)
     check_depth(model, data.forest)
     items = _items(data, batching)
+    if residuals is None or batching == "pair":
+        residuals = Residuals(model, Forest(data.forest.prefix, tuple(item.tree for item in items)))
     size = batch_size or BATCH_SIZES[batching]
     orders = [_order(len(items), size, epochs, job.seed) for job in jobs]
     n_steps = len(orders[0])
@@ -125,9 +132,8 @@ def train(
     losses: list[list[float]] = [[] for _ in jobs]
     stopped: dict[int, str] = {}
     for step in range(n_steps):
-        loss = _step_losses(
-            model, data.forest, [[items[i] for i in order[step]] for order in orders], jobs, edits, objective, reduction
-        )
+        drawn = [[items[i] for i in order[step]] for order in orders]
+        loss = _step_losses(model, residuals, drawn, jobs, edits, objective, reduction)
         optimizer.zero_grad(set_to_none=True)
         torch.where(loss.isfinite(), loss, 0.0).sum().backward()
         for k, edit in enumerate(edits):
@@ -188,11 +194,11 @@ def _items(data: TrainingData, batching: Batching) -> list[_Item]:
     for tree, n_true, reference in zip(data.forest.trees, data.n_true, data.reference, strict=True):
         pairs = [(t, f) for t in range(n_true) for f in range(n_true, len(tree.branches))]
         if batching == "question":
-            items.append(_Item(tree, tuple(pairs), reference))
+            items.append(_Item(len(items), tree, tuple(pairs), reference))
         else:
             for t, f in pairs:
                 pair = Tree(tree.prompt, (tree.branches[t], tree.branches[f]))
-                items.append(_Item(pair, ((0, 1),), reference[[t, f]]))
+                items.append(_Item(len(items), pair, ((0, 1),), reference[[t, f]]))
     if not items:
         raise DataError(got="no training question", expected="at least one", remedy="check split.max_train")
     return items
@@ -211,7 +217,7 @@ def _order(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
 
 def _step_losses(
     model: Model,
-    forest: Forest,
+    residuals: Residuals,
     drawn: Sequence[Sequence[_Item]],
     jobs: Sequence[Job],
     edits: Sequence[TrainableEdit],
@@ -220,14 +226,15 @@ def _step_losses(
 ) -> Tensor:
     """Each job's loss (K,) on the items it drew."""
     bank = stack_trainable(edits)
-    batch = collate_bank([item.tree for items in drawn for item in items], 1, len(forest.prefix), model)
+    prefix_ids = residuals.forest.prefix
+    batch = collate_bank([item.tree for items in drawn for item in items], 1, len(prefix_ids), model)
     rows = torch.tensor([k for k, items in enumerate(drawn) for _ in items])
-    prefix = run_prefix(model, forest.prefix, bank)
-    tokens = token_log_probs(model, batch, bank, rows, prefix)
+    start = residuals.start(bank.lowest_layer, [item.number for items in drawn for item in items])
+    prefix = run_prefix(model, prefix_ids, bank, start)
+    tokens = token_log_probs(model, batch, bank, rows, prefix, start)
     sums = branch_sums(batch, tokens)
     reference = torch.cat([item.reference for items in drawn for item in items]).to(sums.device)
-    lengths = torch.bincount(batch.target_branch, minlength=batch.n_branches).to(sums.device)
-    ratios = log_ratios(sums, reference, lengths, reduction)
+    ratios = log_ratios(sums, reference, batch.lengths.to(sums.device), reduction)
     losses, start = [], 0
     for items, job in zip(drawn, jobs, strict=True):
         true, false = [], []

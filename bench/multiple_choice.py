@@ -1,0 +1,111 @@
+"""Log-probabilities of all answers: ours, and lm-evaluation-harness's ``truthfulqa_mc2`` around the same model.
+
+Both score every answer of every question under the unedited model behind the harness's own primer, tokenising inside
+the timed run. The harness's cache is off, it keeps its samples (that is where the log-probabilities are) and skips its
+bootstrap. Generous to the harness: the model and the list of its tasks are loaded, and after the warm-up its data set
+is in the cache of `datasets`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import logging
+import tempfile
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import jinja2
+import yaml
+
+from bench.harness import Options, Outcome, Prepared
+from bench.work import load, questions
+from locaudit.data import Question
+from locaudit.data.prompts import Prompt
+from locaudit.scoring import answer_log_probs, plant
+
+TASK = "truthfulqa_mc2"
+
+
+def ours(options: Options) -> Prepared:
+    """`plant` and `answer_log_probs`: an answer tree for each question, behind a primer that runs once."""
+    model, asked, prompt = load(options), questions(options), Prompt(primer=_primer())
+
+    def run(_: int) -> Outcome:
+        forest = plant(model.tokenizer, prompt, [(q.text, q.answers) for q in asked])
+        sums = [x[0] for x in answer_log_probs(model, forest)]
+        mc2 = [float(x.double().softmax(0)[: len(q.true)].sum()) for x, q in zip(sums, asked, strict=True)]
+        return _outcome([x.tolist() for x in sums], mc2)
+
+    return Prepared(run, model.lm)
+
+
+def lm_eval(options: Options) -> Prepared:
+    """`lm_eval.simple_evaluate` on local rows: one row of primer, question and answer for each answer."""
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    model, asked = load(options), questions(options)
+    folder = tempfile.TemporaryDirectory()
+    task = _write_task(Path(folder.name), asked)
+    manager = TaskManager(include_path=str(_task_folder()), include_defaults=False)
+    lm = HFLM(pretrained=model.lm, tokenizer=model.tokenizer, batch_size=options.batch_size or 8)
+
+    def run(_: int, folder=folder) -> Outcome:  # the folder lives as long as the function
+        with redirect_stderr(io.StringIO()):  # progress bars
+            result = lm_eval.simple_evaluate(
+                lm, tasks=[str(task)], task_manager=manager, bootstrap_iters=0, use_cache=None, cache_requests=False
+            )
+        samples = sorted(result["samples"]["mc2"], key=lambda sample: sample["doc_id"])
+        rows = [[float(response[0]) for response in sample["filtered_resps"]] for sample in samples]
+        return _outcome(rows, [float(sample["acc"]) for sample in samples])
+
+    return Prepared(run, model.lm)
+
+
+def _outcome(rows: list[list[float]], mc2: list[float]) -> Outcome:
+    log_probs = [value for row in rows for value in row]
+    return Outcome(len(log_probs), {"log_probs": log_probs, "mc2": mc2})
+
+
+def _task_folder() -> Path:
+    """Where the harness keeps its TruthfulQA tasks; found without importing it."""
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or spec.origin is None:
+        raise SystemExit("got no lm_eval, whose primer both sides use; pip install 'lm-eval[hf]'")
+    return Path(spec.origin).parent / "tasks" / "truthfulqa"
+
+
+def _primer() -> str:
+    """The primer in the Jinja text of the harness's task; the MC2 task includes the MC1 task's."""
+    task = yaml.safe_load((_task_folder() / "truthfulqa_mc1.yaml").read_text(encoding="utf-8"))
+    text = jinja2.Template(task["doc_to_text"], keep_trailing_newline=True).render(question="?")
+    ending = "\n\nQ: ?\nA:"
+    if not text.endswith(ending):
+        raise RuntimeError(f"got the prompt {text!r} from lm_eval, expected one that ends with {ending!r}")
+    return text.removesuffix(ending)
+
+
+def _write_task(folder: Path, asked: tuple[Question, ...]) -> Path:
+    """The harness's task on our questions, true answers first."""
+    rows = []
+    for q in asked:
+        targets = {"choices": list(q.answers), "labels": [1] * len(q.true) + [0] * len(q.false)}
+        rows.append({"question": q.text, "mc1_targets": targets, "mc2_targets": targets})
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    task = {
+        "include": str(_task_folder() / f"{TASK}.yaml"),
+        "task": "mc2",
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {
+            "data_files": {"validation": str(folder / "rows.jsonl")},
+            "cache_dir": str(folder / "datasets"),
+        },
+    }
+    path = folder / "mc2.yaml"
+    path.write_text(yaml.safe_dump(task), encoding="utf-8")
+    return path

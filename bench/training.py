@@ -1,0 +1,179 @@
+"""Training one optimal edit: ours, and TRL's DPO trainer (IPO) on a PEFT adapter of rank 1, the usual way.
+
+Both train the edit o' = o + <a, o> b with b masked to the location, on the same pairs, in float32 edits; the unedited
+model's log-probabilities (and, on our side, its residual streams) are computed before the clock starts. TRL's adapter holds B = W b, so that it
+trains b as we do; its end-of-text token is taken off the answers, and its gradient checkpointing is off, which makes
+it faster. Each side has its own learning rate: TRL the paper's for batches of 4 pairs.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from contextlib import redirect_stdout
+
+import torch
+from torch import nn
+
+from bench.harness import Options, Outcome, Prepared
+from bench.work import load, location, questions
+from locaudit.data.prompts import Prompt
+from locaudit.edits import Edit, SiteEdit, stack
+from locaudit.models import output_weight
+from locaudit.scoring import Residuals, answer_log_probs, plant
+from locaudit.training import Job, TrainableEdit, TrainingData, default_learning_rate, pair_loss, train
+
+TAU = 0.2
+N_HELD_OUT = 12
+"""Questions after the trained ones, to measure the loss on."""
+
+
+def ours(options: Options) -> Prepared:
+    """`locaudit.training.train` on answer trees."""
+    model = load(options)
+    where = location(options, model)
+    data, held_out = (_data(model, part) for part in _parts(options))
+    residuals = Residuals(model, data.forest)
+    residuals.start(min(layer for layer, _ in where.units), [0])  # read before the clock, like the reference
+    n_pairs = sum(n * (len(t.branches) - n) for t, n in zip(data.forest.trees, data.n_true, strict=True))
+
+    def run(number: int) -> Outcome:
+        job = Job(where, TAU, seed=number + 1)
+        (fit,) = train(model, data, [job], objective="ipo", reduction="mean", epochs=1, residuals=residuals)
+        run.edit = fit.edit  # type: ignore[attr-defined]
+        return Outcome(n_pairs, {"reference_log_probs": torch.cat(data.reference).tolist()})
+
+    def check() -> dict[str, list[float]]:
+        sums = [x[0] for x in answer_log_probs(model, held_out.forest, stack(model, [run.edit]))]  # type: ignore[attr-defined]
+        return {"held_out_loss": [_held_out_loss(held_out, sums)]}
+
+    return Prepared(run, model.lm, check)
+
+
+def _parts(options: Options):
+    found = questions(options, options.n_questions + N_HELD_OUT)
+    return found[: options.n_questions], found[options.n_questions :]
+
+
+def _data(model, part) -> TrainingData:
+    forest = plant(model.tokenizer, Prompt(), [(q.text, q.answers) for q in part])
+    reference = tuple(x[0] for x in answer_log_probs(model, forest))
+    return TrainingData(forest, tuple(len(q.true) for q in part), reference)
+
+
+def _held_out_loss(data: TrainingData, sums) -> float:
+    """Mean over questions of the mean IPO loss of their pairs, log-ratios per token."""
+    losses = []
+    for tree, n_true, after, before in zip(data.forest.trees, data.n_true, sums, data.reference, strict=True):
+        ratio = (after - before) / torch.tensor([len(branch) for branch in tree.branches])
+        losses.append(pair_loss((ratio[:n_true, None] - ratio[n_true:]).flatten(), "ipo", TAU).mean().item())
+    return statistics.fmean(losses)
+
+
+class _Written(nn.Module):
+    """lora_B = W b with b zero outside the location."""
+
+    def __init__(self, w, mask):
+        super().__init__()
+        self.register_buffer("w", w)
+        self.register_buffer("mask", mask)
+
+    def forward(self, b):
+        return self.w @ (b * self.mask[:, None])
+
+    def right_inverse(self, _):
+        return torch.zeros(len(self.mask), 1, device=self.w.device)
+
+
+def trl(options: Options) -> Prepared:
+    """`trl.DPOTrainer` with ``loss_type="ipo"`` and precomputed reference log-probabilities."""
+    import peft
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    model = load(options)
+    where = location(options, model)
+    train_part, held_out = _parts(options)
+    held = _data(model, held_out)  # before PEFT changes the model
+    names = {id(module): name for name, module in model.lm.named_modules()}
+    masks = model.masks(where)
+    targets = [names[id(model.projection(site))] for site in masks]
+    writes = [(output_weight(model.projection(site)).detach().float().clone(), mask) for site, mask in masks.items()]
+    pairs = [
+        {"prompt": f"Q: {q.text}\nA:", "chosen": f" {true}", "rejected": f" {false}"}
+        for q in train_part
+        for true in q.true
+        for false in q.false
+    ]
+    cuda = options.device.startswith("cuda")
+    rate = default_learning_rate("pair", len(where), len(model.whole()))
+    folder = tempfile.TemporaryDirectory()
+    args = DPOConfig(
+        output_dir=folder.name,
+        beta=TAU,
+        loss_type=["ipo"],
+        per_device_train_batch_size=options.batch_size or 4,
+        num_train_epochs=1,
+        learning_rate=rate,
+        weight_decay=0.0,
+        lr_scheduler_type="cosine",
+        warmup_steps=0,
+        max_length=None,
+        use_cpu=not cuda,
+        bf16=False,  # the model keeps its own dtype, adapters are float32
+        gradient_checkpointing=False,
+        activation_checkpointing=False,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = DPOTrainer(
+        model=model.lm,
+        args=args,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=model.tokenizer,
+        peft_config=peft.LoraConfig(r=1, lora_alpha=1, target_modules=targets, task_type="CAUSAL_LM"),
+    )
+    # What precompute_ref_log_probs=True does, after the end-of-text token is off.
+    rows = trainer.train_dataset.to_list()
+    for row in rows:
+        row["chosen_ids"], row["rejected_ids"] = row["chosen_ids"][:-1], row["rejected_ids"][:-1]
+    trainer._precompute_model_hash = str(os.getpid())
+    trainer.train_dataset = trainer._precompute_ref_logps(Dataset.from_list(rows), "train", 4)
+    trainer.precompute_ref_logps = True
+    reference = trainer.train_dataset.to_list()
+    layers = [trainer.model.get_submodule(f"base_model.model.{name}") for name in targets]
+    adapters = [(layer.lora_A["default"], layer.lora_B["default"]) for layer in layers]
+    for (_, lora_b), (w, mask) in zip(adapters, writes, strict=True):
+        nn.utils.parametrize.register_parametrization(lora_b, "weight", _Written(w, mask.to(w.device)), unsafe=True)
+
+    def run(number: int) -> Outcome:
+        edit = TrainableEdit(model, where, seed=number + 1)
+        for (lora_a, lora_b), a in zip(adapters, edit.a, strict=True):
+            lora_a.weight.data.copy_(a.detach().view(1, -1))
+            lora_b.parametrizations.weight.original.data.zero_()
+        trainer.optimizer = trainer.lr_scheduler = None
+        trainer.args.seed = trainer.args.data_seed = number + 1
+        with redirect_stdout(None):
+            trainer.train()
+        found: dict[str, float] = {}
+        for row, ref in zip(pairs, reference, strict=True):
+            for kind in ("chosen", "rejected"):
+                found[row["prompt"] + row[kind]] = ref[f"ref_{kind}_logps"]
+        return Outcome(
+            len(pairs),
+            {"reference_log_probs": [found[f"Q: {q.text}\nA: {answer}"] for q in train_part for answer in q.answers]},
+        )
+
+    def check() -> dict[str, list[float]]:
+        sites = {}
+        for site, (lora_a, lora_b), mask in zip(masks, adapters, masks.values(), strict=True):
+            b = lora_b.parametrizations.weight.original.detach()[:, 0].cpu() * mask
+            sites[site] = SiteEdit(lora_a.weight.detach()[0].float().cpu(), b.float(), 0.0)
+        with trainer.model.disable_adapter():
+            sums = [x[0] for x in answer_log_probs(model, held.forest, stack(model, [Edit(sites)]))]
+        return {"held_out_loss": [_held_out_loss(held, sums)]}
+
+    return Prepared(run, model.lm, check)

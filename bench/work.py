@@ -1,0 +1,66 @@
+"""What is worked on: models, questions, locations; the same for both sides."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from bench.harness import Options
+from locaudit.data import Question, load_behaviour, split_questions
+from locaudit.locations import Location
+from locaudit.models import Model, load_model, wrap_model
+from locaudit.models.load import DTYPES
+
+SHAPES = {
+    # hidden, MLP, layers, heads, key-value heads
+    "9m": (192, 512, 10, 3, 1),
+    "30m": (384, 1024, 14, 6, 2),
+    "135m": (576, 1536, 30, 9, 3),
+    "1b": (2048, 5632, 22, 32, 4),
+    "7b": (4096, 11008, 32, 32, 32),
+}
+"""Llamas with random weights, by rough size without embeddings; vocabulary and tokenizer are SmolLM2's ."""
+
+
+def load(options: Options) -> Model:
+    """The model, on its device."""
+    if not options.model.startswith("random-"):
+        return load_model(options.model, dtype=options.dtype, device=options.device)
+    name = options.model.removeprefix("random-")
+    if name not in SHAPES:
+        raise SystemExit(f"got the model {options.model!r}, expected random- and one of {', '.join(SHAPES)}")
+    hidden, mlp, layers, heads, kv = SHAPES[name]
+    tokenizer = load_model("smollm2-135m").tokenizer
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv,
+        max_position_embeddings=4096,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        dtype=DTYPES[options.dtype],
+    )
+    torch.manual_seed(0)
+    with torch.device(options.device):
+        lm = AutoModelForCausalLM.from_config(config, dtype=DTYPES[options.dtype])
+    return wrap_model(lm.to(options.device), tokenizer, options.model)
+
+
+def questions(options: Options, n: int | None = None) -> tuple[Question, ...]:
+    """The first training questions of the default split."""
+    n = options.n_questions if n is None else n
+    found = split_questions(load_behaviour(options.data)).train
+    if len(found) < n:
+        raise SystemExit(
+            f"got {n} questions to measure on, {options.data} has {len(found)} for training; ask for fewer"
+        )
+    return found[:n]
+
+
+def location(options: Options, model: Model) -> Location:
+    """All heads, or the first head of the middle layer."""
+    return model.whole() if options.where == "all" else Location(((model.n_layers // 2, 0),))

@@ -1,0 +1,75 @@
+"""Log-probabilities of given tokens from hidden states, without ever holding the logits.
+
+    log p(y | h) = z_y - log sum_v exp z_v,    z = W h (+ bias),    d log p(y | h) / dh = W_y - sum_v p_v W_v
+
+The vocabulary is gone through in blocks with a running maximum, as in FlashAttention's softmax; where a gradient will
+be asked for, the mean of W under p is summed up in the same pass, so that the backward pass is a sum of few vectors.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from locaudit.models import Head
+
+BLOCK_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
+"""Bytes of one block of float32 logits: on a CPU few enough to stay in its cache."""
+
+
+def head_log_probs(
+    hidden: Float[Tensor, "m d"], head: Head, which: Int[Tensor, " n"], token: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Log-probability (nats, float32) of ``token[i]`` after the hidden state ``which[i]``; differentiable in hidden."""
+    return _HeadLogProbs.apply(hidden, head, which, token)  # type: ignore[return-value]
+
+
+class _HeadLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, head: Head, which: Tensor, token: Tensor) -> Tensor:  # type: ignore[override]
+        logsumexp, mean = _normaliser(hidden, head, ctx.needs_input_grad[0])
+        rows = head.weight.index_select(0, token).float()
+        logit = (hidden.index_select(0, which).float() * rows).sum(dim=1)
+        if head.bias is not None:
+            logit = logit + head.bias.index_select(0, token).float()
+        if head.softcap is not None:
+            capped = head.softcap * torch.tanh(logit / head.softcap)
+            rows = rows * (1 - (capped / head.softcap) ** 2).unsqueeze(1)
+            logit = capped
+        if mean is not None:
+            ctx.save_for_backward(rows, mean, which)
+            ctx.dtype = hidden.dtype
+        return logit - logsumexp.index_select(0, which)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):  # type: ignore[override]
+        rows, mean, which = ctx.saved_tensors
+        delta = gradient.unsqueeze(1) * (rows - mean.index_select(0, which))
+        return torch.zeros_like(mean).index_add_(0, which, delta).to(ctx.dtype), None, None, None
+
+
+def _normaliser(hidden: Tensor, head: Head, with_mean: bool) -> tuple[Float[Tensor, " m"], Float[Tensor, "m d"] | None]:
+    """Log sum_v exp z_v, and sum_v p_v dz_v/dh."""
+    m, d = hidden.shape
+    block = max(256, BLOCK_BYTES.get(hidden.device.type, BLOCK_BYTES["cuda"]) // (4 * max(m, 1)))
+    top = hidden.new_full((m,), -torch.inf, dtype=torch.float32)
+    total = torch.zeros_like(top)
+    mean = hidden.new_zeros(m, d, dtype=torch.float32) if with_mean else None
+    for start in range(0, len(head.weight), block):
+        weight = head.weight[start : start + block]
+        z = (hidden @ weight.T).float()
+        if head.bias is not None:
+            z += head.bias[start : start + block].float()
+        if head.softcap is not None:
+            z = head.softcap * torch.tanh(z / head.softcap)
+        new = torch.maximum(top, z.amax(dim=1))
+        scale = torch.exp(top - new)
+        p = torch.exp(z - new.unsqueeze(1))
+        total = total * scale + p.sum(dim=1)
+        if mean is not None:
+            if head.softcap is not None:
+                p = p * (1 - (z / head.softcap) ** 2)
+            mean = mean * scale.unsqueeze(1) + (p.to(weight.dtype) @ weight).float()
+        top = new
+    return top + total.log(), None if mean is None else mean / total.unsqueeze(1)
