@@ -1,9 +1,9 @@
 """Training one optimal edit: ours, and TRL's DPO trainer (IPO) on a PEFT adapter of rank 1, the usual way.
 
-Both train the edit o' = o + <a, o> b with b masked to the location, on the same pairs, in float32 edits; the unedited
-model's log-probabilities (and, on our side, its residual streams) are computed before the clock starts. TRL's adapter holds B = W b, so that it
-trains b as we do; its end-of-text token is taken off the answers, and its gradient checkpointing is off, which makes
-it faster. Each side has its own learning rate: TRL the paper's for batches of 4 pairs.
+Both train the edit o' = o + <a, o> b with b masked to the location, on the same pairs, in float32 edits. The unedited
+model's log-probabilities (and, on our side, its residual streams) are computed before the clock starts. TRL's adapter
+holds B = W b, so that it trains b as we do; its end-of-text token is taken off the answers, and its gradient
+checkpointing is off, which makes it faster. Each side has its own learning rate: TRL the paper's for 4 pairs a step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def ours(options: Options) -> Prepared:
     where = location(options, model)
     data, held_out = (_data(model, part) for part in _parts(options))
     residuals = Residuals(model, data.forest)
-    residuals.start(min(layer for layer, _ in where.units), [0])  # read before the clock, like the reference
+    residuals.start(min(layer for layer, _ in where.units), [[0]], 999)  # read before the clock, like the reference
     n_pairs = sum(n * (len(t.branches) - n) for t, n in zip(data.forest.trees, data.n_true, strict=True))
 
     def run(number: int) -> Outcome:

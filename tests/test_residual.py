@@ -88,19 +88,19 @@ def test_a_stream_does_not_depend_on_what_was_read_before(llama):
     model = tiny("llama")
     forest = plant(model.tokenizer, Prompt(primer=PRIMER), ROWS)
     kept = Residuals(model, forest)
-    fresh = kept.start(1, [0, 3])
+    fresh = kept.start(1, [[0, 3]], 99)
     kept._kept.clear()
-    kept.start(1, [2])
-    later = kept.start(1, [0, 3])
+    kept.start(1, [[2]], 99)
+    later = kept.start(1, [[0, 3]], 99)
     assert torch.equal(fresh.hidden, later.hidden) and torch.equal(fresh.prefix, later.prefix)
 
 
 def test_the_budget_is_kept(llama):
     forest = plant(llama.tokenizer, Prompt(), ROWS)
     layer_bytes = forest.n_tokens * 32 * 4
-    assert Residuals(llama, forest, budget_bytes=layer_bytes - 1).start(1, [0]) is None
+    assert Residuals(llama, forest, budget_bytes=layer_bytes - 1).start(1, [[0]], 99) is None
     one = Residuals(llama, forest, budget_bytes=layer_bytes)
-    assert one.start(1, [0]) is not None and one.start(0, [0]) is None
+    assert one.start(1, [[0]], 99) is not None and one.start(0, [[0]], 99) is None
     assert len(one._kept) == 1
 
 
@@ -109,7 +109,7 @@ def test_an_architecture_that_cannot_resume_runs_whole(llama, monkeypatch):
     monkeypatch.setitem(residual._RESUMABLE, llama, False)
     bank = stack(llama, upper_edits(llama))
     residuals = Residuals(llama, forest)
-    assert residuals.start(1, [0]) is None
+    assert residuals.start(1, [[0]], 99) is None
     expected = answer_log_probs(llama, forest, bank)
     for got, want in zip(answer_log_probs(llama, forest, bank, residuals=residuals), expected, strict=True):
         assert torch.equal(got, want)

@@ -17,6 +17,7 @@ from locaudit.scoring import (
     branch_sums,
     collate,
     encode_tree,
+    pack,
     plant,
     token_log_probs,
 )
@@ -88,7 +89,9 @@ def test_order_batch_size_and_padding_do_not_matter(llama):
 def test_padding_holds_any_token(llama):
     trees = forest_of(llama).trees
     rows = torch.zeros(len(trees), dtype=torch.long)
-    zero, other = (token_log_probs(llama, collate(trees, pad_id=pad), None, rows) for pad in (0, 77))
+    zero, other = (
+        token_log_probs(llama, collate([[tree] for tree in trees], pad_id=pad), None, rows) for pad in (0, 77)
+    )
     assert torch.equal(zero, other)
 
 
@@ -232,7 +235,7 @@ def test_batches_partition_within_the_limit(lengths, limit):
 
 def test_collated_mask_sees_the_prompt_and_its_own_path():
     trees = [Tree((10, 11), ((20, 21), (30,), (20, 22, 23))), Tree((12,), ((40,),))]
-    batch = collate(trees, n_prefix=3, pad_id=9, ends=True)
+    batch = collate([[tree] for tree in trees], n_prefix=3, pad_id=9, ends=True)
     assert batch.input_ids.tolist() == [[10, 11, 20, 21, 30, 22, 23], [12, 40, 9, 9, 9, 9, 9]]
     assert batch.position_ids[0].tolist() == [3, 4, 5, 6, 5, 6, 7]
     assert batch.position_ids[1, :2].tolist() == [3, 4]
@@ -254,10 +257,36 @@ def test_collated_mask_sees_the_prompt_and_its_own_path():
     assert branch_sums(batch, torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])).tolist() == [3.0, 4.0, 25.0, 32.0]
 
 
+def test_trees_of_one_row_do_not_see_each_other():
+    trees = [Tree((10, 11), ((20, 21), (30,))), Tree((12,), ((40,), (41, 42)))]
+    batch = collate([trees, trees[:1]], n_prefix=1, pad_id=9, multiple=4)
+    assert batch.input_ids.tolist() == [[10, 11, 20, 12, 41, 9, 9, 9], [10, 11, 20, 9, 9, 9, 9, 9]]
+    assert batch.position_ids[0, :5].tolist() == [1, 2, 3, 1, 2]
+    assert batch.visible[0, :5, :5].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 1],
+    ]
+    assert batch.answer_positions[0].int().tolist() == [0, 1, 1, 1, 1, 0, 0, 0]
+    assert batch.target.T.tolist()[:6] == [[0, 1, 20], [0, 2, 21], [0, 1, 30], [0, 3, 40], [0, 3, 41], [0, 4, 42]]
+    assert batch.n_branches == 6 and batch.lengths.tolist() == [2, 1, 1, 2, 2, 1]
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200))
+def test_packing_fills_rows_up_to_the_capacity(lengths, capacity):
+    rows = pack(lengths, capacity)
+    assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+    sums = sorted(sum(lengths[i] for i in row) for row in rows)
+    assert all(len(row) == 1 or sum(lengths[i] for i in row) <= capacity for row in rows)
+    assert all(a + b > capacity for a, b in zip(sums, sums[1:], strict=False))  # no two rows would fit into one
+
+
 def test_what_predicts_nothing_does_not_run():
     """The same targets, fewer columns."""
     trees = [Tree((10, 11), ((20, 21), (30,), (20, 22, 23), (20,), (20, 21))), Tree((12,), ((40,),))]
-    batch = collate(trees, pad_id=9)
+    batch = collate([[tree] for tree in trees], pad_id=9)
     assert batch.input_ids.tolist() == [[10, 11, 20, 22], [12, 9, 9, 9]]
     assert batch.target.T.tolist() == [[0, 1, 20], [0, 2, 21], [0, 1, 30], [0, 2, 22], [0, 3, 23], [1, 0, 40]]
     assert batch.last.T.tolist() == [[0, -1], [0, -1], [0, -1], [0, 2], [0, -1], [1, -1]]

@@ -263,8 +263,8 @@ def test_several_threads_give_the_same_gradients():
     n_threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        batch = collate_bank(trees, 1, 0, model)
-        tokens = token_log_probs(model, batch, stack_trainable([edit]), torch.zeros(len(trees), dtype=torch.long))
+        batch = collate_bank([trees], 1, 0, model)
+        tokens = token_log_probs(model, batch, stack_trainable([edit]), torch.zeros(1, dtype=torch.long))
         loss = (tokens * torch.linspace(0.1, 1, len(tokens))).sum()
         one, *others = (torch.autograd.grad(loss, list(edit.b), retain_graph=True) for _ in range(20))
     finally:
@@ -318,9 +318,9 @@ def test_every_pair_is_trained_on_epochs_times(llama, few, batching, monkeypatch
     """Counted at the model: the branches of each forward."""
     seen, original = Counter(), loop.collate_bank
 
-    def spy(trees, *args):
-        seen.update((tree.prompt, branch) for tree in trees for branch in tree.branches)
-        return original(trees, *args)
+    def spy(rows, *args):
+        seen.update((tree.prompt, branch) for row in rows for tree in row for branch in tree.branches)
+        return original(rows, *args)
 
     monkeypatch.setattr(loop, "collate_bank", spy)
     fits = run(llama, few, *BANK[:2], batching=batching, epochs=3)

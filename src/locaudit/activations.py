@@ -16,7 +16,7 @@ from locaudit.errors import ConfigError
 from locaudit.hooks import record
 from locaudit.locations import Kind
 from locaudit.models import Model, Site
-from locaudit.scoring import ROW_TOKENS, Forest, additive_mask, batches, check_depth, collate_bank, encode_tree
+from locaudit.scoring import ROW_TOKENS, Forest, additive_mask, check_depth, collate_bank, encode_tree, packed_rows
 
 Context = Literal["next_question", "answer"]
 
@@ -73,8 +73,8 @@ def collect_activations(
     starts = torch.tensor([0, *[len(tree.branches) for tree in trees]]).cumsum(0).tolist()
     values = torch.empty(starts[-1], model.n_layers, n_units, width)
     with torch.no_grad():
-        for numbers in batches([len(tree.read.tokens) for tree in trees], row_tokens):
-            batch = collate_bank([trees[i] for i in numbers], 1, 0, model, ends=True)
+        for rows in packed_rows([len(tree.read.tokens) for tree in trees], row_tokens):
+            batch = collate_bank([[trees[i] for i in row] for row in rows], 1, 0, model, ends=True)
             row, token = batch.last
             with record(model, sites, (row, token)) as inputs:
                 model.lm(
@@ -84,7 +84,7 @@ def collect_activations(
                     use_cache=False,
                     logits_to_keep=1,
                 )
-            where = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in numbers])
+            where = torch.cat([torch.arange(starts[i], starts[i + 1]) for row in rows for i in row])
             for layer, site in enumerate(sites):
                 values[where, layer] = inputs[site].cpu().view(-1, n_units, width)
     return Activations(

@@ -103,7 +103,7 @@ def test_loss_and_gradient(llama, data, make_trainer, objective, reduction, loss
     generator = torch.Generator().manual_seed(6)
     for b in edit.b:
         b.data = torch.randn(b.shape, generator=generator)
-    batch = collate_bank(data.forest.trees, 1, 0, llama)
+    batch = collate_bank([[tree] for tree in data.forest.trees], 1, 0, llama)
     assert not data.forest.prefix
     sums = branch_sums(batch, token_log_probs(llama, batch, stack_trainable([edit]), torch.zeros(3, dtype=torch.long)))
     lengths = batch.lengths
@@ -197,7 +197,7 @@ def test_training_run(llama, data, make_trainer):
 def test_ipo_of_sums_by_hand(llama, data, tau):
     """TRL has no IPO over sums. At policy = reference the loss is 1 / (4 tau^2), its slope in the margin -1 / tau."""
     bank = stack_trainable([TrainableEdit(llama, LOCATION)])
-    batch = collate_bank(data.forest.trees, 1, 0, llama)
+    batch = collate_bank([[tree] for tree in data.forest.trees], 1, 0, llama)
     with torch.no_grad():
         sums = branch_sums(batch, token_log_probs(llama, batch, bank, torch.zeros(3, dtype=torch.long)))
     ratios = log_ratios(sums, torch.cat(data.reference), batch.lengths, "sum")

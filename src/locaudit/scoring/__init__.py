@@ -10,12 +10,13 @@ from locaudit.scoring.forward import (
     check_depth,
     check_length,
     collate_bank,
+    packed_rows,
     run_prefix,
     token_log_probs,
 )
 from locaudit.scoring.head import head_log_probs
 from locaudit.scoring.residual import Residuals
-from locaudit.scoring.tree import Forest, Tree, TreeBatch, additive_mask, collate, encode_tree, plant
+from locaudit.scoring.tree import Forest, Tree, TreeBatch, additive_mask, collate, encode_tree, pack, plant
 
 __all__ = [
     "ROW_TOKENS",
@@ -35,6 +36,8 @@ __all__ = [
     "collate_bank",
     "encode_tree",
     "head_log_probs",
+    "pack",
+    "packed_rows",
     "plant",
     "run_prefix",
     "token_log_probs",

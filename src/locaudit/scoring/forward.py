@@ -17,7 +17,7 @@ from locaudit.errors import ModelError
 from locaudit.hooks import resumed
 from locaudit.models import Model
 from locaudit.scoring.head import head_log_probs
-from locaudit.scoring.tree import Forest, Tree, TreeBatch, additive_mask, collate
+from locaudit.scoring.tree import Forest, Tree, TreeBatch, additive_mask, collate, pack
 
 if TYPE_CHECKING:
     from locaudit.scoring.residual import Residuals
@@ -37,7 +37,13 @@ class Start:
 
 
 ROW_TOKENS = 640
-"""Padded tokens of one forward when scoring, over all rows; bounds the memory of the logits."""
+"""Padded tokens of one forward when scoring, over all rows and edits."""
+
+ROW_LENGTH = 256
+"""Tokens up to which trees share a row: fewer rows pad less and repeat the prefix less, longer ones attend more."""
+
+BUCKET = 32
+"""Rows of 16-bit models are padded to a multiple of this: kernels are made for each new shape."""
 
 
 def answer_log_probs(
@@ -61,13 +67,13 @@ def answer_log_probs(
     with torch.no_grad():
         if prefix is None:
             prefix = run_prefix(model, forest.prefix, bank, residuals.prefix_start(lowest) if residuals else None)
-        for numbers in batches([len(tree) for tree in forest.trees], max(row_tokens // n_edits, 1)):
-            trees = [forest.trees[i] for i in numbers]
-            batch = collate_bank(trees, n_edits, len(forest.prefix), model)
-            start = residuals.start(lowest, numbers, n_edits) if residuals else None
-            rows = torch.arange(n_edits).repeat_interleave(len(trees))
-            sums = branch_sums(batch, token_log_probs(model, batch, bank, rows, prefix, start))
-            pieces = sums.view(n_edits, -1).split([len(tree.branches) for tree in trees], dim=1)
+        for rows in packed_rows([len(tree) for tree in forest.trees], max(row_tokens // n_edits, 1)):
+            batch = collate_bank([[forest.trees[i] for i in row] for row in rows], n_edits, len(forest.prefix), model)
+            start = residuals.start(lowest, rows, batch.n_columns, n_edits) if residuals else None
+            edit_of = torch.arange(n_edits).repeat_interleave(len(rows))
+            sums = branch_sums(batch, token_log_probs(model, batch, bank, edit_of, prefix, start))
+            numbers = [i for row in rows for i in row]
+            pieces = sums.view(n_edits, -1).split([len(forest.trees[i].branches) for i in numbers], dim=1)
             for i, piece in zip(numbers, pieces, strict=True):
                 out[i] = piece.cpu()
     return out  # type: ignore[return-value]
@@ -86,9 +92,22 @@ def batches(lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:
         yield current
 
 
-def collate_bank(trees: Sequence[Tree], n_edits: int, n_prefix: int, model: Model, *, ends: bool = False) -> TreeBatch:
-    """The trees, once for each edit (edit-major rows), on the model's device."""
-    batch = collate(list(trees) * n_edits, n_prefix=n_prefix, pad_id=model.pad_id, ends=ends)
+def packed_rows(lengths: Sequence[int], row_tokens: int) -> Iterator[list[list[int]]]:
+    """Rows of item numbers for each forward, of at most `row_tokens` padded tokens (or one row).
+
+    Items share rows of up to `ROW_LENGTH` tokens, and rows of similar length a forward.
+    """
+    rows = pack(lengths, min(ROW_LENGTH, row_tokens))
+    for numbers in batches([sum(lengths[i] for i in row) for row in rows], row_tokens):
+        yield [rows[n] for n in numbers]
+
+
+def collate_bank(
+    rows: Sequence[Sequence[Tree]], n_edits: int, n_prefix: int, model: Model, *, ends: bool = False
+) -> TreeBatch:
+    """The rows, once for each edit (edit-major), on the model's device."""
+    multiple = BUCKET if model.lm.dtype != torch.float32 else 1
+    batch = collate(list(rows) * n_edits, n_prefix=n_prefix, pad_id=model.pad_id, ends=ends, multiple=multiple)
     return replace(batch, **{f.name: getattr(batch, f.name).to(model.device) for f in fields(batch)})
 
 

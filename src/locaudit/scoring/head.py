@@ -14,7 +14,7 @@ from torch import Tensor
 
 from locaudit.models import Head
 
-BLOCK_BYTES = {"cpu": 2 * 2**20, "cuda": 256 * 2**20}
+BLOCK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}
 """Bytes of one block of float32 logits: on a CPU few enough to stay in its cache."""
 
 
@@ -56,20 +56,27 @@ def _normaliser(hidden: Tensor, head: Head, with_mean: bool) -> tuple[Float[Tens
     top = hidden.new_full((m,), -torch.inf, dtype=torch.float32)
     total = torch.zeros_like(top)
     mean = hidden.new_zeros(m, d, dtype=torch.float32) if with_mean else None
+    # Buffers serve all blocks: fresh memory would cost as much as the arithmetic.
+    product = hidden.new_empty(m, block)
+    wide = product if product.dtype == torch.float32 else product.float()
     for start in range(0, len(head.weight), block):
         weight = head.weight[start : start + block]
-        z = (hidden @ weight.T).float()
+        z = wide[:, : len(weight)]
+        torch.mm(hidden, weight.T, out=product[:, : len(weight)])
+        if wide is not product:
+            z.copy_(product[:, : len(weight)])
         if head.bias is not None:
             z += head.bias[start : start + block].float()
+        slope = None
         if head.softcap is not None:
-            z = head.softcap * torch.tanh(z / head.softcap)
+            slope = 1 - z.div_(head.softcap).tanh_() ** 2
+            z *= head.softcap
         new = torch.maximum(top, z.amax(dim=1))
         scale = torch.exp(top - new)
-        p = torch.exp(z - new.unsqueeze(1))
+        p = z.sub_(new.unsqueeze(1)).exp_()
         total = total * scale + p.sum(dim=1)
         if mean is not None:
-            if head.softcap is not None:
-                p = p * (1 - (z / head.softcap) ** 2)
-            mean = mean * scale.unsqueeze(1) + (p.to(weight.dtype) @ weight).float()
+            p = p if slope is None else p * slope
+            mean.mul_(scale.unsqueeze(1)).add_(p.to(weight.dtype) @ weight)
         top = new
     return top + total.log(), None if mean is None else mean / total.unsqueeze(1)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from locaudit.hooks import entering, resumed
 from locaudit.models import Model
-from locaudit.scoring.forward import ROW_TOKENS, Start, batches, collate_bank, run_prefix, run_trees
+from locaudit.scoring.forward import ROW_TOKENS, Start, collate_bank, packed_rows, run_prefix, run_trees
 from locaudit.scoring.tree import Forest
 
 BUDGET_BYTES = 2**30
@@ -36,16 +36,19 @@ class Residuals:
         self._n_kept = int(min(n_kept, model.n_layers))
         self._kept: OrderedDict[int, Streams] = OrderedDict()
 
-    def start(self, layer: int, numbers: Sequence[int], n_edits: int = 1) -> Start | None:
-        """Where a forward of the trees `numbers`, repeated for each edit, may begin: at `layer`.
+    def start(self, layer: int, rows: Sequence[Sequence[int]], n_columns: int, n_edits: int = 1) -> Start | None:
+        """Where a forward of rows of trees (by number), all repeated for each edit, may begin: at `layer`.
 
         None if nothing would be saved, one layer is more than the budget, or the architecture does not allow it.
         """
         if layer <= 0 or not self._n_kept or not is_resumable(self.model):
             return None
         streams, prefix = self._at(layer)
-        rows = torch.nn.utils.rnn.pad_sequence([streams[i] for i in numbers], batch_first=True)
-        return Start(layer, rows.repeat(n_edits, 1, 1), prefix)
+        hidden = streams[0].new_zeros(len(rows), n_columns, streams[0].shape[1])
+        for number, row in enumerate(rows):
+            filled = torch.cat([streams[i] for i in row])
+            hidden[number, : len(filled)] = filled
+        return Start(layer, hidden.repeat(n_edits, 1, 1), prefix)
 
     def prefix_start(self, layer: int) -> Start | None:
         """Where the prefix alone may begin."""
@@ -71,12 +74,14 @@ class Residuals:
         if prefix is not None:
             stream = entering(model, layer, lambda: run_prefix(model, forest.prefix, None))[0]
         out: list[Tensor | None] = [None] * len(forest.trees)
-        for numbers in batches([len(tree) for tree in forest.trees], ROW_TOKENS):
-            batch = collate_bank([forest.trees[i] for i in numbers], 1, len(forest.prefix), model)
-            rows = torch.zeros(len(numbers), dtype=torch.long)
-            found = entering(model, layer, lambda b=batch, r=rows: run_trees(model, b, None, r, prefix))
-            for i, hidden in zip(numbers, found, strict=True):
-                out[i] = hidden[: len(forest.trees[i])].clone()
+        for rows in packed_rows([len(tree) for tree in forest.trees], ROW_TOKENS):
+            batch = collate_bank([[forest.trees[i] for i in row] for row in rows], 1, len(forest.prefix), model)
+            edits = torch.zeros(len(rows), dtype=torch.long)
+            found = entering(model, layer, lambda b=batch, e=edits: run_trees(model, b, None, e, prefix))
+            for row, hidden in zip(rows, found, strict=True):
+                lengths = [len(forest.trees[i]) for i in row]
+                for i, piece in zip(row, hidden[: sum(lengths)].split(lengths), strict=True):
+                    out[i] = piece.clone()
         return tuple(out), stream  # type: ignore[return-value]
 
 

@@ -6,7 +6,7 @@
 
 The question stands once, and so do the tokens that answers begin with in common. Position ids count along each path
 from the question on, and the mask lets a token see its own path only, so every answer is computed as if it stood alone
-in its row.
+in its row. Several trees fill a row in the same way, so that hardly any padding runs.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Forest:
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Trees as right-padded rows."""
+    """Right-padded rows of one or more trees."""
 
     input_ids: Int[Tensor, "rows tokens"]
     position_ids: Int[Tensor, "rows tokens"]
@@ -103,6 +103,11 @@ class TreeBatch:
     """(branch, its target): every token of every branch, branches counted through all rows."""
     last: Int[Tensor, "2 branches"]
     """(row, column) of each branch's last token; the column is -1 where it does not run."""
+
+    @property
+    def n_columns(self) -> int:
+        """Columns, padding included."""
+        return self.input_ids.shape[1]
 
     @property
     def n_branches(self) -> int:
@@ -180,13 +185,17 @@ def _n_common(rows: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(n) if len({row[i] for row in rows}) > 1), n)
 
 
-def collate(trees: Sequence[Tree], *, n_prefix: int = 0, pad_id: int = 0, ends: bool = False) -> TreeBatch:
-    """Trees as a batch whose positions start at `n_prefix`. Padding sees only itself and is seen by nothing.
+def collate(
+    rows: Sequence[Sequence[Tree]], *, n_prefix: int = 0, pad_id: int = 0, ends: bool = False, multiple: int = 1
+) -> TreeBatch:
+    """Rows of trees as a batch whose positions start at `n_prefix`; trees of one row do not see each other.
 
-    `ends` runs the branches' last tokens too, which nothing is predicted from.
+    Rows are padded to the longest, and that to a multiple of `multiple`. Padding sees only itself and is seen by
+    nothing. `ends` runs the branches' last tokens too, which nothing is predicted from.
     """
-    layouts = [tree.read if ends else tree.scored for tree in trees]
-    n_rows, n_tokens = len(trees), max(len(layout.tokens) for layout in layouts)
+    layouts = [[tree.read if ends else tree.scored for tree in row] for row in rows]
+    n_rows, n_tokens = len(rows), max(sum(len(layout.tokens) for layout in row) for row in layouts)
+    n_tokens = -(-n_tokens // multiple) * multiple
     input_ids = np.full((n_rows, n_tokens), pad_id)
     position_ids = np.zeros((n_rows, n_tokens), dtype=np.int64)
     visible = np.broadcast_to(np.eye(n_tokens, dtype=bool), (n_rows, n_tokens, n_tokens)).copy()
@@ -194,16 +203,19 @@ def collate(trees: Sequence[Tree], *, n_prefix: int = 0, pad_id: int = 0, ends: 
     targets: list[tuple[int, int, int]] = []
     steps: list[tuple[int, int]] = []
     last: list[tuple[int, int]] = []
-    for row, (tree, layout) in enumerate(zip(trees, layouts, strict=True)):
-        n = len(layout.tokens)
-        input_ids[row, :n] = layout.tokens
-        position_ids[row, :n] = layout.positions
-        answers[row, len(tree.prompt) - 1 : n] = True
-        for column in range(1, n):
-            visible[row, column] |= visible[row, layout.parents[column]]
-        steps += [(len(last) + b, len(targets) + edge) for b, path in enumerate(layout.paths) for edge in path]
-        targets += [(row, column, token) for column, token in layout.edges]
-        last += [(row, column) for column in layout.last]
+    for number, row in enumerate(rows):
+        at = 0
+        for tree, layout in zip(row, layouts[number], strict=True):
+            end = at + len(layout.tokens)
+            input_ids[number, at:end] = layout.tokens
+            position_ids[number, at:end] = layout.positions
+            answers[number, at + len(tree.prompt) - 1 : end] = True
+            for column in range(1, len(layout.tokens)):
+                visible[number, at + column] |= visible[number, at + layout.parents[column]]
+            steps += [(len(last) + b, len(targets) + edge) for b, path in enumerate(layout.paths) for edge in path]
+            targets += [(number, at + column, token) for column, token in layout.edges]
+            last += [(number, at + column if column >= 0 else -1) for column in layout.last]
+            at = end
     return TreeBatch(
         torch.from_numpy(input_ids),
         torch.from_numpy(position_ids) + n_prefix,
@@ -213,6 +225,21 @@ def collate(trees: Sequence[Tree], *, n_prefix: int = 0, pad_id: int = 0, ends: 
         torch.tensor(steps).T,
         torch.tensor(last).T,
     )
+
+
+def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Numbers of the items that share a row: each row at most `capacity` tokens, or a single item; longest first."""
+    rows: list[list[int]] = []
+    left: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        row = next((r for r, room in enumerate(left) if room >= lengths[i]), None)
+        if row is None:
+            rows.append([i])
+            left.append(capacity - lengths[i])
+        else:
+            rows[row].append(i)
+            left[row] -= lengths[i]
+    return rows
 
 
 def _lay_out(tree: Tree, *, ends: bool) -> Layout:

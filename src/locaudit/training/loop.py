@@ -227,9 +227,11 @@ def _step_losses(
     """Each job's loss (K,) on the items it drew."""
     bank = stack_trainable(edits)
     prefix_ids = residuals.forest.prefix
-    batch = collate_bank([item.tree for items in drawn for item in items], 1, len(prefix_ids), model)
-    rows = torch.tensor([k for k, items in enumerate(drawn) for _ in items])
-    start = residuals.start(bank.lowest_layer, [item.number for items in drawn for item in items])
+    # An edit's questions share one row.
+    batch = collate_bank([[item.tree for item in items] for items in drawn], 1, len(prefix_ids), model)
+    rows = torch.arange(len(drawn))
+    numbers = [[item.number for item in items] for items in drawn]
+    start = residuals.start(bank.lowest_layer, numbers, batch.n_columns)
     prefix = run_prefix(model, prefix_ids, bank, start)
     tokens = token_log_probs(model, batch, bank, rows, prefix, start)
     sums = branch_sums(batch, tokens)
