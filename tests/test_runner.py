@@ -97,7 +97,7 @@ def test_running_twice_gives_the_same_bytes(home, tmp_path):
 
 
 def test_an_error_in_the_middle_keeps_finished_trials(home, tmp_path, monkeypatch):
-    import locaudit.runner.run as run
+    import locaudit.runner.banks as run
 
     config, real, calls = small_config(home), run.run_trials, []
 
@@ -302,7 +302,7 @@ def test_nothing_stale_is_reused_after_a_refused_start(home, tmp_path):
 
 
 def test_an_unfinished_run_says_so_in_the_terminal(home, tmp_path, capsys, monkeypatch):
-    import locaudit.runner.run as run
+    import locaudit.runner.banks as run
     from locaudit import cli
 
     real, calls = run.run_trials, []

@@ -16,7 +16,15 @@ from locaudit.errors import ConfigError
 from locaudit.hooks import record
 from locaudit.locations import Kind
 from locaudit.models import Model, Site
-from locaudit.scoring import ROW_TOKENS, Forest, additive_mask, check_depth, collate_bank, encode_tree, packed_rows
+from locaudit.scoring import (
+    Forest,
+    additive_mask,
+    check_depth,
+    collate_bank,
+    default_row_tokens,
+    encode_tree,
+    packed_rows,
+)
 
 Context = Literal["next_question", "answer"]
 
@@ -40,7 +48,7 @@ def collect_activations(
     context: Context = "next_question",
     kind: Kind = "heads",
     seed: int = 0,
-    row_tokens: int = ROW_TOKENS,
+    row_tokens: int | None = None,
 ) -> Activations:
     """Activations of every unit for every answer, read at the last token.
 
@@ -73,7 +81,7 @@ def collect_activations(
     starts = torch.tensor([0, *[len(tree.branches) for tree in trees]]).cumsum(0).tolist()
     values = torch.empty(starts[-1], model.n_layers, n_units, width)
     with torch.no_grad():
-        for rows in packed_rows([len(tree.read.tokens) for tree in trees], row_tokens):
+        for rows in packed_rows([len(tree.read.tokens) for tree in trees], row_tokens or default_row_tokens(model)):
             batch = collate_bank([[trees[i] for i in row] for row in rows], 1, 0, model, ends=True)
             row, token = batch.last
             with record(model, sites, (row, token)) as inputs:

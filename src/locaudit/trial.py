@@ -51,6 +51,9 @@ class Shared:
     cache: Cache
     """Answers generated before."""
 
+    row_tokens: int | None = None
+    """Padded tokens of one scoring forward (None: by device); less after a device ran out of memory."""
+
     @cached_property
     def residuals(self) -> dict[str, Residuals]:
         """Residual streams of the unedited model on ``train``, ``val`` and ``test``, read when first needed."""
@@ -111,7 +114,7 @@ def _fit_optimal(
         Job(parse_location(spec.location), spec.hyperparameter or 0.0, spec.rng_seed, settings.learning_rate)
         for spec in specs
     ]
-    size = settings.bank_size
+    size = settings.bank_size or 1
     fits = [
         fit
         for start in range(0, len(jobs), size)
@@ -140,7 +143,12 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
     prefixes = _prefixes(shared, names, bank)
     sums = {
         name: answer_log_probs(
-            shared.model, shared.splits[name].forest, bank, prefix=prefixes[name], residuals=shared.residuals[name]
+            shared.model,
+            shared.splits[name].forest,
+            bank,
+            prefix=prefixes[name],
+            residuals=shared.residuals[name],
+            row_tokens=shared.row_tokens,
         )
         for name in names
     }
@@ -200,6 +208,7 @@ def _answers(
             max_new_tokens=limit,
             cache=shared.cache,
             cached_prefix=prefixes.get(name),
+            batch_tokens=shared.row_tokens,
         )
         for name in names
     }

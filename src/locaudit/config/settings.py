@@ -131,8 +131,8 @@ class OptimalConfig:
     """None: by batching and the location's share of the model's heads (`locaudit.training.default_learning_rate`)."""
     max_grad_norm: float = 1.0
     """Gradients of each edit are clipped to this norm (the default of transformers' Trainer)."""
-    bank_size: int = 1
-    """Edits trained together as rows of one batch. More pays on a GPU that one edit does not fill."""
+    bank_size: int | None = None
+    """Edits trained together as rows of one batch; None: as many as fill the device and half of its free memory."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,9 @@ class EvaluationConfig:
     """Tokens a document."""
     max_new_tokens: int = 50
     """Tokens that an edited model may generate as its answer; 0: generate nothing, so that nothing can be judged."""
-    bank_size: int = 4
-    """Edits scored together as rows of one batch: decoding a few rows costs as much as decoding many."""
+    bank_size: int | None = None
+    """Edits scored together as rows of one batch: decoding many rows costs hardly more than decoding a few. None: 4 on
+    a CPU, 32 on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ class AuditConfig:
             value = getattr(self.evaluation, name)
             check(value >= 2, f"evaluation.{name} = {value}", "at least 2", "raise it")
         size = self.evaluation.bank_size
-        check(size >= 1, f"evaluation.bank_size = {size}", "at least 1", "4 is the default")
+        check(size is None or size >= 1, f"evaluation.bank_size = {size}", "at least 1", "leave it out")
         limit = self.evaluation.max_new_tokens
         check(limit >= 0, f"evaluation.max_new_tokens = {limit}", "0 or more", "50 is the default")
         for name in ("target", "retention"):

@@ -26,10 +26,12 @@ def answer_prompts(
     max_new_tokens: int,
     cache: Cache,
     cached_prefix: Prefix | None = None,
+    batch_tokens: int | None = None,
 ) -> list[tuple[str, ...]]:
     """Greedy answers [edit][question] to the forest's prompts; of the unedited model alone when `edits` is None.
 
-    `cached_prefix` is `run_prefix` of the forest's prefix under all of the edits, if at hand.
+    `cached_prefix` is `run_prefix` of the forest's prefix under all of the edits, if at hand,
+    `batch_tokens` the most padded tokens of one batch (None: `BATCH_TOKENS`).
 
     An answer's address is a hash of model, edit, prompt and limit. Edits that lack the same answers generate them
     together, as one bank. Below float32 an answer may depend on what it was batched with, through rounding: the
@@ -57,6 +59,7 @@ def answer_prompts(
             bank,
             max_new_tokens=max_new_tokens,
             cached_prefix=cached_prefix if len(group) == len(marks) else None,
+            batch_tokens=batch_tokens,
         )
         fresh = {addresses[k][i]: text for k, said in zip(group, texts, strict=True)
                  for i, text in zip(numbers, said, strict=True)}  # fmt: skip

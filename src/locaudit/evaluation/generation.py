@@ -28,9 +28,9 @@ from locaudit.edits import EditBank
 from locaudit.models import Model
 from locaudit.scoring import Prefix, batches, check_length, run_prefix
 
-BATCH_TOKENS = 8192
+BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 """Padded prompt tokens and tokens to come of one batch, over all edits; bounds the memory of keys and values."""
-BATCH_ROWS = 128
+BATCH_ROWS = {"cpu": 128, "cuda": 512}
 """Rows of one batch, over all edits. Part of what a generation depends on below float32: rounding follows shapes."""
 SEGMENT = 6
 """Tokens after which rows that are done leave the batch."""
@@ -48,13 +48,23 @@ def generate_answers(
     *,
     max_new_tokens: int = 50,
     cached_prefix: Prefix | None = None,
+    batch_tokens: int | None = None,
 ) -> list[list[str]]:
     """Greedy answer to every prompt under each edit of the bank: texts [edit][prompt], stripped, without the marker.
 
-    `prompts` are token ids behind `prefix`; `cached_prefix` is `run_prefix` of it under the same bank, if at hand.
+    `prompts` are token ids behind `prefix`; `cached_prefix` is `run_prefix` of it under the same bank, if at hand;
+    `batch_tokens` bounds a batch's padded tokens (None: `BATCH_TOKENS`).
     Raises `ModelError` when a prompt and its answer do not fit the model's context or sliding window.
     """
-    tokens = generate_tokens(model, prefix, prompts, bank, max_new_tokens=max_new_tokens, cached_prefix=cached_prefix)
+    tokens = generate_tokens(
+        model,
+        prefix,
+        prompts,
+        bank,
+        max_new_tokens=max_new_tokens,
+        cached_prefix=cached_prefix,
+        batch_tokens=batch_tokens,
+    )
     return [[answer_text(model, row) for row in rows] for rows in tokens]
 
 
@@ -75,7 +85,8 @@ def generate_tokens(
     *,
     max_new_tokens: int = 50,
     cached_prefix: Prefix | None = None,
-    batch_rows: int = BATCH_ROWS,
+    batch_rows: int | None = None,
+    batch_tokens: int | None = None,
 ) -> list[list[tuple[int, ...]]]:
     """Token ids [edit][prompt] of `generate_answers`, up to and with the token that ended the answer."""
     n_edits = bank.n_edits if bank else 1
@@ -83,11 +94,13 @@ def generate_tokens(
     check_length(model, longest, "a question with the answer to be generated (prompt included)")
     out: list[list[tuple[int, ...]]] = [[()] * len(prompts) for _ in range(n_edits)]
     ends = model.end_tokens
+    kind = "cpu" if model.device.type == "cpu" else "cuda"
+    batch_rows, batch_tokens = batch_rows or BATCH_ROWS[kind], batch_tokens or BATCH_TOKENS[kind]
     with torch.no_grad(), _plain_generation(model):
         if cached_prefix is None:
             cached_prefix = run_prefix(model, prefix, bank)
         lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-        for group in batches(lengths, max(BATCH_TOKENS // n_edits, 1)):
+        for group in batches(lengths, max(batch_tokens // n_edits, 1)):
             size = max(batch_rows // n_edits, 1)
             for numbers in (group[i : i + size] for i in range(0, len(group), size)):
                 chosen = [prompts[i] for i in numbers]

@@ -74,9 +74,9 @@ def build_plan(config: AuditConfig, model: Model, claim: Location, context: str)
     groups = [[TrialSpec("base", "none", "", None, config.seed, context)]]
     for arms in (("claim", "whole"), ("control",)):
         for method in config.methods:
-            size = config.evaluation.bank_size
+            size, training = config.evaluation.bank_size or 1, config.optimal.bank_size or 1
             if method == "optimal":  # whole training banks
-                size = config.optimal.bank_size * max(size // config.optimal.bank_size, 1)
+                size = training * max(size // training, 1)
             grid = config.iti.alphas if method == "iti" else config.optimal.strengths
             specs = [
                 TrialSpec(arm, method, str(location), value, config.seed, context, number)

@@ -24,6 +24,7 @@ from locaudit.locations import Location, parse_location
 from locaudit.models import Model, load_model
 from locaudit.probes import Probes, fit_probes
 from locaudit.records import TrialSpec
+from locaudit.runner.banks import describe, run_within_memory, with_banks
 from locaudit.runner.judging import build_judges, check_judges, describe_judges, estimate_cost, judge_answers
 from locaudit.runner.plan import build_plan, context_hash, cost
 from locaudit.runner.prepare import prepare_probes, prepare_shared
@@ -31,7 +32,7 @@ from locaudit.runner.progress import Meter, show_progress
 from locaudit.stats import components, resolve_score
 from locaudit.stats.judged import ASPECT_NAMES
 from locaudit.store import HeldOutQuestion, Store, open_run, write_atomically
-from locaudit.trial import Shared, run_trials, scored_splits
+from locaudit.trial import Shared, scored_splits
 
 
 def run_audit(
@@ -74,10 +75,11 @@ def run_audit(
         _check_same_inputs(store, context)
         probes, theta = prepare_probes(store, model, split.train, given, context, meter.say)
         claim = given or probes.top(config.probe.top_k)
+        config = with_banks(config, model, split, primer)
         groups = build_plan(config, model, claim, context)
         _note_facts(store, model, behaviour, split, claim, given is not None, probes, groups)
         _note_judges(store, judges, split)
-        shared = prepare_shared(store, model, split, primer, theta, cache, context, meter.say)
+        shared = replace(prepare_shared(store, model, split, primer, theta, cache, context, meter.say), config=config)
         n_answers = sum(len(store.questions(name)) for g in groups for s in g for name in scored_splits(config, s))
         for line in estimate_cost(judges, store.questions("test"), n_answers if generates else 0):
             meter.say(line)
@@ -141,17 +143,19 @@ def _run_groups(
     meter: Meter,
 ) -> None:
     done = store.done()
-    todo = [group for group in groups if not all(spec.trial_id in done for spec in group)]
+    todo = [[spec for spec in group if spec.trial_id not in done] for group in groups]
+    todo = [group for group in todo if group]
     left: dict[str, float] = {}
     for group in todo:
         left[group[0].method] = left.get(group[0].method, 0.0) + cost(shared, group)
     n_trials = sum(map(len, groups))
     meter.start(left, n_trials - sum(map(len, todo)), n_trials)
     ids = {name: [question.id for question in held.questions] for name, held in shared.splits.items()}
+    limits: dict[str, int] = {}
     for group in todo:
-        meter.begin(_describe(group))
+        meter.begin(describe(group))
         started = time.monotonic()
-        results = run_trials(shared, group)
+        results = run_within_memory(shared, group, limits, meter.say)
         for record, edit in results:
             if edit is not None:
                 write_atomically(store.edits / record.edit, edit.to_bytes())
@@ -159,18 +163,8 @@ def _run_groups(
         judge_answers(judges, store, [record for record, _ in results], shared.cache, meter.say)
         for record, _ in results:
             if record.status == "diverged":
-                meter.say(f"{_describe([record.spec])}: diverged ({record.message}); the audit goes on")
+                meter.say(f"{describe([record.spec])}: diverged ({record.message}); the audit goes on")
         meter.end(group[0].method, cost(shared, group), len(group))
-
-
-def _describe(group: Sequence[TrialSpec]) -> str:
-    first = group[0]
-    if first.arm == "base":
-        return "unedited model"
-    names = {"claim": "claim", "whole": "whole model", "control": f"control {first.control}"}
-    strength = "alpha" if first.method == "iti" else "strength"
-    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-    return f"{first.method} at {names[first.arm]}, {strength} {first.hyperparameter:g}{more}"
 
 
 def _check_same_inputs(store: Store, context: str) -> None:

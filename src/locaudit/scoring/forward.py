@@ -36,8 +36,8 @@ class Start:
     """Of the prefix, for `run_prefix`."""
 
 
-ROW_TOKENS = 640
-"""Padded tokens of one forward when scoring, over all rows and edits."""
+ROW_TOKENS = {"cpu": 640, "cuda": 16384}
+"""Padded tokens of one forward when scoring, over all rows and edits, by device."""
 
 ROW_LENGTH = 256
 """Tokens up to which trees share a row: fewer rows pad less and repeat the prefix less, longer ones attend more."""
@@ -53,15 +53,16 @@ def answer_log_probs(
     *,
     prefix: Prefix | None = None,
     residuals: Residuals | None = None,
-    row_tokens: int = ROW_TOKENS,
+    row_tokens: int | None = None,
 ) -> list[Float[Tensor, "k answers"]]:
     """Summed log-probability (nats, float32) of every branch of every tree, under each edit of the bank.
 
     The forest's prefix runs once for each edit; `prefix` is `run_prefix` of it under the same bank, if at hand.
-    With the forest's `residuals` at hand, forwards begin at the lowest edited layer. Batching, order and padding do
-    not change the result beyond rounding.
+    With the forest's `residuals` at hand, forwards begin at the lowest edited layer. A forward takes `row_tokens`
+    padded tokens (None: `ROW_TOKENS`); batching, order and padding do not change the result beyond rounding.
     """
     check_depth(model, forest)
+    row_tokens = row_tokens or default_row_tokens(model)
     n_edits, lowest = (bank.n_edits, bank.lowest_layer) if bank else (1, 0)
     out: list[Tensor | None] = [None] * len(forest.trees)
     with torch.no_grad():
@@ -77,6 +78,11 @@ def answer_log_probs(
             for i, piece in zip(numbers, pieces, strict=True):
                 out[i] = piece.cpu()
     return out  # type: ignore[return-value]
+
+
+def default_row_tokens(model: Model) -> int:
+    """`ROW_TOKENS` of the model's device."""
+    return ROW_TOKENS.get(model.device.type, ROW_TOKENS["cuda"])
 
 
 def batches(lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from locaudit.hooks import entering, resumed
 from locaudit.models import Model
-from locaudit.scoring.forward import ROW_TOKENS, Start, collate_bank, packed_rows, run_prefix, run_trees
+from locaudit.scoring.forward import Start, collate_bank, default_row_tokens, packed_rows, run_prefix, run_trees
 from locaudit.scoring.tree import Forest
 
 BUDGET_BYTES = 2**30
@@ -74,7 +74,7 @@ class Residuals:
         if prefix is not None:
             stream = entering(model, layer, lambda: run_prefix(model, forest.prefix, None))[0]
         out: list[Tensor | None] = [None] * len(forest.trees)
-        for rows in packed_rows([len(tree) for tree in forest.trees], ROW_TOKENS):
+        for rows in packed_rows([len(tree) for tree in forest.trees], default_row_tokens(model)):
             batch = collate_bank([[forest.trees[i] for i in row] for row in rows], 1, len(forest.prefix), model)
             edits = torch.zeros(len(rows), dtype=torch.long)
             found = entering(model, layer, lambda b=batch, e=edits: run_trees(model, b, None, e, prefix))

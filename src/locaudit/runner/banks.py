@@ -1,0 +1,84 @@
+"""How many edits run at once, and what happens when that was too many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from locaudit.config import AuditConfig
+from locaudit.data import Split
+from locaudit.data.prompts import Prompt
+from locaudit.edits import Edit
+from locaudit.errors import ModelError
+from locaudit.memory import is_out_of_memory, release, scoring_bank, training_bank
+from locaudit.models import Model
+from locaudit.records import TrialRecord, TrialSpec
+from locaudit.scoring import Tree, default_row_tokens, plant
+from locaudit.training import BATCH_SIZES
+from locaudit.trial import Shared, run_trials
+
+LEAST_ROW_TOKENS = 64
+"""Below this many tokens at once, a device has no memory to work in."""
+
+
+def with_banks(config: AuditConfig, model: Model, split: Split, primer: str) -> AuditConfig:
+    """The settings with the bank sizes that were left open."""
+    prompt = Prompt(config.prompt.style, primer if config.prompt.primer_in_training else "")
+    sample = plant(model.tokenizer, prompt, [(q.text, q.answers) for q in split.train[:32]])
+    size = config.optimal.batch_size or BATCH_SIZES[config.optimal.batching]
+    per_item = sample.n_tokens / len(sample.trees)
+    if config.optimal.batching == "pair":
+        per_item = sum(len(Tree(t.prompt, t.branches[:2])) for t in sample.trees) / len(sample.trees)
+    training = config.optimal.bank_size or training_bank(model, size * per_item + len(sample.prefix))
+    scoring = config.evaluation.bank_size or scoring_bank(model)
+    return replace(
+        config,
+        optimal=replace(config.optimal, bank_size=training),
+        evaluation=replace(config.evaluation, bank_size=scoring),
+    )
+
+
+def run_within_memory(
+    shared: Shared, specs: Sequence[TrialSpec], limits: dict[str, int], say: Callable[[str], None]
+) -> list[tuple[TrialRecord, Edit | None]]:
+    """`run_trials`; where memory runs out, fewer edits at once, then shorter batches.
+
+    `limits` remembers how many edits of a method fitted. Raises `ModelError` when the smallest batch does not.
+    """
+    method, limit = specs[0].method, limits.get(specs[0].method, len(specs))
+    if len(specs) > limit:
+        parts = [specs[i : i + limit] for i in range(0, len(specs), limit)]
+        return [result for part in parts for result in run_within_memory(shared, part, limits, say)]
+    try:
+        return run_trials(shared, specs)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Here, not in the except clause: the error's traceback holds the tensors that did not fit.
+    vars(shared).pop("residuals", None)
+    release(shared.model.device)
+    if len(specs) > 1:
+        limits[method] = len(specs) // 2
+        say(f"out of memory with {len(specs)} edits at once: going on with {limits[method]}")
+        return run_within_memory(shared, specs, limits, say)
+    tokens = (shared.row_tokens or default_row_tokens(shared.model)) // 2
+    if tokens < LEAST_ROW_TOKENS:
+        raise ModelError(
+            got=f"a device without memory for one edit and {2 * tokens} tokens at once ({describe(specs)})",
+            expected="memory for the model and a training step",
+            remedy="free memory, load in bfloat16 (loading.dtype), lower optimal.batch_size, or take a larger device; "
+            "trials that have ended are kept, and the same command goes on from there",
+        )
+    say(f"out of memory with one edit: going on with {tokens} tokens at once")
+    return run_within_memory(replace(shared, row_tokens=tokens), specs, limits, say)
+
+
+def describe(group: Sequence[TrialSpec]) -> str:
+    """The group in a few words, for people."""
+    first = group[0]
+    if first.arm == "base":
+        return "unedited model"
+    names = {"claim": "claim", "whole": "whole model", "control": f"control {first.control}"}
+    strength = "alpha" if first.method == "iti" else "strength"
+    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+    return f"{first.method} at {names[first.arm]}, {strength} {first.hyperparameter:g}{more}"

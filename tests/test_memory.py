@@ -1,0 +1,117 @@
+"""Bank sizes from memory, and an audit on a device that runs out of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import locaudit.runner.banks as banks
+from locaudit import memory
+from locaudit.errors import ModelError
+from locaudit.memory import free_bytes, is_out_of_memory, scoring_bank, training_bank, training_bytes
+from locaudit.runner import run_audit
+from locaudit.store import read_run
+from runs import small_config
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("inputs")
+
+
+def test_a_bank_fills_the_device(llama, monkeypatch):
+    assert free_bytes(llama.device) > 0
+    assert training_bank(llama, 512) == 1 and training_bank(llama, 100) == 6
+    assert training_bank(llama, 1) == memory.MAX_BANK
+    need = training_bytes(llama) * 100
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 6.5 * need)
+    assert training_bank(llama, 100) == 3  # half of the free memory
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 0)
+    assert training_bank(llama, 100) == 1
+    assert scoring_bank(llama) == 4
+
+
+def test_what_a_failed_allocation_looks_like():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**62, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert not is_out_of_memory(RuntimeError("size mismatch")) and not is_out_of_memory(ValueError("out of memory"))
+
+
+def rows(folder):
+    with read_run(folder) as store:
+        return {(r.spec.arm, r.spec.control, r.spec.method, r.spec.hyperparameter): r.metrics for r in store.records()}
+
+
+def test_fewer_edits_at_once_where_memory_runs_out(home, tmp_path, monkeypatch, capsys):
+    """No trial is lost, and the scores are those of an audit with room."""
+    changes = {"controls": 4, "optimal": {"strengths": [0.2], "bank_size": 4}, "evaluation": {"bank_size": 4}}
+    config = small_config(home, **changes)
+    run_audit(config, tmp_path / "room", progress=False)
+    real, sizes = banks.run_trials, []
+
+    def cramped(shared, specs, on_step=None):
+        sizes.append(len(specs))
+        if len(specs) > 1 and specs[0].method == "optimal":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(shared, specs, on_step)
+
+    monkeypatch.setattr(banks, "run_trials", cramped)
+    run_audit(config, tmp_path / "cramped", progress=True)
+    assert "out of memory with 2 edits at once: going on with 1" in capsys.readouterr().err
+    assert sizes.count(4) == 1 and sizes.count(1) == 7  # ITI's controls fit; what did not is tried once
+    assert rows(tmp_path / "room").keys() == rows(tmp_path / "cramped").keys()
+    for key, metrics in rows(tmp_path / "room").items():
+        for name, values in metrics.items():
+            assert rows(tmp_path / "cramped")[key][name] == pytest.approx(values, abs=1e-4), (key, name)
+
+
+def test_shorter_batches_when_one_edit_is_too_much(home, tmp_path, monkeypatch):
+    real, seen = banks.run_trials, []
+
+    def cramped(shared, specs, on_step=None):
+        seen.append(shared.row_tokens)
+        if shared.row_tokens is None or shared.row_tokens > 100:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return real(shared, specs, on_step)
+
+    monkeypatch.setattr(banks, "run_trials", cramped)
+    run_audit(small_config(home), tmp_path / "a", progress=False)
+    assert seen[:4] == [None, 320, 160, 80]
+    with read_run(tmp_path / "a") as store:
+        assert len(store.records()) == store.fact("run")["planned"]
+
+
+def test_no_memory_at_all_is_an_error_that_says_so(home, tmp_path, monkeypatch):
+    def full(*_args, **_keywords):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(banks, "run_trials", full)
+    with pytest.raises(ModelError, match="without memory for one edit"):
+        run_audit(small_config(home), tmp_path / "a", progress=False)
+
+
+def test_other_errors_are_not_taken_for_it(home, tmp_path, monkeypatch):
+    def broken(*_args, **_keywords):
+        raise RuntimeError("size mismatch")
+
+    monkeypatch.setattr(banks, "run_trials", broken)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        run_audit(small_config(home), tmp_path / "a", progress=False)
+
+
+def test_open_bank_sizes_are_filled_in_and_not_part_of_a_trial(home, tmp_path):
+    """Trials have the same ids whatever the machine's memory."""
+    config = small_config(home)
+    open_config = replace(
+        config,
+        optimal=replace(config.optimal, bank_size=None),
+        evaluation=replace(config.evaluation, bank_size=None),
+    )
+    run_audit(open_config, tmp_path / "a", progress=False)
+    with read_run(tmp_path / "a") as store:
+        assert store.config.optimal.bank_size is None
+        assert len(store.records()) == store.fact("run")["planned"]
