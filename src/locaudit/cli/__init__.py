@@ -38,6 +38,9 @@ class _Run:
     config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
     out: Path = Path("runs/audit")
     """Run folder: records, edits, verdict and report. Naming an earlier one with the same settings resumes it."""
+    dry_run: bool = False
+    """Say which trials there would be and about how long they would take here, timed on small samples of them. Writes
+    nothing."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +156,12 @@ def _report(arguments: list[str]) -> None:
 
 def _run(command: _Run) -> None:
     from locaudit.report import require_report_extra
-    from locaudit.runner import run_audit
+    from locaudit.runner import describe_estimate, estimate_audit, run_audit
 
     require_report_extra()
+    if command.dry_run:
+        print(describe_estimate(estimate_audit(command.config, out=command.out)))
+        return
     run_audit(command.config, command.out)
     from locaudit.report import write_report
 

@@ -1,0 +1,213 @@
+"""Each means of speed alone: with it, and without it, in one process, alternating.
+
+    python -m bench.means [--data FILE] [--out docs/performance-means.json]
+
+What is switched off is switched off here, not in the library: plain PyTorch and transformers in its place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import locaudit.scoring.forward as forward
+import locaudit.training.loop as loop
+from bench.harness import Options, machine
+from bench.work import load, questions
+from locaudit.data.prompts import Prompt, load_primer
+from locaudit.edits import Edit, SiteEdit, stack
+from locaudit.evaluation import generate_answers
+from locaudit.locations import Location
+from locaudit.models import Model
+from locaudit.probes import fit_logistic
+from locaudit.scoring import Forest, Residuals, Tree, answer_log_probs, plant
+from locaudit.scoring.tree import _lay_out
+from locaudit.training import Job, TrainingData, train
+
+
+@dataclass(frozen=True)
+class Mean:
+    """One means: work with it and without it."""
+
+    name: str
+    work: str
+    with_it: Callable[[], Any]
+    without: Callable[[], Any]
+
+
+def measure(mean: Mean, rounds: int) -> dict[str, Any]:
+    """Medians of alternating runs, after one of each that is not counted."""
+    seconds: dict[str, list[float]] = {"with": [], "without": []}
+    for number in range(-1, rounds):
+        for name, run in (("with", mean.with_it), ("without", mean.without))[:: 1 if number % 2 else -1]:
+            start = time.perf_counter()
+            run()
+            if number >= 0:
+                seconds[name].append(time.perf_counter() - start)
+    a, b = (statistics.median(seconds[name]) for name in ("with", "without"))
+    ratios = [y / x for x, y in zip(seconds["with"], seconds["without"], strict=True)]
+    row = {"mean": mean.name, "work": mean.work, "with_s": round(a, 3), "without_s": round(b, 3)}
+    row |= {"ratio": round(b / a, 2), "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)]}
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
+
+
+def means(options: Options) -> list[Mean]:
+    """All of them, on one model and the same questions."""
+    model, part = load(options), questions(options)
+    forest = plant(model.tokenizer, Prompt(), [(q.text, q.answers) for q in part])
+    reference = tuple(x[0] for x in answer_log_probs(model, forest))
+    data = TrainingData(forest, tuple(len(q.true) for q in part), reference)
+    primed = plant(model.tokenizer, Prompt(primer=load_primer("default")), [(q.text, q.answers) for q in part])
+    middle, whole = Location(((model.n_layers // 2, 0),)), model.whole()
+    residuals = Residuals(model, forest)
+    edits = [_edit(model, seed) for seed in range(4)]
+
+    def fit(jobs=1, where=whole, **keywords):
+        job = [Job(where, 0.2, seed) for seed in range(jobs)]
+        return train(model, data, job, epochs=1, **keywords)
+
+    def off(*patches, run: Callable[[], Any]) -> Callable[[], Any]:
+        def go():
+            with ExitStack() as stack_of:
+                for target, name, value in patches:
+                    stack_of.enter_context(patch.object(target, name, value))
+                return run()
+
+        return go
+
+    plain_head = (forward, "head_log_probs", _plain_head)
+    one_row = (forward, "ROW_LENGTH", 1)
+    lonely = (loop, "collate_bank", _one_tree_a_row)
+    return [
+        Mean("answer tree", "scoring", lambda: answer_log_probs(model, forest),
+             lambda: answer_log_probs(model, _one_answer_a_tree(forest))),
+        Mean("answers share their beginnings, last tokens do not run", "scoring",
+             lambda: answer_log_probs(model, forest), off((Tree, "scored", property(_unshared)),
+             run=lambda: answer_log_probs(model, forest))),
+        Mean("several trees a row", "scoring with primer", lambda: answer_log_probs(model, primed),
+             off(one_row, run=lambda: answer_log_probs(model, primed))),
+        Mean("prefix keys and values", "scoring with primer", lambda: answer_log_probs(model, primed),
+             lambda: answer_log_probs(model, _inlined(primed))),
+        Mean("log-probabilities in blocks", "training, all heads", fit, off(plain_head, run=fit)),
+        Mean("forwards from the lowest edited layer", "training, one head in the middle layer",
+             lambda: fit(where=middle, residuals=residuals),
+             lambda: fit(where=middle, residuals=Residuals(model, forest, budget_bytes=0))),
+        Mean("one row an edit instead of one a question", "training, all heads", fit, off(lonely, run=fit)),
+        Mean("4 edits in one bank", "training 4 edits, all heads", lambda: fit(4),
+             lambda: [fit() for _ in range(4)]),
+        Mean("4 edits in one bank", "generating, 4 edits", lambda: _generate(model, primed, edits),
+             lambda: [_generate(model, primed, [edit]) for edit in edits]),
+        Mean("batched probes", "fitting all heads' probes", _probing(model, options),
+             _probing_one_by_one(model, options)),
+    ]  # fmt: skip
+
+
+def _edit(model: Model, seed: int) -> Edit:
+    generator = torch.Generator().manual_seed(seed)
+    width = model.width(("heads", 0))
+    site = SiteEdit(*(0.1 * torch.randn(width, generator=generator) / width**0.5 for _ in range(2)), 0.0)
+    return Edit({("heads", layer): site for layer in range(model.n_layers)})
+
+
+def _one_answer_a_tree(forest: Forest) -> Forest:
+    trees = tuple(Tree(tree.prompt, (branch,)) for tree in forest.trees for branch in tree.branches)
+    return Forest(forest.prefix, trees)
+
+
+def _inlined(forest: Forest) -> Forest:
+    return Forest((), tuple(Tree(forest.prefix + tree.prompt, tree.branches) for tree in forest.trees))
+
+
+@cache
+def _unshared(tree: Tree):
+    """Every answer's tokens for themselves, the last ones too."""
+    layout = _lay_out(Tree(tree.prompt, ((0,),)), ends=False)
+    tokens, positions, parents = list(tree.prompt), list(layout.positions), list(layout.parents)
+    edges, paths, last = [], [], []
+    for branch in tree.branches:
+        column, path = len(tree.prompt) - 1, []
+        for token in branch:
+            path.append(len(edges))
+            edges.append((column, token))
+            tokens.append(token)
+            positions.append(positions[column] + 1)
+            parents.append(column)
+            column = len(tokens) - 1
+        paths.append(tuple(path))
+        last.append(column)
+    return type(layout)(*map(tuple, (tokens, positions, parents, edges, paths, last)))
+
+
+def _one_tree_a_row(rows, n_edits, n_prefix, model):
+    return forward.collate_bank([[tree] for row in rows for tree in row], n_edits, n_prefix, model)
+
+
+def _plain_head(hidden, head, which, token):
+    logits = torch.nn.functional.linear(hidden, head.weight).float()
+    return logits[which, token] - logits.logsumexp(dim=1)[which]
+
+
+def _generate(model: Model, forest: Forest, edits: list[Edit]):
+    return generate_answers(
+        model, forest.prefix, [t.prompt for t in forest.trees], stack(model, edits), max_new_tokens=24
+    )
+
+
+def _examples(model: Model, options: Options):
+    """Random features of the shape that all training questions' activations have: only the time counts here."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(model.n_layers * model.n_heads, 40 * options.n_questions, model.head_dim, generator=generator)
+    return x, torch.rand(x.shape[1], generator=generator) > 0.5
+
+
+def _probing(model: Model, options: Options) -> Callable[[], Any]:
+    x, y = _examples(model, options)
+    return lambda: fit_logistic(x, y)
+
+
+def _probing_one_by_one(model: Model, options: Options) -> Callable[[], Any]:
+    x, y = _examples(model, options)
+    return lambda: [fit_logistic(one.unsqueeze(0), y) for one in x]
+
+
+def main() -> None:
+    """Measure all means and print them as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=Options.model)
+    parser.add_argument("--dtype", default=Options.dtype)
+    parser.add_argument("--device", default=Options.device)
+    parser.add_argument("--data", default=Options.data)
+    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    options = Options(args.model, args.dtype, args.device, args.data, args.questions)
+    rows = [measure(mean, args.rounds) for mean in means(options)]
+    facts = {"model": args.model, "dtype": args.dtype, "data": Path(args.data).name, "questions": args.questions}
+    if args.out:
+        report = {"facts": facts, "rows": rows, "machine": machine(args.device)}
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print("| means | measured on | with it (s) | without (s) | ratio (rounds) |\n|---|---|---|---|---|")
+    for row in rows:
+        low, high = row["ratio_range"]
+        print(
+            f"| {row['mean']} | {row['work']} | {row['with_s']:.2f} | {row['without_s']:.2f} | "
+            f"{row['ratio']:.2f} ({low:.2f} to {high:.2f}) |"
+        )
+
+
+if __name__ == "__main__":
+    main()
