@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # The pinned CPU build of PyTorch goes in first, so that no later step pulls gigabytes of CUDA libraries.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test check parity clean
+.PHONY: setup demo test check parity bench-smoke clean
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,13 @@ check: setup
 parity: setup
 	$(PIP) --editable ".[report,dev,parity]"
 	$(BIN)/python -m pytest tests -m parity
+
+# Every benchmark against every peer, at the smallest sizes: do they run, and do both sides compute the same?
+bench-smoke: setup
+	$(PIP) --editable ".[report,dev,bench]"
+	$(BIN)/python -W ignore -m bench all --smoke --model random-9m
+	$(BIN)/python -W ignore -m bench.means --model random-9m --questions 4 --rounds 1
+	$(BIN)/python -W ignore -m bench.scaling --model random-9m --smoke
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -43,6 +42,8 @@ class Mean:
 
     name: str
     work: str
+    predicted: float | None
+    """Ratio that counting says: tokens, or vectors through the layers; None where nothing is saved but overhead."""
     with_it: Callable[[], Any]
     without: Callable[[], Any]
 
@@ -58,7 +59,9 @@ def measure(mean: Mean, rounds: int) -> dict[str, Any]:
                 seconds[name].append(time.perf_counter() - start)
     a, b = (statistics.median(seconds[name]) for name in ("with", "without"))
     ratios = [y / x for x, y in zip(seconds["with"], seconds["without"], strict=True)]
-    row = {"mean": mean.name, "work": mean.work, "with_s": round(a, 3), "without_s": round(b, 3)}
+    predicted = None if mean.predicted is None else round(mean.predicted, 2)
+    row: dict[str, Any] = {"mean": mean.name, "work": mean.work, "predicted": predicted}
+    row |= {"with_s": round(a, 3), "without_s": round(b, 3)}
     row |= {"ratio": round(b / a, 2), "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)]}
     print(json.dumps(row), file=sys.stderr, flush=True)
     return row
@@ -67,52 +70,81 @@ def measure(mean: Mean, rounds: int) -> dict[str, Any]:
 def means(options: Options) -> list[Mean]:
     """All of them, on one model and the same questions."""
     model, part = load(options), questions(options)
-    forest = plant(model.tokenizer, Prompt(), [(q.text, q.answers) for q in part])
+    pairs = [(q.text, q.answers) for q in part]
+    forest = plant(model.tokenizer, Prompt(), pairs)
+    primed = plant(model.tokenizer, Prompt(primer=load_primer("default")), pairs)
     reference = tuple(x[0] for x in answer_log_probs(model, forest))
     data = TrainingData(forest, tuple(len(q.true) for q in part), reference)
-    primed = plant(model.tokenizer, Prompt(primer=load_primer("default")), [(q.text, q.answers) for q in part])
-    middle, whole = Location(((model.n_layers // 2, 0),)), model.whole()
-    residuals = Residuals(model, forest)
-    edits = [_edit(model, seed) for seed in range(4)]
+    return [*_scoring(model, forest, primed), *_training(model, data), *_others(model, primed, options)]
 
-    def fit(jobs=1, where=whole, **keywords):
-        job = [Job(where, 0.2, seed) for seed in range(jobs)]
-        return train(model, data, job, epochs=1, **keywords)
 
-    def off(*patches, run: Callable[[], Any]) -> Callable[[], Any]:
-        def go():
-            with ExitStack() as stack_of:
-                for target, name, value in patches:
-                    stack_of.enter_context(patch.object(target, name, value))
-                return run()
-
-        return go
-
-    plain_head = (forward, "head_log_probs", _plain_head)
-    one_row = (forward, "ROW_LENGTH", 1)
-    lonely = (loop, "collate_bank", _one_tree_a_row)
+def _scoring(model: Model, forest: Forest, primed: Forest) -> list[Mean]:
+    alone, inlined = _one_answer_a_tree(forest), _inlined(primed)
+    lengths = [len(tree) for tree in primed.trees]
+    limit = forward.default_row_tokens(model)
+    single = sum(len(rows) * max(lengths[i] for i in rows) for rows in forward.batches(lengths, limit))
+    packed = sum(
+        len(rows) * max(sum(lengths[i] for i in row) for row in rows) for rows in forward.packed_rows(lengths, limit)
+    )
+    n_unshared = sum(len(_unshared(tree).tokens) for tree in forest.trees)
+    n_prefix = len(primed.prefix)
+    score, score_primed = (lambda: answer_log_probs(model, forest)), (lambda: answer_log_probs(model, primed))
     return [
-        Mean("answer tree", "scoring", lambda: answer_log_probs(model, forest),
-             lambda: answer_log_probs(model, _one_answer_a_tree(forest))),
-        Mean("answers share their beginnings, last tokens do not run", "scoring",
-             lambda: answer_log_probs(model, forest), off((Tree, "scored", property(_unshared)),
-             run=lambda: answer_log_probs(model, forest))),
-        Mean("several trees a row", "scoring with primer", lambda: answer_log_probs(model, primed),
-             off(one_row, run=lambda: answer_log_probs(model, primed))),
-        Mean("prefix keys and values", "scoring with primer", lambda: answer_log_probs(model, primed),
-             lambda: answer_log_probs(model, _inlined(primed))),
-        Mean("log-probabilities in blocks", "training, all heads", fit, off(plain_head, run=fit)),
-        Mean("forwards from the lowest edited layer", "training, one head in the middle layer",
-             lambda: fit(where=middle, residuals=residuals),
-             lambda: fit(where=middle, residuals=Residuals(model, forest, budget_bytes=0))),
-        Mean("one row an edit instead of one a question", "training, all heads", fit, off(lonely, run=fit)),
-        Mean("4 edits in one bank", "training 4 edits, all heads", lambda: fit(4),
-             lambda: [fit() for _ in range(4)]),
-        Mean("4 edits in one bank", "generating, 4 edits", lambda: _generate(model, primed, edits),
-             lambda: [_generate(model, primed, [edit]) for edit in edits]),
-        Mean("batched probes", "fitting all heads' probes", _probing(model, options),
-             _probing_one_by_one(model, options)),
+        Mean("answer tree", "scoring", alone.n_tokens / forest.n_tokens, score,
+             lambda: answer_log_probs(model, alone)),
+        Mean("answers share their beginnings, last tokens do not run", "scoring", n_unshared / forest.n_tokens, score,
+             _off(Tree, "scored", property(_unshared), score)),
+        Mean("several trees a row", "scoring with primer", (single + n_prefix) / (packed + n_prefix), score_primed,
+             _off(forward, "ROW_LENGTH", 1, score_primed)),
+        Mean("prefix keys and values", "scoring with primer", inlined.n_tokens / (primed.n_tokens + n_prefix),
+             score_primed, lambda: answer_log_probs(model, inlined)),
     ]  # fmt: skip
+
+
+def _training(model: Model, data: TrainingData) -> list[Mean]:
+    half, whole = model.n_layers // 2, model.whole()
+    residuals, nothing = Residuals(model, data.forest), Residuals(model, data.forest, budget_bytes=0)
+
+    def fit(n: int = 1, where: Location = whole, residuals: Residuals = nothing) -> Any:
+        return train(model, data, [Job(where, 0.2, seed) for seed in range(n)], epochs=1, residuals=residuals)
+
+    def middle(kept: Residuals) -> Callable[[], Any]:
+        return lambda: fit(where=Location(((half, 0),)), residuals=kept)
+
+    # Passes through a layer's weights, and through the head's for the tokens that predict something.
+    layer = sum(p.numel() for p in model.layer(0).parameters())
+    share = sum(len({edge[0] for edge in tree.scored.edges}) for tree in data.forest.trees) / data.forest.n_tokens
+    head = 2 * share * model.lm.get_output_embeddings().weight.numel()  # type: ignore[union-attr]
+    passes = (model.n_layers + (model.n_layers - half)) * layer + head
+    return [
+        Mean("log-probabilities in blocks", "training, all heads", None, fit,
+             _off(forward, "head_log_probs", _plain_head, fit)),
+        Mean("forwards from the lowest edited layer", "training, one head in the middle layer",
+             passes / (2 * (model.n_layers - half) * layer + head), middle(residuals), middle(nothing)),
+        Mean("one row an edit instead of one a question", "training, all heads", None, fit,
+             _off(loop, "collate_bank", _one_tree_a_row, fit)),
+        Mean("4 edits in one bank", "training 4 edits, all heads", None, lambda: fit(4),
+             lambda: [fit() for _ in range(4)]),
+    ]  # fmt: skip
+
+
+def _others(model: Model, primed: Forest, options: Options) -> list[Mean]:
+    edits, together, alone = [_edit(model, seed) for seed in range(4)], *_probing(model, options)
+    return [
+        Mean("4 edits in one bank", "generating, 4 edits", None, lambda: _generate(model, primed, edits),
+             lambda: [_generate(model, primed, [edit]) for edit in edits]),
+        Mean("batched probes", "fitting all heads' probes", None, together, alone),
+    ]  # fmt: skip
+
+
+def _off(target: Any, name: str, value: Any, run: Callable[[], Any]) -> Callable[[], Any]:
+    """`run` with something plain in the place of what is measured."""
+
+    def go() -> Any:
+        with patch.object(target, name, value):
+            return run()
+
+    return go
 
 
 def _edit(model: Model, seed: int) -> Edit:
@@ -166,21 +198,12 @@ def _generate(model: Model, forest: Forest, edits: list[Edit]):
     )
 
 
-def _examples(model: Model, options: Options):
-    """Random features of the shape that all training questions' activations have: only the time counts here."""
+def _probing(model: Model, options: Options) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """All probes together and one by one, on random features of the real shape: only the time counts here."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(model.n_layers * model.n_heads, 40 * options.n_questions, model.head_dim, generator=generator)
-    return x, torch.rand(x.shape[1], generator=generator) > 0.5
-
-
-def _probing(model: Model, options: Options) -> Callable[[], Any]:
-    x, y = _examples(model, options)
-    return lambda: fit_logistic(x, y)
-
-
-def _probing_one_by_one(model: Model, options: Options) -> Callable[[], Any]:
-    x, y = _examples(model, options)
-    return lambda: [fit_logistic(one.unsqueeze(0), y) for one in x]
+    y = torch.rand(x.shape[1], generator=generator) > 0.5
+    return lambda: fit_logistic(x, y), lambda: [fit_logistic(one.unsqueeze(0), y) for one in x]
 
 
 def main() -> None:
@@ -200,13 +223,13 @@ def main() -> None:
     if args.out:
         report = {"facts": facts, "rows": rows, "machine": machine(args.device)}
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print("| means | measured on | with it (s) | without (s) | ratio (rounds) |\n|---|---|---|---|---|")
+    print("| means | measured on | predicted | measured (rounds) | with it (s) | without (s) |")
+    print("|---|---|---|---|---|---|")
     for row in rows:
         low, high = row["ratio_range"]
-        print(
-            f"| {row['mean']} | {row['work']} | {row['with_s']:.2f} | {row['without_s']:.2f} | "
-            f"{row['ratio']:.2f} ({low:.2f} to {high:.2f}) |"
-        )
+        measured = f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"
+        cells = [row["mean"], row["work"], str(row["predicted"] or ""), measured]
+        print(f"| {' | '.join(cells)} | {row['with_s']:.2f} | {row['without_s']:.2f} |")
 
 
 if __name__ == "__main__":

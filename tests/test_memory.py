@@ -23,6 +23,8 @@ def home(tmp_path_factory):
 
 def test_a_bank_fills_the_device(llama, monkeypatch):
     assert free_bytes(llama.device) > 0
+    assert training_bank(llama, 100) == 1  # a CPU is full with one edit's questions
+    monkeypatch.setitem(memory.FULL_TOKENS, "cpu", 512)
     assert training_bank(llama, 512) == 1 and training_bank(llama, 100) == 6
     assert training_bank(llama, 1) == memory.MAX_BANK
     need = training_bytes(llama) * 100

@@ -400,3 +400,20 @@ def test_real_model_is_a_plain_one(smollm2, tmp_path):
     with folded(again, random_edit(again, heads((14, 3)), 0, scale=0.1)):
         assert not torch.equal(logits(again, ids), logits(smollm2, ids))
     assert again.lm.to(torch.bfloat16).dtype == torch.bfloat16
+
+
+@pytest.mark.real
+def test_models_from_one_gguf_file_do_not_share_weights():
+    """The file is read once for two of them."""
+    first = load_model("smollm2-135m", device="cpu")
+    fingerprint = first.fingerprint
+    with torch.no_grad():
+        next(first.lm.parameters()).add_(1.0)
+    second = load_model("smollm2-135m", device="cpu")
+    assert second.fingerprint == fingerprint
+    assert second.lm.get_output_embeddings().weight is second.lm.get_input_embeddings().weight
+    third = load_model("smollm2-135m", device="cpu", dtype="bfloat16")
+    assert third.lm.dtype == torch.bfloat16 and third.lm.config.dtype == torch.bfloat16
+    with torch.no_grad():
+        next(third.lm.parameters()).zero_()
+    assert load_model("smollm2-135m", device="cpu").fingerprint == fingerprint

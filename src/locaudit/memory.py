@@ -11,8 +11,8 @@ import torch
 
 from locaudit.models import Model
 
-FULL_TOKENS = {"cpu": 512, "cuda": 16384}
-"""Tokens of one forward from which on more of them no longer make it faster a token."""
+FULL_TOKENS = {"cpu": 64, "cuda": 16384}
+"""Tokens of one training step from which on more of them no longer make it faster a token (docs/performance.md)."""
 MAX_BANK = 64
 """Most edits in one bank."""
 SHARE = 0.5

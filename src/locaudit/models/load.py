@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,10 @@ def load_model(
             got=f"the path {source}, which does not exist", expected="a checkpoint", remedy="check the path"
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **keywords)
         if gguf:
-            lm, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
-                source, dtype=torch.float32, output_loading_info=True, **keywords
-            )
-            lm = _plain(lm, torch_dtype)
+            lm, tokenizer, report = _read_gguf(gguf, torch_dtype)
         else:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, **keywords)
             config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **keywords)
             lm, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
                 source,
@@ -113,7 +111,41 @@ def _gguf_file(name: str) -> Path | None:
     return path
 
 
-def _plain(loaded, dtype: torch.dtype):
+KEEP_BYTES = 2**28
+"""Larger GGUF files are not kept once read."""
+_READ: dict[tuple[Path, int, int], tuple[Any, Any, Any]] = {}
+"""The last GGUF file's model (float32), tokenizer and report: reading one takes many times as long as using it."""
+
+
+def _read_gguf(file: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """A model of its own with the file's weights, its tokenizer, and transformers' report.
+
+    What was read is kept for the next model from the file, which takes it over: an audit in bfloat16 and its judge in
+    float32 read it once.
+    """
+    stat = file.stat()
+    key = (file, stat.st_size, stat.st_mtime_ns)
+    kept = _READ.pop(key, None)
+    _READ.clear()
+    if kept is None:
+        keywords = {"gguf_file": file.name}
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **keywords)
+        loaded, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+            str(file.parent), dtype=torch.float32, output_loading_info=True, **keywords
+        )
+        lm = _plain(loaded)
+        if stat.st_size <= KEEP_BYTES:
+            _READ[key] = (copy.deepcopy(lm), copy.deepcopy(tokenizer), report)
+    else:
+        lm, tokenizer, report = kept
+    # Weights only: buffers such as the rotary frequencies stay float32, as they do in transformers' own loading.
+    for parameter in lm.parameters():
+        parameter.data = parameter.data.to(dtype)
+    lm.config.dtype = dtype
+    return lm, tokenizer, report
+
+
+def _plain(loaded):
     """The weights in a model made from the config: the dequantised one refuses casts and `save_pretrained`."""
     config = loaded.config
     if hasattr(config, "quantization_config"):
@@ -122,10 +154,6 @@ def _plain(loaded, dtype: torch.dtype):
         lm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     lm.load_state_dict(loaded.state_dict(), assign=True)
     lm.tie_weights()
-    # Weights only: buffers such as the rotary frequencies stay float32, as they do in transformers' own loading.
-    for parameter in lm.parameters():
-        parameter.data = parameter.data.to(dtype)
-    config.dtype = dtype
     for name, buffer in loaded.named_buffers():
         owner, _, leaf = name.rpartition(".")
         lm.get_submodule(owner)._buffers[leaf] = buffer

@@ -123,8 +123,10 @@ class Model:
             return None, lengths[0]
         head = Head(weight, getattr(output, "bias", None), getattr(self.config, "final_logit_softcapping", None))
         with torch.no_grad():
-            hidden = self.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].to(weight.device)
-            z = (hidden @ weight.T).float()
+            out = self.lm.base_model(input_ids=ids, use_cache=False)
+            if getattr(out, "last_hidden_state", None) is None:
+                return None, lengths[0]
+            z = (out.last_hidden_state[0].to(weight.device) @ weight.T).float()
             z = z if head.bias is None else z + head.bias.float()
             z = z if head.softcap is None else head.softcap * torch.tanh(z / head.softcap)
         close = 1e-4 if weight.dtype == torch.float32 else 0.05

@@ -21,21 +21,28 @@ LEAST_ROW_TOKENS = 64
 """Below this many tokens at once, a device has no memory to work in."""
 
 
-def with_banks(config: AuditConfig, model: Model, split: Split, primer: str) -> AuditConfig:
-    """The settings with the bank sizes that were left open."""
+def with_banks(
+    config: AuditConfig, model: Model, split: Split, primer: str, known: Sequence[int] | None = None
+) -> AuditConfig:
+    """The settings with the bank sizes that were left open: `known` (training, scoring), or by device and memory."""
+    training, scoring = config.optimal.bank_size, config.evaluation.bank_size
+    if known is not None:
+        training, scoring = training or known[0], scoring or known[1]
+    return replace(
+        config,
+        optimal=replace(config.optimal, bank_size=training or _training_bank(config, model, split, primer)),
+        evaluation=replace(config.evaluation, bank_size=scoring or scoring_bank(model)),
+    )
+
+
+def _training_bank(config: AuditConfig, model: Model, split: Split, primer: str) -> int:
     prompt = Prompt(config.prompt.style, primer if config.prompt.primer_in_training else "")
     sample = plant(model.tokenizer, prompt, [(q.text, q.answers) for q in split.train[:32]])
     size = config.optimal.batch_size or BATCH_SIZES[config.optimal.batching]
     per_item = sample.n_tokens / len(sample.trees)
     if config.optimal.batching == "pair":
         per_item = sum(len(Tree(t.prompt, t.branches[:2])) for t in sample.trees) / len(sample.trees)
-    training = config.optimal.bank_size or training_bank(model, size * per_item + len(sample.prefix))
-    scoring = config.evaluation.bank_size or scoring_bank(model)
-    return replace(
-        config,
-        optimal=replace(config.optimal, bank_size=training),
-        evaluation=replace(config.evaluation, bank_size=scoring),
-    )
+    return training_bank(model, size * per_item + len(sample.prefix))
 
 
 def run_within_memory(

@@ -75,7 +75,9 @@ def run_audit(
         _check_same_inputs(store, context)
         probes, theta = prepare_probes(store, model, split.train, given, context, meter.say)
         claim = given or probes.top(config.probe.top_k)
-        config = with_banks(config, model, split, primer)
+        banks = dict(store.fact("banks") or {})  # as before where a run goes on, so that it ends with the same bytes
+        config = with_banks(config, model, split, primer, banks.get(model.device.type))
+        store.set_fact("banks", banks | {model.device.type: [config.optimal.bank_size, config.evaluation.bank_size]})
         groups = build_plan(config, model, claim, context)
         _note_facts(store, model, behaviour, split, claim, given is not None, probes, groups)
         _note_judges(store, judges, split)

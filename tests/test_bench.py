@@ -1,0 +1,51 @@
+"""The arithmetic of the benchmarks; that they run is `make bench-smoke`'s business."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bench.__main__ import text
+from bench.harness import Options, Task, _Record, peak_bytes, report, reset_peak
+from bench.scaling import exponent
+
+TASK = Task("work", "pairs", {}, tolerances={"sums": 0.01}, bars={("cpu", "all"): 3})
+
+
+def record(seconds, values, units=10, **more):
+    return _Record(seconds=seconds, units=units, values=[values] * len(seconds), tokens=100, **more)
+
+
+def test_ratio_of_medians_and_range_of_rounds():
+    records = {
+        "ours": record([1.0, 2.0, 4.0], {"sums": [1.0, 2.0], "loss": [0.5]}),
+        "peer": record([6.0, 8.0, 20.0], {"sums": [1.0, 2.009], "loss": [0.7]}),
+    }
+    found = report(TASK, "peer", Options(), records)
+    assert found["ratio"] == 4.0 and found["ratio_range"] == [4.0, 6.0] and found["bar"] == 3
+    assert found["sides"]["ours"]["pairs_per_s"] == 5.0 and found["sides"]["peer"]["tokens_per_s"] == 12.5
+    assert found["same"]["sums"]["ok"] and found["same"]["sums"]["max_difference"] == pytest.approx(0.009)
+    assert found["reported"]["loss"] == {"ours": [[0.5]] * 3, "peer": [[0.7]] * 3}
+    lines = text(found)
+    assert "ratio 4.0 (rounds 4.0 to 6.0, bar 3)" in lines and "same: sums, 2 values" in lines
+
+
+def test_what_differs_is_said():
+    records = {"ours": record([1.0], {"sums": [1.0]}), "peer": record([1.0], {"sums": [1.5]})}
+    found = report(TASK, "peer", Options(), records)
+    assert not found["same"]["sums"]["ok"] and "NOT THE SAME" in text(found)
+    with pytest.raises(RuntimeError, match="not the same work"):
+        report(TASK, "peer", Options(), {**records, "peer": record([1.0], {"sums": [1.0]}, units=9)})
+    with pytest.raises(RuntimeError, match="ours has 1 values, the peer 2"):
+        report(TASK, "peer", Options(), {**records, "peer": record([1.0], {"sums": [1.0, 2.0]})})
+
+
+def test_exponents():
+    assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    assert exponent([1, 10, 100], [5, 5, 5]) == pytest.approx(0)
+
+
+def test_peak_memory_sees_what_was_held_and_let_go():
+    reset_peak(False)
+    before = peak_bytes(False)
+    torch.ones(2**24)
+    assert peak_bytes(False) - before > 2**25
