@@ -83,10 +83,10 @@ def exponent(sizes: list[float], costs: list[float]) -> float:
 
 def curves(options: Options, smoke: bool) -> dict[str, list[tuple[float, Callable[[], Callable[[], None]]]]]:
     """Name of the size -> (size, maker of the run)."""
-    ns = (2, 4) if smoke else (8, 16, 32, 64)
+    ns = (2, 4) if smoke else (4, 8, 16, 32)
     model = load(options)
     part = questions(options, max(ns))
-    few, one = part[: ns[1] // 2 or 1], model.whole()
+    few, one = part[: ns[0]], model.whole()
     heads = (1, 4) if smoke else (1, 9, 45, len(one))
     out: dict[str, list[tuple[float, Callable[[], Callable[[], None]]]]] = {
         "questions": [(n, lambda n=n: trial(model, part[:n], one)) for n in ns],
