@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import math
 import multiprocessing
 import os
 import platform
@@ -169,13 +170,19 @@ def report(task: Task, peer: str, options: Options, records: Mapping[str, _Recor
 def _same(task: Task, ours: _Record, theirs: _Record) -> dict[str, dict[str, Any]]:
     out = {}
     for key, tolerance in task.tolerances.items():
-        a, b = ours.values[0].get(key), theirs.values[0].get(key)
-        if a is None or b is None:
-            continue
-        if len(a) != len(b):
-            raise RuntimeError(f"{key}: ours has {len(a)} values, the peer {len(b)}: not the same work")
-        worst = max((abs(x - y) for x, y in zip(a, b, strict=True)), default=0.0)
-        out[key] = {"n": len(a), "max_difference": worst, "tolerance": tolerance, "ok": worst <= tolerance}
+        differences: list[float] = []
+        for one, other in zip(ours.values, theirs.values, strict=True):
+            if key not in one or key not in other:
+                raise RuntimeError(f"{key}: a side did not say it")
+            a, b = one[key], other[key]
+            if len(a) != len(b):
+                raise RuntimeError(f"{key}: ours has {len(a)} values, the peer {len(b)}: not the same work")
+            differences += [abs(x - y) for x, y in zip(a, b, strict=True)]
+        finite = all(map(math.isfinite, differences))
+        worst = max(differences, default=0.0) if finite else math.nan
+        ok = finite and worst <= tolerance
+        n = len(ours.values[0][key])
+        out[key] = {"n": n, "max_difference": worst, "tolerance": tolerance, "ok": ok}
     return out
 
 

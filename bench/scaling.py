@@ -3,20 +3,22 @@
     python -m bench.scaling --out docs/scaling
 
 A trial is one optimal edit: training for one epoch (IPO) and scoring the same questions. Sizes: questions, answers a
-question, trials, heads in the location, and parameters of the model (three Llamas with random weights). Each exponent
-is the slope of log cost against log size, by least squares; memory is the peak while the trial runs, above what the
-process held before it.
+question, trials, heads in the location, and the parameters that run for a token (three Llamas with random weights).
+Each exponent is the slope of log cost against log size, by least squares; memory is the peak while the trial runs,
+above what the process held before it.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +68,7 @@ def measure(run: Callable[[], None], rounds: int, cuda: bool) -> tuple[float, fl
     """Median seconds, and peak bytes above what was held before; one run before is not counted."""
     seconds, peaks = [], []
     for number in range(rounds + 1):
-        gc.collect()
+        _give_back()
         reset_peak(cuda)
         before, start = peak_bytes(cuda), time.perf_counter()
         run()
@@ -74,6 +76,13 @@ def measure(run: Callable[[], None], rounds: int, cuda: bool) -> tuple[float, fl
             seconds.append(time.perf_counter() - start)
             peaks.append(peak_bytes(cuda) - before)
     return statistics.median(seconds), statistics.median(peaks)
+
+
+def _give_back() -> None:
+    """Free memory goes back to the system, so that the next peak is not hidden in what was held before."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def exponent(sizes: list[float], costs: list[float]) -> float:
@@ -99,9 +108,15 @@ def curves(options: Options, smoke: bool) -> dict[str, list[tuple[float, Callabl
     out["parameters"] = []
     for name in names:
         other = load(replace(options, model=name))
-        size = sum(p.numel() for p in other.lm.parameters()) / 1e6
+        size = (sum(p.numel() for p in other.lm.parameters()) - _n_embedded(other)) / 1e6
         out["parameters"].append((size, lambda m=other: trial(m, few, m.whole())))
     return out
+
+
+def _n_embedded(model: Model) -> int:
+    """Parameters that no token is multiplied with: the input embedding, where the output head has its own."""
+    inputs, outputs = model.lm.get_input_embeddings(), model.lm.get_output_embeddings()
+    return 0 if inputs.weight is outputs.weight else inputs.weight.numel()  # type: ignore[union-attr]
 
 
 def figure(rows: list[dict[str, Any]], fits: dict[str, dict[str, float]], path: Path) -> None:
@@ -117,7 +132,7 @@ def figure(rows: list[dict[str, Any]], fits: dict[str, dict[str, float]], path: 
         chosen = [row for row in rows if row["against"] == name]
         sizes = [row["size"] for row in chosen]
         for line, (key, scale, colour) in enumerate((("seconds", 1, "#0072B2"), ("peak_bytes", 2**-20, "#D55E00"))):
-            ax, values = axes[line][column], [row[key] * scale for row in chosen]
+            ax, values = axes[line][column], [max(row[key], 1) * scale for row in chosen]
             ax.loglog(sizes, values, "o", color=colour)
             slope, level = np.polyfit(np.log(sizes), np.log(values), 1)
             ax.loglog(sizes, np.exp(level) * np.array(sizes) ** slope, "-", color=colour, linewidth=1)

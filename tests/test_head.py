@@ -48,6 +48,18 @@ def test_extreme_logits_stay_finite():
     assert hidden.grad is not None and hidden.grad.isfinite().all()
 
 
+def test_16_bit_log_probabilities_round_like_logits():
+    """Never above 0, however likely the token, and near the log-softmax of rounded logits."""
+    generator = torch.Generator().manual_seed(1)
+    hidden, weight = (torch.randn(n, 64, generator=generator).bfloat16() for n in (40, 900))
+    hidden = 3 * hidden
+    token = (hidden @ weight.T).argmax(dim=1)
+    found = head_log_probs(hidden, Head(weight, None, None), torch.arange(40), token)
+    expected = (hidden @ weight.T).float().log_softmax(dim=1)[torch.arange(40), token]
+    assert (found <= 0).all()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.3)  # one unit in the last place of a logit near 64
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_architecture_has_a_plain_head(name):
     model = tiny(name)

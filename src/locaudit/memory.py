@@ -21,9 +21,10 @@ SHARE = 0.5
 
 def training_bank(model: Model, step_tokens: float) -> int:
     """Edits to train at once when a step of one runs `step_tokens`: enough to fill the device, if memory allows."""
-    device = model.device
-    wanted = math.ceil(FULL_TOKENS.get(device.type, FULL_TOKENS["cuda"]) / max(step_tokens, 1))
-    fitting = int(SHARE * free_bytes(device) / (max(step_tokens, 1) * training_bytes(model)))
+    devices = {parameter.device for parameter in model.lm.parameters()}
+    kind = model.device.type
+    wanted = math.ceil(FULL_TOKENS.get(kind, FULL_TOKENS["cuda"]) / max(step_tokens, 1))
+    fitting = int(SHARE * min(map(free_bytes, devices)) / (max(step_tokens, 1) * training_bytes(model)))
     return max(1, min(wanted, fitting, MAX_BANK))
 
 
@@ -34,7 +35,7 @@ def scoring_bank(model: Model) -> int:
 
 def training_bytes(model: Model) -> int:
     """Bytes that a training step keeps for the backward pass, for each token (an estimate from above)."""
-    d_model = model.lm.get_input_embeddings().weight.shape[1]  # type: ignore[union-attr]
+    d_model = int(model.lm.get_input_embeddings().weight.shape[1])  # type: ignore[union-attr]
     d_mlp = model.n_units("neurons")
     # Normalisations run in float32; attention keeps queries, keys, values and its output, the MLP some five vectors.
     return model.n_layers * (4 * 6 * d_model + model.lm.dtype.itemsize * (8 * d_model + 5 * d_mlp))
@@ -52,7 +53,9 @@ def free_bytes(device: torch.device) -> int:
     with suppress(OSError, ValueError):  # a container's limit
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
-        found.append(limit - used)
+        lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        files = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file"))  # given back on demand
+        found.append(limit - used + files)
     return max(min(found), 0)
 
 

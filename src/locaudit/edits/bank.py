@@ -33,6 +33,11 @@ class EditBank:
         """The lowest layer that an edit acts in: what enters it is the unedited model's. 0 for edits without sites."""
         return min((layer for _, layer in self.sites), default=0)
 
+    def part(self, start: int, end: int) -> EditBank:
+        """The bank of the edits ``start:end`` alone."""
+        sites = {key: SiteTensors(s.a[start:end], s.b[start:end], s.c[start:end]) for key, s in self.sites.items()}
+        return EditBank(sites, self.answer_only[start:end])
+
     @contextmanager
     def applied(
         self,

@@ -14,7 +14,7 @@ from locaudit.models import Model
 from locaudit.records import content_hash
 from locaudit.scoring import Forest, Prefix
 
-VERSION = (2, transformers.__version__)
+VERSION = (3, transformers.__version__)
 """Part of every address: the same model, edit and prompt may give another answer under another one."""
 
 

@@ -44,8 +44,12 @@ class DriftText:
 
 def measure_drift(model: Model, text: DriftText, bank: EditBank | None) -> list[dict[str, float]]:
     """``kl`` and ``ce`` of each edit of the bank (of the unedited model, with kl 0, when it is None)."""
-    n_edits = bank.n_edits if bank else 1
     n_documents, n_tokens = text.documents.shape
+    at_once = max(1, BATCH_TOKENS // n_tokens)
+    if bank is not None and bank.n_edits > at_once:
+        parts = [bank.part(start, start + at_once) for start in range(0, bank.n_edits, at_once)]
+        return [row for part in parts for row in measure_drift(model, text, part)]
+    n_edits = bank.n_edits if bank else 1
     # The unedited model runs in blocks that do not depend on the bank, so that its kept values serve banks of any size.
     block = max(1, BATCH_TOKENS // n_tokens)
     size = max(1, block // n_edits)

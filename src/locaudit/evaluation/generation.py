@@ -28,8 +28,8 @@ from locaudit.edits import EditBank
 from locaudit.models import Model
 from locaudit.scoring import Prefix, batches, check_length, run_prefix
 
-BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
-"""Padded prompt tokens and tokens to come of one batch, over all edits; bounds the memory of keys and values."""
+BATCH_TOKENS = {"cpu": 32768, "cuda": 65536}
+"""Padded tokens of one batch, prefix and tokens to come included, over all edits: keys and values are kept for each."""
 BATCH_ROWS = {"cpu": 128, "cuda": 512}
 """Rows of one batch, over all edits. Part of what a generation depends on below float32: rounding follows shapes."""
 SEGMENT = 6
@@ -99,7 +99,7 @@ def generate_tokens(
     with torch.no_grad(), _plain_generation(model):
         if cached_prefix is None:
             cached_prefix = run_prefix(model, prefix, bank)
-        lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+        lengths = [len(prefix) + len(prompt) + max_new_tokens for prompt in prompts]
         for group in batches(lengths, max(batch_tokens // n_edits, 1)):
             size = max(batch_rows // n_edits, 1)
             for numbers in (group[i : i + size] for i in range(0, len(group), size)):

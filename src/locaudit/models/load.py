@@ -111,7 +111,7 @@ def _gguf_file(name: str) -> Path | None:
     return path
 
 
-KEEP_BYTES = 2**28
+KEEP_BYTES = 2**27
 """Larger GGUF files are not kept once read."""
 _READ: dict[tuple[Path, int, int], tuple[Any, Any, Any]] = {}
 """The last GGUF file's model (float32), tokenizer and report: reading one takes many times as long as using it."""

@@ -220,6 +220,12 @@ def wrap_model(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: st
             expected="a pad token that the model has an embedding for (padding is masked, so any will do)",
             remedy="set tokenizer.pad_token to a token of the model, for example tokenizer.eos_token",
         )
+    if any(p.is_meta for p in lm.parameters()):
+        raise ModelError(
+            got=f"{name} with weights that lie on no device (offloaded to memory or disk, or never loaded)",
+            expected="every weight on a CPU or GPU",
+            remedy="use more or larger GPUs, or loading.dtype bfloat16; offloading is not supported",
+        )
     lm.eval()
     lm.requires_grad_(False)
     model = Model(lm, tokenizer, name)

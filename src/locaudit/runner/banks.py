@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from locaudit.config import AuditConfig
@@ -47,37 +47,47 @@ def _training_bank(config: AuditConfig, model: Model, split: Split, primer: str)
 
 def run_within_memory(
     shared: Shared, specs: Sequence[TrialSpec], limits: dict[str, int], say: Callable[[str], None]
-) -> list[tuple[TrialRecord, Edit | None]]:
-    """`run_trials`; where memory runs out, fewer edits at once, then shorter batches.
+) -> Iterator[list[tuple[TrialRecord, Edit | None]]]:
+    """`run_trials`, in parts where memory runs out: fewer edits at once, then shorter batches.
 
-    `limits` remembers how many edits of a method fitted. Raises `ModelError` when the smallest batch does not.
+    `limits` remembers what fitted: edits of a method, and ``row_tokens``. Raises `ModelError` when the smallest batch
+    does not fit; parts that came before are the caller's already.
     """
-    method, limit = specs[0].method, limits.get(specs[0].method, len(specs))
+    method = specs[0].method
+    limit = limits.get(method, len(specs))
     if len(specs) > limit:
-        parts = [specs[i : i + limit] for i in range(0, len(specs), limit)]
-        return [result for part in parts for result in run_within_memory(shared, part, limits, say)]
+        for start in range(0, len(specs), limit):
+            yield from run_within_memory(shared, specs[start : start + limit], limits, say)
+        return
+    if (tokens := limits.get("row_tokens")) is not None:
+        shared = replace(shared, row_tokens=tokens)
+    results = None
     try:
-        return run_trials(shared, specs)
+        results = run_trials(shared, specs)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+    if results is not None:
+        yield results
+        return
     # Here, not in the except clause: the error's traceback holds the tensors that did not fit.
     vars(shared).pop("residuals", None)
     release(shared.model.device)
     if len(specs) > 1:
         limits[method] = len(specs) // 2
         say(f"out of memory with {len(specs)} edits at once: going on with {limits[method]}")
-        return run_within_memory(shared, specs, limits, say)
-    tokens = (shared.row_tokens or default_row_tokens(shared.model)) // 2
-    if tokens < LEAST_ROW_TOKENS:
-        raise ModelError(
-            got=f"a device without memory for one edit and {2 * tokens} tokens at once ({describe(specs)})",
-            expected="memory for the model and a training step",
-            remedy="free memory, load in bfloat16 (loading.dtype), lower optimal.batch_size, or take a larger device; "
-            "trials that have ended are kept, and the same command goes on from there",
-        )
-    say(f"out of memory with one edit: going on with {tokens} tokens at once")
-    return run_within_memory(replace(shared, row_tokens=tokens), specs, limits, say)
+    else:
+        tokens = shared.row_tokens or default_row_tokens(shared.model)
+        limits["row_tokens"] = tokens // 2
+        if limits["row_tokens"] < LEAST_ROW_TOKENS:
+            raise ModelError(
+                got=f"a device without memory for one edit and {tokens} tokens at once ({describe(specs)})",
+                expected="memory for the model and a training step",
+                remedy="free memory, load in bfloat16 (loading.dtype), lower optimal.batch_size, or take a larger "
+                "device; trials that have ended are kept, and the same command goes on from there",
+            )
+        say(f"out of memory with one edit: going on with {limits['row_tokens']} tokens at once")
+    yield from run_within_memory(shared, specs, limits, say)
 
 
 def describe(group: Sequence[TrialSpec]) -> str:

@@ -213,7 +213,8 @@ def _time_training(config: AuditConfig, model: Model, split: Split, forest: Fore
 
 def _batch_rows(config: AuditConfig, model: Model, forest: Forest) -> int:
     device = "cpu" if model.device.type == "cpu" else "cuda"
-    length = sum(len(tree.prompt) for tree in forest.trees) / len(forest.trees) + config.evaluation.max_new_tokens
+    length = sum(len(tree.prompt) for tree in forest.trees) / len(forest.trees)
+    length += len(forest.prefix) + config.evaluation.max_new_tokens
     return max(min(BATCH_ROWS[device], int(BATCH_TOKENS[device] / length)), 1)
 
 

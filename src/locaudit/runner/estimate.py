@@ -95,12 +95,12 @@ def estimate_audit(
         started = time.perf_counter()
         context = context_hash(config, model, split, primer, drift_text)
         hashing = time.perf_counter() - started
-        done, probed, notes = _read_folder(out, config)
+        done, probed, banks, notes = _read_folder(out, config)
         claim = given or probed
         if claim is None:
             claim = _stand_in(config, model)
             notes.append(f"the claim is not known before heads are probed: timed with {len(claim)} random heads")
-        config = with_banks(config, model, split, primer)
+        config = with_banks(config, model, split, primer, banks.get(model.device.type))
         groups = build_plan(config, model, claim, context)
         forests = _plant(config, model, split, primer)
         specs = [spec for group in groups for spec in group]
@@ -161,17 +161,20 @@ def describe_estimate(estimate: Estimate) -> str:
     return "\n".join([*lines, "A dry run: nothing was written."])
 
 
-def _read_folder(out: str | Path | None, config: AuditConfig) -> tuple[set[str], Location | None, list[str]]:
-    """Trials that the folder has a record of, the claim that was probed there, and notes."""
+def _read_folder(
+    out: str | Path | None, config: AuditConfig
+) -> tuple[set[str], Location | None, dict[str, list[int]], list[str]]:
+    """Trials that the folder has a record of, the claim probed and the bank sizes chosen there, and notes."""
     if out is None or not (Path(out) / "trials.sqlite").is_file():
-        return set(), None, []
+        return set(), None, {}, []
     with suppress(LocauditError), read_run(out) as store:
         if store.config.hash == config.hash:
             claim = (store.fact("run") or {}).get("claim")
-            return store.done(), None if claim is None else parse_location(claim), []
+            banks = store.fact("banks") or {}
+            return store.done(), None if claim is None else parse_location(claim), banks, []
         if not store.done():
-            return set(), None, []
-    return set(), None, [f"{out} is not a run of these settings: the audit would refuse it"]
+            return set(), None, {}, []
+    return set(), None, {}, [f"{out} is not a run of these settings: the audit would refuse it"]
 
 
 def _stand_in(config: AuditConfig, model: Model) -> Location:

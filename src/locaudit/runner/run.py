@@ -157,15 +157,16 @@ def _run_groups(
     for group in todo:
         meter.begin(describe(group))
         started = time.monotonic()
-        results = run_within_memory(shared, group, limits, meter.say)
-        for record, edit in results:
-            if edit is not None:
-                write_atomically(store.edits / record.edit, edit.to_bytes())
-        store.add([record for record, _ in results], ids, time.monotonic() - started)
-        judge_answers(judges, store, [record for record, _ in results], shared.cache, meter.say)
-        for record, _ in results:
-            if record.status == "diverged":
-                meter.say(f"{describe([record.spec])}: diverged ({record.message}); the audit goes on")
+        for results in run_within_memory(shared, group, limits, meter.say):
+            for record, edit in results:
+                if edit is not None:
+                    write_atomically(store.edits / record.edit, edit.to_bytes())
+            store.add([record for record, _ in results], ids, time.monotonic() - started)
+            started = time.monotonic()
+            judge_answers(judges, store, [record for record, _ in results], shared.cache, meter.say)
+            for record, _ in results:
+                if record.status == "diverged":
+                    meter.say(f"{describe([record.spec])}: diverged ({record.message}); the audit goes on")
         meter.end(group[0].method, cost(shared, group), len(group))
 
 

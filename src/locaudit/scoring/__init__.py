@@ -1,6 +1,7 @@
 """Answer-tree scoring: all answers of a question in one row."""
 
 from locaudit.scoring.forward import (
+    ROW_LENGTH,
     ROW_TOKENS,
     Prefix,
     Start,
@@ -20,6 +21,7 @@ from locaudit.scoring.residual import Residuals
 from locaudit.scoring.tree import Forest, Tree, TreeBatch, additive_mask, collate, encode_tree, pack, plant
 
 __all__ = [
+    "ROW_LENGTH",
     "ROW_TOKENS",
     "Forest",
     "Prefix",

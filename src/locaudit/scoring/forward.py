@@ -141,7 +141,7 @@ def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None, start
             past_key_values=cache,
             use_cache=True,
         )
-    kept = [(layer.keys, layer.values) for layer in cache.layers[first:]]
+    kept = [(layer.keys, layer.values) for layer in cache.layers[first:]]  # type: ignore[union-attr]
     blank = ids.new_zeros(1, dtype=model.lm.dtype).expand(n_edits, 1, len(prefix), 1)
     return [(blank, blank)] * first + kept  # type: ignore[return-value]
 

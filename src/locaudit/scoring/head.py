@@ -30,7 +30,8 @@ class _HeadLogProbs(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, head: Head, which: Tensor, token: Tensor) -> Tensor:  # type: ignore[override]
         logsumexp, mean = _normaliser(hidden, head, ctx.needs_input_grad[0])
         rows = head.weight.index_select(0, token).float()
-        logit = (hidden.index_select(0, which).float() * rows).sum(dim=1)
+        # Rounded like the logits of the normaliser: else the probability of a likely token could exceed 1.
+        logit = (hidden.index_select(0, which).float() * rows).sum(dim=1).to(hidden.dtype).float()
         if head.bias is not None:
             logit = logit + head.bias.index_select(0, token).float()
         if head.softcap is not None:

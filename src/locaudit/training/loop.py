@@ -16,12 +16,14 @@ from locaudit.errors import ConfigError, DataError
 from locaudit.locations import Location
 from locaudit.models import Model
 from locaudit.scoring import (
+    ROW_LENGTH,
     Forest,
     Residuals,
     Tree,
     branch_sums,
     check_depth,
     collate_bank,
+    pack,
     run_prefix,
     token_log_probs,
 )
@@ -227,11 +229,13 @@ def _step_losses(
     """Each job's loss (K,) on the items it drew."""
     bank = stack_trainable(edits)
     prefix_ids = residuals.forest.prefix
-    # An edit's questions share one row.
-    batch = collate_bank([[item.tree for item in items] for items in drawn], 1, len(prefix_ids), model)
-    rows = torch.arange(len(drawn))
-    numbers = [[item.number for item in items] for items in drawn]
-    start = residuals.start(bank.lowest_layer, numbers, batch.n_columns)
+    # An edit's questions share rows; from here on they stand in the order of the rows.
+    packed = [pack([len(item.tree) for item in items], ROW_LENGTH) for items in drawn]
+    filled = [[items[i] for i in row] for items, rows in zip(drawn, packed, strict=True) for row in rows]
+    drawn = [[items[i] for row in rows for i in row] for items, rows in zip(drawn, packed, strict=True)]
+    batch = collate_bank([[item.tree for item in row] for row in filled], 1, len(prefix_ids), model)
+    rows = torch.tensor([k for k, of_edit in enumerate(packed) for _ in of_edit])
+    start = residuals.start(bank.lowest_layer, [[item.number for item in row] for row in filled], batch.n_columns)
     prefix = run_prefix(model, prefix_ids, bank, start)
     tokens = token_log_probs(model, batch, bank, rows, prefix, start)
     sums = branch_sums(batch, tokens)
