@@ -1,4 +1,4 @@
-"""A whole audit with optimal edits: ours, and a chain of TRL, PEFT and `generate` as a user would write it without us.
+"""The trials of an audit with optimal edits: ours, and TRL, PEFT and `generate` in a chain, as one would without us.
 
 Five trials: the unedited model, a claim of 8 heads, two random sets of 8 heads and the whole model. Each edit is
 trained once through the pairs of the first half of the questions (IPO); each trial scores the answers to the second

@@ -34,7 +34,12 @@ TASKS = {
         Task(
             "generating",
             "questions",
-            {"ours": generating.ours, "hook": generating.hook, "pyvene": generating.pyvene},
+            {
+                "ours": generating.ours,
+                "hook": generating.hook,
+                "hook_batched": generating.hook_batched,
+                "pyvene": generating.pyvene,
+            },
             tolerances={"length": 0.0, "letters": 0.0},
             bars={("cpu", "all"): 4, ("cpu", "middle"): 4, ("cuda", "all"): 30, ("cuda", "middle"): 30},
             n_questions=64,

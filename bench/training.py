@@ -3,7 +3,9 @@
 Both train the edit o' = o + <a, o> b with b masked to the location, on the same pairs, in float32 edits. The unedited
 model's log-probabilities (and, on our side, its residual streams) are computed before the clock starts. TRL's adapter
 holds B = W b, so that it trains b as we do; its end-of-text token is taken off the answers, and its gradient
-checkpointing is off, which makes it faster. Each side has its own learning rate: TRL the paper's for 4 pairs a step.
+checkpointing is off, which makes it faster. Each side steps as it does by default: ours on all pairs of 2 questions,
+TRL on 4 pairs, each at its own learning rate. TRL takes several times as many steps; what either's were good for, the
+loss on held-out questions says, which is reported (``--peer-batch`` gives TRL larger steps).
 """
 
 from __future__ import annotations
