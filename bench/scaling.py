@@ -132,12 +132,12 @@ def figure(rows: list[dict[str, Any]], fits: dict[str, dict[str, float]], path: 
         chosen = [row for row in rows if row["against"] == name]
         sizes = [row["size"] for row in chosen]
         for line, (key, scale, colour) in enumerate((("seconds", 1, "#0072B2"), ("peak_bytes", 2**-20, "#D55E00"))):
-            ax, values = axes[line][column], [max(row[key], 1) * scale for row in chosen]
+            ax, values = axes[line][column], [max(row[key], 1e-3) * scale for row in chosen]
             ax.loglog(sizes, values, "o", color=colour)
             slope, level = np.polyfit(np.log(sizes), np.log(values), 1)
             ax.loglog(sizes, np.exp(level) * np.array(sizes) ** slope, "-", color=colour, linewidth=1)
             ax.set_title(f"exponent {fits[name][key]:.2f}", fontsize=9)
-            ax.set_xticks(sizes, [f"{size:g}" if size < 100 else f"{size:.0f}" for size in sizes])
+            ax.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
             ax.minorticks_off()
             ax.spines[["top", "right"]].set_visible(False)
         axes[1][column].set_xlabel("parameters (millions)" if name == "parameters" else name)
@@ -169,7 +169,7 @@ def main() -> None:
     for name in dict.fromkeys(row["against"] for row in rows):
         chosen = [row for row in rows if row["against"] == name]
         fits[name] = {
-            key: round(exponent([row["size"] for row in chosen], [max(row[key], 1) for row in chosen]), 2)
+            key: round(exponent([row["size"] for row in chosen], [max(row[key], 1e-3) for row in chosen]), 2)
             for key in ("seconds", "peak_bytes")
         }
     print("| against | sizes | seconds | exponent | MB | exponent |\n|---|---|---|---|---|---|")
