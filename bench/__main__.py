@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def main() -> int:
         n = args.questions or (task.smoke if args.smoke else task.n_questions)
         options = Options(args.model, args.dtype, args.device, args.data, n, args.where, args.peer_batch)
         for peer in peers:
-            reports.append(compare(task, peer, replace(options), rounds=1 if args.smoke else args.rounds, say=_say))
+            reports.append(compare(task, peer, options, rounds=1 if args.smoke else args.rounds, say=_say))
             if args.out:
                 args.out.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(reports, indent=1) if args.json else "\n\n".join(map(text, reports)))
