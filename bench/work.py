@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
 from bench.harness import Options
+from locaudit.cache import cache_folder
 from locaudit.data import Question, load_behaviour, split_questions
 from locaudit.locations import Location
 from locaudit.models import Model, load_model, wrap_model
@@ -19,7 +24,7 @@ SHAPES = {
     "1b": (2048, 5632, 22, 32, 4),
     "7b": (4096, 11008, 32, 32, 32),
 }
-"""Llamas with random weights, by rough size without embeddings; vocabulary and tokenizer are SmolLM2's ."""
+"""Llamas with random weights, by rough size without embeddings; vocabulary and tokenizer are SmolLM2's."""
 
 
 def load(options: Options) -> Model:
@@ -30,7 +35,7 @@ def load(options: Options) -> Model:
     if name not in SHAPES:
         raise SystemExit(f"got the model {options.model!r}, expected random- and one of {', '.join(SHAPES)}")
     hidden, mlp, layers, heads, kv = SHAPES[name]
-    tokenizer = load_model("smollm2-135m").tokenizer
+    tokenizer = _tokenizer()
     config = LlamaConfig(
         vocab_size=49152,
         hidden_size=hidden,
@@ -48,6 +53,22 @@ def load(options: Options) -> Model:
     with torch.device(options.device):
         lm = AutoModelForCausalLM.from_config(config, dtype=DTYPES[options.dtype])
     return wrap_model(lm.to(options.device), tokenizer, options.model)
+
+
+def _tokenizer() -> PreTrainedTokenizerBase:
+    """SmolLM2's, kept in the user's cache: reading it from the GGUF takes longer than a small benchmark."""
+    base = cache_folder()
+    if base is None:
+        return load_model("smollm2-135m").tokenizer
+    kept = base / "bench-tokenizer"
+    if not kept.exists():
+        base.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=base) as folder:
+            load_model("smollm2-135m").tokenizer.save_pretrained(folder)
+            with suppress(OSError):  # another process was faster
+                Path(folder).replace(kept)
+                Path(folder).mkdir()
+    return AutoTokenizer.from_pretrained(kept)
 
 
 def questions(options: Options, n: int | None = None) -> tuple[Question, ...]:

@@ -85,13 +85,18 @@ class Cache:
         self.close()
 
 
-def open_cache() -> Cache:
-    """The user's cache, at the place that the environment names."""
+def cache_folder() -> Path | None:
+    """The folder that the environment names; None if nothing is to be kept on disk."""
     named = os.environ.get("LOCAUDIT_CACHE")
     if named == "off":
-        return Cache()
+        return None
     try:
-        base = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "locaudit"
+        return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "locaudit"
     except RuntimeError:  # a user without a home, as in some containers
-        return Cache()
-    return Cache(base / "answers.sqlite")
+        return None
+
+
+def open_cache() -> Cache:
+    """The user's cache, at the place that the environment names."""
+    folder = cache_folder()
+    return Cache(folder and folder / "answers.sqlite")
