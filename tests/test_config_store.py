@@ -86,6 +86,7 @@ CHANGED = AuditConfig(
         learning_rate=1e-4,
         max_questions=9,
         max_grad_norm=0.5,
+        optimizer="auto",
         bank_size=7,
     ),
     evaluation=EvaluationConfig(

@@ -14,7 +14,7 @@ from locaudit.errors import ConfigError, LocationError
 from locaudit.judges import Judgement
 from locaudit.locations import parse_location
 from locaudit.models import load_model
-from locaudit.runner import banks, describe_estimate, estimate, estimate_audit, run_audit
+from locaudit.runner import banks, describe_estimate, estimate, estimate_audit, inputs, run_audit
 from locaudit.runner import calibrate as calibrating
 from locaudit.runner.paces import Decoding, Paces
 from locaudit.runner.plan import build_plan
@@ -171,7 +171,7 @@ class Slow(HashJudge):
 
 def test_judges_by_api_are_not_asked_and_local_ones_timed(home, fast, monkeypatch):
     local = HashJudge("truth")
-    monkeypatch.setattr(estimate, "build_judges", lambda *_args, **_keywords: {"truth": local, "info": Slow("info")})
+    monkeypatch.setattr(inputs, "build_judges", lambda *_args, **_keywords: {"truth": local, "info": Slow("info")})
     found = estimate_audit(small_config(home), progress=False)
     assert local.seen and isinstance(local.score(local.seen[:1])[0], Judgement)
     assert found.seconds["judging"] > 0

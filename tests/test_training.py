@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locaudit.errors import DataError, LocationError, ModelError
+from locaudit.errors import ConfigError, DataError, LocationError, ModelError
 from locaudit.models import wrap_model
 from locaudit.scoring import Forest, Tree, answer_log_probs, collate_bank, token_log_probs
 from locaudit.training import (
@@ -22,6 +22,7 @@ from locaudit.training import (
     log_ratios,
     loop,
     pair_loss,
+    resolve_optimizer,
     stack_trainable,
     train,
 )
@@ -532,3 +533,15 @@ def test_real_data_shapes_are_dropped_into_steps(llama):
     edit, losses = fit_edit(llama, data, JOB, batch_size=5, epochs=1)
     assert fit.losses == pytest.approx(losses, rel=1e-4)
     assert distance(fit.edit, edit) < 2e-4
+
+
+def test_the_optimizer_is_the_papers_where_it_can_run(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert resolve_optimizer("auto", cpu) == resolve_optimizer("adamw", cuda) == "adamw"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name == "bitsandbytes" else None)
+    assert resolve_optimizer("auto", cuda) == resolve_optimizer("paged_adamw_32bit", cuda) == "paged_adamw_32bit"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert resolve_optimizer("auto", cuda) == "adamw"
+    for device in (cpu, cuda):
+        with pytest.raises(ConfigError, match=r"got optimizer paged_adamw_32bit .*expected CUDA and the package"):
+            resolve_optimizer("paged_adamw_32bit", device)

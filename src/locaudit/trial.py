@@ -129,6 +129,7 @@ def _fit_optimal(
             batch_size=settings.batch_size,
             epochs=settings.epochs,
             max_grad_norm=settings.max_grad_norm,
+            optimizer=settings.optimizer,
             residuals=shared.residuals["train"],
             on_step=on_step,
         )

@@ -1,5 +1,6 @@
 """Settings: dataclasses with every default, their checks, YAML files and presets."""
 
+from locaudit.config.checks import check_judge
 from locaudit.config.files import load_config, load_preset, merge_config, parse_config, to_yaml
 from locaudit.config.settings import (
     AuditConfig,
@@ -13,7 +14,6 @@ from locaudit.config.settings import (
     PromptConfig,
     Score,
     SplitConfig,
-    check_judge,
     to_dict,
 )
 

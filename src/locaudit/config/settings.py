@@ -7,12 +7,12 @@ identifies a run folder. Library functions take plain arguments, not these objec
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from locaudit.config.coerce import check, check_grid, coerce, hints_of, merge
+from locaudit.config.checks import check_audit
+from locaudit.config.coerce import coerce, hints_of, merge
 from locaudit.records import content_hash
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
@@ -131,6 +131,8 @@ class OptimalConfig:
     """None: by batching and the location's share of the model's heads (`locaudit.training.default_learning_rate`)."""
     max_grad_norm: float = 1.0
     """Gradients of each edit are clipped to this norm (the default of transformers' Trainer)."""
+    optimizer: Literal["auto", "adamw", "paged_adamw_32bit"] = "adamw"
+    """AdamW, or its paged form, the paper's, which needs bitsandbytes and CUDA; ``auto``: the paged one if it can."""
     bank_size: int | None = None
     """Edits trained together as rows of one batch; None: as many as fill the device and half of its free memory."""
 
@@ -238,49 +240,7 @@ class AuditConfig:
         for name, value in list(vars(self).items()):
             value = merge(value, value, "the configuration", f"{name}.") if dataclasses.is_dataclass(value) else value
             object.__setattr__(self, name, coerce(value, hints[name], name, "the configuration"))
-        check(self.controls >= 1, f"controls = {self.controls}", "at least 1", "19 can reach p = 0.05")
-        check(0 < self.level < 1, f"level = {self.level}", "a number between 0 and 1", "0.05 is usual")
-        check(0 <= self.seed < 2**63, f"seed = {self.seed}", "0 to 2^63 - 1", "take a smaller one")
-        check(bool(self.methods), "no method", "iti, optimal or both", "name a method")
-        check(len(set(self.methods)) == len(self.methods), f"methods = {self.methods}", "each once", "drop the repeats")
-        check(
-            len(self.split.fractions) == 3
-            and all(x > 0 for x in self.split.fractions)
-            and abs(sum(self.split.fractions) - 1) < 1e-9,
-            f"split.fractions = {self.split.fractions}",
-            "three positive shares with sum 1",
-            "for example 0.6 0.2 0.2",
-        )
-        for name in ("max_train", "max_val", "max_test"):
-            value = getattr(self.split, name)
-            check(value is None or value >= 2, f"split.{name} = {value}", "at least 2", "raise it or leave it out")
-        check(self.probe.top_k >= 1, f"probe.top_k = {self.probe.top_k}", "at least 1", "raise it")
-        check(self.probe.inverse_l2 > 0, f"probe.inverse_l2 = {self.probe.inverse_l2}", "a positive number", "raise it")
-        check(
-            0 < self.probe.val_fraction < 1,
-            f"probe.val_fraction = {self.probe.val_fraction}",
-            "a share between 0 and 1",
-            "0.25 is the default",
-        )
-        check_grid("iti.alphas", self.iti.alphas)
-        check_grid("optimal.strengths", self.optimal.strengths)
-        check(all(x > 0 for x in self.optimal.strengths), f"{self.optimal.strengths}", "positive tau", "raise it")
-        for name in ("epochs", "bank_size", "batch_size", "max_questions"):
-            value = getattr(self.optimal, name)
-            check(value is None or value >= 1, f"optimal.{name} = {value}", "at least 1", "raise it")
-        norm = self.optimal.max_grad_norm
-        check(norm > 0, f"optimal.max_grad_norm = {norm}", "a positive number", "raise it")
-        rate = self.optimal.learning_rate
-        check(rate is None or rate > 0, f"optimal.learning_rate = {rate}", "a positive number", "raise it")
-        for name in ("drift_documents", "drift_tokens"):
-            value = getattr(self.evaluation, name)
-            check(value >= 2, f"evaluation.{name} = {value}", "at least 2", "raise it")
-        size = self.evaluation.bank_size
-        check(size is None or size >= 1, f"evaluation.bank_size = {size}", "at least 1", "leave it out")
-        limit = self.evaluation.max_new_tokens
-        check(limit >= 0, f"evaluation.max_new_tokens = {limit}", "0 or more", "50 is the default")
-        for name in ("target", "retention"):
-            check_judge(getattr(self.judges, name), f"judges.{name}", limit)
+        check_audit(self)
 
     @property
     def hash(self) -> str:
@@ -295,30 +255,6 @@ class AuditConfig:
         for key in ("judges", "score", "level"):
             del values[key]
         return content_hash(values)
-
-
-def check_judge(judge: JudgeConfig, name: str, max_new_tokens: int) -> None:
-    """Raise `ConfigError` for settings that no judge can have."""
-    check(
-        max_new_tokens > 0 or judge.kind in ("default", "none"),
-        f"{name}.kind = {judge.kind} and evaluation.max_new_tokens = 0",
-        "answers to judge",
-        "raise evaluation.max_new_tokens",
-    )
-    check(
-        judge.model is not None or judge.kind not in ("causal-lm", "openai"),
-        f"{name}.kind = {judge.kind} without a model",
-        f"{name}.model",
-        "name the judge's model",
-    )
-    named = judge.api_key_env is None or re.fullmatch(r"[A-Za-z_]\w{0,63}", judge.api_key_env) is not None
-    check(named, f"{name}.api_key_env that is no name of a variable", "a name such as MY_KEY", "put the key in it")
-    check(judge.concurrency >= 1, f"{name}.concurrency = {judge.concurrency}", "at least 1", "raise it")
-    check(judge.max_retries >= 0, f"{name}.max_retries = {judge.max_retries}", "0 or more", "raise it")
-    check(judge.timeout > 0, f"{name}.timeout = {judge.timeout}", "a positive number of seconds", "raise it")
-    for key in ("price_in", "price_out"):
-        value = getattr(judge, key)
-        check(value is None or value >= 0, f"{name}.{key} = {value}", "US dollars, 0 or more", "mend it")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from locaudit.memory import is_out_of_memory, release, scoring_bank, training_ba
 from locaudit.models import Model
 from locaudit.records import TrialRecord, TrialSpec
 from locaudit.scoring import Tree, default_row_tokens, plant
-from locaudit.training import BATCH_SIZES
+from locaudit.training import step_size
 from locaudit.trial import Shared, run_trials
 
 LEAST_ROW_TOKENS = 64
@@ -38,7 +38,7 @@ def with_banks(
 def _training_bank(config: AuditConfig, model: Model, split: Split, primer: str) -> int:
     prompt = Prompt(config.prompt.style, primer if config.prompt.primer_in_training else "")
     sample = plant(model.tokenizer, prompt, [(q.text, q.answers) for q in split.train[:32]])
-    size = config.optimal.batch_size or BATCH_SIZES[config.optimal.batching]
+    size = step_size(config.optimal.batching, config.optimal.batch_size)
     per_item = sample.n_tokens / len(sample.trees)
     if config.optimal.batching == "pair":
         per_item = sum(len(Tree(t.prompt, t.branches[:2])) for t in sample.trees) / len(sample.trees)

@@ -7,27 +7,26 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from locaudit.config import AuditConfig
-from locaudit.data import Behaviour, Split, load_behaviour
-from locaudit.data.prompts import Prompt, load_primer
+from locaudit.data import Behaviour, Split
+from locaudit.data.prompts import Prompt
 from locaudit.errors import LocationError, LocauditError
-from locaudit.evaluation import read_drift_text
 from locaudit.judges import Billed, Judge
 from locaudit.locations import Location, all_units, parse_location, sample_controls
 from locaudit.models import Model
 from locaudit.records import TrialSpec
 from locaudit.runner.banks import with_banks
 from locaudit.runner.calibrate import measure_paces
-from locaudit.runner.judging import build_judges, check_judges, estimate_cost
+from locaudit.runner.inputs import load_subject, read_inputs
+from locaudit.runner.judging import estimate_cost
 from locaudit.runner.paces import Paces, count_answers, group_seconds, prepare_seconds
 from locaudit.runner.plan import build_plan, context_hash
 from locaudit.runner.progress import describe_seconds, show_progress
-from locaudit.runner.run import _check_score, _load, _split
 from locaudit.scoring import Forest, check_depth, check_length, plant
 from locaudit.store import HeldOutQuestion, read_run
 
@@ -72,37 +71,27 @@ def estimate_audit(
     take the place of loading by name. `out` is a run folder: if it holds trials of the same settings, only what is
     left is counted. Starting Python and writing the report, a few seconds, are not. Raises what `run_audit` would.
     """
-    behaviour = behaviour or load_behaviour(config.behaviour)
-    split = _split(config, behaviour)
-    primer = load_primer(config.prompt.primer)
-    drift_text = read_drift_text(config.evaluation.drift_text)
-    given = parse_location(config.claim) if config.claim is not None else None
-    if given is not None:
-        config = replace(config, claim=str(given))
-    generates = config.evaluation.max_new_tokens > 0
     started = time.perf_counter()
-    asks = (behaviour.target, behaviour.retention)
-    judges = build_judges(config.judges, asks, generates=generates, device=config.loading.device)
-    check_judges(judges)
-    _check_score(config, judges)
+    inputs = read_inputs(config, behaviour)
+    config, split, given, judges = inputs.config, inputs.split, inputs.claim, inputs.judges
     with show_progress(progress) as meter:
         if model is None:
             meter.say(f"loading {config.model}")
-            model = _load(config)
+            model = load_subject(config)
         loading = time.perf_counter() - started
         if given is not None:
             given.check(model.n_layers, model.n_units(given.kind))
         started = time.perf_counter()
-        context = context_hash(config, model, split, primer, drift_text)
+        context = context_hash(config, model, split, inputs.primer, inputs.drift_text)
         hashing = time.perf_counter() - started
         done, probed, banks, notes = _read_folder(out, config)
         claim = given or probed
         if claim is None:
             claim = _stand_in(config, model)
             notes.append(f"the claim is not known before heads are probed: timed with {len(claim)} random heads")
-        config = with_banks(config, model, split, primer, banks.get(model.device.type))
+        config = with_banks(config, model, split, inputs.primer, banks.get(model.device.type))
         groups = build_plan(config, model, claim, context)
-        forests = _plant(config, model, split, primer)
+        forests = _plant(config, model, split, inputs.primer)
         specs = [spec for group in groups for spec in group]
         n_done = sum(spec.trial_id in done for spec in specs)
         todo = [left for group in groups if (left := [spec for spec in group if spec.trial_id not in done])]

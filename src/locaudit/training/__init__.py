@@ -1,6 +1,6 @@
 """Optimal edits: objectives over answer pairs and one loop for K edits."""
 
-from locaudit.training.loop import BATCH_SIZES, Batching, Fit, Job, TrainingData, train
+from locaudit.training.loop import BATCH_SIZES, Batching, Fit, Job, TrainingData, step_size, train
 from locaudit.training.objectives import (
     LEARNING_RATES,
     Objective,
@@ -9,6 +9,7 @@ from locaudit.training.objectives import (
     log_ratios,
     pair_loss,
 )
+from locaudit.training.optimizers import OptimizerName, make_optimizer, resolve_optimizer
 from locaudit.training.parameters import Reader, TrainableEdit, stack_trainable
 
 __all__ = [
@@ -18,13 +19,17 @@ __all__ = [
     "Fit",
     "Job",
     "Objective",
+    "OptimizerName",
     "Reader",
     "Reduction",
     "TrainableEdit",
     "TrainingData",
     "default_learning_rate",
     "log_ratios",
+    "make_optimizer",
     "pair_loss",
+    "resolve_optimizer",
     "stack_trainable",
+    "step_size",
     "train",
 ]

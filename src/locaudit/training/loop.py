@@ -28,12 +28,18 @@ from locaudit.scoring import (
     token_log_probs,
 )
 from locaudit.training.objectives import Objective, Reduction, default_learning_rate, log_ratios, pair_loss
+from locaudit.training.optimizers import OptimizerName, make_optimizer
 from locaudit.training.parameters import Reader, TrainableEdit, stack_trainable
 
 Batching = Literal["question", "pair"]
 
 BATCH_SIZES: dict[str, int] = {"question": 2, "pair": 4}
 """Questions, or pairs (the paper's), a step."""
+
+
+def step_size(batching: Batching, batch_size: int | None) -> int:
+    """Questions or pairs of a step; `batch_size` where it is set."""
+    return batch_size or BATCH_SIZES[batching]
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +100,7 @@ def train(
     batch_size: int | None = None,
     epochs: int = 2,
     max_grad_norm: float = 1.0,
+    optimizer: OptimizerName = "adamw",
     residuals: Residuals | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Fit]:
@@ -101,11 +108,11 @@ def train(
 
     Per step and job the loss is the mean of `pair_loss` over the pairs of its batch: all true-false pairs of
     `batch_size` questions, from their trees (``question``), or `batch_size` single pairs (``pair``, the paper). AdamW
-    without weight decay, cosine schedule to 0 without warm-up, gradients clipped to `max_grad_norm` for each edit
-    (transformers' Trainer does so by default). Every job sees every question or pair `epochs` times, in an order of its
-    own seed. A job whose loss or gradient is not finite stops, alone. Weights are frozen, so gradients stop at the
-    lowest edited layer, and forwards start there from residual streams read once; `residuals` keeps those of
-    ``data.forest`` for other calls.
+    without weight decay (`optimizer` may name its paged form), cosine schedule to 0 without warm-up, gradients clipped
+    to `max_grad_norm` for each edit (transformers' Trainer does so by default). Every job sees every question or pair
+    `epochs` times, in an order of its own seed. A job whose loss or gradient is not finite stops, alone. Weights are
+    frozen, so gradients stop at the lowest edited layer, and forwards start there from residual streams read once;
+    `residuals` keeps those of ``data.forest`` for other calls.
 
     `on_step` is called with (steps done, steps in all).
     """
@@ -114,7 +121,7 @@ def train(
     items = _items(data, batching)
     if residuals is None or batching == "pair":
         residuals = Residuals(model, Forest(data.forest.prefix, tuple(item.tree for item in items)))
-    size = batch_size or BATCH_SIZES[batching]
+    size = step_size(batching, batch_size)
     orders = [_order(len(items), size, epochs, job.seed) for job in jobs]
     n_steps = len(orders[0])
     edits = [TrainableEdit(model, job.location, reader=reader, seed=job.seed) for job in jobs]
@@ -123,20 +130,18 @@ def train(
         job.learning_rate or default_learning_rate(batching, len(job.location), whole[job.location.kind])
         for job in jobs
     ]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in edit.parameters() if p.requires_grad], "lr": rate}
-            for edit, rate in zip(edits, rates, strict=True)
-        ],
-        weight_decay=0.0,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / n_steps)))
+    groups = [
+        {"params": [p for p in edit.parameters() if p.requires_grad], "lr": rate}
+        for edit, rate in zip(edits, rates, strict=True)
+    ]
+    adamw = make_optimizer(optimizer, groups, model.device)
+    schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda t: 0.5 * (1 + math.cos(math.pi * t / n_steps)))
     losses: list[list[float]] = [[] for _ in jobs]
     stopped: dict[int, str] = {}
     for step in range(n_steps):
         drawn = [[items[i] for i in order[step]] for order in orders]
         loss = _step_losses(model, residuals, drawn, jobs, edits, objective, reduction)
-        optimizer.zero_grad(set_to_none=True)
+        adamw.zero_grad(set_to_none=True)
         torch.where(loss.isfinite(), loss, 0.0).sum().backward()
         for k, edit in enumerate(edits):
             if k in stopped:
@@ -147,7 +152,7 @@ def train(
                 stopped[k] = f"loss {losses[k][-1]:g}, gradient norm {norm.item():g} at step {step + 1} of {n_steps}"
         for k in stopped:
             _reset(edits[k])
-        optimizer.step()
+        adamw.step()
         schedule.step()
         if on_step:
             on_step(step + 1, n_steps)

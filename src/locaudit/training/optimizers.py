@@ -1,0 +1,42 @@
+"""Which optimiser trains the edits."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+
+from locaudit.errors import ConfigError
+
+OptimizerName = Literal["auto", "adamw", "paged_adamw_32bit"]
+
+
+def resolve_optimizer(name: OptimizerName, device: torch.device) -> Literal["adamw", "paged_adamw_32bit"]:
+    """``auto`` is the paper's ``paged_adamw_32bit`` where bitsandbytes and CUDA are there, else ``adamw``.
+
+    Both make the same update in float32; the paged one keeps its state in memory that the GPU may move to the host.
+    Raises `ConfigError` for the paged one where it cannot run.
+    """
+    has_paged = device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
+    if name == "auto":
+        return "paged_adamw_32bit" if has_paged else "adamw"
+    if name == "paged_adamw_32bit" and not has_paged:
+        raise ConfigError(
+            got=f"optimizer paged_adamw_32bit on {device.type}, or without bitsandbytes",
+            expected="CUDA and the package bitsandbytes",
+            remedy="take the optimizer auto or adamw, or pip install bitsandbytes",
+        )
+    return name
+
+
+def make_optimizer(
+    name: OptimizerName, groups: Sequence[dict[str, Any]], device: torch.device
+) -> torch.optim.Optimizer:
+    """AdamW without weight decay over parameter groups with an ``lr`` each."""
+    if resolve_optimizer(name, device) == "adamw":
+        return torch.optim.AdamW(list(groups), weight_decay=0.0)
+    from bitsandbytes.optim import PagedAdamW32bit  # pyright: ignore[reportMissingImports]
+
+    return PagedAdamW32bit(list(groups), weight_decay=0.0)
