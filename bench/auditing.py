@@ -13,7 +13,6 @@ parameterisation of the adapter leaves before the evaluation, and stopping crite
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -23,17 +22,17 @@ from torch import Tensor, nn
 
 from bench.generating import MAX_NEW_TOKENS, answerer, measures
 from bench.harness import Options, Outcome, Prepared
+from bench.trainers import TAU, adapted_names, make_trainer, mask_adapters, output_weights, with_reference
 from bench.work import load, questions
 from locaudit.data import Question
 from locaudit.data.prompts import Prompt, load_primer
 from locaudit.edits import stack
 from locaudit.evaluation import generate_answers
 from locaudit.locations import Location, sample_controls
-from locaudit.models import Model, output_weight
+from locaudit.models import Model
 from locaudit.scoring import answer_log_probs, plant
-from locaudit.training import Job, TrainingData, default_learning_rate, train
+from locaudit.training import Job, TrainingData, train
 
-TAU = 0.2
 N_HEADS = 8
 N_CONTROLS = 2
 
@@ -94,98 +93,23 @@ def _adapter(
     reference: list,
 ) -> Iterator[None]:
     """Train an adapter at a location, run under it, take it off again; `reference` is filled by the first one."""
-    import peft
-    from datasets import Dataset
-    from trl import DPOTrainer
-
-    names = {id(module): name for name, module in model.lm.named_modules()}
-    masks = {names[id(model.projection(site))]: (site, mask) for site, mask in model.masks(where).items()}
-    writes = {name: output_weight(model.projection(site)).detach().float() for name, (site, _) in masks.items()}
+    names = adapted_names(model, where)
+    weights = output_weights(model, names)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = DPOTrainer(
-            model=model.lm,
-            args=_arguments(folder, default_learning_rate("pair", len(where), len(model.whole())), options, number),
-            train_dataset=Dataset.from_list(_pairs(trained)),
-            processing_class=model.tokenizer,
-            peft_config=peft.LoraConfig(r=1, lora_alpha=1, target_modules=list(masks), task_type="CAUSAL_LM"),
-        )
+        trainer = make_trainer(model, where, trained, options, folder, seed=number + 1)
         if not reference:
-            reference.append(_with_reference(trainer))
+            reference.append(with_reference(trainer))
         trainer.train_dataset, trainer.precompute_ref_logps = reference[0], True
-        written = [trainer.model.get_submodule(f"base_model.model.{name}").lora_B["default"] for name in masks]
-        for b, name in zip(written, masks, strict=True):
-            mask = masks[name][1].to(writes[name].device)
-            nn.utils.parametrize.register_parametrization(b, "weight", _Written(writes[name], mask), unsafe=True)
+        adapters = mask_adapters(trainer, model, names, weights)
         with redirect_stdout(None):
             trainer.train()
-        for b in written:
+        for _, b in adapters:
             nn.utils.parametrize.remove_parametrizations(b, "weight")
     model.lm.eval()
     try:
         yield
     finally:
         trainer.model.unload()
-
-
-def _arguments(folder: str, rate: float, options: Options, number: int):
-    from trl import DPOConfig
-
-    return DPOConfig(
-        output_dir=folder,
-        beta=TAU,
-        loss_type=["ipo"],
-        per_device_train_batch_size=4,
-        num_train_epochs=1,
-        learning_rate=rate,
-        weight_decay=0.0,
-        lr_scheduler_type="cosine",
-        warmup_steps=0,
-        max_length=None,
-        use_cpu=not options.device.startswith("cuda"),
-        bf16=False,  # the model keeps its own dtype, adapters are float32
-        gradient_checkpointing=False,
-        activation_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        seed=number + 1,
-    )
-
-
-def _pairs(trained: Sequence[Question]) -> list[dict[str, str]]:
-    return [
-        {"prompt": f"Q: {q.text}\nA:", "chosen": f" {true}", "rejected": f" {false}"}
-        for q in trained
-        for true in q.true
-        for false in q.false
-    ]
-
-
-def _with_reference(trainer):
-    """The trainer's data without end-of-text tokens, with what ``precompute_ref_log_probs`` adds."""
-    from datasets import Dataset
-
-    rows = trainer.train_dataset.to_list()
-    for row in rows:
-        row["chosen_ids"], row["rejected_ids"] = row["chosen_ids"][:-1], row["rejected_ids"][:-1]
-    trainer._precompute_model_hash = str(os.getpid())
-    return trainer._precompute_ref_logps(Dataset.from_list(rows), "train", 4)
-
-
-class _Written(nn.Module):
-    """lora_B = W b with b zero outside the location."""
-
-    def __init__(self, w: Tensor, mask: Tensor):
-        super().__init__()
-        self.register_buffer("w", w)
-        self.register_buffer("mask", mask)
-
-    def forward(self, b: Tensor) -> Tensor:
-        return self.w @ (b * self.mask[:, None])
-
-    def right_inverse(self, _: Tensor) -> Tensor:
-        return torch.zeros(len(self.mask), 1, device=self.w.device)
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "locaudit", "trl", "peft", "lm-eval", "scikit-learn", "transformer-lens", "pyvene")
@@ -155,7 +156,7 @@ def report(task: Task, peer: str, options: Options, records: Mapping[str, _Recor
     return {
         "task": task.name,
         "peer": peer,
-        "options": asdict(options),
+        "options": {**asdict(options), "data": Path(options.data).name},
         task.unit: ours.units,
         "ratio": round(ratio, 2),
         "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)],

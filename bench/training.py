@@ -10,23 +10,20 @@ loss on held-out questions says, which is reported (``--peer-batch`` gives TRL l
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 from contextlib import redirect_stdout
 
 import torch
-from torch import nn
 
 from bench.harness import Options, Outcome, Prepared
+from bench.trainers import TAU, adapted_names, make_trainer, mask_adapters, output_weights, pairs, with_reference
 from bench.work import load, location, questions
 from locaudit.data.prompts import Prompt
 from locaudit.edits import Edit, SiteEdit, stack
-from locaudit.models import output_weight
 from locaudit.scoring import Residuals, answer_log_probs, plant
-from locaudit.training import Job, TrainableEdit, TrainingData, default_learning_rate, pair_loss, train
+from locaudit.training import Job, TrainableEdit, TrainingData, pair_loss, train
 
-TAU = 0.2
 N_HELD_OUT = 12
 """Questions after the trained ones, to measure the loss on."""
 
@@ -73,83 +70,21 @@ def _held_out_loss(data: TrainingData, sums) -> float:
     return statistics.fmean(losses)
 
 
-class _Written(nn.Module):
-    """lora_B = W b with b zero outside the location."""
-
-    def __init__(self, w, mask):
-        super().__init__()
-        self.register_buffer("w", w)
-        self.register_buffer("mask", mask)
-
-    def forward(self, b):
-        return self.w @ (b * self.mask[:, None])
-
-    def right_inverse(self, _):
-        return torch.zeros(len(self.mask), 1, device=self.w.device)
-
-
 def trl(options: Options) -> Prepared:
     """`trl.DPOTrainer` with ``loss_type="ipo"`` and precomputed reference log-probabilities."""
-    import peft
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
     model = load(options)
     where = location(options, model)
     train_part, held_out = _parts(options)
     held = _data(model, held_out)  # before PEFT changes the model
-    names = {id(module): name for name, module in model.lm.named_modules()}
-    masks = model.masks(where)
-    targets = [names[id(model.projection(site))] for site in masks]
-    writes = [(output_weight(model.projection(site)).detach().float().clone(), mask) for site, mask in masks.items()]
-    pairs = [
-        {"prompt": f"Q: {q.text}\nA:", "chosen": f" {true}", "rejected": f" {false}"}
-        for q in train_part
-        for true in q.true
-        for false in q.false
-    ]
-    cuda = options.device.startswith("cuda")
-    rate = default_learning_rate("pair", len(where), len(model.whole()))
+    names = adapted_names(model, where)
+    weights = output_weights(model, names)
+    rows = pairs(train_part)
     folder = tempfile.TemporaryDirectory()
-    args = DPOConfig(
-        output_dir=folder.name,
-        beta=TAU,
-        loss_type=["ipo"],
-        per_device_train_batch_size=options.batch_size or 4,
-        num_train_epochs=1,
-        learning_rate=rate,
-        weight_decay=0.0,
-        lr_scheduler_type="cosine",
-        warmup_steps=0,
-        max_length=None,
-        use_cpu=not cuda,
-        bf16=False,  # the model keeps its own dtype, adapters are float32
-        gradient_checkpointing=False,
-        activation_checkpointing=False,
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-    )
-    trainer = DPOTrainer(
-        model=model.lm,
-        args=args,
-        train_dataset=Dataset.from_list(pairs),
-        processing_class=model.tokenizer,
-        peft_config=peft.LoraConfig(r=1, lora_alpha=1, target_modules=targets, task_type="CAUSAL_LM"),
-    )
-    # What precompute_ref_log_probs=True does, after the end-of-text token is off.
-    rows = trainer.train_dataset.to_list()
-    for row in rows:
-        row["chosen_ids"], row["rejected_ids"] = row["chosen_ids"][:-1], row["rejected_ids"][:-1]
-    trainer._precompute_model_hash = str(os.getpid())
-    trainer.train_dataset = trainer._precompute_ref_logps(Dataset.from_list(rows), "train", 4)
+    trainer = make_trainer(model, where, train_part, options, folder.name, seed=0)
+    trainer.train_dataset = with_reference(trainer)
     trainer.precompute_ref_logps = True
     reference = trainer.train_dataset.to_list()
-    layers = [trainer.model.get_submodule(f"base_model.model.{name}") for name in targets]
-    adapters = [(layer.lora_A["default"], layer.lora_B["default"]) for layer in layers]
-    for (_, lora_b), (w, mask) in zip(adapters, writes, strict=True):
-        nn.utils.parametrize.register_parametrization(lora_b, "weight", _Written(w, mask.to(w.device)), unsafe=True)
+    adapters = mask_adapters(trainer, model, names, weights)
 
     def run(number: int) -> Outcome:
         edit = TrainableEdit(model, where, seed=number + 1)
@@ -161,17 +96,17 @@ def trl(options: Options) -> Prepared:
         with redirect_stdout(None):
             trainer.train()
         found: dict[str, float] = {}
-        for row, ref in zip(pairs, reference, strict=True):
+        for row, ref in zip(rows, reference, strict=True):
             for kind in ("chosen", "rejected"):
                 found[row["prompt"] + row[kind]] = ref[f"ref_{kind}_logps"]
         return Outcome(
-            len(pairs),
+            len(rows),
             {"reference_log_probs": [found[f"Q: {q.text}\nA: {answer}"] for q in train_part for answer in q.answers]},
         )
 
     def check() -> dict[str, list[float]]:
         sites = {}
-        for site, (lora_a, lora_b), mask in zip(masks, adapters, masks.values(), strict=True):
+        for (site, mask), (lora_a, lora_b) in zip(names.values(), adapters, strict=True):
             b = lora_b.parametrizations.weight.original.detach()[:, 0].cpu() * mask
             sites[site] = SiteEdit(lora_a.weight.detach()[0].float().cpu(), b.float(), 0.0)
         with trainer.model.disable_adapter():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from locaudit.config import AuditConfig, merge_config
+from locaudit.config import AuditConfig, PaperConfig, merge_config
 from locaudit.judges import Judgement
 from locaudit.records import content_hash
 from tiny import make_lm, tokenizer
@@ -52,6 +52,23 @@ def small_config(folder: Path, **changes) -> AuditConfig:
         "judges": NO_JUDGES,
     }
     return merge_config(merge_config(AuditConfig(), values), changes)
+
+
+def study_config(home: Path, **changes) -> PaperConfig:
+    """A study with a tiny model and behaviour saved in `home`: 21 + 9 trials, and one a head for the landscape."""
+    values = {
+        "model": str(home / "model"),
+        "data": str(home / "questions.jsonl"),
+        "random_sets": 3,
+        "random_heads": 3,
+        "landscape": True,
+        "prompt": {"primer": "none"},
+        "probe": {"top_k": 2},
+        "iti": {"alphas": [2.0, 4.0]},
+        "optimal": {"strengths": [0.1, 0.2], "epochs": 1, "bank_size": 1},
+        "evaluation": {"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6, "bank_size": 2},
+    }
+    return merge_config(merge_config(PaperConfig(), values), changes)
 
 
 class HashJudge:

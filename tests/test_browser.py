@@ -8,20 +8,41 @@ from pathlib import Path
 import pytest
 
 from locaudit.report import write_report
-from locaudit.runner import run_audit
-from runs import HashJudge, small_config
+from locaudit.report.paper import write_paper
+from locaudit.runner import run_audit, run_paper
+from runs import HashJudge, save_behaviour, save_model, small_config, study_config
+
+JUDGES = {aspect: HashJudge(aspect) for aspect in ("truth", "info")}
 
 
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("inputs")
-    judges = {aspect: HashJudge(aspect) for aspect in ("truth", "info")}
-    run_audit(small_config(home), home / "run", progress=False, judges=judges)
+    run_audit(small_config(home), home / "run", progress=False, judges=JUDGES)
     return write_report(home / "run")
+
+
+@pytest.fixture(scope="module")
+def study_path(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("study")
+    save_model(home / "model")
+    save_behaviour(home / "questions.jsonl")
+    run_paper(study_config(home), home / "run", judges=JUDGES, progress=False)
+    return write_paper(home / "run")
 
 
 @pytest.mark.parametrize("width", [1200, 400])
 def test_report_opens_without_complaints_and_fits(page_path, width):
+    look(page_path, width, {"svg": 5, "article.card": 2})
+
+
+@pytest.mark.parametrize("width", [1200, 400])
+def test_study_opens_without_complaints_and_fits(study_path, width):
+    look(study_path, width, {"svg": 12, "figure": 12, "table.claims tbody tr": 11})
+
+
+def look(path: Path, width: int, counts: dict[str, int]) -> None:
+    """Open a page in a browser: it has so many of each element, fits, and asks for nothing."""
     chromium = shutil.which("chromium")
     playwright = pytest.importorskip("playwright.sync_api")
     if chromium is None:
@@ -34,11 +55,11 @@ def test_report_opens_without_complaints_and_fits(page_path, width):
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(page_path.as_uri())
+        page.goto(path.as_uri())
         assert page.locator("h1").inner_text().strip()
-        assert page.locator("svg").count() == 5
-        assert page.locator("article.card").count() == 2
-        assert page.locator("article.said").first.is_visible()
+        for element, n in counts.items():
+            assert page.locator(element).count() == n
+            assert page.locator(element).first.is_visible()
         page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         browser.close()

@@ -7,8 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from locaudit.api import AuditResult, audit, fit_iti, fit_optimal, fit_probes, read_result, training_questions
-    from locaudit.config import AuditConfig, load_config
+    from locaudit.api import (
+        AuditResult,
+        PaperResult,
+        audit,
+        fit_iti,
+        fit_optimal,
+        fit_probes,
+        paper,
+        read_result,
+        training_questions,
+    )
+    from locaudit.config import AuditConfig, PaperConfig, load_config
     from locaudit.data import Behaviour, Question, load_behaviour, split_questions
     from locaudit.edits import Edit, EditBank, SiteEdit, folded, load_edit, save_peft_adapter, stack
     from locaudit.errors import LocauditError
@@ -16,8 +26,18 @@ if TYPE_CHECKING:
     from locaudit.models import Architecture, Model, load_model, register_architecture, wrap_model
 
 _HOMES = {
-    "api": ("AuditResult", "audit", "fit_iti", "fit_optimal", "fit_probes", "read_result", "training_questions"),
-    "config": ("AuditConfig", "load_config"),
+    "api": (
+        "AuditResult",
+        "PaperResult",
+        "audit",
+        "fit_iti",
+        "fit_optimal",
+        "fit_probes",
+        "paper",
+        "read_result",
+        "training_questions",
+    ),
+    "config": ("AuditConfig", "PaperConfig", "load_config"),
     "data": ("Behaviour", "Question", "load_behaviour", "split_questions"),
     "edits": ("Edit", "EditBank", "SiteEdit", "folded", "load_edit", "save_peft_adapter", "stack"),
     "errors": ("LocauditError",),
@@ -35,6 +55,8 @@ __all__ = [
     "LocauditError",
     "Location",
     "Model",
+    "PaperConfig",
+    "PaperResult",
     "Question",
     "SiteEdit",
     "audit",
@@ -46,6 +68,7 @@ __all__ = [
     "load_config",
     "load_edit",
     "load_model",
+    "paper",
     "parse_location",
     "read_result",
     "register_architecture",

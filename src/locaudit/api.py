@@ -10,6 +10,7 @@ print(result.verdict)
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,17 @@ from typing import Any
 
 from locaudit import probes as _probes
 from locaudit.activations import Context, collect_activations
-from locaudit.config import AuditConfig, ITIConfig, OptimalConfig, ProbeConfig, SplitConfig, merge_config
+from locaudit.config import (
+    AuditConfig,
+    ITIConfig,
+    OptimalConfig,
+    PaperConfig,
+    Preset,
+    ProbeConfig,
+    SplitConfig,
+    load_paper_preset,
+    merge_config,
+)
 from locaudit.data import Behaviour, Question, split_questions
 from locaudit.data.prompts import Prompt
 from locaudit.edits import Edit, Positions
@@ -29,7 +40,8 @@ from locaudit.models import Model
 from locaudit.probes import Probes
 from locaudit.records import TrialRecord
 from locaudit.report import write_report
-from locaudit.runner import run_audit
+from locaudit.report.paper import write_paper
+from locaudit.runner import run_audit, run_paper
 from locaudit.scoring import answer_log_probs, plant
 from locaudit.stats import Verdict, decide, judged_records, run_score
 from locaudit.store import read_run
@@ -162,6 +174,45 @@ def audit(
         progress=progress,
     )
     return read_result(out)
+
+
+@dataclass(frozen=True)
+class PaperResult:
+    """What the paper's study leaves: every number (as in numbers.json), the folder and the page."""
+
+    numbers: Mapping[str, Any]
+    folder: Path
+    page: Path
+
+
+def paper(
+    model: Model | str | Path = PaperConfig.model,
+    data: Behaviour | str | Path = PaperConfig.data,
+    *,
+    out: str | Path,
+    preset: Preset = "full",
+    judges: Mapping[str, Judge] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> PaperResult:
+    """Run (or resume) the paper's whole study and write its figures, numbers, tables and page.
+
+    `settings` are fields of `PaperConfig` over the preset, as in `audit`: ``paper(model, "TruthfulQA.csv", out="p",
+    preset="small", random_heads=12)``.
+    """
+    values: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
+    values["model"] = model.name if isinstance(model, Model) else str(model)
+    values["data"] = data.name if isinstance(data, Behaviour) else str(data)
+    run_paper(
+        merge_config(load_paper_preset(preset), values),
+        out,
+        model=model if isinstance(model, Model) else None,
+        behaviour=data if isinstance(data, Behaviour) else None,
+        judges=judges,
+        progress=progress,
+    )
+    page = write_paper(out)
+    return PaperResult(json.loads((Path(out) / "numbers.json").read_text(encoding="utf-8")), Path(out), page)
 
 
 def read_result(folder: str | Path) -> AuditResult:

@@ -1,4 +1,4 @@
-"""The command line: ``locaudit demo | audit | probe | report | judge``. No logic here, only words in and out."""
+"""The command line: ``locaudit demo | audit | paper | probe | report | judge``. No logic, only words in and out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 
 from locaudit.cli.judge import judge
+from locaudit.cli.paper import paper, print_study
 from locaudit.config import AuditConfig, load_config, load_preset
 from locaudit.errors import LocauditError
 
@@ -22,8 +23,9 @@ _PROGRAM = """Does editing give evidence for localization?
 commands:
   locaudit demo [flags]                  a real audit of SmolLM2-135M in minutes
   locaudit audit [CONFIG.yaml] [flags]   audit a claim; run it again to resume
+  locaudit paper [CONFIG.yaml] [flags]   every experiment and figure of the paper, on your model and data
   locaudit probe [CONFIG.yaml] [flags]   probe every head and print the best ones
-  locaudit report DIR                    write the report of a run folder again
+  locaudit report DIR                    write the report of a run folder, or of a study, again
   locaudit judge fit|validate|compare    judges of generated answers
 
 Each command has its own --help."""
@@ -59,7 +61,7 @@ class _Report:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0, or 2 for bad input, 130 when interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"demo": _demo, "audit": _audit, "probe": _probe, "report": _report, "judge": judge}
+    commands = {"demo": _demo, "audit": _audit, "paper": paper, "probe": _probe, "report": _report, "judge": judge}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_PROGRAM)
         return 0
@@ -149,7 +151,11 @@ def _probe(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     command = tyro.cli(_Report, prog="locaudit report", description="Write a run folder's report.", args=arguments)
     from locaudit.report import write_report
+    from locaudit.report.paper import is_study, write_paper
 
+    if is_study(command.folder):
+        print_study(write_paper(command.folder))
+        return
     path = write_report(command.folder)
     _print_verdict(command.folder, path)
 

@@ -1,7 +1,8 @@
 """Settings: dataclasses with every default, their checks, YAML files and presets."""
 
 from locaudit.config.checks import check_judge
-from locaudit.config.files import load_config, load_preset, merge_config, parse_config, to_yaml
+from locaudit.config.files import load_config, load_preset, merge_config, parse_config, parse_over, read_over, to_yaml
+from locaudit.config.paper import PRESETS, PaperConfig, Part, Preset, load_paper_preset
 from locaudit.config.settings import (
     AuditConfig,
     EvaluationConfig,
@@ -18,6 +19,7 @@ from locaudit.config.settings import (
 )
 
 __all__ = [
+    "PRESETS",
     "AuditConfig",
     "EvaluationConfig",
     "ITIConfig",
@@ -25,15 +27,21 @@ __all__ = [
     "JudgesConfig",
     "LoadingConfig",
     "OptimalConfig",
+    "PaperConfig",
+    "Part",
+    "Preset",
     "ProbeConfig",
     "PromptConfig",
     "Score",
     "SplitConfig",
     "check_judge",
     "load_config",
+    "load_paper_preset",
     "load_preset",
     "merge_config",
     "parse_config",
+    "parse_over",
+    "read_over",
     "to_dict",
     "to_yaml",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -13,14 +13,37 @@ from locaudit.config.coerce import merge
 from locaudit.config.settings import AuditConfig, to_dict
 from locaudit.errors import ConfigError
 
+C = TypeVar("C")
+"""A settings class."""
 
-def to_yaml(config: AuditConfig) -> str:
+
+def to_yaml(config: Any) -> str:
     """The whole configuration as YAML, every default spelled out."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: str | Path, base: AuditConfig | None = None) -> AuditConfig:
     """Read a YAML file over `base` (default: the defaults). Unknown keys and wrong types raise `ConfigError`."""
+    return read_over(base or AuditConfig(), path)
+
+
+def load_preset(name: str) -> AuditConfig:
+    """A configuration that ships with the package: ``demo``."""
+    return parse_over(AuditConfig(), preset_text(name), f"preset {name}")
+
+
+def parse_config(text: str, base: AuditConfig | None = None, *, source: str = "the text") -> AuditConfig:
+    """`load_config` on YAML text."""
+    return parse_over(base or AuditConfig(), text, source)
+
+
+def merge_config(base: C, values: Mapping[str, Any], *, source: str = "the call") -> C:
+    """`base` with some fields changed; groups take a mapping. Unknown names and wrong types raise `ConfigError`."""
+    return merge(base, values, source, "")
+
+
+def read_over(base: C, path: str | Path) -> C:
+    """Settings of any class with those of a YAML file in place of `base`'s."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(got=f"{path}, which is not a file", expected="a YAML file", remedy="check the path")
@@ -28,27 +51,19 @@ def load_config(path: str | Path, base: AuditConfig | None = None) -> AuditConfi
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise ConfigError(got=f"{path}, which is not UTF-8 text", expected="a YAML file", remedy="check it") from None
-    return parse_config(text, base, source=str(path))
+    return parse_over(base, text, str(path))
 
 
-def load_preset(name: str) -> AuditConfig:
-    """A configuration that ships with the package: ``demo``."""
-    text = resources.files("locaudit").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_config(text, source=f"preset {name}")
-
-
-def parse_config(text: str, base: AuditConfig | None = None, *, source: str = "the text") -> AuditConfig:
-    """`load_config` on YAML text."""
+def parse_over(base: C, text: str, source: str) -> C:
+    """`read_over` on YAML text."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         line = " ".join(str(error).split())
         raise ConfigError(got=f"{source}, which is not YAML ({line})", expected="YAML", remedy="mend it") from None
-    if values is None:
-        values = {}
-    return merge(base or AuditConfig(), values, source, "")
+    return merge(base, {} if values is None else values, source, "")
 
 
-def merge_config(base: AuditConfig, values: Mapping[str, Any], *, source: str = "the call") -> AuditConfig:
-    """`base` with some fields changed; groups take a mapping. Unknown names and wrong types raise `ConfigError`."""
-    return merge(base, values, source, "")
+def preset_text(name: str) -> str:
+    """YAML of a preset that ships with the package."""
+    return resources.files("locaudit").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")

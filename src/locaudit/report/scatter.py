@@ -51,7 +51,7 @@ def draw_effect(points: Sequence[Point], score: str) -> Figure:
         figure, axis = _scatter(points)
         axis.axhline(0, color=INK, linestyle=":", linewidth=1.2, zorder=1)
         axis.grid(axis="y", color="#8c8c8c", alpha=0.25, linewidth=0.6)
-        _scale_kl(axis, [p.x for p in points])
+        scale_kl(axis, [p.x for p in points])
         axis.set(
             xlabel="KL drift from the unedited model (nats per token)",
             ylabel=f"{score_title(score)} on test, minus unedited",
@@ -71,7 +71,7 @@ def draw_truth_info(points: Sequence[Point], base: tuple[float, float]) -> Figur
         info, truth = base
         axis.axvline(info, color=INK, linestyle=":", linewidth=1.2, zorder=1)
         axis.axhline(truth, color=INK, linestyle=":", linewidth=1.2, zorder=1)
-        limits = [_limits([value, *values]) for value, values in ((info, [p.x for p in points]),
+        limits = [share_limits([value, *values]) for value, values in ((info, [p.x for p in points]),
                                                                   (truth, [p.y for p in points]))]  # fmt: skip
         line = require("matplotlib.lines").Line2D
         handles = [line([], [], color=INK, linestyle=":", linewidth=1.2, label="unedited model")]
@@ -101,7 +101,7 @@ def _scatter(points: Sequence[Point], height: float = 4.3) -> tuple[Figure, Any]
     return figure, axis
 
 
-def _limits(values: Sequence[float]) -> tuple[float, float]:
+def share_limits(values: Sequence[float]) -> tuple[float, float]:
     """The part of 0 .. 1 that is needed, with room for a marker at both ends."""
     low, high = min(values), max(values)
     room = max(0.08 * (high - low), 0.03)
@@ -115,7 +115,8 @@ def _mark(arm: str, chosen: bool, size: float) -> dict[str, Any]:
     return {"s": 0.6 * size, "facecolors": "none", "edgecolors": colour, "linewidths": 0.9, "alpha": 0.6}
 
 
-def _scale_kl(axis: Any, drifts: Sequence[float]) -> None:
+def scale_kl(axis: Any, drifts: Sequence[float]) -> None:
+    """A logarithmic axis for drifts that differ much, with a place for 0 if one is below `SMALLEST_KL`."""
     positive = [x for x in drifts if x >= SMALLEST_KL]
     if not positive or (min(positive) == min(drifts) and max(positive) < 10 * min(positive)):
         return

@@ -94,13 +94,17 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def save(figure: Figure, folder: Path, name: str) -> str:
-    """Write `name`.png and `name`.svg into `folder` and return the SVG text. Equal figures give equal bytes."""
+def save(figure: Figure, folder: Path, name: str, *, pdf: bool = False) -> str:
+    """Write `name`.png and .svg (and .pdf) into `folder`; returns the SVG text. Equal figures give equal bytes."""
     with house_style():
-        png, svg = io.BytesIO(), io.BytesIO()
+        png, svg, page = io.BytesIO(), io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": "locaudit"})
+        if pdf:
+            figure.savefig(page, format="pdf", metadata={"CreationDate": None, "Creator": "locaudit"})
     folder.mkdir(exist_ok=True)
     write_atomically(folder / f"{name}.png", png.getvalue())
     write_atomically(folder / f"{name}.svg", svg.getvalue())
+    if pdf:
+        write_atomically(folder / f"{name}.pdf", page.getvalue())
     return svg.getvalue().decode()

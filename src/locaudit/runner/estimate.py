@@ -24,7 +24,7 @@ from locaudit.runner.banks import with_banks
 from locaudit.runner.calibrate import measure_paces
 from locaudit.runner.inputs import load_subject, read_inputs
 from locaudit.runner.judging import estimate_cost
-from locaudit.runner.paces import Paces, count_answers, group_seconds, prepare_seconds
+from locaudit.runner.paces import Paces, count_answers, count_bytes, count_tokens, group_seconds, prepare_seconds
 from locaudit.runner.plan import build_plan, context_hash
 from locaudit.runner.progress import describe_seconds, show_progress
 from locaudit.scoring import Forest, check_depth, check_length, plant
@@ -44,6 +44,10 @@ class Estimate:
     """Trials that the run folder has already; no part below counts them."""
     n_answers: int
     """Answers that would be generated, at most."""
+    n_tokens: int
+    """Tokens that the trials run forward, at most (`locaudit.runner.paces.count_tokens`)."""
+    disk_bytes: int
+    """Disk that the trials take, roughly."""
     seconds: Mapping[str, float]
     """Wall-clock seconds of each of `PARTS`."""
     peak_bytes: int
@@ -62,17 +66,19 @@ def estimate_audit(
     *,
     model: Model | None = None,
     behaviour: Behaviour | None = None,
+    judges: Mapping[str, Judge] | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> Estimate:
     """Time small samples of the audit's work on its model and data, and extrapolate to its whole plan.
 
-    Nothing is written, no judge by API is asked and the user's cache of answers is not opened. `model` and `behaviour`
-    take the place of loading by name. `out` is a run folder: if it holds trials of the same settings, only what is
-    left is counted. Starting Python and writing the report, a few seconds, are not. Raises what `run_audit` would.
+    Nothing is written, no judge by API is asked and the user's cache of answers is not opened. `model`, `behaviour` and
+    `judges` take the place of loading by name. `out` is a run folder: if it holds trials of the same settings, only
+    what is left is counted. Starting Python and writing the report, a few seconds, are not. Raises what `run_audit`
+    would.
     """
     started = time.perf_counter()
-    inputs = read_inputs(config, behaviour)
+    inputs = read_inputs(config, behaviour, judges)
     config, split, given, judges = inputs.config, inputs.split, inputs.claim, inputs.judges
     with show_progress(progress) as meter:
         if model is None:
@@ -98,6 +104,8 @@ def estimate_audit(
         if n_done:
             notes.append(f"{n_done} of {len(specs)} trials are done in {out}: only the others are counted")
         n_answers = count_answers(config, todo, forests)
+        n_true = [len(question.true) for question in split.train[: config.optimal.max_questions]]
+        n_tokens, disk = count_tokens(config, todo, forests, n_true), count_bytes(config, todo, forests, model)
         notes += _judging_notes(judges, split, n_answers)
         seconds = dict.fromkeys(PARTS, 0.0) | {"loading": loading, "preparing": hashing}
         if todo:
@@ -105,7 +113,7 @@ def estimate_audit(
             found = extrapolate(config, paces, todo, split, forests, model.n_layers, is_prepared=bool(n_done))
             seconds = {part: seconds[part] + found[part] for part in PARTS}
     n_trials = Counter((str(spec.arm), str(spec.method)) for spec in specs)
-    return Estimate(dict(n_trials), n_done, n_answers, seconds, _peak_bytes(model), tuple(notes))
+    return Estimate(dict(n_trials), n_done, n_answers, n_tokens, disk, seconds, _peak_bytes(model), tuple(notes))
 
 
 def extrapolate(
@@ -142,7 +150,8 @@ def describe_estimate(estimate: Estimate) -> str:
     rows = [(part, describe_seconds(seconds)) for part, seconds in estimate.seconds.items() if seconds]
     rows.append(("total", describe_seconds(estimate.total_seconds)))
     width = max(len(time) for _, time in rows)
-    lines = [f"{total} trials: {trials}", f"{estimate.n_answers} answers to generate", ""]
+    lines = [f"{total} trials: {trials}", f"{estimate.n_answers} answers to generate"]
+    lines += [f"{estimate.n_tokens:,} tokens to run, {estimate.disk_bytes / 2**20:.1f} MiB on disk", ""]
     lines += [f"  {part:12}{time:>{width}}" for part, time in rows]
     if estimate.peak_bytes:
         lines += ["", f"peak memory of these samples: {estimate.peak_bytes / 2**30:.1f} GiB"]

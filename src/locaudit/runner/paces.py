@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from locaudit.config import AuditConfig
 from locaudit.data import Split
 from locaudit.locations import parse_location
+from locaudit.models import Model
 from locaudit.records import TrialSpec
 from locaudit.scoring import Forest, Tree
 from locaudit.trial import scored_splits
@@ -139,3 +140,37 @@ def count_answers(config: AuditConfig, groups: Sequence[Sequence[TrialSpec]], fo
     if not config.evaluation.max_new_tokens:
         return 0
     return sum(len(forests[name].trees) for group in groups for spec in group for name in scored_splits(config, spec))
+
+
+def count_tokens(
+    config: AuditConfig, groups: Sequence[Sequence[TrialSpec]], forests: Mapping[str, Forest], n_true: Sequence[int]
+) -> int:
+    """Tokens that the groups' trials run forward, were every layer run and every answer as long as it may be."""
+    epoch = training_tokens(config, forests["train"], n_true)
+    drift = config.evaluation.drift_documents * config.evaluation.drift_tokens
+    total = count_answers(config, groups, forests) * config.evaluation.max_new_tokens
+    for group in groups:
+        for spec in group:
+            total += drift
+            if spec.method != "none":
+                total += sum(forests[n].n_tokens + len(forests[n].prefix) for n in scored_splits(config, spec))
+            if spec.method == "optimal":
+                total += config.optimal.epochs * epoch
+    return total
+
+
+ROW_BYTES = 850
+"""Of a run's database, for each trial and held-out question: 0.73 MB for the demo's 43 trials of 20 questions."""
+
+
+def count_bytes(
+    config: AuditConfig, groups: Sequence[Sequence[TrialSpec]], forests: Mapping[str, Forest], model: Model
+) -> int:
+    """Disk that the groups' trials take: an edit file each, and their rows in the database."""
+    total = 0
+    for group in groups:
+        for spec in group:
+            total += ROW_BYTES * sum(len(forests[name].trees) for name in scored_splits(config, spec))
+            if spec.method != "none":
+                total += 8 * sum(model.width(site) for site in model.masks(parse_location(spec.location)))
+    return total

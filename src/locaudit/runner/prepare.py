@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -108,6 +109,13 @@ def prepare_shared(
         theta,
         cache,
     )
+
+
+def borrow_cache(store: Store, folder: Path) -> None:
+    """Copy what another run prepared and this one lacks; it is used only under the same key."""
+    for file in (folder / "cache").glob("*.safetensors"):
+        if not (store.cache / file.name).exists():
+            write_atomically(store.cache / file.name, file.read_bytes())
 
 
 def _documents(config: AuditConfig, model: Model, say: Say) -> Tensor:

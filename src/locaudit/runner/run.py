@@ -22,7 +22,7 @@ from locaudit.runner.facts import note_facts
 from locaudit.runner.inputs import load_subject, read_inputs, split_behaviour
 from locaudit.runner.judging import describe_judges, estimate_cost, judge_answers
 from locaudit.runner.plan import build_plan, context_hash, cost
-from locaudit.runner.prepare import prepare_probes, prepare_shared
+from locaudit.runner.prepare import borrow_cache, prepare_probes, prepare_shared
 from locaudit.runner.progress import Meter, show_progress
 from locaudit.store import HeldOutQuestion, Store, open_run, write_atomically
 from locaudit.trial import Shared, scored_splits
@@ -36,6 +36,7 @@ def run_audit(
     behaviour: Behaviour | None = None,
     judges: Mapping[str, Judge] | None = None,
     progress: bool = True,
+    prepared: Path | None = None,
 ) -> None:
     """Run every trial of the plan that has no record yet. `model` and `behaviour` take the place of loading by name.
 
@@ -56,6 +57,8 @@ def run_audit(
             given.check(model.n_layers, model.n_units(given.kind))
         context = context_hash(config, model, split, primer, inputs.drift_text)
         _check_same_inputs(store, context)
+        if prepared is not None:
+            borrow_cache(store, prepared)
         probes, theta = prepare_probes(store, model, split.train, given, context, meter.say)
         claim = given or probes.top(config.probe.top_k)
         banks = dict(store.fact("banks") or {})  # as before where a run goes on, so that it ends with the same bytes

@@ -27,6 +27,31 @@ def monte_carlo_p(claim: float, controls: Sequence[float]) -> float:
     return float((1 + np.sum(~(scores < claim))) / (1 + scores.size))
 
 
+def t_test_p(claim: float, controls: Sequence[float]) -> float:
+    """One-sided p of a one-sample t-test that the controls' mean is not below the claim's score; SciPy's.
+
+    It takes the claim's score as known without error and asks about the *mean* of the controls, so that it falls with
+    their number even if many of them beat the claim: beside `monte_carlo_p` to compare with papers, never for a
+    verdict. NaN for fewer than two finite controls, or equal ones.
+    """
+    scores = _finite_scores(controls)
+    if scores.size < 2 or not np.ptp(scores):
+        return float("nan")
+    return float(stats.ttest_1samp(scores, claim, alternative="less").pvalue)  # type: ignore[attr-defined]
+
+
+def normal_tail_p(claim: float, controls: Sequence[float]) -> float:
+    """One-sided p of the claim as a draw from a normal distribution with the controls' mean and standard deviation.
+
+    It supposes normal scores, and mean and deviation known: beside `monte_carlo_p` to compare with papers only. NaN as
+    in `t_test_p`.
+    """
+    scores = _finite_scores(controls)
+    if scores.size < 2 or not np.ptp(scores):
+        return float("nan")
+    return float(stats.norm.sf((claim - scores.mean()) / scores.std(ddof=1)))
+
+
 def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> float:
     """One-sided p-value that the score of `after` is not above that of `before`, by exchanging them at questions.
 
@@ -69,16 +94,7 @@ def paired_interval(
 
     Shapes as in `paired_gain_p`; `before` may be a list, of whose scores the mean is taken. SciPy's `bootstrap`.
     """
-    a = np.atleast_2d(np.asarray(after, dtype=float))
-    others = before if isinstance(before, list | tuple) and np.ndim(before[0]) > 0 else [before]
-    b = np.stack([np.atleast_2d(np.asarray(x, dtype=float)) for x in others], axis=1)  # components, arms, questions
-    return _interval(
-        lambda i: mean_score(a[:, i]) - np.mean(mean_score(np.moveaxis(b[:, :, i], 1, -2)), axis=-1),
-        a.shape[1],
-        (1 + b.shape[1]) * a.size,
-        confidence,
-        seed,
-    )
+    return percentiles(resampled_differences(after, before, seed), confidence)
 
 
 def score_interval(values: ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
@@ -86,27 +102,47 @@ def score_interval(values: ArrayLike, *, confidence: float = 0.95, seed: int = 0
     v = np.atleast_2d(np.asarray(values, dtype=float))
     if np.isnan(mean_score(v)):
         return float("nan"), float("nan")
-    return _interval(lambda i: mean_score(v[:, i]), v.shape[1], v.size, confidence, seed)
+    return percentiles(_resampled(lambda i: mean_score(v[:, i]), v.shape[1], v.size, seed), confidence)
 
 
-def _interval(
-    statistic: Callable[[NDArray[np.int_]], NDArray[np.float64]], n: int, size: int, confidence: float, seed: int
-) -> tuple[float, float]:
-    """Bootstrap of a statistic of question numbers."""
+def _finite_scores(controls: Sequence[float]) -> NDArray[np.float64]:
+    scores = np.asarray(controls, dtype=float)
+    return scores[np.isfinite(scores)]
+
+
+def resampled_differences(after: ArrayLike, before: ArrayLike | Sequence[ArrayLike], seed: int) -> NDArray[np.float64]:
+    """Score of `after` minus that of `before` on each bootstrap resample of the questions; as in `paired_interval`."""
+    a = np.atleast_2d(np.asarray(after, dtype=float))
+    others = before if isinstance(before, list | tuple) and np.ndim(before[0]) > 0 else [before]
+    b = np.stack([np.atleast_2d(np.asarray(x, dtype=float)) for x in others], axis=1)  # components, arms, questions
+    return _resampled(
+        lambda i: mean_score(a[:, i]) - np.mean(mean_score(np.moveaxis(b[:, :, i], 1, -2)), axis=-1),
+        a.shape[1],
+        (1 + b.shape[1]) * a.size,
+        seed,
+    )
+
+
+def _resampled(
+    statistic: Callable[[NDArray[np.int_]], NDArray[np.float64]], n: int, size: int, seed: int
+) -> NDArray[np.float64]:
+    """A statistic of question numbers on bootstrap resamples of them, without those that hold no judged question."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         result = stats.bootstrap(
             (np.arange(n),),
             lambda i, axis: statistic(i.astype(int)),
             method="percentile",
-            confidence_level=confidence,
             n_resamples=N_RESAMPLES,
             vectorized=True,
             batch=_batch(size),
             rng=np.random.default_rng(seed),
         )
-    # A resample may hold no judged question at all; it says nothing.
-    drawn = result.bootstrap_distribution[~np.isnan(result.bootstrap_distribution)]
+    return result.bootstrap_distribution[~np.isnan(result.bootstrap_distribution)]
+
+
+def percentiles(drawn: NDArray[np.float64], confidence: float) -> tuple[float, float]:
+    """The middle `confidence` of a bootstrap distribution; NaN for an empty one."""
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]) if drawn.size else (np.nan, np.nan)
     return float(low), float(high)
 

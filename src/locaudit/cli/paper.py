@@ -1,0 +1,81 @@
+"""``locaudit paper``: the paper's whole study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from locaudit.config import PRESETS, PaperConfig, Preset, load_paper_preset, read_over
+
+
+@dataclass(frozen=True)
+class _Paper:
+    config: Annotated[PaperConfig, tyro.conf.arg(name="")] = field(default_factory=PaperConfig)
+    preset: Preset = "full"
+    """Size of the study, under all other settings: ``full`` has the paper's grids and training (for a GPU), ``small``
+    all its locations in an hour or two on two cores, ``smoke`` every part in minutes."""
+    out: Path = Path("runs/paper")
+    """Folder of the study. Naming an earlier one with the same settings resumes it."""
+    dry_run: bool = False
+    """Print the plan: trials, tokens, about how long it would take here, and disk. Writes nothing."""
+
+
+def paper(arguments: list[str]) -> None:
+    """Parse ``locaudit paper [CONFIG.yaml] [--preset P] [flags]`` and run it."""
+    rest = list(arguments)
+    preset = _preset(rest)
+    config = load_paper_preset(preset)
+    if rest and not rest[0].startswith("-"):
+        config = read_over(config, rest.pop(0))
+    command = tyro.cli(
+        _Paper,
+        prog="locaudit paper [CONFIG.yaml]",
+        description="The whole study of the paper, with its figures and claims. Settings come from the preset, then "
+        "from CONFIG.yaml, if given, and flags go over both.",
+        args=rest,
+        default=_Paper(config, preset),
+    )
+    _run(command)
+
+
+def _preset(arguments: list[str]) -> Preset:
+    """The preset named among the arguments; it decides the defaults of all the others."""
+    for i, argument in enumerate(arguments):
+        name = argument.removeprefix("--preset=") if argument.startswith("--preset=") else None
+        if argument == "--preset" and i + 1 < len(arguments):
+            name = arguments[i + 1]
+        if name is not None:
+            # an unknown one is refused by tyro, with the choices
+            named: list[Preset] = [preset for preset in PRESETS if preset == name]
+            return named[0] if named else "full"
+    return "full"
+
+
+def _run(command: _Paper) -> None:
+    from locaudit.report import require_report_extra
+    from locaudit.runner import describe_plan, estimate_paper, run_paper
+
+    require_report_extra()
+    if command.dry_run:
+        print(describe_plan(estimate_paper(command.config, out=command.out)))
+        return
+    run_paper(command.config, command.out)
+    from locaudit.report.paper import write_paper
+
+    print_study(write_paper(command.out))
+
+
+def print_study(page: Path) -> None:
+    """Claims and outcomes of a finished study."""
+    import json
+
+    numbers = json.loads((page.parent / "numbers.json").read_text(encoding="utf-8"))
+    console = Console(highlight=False, soft_wrap=True)
+    for claim in numbers["claims"]:
+        console.print(f"\n{claim['outcome']}: {claim['says']}", style="bold", markup=False)
+        console.print(f"  {claim['measured']}", markup=False)
+    console.print(f"\nfigures and numbers: {page}", markup=False)

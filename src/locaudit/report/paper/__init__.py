@@ -1,0 +1,46 @@
+"""The report of a study: numbers.json, claims, figures, tables and paper.html, from records and statistics alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from locaudit.report import write_report
+from locaudit.report.paper.claims import judge_claims
+from locaudit.report.paper.measures import measure, to_json
+from locaudit.report.paper.page import render_paper
+from locaudit.report.paper.panels import panels
+from locaudit.report.paper.study import SETTINGS, read_study
+from locaudit.report.paper.tables import tables
+from locaudit.report.style import save
+from locaudit.store import write_atomically
+
+__all__ = ["is_study", "write_paper"]
+
+
+def is_study(folder: str | Path) -> bool:
+    """Whether the folder is one of ``locaudit paper``."""
+    return (Path(folder) / SETTINGS).is_file()
+
+
+def write_paper(folder: str | Path) -> Path:
+    """Write numbers.json, figures/, tables/ and paper.html of a finished study, and its audits' reports.
+
+    Returns the path of paper.html. Raises `RunFolderError` if trials are missing.
+    """
+    folder = Path(folder)
+    study = read_study(folder)
+    measured = measure(study)
+    claims = judge_claims(measured)
+    text = to_json({**measured, "claims": claims})
+    write_atomically(folder / "numbers.json", text.encode())
+    numbers = json.loads(text)  # figures and page show what the file says
+    for name, rows in tables(numbers, claims).items():
+        (folder / "tables").mkdir(exist_ok=True)
+        write_atomically(folder / "tables" / name, rows.encode())
+    drawn = [(panel, save(panel.draw(), folder / "figures", panel.name, pdf=True)) for panel in panels(numbers)]
+    for part in study.audits:
+        write_report(folder / part)
+    path = folder / "paper.html"
+    write_atomically(path, render_paper(numbers, drawn, study.config, list(study.audits)).encode())
+    return path

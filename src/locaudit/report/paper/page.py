@@ -1,0 +1,62 @@
+"""The study's page: one self-contained HTML file, from `paper.html` and the reports' style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from locaudit.config import PaperConfig, Part, to_yaml
+from locaudit.report.html import inline_svg, number
+from locaudit.report.paper.panels import Panel
+from locaudit.report.style import require
+from locaudit.report.view import spell_duration
+
+SECTIONS: Mapping[str, str] = {
+    "setup": "Probes",
+    "localized": "ITI at probed and at random heads",
+    "optimal": "Optimal edits against ITI",
+    "random": "Optimal edits at probed and at random heads",
+    "single": "Single heads",
+    "special": "What probed heads are good for",
+    "landscape": "Every head",
+}
+"""Parts of the page that have figures, in the paper's order."""
+PART_TITLES: Mapping[Part, str] = {
+    "sets": "probed heads against random sets",
+    "single": "best probed head against random heads",
+    "landscape": "every head",
+}
+
+
+def render_paper(
+    numbers: Mapping[str, Any], drawn: Sequence[tuple[Panel, str]], config: PaperConfig, parts: Sequence[Part]
+) -> str:
+    """HTML of the study; every number on it is in `numbers`."""
+    jinja, markup = require("jinja2"), require("markupsafe").Markup
+    environment = jinja.Environment(
+        autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = lambda value, spec=".3f": markup(number(value, spec))
+    figures: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
+    for panel, svg in drawn:
+        picture = markup(inline_svg(svg, panel.name, panel.alt))
+        figures[panel.section].append(
+            {"name": panel.name, "title": panel.title, "svg": picture, "caption": panel.caption}
+        )
+    outcomes = [claim["outcome"] for claim in numbers["claims"]]
+    return environment.from_string(_packaged("paper", "paper.html")).render(
+        css=markup(_packaged("", "report.css")),
+        n=numbers,
+        counts={word: outcomes.count(word) for word in ("replicated", "not replicated", "could not test")},
+        sections=SECTIONS,
+        figures=figures,
+        time=spell_duration(math.fsum(numbers["run"]["seconds"].values())),
+        yaml=to_yaml(config),
+        parts={part: PART_TITLES[part] for part in parts},
+    )
+
+
+def _packaged(folder: str, name: str) -> str:
+    return resources.files("locaudit.report").joinpath(folder, name).read_text(encoding="utf-8")

@@ -1,0 +1,154 @@
+"""Run the paper's whole study: three audits on one model, in folders of their own, that share what they prepare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import comb
+from pathlib import Path
+
+from locaudit.config import AuditConfig, PaperConfig, Part, read_over, to_dict, to_yaml
+from locaudit.data import Behaviour
+from locaudit.errors import ConfigError, LocationError, RunFolderError
+from locaudit.judges import Judge
+from locaudit.models import Model
+from locaudit.report.paper.study import SETTINGS, data_release
+from locaudit.runner.estimate import Estimate, describe_estimate, estimate_audit
+from locaudit.runner.inputs import load_subject, read_inputs
+from locaudit.runner.progress import describe_seconds, show_progress
+from locaudit.runner.run import run_audit
+from locaudit.store import write_atomically
+
+
+def run_paper(
+    config: PaperConfig,
+    out: str | Path,
+    *,
+    model: Model | None = None,
+    behaviour: Behaviour | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    progress: bool = True,
+) -> None:
+    """Run every trial of the study that has no record yet; arguments as in `run_audit`. Resumes as it does.
+
+    Raises `LocationError` for a model with too few heads, `ConfigError` without judges of Truth and Info, and
+    `RunFolderError` for a folder of something else, all before the first trial.
+    """
+    folder = Path(out)
+    model, behaviour, judges, audits = _begin(config, folder, model, behaviour, judges, progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / SETTINGS, to_yaml(config).encode())
+    for part, audit in audits.items():
+        run_audit(
+            audit,
+            folder / part,
+            model=model,
+            behaviour=behaviour,
+            judges=judges,
+            progress=progress,
+            prepared=folder / "sets",
+        )
+
+
+def estimate_paper(
+    config: PaperConfig,
+    *,
+    out: str | Path,
+    model: Model | None = None,
+    behaviour: Behaviour | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    progress: bool = True,
+) -> dict[Part, Estimate]:
+    """What each audit of the study would take here, from timed samples; writes nothing. See `estimate_audit`."""
+    folder = Path(out)
+    model, behaviour, judges, audits = _begin(config, folder, model, behaviour, judges, progress)
+    return {
+        part: estimate_audit(
+            audit, model=model, behaviour=behaviour, judges=judges, out=folder / part, progress=progress
+        )
+        for part, audit in audits.items()
+    }
+
+
+def _begin(
+    config: PaperConfig,
+    folder: Path,
+    model: Model | None,
+    behaviour: Behaviour | None,
+    judges: Mapping[str, Judge] | None,
+    progress: bool,
+) -> tuple[Model, Behaviour, Mapping[str, Judge], dict[Part, AuditConfig]]:
+    """Everything that can be refused is refused here."""
+    _check_folder(folder, config)
+    first = config.audits()["sets"]
+    inputs = read_inputs(first, behaviour, judges)
+    questions = inputs.behaviour.questions
+    answers = [sum(len(getattr(question, side)) for question in questions) for side in ("true", "false")]
+    with show_progress(progress) as meter:
+        meter.say(f"{inputs.behaviour.name}: {data_release(len(questions), *answers)}")
+        if model is None:
+            meter.say(f"loading {config.model}")
+            model = load_subject(first)
+    n_heads = model.n_layers * model.n_heads
+    k = config.probe.top_k
+    for got, enough in (
+        (f"probe.top_k = {k}", k < n_heads),
+        (f"random_sets = {config.random_sets} of {k} heads", comb(n_heads, min(k, n_heads)) - 1 >= config.random_sets),
+        (f"random_heads = {config.random_heads}", n_heads > config.random_heads),
+    ):
+        if not enough:
+            raise LocationError(
+                got=f"{got} for {model.name}, which has {n_heads} heads",
+                expected="fewer than the model has",
+                remedy="lower probe.top_k, random_sets or random_heads",
+            )
+    return model, inputs.behaviour, inputs.judges, config.audits(n_heads)
+
+
+def _check_folder(folder: Path, config: PaperConfig) -> None:
+    """A folder is a study's own, of the same settings, or new."""
+    settings = folder / SETTINGS
+    if folder.is_dir() and not settings.is_file() and any(folder.iterdir()):
+        raise RunFolderError(
+            got=f"{folder} with other files in it", expected="an empty folder or one of an earlier study",
+            remedy="choose another --out",
+        )  # fmt: skip
+    if not settings.is_file():
+        return
+    try:
+        found = read_over(PaperConfig(), settings)
+    except ConfigError as error:
+        raise RunFolderError(
+            got=f"{settings}, which does not load ({error})",
+            expected="the settings of this study",
+            remedy="choose another --out",
+        ) from None
+    old, new = found.audits(), config.audits()
+    for part in old:  # a landscape may be added to a finished study, or left out again
+        if part in new and old[part].hash != new[part].hash and any((folder / part).glob("trials.sqlite")):
+            theirs, ours = to_dict(found), to_dict(config)
+            differ = sorted(key for key in ours if ours[key] != theirs[key] and key != "judges")
+            raise RunFolderError(
+                got=f"{folder}, made with other settings ({', '.join(differ)})",
+                expected="the same settings, so that old and new trials can be compared",
+                remedy="choose another --out, or repeat the earlier settings to resume",
+            )
+
+
+def describe_plan(estimates: Mapping[Part, Estimate]) -> str:
+    """The study's plan as lines for the terminal."""
+    lines = []
+    for part, estimate in estimates.items():
+        lines += [
+            f"{part}:",
+            *(f"  {line}" if line else "" for line in describe_estimate(estimate).splitlines()[:-1]),
+            "",
+        ]
+    seconds = sum(estimate.total_seconds for estimate in estimates.values())
+    trials = sum(sum(estimate.n_trials.values()) for estimate in estimates.values())
+    tokens = sum(estimate.n_tokens for estimate in estimates.values())
+    disk = sum(estimate.disk_bytes for estimate in estimates.values())
+    lines.append(
+        f"the whole study: {trials} trials, {tokens:,} tokens run, {describe_seconds(seconds)}, {disk / 2**20:.0f} MiB "
+        "on disk"
+    )
+    return "\n".join([*lines, "A dry run: nothing was written."])

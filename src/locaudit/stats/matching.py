@@ -1,0 +1,97 @@
+"""Does one edit do as well as another? A difference, its interval, and a margin: never a bare comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from locaudit.stats.scores import mean_score
+from locaudit.stats.tests import N_RESAMPLES, percentiles, resampled_differences
+
+CONFIDENCE = 0.90
+"""Of the interval: a test of "worse by more than the margin" at 5 %."""
+Outcome = Literal["matches", "falls short", "undecided"]
+
+
+@dataclass(frozen=True)
+class Match:
+    """How an edit compares with a reference, on the same questions."""
+
+    difference: float
+    """Score of the edit minus that of the reference."""
+    interval: tuple[float, float]
+    """90 % bootstrap interval of the difference over questions, hyperparameters and locations held fixed."""
+    p: float
+    """One-sided p that the edit is worse by the margin or more: the share of resamples in which it is, with one more
+    counted. `holm` corrects several of them."""
+    outcome: Outcome
+    """``matches``: the interval lies above -margin (not worse by more than the margin); ``falls short``: it lies below;
+    ``undecided``: -margin is inside, so that the questions are too few to tell."""
+
+
+def compare_edits(
+    values: ArrayLike, reference: ArrayLike | Sequence[ArrayLike], *, margin: float, seed: int = 0
+) -> Match:
+    """`values` against `reference` (or the mean over a list of them), shapes as in `paired_interval`.
+
+    A non-inferiority test: one half of two one-sided tests (Schuirmann 1987). An edit whose score is missing falls
+    short; against a reference whose score is missing nothing is decided.
+    """
+    several = isinstance(reference, list | tuple) and np.ndim(reference[0]) > 0
+    found: Sequence[ArrayLike] = reference if several else [reference]  # type: ignore[assignment]
+    others = [np.atleast_2d(np.asarray(x, dtype=float)) for x in found]
+    means = [float(mean_score(x)) for x in others]
+    difference = float(mean_score(np.atleast_2d(np.asarray(values, dtype=float)))) - float(np.mean(means))
+    if math.isnan(difference):
+        return Match(difference, (math.nan, math.nan), 1.0, "undecided" if np.isnan(means).any() else "falls short")
+    drawn = resampled_differences(values, others, seed)
+    low, high = percentiles(drawn, CONFIDENCE)
+    p = float((1 + np.sum(~(drawn > -margin))) / (1 + drawn.size))
+    outcome: Outcome = "matches" if low > -margin else "falls short" if high < -margin else "undecided"
+    return Match(difference, (low, high), p, outcome)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (1979): those at most alpha are rejected with a family-wise error of at most alpha.
+
+    Valid under any dependence, such as that of edits compared with one reference on the same questions.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, floor = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = floor
+    return adjusted
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """Spearman's rank correlation and its two-sided permutation p (SciPy); NaN for fewer than 3 pairs or equal values.
+
+    Pairs with a missing value are left out.
+    """
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    there = np.isfinite(a) & np.isfinite(b)
+    a, b = stats.rankdata(a[there]), stats.rankdata(b[there])
+    if a.size < 3 or not np.ptp(a) or not np.ptp(b):
+        return math.nan, math.nan
+    result = stats.permutation_test(
+        (a,),
+        lambda ranks, axis: _correlation(ranks, b),
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=N_RESAMPLES,
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.statistic), float(result.pvalue)
+
+
+def _correlation(ranks: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pearson correlation of the last axis of `ranks` with `others`."""
+    a, b = ranks - ranks.mean(axis=-1, keepdims=True), others - others.mean()
+    return (a * b).sum(axis=-1) / np.sqrt((a**2).sum(axis=-1) * (b**2).sum())

@@ -1,0 +1,406 @@
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from locaudit.cli import main
+from locaudit.config import PRESETS, PaperConfig, load_paper_preset, parse_over, to_dict, to_yaml
+from locaudit.errors import ConfigError, LocationError, RunFolderError
+from locaudit.report.paper import is_study, write_paper
+from locaudit.report.paper.claims import judge_claims
+from locaudit.report.paper.figures import frontier
+from locaudit.report.paper.study import read_study
+from locaudit.runner import run
+from locaudit.runner.paper import describe_plan, estimate_paper, run_paper
+from locaudit.stats import compare_edits, decide, holm, mean_score, normal_tail_p, rank_correlation, t_test_p
+from runs import HashJudge, save_behaviour, save_model, study_config
+
+JUDGES = {"truth": HashJudge("truth"), "info": HashJudge("info")}
+PAPER_FIGURES = (
+    "hist_iti", "iti_truth_info", "iti_kl_mc", "stronger_evidence_for_loc", "hist_ipo", "random_vs_top", "hist_ipo_1",
+    "single_vs_top", "random_vs_top_MC_KL",
+)  # fmt: skip
+"""Files of the paper's figures."""
+PAPER_NUMBERS = {
+    "32 layers": "setup.n_layers",
+    "32 heads": "setup.n_heads",
+    "head dimension 128": "setup.head_dim",
+    "1024 heads in all": "setup.n_heads_in_all",
+    "817 questions": "setup.data.questions",
+    "3.2 truthful answers": "setup.data.true_a_question",
+    "4.1 false answers": "setup.data.false_a_question",
+    "60% for training": "setup.n_questions.train",
+    "6560 training pairs": "training.n_pairs",
+    "16 localized heads": "setup.n_localized",
+    "16 random sets": "iti.n_random",
+    "p = 1.6e-8": "iti.p_t_test",
+    "the alpha sweep": "iti.grid",
+    "tau = 0.1 .. 0.5": "training.taus",
+    "two epochs": "training.epochs",
+    "cosine": "training.schedule",
+    "batch size of 4": "training.batch_size",
+    "paged_adamw_32bit": "training.optimizer",
+    "1e-4 for all heads": "training.learning_rate.whole model",
+    "5e-4 for 16 heads": "training.learning_rate.localized heads",
+    "2e-3 for one head": "training.learning_rate.single head",
+    "24 single heads": "single.n_random",
+    "5 single heads as effective": "single.n_match",
+    "none with high probing accuracy": "single.matching_probe_rank",
+    "best Truth*Info of each random set": "optimal.random_scores",
+    "MC against KL": "multiple_choice.optimal.localized_kl",
+}
+"""What the paper reports -> where numbers.json has its counterpart."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    save_model(folder / "model")
+    save_behaviour(folder / "questions.jsonl", n=20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(home, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "study"
+    run_paper(study_config(home), folder, judges=JUDGES, progress=False)
+    write_paper(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def numbers(finished):
+    return json.loads((finished / "numbers.json").read_text())
+
+
+def at(numbers, path):
+    for key in path.split("."):
+        numbers = numbers[key]
+    return numbers
+
+
+def test_every_figure_and_number_of_the_paper_has_its_counterpart(finished, numbers):
+    for name in (*PAPER_FIGURES, "probes", "probe_effect", "landscape"):
+        for ending in ("png", "svg", "pdf"):
+            assert (finished / "figures" / f"{name}.{ending}").stat().st_size > 1000, name
+    page = (finished / "paper.html").read_text()
+    assert all(f'<figure id="{name}">' in page for name in PAPER_FIGURES)
+    for what, path in PAPER_NUMBERS.items():
+        assert at(numbers, path) is not None, what
+    assert len(numbers["claims"]) == 11
+    assert {claim["outcome"] for claim in numbers["claims"]} <= {"replicated", "not replicated", "could not test"}
+    assert all(f'id="claim-{claim["name"]}"' in page for claim in numbers["claims"])
+
+
+def test_numbers_are_those_of_the_audits(finished, numbers):
+    study = read_study(finished)
+    assert {part: len(audit.records) for part, audit in study.audits.items()} == {
+        "sets": 1 + 2 * 5 * 2, "single": 1 + 4 * 2, "landscape": 1 + numbers["setup"]["n_heads_in_all"]
+    }  # fmt: skip
+    for method in ("iti", "optimal"):
+        verdict = decide(study.sets.records, score="info_truth").methods[method]
+        block = numbers[method]
+        assert block["localized_score"] == verdict.claim == block["localized"]["chosen"]["info_truth"]
+        assert block["random_scores"] == list(verdict.controls)
+        assert [place["chosen"]["info_truth"] for place in block["random"]] == list(verdict.controls)
+        assert block["p_monte_carlo"] == verdict.p_value
+        assert block["whole"]["chosen"]["info_truth"] == verdict.whole_model
+        assert block["best_on_test"]["localized"] == max(t["info_truth"] for t in block["localized"]["trials"])
+        assert block["best_on_test"]["localized"] >= block["localized_score"]
+        mc2 = decide(study.sets.records, score="mc2").methods[method]
+        assert numbers["multiple_choice"][method]["localized_score"] == mc2.claim
+    single, accuracy = numbers["single"], np.asarray(numbers["setup"]["probes"]["val_accuracy"])
+    assert single["localized_score"] == numbers["optimal"]["localized_score"]
+    assert single["whole_score"] == numbers["optimal"]["whole"]["chosen"]["info_truth"]
+    assert single["best_probed"]["probe_rank"] == 1
+    assert single["best_probed"]["val_accuracy"] == accuracy.max()
+    heads = [row["head"] for row in single["random"]]
+    assert len({*heads, single["best_probed"]["head"]}) == 4
+    found = single["n_match"] + single["n_fall_short"] + single["n_undecided"]
+    assert found == single["n_random"] == 3
+
+
+def test_sets_share_their_random_locations_between_methods(numbers):
+    places = [[place["location"] for place in numbers[method]["random"]] for method in ("iti", "optimal")]
+    assert places[0] == places[1]
+    assert numbers["iti"]["localized"]["location"] == numbers["optimal"]["localized"]["location"]
+
+
+def test_the_landscape_has_every_head_once(numbers):
+    land, setup = numbers["landscape"], numbers["setup"]
+    effects = np.asarray(land["mc2"]["effects"], dtype=float)
+    assert effects.shape == (setup["n_layers"], setup["n_heads"])
+    assert land["n"] == np.isfinite(effects).sum() == setup["n_heads_in_all"]
+    found = rank_correlation(np.ravel(setup["probes"]["val_accuracy"]).tolist(), effects.ravel().tolist())
+    assert land["mc2"]["spearman"] == (None if math.isnan(found[0]) else found[0])
+
+
+def test_tables_hold_what_the_numbers_do(finished, numbers):
+    def rows(name):
+        return list(csv.DictReader((finished / "tables" / name).read_text().splitlines()))
+
+    trials = rows("trials.csv")
+    assert len(trials) == 1 + 2 * 5 * 2 + 4 * 2
+    assert sum(row["chosen"] == "true" for row in trials) == 1 + 2 * 5 + 4
+    assert len(rows("probes.csv")) == numbers["setup"]["n_heads_in_all"]
+    assert [row["outcome"] for row in rows("claims.csv")] == [claim["outcome"] for claim in numbers["claims"]]
+    assert float(rows("single_heads.csv")[0]["info_truth"]) == numbers["single"]["best_probed"]["score"]
+    assert len(rows("places.csv")) == 2 * 5
+
+
+def test_a_study_that_was_killed_ends_with_the_same_numbers(home, finished, numbers, tmp_path, monkeypatch):
+    calls, add = [], run.Store.add
+
+    def dying(self, *arguments):
+        calls.append(0)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return add(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Store, "add", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run_paper(study_config(home), tmp_path / "a", judges=JUDGES, progress=False)
+    with pytest.raises(RunFolderError, match=r"\d of \d+ trials; expected a finished study|with no trials"):
+        write_paper(tmp_path / "a")
+    run_paper(study_config(home), tmp_path / "a", judges=JUDGES, progress=False)
+    write_paper(tmp_path / "a")
+    again = json.loads((tmp_path / "a" / "numbers.json").read_text())
+    assert {**again, "run": 0} == {**numbers, "run": 0}
+
+
+def test_a_landscape_may_be_added_later(home, tmp_path):
+    plain = study_config(home, landscape=False, random_heads=2)
+    run_paper(plain, tmp_path / "a", judges=JUDGES, progress=False)
+    write_paper(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "numbers.json").read_text())["landscape"] is None
+    assert not (tmp_path / "a" / "figures" / "landscape.png").exists()
+    run_paper(replace(plain, landscape=True), tmp_path / "a", judges=JUDGES, progress=False)
+    write_paper(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "numbers.json").read_text())["landscape"]["n"] > 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"probe": {"top_k": 500}}, LocationError, "probe.top_k = 500 for .* which has .* heads"),
+        ({"random_heads": 500}, LocationError, "random_heads = 500"),
+        ({"probe": {"top_k": 1}, "random_sets": 500}, LocationError, "random_sets = 500 of 1 heads"),
+        ({"data": "nowhere.csv"}, Exception, "nowhere.csv"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_written(home, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        run_paper(study_config(home, **changes), tmp_path / "a", judges=JUDGES, progress=False)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_study_needs_both_judges(home, tmp_path):
+    with pytest.raises(ConfigError, match=r"judges.target.kind = none.*a judge: the study compares Info"):
+        study_config(home, judges={"target": {"kind": "none"}})
+    with pytest.raises(ConfigError, match="answers to judge"):
+        study_config(home, evaluation={"max_new_tokens": 0})
+    with pytest.raises(ConfigError, match="score = info_truth with judges of truth"):
+        run_paper(study_config(home), tmp_path / "a", judges={"truth": HashJudge("truth")}, progress=False)
+
+
+def test_a_folder_of_something_else_is_refused(home, finished, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    with pytest.raises(RunFolderError, match="with other files in it"):
+        run_paper(study_config(home), tmp_path / "a", judges=JUDGES, progress=False)
+    with pytest.raises(RunFolderError, match=r"without paper.yaml"):
+        write_paper(tmp_path / "a")
+    with pytest.raises(RunFolderError, match=r"made with other settings \(optimal\)"):
+        run_paper(study_config(home, optimal={"epochs": 2}), finished, judges=JUDGES, progress=False)
+    assert is_study(finished) and not is_study(finished / "sets")
+
+
+def test_presets_are_studies_and_full_is_the_papers():
+    for name in PRESETS:
+        config = load_paper_preset(name)
+        assert parse_over(PaperConfig(), to_yaml(config), "here") == config
+    full = load_paper_preset("full")
+    assert (full.random_sets, full.random_heads, full.probe.top_k) == (16, 24, 16)
+    assert full.optimal.strengths == (0.1, 0.2, 0.3, 0.4, 0.5)
+    assert (full.optimal.batching, full.optimal.batch_size, full.optimal.epochs) == ("pair", 4, 2)
+    assert full.optimal.objective == "ipo" and full.optimal.optimizer == "auto" and full.optimal.learning_rate is None
+    assert full.probe.context == "next_question" and full.iti.direction == "mass_mean"
+    assert full.split.max_train is full.split.max_test is full.optimal.max_questions is None
+    for name in ("small", "smoke"):
+        assert len(load_paper_preset(name).iti.alphas) > 1 and len(load_paper_preset(name).optimal.strengths) > 1
+    small = load_paper_preset("small")
+    assert (small.random_sets, small.random_heads, small.probe.top_k) == (16, 24, 16)
+    with pytest.raises(ConfigError, match="the preset 'huge'"):
+        load_paper_preset("huge")  # type: ignore[arg-type]
+
+
+def test_audits_of_a_study_are_made_alike():
+    audits = replace(load_paper_preset("small"), landscape=True).audits(270)
+    assert [audit.controls for audit in audits.values()] == [16, 24, 269]
+    assert [audit.probe.top_k for audit in audits.values()] == [16, 1, 1]
+    assert [audit.disjoint for audit in audits.values()] == [False, True, True]
+    assert audits["landscape"].optimal.strengths == (0.1,)
+    shared = [to_dict(audit)["evaluation"] for audit in audits.values()]
+    assert shared[0] == shared[1] == shared[2]
+
+
+def test_dry_run_prints_the_plan(home, tmp_path):
+    found = estimate_paper(study_config(home), out=tmp_path / "none", judges=JUDGES, progress=False)
+    assert {part: sum(e.n_trials.values()) for part, e in found.items()} == {
+        "sets": 21, "single": 9, "landscape": found["landscape"].n_trials["control", "optimal"] + 2
+    }  # fmt: skip
+    text = describe_plan(found)
+    assert "the whole study" in text and "tokens run" in text and "MiB on disk" in text
+    assert not (tmp_path / "none").exists()
+
+
+def test_command_line(home, finished, tmp_path, capsys):
+    path = tmp_path / "p.yaml"
+    path.write_text(to_yaml(study_config(home, landscape=False)))
+    assert main(["paper", str(path), "--preset", "smoke", "--random-heads", "500", "--out", str(tmp_path / "a")]) == 2
+    assert "random_heads = 500" in capsys.readouterr().err
+    assert main(["report", str(finished)]) == 0
+    out = capsys.readouterr().out
+    assert "could not test" in out or "replicated" in out
+    assert "paper.html" in out
+    with pytest.raises(SystemExit):
+        main(["paper", "--preset", "huge"])
+
+
+def test_claims_follow_their_rules(numbers):
+    def outcomes(**changes):
+        n = copy.deepcopy(numbers)
+        for path, value in changes.items():
+            keys = path.split("__")
+            at(n, ".".join(keys[:-1]))[keys[-1].replace("_", " ") if keys[0] == "gains" else keys[-1]] = value
+        return {claim["name"]: claim["outcome"] for claim in judge_claims(n)}
+
+    def gain(low, high, outcome="undecided"):
+        return {"difference": (low + high) / 2, "interval_90": [low, high], "outcome": outcome}
+
+    works, fails = gain(0.1, 0.3), gain(-0.1, 0.1)
+    assert outcomes(iti__p_monte_carlo=0.25, iti__p_smallest=0.25)["iti_beats_random"] == "replicated"
+    assert outcomes(iti__p_monte_carlo=0.25, iti__p_smallest=0.05)["iti_beats_random"] == "not replicated"
+    assert outcomes(iti__p_monte_carlo=0.15, iti__p_smallest=0.05)["iti_beats_random"] == "could not test"
+    assert outcomes(iti__p_monte_carlo=None)["iti_beats_random"] == "could not test"
+    above = "gains__whole_optimal_over_localized_ITI"
+    assert outcomes(**{above: works})["optimal_beats_iti"] == "replicated"
+    assert outcomes(**{above: gain(-0.3, 0.01)})["optimal_beats_iti"] == "not replicated"
+    assert outcomes(**{above: gain(-0.3, 0.1)})["optimal_beats_iti"] == "could not test"
+    base, claim = "gains__localized_optimal_over_unedited", "random_is_as_good"
+    narrow = {"difference": 0.0, "interval_95": [-0.02, 0.02]}
+    wide = {"difference": 0.2, "interval_95": [0.1, 0.3]}
+    assert outcomes(**{base: works}, optimal__gap=narrow)[claim] == "replicated"
+    assert outcomes(**{base: works}, optimal__gap=wide)[claim] == "not replicated"
+    assert outcomes(**{base: fails}, optimal__gap=narrow)[claim] == "could not test"  # nothing works anywhere
+    counts = {"single__n_random": 24, "single__n_fall_short": 0, "single__n_undecided": 22, "single__n_match": 2}
+    assert outcomes(**{base: works}, **counts, single__n_match_holm=2)["single_heads_match"] == "replicated"
+    assert outcomes(**{base: works}, **counts, single__n_match_holm=1)["single_heads_match"] == "could not test"
+    assert outcomes(**{base: fails}, **counts, single__n_match_holm=2)["single_heads_match"] == "could not test"
+    counts |= {"single__n_undecided": 0, "single__n_match": 1}
+    assert outcomes(**{base: works}, **counts, single__n_match_holm=1)["single_heads_match"] == "not replicated"
+    ranks = {"single__matching_heads": ["1.1"], "single__matching_probe_rank": [1]}
+    assert outcomes(**ranks)["matching_heads_are_not_probed"] == "not replicated"
+    ranks["single__matching_probe_rank"] = [200]
+    assert outcomes(**ranks)["matching_heads_are_not_probed"] == "replicated"
+    assert outcomes(single__matching_heads=[])["matching_heads_are_not_probed"] == "could not test"
+
+
+def test_parametric_p_values_are_scipys():
+    rng = np.random.default_rng(0)
+    controls = rng.normal(size=16)
+    test = stats.ttest_1samp(controls, 1.5, alternative="less")
+    assert t_test_p(1.5, [*controls, math.nan]) == pytest.approx(test.pvalue)
+    assert normal_tail_p(1.5, controls.tolist()) == pytest.approx(
+        1 - stats.norm(controls.mean(), controls.std(ddof=1)).cdf(1.5)
+    )
+    for p in (t_test_p, normal_tail_p):
+        assert math.isnan(p(1.0, [0.5])) and math.isnan(p(1.0, [0.5, 0.5]))
+
+
+def test_a_match_is_a_non_inferiority_test():
+    rng = np.random.default_rng(1)
+    reference = rng.integers(0, 2, (2, 400)).astype(float)
+    same = compare_edits(reference, reference, margin=0.05)
+    assert same.difference == 0 and same.interval == (0, 0) and same.outcome == "matches"
+    worse = reference * (rng.random((2, 400)) > 0.5)
+    assert compare_edits(worse, reference, margin=0.05).outcome == "falls short"
+    assert compare_edits(reference, worse, margin=0.05).outcome == "matches"  # better is not worse
+    few = compare_edits(worse[:, :4], reference[:, :4], margin=0.01)
+    assert few.interval[0] <= few.difference <= few.interval[1]
+    noisy = compare_edits(rng.integers(0, 2, (1, 20)), rng.integers(0, 2, (1, 20)), margin=0.01)
+    assert noisy.outcome == "undecided"
+    assert compare_edits(np.full((2, 4), np.nan), reference[:, :4], margin=0.1).outcome == "falls short"
+    mean = compare_edits(reference, [reference, worse], margin=0.05)
+    assert mean.difference == pytest.approx((float(mean_score(reference)) - float(mean_score(worse))) / 2)
+
+
+def test_the_p_of_a_match_says_what_its_interval_does():
+    rng = np.random.default_rng(3)
+    for _ in range(8):
+        a, b = rng.integers(0, 2, (2, 2, 40)).astype(float)
+        found = compare_edits(a, b, margin=0.05, seed=int(rng.integers(99)))
+        assert (found.p <= 0.05) == (found.outcome == "matches") or abs(found.p - 0.05) < 0.002
+    missing = compare_edits(a, np.full((2, 40), np.nan), margin=0.05)
+    assert missing.outcome == "undecided" and missing.p == 1
+
+
+def test_holm_is_the_published_procedure():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])  # Holm 1979, by hand
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_rank_correlation_is_scipys():
+    rng = np.random.default_rng(2)
+    x = rng.integers(0, 6, 7).astype(float)  # ties; few enough for every permutation
+    y = x + rng.normal(size=7)
+    rho, p = rank_correlation([*x, math.nan], [*y, 1.0])
+    expected = stats.spearmanr(x, y)
+    assert rho == pytest.approx(expected.statistic)
+    exact = stats.permutation_test(
+        (x,), lambda a: stats.spearmanr(a, y).statistic, permutation_type="pairings", n_resamples=np.inf
+    )
+    assert p == pytest.approx(exact.pvalue, abs=0.02)
+    assert all(map(math.isnan, rank_correlation([1, 1, 1], [1, 2, 3])))
+
+
+def test_frontier_keeps_what_nothing_beats():
+    points = [(0.1, 0.9), (0.5, 0.5), (0.4, 0.4), (0.5, 0.2), (0.9, 0.1), (0.9, 0.1)]
+    assert frontier(points) == [(0.1, 0.9), (0.5, 0.5), (0.9, 0.1)]
+    assert frontier([]) == []
+
+
+def test_missing_scores_are_null_and_figures_are_still_drawn(finished, home, tmp_path, monkeypatch):
+    """An edit that diverged everywhere has no scores."""
+    shutil.copytree(finished, tmp_path / "a")
+    import locaudit.report.paper as paper
+    from locaudit.report.paper import study as study_module
+
+    read = study_module.read_study
+
+    def broken(folder):
+        study = read(folder)
+        audit = study.sets
+        records = tuple(
+            replace(r, status="diverged", metrics={}, questions={}, drift={}, answers={})
+            if r.spec.arm == "claim" and r.spec.method == "optimal"
+            else r
+            for r in audit.records
+        )
+        return replace(study, audits={**study.audits, "sets": replace(audit, records=records)})
+
+    monkeypatch.setattr(paper, "read_study", broken)
+    write_paper(tmp_path / "a")
+    n = json.loads((tmp_path / "a" / "numbers.json").read_text())
+    assert n["optimal"]["localized"]["chosen"] is None and n["optimal"]["localized_score"] is None
+    outcomes = {claim["name"]: claim["outcome"] for claim in n["claims"]}
+    assert outcomes["random_is_as_good"] == outcomes["single_heads_match"] == "could not test"
