@@ -5,20 +5,22 @@ import csv
 import json
 import math
 import shutil
+import sqlite3
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from scipy import stats
 
 from locaudit.cli import main
 from locaudit.config import PRESETS, PaperConfig, load_paper_preset, parse_over, to_dict, to_yaml
-from locaudit.errors import ConfigError, LocationError, RunFolderError
+from locaudit.errors import ConfigError, LocationError, ModelError, RunFolderError
 from locaudit.report.paper import is_study, write_paper
 from locaudit.report.paper.claims import judge_claims
 from locaudit.report.paper.figures import frontier
 from locaudit.report.paper.study import read_study
-from locaudit.runner import run
+from locaudit.runner import run, run_audit
 from locaudit.runner.paper import describe_plan, estimate_paper, run_paper
 from locaudit.stats import compare_edits, decide, holm, mean_score, normal_tail_p, rank_correlation, t_test_p
 from runs import HashJudge, save_behaviour, save_model, study_config
@@ -52,7 +54,7 @@ PAPER_NUMBERS = {
     "5e-4 for 16 heads": "training.learning_rate.localized heads",
     "2e-3 for one head": "training.learning_rate.single head",
     "24 single heads": "single.n_random",
-    "5 single heads as effective": "single.n_match",
+    "5 single heads as effective": "single.matching.match",
     "none with high probing accuracy": "single.matching_probe_rank",
     "best Truth*Info of each random set": "optimal.random_scores",
     "MC against KL": "multiple_choice.optimal.localized_kl",
@@ -95,7 +97,7 @@ def test_every_figure_and_number_of_the_paper_has_its_counterpart(finished, numb
     assert all(f'<figure id="{name}">' in page for name in PAPER_FIGURES)
     for what, path in PAPER_NUMBERS.items():
         assert at(numbers, path) is not None, what
-    assert len(numbers["claims"]) == 11
+    assert len(numbers["claims"]) == 14
     assert {claim["outcome"] for claim in numbers["claims"]} <= {"replicated", "not replicated", "could not test"}
     assert all(f'id="claim-{claim["name"]}"' in page for claim in numbers["claims"])
 
@@ -124,8 +126,9 @@ def test_numbers_are_those_of_the_audits(finished, numbers):
     assert single["best_probed"]["val_accuracy"] == accuracy.max()
     heads = [row["head"] for row in single["random"]]
     assert len({*heads, single["best_probed"]["head"]}) == 4
-    found = single["n_match"] + single["n_fall_short"] + single["n_undecided"]
-    assert found == single["n_random"] == 3
+    found = single["matching"]
+    assert found["match"] + found["worse"] + found["undecided"] == single["n_random"] == 3
+    assert found["match_holm"] <= found["match"]
 
 
 def test_sets_share_their_random_locations_between_methods(numbers):
@@ -224,6 +227,36 @@ def test_a_folder_of_something_else_is_refused(home, finished, tmp_path):
     assert is_study(finished) and not is_study(finished / "sets")
 
 
+def test_a_study_is_read_whole_or_not_at_all(home, finished, tmp_path):
+    """Parts under different judges, answers that were not judged, and a landscape that was not asked for."""
+    shutil.copytree(finished, tmp_path / "a")
+    other = {"truth": HashJudge("truth", version=2), "info": HashJudge("info")}
+    run_audit(study_config(home).audits(2)["sets"], tmp_path / "a" / "sets", judges=other, progress=False)
+    with pytest.raises(RunFolderError, match="judged by different judges"):
+        write_paper(tmp_path / "a")
+    run_paper(study_config(home), tmp_path / "a", judges=JUDGES, progress=False)
+    with sqlite3.connect(tmp_path / "a" / "single" / "trials.sqlite") as database:
+        database.execute("DELETE FROM judgements")
+    database.close()
+    with pytest.raises(RunFolderError, match="answers that were not judged"):
+        write_paper(tmp_path / "a")
+    run_paper(replace(study_config(home), landscape=False), tmp_path / "a", judges=JUDGES, progress=False)
+    write_paper(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "numbers.json").read_text())["landscape"] is None
+
+
+def test_one_process_at_a_time_and_a_refused_study_leaves_its_folder_free(home, tmp_path):
+    config = study_config(home, landscape=False)
+    (tmp_path / "a").mkdir()
+    with FileLock(tmp_path / "a" / ".lock"), pytest.raises(RunFolderError, match="another process is writing to"):
+        run_paper(config, tmp_path / "a", judges=JUDGES, progress=False)
+    assert not (tmp_path / "a" / "paper.yaml").exists()
+    long = study_config(home, landscape=False, evaluation={"max_new_tokens": 10_000})
+    with pytest.raises(ModelError):
+        run_paper(long, tmp_path / "a", judges=JUDGES, progress=False)
+    run_paper(config, tmp_path / "a", judges=JUDGES, progress=False)  # not "made with other settings"
+
+
 def test_presets_are_studies_and_full_is_the_papers():
     for name in PRESETS:
         config = load_paper_preset(name)
@@ -276,43 +309,174 @@ def test_command_line(home, finished, tmp_path, capsys):
         main(["paper", "--preset", "huge"])
 
 
-def test_claims_follow_their_rules(numbers):
-    def outcomes(**changes):
-        n = copy.deepcopy(numbers)
-        for path, value in changes.items():
-            keys = path.split("__")
-            at(n, ".".join(keys[:-1]))[keys[-1].replace("_", " ") if keys[0] == "gains" else keys[-1]] = value
-        return {claim["name"]: claim["outcome"] for claim in judge_claims(n)}
+def outcomes_of(numbers, **changes):
+    """Outcome of each claim with some numbers changed: ``iti__p_monte_carlo=0.2``; keys of gains by their words."""
+    n = copy.deepcopy(numbers)
+    for path, value in changes.items():
+        *way, last = [key.replace("_", " ") if path.startswith("gains") else key for key in path.split("__")]
+        at(n, ".".join(way))[last] = value
+    return {claim["name"]: claim["outcome"] for claim in judge_claims(n)}
 
-    def gain(low, high, outcome="undecided"):
-        return {"difference": (low + high) / 2, "interval_90": [low, high], "outcome": outcome}
 
-    works, fails = gain(0.1, 0.3), gain(-0.1, 0.1)
-    assert outcomes(iti__p_monte_carlo=0.25, iti__p_smallest=0.25)["iti_beats_random"] == "replicated"
-    assert outcomes(iti__p_monte_carlo=0.25, iti__p_smallest=0.05)["iti_beats_random"] == "not replicated"
-    assert outcomes(iti__p_monte_carlo=0.15, iti__p_smallest=0.05)["iti_beats_random"] == "could not test"
-    assert outcomes(iti__p_monte_carlo=None)["iti_beats_random"] == "could not test"
-    above = "gains__whole_optimal_over_localized_ITI"
-    assert outcomes(**{above: works})["optimal_beats_iti"] == "replicated"
-    assert outcomes(**{above: gain(-0.3, 0.01)})["optimal_beats_iti"] == "not replicated"
-    assert outcomes(**{above: gain(-0.3, 0.1)})["optimal_beats_iti"] == "could not test"
-    base, claim = "gains__localized_optimal_over_unedited", "random_is_as_good"
-    narrow = {"difference": 0.0, "interval_95": [-0.02, 0.02]}
-    wide = {"difference": 0.2, "interval_95": [0.1, 0.3]}
-    assert outcomes(**{base: works}, optimal__gap=narrow)[claim] == "replicated"
-    assert outcomes(**{base: works}, optimal__gap=wide)[claim] == "not replicated"
-    assert outcomes(**{base: fails}, optimal__gap=narrow)[claim] == "could not test"  # nothing works anywhere
-    counts = {"single__n_random": 24, "single__n_fall_short": 0, "single__n_undecided": 22, "single__n_match": 2}
-    assert outcomes(**{base: works}, **counts, single__n_match_holm=2)["single_heads_match"] == "replicated"
-    assert outcomes(**{base: works}, **counts, single__n_match_holm=1)["single_heads_match"] == "could not test"
-    assert outcomes(**{base: fails}, **counts, single__n_match_holm=2)["single_heads_match"] == "could not test"
-    counts |= {"single__n_undecided": 0, "single__n_match": 1}
-    assert outcomes(**{base: works}, **counts, single__n_match_holm=1)["single_heads_match"] == "not replicated"
-    ranks = {"single__matching_heads": ["1.1"], "single__matching_probe_rank": [1]}
-    assert outcomes(**ranks)["matching_heads_are_not_probed"] == "not replicated"
-    ranks["single__matching_probe_rank"] = [200]
-    assert outcomes(**ranks)["matching_heads_are_not_probed"] == "replicated"
-    assert outcomes(single__matching_heads=[])["matching_heads_are_not_probed"] == "could not test"
+def gain(low, high, outcome="undecided"):
+    return {"difference": (low + high) / 2, "interval_90": [low, high], "outcome": outcome}
+
+
+def lead(low, high):
+    return {"difference": (low + high) / 2, "interval_95": [low, high]}
+
+
+WORKS, LITTLE, NOTHING = gain(0.1, 0.3), gain(0.01, 0.04), gain(-0.1, 0.1)
+LOCALIZED, WHOLE = "gains__localized_optimal_over_unedited", "gains__whole_optimal_over_unedited"
+
+
+@pytest.mark.parametrize(
+    ("claim", "changes", "outcome"),
+    [
+        ("iti_beats_random", {"iti__p_monte_carlo": 1 / 17, "iti__p_smallest": 1 / 17}, "replicated"),
+        (
+            "iti_beats_random",
+            {"iti__p_monte_carlo": 1 / 4, "iti__p_smallest": 1 / 4, "iti__gap": lead(-1, 1)},
+            "could not test",
+        ),
+        ("iti_beats_random", {"iti__p_monte_carlo": 0.5, "iti__gap": lead(-0.1, 0.04)}, "not replicated"),
+        ("iti_beats_random", {"iti__p_monte_carlo": 0.5, "iti__gap": lead(-0.1, 0.1)}, "could not test"),
+        (
+            "iti_beats_random",
+            {"iti__localized_score": None, "iti__p_monte_carlo": 1.0, "iti__gap": lead(0, 0)},
+            "could not test",
+        ),
+        ("iti_beats_random", {"iti__p_monte_carlo": 0.02, "iti__worst_missing": 0.3}, "could not test"),
+        ("random_iti_does_nothing", {"iti__truth_gains__n_within_margin": 2, "iti__n_random": 3}, "replicated"),
+        (
+            "random_iti_does_nothing",
+            {"iti__truth_gains__n_within_margin": 0, "iti__truth_gains__n_noticeable": 3},
+            "not replicated",
+        ),
+        (
+            "random_iti_does_nothing",
+            {"iti__truth_gains__n_within_margin": 1, "iti__truth_gains__n_noticeable": 1},
+            "could not test",
+        ),
+        ("iti_mc_kl", {"multiple_choice__iti__n_random_better_in_both": None}, "could not test"),
+        (
+            "iti_mc_kl",
+            {
+                "multiple_choice__iti__n_random_better_in_both": 0,
+                "multiple_choice__iti__n_random_worse_in_both": 2,
+                "multiple_choice__iti__over_unedited": WORKS,
+            },
+            "replicated",
+        ),
+        (
+            "iti_mc_kl",
+            {
+                "multiple_choice__iti__n_random_better_in_both": 0,
+                "multiple_choice__iti__n_random_worse_in_both": 0,
+                "multiple_choice__iti__over_unedited": WORKS,
+            },
+            "could not test",
+        ),
+        (
+            "iti_mc_kl",
+            {"multiple_choice__iti__n_random_better_in_both": 2, "multiple_choice__iti__n_random_worse_in_both": 1},
+            "not replicated",
+        ),
+        ("iti_everywhere_is_no_better", {"gains__localized_ITI_over_whole_ITI": gain(0, 1, "not worse")}, "replicated"),
+        (
+            "iti_everywhere_is_no_better",
+            {"gains__localized_ITI_over_whole_ITI": gain(-1, -0.2, "worse")},
+            "not replicated",
+        ),
+        ("optimal_beats_iti", {"gains__whole_optimal_over_localized_ITI": WORKS, WHOLE: LITTLE}, "replicated"),
+        ("optimal_beats_iti", {"gains__whole_optimal_over_localized_ITI": WORKS, WHOLE: NOTHING}, "could not test"),
+        ("optimal_beats_iti", {"gains__whole_optimal_over_localized_ITI": LITTLE, WHOLE: WORKS}, "not replicated"),
+        (
+            "localized_beats_iti",
+            {"gains__localized_optimal_over_localized_ITI": NOTHING, LOCALIZED: WORKS},
+            "could not test",
+        ),
+        (
+            "localized_is_nearly_optimal",
+            {"gains__localized_optimal_over_whole_optimal": gain(0, 0, "not worse"), WHOLE: WORKS},
+            "replicated",
+        ),
+        (
+            "localized_is_nearly_optimal",
+            {"gains__localized_optimal_over_whole_optimal": gain(0, 0, "not worse"), WHOLE: LITTLE},
+            "could not test",
+        ),
+        ("random_is_as_good", {LOCALIZED: WORKS, "optimal__gap": lead(-0.02, 0.02)}, "replicated"),
+        ("random_is_as_good", {LOCALIZED: WORKS, "optimal__gap": lead(0.1, 0.2)}, "not replicated"),
+        ("random_is_as_good", {LOCALIZED: LITTLE, "optimal__gap": lead(-0.02, 0.02)}, "could not test"),
+        (
+            "random_is_as_good",
+            {LOCALIZED: WORKS, "optimal__gap": lead(-0.02, 0.02), "optimal__n_random_diverged": 2},
+            "could not test",
+        ),
+        ("random_matches_whole", {WHOLE: WORKS, "optimal__random_matching_whole__match_holm": 2}, "replicated"),
+        (
+            "random_matches_whole",
+            {WHOLE: WORKS, "optimal__random_matching_whole__match_holm": 1, "optimal__random_matching_whole__worse": 0},
+            "could not test",
+        ),
+        ("single_heads_match", {LOCALIZED: WORKS, "single__matching__match_holm": 2}, "replicated"),
+        (
+            "single_heads_match",
+            {LOCALIZED: WORKS, "single__matching__match_holm": 1, "single__matching__worse": 0},
+            "could not test",
+        ),
+        (
+            "single_heads_match",
+            {LOCALIZED: WORKS, "single__matching__match_holm": 1, "single__matching__worse": 2},
+            "not replicated",
+        ),
+        ("single_heads_match", {LOCALIZED: NOTHING, "single__matching__match_holm": 3}, "could not test"),
+        ("single_head_matches_whole", {WHOLE: WORKS, "single__matching_whole__match_holm": 1}, "replicated"),
+        (
+            "single_head_matches_whole",
+            {WHOLE: WORKS, "single__matching_whole__match_holm": 0, "single__matching_whole__worse": 3},
+            "not replicated",
+        ),
+        (
+            "matching_heads_are_not_probed",
+            {LOCALIZED: WORKS, "single__matching_probe_rank": [9], "single__n_random_among_probed": 1},
+            "replicated",
+        ),
+        (
+            "matching_heads_are_not_probed",
+            {LOCALIZED: WORKS, "single__matching_probe_rank": [9], "single__n_random_among_probed": 0},
+            "could not test",
+        ),
+        (
+            "matching_heads_are_not_probed",
+            {LOCALIZED: WORKS, "single__matching_probe_rank": [1], "single__n_random_among_probed": 1},
+            "not replicated",
+        ),
+        ("matching_heads_are_not_probed", {LOCALIZED: WORKS, "single__matching_probe_rank": []}, "could not test"),
+        (
+            "less_than_under_iti",
+            {
+                "multiple_choice__iti__gap": lead(0.1, 0.2),
+                "multiple_choice__lead_under_iti_minus_optimal": lead(0.05, 0.1),
+            },
+            "replicated",
+        ),
+        (
+            "less_than_under_iti",
+            {
+                "multiple_choice__iti__gap": lead(0.1, 0.2),
+                "multiple_choice__lead_under_iti_minus_optimal": lead(-0.1, 0.1),
+            },
+            "could not test",
+        ),
+        ("less_than_under_iti", {"multiple_choice__lead_under_iti_minus_optimal": lead(-0.2, -0.1)}, "not replicated"),
+    ],
+)
+def test_claims_follow_their_rules(numbers, claim, changes, outcome):
+    found = outcomes_of(numbers, **changes)
+    assert found[claim] == outcome
+    assert len(found) == 14
 
 
 def test_parametric_p_values_are_scipys():
@@ -331,15 +495,15 @@ def test_a_match_is_a_non_inferiority_test():
     rng = np.random.default_rng(1)
     reference = rng.integers(0, 2, (2, 400)).astype(float)
     same = compare_edits(reference, reference, margin=0.05)
-    assert same.difference == 0 and same.interval == (0, 0) and same.outcome == "matches"
+    assert same.difference == 0 and same.interval == (0, 0) and same.outcome == "not worse"
     worse = reference * (rng.random((2, 400)) > 0.5)
-    assert compare_edits(worse, reference, margin=0.05).outcome == "falls short"
-    assert compare_edits(reference, worse, margin=0.05).outcome == "matches"  # better is not worse
+    assert compare_edits(worse, reference, margin=0.05).outcome == "worse"
+    assert compare_edits(reference, worse, margin=0.05).outcome == "not worse"  # better is not worse
     few = compare_edits(worse[:, :4], reference[:, :4], margin=0.01)
     assert few.interval[0] <= few.difference <= few.interval[1]
     noisy = compare_edits(rng.integers(0, 2, (1, 20)), rng.integers(0, 2, (1, 20)), margin=0.01)
     assert noisy.outcome == "undecided"
-    assert compare_edits(np.full((2, 4), np.nan), reference[:, :4], margin=0.1).outcome == "falls short"
+    assert compare_edits(np.full((2, 4), np.nan), reference[:, :4], margin=0.1).outcome == "undecided"
     mean = compare_edits(reference, [reference, worse], margin=0.05)
     assert mean.difference == pytest.approx((float(mean_score(reference)) - float(mean_score(worse))) / 2)
 
@@ -349,7 +513,7 @@ def test_the_p_of_a_match_says_what_its_interval_does():
     for _ in range(8):
         a, b = rng.integers(0, 2, (2, 2, 40)).astype(float)
         found = compare_edits(a, b, margin=0.05, seed=int(rng.integers(99)))
-        assert (found.p <= 0.05) == (found.outcome == "matches") or abs(found.p - 0.05) < 0.002
+        assert (found.p <= 0.05) == (found.outcome == "not worse") or abs(found.p - 0.05) < 0.002
     missing = compare_edits(a, np.full((2, 40), np.nan), margin=0.05)
     assert missing.outcome == "undecided" and missing.p == 1
 
@@ -379,7 +543,8 @@ def test_frontier_keeps_what_nothing_beats():
     assert frontier([]) == []
 
 
-def test_missing_scores_are_null_and_figures_are_still_drawn(finished, home, tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["iti", "optimal"])
+def test_missing_scores_are_null_and_figures_are_still_drawn(finished, tmp_path, monkeypatch, method):
     """An edit that diverged everywhere has no scores."""
     shutil.copytree(finished, tmp_path / "a")
     import locaudit.report.paper as paper
@@ -392,7 +557,7 @@ def test_missing_scores_are_null_and_figures_are_still_drawn(finished, home, tmp
         audit = study.sets
         records = tuple(
             replace(r, status="diverged", metrics={}, questions={}, drift={}, answers={})
-            if r.spec.arm == "claim" and r.spec.method == "optimal"
+            if r.spec.arm == "claim" and r.spec.method == method
             else r
             for r in audit.records
         )
@@ -401,6 +566,10 @@ def test_missing_scores_are_null_and_figures_are_still_drawn(finished, home, tmp
     monkeypatch.setattr(paper, "read_study", broken)
     write_paper(tmp_path / "a")
     n = json.loads((tmp_path / "a" / "numbers.json").read_text())
-    assert n["optimal"]["localized"]["chosen"] is None and n["optimal"]["localized_score"] is None
+    assert n[method]["localized"]["chosen"] is None and n[method]["localized_score"] is None
     outcomes = {claim["name"]: claim["outcome"] for claim in n["claims"]}
-    assert outcomes["random_is_as_good"] == outcomes["single_heads_match"] == "could not test"
+    if method == "optimal":
+        undecided = ("random_is_as_good", "single_heads_match", "localized_beats_iti", "probed_heads_know")
+    else:
+        undecided = ("iti_beats_random", "iti_mc_kl", "optimal_beats_iti", "less_than_under_iti")
+    assert {outcomes[name] for name in undecided} == {"could not test"}

@@ -45,8 +45,10 @@ class PaperConfig:
     landscape_strength: float = 0.1
     """tau of the landscape's edits: one, since there are many heads."""
     margin: float = 0.05
-    """Largest difference of the score that still counts as none: two edits match if the 90 % interval of their
-    difference lies above -margin."""
+    """Largest difference in Info*Truth (or Truth) that still counts as none: an edit matches another if the 90 %
+    interval of the difference lies above -margin."""
+    margin_mc: float = 0.01
+    """The same for MC2."""
     level: float = AuditConfig.level
     """Significance level."""
     seed: int = AuditConfig.seed
@@ -70,7 +72,9 @@ class PaperConfig:
         check(
             self.landscape_strength > 0, f"landscape_strength = {self.landscape_strength}", "a tau above 0", "raise it"
         )
-        check(0 < self.margin < 1, f"margin = {self.margin}", "a number between 0 and 1", "0.05 is the default")
+        for name in ("margin", "margin_mc"):
+            value = getattr(self, name)
+            check(0 < value < 1, f"{name} = {value}", "a number between 0 and 1", "leave it out")
         words = self.evaluation.max_new_tokens
         check(words > 0, f"evaluation.max_new_tokens = {words}", "answers to judge for Info*Truth", "50 is the default")
         for name in ("target", "retention"):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from math import comb
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from locaudit.config import AuditConfig, PaperConfig, Part, read_over, to_dict, to_yaml
 from locaudit.data import Behaviour
@@ -16,7 +19,7 @@ from locaudit.runner.estimate import Estimate, describe_estimate, estimate_audit
 from locaudit.runner.inputs import load_subject, read_inputs
 from locaudit.runner.progress import describe_seconds, show_progress
 from locaudit.runner.run import run_audit
-from locaudit.store import write_atomically
+from locaudit.store import read_run, write_atomically
 
 
 def run_paper(
@@ -35,18 +38,37 @@ def run_paper(
     """
     folder = Path(out)
     model, behaviour, judges, audits = _begin(config, folder, model, behaviour, judges, progress)
+    with _locked(folder):
+        write_atomically(folder / SETTINGS, to_yaml(config).encode())
+        for part, audit in audits.items():
+            run_audit(
+                audit,
+                folder / part,
+                model=model,
+                behaviour=behaviour,
+                judges=judges,
+                progress=progress,
+                prepared=folder / "sets",
+            )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time writes a study."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / SETTINGS, to_yaml(config).encode())
-    for part, audit in audits.items():
-        run_audit(
-            audit,
-            folder / part,
-            model=model,
-            behaviour=behaviour,
-            judges=judges,
-            progress=progress,
-            prepared=folder / "sets",
-        )
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunFolderError(
+            got=f"{folder}, which another process is writing to",
+            expected="one writer at a time",
+            remedy="wait for it, stop it, or choose another --out",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def estimate_paper(
@@ -107,11 +129,13 @@ def _begin(
 def _check_folder(folder: Path, config: PaperConfig) -> None:
     """A folder is a study's own, of the same settings, or new."""
     settings = folder / SETTINGS
-    if folder.is_dir() and not settings.is_file() and any(folder.iterdir()):
+    strange = [path.name for path in folder.iterdir() if path.name != ".lock"] if folder.is_dir() else []
+    if strange and not settings.is_file():
         raise RunFolderError(
-            got=f"{folder} with other files in it", expected="an empty folder or one of an earlier study",
+            got=f"{folder} with other files in it ({strange[0]})",
+            expected="an empty folder or one of an earlier study",
             remedy="choose another --out",
-        )  # fmt: skip
+        )
     if not settings.is_file():
         return
     try:
@@ -124,7 +148,7 @@ def _check_folder(folder: Path, config: PaperConfig) -> None:
         ) from None
     old, new = found.audits(), config.audits()
     for part in old:  # a landscape may be added to a finished study, or left out again
-        if part in new and old[part].hash != new[part].hash and any((folder / part).glob("trials.sqlite")):
+        if part in new and old[part].hash != new[part].hash and _has_trials(folder / part):
             theirs, ours = to_dict(found), to_dict(config)
             differ = sorted(key for key in ours if ours[key] != theirs[key] and key != "judges")
             raise RunFolderError(
@@ -132,6 +156,12 @@ def _check_folder(folder: Path, config: PaperConfig) -> None:
                 expected="the same settings, so that old and new trials can be compared",
                 remedy="choose another --out, or repeat the earlier settings to resume",
             )
+
+
+def _has_trials(folder: Path) -> bool:
+    with suppress(RunFolderError), read_run(folder) as store:
+        return bool(store.done())
+    return False
 
 
 def describe_plan(estimates: Mapping[Part, Estimate]) -> str:

@@ -16,7 +16,7 @@ from locaudit.stats.tests import N_RESAMPLES, percentiles, resampled_differences
 
 CONFIDENCE = 0.90
 """Of the interval: a test of "worse by more than the margin" at 5 %."""
-Outcome = Literal["matches", "falls short", "undecided"]
+Outcome = Literal["not worse", "worse", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Match:
     """One-sided p that the edit is worse by the margin or more: the share of resamples in which it is, with one more
     counted. `holm` corrects several of them."""
     outcome: Outcome
-    """``matches``: the interval lies above -margin (not worse by more than the margin); ``falls short``: it lies below;
-    ``undecided``: -margin is inside, so that the questions are too few to tell."""
+    """``not worse`` by more than the margin: the interval lies above -margin; ``worse``: it lies below; ``undecided``:
+    -margin is inside, so that the questions are too few to tell."""
 
 
 def compare_edits(
@@ -40,8 +40,8 @@ def compare_edits(
 ) -> Match:
     """`values` against `reference` (or the mean over a list of them), shapes as in `paired_interval`.
 
-    A non-inferiority test: one half of two one-sided tests (Schuirmann 1987). An edit whose score is missing falls
-    short; against a reference whose score is missing nothing is decided.
+    A non-inferiority test: one half of two one-sided tests (Schuirmann 1987). Nothing is decided where a score is
+    missing.
     """
     several = isinstance(reference, list | tuple) and np.ndim(reference[0]) > 0
     found: Sequence[ArrayLike] = reference if several else [reference]  # type: ignore[assignment]
@@ -49,11 +49,11 @@ def compare_edits(
     means = [float(mean_score(x)) for x in others]
     difference = float(mean_score(np.atleast_2d(np.asarray(values, dtype=float)))) - float(np.mean(means))
     if math.isnan(difference):
-        return Match(difference, (math.nan, math.nan), 1.0, "undecided" if np.isnan(means).any() else "falls short")
+        return Match(difference, (math.nan, math.nan), 1.0, "undecided")
     drawn = resampled_differences(values, others, seed)
     low, high = percentiles(drawn, CONFIDENCE)
     p = float((1 + np.sum(~(drawn > -margin))) / (1 + drawn.size))
-    outcome: Outcome = "matches" if low > -margin else "falls short" if high < -margin else "undecided"
+    outcome: Outcome = "not worse" if low > -margin else "worse" if high < -margin else "undecided"
     return Match(difference, (low, high), p, outcome)
 
 

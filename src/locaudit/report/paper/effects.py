@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from locaudit.locations import parse_location
 from locaudit.records import Arm, Method, TrialRecord
 from locaudit.report.paper.study import SCORE, Audit, Study
 from locaudit.stats import (
-    Match,
     MethodVerdict,
     compare_edits,
     decide,
@@ -20,9 +20,11 @@ from locaudit.stats import (
     mean_score,
     monte_carlo_p,
     normal_tail_p,
+    paired_interval,
     rank_correlation,
     t_test_p,
 )
+from locaudit.stats.selection import Place
 
 METRICS = ("truth", "info", "info_truth", "info_truth_probability", "info_truth_both", "mc1", "mc2", "mc3")
 """Scores on the test questions that every trial has."""
@@ -70,23 +72,22 @@ def measure_method(study: Study, method: Method) -> dict[str, Any]:
     controls = np.asarray(verdict.controls)
     best = blocks["localized"]["best_on_test"], [block["best_on_test"] for block in blocks["random"]]
     chosen = audit.chosen(method)
-    matches = [
-        compare_edits(audit.values(record), audit.values(chosen["claim", -1]), margin=margin)
-        for (arm, _), record in sorted(chosen.items())
-        if arm == "control"
-    ]
-    for block, match in zip(blocks["random"], matches, strict=True):
-        block["against_localized"] = _match(match)
+    random = [record for (arm, _), record in sorted(chosen.items()) if arm == "control"]
+    references: dict[str, Place] = {"against_localized": ("claim", -1), "against_whole": ("whole", -1)}
+    for name, place in references.items():
+        found = [_match(audit.values, record, audit.values(chosen[place]), margin) for record in random]
+        for block, match in zip(blocks["random"], _with_holm(found), strict=True):
+            block[name] = match
     return {
         "grid": list(audit.config.iti.alphas if method == "iti" else audit.config.optimal.strengths),
         "n_random": len(controls),
+        "n_random_diverged": sum(record is None for record in random),
         **_versus_random(verdict),
         "outcome": verdict.outcome,
-        "random_mean": float(np.nanmean(controls)),
-        "random_sd": float(np.nanstd(controls, ddof=1)),
-        "random_matching": {
-            outcome: sum(m.outcome == outcome for m in matches) for outcome in ("matches", "falls short", "undecided")
-        },
+        "random_mean": _nan_free(np.nanmean, controls),
+        "random_sd": _nan_free(lambda x: np.nanstd(x, ddof=1), controls),
+        "random_matching": _count(blocks["random"], "against_localized", study.config.level),
+        "random_matching_whole": _count(blocks["random"], "against_whole", study.config.level),
         "best_on_test": {
             "localized": best[0],
             "random": best[1],
@@ -94,7 +95,7 @@ def measure_method(study: Study, method: Method) -> dict[str, Any]:
             "p_t_test": t_test_p(_number(best[0]), [_number(x) for x in best[1]]),
             "p_normal_tail": normal_tail_p(_number(best[0]), [_number(x) for x in best[1]]),
         },
-        "random_gaining_truth": _gaining_truth(audit, method),
+        "truth_gains": _truth_gains(audit, method, margin),
         **blocks,
     }
 
@@ -104,6 +105,7 @@ def _versus_random(verdict: MethodVerdict) -> dict[str, Any]:
         "localized_score": verdict.claim,
         "random_scores": list(verdict.controls),
         "n_at_least": verdict.n_at_least,
+        "worst_missing": verdict.worst_missing,
         "p_monte_carlo": verdict.p_value,
         "p_smallest": 1 / (1 + len(verdict.controls)),
         "p_t_test": t_test_p(verdict.claim, verdict.controls),
@@ -115,19 +117,26 @@ def _versus_random(verdict: MethodVerdict) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _gaining_truth(audit: Audit, method: Method) -> dict[str, Any]:
-    """Random sets whose chosen edit gains Truth on the unedited model: the paper says that under ITI few do."""
-    base = audit.base.metrics["test"]["truth"]
-    gains = [
-        math.nan if record is None else record.metrics["test"].get("truth", math.nan) - base
-        for (arm, _), record in sorted(audit.chosen(method).items())
-        if arm == "control"
-    ]
-    localized = audit.chosen(method)["claim", -1]
+def _truth_gains(audit: Audit, method: Method, margin: float) -> dict[str, Any]:
+    """What chosen edits gain in Truth on the unedited model; the paper says that ITI at random sets hardly does."""
+    base = audit.values(audit.base, "truth")
+
+    def gain(record: TrialRecord | None) -> dict[str, Any]:
+        values = audit.values(record, "truth")
+        known = not np.isnan(mean_score(values))
+        interval = paired_interval(values, base) if known else (math.nan, math.nan)
+        return {"difference": float(mean_score(values) - mean_score(base)), "interval_95": interval}
+
+    chosen = audit.chosen(method)
+    random = [gain(record) for (arm, _), record in sorted(chosen.items()) if arm == "control"]
+    bounds = [row["interval_95"] for row in random]
+    gains = [row["difference"] for row in random]
     return {
-        "gains": gains,
-        "median": float(np.nanmedian(gains)),
-        "localized": math.nan if localized is None else localized.metrics["test"].get("truth", math.nan) - base,
+        "localized": gain(chosen["claim", -1]),
+        "random": random,
+        "random_median": _nan_free(np.nanmedian, np.asarray(gains)),
+        "n_noticeable": sum(low > 0 or high < 0 for low, high in bounds),
+        "n_within_margin": sum(-margin < low and high < margin for low, high in bounds),
     }
 
 
@@ -135,17 +144,45 @@ def measure_gain(
     audit: Audit, first: tuple[Method, Arm], second: tuple[Method, Arm] | None, margin: float
 ) -> dict[str, Any]:
     """Score of one arm's chosen edit minus that of another's, or of the unedited model."""
-    records = [audit.base if arm is None else audit.chosen(arm[0])[arm[1], -1] for arm in (first, second)]
-    return _match(compare_edits(*map(audit.values, records), margin=margin))
+    record, reference = (audit.base if arm is None else audit.chosen(arm[0])[arm[1], -1] for arm in (first, second))
+    return _match(audit.values, record, audit.values(reference), margin)
 
 
-def _match(match: Match) -> dict[str, Any]:
+def _match(
+    values: Callable[[TrialRecord | None], NDArray[np.float64]],
+    record: TrialRecord | None,
+    reference: NDArray[np.float64],
+    margin: float,
+) -> dict[str, Any]:
+    """An edit against a reference's values; one that diverged is worse than any that did not."""
+    match = compare_edits(values(record), reference, margin=margin)
+    has_reference = not np.isnan(mean_score(reference))
     return {
         "difference": match.difference,
         "interval_90": match.interval,
         "p_worse_by_margin": match.p,
-        "outcome": match.outcome,
+        "outcome": "worse" if record is None and has_reference else match.outcome,
     }
+
+
+def _with_holm(matches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    adjusted = holm([match["p_worse_by_margin"] for match in matches])
+    return [{**match, "p_holm": p} for match, p in zip(matches, adjusted, strict=True)]
+
+
+def _count(rows: Sequence[dict[str, Any]], name: str, level: float) -> dict[str, int]:
+    """How many places match (are not worse by more than the margin), are worse, or cannot be told."""
+    outcomes = [row[name]["outcome"] for row in rows]
+    return {
+        "match": outcomes.count("not worse"),
+        "match_holm": sum(row[name]["p_holm"] <= level for row in rows),
+        "worse": outcomes.count("worse"),
+        "undecided": outcomes.count("undecided"),
+    }
+
+
+def _nan_free(statistic: Callable[[NDArray[np.float64]], Any], values: NDArray[np.float64]) -> float:
+    return float(statistic(values)) if np.isfinite(values).sum() > 1 else math.nan
 
 
 def measure_single(study: Study) -> dict[str, Any]:
@@ -154,51 +191,48 @@ def measure_single(study: Study) -> dict[str, Any]:
     accuracy = np.asarray(audit.probes["val_accuracy"])
     ranks = {head: n for n, head in enumerate(_ranking(accuracy), start=1)}
     chosen, blocks = audit.chosen("optimal"), _places(audit, "optimal")
-    localized = sets.values(sets.chosen("optimal")["claim", -1])
-    whole = sets.values(sets.chosen("optimal")["whole", -1])
-    rows = []
-    for place, block in (
-        (("claim", -1), blocks["localized"]),
-        *((("control", n), b) for n, b in enumerate(blocks["random"])),
-    ):
+    records = [record for _, record in sorted(chosen.items())]  # the claim first, then the controls by number
+    references = {
+        "against_localized": sets.values(sets.chosen("optimal")["claim", -1]),
+        "against_whole": sets.values(sets.chosen("optimal")["whole", -1]),
+    }
+    rows: list[dict[str, Any]] = []
+    for block, record in zip([blocks["localized"], *blocks["random"]], records, strict=True):
         ((layer, head),) = parse_location(block["location"]).units
-        values = audit.values(chosen[place])  # type: ignore[index]
-        found = {"against_localized": localized, "against_whole": whole}
-        matches = {name: compare_edits(values, reference, margin=margin) for name, reference in found.items()}
         rows.append(
             {
                 "head": f"{layer}.{head}",
                 "val_accuracy": float(accuracy[layer, head]),
                 "probe_rank": ranks[layer, head],
-                "score": float(mean_score(values)),
-                **{name: _match(match) for name, match in matches.items()},
+                "score": float(mean_score(audit.values(record))),
                 **block,
             }
         )
+    for name, reference in references.items():
+        found = [_match(audit.values, record, reference, margin) for record in records]
+        rows[0][name] = {**found[0], "p_holm": None}
+        for row, match in zip(rows[1:], _with_holm(found[1:]), strict=True):
+            row[name] = match
     best, random = rows[0], rows[1:]
-    adjusted = holm([row["against_localized"]["p_worse_by_margin"] for row in random])
-    for row, p in zip(random, adjusted, strict=True):
-        row["p_holm"] = p
-    matching = [row for row in random if row["p_holm"] <= study.config.level]
-    reference = float(mean_score(localized))
+    matching = [row for row in random if row["against_localized"]["p_holm"] <= study.config.level]
+    localized, whole = (float(mean_score(values)) for values in references.values())
+    k = study.config.probe.top_k
     return {
         "rule": (
-            f"a head matches if the 90 % bootstrap interval of its score minus the localized heads', over the same "
-            f"test questions, lies above -{margin:g}; it falls short if it lies below; else the questions are too few "
-            "to tell. For the claim that several match, the heads' tests are corrected by Holm's method"
+            f"a head matches if the 90 % bootstrap interval of its score minus the other's, over the same test "
+            f"questions, lies above -{margin:g}; it is worse if it lies below; else the questions are too few to tell. "
+            "Where a claim needs several or any of many to match, their tests are corrected by Holm's method"
         ),
         "n_random": len(random),
-        "localized_score": reference,
-        "whole_score": float(mean_score(whole)),
-        "n_match": sum(row["against_localized"]["outcome"] == "matches" for row in random),
-        "n_match_holm": len(matching),
-        "n_fall_short": sum(row["against_localized"]["outcome"] == "falls short" for row in random),
-        "n_undecided": sum(row["against_localized"]["outcome"] == "undecided" for row in random),
-        "n_at_least_localized": sum(row["score"] >= reference for row in random),
-        "n_match_whole": sum(row["against_whole"]["outcome"] == "matches" for row in random),
+        "localized_score": localized,
+        "whole_score": whole,
+        "matching": _count(random, "against_localized", study.config.level),
+        "matching_whole": _count(random, "against_whole", study.config.level),
+        "n_at_least_localized": sum(row["score"] >= localized for row in random),
         "matching_heads": [row["head"] for row in matching],
         "matching_val_accuracy": [row["val_accuracy"] for row in matching],
         "matching_probe_rank": [row["probe_rank"] for row in matching],
+        "n_random_among_probed": sum(row["probe_rank"] <= k for row in random),
         "best_probed": best,
         "random": random,
         "p_monte_carlo_best_probed": monte_carlo_p(best["score"], [row["score"] for row in random]),
@@ -211,23 +245,43 @@ def _ranking(accuracy: np.ndarray) -> list[tuple[int, int]]:
     return sorted(heads, key=lambda at: (-accuracy[at], at))
 
 
-def measure_multiple_choice(audit: Audit, method: Method) -> dict[str, Any]:
+def measure_multiple_choice(audit: Audit, method: Method, margin: float) -> dict[str, Any]:
     """MC2 of localized and random heads, and what KL it costs; hyperparameters chosen by MC2 on validation."""
-    verdict = decide(audit.records, score="mc2").methods[method]
-    localized = audit.chosen(method, "mc2")["claim", -1]
-    dominating = 0
-    if localized is not None:
-        mc2, kl = localized.metrics["test"]["mc2"], localized.drift["kl"]
-        dominating = sum(
-            any(r.status == "ok" and r.metrics["test"]["mc2"] >= mc2 and r.drift["kl"] <= kl for r in records)
-            for (arm, _), records in audit.places(method).items()
-            if arm == "control"
-        )
+    verdict, chosen = decide(audit.records, score="mc2").methods[method], audit.chosen(method, "mc2")
+    localized = chosen["claim", -1]
+    random = [record for (arm, _), record in sorted(chosen.items()) if arm == "control"]
+    base = audit.values(audit.base, "mc2")
     return {
         **_versus_random(verdict),
         "localized_kl": None if localized is None else localized.drift["kl"],
-        "n_random_with_as_much_for_less_kl": dominating,
+        "over_unedited": _match(lambda record: audit.values(record, "mc2"), localized, base, margin),
+        # A random set whose edits all diverged counts as better.
+        "n_random_better_in_both": None
+        if localized is None
+        else sum(record is None or _is_better(record, localized) for record in random),
+        "n_random_worse_in_both": None
+        if localized is None
+        else sum(record is not None and _is_better(localized, record) for record in random),
     }
+
+
+def _is_better(one: TrialRecord, other: TrialRecord) -> bool:
+    """As high an MC2 for as little KL."""
+    return one.metrics["test"]["mc2"] >= other.metrics["test"]["mc2"] and one.drift["kl"] <= other.drift["kl"]
+
+
+def compare_leads(audit: Audit) -> dict[str, Any]:
+    """Lead of the localized heads over the mean random set in MC2, under ITI minus under optimal edits."""
+    leads = []
+    for method in ("iti", "optimal"):
+        chosen = audit.chosen(method, "mc2")
+        values = {place: audit.values(record, "mc2")[0] for place, record in chosen.items() if record is not None}
+        random = [x for (arm, _), x in values.items() if arm == "control"]
+        if ("claim", -1) not in values or not random:
+            return {"difference": None, "interval_95": [None, None]}
+        leads.append(values["claim", -1] - np.mean(random, axis=0))
+    interval = paired_interval(leads[0], leads[1])
+    return {"difference": float(np.mean(leads[0]) - np.mean(leads[1])), "interval_95": interval}
 
 
 def measure_probe_effect(audit: Audit) -> dict[str, Any]:

@@ -164,7 +164,8 @@ def _histogram_of(
             ylim=(-0.24 * tallest, 1.06 * tallest), yticks=[y for y in ticks if 0 <= y <= tallest],
         )  # fmt: skip
         axis.set_title(title, loc="left")
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), columnspacing=1.6)
+        columns = len(handles) if len(handles) <= 4 else 3
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.6)
     return figure
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from locaudit.locations import parse_location
 from locaudit.records import Arm, Method
 from locaudit.report.paper.effects import (
+    compare_leads,
     measure_gain,
     measure_landscape,
     measure_method,
@@ -19,6 +20,7 @@ from locaudit.report.paper.effects import (
     trial_scores,
 )
 from locaudit.report.paper.study import SCORE, Study, data_release
+from locaudit.stats.words import MAX_MISSING
 
 
 def measure(study: Study) -> dict[str, Any]:
@@ -46,7 +48,10 @@ def measure(study: Study) -> dict[str, Any]:
             "whole optimal over unedited": gain(whole, None),
         },
         "single": measure_single(study),
-        "multiple_choice": {method: measure_multiple_choice(sets, method) for method in ("iti", "optimal")},
+        "multiple_choice": {
+            **{method: measure_multiple_choice(sets, method, study.config.margin_mc) for method in ("iti", "optimal")},
+            "lead_under_iti_minus_optimal": compare_leads(sets),
+        },
         "probe_effect": measure_probe_effect(single),
         "landscape": measure_landscape(study),
         "run": _run(study),
@@ -80,6 +85,8 @@ def _setup(study: Study) -> dict[str, Any]:
         "judges": {aspect: judge["name"] for aspect, judge in sets.judges.items()},
         "score": SCORE,
         "margin": config.margin,
+        "margin_mc": config.margin_mc,
+        "max_missing": MAX_MISSING,
         "level": config.level,
         "seed": config.seed,
         "probes": {

@@ -49,6 +49,7 @@ def render_paper(
     return environment.from_string(_packaged("paper", "paper.html")).render(
         css=markup(_packaged("", "report.css")),
         n=numbers,
+        resolution=_half_width(numbers["gains"]["localized optimal over whole optimal"]["interval_90"]),
         counts={word: outcomes.count(word) for word in ("replicated", "not replicated", "could not test")},
         sections=SECTIONS,
         figures=figures,
@@ -56,6 +57,11 @@ def render_paper(
         yaml=to_yaml(config),
         parts={part: PART_TITLES[part] for part in parts},
     )
+
+
+def _half_width(interval: Sequence[float | None]) -> float:
+    low, high = interval
+    return math.inf if low is None or high is None else (high - low) / 2
 
 
 def _packaged(folder: str, name: str) -> str:

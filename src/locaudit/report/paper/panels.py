@@ -167,8 +167,8 @@ def _single(n: Numbers) -> list[Panel]:
                 n,
                 f"Info*Truth of the optimal edit at {heads} random single heads. Lines: the {k} probed heads together, "
                 "the best probed head alone, the whole model, and the unedited model",
-                f"{single['n_match']} of {heads} match the {k} probed heads, {single['n_fall_short']} fall short, for "
-                f"{single['n_undecided']} the questions are too few",
+                f"{single['matching']['match']} of {heads} match the {k} probed heads, {single['matching']['worse']} "
+                f"are worse, for {single['matching']['undecided']} the questions are too few",
             ),
             "Histogram of Info*Truth at single heads.",
             lambda: draw_single_heads(n),
@@ -182,6 +182,7 @@ def _single(n: Numbers) -> list[Panel]:
                 f"Truth against Info of optimal edits at {heads} random single heads, the best probed head, and the "
                 f"{k} probed heads together, tau = {_grid(n['optimal'])}",
                 _POINTS,
+                _FRONTIER,
                 _CURVE,
             ),
             "Scatter plot of Truth against Info at single heads.",

@@ -47,6 +47,8 @@ class Audit:
     judges: Mapping[str, Mapping[str, str]]
     seconds: float
     """Of its trials, in all."""
+    n_unjudged: int
+    """Answers that a judge has not been asked about, as in a run that was killed; failed judgements are none."""
 
     @property
     def base(self) -> TrialRecord:
@@ -55,8 +57,8 @@ class Audit:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every planned trial has a record."""
-        return len(self.records) >= self.run.get("planned", math.inf)
+        """Whether every planned trial has a record and every answer was judged."""
+        return len(self.records) >= self.run.get("planned", math.inf) and not self.n_unjudged
 
     def places(self, method: Method) -> dict[Place, list[TrialRecord]]:
         """Trials of each place, by hyperparameter; the claim, the whole model, then the controls by number."""
@@ -91,37 +93,54 @@ class Study:
 
 
 def read_study(folder: str | Path) -> Study:
-    """Read a study's folder. Raises `RunFolderError` if it holds none, or an audit of it has unfinished trials."""
+    """Read a study's folder. Raises `RunFolderError` if it holds none, or one with trials or judgements missing."""
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
         raise RunFolderError(
             got=f"{folder} without {SETTINGS}", expected="a folder of locaudit paper", remedy="name its --out"
         )
     config = read_over(PaperConfig(), folder / SETTINGS)
-    parts: tuple[Part, ...] = ("sets", "single", "landscape")
-    audits: dict[Part, Audit] = {
-        part: _read_audit(folder / part) for part in parts if (folder / part / "trials.sqlite").is_file()
-    }
+    audits: dict[Part, Audit] = {}
     for part in config.audits():
-        if part not in audits or not audits[part].is_finished:
-            found = f"{len(audits[part].records)} of {audits[part].run.get('planned', '?')}" if part in audits else "no"
+        path = folder / part
+        audit = _read_audit(path) if (path / "trials.sqlite").is_file() else None
+        if audit is None or not audit.is_finished:
+            lacks = "no trials" if audit is None else f"{len(audit.records)} of {audit.run.get('planned', '?')} trials"
+            if audit is not None and audit.n_unjudged:
+                lacks += f" and {audit.n_unjudged} answers that were not judged"
             raise RunFolderError(
-                got=f"{folder / part} with {found} trials",
+                got=f"{path} with {lacks}",
                 expected="a finished study",
                 remedy="run the same locaudit paper command again: finished trials are kept",
             )
+        audits[part] = audit
+    if any(audit.judges != audits["sets"].judges for audit in audits.values()):
+        raise RunFolderError(
+            got=f"{folder}, whose parts were judged by different judges",
+            expected="the same judges of Truth and Info in all",
+            remedy="run the locaudit paper command with the judges that you want again",
+        )
     return Study(config, audits)
 
 
 def _read_audit(folder: Path) -> Audit:
     with read_run(folder) as store:
+        judges, records = store.fact("judges") or {}, judged_records(store)
+        ids = {split: [question.id for question in store.questions(split)] for split in ("val", "test")}
+        said = {
+            key
+            for record in records
+            for split, answers in record.answers.items()
+            for key in zip(ids[split], answers, strict=True)
+        }
         return Audit(
             store.config,
-            tuple(judged_records(store)),
+            tuple(records),
             store.fact("run") or {},
             store.fact("probes") or {},
-            store.fact("judges") or {},
+            judges,
             math.fsum(store.seconds().values()),
+            sum(len(said - set(store.judgements(judge["fingerprint"]))) for judge in judges.values()),
         )
 
 

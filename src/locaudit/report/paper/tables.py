@@ -19,10 +19,11 @@ def tables(n: Numbers, claims: Sequence[Numbers]) -> dict[str, str]:
     return {
         "trials.csv": _csv(["part", "method", "arm", "location", "chosen", *_TRIAL], _trials(n)),
         "places.csv": _csv(
-            ["method", "arm", "location", *_TRIAL, "best_on_test", "difference", "low_90", "high_90", "match"], _rows(n)
+            ["method", "arm", "location", *_TRIAL, "best_on_test", "difference", "low_90", "high_90", "outcome"],
+            _rows(n),
         ),
         "single_heads.csv": _csv(
-            ["arm", "head", "val_accuracy", "probe_rank", *_TRIAL, "difference", "low_90", "high_90", "match"],
+            ["arm", "head", "val_accuracy", "probe_rank", *_TRIAL, "difference", "low_90", "high_90", "outcome"],
             _heads(n),
         ),
         "probes.csv": _csv(["layer", "head", "val_accuracy", "localized"], _probes(n)),
