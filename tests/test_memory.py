@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import locaudit.runner.banks as banks
-from locaudit import memory
+from locaudit import memory, trial
 from locaudit.errors import ModelError
 from locaudit.memory import free_bytes, is_out_of_memory, scoring_bank, training_bank, training_bytes
 from locaudit.runner import run_audit
@@ -69,6 +69,25 @@ def test_fewer_edits_at_once_where_memory_runs_out(home, tmp_path, monkeypatch, 
     for key, metrics in rows(tmp_path / "room").items():
         for name, values in metrics.items():
             assert rows(tmp_path / "cramped")[key][name] == pytest.approx(values, abs=1e-4), (key, name)
+
+
+def test_edits_are_not_trained_again_when_scoring_runs_out(home, tmp_path, monkeypatch):
+    score, fit, trained = trial._score, trial.train, []
+
+    def cramped(shared, specs, edits):
+        if len(specs) > 1 and specs[0].method == "optimal":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return score(shared, specs, edits)
+
+    def counted(model, data, jobs, **settings):
+        trained.extend(jobs)
+        return fit(model, data, jobs, **settings)
+
+    monkeypatch.setattr(trial, "_score", cramped)
+    monkeypatch.setattr(trial, "train", counted)
+    changes = {"controls": 4, "optimal": {"strengths": [0.2], "bank_size": 4}, "evaluation": {"bank_size": 4}}
+    run_audit(small_config(home, **changes), tmp_path / "run", progress=False)
+    assert len(trained) == 6 == sum(method == "optimal" for _, _, method, _ in rows(tmp_path / "run"))
 
 
 def test_shorter_batches_when_one_edit_is_too_much(home, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -54,6 +54,9 @@ class Shared:
     row_tokens: int | None = None
     """Padded tokens of one scoring forward (None: by device); less after a device ran out of memory."""
 
+    fitted: dict[str, tuple[Edit | None, tuple[float, ...], str]] = field(default_factory=dict)
+    """Trained edits of trials without a record yet, by id: scoring them may run out of memory and be tried again."""
+
     @cached_property
     def residuals(self) -> dict[str, Residuals]:
         """Residual streams of the unedited model on ``train``, ``val`` and ``test``, read when first needed."""
@@ -85,6 +88,8 @@ def run_trials(
         else:
             record = TrialRecord(spec, "ok", "", **scores, training=training, edit=f"{spec.trial_id}.safetensors")
             out.append((record, edit))
+    for spec in specs:
+        shared.fitted.pop(spec.trial_id, None)
     return out
 
 
@@ -110,18 +115,17 @@ def _fit_optimal(
     shared: Shared, specs: Sequence[TrialSpec], on_step: Callable[[int, int], None] | None
 ) -> list[tuple[Edit | None, tuple[float, ...], str]]:
     settings = shared.config.optimal
-    jobs = [
-        Job(parse_location(spec.location), spec.hyperparameter or 0.0, spec.rng_seed, settings.learning_rate)
-        for spec in specs
-    ]
+    todo = [spec for spec in specs if spec.trial_id not in shared.fitted]
     size = settings.bank_size or 1
-    fits = [
-        fit
-        for start in range(0, len(jobs), size)
-        for fit in train(
+    for start in range(0, len(todo), size):
+        bank = todo[start : start + size]
+        fits = train(
             shared.model,
             shared.training,
-            jobs[start : start + size],
+            [
+                Job(parse_location(spec.location), spec.hyperparameter or 0.0, spec.rng_seed, settings.learning_rate)
+                for spec in bank
+            ],
             objective=settings.objective,
             reduction=settings.reduction,
             reader=settings.reader,
@@ -133,8 +137,9 @@ def _fit_optimal(
             residuals=shared.residuals["train"],
             on_step=on_step,
         )
-    ]
-    return [(fit.edit, fit.losses, fit.message) for fit in fits]
+        for spec, fit in zip(bank, fits, strict=True):
+            shared.fitted[spec.trial_id] = fit.edit, fit.losses, fit.message
+    return [shared.fitted[spec.trial_id] for spec in specs]
 
 
 def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) -> list[dict[str, Any] | None]:
