@@ -247,6 +247,8 @@ def test_a_study_is_read_whole_or_not_at_all(home, finished, tmp_path):
 
 def test_one_process_at_a_time_and_a_refused_study_leaves_its_folder_free(home, tmp_path):
     config = study_config(home, landscape=False)
+    with pytest.raises(RunFolderError, match="cannot be written to"):
+        run_paper(config, "/proc/x", judges=JUDGES, progress=False)
     (tmp_path / "a").mkdir()
     with FileLock(tmp_path / "a" / ".lock"), pytest.raises(RunFolderError, match="another process is writing to"):
         run_paper(config, tmp_path / "a", judges=JUDGES, progress=False)

@@ -545,3 +545,29 @@ def test_the_optimizer_is_the_papers_where_it_can_run(monkeypatch):
     for device in (cpu, cuda):
         with pytest.raises(ConfigError, match=r"got optimizer paged_adamw_32bit .*expected CUDA and the package"):
             resolve_optimizer("paged_adamw_32bit", device)
+
+
+@pytest.mark.parametrize("batching", ["question", "pair"])
+def test_a_step_in_parts_is_the_same_step(llama, few, batching):
+    """Gradients of the parts add up to the step's, for each edit of a bank, in any cut."""
+    jobs = [JOB, replace(JOB, location=heads((1, 0)), seed=5)]
+    whole, parts, single = (
+        train(llama, few, jobs, batching=batching, batch_size=3, step_tokens=tokens) for tokens in (10**9, 30, 1)
+    )
+    for found in (parts, single):
+        for one, other in zip(whole, found, strict=True):
+            assert one.losses == pytest.approx(other.losses, rel=1e-4)
+            for site, edit in one.edit.sites.items():
+                assert torch.allclose(edit.b, other.edit.sites[site].b, atol=1e-5)
+                assert torch.allclose(edit.a, other.edit.sites[site].a, atol=1e-5)
+
+
+def test_parts_hold_every_item_once(llama, few):
+    items = loop._items(few, "question")
+    drawn = [items[:3], items[1:4]]
+    sizes = [len(item.tree) for item in items]
+    for limit in (1, max(sizes) + 1, sum(sizes)):
+        parts = loop._parts(drawn, limit)
+        assert [[item for part in parts for item in part[k]] for k in range(2)] == drawn
+        assert all(len(items) == 1 or sum(len(i.tree) for i in items) <= limit for part in parts for items in part)
+    assert len(loop._parts(drawn, 1)) == 3 and len(loop._parts(drawn, sum(sizes))) == 1

@@ -19,6 +19,11 @@ SHARE = 0.5
 """Share of the free memory that a bank may be expected to take."""
 
 
+def part_tokens(model: Model) -> int:
+    """Tokens of one edit that a training step runs at once; the rest of the step follows, and gradients add up."""
+    return max(128, FULL_TOKENS.get(model.device.type, FULL_TOKENS["cuda"]))
+
+
 def training_bank(model: Model, step_tokens: float) -> int:
     """Edits to train at once when a step of one runs `step_tokens`: enough to fill the device, if memory allows."""
     devices = {parameter.device for parameter in model.lm.parameters()}

@@ -135,6 +135,7 @@ def _fit_optimal(
             max_grad_norm=settings.max_grad_norm,
             optimizer=settings.optimizer,
             residuals=shared.residuals["train"],
+            step_tokens=shared.row_tokens,
             on_step=on_step,
         )
         for spec, fit in zip(bank, fits, strict=True):

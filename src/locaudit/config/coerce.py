@@ -28,7 +28,7 @@ def merge(instance: Any, values: Any, source: str, prefix: str) -> Any:
         raise ConfigError(
             got=f"the unknown setting {prefix}{unknown[0]} in {source}",
             expected=f"one of {', '.join(fields)}",
-            remedy="check the spelling; `locaudit audit --help` lists all",
+            remedy="check the spelling; the command's --help lists all",
         )
     hints = hints_of(type(instance))
     changes: dict[str, Any] = {}
@@ -76,7 +76,7 @@ def coerce(value: Any, hint: Any, name: str, source: str) -> Any:
     raise ConfigError(
         got=f"{name} = {value!r} in {source}",
         expected=_describe(hint),
-        remedy="put it in quotes" if hint == str | None else "mend the value; `locaudit audit --help` describes it",
+        remedy="put it in quotes" if hint == str | None else "mend the value; the command's --help describes it",
     )
 
 

@@ -54,6 +54,8 @@ class Estimate:
     """Most memory that this process, or its GPU, has held so far, the calibration included; 0 where unknown."""
     notes: tuple[str, ...] = ()
     """What the numbers leave out or suppose."""
+    paces: Paces | None = None
+    """What was timed; None if nothing is left to do."""
 
     @property
     def total_seconds(self) -> float:
@@ -68,14 +70,16 @@ def estimate_audit(
     behaviour: Behaviour | None = None,
     judges: Mapping[str, Judge] | None = None,
     out: str | Path | None = None,
+    paces: Paces | None = None,
     progress: bool = True,
 ) -> Estimate:
     """Time small samples of the audit's work on its model and data, and extrapolate to its whole plan.
 
     Nothing is written, no judge by API is asked and the user's cache of answers is not opened. `model`, `behaviour` and
     `judges` take the place of loading by name. `out` is a run folder: if it holds trials of the same settings, only
-    what is left is counted. Starting Python and writing the report, a few seconds, are not. Raises what `run_audit`
-    would.
+    what is left is counted. `paces` are those of an earlier estimate on the same model and data, whose preparation this
+    audit takes over: nothing is timed then. Starting Python and writing the report, a few seconds, are not. Raises what
+    `run_audit` would.
     """
     started = time.perf_counter()
     inputs = read_inputs(config, behaviour, judges)
@@ -109,11 +113,12 @@ def estimate_audit(
         notes += _judging_notes(judges, split, n_answers)
         seconds = dict.fromkeys(PARTS, 0.0) | {"loading": loading, "preparing": hashing}
         if todo:
-            paces = measure_paces(config, model, split, forests, todo, judges, claim.kind, meter.say)
-            found = extrapolate(config, paces, todo, split, forests, model.n_layers, is_prepared=bool(n_done))
+            is_prepared = bool(n_done) or paces is not None
+            paces = paces or measure_paces(config, model, split, forests, todo, judges, claim.kind, meter.say)
+            found = extrapolate(config, paces, todo, split, forests, model.n_layers, is_prepared=is_prepared)
             seconds = {part: seconds[part] + found[part] for part in PARTS}
     n_trials = Counter((str(spec.arm), str(spec.method)) for spec in specs)
-    return Estimate(dict(n_trials), n_done, n_answers, n_tokens, disk, seconds, _peak_bytes(model), tuple(notes))
+    return Estimate(dict(n_trials), n_done, n_answers, n_tokens, disk, seconds, _peak_bytes(model), tuple(notes), paces)
 
 
 def extrapolate(

@@ -37,10 +37,13 @@ def run_paper(
     `RunFolderError` for a folder of something else, all before the first trial.
     """
     folder = Path(out)
-    model, behaviour, judges, audits = _begin(config, folder, model, behaviour, judges, progress)
+    _check_folder(folder, config)
     with _locked(folder):
+        model, behaviour, judges, audits = _begin(config, model, behaviour, judges, progress)
         write_atomically(folder / SETTINGS, to_yaml(config).encode())
-        for part, audit in audits.items():
+        for number, (part, audit) in enumerate(audits.items(), start=1):
+            with show_progress(progress) as meter:
+                meter.say(f"part {number} of {len(audits)}, {part}: {_PARTS[part]}")
             run_audit(
                 audit,
                 folder / part,
@@ -52,12 +55,20 @@ def run_paper(
             )
 
 
+_PARTS: Mapping[Part, str] = {
+    "sets": "probed heads against random sets and the whole model",
+    "single": "best probed head against random single heads",
+    "landscape": "every head",
+}
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One process at a time writes a study."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    is_new = not folder.exists()
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
         lock.acquire(blocking=False)
     except Timeout:
         raise RunFolderError(
@@ -65,10 +76,19 @@ def _locked(folder: Path) -> Iterator[None]:
             expected="one writer at a time",
             remedy="wait for it, stop it, or choose another --out",
         ) from None
+    except OSError as error:
+        raise RunFolderError(
+            got=f"{folder}, which cannot be written to ({error.strerror or error})",
+            expected="a folder to write to",
+            remedy="check --out",
+        ) from None
     try:
         yield
     finally:
         lock.release()
+        if is_new and not any(path.name != ".lock" for path in folder.iterdir()):  # refused: leave nothing behind
+            (folder / ".lock").unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def estimate_paper(
@@ -82,25 +102,26 @@ def estimate_paper(
 ) -> dict[Part, Estimate]:
     """What each audit of the study would take here, from timed samples; writes nothing. See `estimate_audit`."""
     folder = Path(out)
-    model, behaviour, judges, audits = _begin(config, folder, model, behaviour, judges, progress)
-    return {
-        part: estimate_audit(
-            audit, model=model, behaviour=behaviour, judges=judges, out=folder / part, progress=progress
+    _check_folder(folder, config)
+    model, behaviour, judges, audits = _begin(config, model, behaviour, judges, progress)
+    out_of: dict[Part, Estimate] = {}
+    paces = None
+    for part, audit in audits.items():
+        out_of[part] = estimate_audit(
+            audit, model=model, behaviour=behaviour, judges=judges, out=folder / part, paces=paces, progress=progress
         )
-        for part, audit in audits.items()
-    }
+        paces = paces or out_of[part].paces
+    return out_of
 
 
 def _begin(
     config: PaperConfig,
-    folder: Path,
     model: Model | None,
     behaviour: Behaviour | None,
     judges: Mapping[str, Judge] | None,
     progress: bool,
 ) -> tuple[Model, Behaviour, Mapping[str, Judge], dict[Part, AuditConfig]]:
-    """Everything that can be refused is refused here."""
-    _check_folder(folder, config)
+    """What can be refused with the inputs and the model at hand is refused here."""
     first = config.audits()["sets"]
     inputs = read_inputs(first, behaviour, judges)
     questions = inputs.behaviour.questions

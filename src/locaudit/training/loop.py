@@ -14,6 +14,7 @@ from torch import Tensor
 from locaudit.edits import Edit
 from locaudit.errors import ConfigError, DataError
 from locaudit.locations import Location
+from locaudit.memory import part_tokens
 from locaudit.models import Model
 from locaudit.scoring import (
     ROW_LENGTH,
@@ -102,6 +103,7 @@ def train(
     max_grad_norm: float = 1.0,
     optimizer: OptimizerName = "adamw",
     residuals: Residuals | None = None,
+    step_tokens: int | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Fit]:
     """Train the best edit at each job's location; jobs run as rows of one batch and do not influence each other.
@@ -112,7 +114,8 @@ def train(
     to `max_grad_norm` for each edit (transformers' Trainer does so by default). Every job sees every question or pair
     `epochs` times, in an order of its own seed. A job whose loss or gradient is not finite stops, alone. Weights are
     frozen, so gradients stop at the lowest edited layer, and forwards start there from residual streams read once;
-    `residuals` keeps those of ``data.forest`` for other calls.
+    `residuals` keeps those of ``data.forest`` for other calls. A step of more than `step_tokens` tokens an edit (None:
+    by device) runs in parts whose gradients add up: the same step in less memory.
 
     `on_step` is called with (steps done, steps in all).
     """
@@ -136,13 +139,17 @@ def train(
     ]
     adamw = make_optimizer(optimizer, groups, model.device)
     schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda t: 0.5 * (1 + math.cos(math.pi * t / n_steps)))
+    limit = step_tokens or part_tokens(model)
     losses: list[list[float]] = [[] for _ in jobs]
     stopped: dict[int, str] = {}
     for step in range(n_steps):
         drawn = [[items[i] for i in order[step]] for order in orders]
-        loss = _step_losses(model, residuals, drawn, jobs, edits, objective, reduction)
         adamw.zero_grad(set_to_none=True)
-        torch.where(loss.isfinite(), loss, 0.0).sum().backward()
+        loss = torch.zeros(len(jobs), device=model.device)
+        for part in _parts(drawn, limit):
+            found = _part_losses(model, residuals, part, drawn, jobs, edits, objective, reduction)
+            torch.where(found.isfinite(), found, 0.0).sum().backward()
+            loss += found.detach().to(loss.device)
         for k, edit in enumerate(edits):
             if k in stopped:
                 continue
@@ -222,16 +229,35 @@ def _order(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
     return steps
 
 
-def _step_losses(
+def _parts(drawn: Sequence[Sequence[_Item]], limit: int) -> list[list[list[_Item]]]:
+    """A step's items in parts of at most `limit` tokens an edit, or of one item; every edit has items in each part.
+
+    Edits draw as many items as each other, so a part takes as many of each.
+    """
+    parts: list[list[list[_Item]]] = []
+    held = [0] * len(drawn)
+    for row in zip(*drawn, strict=True):
+        sizes = [len(item.tree) for item in row]
+        if not parts or any(tokens + size > limit for tokens, size in zip(held, sizes, strict=True)):
+            parts.append([[] for _ in drawn])
+            held = [0] * len(drawn)
+        for k, item in enumerate(row):
+            parts[-1][k].append(item)
+            held[k] += sizes[k]
+    return parts
+
+
+def _part_losses(
     model: Model,
     residuals: Residuals,
     drawn: Sequence[Sequence[_Item]],
+    step: Sequence[Sequence[_Item]],
     jobs: Sequence[Job],
     edits: Sequence[TrainableEdit],
     objective: Objective,
     reduction: Reduction,
 ) -> Tensor:
-    """Each job's loss (K,) on the items it drew."""
+    """Each job's share (K,) of its step's loss that falls to the items of a part, `drawn`."""
     bank = stack_trainable(edits)
     prefix_ids = residuals.forest.prefix
     # An edit's questions share rows; from here on they stand in the order of the rows.
@@ -247,11 +273,12 @@ def _step_losses(
     reference = torch.cat([item.reference for items in drawn for item in items]).to(sums.device)
     ratios = log_ratios(sums, reference, batch.lengths.to(sums.device), reduction)
     losses, start = [], 0
-    for items, job in zip(drawn, jobs, strict=True):
+    for items, whole, job in zip(drawn, step, jobs, strict=True):
         true, false = [], []
         for item in items:
             true += [start + t for t, _ in item.pairs]
             false += [start + f for _, f in item.pairs]
             start += len(item.tree.branches)
-        losses.append(pair_loss(ratios[true] - ratios[false], objective, job.strength).mean())
+        n_pairs = sum(len(item.pairs) for item in whole)
+        losses.append(pair_loss(ratios[true] - ratios[false], objective, job.strength).sum() / n_pairs)
     return torch.stack(losses)

@@ -52,7 +52,7 @@ def draw_truth_info(n: Numbers, series: Sequence[Series]) -> Figure:
             axis.plot(across, info * truth / across, color="#8c8c8c", linewidth=0.9, zorder=1)
         axis.grid(color="#8c8c8c", alpha=0.25, linewidth=0.6)
         axis.set(xlim=x, ylim=y, xlabel="Info on test", ylabel="Truth on test")
-        _legend(figure, series)
+        _legend(figure, series, has_curve=info * truth > 0)
     return figure
 
 
@@ -98,12 +98,14 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return best[::-1]
 
 
-def _legend(figure: Figure, series: Sequence[Series]) -> None:
+def _legend(figure: Figure, series: Sequence[Series], *, has_curve: bool = False) -> None:
     line = require("matplotlib.lines").Line2D
     handles = [
         line([], [], linestyle="", markersize=6.5, marker=s.marker, color=s.colour, label=s.label) for s in series
     ]
     handles.append(line([], [], color=INK, linestyle=":", linewidth=1.2, label="unedited model"))
+    if has_curve:
+        handles.append(line([], [], color="#8c8c8c", linewidth=0.9, label="its Info*Truth"))
     if any(not p[2] for s in series for p in s.points):
         mark: dict[str, Any] = {"linestyle": "", "markersize": 6.5, "marker": "o", "color": "#7d7d7d"}
         handles.append(line([], [], markerfacecolor="none", label="hyperparameter not chosen", **mark))
