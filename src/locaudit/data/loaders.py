@@ -136,8 +136,8 @@ def _require(found: Iterable[str], needed: Sequence[str], what: str) -> None:
         raise DataError(
             got=f"no {', '.join(missing)} among {', '.join(found)[:200] or 'nothing'}",
             expected=f"{what} with {', '.join(needed)}",
-            remedy="for TruthfulQA give its TruthfulQA.csv (not mc_task.json or a finetune file); else name the columns "
-            "so, or write JSONL with question, true and false",
+            remedy="for TruthfulQA give its TruthfulQA.csv (not mc_task.json or a finetune file); else name the "
+            "columns so, or write JSONL with question, true and false",
         )
 
 
