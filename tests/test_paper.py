@@ -13,6 +13,7 @@ import pytest
 from filelock import FileLock
 from scipy import stats
 
+from locaudit import load_behaviour, load_model, paper
 from locaudit.cli import main
 from locaudit.config import PRESETS, PaperConfig, load_paper_preset, parse_over, to_dict, to_yaml
 from locaudit.errors import ConfigError, LocationError, ModelError, RunFolderError
@@ -549,7 +550,7 @@ def test_frontier_keeps_what_nothing_beats():
 def test_missing_scores_are_null_and_figures_are_still_drawn(finished, tmp_path, monkeypatch, method):
     """An edit that diverged everywhere has no scores."""
     shutil.copytree(finished, tmp_path / "a")
-    import locaudit.report.paper as paper
+    import locaudit.report.paper as report
     from locaudit.report.paper import study as study_module
 
     read = study_module.read_study
@@ -565,7 +566,7 @@ def test_missing_scores_are_null_and_figures_are_still_drawn(finished, tmp_path,
         )
         return replace(study, audits={**study.audits, "sets": replace(audit, records=records)})
 
-    monkeypatch.setattr(paper, "read_study", broken)
+    monkeypatch.setattr(report, "read_study", broken)
     write_paper(tmp_path / "a")
     n = json.loads((tmp_path / "a" / "numbers.json").read_text())
     assert n[method]["localized"]["chosen"] is None and n[method]["localized_score"] is None
@@ -575,3 +576,13 @@ def test_missing_scores_are_null_and_figures_are_still_drawn(finished, tmp_path,
     else:
         undecided = ("iti_beats_random", "iti_mc_kl", "optimal_beats_iti", "less_than_under_iti")
     assert {outcomes[name] for name in undecided} == {"could not test"}
+
+
+def test_from_python(home, tmp_path):
+    """Five lines: model and data as objects, settings over a preset."""
+    config = study_config(home, landscape=False, random_sets=2, random_heads=2)
+    model, behaviour = load_model(home / "model", device="cpu"), load_behaviour(home / "questions.jsonl")
+    settings = {key: value for key, value in to_dict(config).items() if key not in ("model", "data", "judges")}
+    result = paper(model, behaviour, out=tmp_path / "a", preset="smoke", judges=JUDGES, progress=False, **settings)
+    assert result.page.is_file() and result.folder == tmp_path / "a"
+    assert result.numbers["single"]["n_random"] == 2 and len(result.numbers["claims"]) == 14
