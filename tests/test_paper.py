@@ -366,6 +366,7 @@ LOCALIZED, WHOLE = "gains__localized_optimal_over_unedited", "gains__whole_optim
             "iti_mc_kl",
             {
                 "multiple_choice__iti__n_random_better_in_both": 0,
+                "iti__p_smallest": 1 / 17,
                 "multiple_choice__iti__n_random_worse_in_both": 2,
                 "multiple_choice__iti__over_unedited": WORKS,
             },

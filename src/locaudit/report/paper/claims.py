@@ -72,7 +72,8 @@ def _under_iti(n: Numbers) -> Iterator[Claim]:
     )
     better, worse = mc["n_random_better_in_both"], mc["n_random_worse_in_both"]
     outcome = "could not test"
-    if better is not None and better == 0 and 2 * worse >= sets and _low(mc["over_unedited"]) > 0:
+    enough = iti["p_smallest"] <= LARGEST_FLOOR
+    if better is not None and enough and better == 0 and 2 * worse >= sets and _low(mc["over_unedited"]) > 0:
         outcome = "replicated"
     elif better is not None and better >= max(worse, sets / 5):
         outcome = "not replicated"
