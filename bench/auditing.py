@@ -28,7 +28,7 @@ from locaudit.data import Question
 from locaudit.data.prompts import Prompt, load_primer
 from locaudit.edits import stack
 from locaudit.evaluation import generate_answers
-from locaudit.locations import Location, sample_controls
+from locaudit.locations import Location, sample_controls, unit_strata
 from locaudit.models import Model
 from locaudit.scoring import answer_log_probs, plant
 from locaudit.training import Job, TrainingData, train
@@ -144,7 +144,8 @@ def _halves(options: Options) -> tuple[tuple[Question, ...], tuple[Question, ...
 def _locations(model: Model) -> list[Location]:
     """The claim, spread over the layers, its controls and the whole model."""
     claim = Location(tuple((i * model.n_layers // N_HEADS, i % model.n_heads) for i in range(N_HEADS)))
-    return [claim, *sample_controls(claim, model.n_layers, model.n_heads, N_CONTROLS, seed=0), model.whole()]
+    strata = unit_strata("none", model.n_layers, model.n_heads)
+    return [claim, *sample_controls(claim, strata, N_CONTROLS, seed=0, disjoint=True), model.whole()]
 
 
 def _outcome(tested: Sequence[Question], sums: list[list[Tensor]], answers: list[list[str]]) -> Outcome:

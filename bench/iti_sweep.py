@@ -37,7 +37,7 @@ from locaudit.iti import iti_edit, iti_theta
 from locaudit.judges import Case
 from locaudit.judges.labelled import is_held_out
 from locaudit.judges.reference import load_reference_judges
-from locaudit.locations import sample_controls
+from locaudit.locations import sample_controls, unit_strata
 from locaudit.models import load_model
 from locaudit.probes import fit_probes
 from locaudit.scoring import answer_log_probs, plant
@@ -70,11 +70,10 @@ def main() -> None:
     started = time.monotonic()
     activations = collect_activations(model, train)
     claim, theta = fit_probes(activations).top(args.top_k), iti_theta(activations)
+    strata = unit_strata("none", model.n_layers, model.n_heads)
     places = {"probed heads": claim} | {
         f"random heads {n}": place
-        for n, place in enumerate(
-            sample_controls(claim, model.n_layers, model.n_heads, args.random, seed=args.seed), start=1
-        )
+        for n, place in enumerate(sample_controls(claim, strata, args.random, seed=args.seed, disjoint=True), start=1)
     }
     prompt = Prompt(primer=load_primer("default"))
     forest = plant(model.tokenizer, prompt, [(q.text, q.answers) for q in test])

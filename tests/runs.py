@@ -44,6 +44,7 @@ def small_config(folder: Path, **changes) -> AuditConfig:
         "model": str(model),
         "behaviour": str(folder / "questions.jsonl"),
         "controls": 2,
+        "rest": False,
         "prompt": {"primer": "none"},
         "probe": {"top_k": 2},
         "iti": {"alphas": [2.0]},

@@ -57,7 +57,10 @@ CHANGED = AuditConfig(
     claim="14.3,15.7",
     controls=3,
     match="layer",
-    disjoint=False,
+    disjoint=True,
+    stopping="curtailed",
+    rest=False,
+    margin=0.1,
     whole_model=False,
     methods=("optimal",),
     score="mc1",
@@ -237,7 +240,7 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
         if name.endswith(".kind"):
             target["model"] = "a-model"
         same = parse_config(yaml.safe_dump(values)).hash == DEFAULT.hash
-        reads_only = name in ("score", "level") or name.startswith("judges.")
+        reads_only = name in ("score", "level", "margin", "stopping") or name.startswith("judges.")
         assert same == (reads_only or name in ("loading.device", "loading.device_map")), name
 
 

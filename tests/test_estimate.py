@@ -15,9 +15,9 @@ from locaudit.judges import Judgement
 from locaudit.locations import parse_location
 from locaudit.models import load_model
 from locaudit.runner import banks, describe_estimate, estimate, estimate_audit, inputs, run_audit
-from locaudit.runner import calibrate as calibrating
+from locaudit.runner import sampling as calibrating
 from locaudit.runner.paces import Decoding, Paces
-from locaudit.runner.plan import build_plan
+from locaudit.runner.plan import build_plan, draw_controls
 from runs import HashJudge, small_config
 
 PACES = Paces(
@@ -65,7 +65,8 @@ def test_trials_are_those_of_the_plan(home, known):
     found = estimate_audit(config, progress=False)
     model = load_model(config.model)
     config = banks.with_banks(config, model, split_questions(load_behaviour(config.behaviour)), "")
-    groups = build_plan(config, model, parse_location("0.1,1.2"), "any")
+    claim = parse_location("0.1,1.2")
+    groups = build_plan(config, model, claim, "any", draw_controls(config, model, claim)[0])
     assert found.n_trials == Counter((spec.arm, spec.method) for group in groups for spec in group)
     assert found.n_done == 0
 
@@ -96,7 +97,6 @@ def test_seconds_of_measured_samples_are_finite(home, fast, tmp_path, changes):
 def test_twice_the_controls_take_twice_their_seconds(home, known):
     def seconds(controls: int) -> dict[str, float]:
         config = small_config(home, controls=controls, whole_model=False, claim="0.1,0.2", match="layer")
-        config = merge_config(config, {"disjoint": False})
         return dict(estimate_audit(config, progress=False).seconds)
 
     # All in the lowest layer: nothing is read from the unedited model, so that controls are all that differs.

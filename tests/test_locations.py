@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from locaudit.errors import LocationError
-from locaudit.locations import Location, all_units, parse_location, sample_controls
+from locaudit.locations import N_BINS, Location, all_units, count_controls, parse_location, unit_strata
+from locaudit.locations import sample_controls as sample_from
 
 CLAIM = Location(((14, 3), (15, 7)))
 NEURONS = Location(((3, 117), (3, 5)), "neurons")
@@ -177,6 +178,10 @@ def test_whole_model():
 # Controls
 
 
+def sample_controls(claim, n_layers, n_units, n, *, seed, match="none", disjoint=True):
+    return sample_from(claim, unit_strata(match, n_layers, n_units), n, seed=seed, disjoint=disjoint)
+
+
 @given(st.data(), st.sampled_from(["none", "layer"]), kinds)
 def test_controls_are_distinct_disjoint_and_matched(data, match, kind):
     n_layers, n_units = data.draw(st.integers(1, 5)), data.draw(st.integers(2, 6))
@@ -184,6 +189,8 @@ def test_controls_are_distinct_disjoint_and_matched(data, match, kind):
     chosen = data.draw(st.lists(st.sampled_from(every), min_size=1, max_size=4, unique=True))
     claim = Location(tuple(chosen), kind)
     available = len(allowed(claim, n_layers, n_units, match))
+    if not available:
+        return
     n = data.draw(st.integers(0, min(available, 30)))
     seed = data.draw(st.integers(0, 2**63))
     controls = sample_controls(claim, n_layers, n_units, n, seed=seed, match=match)
@@ -222,22 +229,18 @@ def test_every_control_can_be_asked_for_and_not_one_more(match):
     claim = Location(((0, 0), (0, 1), (1, 2)))
     every = allowed(claim, 2, 4, match)
     assert len(every) == (comb(5, 3) if match == "none" else comb(2, 2) * comb(3, 1))
-    controls = sample_controls(claim, 2, 4, len(every), seed=0, match=match)
-    assert {c.units for c in controls} == set(every)
-    with pytest.raises(LocationError, match=f"at most {len(every)} different disjoint controls"):
-        sample_controls(claim, 2, 4, len(every) + 1, seed=0, match=match)
+    assert count_controls(claim, unit_strata(match, 2, 4), disjoint=True) == len(every)
+    for more in (0, 1, 100):
+        controls = sample_controls(claim, 2, 4, len(every) + more, seed=0, match=match)
+        assert len(controls) == len(every)
+        assert {c.units for c in controls} == set(every)
 
 
 def test_a_claim_of_most_of_the_model_has_no_controls():
-    with pytest.raises(LocationError, match="at most 0 "):
+    with pytest.raises(LocationError, match="leaves no room for a control"):
         sample_controls(all_units(2, 4), 2, 4, 1, seed=0)
-    with pytest.raises(LocationError, match="at most 0 "):
+    with pytest.raises(LocationError, match="leaves no room for a control"):
         sample_controls(Location(((0, 0), (0, 1), (0, 2))), 2, 4, 1, seed=0, match="layer")
-
-
-def test_a_claim_outside_the_model_raises():
-    with pytest.raises(LocationError, match="layers 0-1"):
-        sample_controls(CLAIM, 2, 4, 1, seed=0)
 
 
 @pytest.mark.parametrize("match", ["none", "layer"])
@@ -258,10 +261,31 @@ def test_overlapping_controls_are_any_set_but_the_claim():
     found = sample_controls(claim, 1, 4, 5, seed=0, disjoint=False)
     assert len({x.units for x in found}) == 5
     assert claim.units not in {x.units for x in found}
-    with pytest.raises(LocationError, match="at most 5 different controls"):
-        sample_controls(claim, 1, 4, 6, seed=0, disjoint=False)
-    with pytest.raises(LocationError, match="at most 1 different disjoint"):
-        sample_controls(claim, 1, 4, 2, seed=0)
+    assert len(sample_controls(claim, 1, 4, 6, seed=0, disjoint=False)) == 5  # all there are
+    assert len(sample_controls(claim, 1, 4, 2, seed=0)) == 1
+
+
+def test_strata_are_layers_groups_of_shared_keys_or_tenths_by_value():
+    assert unit_strata("kv-group", 2, 6, n_groups=2) == {(lay, u): 2 * lay + u // 3 for lay in (0, 1) for u in range(6)}
+    values = [[(7 * layer + 3 * unit) % 40 for unit in range(10)] for layer in range(4)]
+    strata = unit_strata("norm", 4, 10, values=values)
+    assert set(Counter(strata.values()).values()) == {40 // N_BINS}
+    bins = [[values[layer][unit] for (layer, unit), stratum in strata.items() if stratum == i] for i in range(N_BINS)]
+    assert all(max(low) <= min(high) for low, high in zip(bins, bins[1:], strict=False))
+    with pytest.raises(LocationError, match="matching by norm without its values"):
+        unit_strata("norm", 4, 10)
+
+
+@given(st.data())
+def test_matched_controls_have_as_many_units_in_each_stratum(data):
+    values = [[data.draw(st.integers(0, 5)) for _ in range(5)] for _ in range(4)]
+    match = data.draw(st.sampled_from(["none", "layer", "kv-group", "probe-accuracy", "norm"]))
+    strata = unit_strata(match, 4, 5, n_groups=5 if match == "kv-group" else None, values=values)
+    claim = Location(tuple(data.draw(st.lists(st.sampled_from(sorted(strata)), min_size=1, max_size=5, unique=True))))
+    if not count_controls(claim, strata):
+        return
+    for control in sample_from(claim, strata, 6, seed=data.draw(st.integers(0, 99))):
+        assert Counter(strata[u] for u in control.units) == Counter(strata[u] for u in claim.units)
 
 
 def test_overlapping_controls_keep_the_level_where_disjoint_ones_do_not():

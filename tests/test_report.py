@@ -154,7 +154,20 @@ def test_numbers_in_the_page_are_those_of_the_verdict(finished):
         assert card is not None
         shown = {float(value) for value in re.findall(r'<data value="([^"]+)">', card[1])}
         finite = judged["controls"]
-        expected = {judged[key] for key in ("base", "claim", "whole_model", "p_value", "effect", "effect_p", "gap")} | {
+        expected = {
+            judged[key]
+            for key in (
+                "base",
+                "claim",
+                "whole_model",
+                "p_value",
+                "p_adjusted",
+                "p_parametric",
+                "effect",
+                "effect_p",
+                "gap",
+            )
+        } | {
             *judged["effect_interval"],
             *judged["gap_interval"],
             judged["chosen"]["claim"],

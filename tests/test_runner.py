@@ -17,11 +17,14 @@ from locaudit.config import load_config
 from locaudit.data import load_behaviour
 from locaudit.edits import load_edit
 from locaudit.errors import LocationError, ModelError, RunFolderError
+from locaudit.locations import all_units
 from locaudit.models import load_model, wrap_model
 from locaudit.records import TrialSpec
+from locaudit.report import write_report
 from locaudit.runner import run_audit
-from locaudit.runner.plan import build_plan
+from locaudit.runner.plan import build_plan, draw_controls
 from locaudit.runner.progress import Pace, describe_seconds
+from locaudit.stats import decide_run
 from locaudit.store import read_run
 from runs import HashJudge, save_behaviour, save_model, small_config
 
@@ -163,8 +166,8 @@ def by_place(folder: Path):
 def test_more_controls_keep_the_ids_of_the_first(home, llama):
     config = small_config(home)
     claim = load_claim()
-    few = build_plan(config, llama, claim, "context")
-    many = build_plan(dataclasses.replace(config, controls=5), llama, claim, "context")
+    configs = config, dataclasses.replace(config, controls=5)
+    few, many = (build_plan(c, llama, claim, "context", draw_controls(c, llama, claim)[0]) for c in configs)
     ids = [{spec.trial_id for group in plan for spec in group} for plan in (few, many)]
     assert ids[0] < ids[1]
 
@@ -294,7 +297,8 @@ def test_nothing_stale_is_reused_after_a_refused_start(home, tmp_path):
     changes["evaluation"] = {"drift_text": str(text), "drift_documents": 2, "drift_tokens": 8}
     text.write_text("one two three four five six seven eight nine ten. " * 8)
     with pytest.raises(LocationError):
-        run_audit(small_config(home, controls=1000, **changes), tmp_path / "run", progress=False)
+        everything = str(all_units(2, 4))  # leaves no room for controls, which is noticed after probing
+        run_audit(small_config(home, **changes | {"claim": everything}), tmp_path / "run", progress=False)
     text.write_text("Entirely different words stand in this second text, are they not? " * 8)
     for name in ("run", "clean"):
         run_audit(small_config(home, seed=7, **changes), tmp_path / name, progress=False)
@@ -326,3 +330,55 @@ def test_a_model_that_is_not_finite_is_refused(tmp_path, llama):
     model.lm.get_input_embeddings().weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
         run_audit(config, tmp_path / "run", model=model, progress=False)
+
+
+def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path, monkeypatch):
+    """Curtailed: the verdict of all controls, from the first ones alone; `fixed` later runs the others."""
+    config = small_config(home, controls=19, claim="0.0", iti={"alphas": [0.5, 1.0]}, stopping="curtailed", level=0.3)
+    run_audit(config, tmp_path / "run", progress=False)
+    with read_run(tmp_path / "run") as store:
+        records, planned = store.records(), store.fact("run")["planned"]
+        early = decide_run(store, records)
+    assert len(records) == planned
+    assert any(v.ended_early for v in early.methods.values())
+    for verdict in early.methods.values():
+        assert len(verdict.controls) == verdict.n_used or not verdict.ended_early
+        assert verdict.n_planned == 7  # of one head, as many as there are
+    report = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "ended early" in report
+    assert "Unfinished" not in report
+    first = {record.spec.trial_id for record in records}
+    run_audit(dataclasses.replace(config, stopping="fixed"), tmp_path / "run", progress=False)
+    with read_run(tmp_path / "run") as store:
+        every = store.records()
+        late = decide_run(store, every)
+    assert first < {record.spec.trial_id for record in every}
+    assert [v.outcome for v in late.methods.values()] == [v.outcome for v in early.methods.values()]
+    assert all(len(v.controls) == 7 for v in late.methods.values())
+
+
+def test_the_rest_of_the_model_is_edited_where_it_is_asked_for(home, tmp_path):
+    config = small_config(home, rest=True, claim="0.0,1.2")
+    run_audit(config, tmp_path / "run", progress=False)
+    with read_run(tmp_path / "run") as store:
+        records = store.records()
+        verdict = decide_run(store, records)
+    (rest,) = [record for record in records if record.spec.arm == "rest"]
+    assert rest.spec.method == "optimal"
+    assert rest.spec.location == "0.1,0.2,0.3,1.0,1.1,1.3"
+    (necessity,) = [g for g in verdict.methods["optimal"].grades if g.question == "necessity"]
+    assert necessity.answer in ("yes", "no", "undecided")
+    (not_iti,) = [g for g in verdict.methods["iti"].grades if g.question == "necessity"]
+    assert not_iti.answer == "not tried"
+    edit = load_edit(tmp_path / "run" / "edits" / rest.edit)
+    assert not edit.sites["heads", 0].b[:8].any()  # the claim's head takes no part
+    assert edit.sites["heads", 0].b[8:].any()
+
+
+@pytest.mark.parametrize("match", ["kv-group", "probe-accuracy", "norm"])
+def test_matched_controls_of_a_run(home, tmp_path, match):
+    run_audit(small_config(home, match=match, methods=["iti"], claim="0.0,1.3"), tmp_path / "run", progress=False)
+    with read_run(tmp_path / "run") as store:
+        places = [r.spec.location for r in store.records() if r.spec.arm == "control"]
+        run = store.fact("run")
+    assert 1 <= len(set(places)) == run["n_controls"] <= run["population"]

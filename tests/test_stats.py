@@ -20,8 +20,13 @@ BASE = np.random.default_rng(0).integers(16, 33, N) / 64
 NOISE = np.random.default_rng(1).integers(-2, 3, N) / 64
 
 
+PLACES = {"base": "", "claim": "0.0", "whole": "0.0,0.1"}
+
+
 def trial(arm, method, test, *, control=-1, hyperparameter=1.0, val=0.5, kl=0.1):
-    spec = TrialSpec(arm, method, f"{arm}{control}", None if arm == "base" else hyperparameter, 0, "context", control)
+    spec = TrialSpec(
+        arm, method, PLACES.get(arm, f"1.{control}"), None if arm == "base" else hyperparameter, 0, "context", control
+    )
     if test is None:
         return TrialRecord(spec, "diverged", message="the loss became NaN")
     return TrialRecord(

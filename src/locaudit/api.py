@@ -43,7 +43,7 @@ from locaudit.report import write_report
 from locaudit.report.paper import write_paper
 from locaudit.runner import run_audit, run_paper
 from locaudit.scoring import answer_log_probs, plant
-from locaudit.stats import Verdict, decide, judged_records, run_score
+from locaudit.stats import Verdict, decide_run, judged_records
 from locaudit.store import read_run
 from locaudit.training import Batching, Job, Objective, Reader, Reduction, TrainingData, train
 
@@ -221,7 +221,7 @@ def read_result(folder: str | Path) -> AuditResult:
     report = write_report(folder)
     with read_run(folder) as store:
         records = judged_records(store)
-        verdict = decide(records, score=run_score(store), level=store.config.level)
+        verdict = decide_run(store, records)
     return AuditResult(verdict, tuple(records), folder, report)
 
 

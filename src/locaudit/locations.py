@@ -9,13 +9,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import comb, prod
 from pathlib import Path
 from typing import Literal
 
 from locaudit.errors import LocationError
 
 Kind = Literal["heads", "neurons"]
-Match = Literal["none", "layer"]
+Match = Literal["none", "layer", "kv-group", "probe-accuracy", "norm"]
+N_BINS, LEAST_IN_BIN = 10, 4
+"""Bins of matching by a value, and units that a bin has at least: a model of few units has fewer bins."""
 
 _UNIT = re.compile(r"^\s*(\d+)\s*[.:]\s*(\d+)\s*$")
 
@@ -74,6 +77,12 @@ class Location:
         for layer, unit in self.units:
             out.setdefault(layer, []).extend(range(unit * unit_width, (unit + 1) * unit_width))
         return out
+
+    def complement(self, n_layers: int, units_per_layer: int) -> Location:
+        """Every other unit of a model of this shape; `LocationError` if there is none."""
+        own = set(self.units)
+        units = [(layer, u) for layer in range(n_layers) for u in range(units_per_layer)]
+        return Location(tuple(unit for unit in units if unit not in own), self.kind)
 
     def check(self, n_layers: int, units_per_layer: int) -> None:
         """Raise `LocationError` if a unit lies outside a model of this shape."""
@@ -174,55 +183,85 @@ def all_units(n_layers: int, units_per_layer: int, kind: Kind = "heads") -> Loca
     return Location(tuple((layer, u) for layer in range(n_layers) for u in range(units_per_layer)), kind)
 
 
-def sample_controls(
-    claim: Location,
+def unit_strata(
+    match: Match,
     n_layers: int,
     units_per_layer: int,
+    *,
+    n_groups: int | None = None,
+    values: Sequence[Sequence[float]] | None = None,
+) -> dict[tuple[int, int], int]:
+    """Stratum of every (layer, unit): a control has as many units in each stratum as the claim.
+
+    ``none``: one stratum. ``layer``: the layer. ``kv-group``: the `n_groups` groups of a layer whose heads share keys
+    and values. ``probe-accuracy`` and ``norm``: up to `N_BINS` bins of equal size by rank of `values` (layers x
+    units); ties by layer, then unit.
+    """
+    units = [(layer, unit) for layer in range(n_layers) for unit in range(units_per_layer)]
+    if match == "none":
+        return dict.fromkeys(units, 0)
+    if match == "layer":
+        return {(layer, unit): layer for layer, unit in units}
+    if match == "kv-group":
+        groups = n_groups or units_per_layer
+        width = units_per_layer // groups
+        return {(layer, unit): layer * groups + unit // width for layer, unit in units}
+    if values is None:
+        raise LocationError(
+            got=f"matching by {match} without its values",
+            expected="a value for every unit",
+            remedy="pass values (layers x units)",
+        )
+    ranked = sorted(units, key=lambda unit: (values[unit[0]][unit[1]], unit))
+    n_bins = max(1, min(N_BINS, len(ranked) // LEAST_IN_BIN))
+    return {unit: rank * n_bins // len(ranked) for rank, unit in enumerate(ranked)}
+
+
+def sample_controls(
+    claim: Location,
+    strata: Mapping[tuple[int, int], int],
     n: int,
     *,
     seed: int,
-    match: Match = "none",
-    disjoint: bool = True,
+    disjoint: bool = False,
 ) -> list[Location]:
-    """`n` different random locations of the claim's size and kind.
+    """`n` different random locations of the claim's size and kind, or all that there are if those are fewer.
 
-    ``match="layer"`` gives each control as many units in each layer as the claim has there; ``"none"`` draws from all
-    layers. `disjoint` keeps the claim's units out of the controls; otherwise any set but the claim itself may come.
-    Drawing is uniform over the allowed sets; controls may overlap each other, as independent draws do. Raises
-    `LocationError` when fewer than `n` such sets exist.
+    `strata` holds every unit of the model (`unit_strata`); each control has as many units in each stratum as the claim.
+    Any such set but the claim itself may come, the same chance for each, so that a claim drawn in the same way is
+    exchangeable with its controls: the first k of them are the same for every n. `disjoint` keeps the claim's units out
+    of the controls. Raises `LocationError` when no such set exists.
 
-    A claim is exchangeable with controls drawn with ``disjoint=False``. Disjoint ones answer another question (is there
-    as good a place *elsewhere*?), and a random claim that happens to hold the model's best unit beats all of them: with
-    a claim of k of the model's n units, the false-positive rate can reach about k / n where that exceeds the level.
+    Disjoint controls answer another question (is there as good a place *elsewhere*?), and a random claim that happens
+    to hold the model's best unit beats all of them: with a claim of k of the model's n units, the false-positive rate
+    can reach about k / n where that exceeds the level. For a claim of one unit, the two are the same.
     """
-    claim.check(n_layers, units_per_layer)
     taken = set(claim.units) if disjoint else set()
-    free = {layer: [u for u in range(units_per_layer) if (layer, u) not in taken] for layer in range(n_layers)}
-    per_layer = Counter(layer for layer, _ in claim.units)
-    available = _count_controls(claim, free, per_layer, match) - (not disjoint)
-    if available < n:
+    wanted = Counter(strata[unit] for unit in claim.units)
+    free: dict[int, list[tuple[int, int]]] = {stratum: [] for stratum in sorted(wanted)}
+    for unit in sorted(strata):
+        if strata[unit] in wanted and unit not in taken:
+            free[strata[unit]].append(unit)
+    available = count_controls(claim, strata, disjoint=disjoint)
+    if not available:
         raise LocationError(
-            got=f"a claim of {len(claim)} {claim.kind} and {n} controls wanted",
-            expected=f"at most {available} different {'disjoint ' if disjoint else ''}controls (matching: {match})",
-            remedy="ask for fewer controls, a smaller claim, or matching 'none'",
+            got=f"a claim of {len(claim)} {claim.kind} that leaves no room for a control",
+            expected=f"at least one {'disjoint ' if disjoint else 'other '}set of its size",
+            remedy="take a smaller claim, looser matching (match: none), or controls that may overlap it",
         )
     rng = random.Random(seed)
-    pool = [(layer, u) for layer in range(n_layers) for u in free[layer]]
     found: dict[tuple, Location] = {}
-    while len(found) < n:
-        if match == "layer":
-            units = [(layer, u) for layer, k in sorted(per_layer.items()) for u in rng.sample(free[layer], k)]
-        else:
-            units = rng.sample(pool, len(claim))
+    while len(found) < min(n, available):
+        units = [unit for stratum, k in sorted(wanted.items()) for unit in rng.sample(free[stratum], k)]
         location = Location(tuple(units), claim.kind)
         if location.units != claim.units:
             found.setdefault(location.units, location)
     return list(found.values())
 
 
-def _count_controls(claim: Location, free: Mapping[int, list], per_layer: Mapping[int, int], match: Match) -> int:
-    from math import comb, prod
-
-    if match == "layer":
-        return prod(comb(len(free[layer]), k) for layer, k in per_layer.items())
-    return comb(sum(map(len, free.values())), len(claim))
+def count_controls(claim: Location, strata: Mapping[tuple[int, int], int], *, disjoint: bool = False) -> int:
+    """How many locations could be a control: the space that `sample_controls` draws from."""
+    taken = set(claim.units) if disjoint else set()
+    room = Counter(stratum for unit, stratum in strata.items() if unit not in taken)
+    wanted = Counter(strata[unit] for unit in claim.units)
+    return prod(comb(room[stratum], k) for stratum, k in wanted.items()) - (not disjoint)

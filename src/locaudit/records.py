@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Arm = Literal["base", "claim", "control", "whole"]
+Arm = Literal["base", "claim", "control", "whole", "rest"]
 Method = Literal["none", "iti", "optimal"]
 Status = Literal["ok", "diverged"]
 
@@ -24,7 +24,8 @@ class TrialSpec:
     """The identity of a trial. Everything that the record depends on is in here, or hashed into `context`."""
 
     arm: Arm
-    """What the location stands for: the claim, a random control, the whole model, or nothing edited (base)."""
+    """What the location stands for: the claim, a random control, the whole model, the rest of it (all but
+    the claim), or nothing edited (base)."""
     method: Method
     """How the edit is found."""
     location: str

@@ -176,12 +176,12 @@ def _run(command: _Run) -> None:
 
 def _print_verdict(folder: Path, report: Path) -> None:
     from locaudit.report.answers import conversations
-    from locaudit.stats import decide, judged_records, run_score
+    from locaudit.stats import conclusion, decide_run, judged_records
     from locaudit.store import read_run
 
     with read_run(folder) as store:
         records, planned = judged_records(store), (store.fact("run") or {}).get("planned", 0)
-        verdict = decide(records, score=run_score(store), level=store.config.level)
+        verdict = decide_run(store, records)
         judgements = {
             slot: store.judgements(judge["fingerprint"]) for slot, judge in (store.fact("judges") or {}).items()
         }
@@ -193,6 +193,10 @@ def _print_verdict(folder: Path, report: Path) -> None:
     for name, result in verdict.methods.items():
         console.print(f"\n{name}: {result.outcome}", style="bold", markup=False)
         console.print(result.sentence, markup=False)
+        for grade in result.grades:
+            console.print(f"  {grade.question}: {grade.answer}; {grade.evidence}.", markup=False)
+        if result.grades:
+            console.print(conclusion(result.grades), markup=False)
     if said:
         console.print("\nWhat the models say (the first test questions; more in the report):", style="bold")
     for conversation in said:

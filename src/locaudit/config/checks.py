@@ -15,6 +15,7 @@ def check_audit(config: AuditConfig) -> None:
     """Raise `ConfigError` for settings that no audit can have."""
     check(config.controls >= 1, f"controls = {config.controls}", "at least 1", "19 can reach p = 0.05")
     check(0 < config.level < 1, f"level = {config.level}", "a number between 0 and 1", "0.05 is usual")
+    check(config.margin > 0, f"margin = {config.margin}", "a positive number in the score's units", "0.05 is usual")
     check(0 <= config.seed < 2**63, f"seed = {config.seed}", "0 to 2^63 - 1", "take a smaller one")
     check(bool(config.methods), "no method", "iti, optimal or both", "name a method")
     check(

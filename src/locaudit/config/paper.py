@@ -90,12 +90,11 @@ class PaperConfig:
     def audits(self, n_heads: int = 2) -> dict[Part, AuditConfig]:
         """The study's audits, in the order they run; the landscape's has every other of the model's `n_heads` heads."""
         shared = {name: getattr(self, name) for name in _SHARED}
-        common = AuditConfig(behaviour=self.data, score="info_truth", whole_model=True, disjoint=False, **shared)
+        common = AuditConfig(behaviour=self.data, score="info_truth", whole_model=True, rest=False, **shared)
         single = dataclasses.replace(
             common,
             controls=self.random_heads,
             whole_model=False,
-            disjoint=True,  # a single head and others that differ from it are exchangeable
             methods=("optimal",),
             probe=dataclasses.replace(self.probe, top_k=1),
         )

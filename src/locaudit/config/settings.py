@@ -31,6 +31,8 @@ Score = Literal[
     "reward_accuracy",
     "reward_margin",
 ]
+Match = Literal["none", "layer", "kv-group", "probe-accuracy", "norm"]
+Stopping = Literal["fixed", "curtailed", "anytime"]
 JudgeKind = Literal["default", "none", "reference", "causal-lm", "openai"]
 
 
@@ -208,14 +210,21 @@ class AuditConfig:
     claim: str | None = None
     """The claimed location: ``"14.3,15.7"``, ``"neurons:3.117"`` or a JSON/CSV file; None: the top-k probed heads."""
     controls: int = 19
-    """Random locations of the claim's size. The smallest p-value possible is 1 / (1 + controls)."""
-    match: Literal["none", "layer"] = "none"
-    """``layer``: each control has as many units in each layer as the claim."""
-    disjoint: bool = True
+    """Random locations of the claim's size, or all there are if those are fewer. The smallest p-value possible is
+    1 / (1 + controls)."""
+    match: Match = "none"
+    """What controls share with the claim: as many units in each ``layer``, in each ``kv-group`` (heads that share keys
+    and values), or in each tenth of the units by ``probe-accuracy`` or by ``norm`` of their activations."""
+    disjoint: bool = False
     """Keep the claim's units out of the controls. Off: any set of the claim's size, which makes claim and controls
     exchangeable (`locaudit.locations.sample_controls`)."""
+    stopping: Stopping = "fixed"
+    """When controls end: ``fixed``, after all of them; ``curtailed``, as soon as the verdict of all of them is certain;
+    ``anytime``, when an interval that holds at every moment excludes the level (`locaudit.stats.sequential`)."""
     whole_model: bool = True
     """Also edit everywhere, as the ceiling."""
+    rest: bool = True
+    """Also train the optimal edit of everything but the claim: is the claim necessary?"""
     methods: tuple[MethodName, ...] = ("iti", "optimal")
     """How edits are found."""
     score: Score = "auto"
@@ -223,6 +232,8 @@ class AuditConfig:
     the target judge alone, else ``mc2``."""
     level: float = 0.05
     """Significance level of the verdict."""
+    margin: float = 0.05
+    """Largest difference in the score that still counts as none, for "as good as the whole model" and the like."""
     seed: int = 0
     """Seed of controls, training order and initial readers."""
     loading: LoadingConfig = field(default_factory=LoadingConfig)
@@ -246,13 +257,14 @@ class AuditConfig:
     def hash(self) -> str:
         """Hash of everything that shapes trials.
 
-        Device and device_map do not: a run may move to another machine. Nor do judges, score and level, which only
-        read what trials left: a finished run can be judged and reported anew.
+        Device and device_map do not: a run may move to another machine. Nor do judges, score, level and margin, which
+        only read what trials left, and stopping, which only says how many there are: a finished run can be judged and
+        reported anew.
         """
         values = to_dict(self)
         for key in ("device", "device_map"):
             del values["loading"][key]
-        for key in ("judges", "score", "level"):
+        for key in ("judges", "score", "level", "margin", "stopping"):
             del values[key]
         return content_hash(values)
 

@@ -72,6 +72,11 @@ class Model:
         """Units a layer: heads, or MLP neurons."""
         return self.n_heads if kind == "heads" else input_width(self.projection(("neurons", 0)))
 
+    def n_groups(self, kind: Kind) -> int:
+        """Groups a layer of units that share keys and values; a neuron shares with none."""
+        shared = getattr(self.config, "num_key_value_heads", None) if kind == "heads" else None
+        return shared or self.n_units(kind)
+
     def unit_width(self, kind: Kind) -> int:
         """Coordinates a unit: head_dim, or 1."""
         return self.head_dim if kind == "heads" else 1

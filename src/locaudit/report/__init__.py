@@ -13,7 +13,7 @@ from locaudit.report.intervals import score_intervals
 from locaudit.report.judged import judged_scores, judged_table
 from locaudit.report.style import require
 from locaudit.report.trials import trials_csv
-from locaudit.stats import decide, judged_records, run_score
+from locaudit.stats import decide_run, judged_records, run_score
 from locaudit.store import read_run, write_atomically
 
 __all__ = ["require_report_extra", "write_report"]
@@ -37,8 +37,8 @@ def write_report(folder: str | Path) -> Path:
         run, probes, judges = store.fact("run") or {}, store.fact("probes"), store.fact("judges") or {}
         questions = store.questions("test")
         judgements = {aspect: store.judgements(judge["fingerprint"]) for aspect, judge in judges.items()}
+        verdict = decide_run(store, records)
     folder = Path(folder)
-    verdict = decide(records, score=score, level=config.level)
     words = json.dumps({**json.loads(verdict.to_json()), "judges": judges}, indent=2, ensure_ascii=False)
     write_atomically(folder / "verdict.json", f"{words}\n".encode())
     intervals = score_intervals(records, judged_scores(records))

@@ -16,7 +16,7 @@ from locaudit.report import view
 from locaudit.report.answers import N_OPEN, Conversation
 from locaudit.report.judged import JudgedTable
 from locaudit.report.style import ARM_COLOURS, INK, METHOD_TITLES, PAPER, require, score_phrase, score_title
-from locaudit.stats import JUDGED, Verdict
+from locaudit.stats import JUDGED, Verdict, conclusion
 from locaudit.stats.scores import THRESHOLD
 
 RUN_FACTS = (
@@ -24,6 +24,19 @@ RUN_FACTS = (
     "claim_source", "versions", "device", "threads",
 )  # fmt: skip
 """Keys of the store's fact ``run`` that the page shows; each may be missing."""
+QUESTIONS: Mapping[str, str] = {
+    "sufficiency": "Sufficiency: does an edit there work?",
+    "specificity": "Specificity: better than elsewhere?",
+    "necessity": "Necessity: does it take the claim?",
+    "uniqueness": "Uniqueness: the only such place?",
+}
+_MATCHING: Mapping[str, str] = {
+    "none": "",
+    "layer": ", as many in each layer as the claim",
+    "kv-group": ", as many in each group of heads that share keys and values as the claim",
+    "probe-accuracy": ", matched by probe accuracy",
+    "norm": ", matched by the norm of their activations",
+}
 MISSING = "–"
 """Stands where nothing was measured."""
 
@@ -82,6 +95,9 @@ def render_page(
         run={key: run.get(key) for key in RUN_FACTS},
         unfinished=view.missing_parts(records, verdict, config, run.get("planned")),
         titles=METHOD_TITLES,
+        matching=_MATCHING[config.match],
+        questions=QUESTIONS,
+        conclusion=conclusion,
         symbols={method: view.hyperparameter_symbol(method, config) for method in METHOD_TITLES},
         ranges={method: view.control_range(judged) for method, judged in verdict.methods.items()},
         claim=claim,

@@ -107,7 +107,7 @@ def judged_table(
 def _method(method: str, places: Mapping, scores: Sequence[str], intervals: Intervals) -> JudgedMethod:
     rows = {place: _row(place_name(place), record, scores, intervals) for place, record in sorted(places.items())}
     controls = tuple(row for place, row in rows.items() if place[0] == "control")
-    main = [rows[place] for place in (("claim", -1), ("whole", -1)) if place in rows]
+    main = [rows[place] for place in (("claim", -1), ("whole", -1), ("rest", -1)) if place in rows]
     if controls:
         main.append(_mean_row(controls))
     return JudgedMethod(METHOD_TITLES[method], tuple(main), controls)

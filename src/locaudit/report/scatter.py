@@ -91,7 +91,7 @@ def _scatter(points: Sequence[Point], height: float = 4.3) -> tuple[Figure, Any]
     figure = new_figure(height)
     axis = figure.subplots()
     # The many controls lie at the back, chosen trials before those that were not.
-    for depth, (arm, chosen) in enumerate((a, c) for c in (False, True) for a in ("control", "whole", "claim")):
+    for depth, (arm, chosen) in enumerate((a, c) for c in (False, True) for a in ("control", "rest", "whole", "claim")):
         for method, marker in MARKERS.items():
             group = [p for p in points if (p.arm, p.chosen, p.method) == (arm, chosen, method)]
             axis.scatter(
@@ -133,7 +133,7 @@ def _legend(figure: Figure, points: Sequence[Point], more: Sequence[Any]) -> Non
     base: dict[str, Any] = {"linestyle": "", "markersize": 6.5}
     handles = [
         line([], [], marker="s", color=ARM_COLOURS[arm], label=ARM_NAMES[arm], **base)
-        for arm in ("claim", "control", "whole")
+        for arm in ("claim", "control", "whole", "rest")
         if any(p.arm == arm for p in points)
     ]
     handles += [

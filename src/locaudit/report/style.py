@@ -20,9 +20,21 @@ INK = "#1d1e22"
 """Text and axes. In the page it becomes `currentColor`, so that figures follow light and dark mode."""
 PAPER = "#ffffff"
 """Background. In the page it becomes `var(--paper)`."""
-ARM_COLOURS: Mapping[str, str] = {"claim": "#D55E00", "control": "#0072B2", "whole": "#009E73", "base": INK}
+ARM_COLOURS: Mapping[str, str] = {
+    "claim": "#D55E00",
+    "control": "#0072B2",
+    "whole": "#009E73",
+    "rest": "#CC79A7",
+    "base": INK,
+}
 """Okabe and Ito's palette, told apart by every common colour vision."""
-ARM_NAMES: Mapping[str, str] = {"base": "unedited", "claim": "claim", "control": "control", "whole": "whole model"}
+ARM_NAMES: Mapping[str, str] = {
+    "base": "unedited",
+    "claim": "claim",
+    "control": "control",
+    "whole": "whole model",
+    "rest": "all but the claim",
+}
 METHOD_TITLES: Mapping[str, str] = {"iti": "ITI", "optimal": "Optimal edit"}
 SCORE_TITLES: Mapping[str, str] = {
     "info_truth": "Info*Truth",

@@ -13,7 +13,7 @@ from locaudit.report.view import METRICS, chosen_ids
 from locaudit.stats import JUDGED
 
 _METHODS = ("none", "iti", "optimal")
-_ARMS = ("base", "claim", "whole", "control")
+_ARMS = ("base", "claim", "whole", "rest", "control")
 
 
 def trials_csv(records: Sequence[TrialRecord], score: str, seconds: Mapping[str, float], intervals: Intervals) -> str:

@@ -70,8 +70,8 @@ def missing_parts(
             parts.append(f"{title}: the claim is not scored yet, so the method is left out below.")
             continue
         lacks = []
-        if len(judged.controls) < config.controls:
-            lacks.append(f"{len(judged.controls)} of {config.controls} controls scored")
+        if len(judged.controls) < judged.n_planned and not judged.ended_early:
+            lacks.append(f"{len(judged.controls)} of {judged.n_planned} controls scored")
         if config.whole_model and judged.whole_model is None:
             lacks.append("whole model not scored yet")
         if lacks:
@@ -170,9 +170,7 @@ def method_rows(
             for place, record in places.items()
         }
         controls = tuple(row for place, row in sorted(rows.items()) if place[0] == "control")
-        main = [rows["claim", -1]]
-        if ("whole", -1) in rows:
-            main.append(rows["whole", -1])
+        main = [row for arm in ("claim", "whole", "rest") for place, row in rows.items() if place[0] == arm]
         if controls:
             main.append(_mean_row(controls))
         out.append(MethodRows(METHOD_TITLES[method], hyperparameter_symbol(method, config), tuple(main), controls))

@@ -95,7 +95,12 @@ def describe(group: Sequence[TrialSpec]) -> str:
     first = group[0]
     if first.arm == "base":
         return "unedited model"
-    names = {"claim": "claim", "whole": "whole model", "control": f"control {first.control}"}
+    names = {
+        "claim": "claim",
+        "whole": "whole model",
+        "rest": "the rest of the model",
+        "control": f"control {first.control}",
+    }
     strength = "alpha" if first.method == "iti" else "strength"
     more = f" and {len(group) - 1} more" if len(group) > 1 else ""
     return f"{first.method} at {names[first.arm]}, {strength} {first.hyperparameter:g}{more}"

@@ -17,16 +17,16 @@ from locaudit.data import Behaviour, Split
 from locaudit.data.prompts import Prompt
 from locaudit.errors import LocationError, LocauditError
 from locaudit.judges import Billed, Judge
-from locaudit.locations import Location, all_units, parse_location, sample_controls
+from locaudit.locations import Location, all_units, parse_location, sample_controls, unit_strata
 from locaudit.models import Model
 from locaudit.records import TrialSpec
 from locaudit.runner.banks import with_banks
-from locaudit.runner.calibrate import measure_paces
 from locaudit.runner.inputs import load_subject, read_inputs
 from locaudit.runner.judging import estimate_cost
 from locaudit.runner.paces import Paces, count_answers, count_bytes, count_tokens, group_seconds, prepare_seconds
-from locaudit.runner.plan import build_plan, context_hash
+from locaudit.runner.plan import build_plan, context_hash, draw_controls
 from locaudit.runner.progress import describe_seconds, show_progress
+from locaudit.runner.sampling import measure_paces
 from locaudit.scoring import Forest, check_depth, check_length, plant
 from locaudit.store import HeldOutQuestion, read_run
 
@@ -100,7 +100,7 @@ def estimate_audit(
             claim = _stand_in(config, model)
             notes.append(f"the claim is not known before heads are probed: timed with {len(claim)} random heads")
         config = with_banks(config, model, split, inputs.primer, banks.get(model.device.type))
-        groups = build_plan(config, model, claim, context)
+        groups = build_plan(config, model, claim, context, draw_controls(config, model, claim)[0])
         forests = _plant(config, model, split, inputs.primer)
         specs = [spec for group in groups for spec in group]
         n_done = sum(spec.trial_id in done for spec in specs)
@@ -192,7 +192,8 @@ def _stand_in(config: AuditConfig, model: Model) -> Location:
     if config.probe.top_k == n_heads:
         return all_units(model.n_layers, model.n_heads)
     first = Location(all_units(model.n_layers, model.n_heads).units[: config.probe.top_k])
-    return sample_controls(first, model.n_layers, model.n_heads, 1, seed=config.seed, disjoint=False)[0]
+    strata = unit_strata("none", model.n_layers, model.n_heads)
+    return sample_controls(first, strata, 1, seed=config.seed)[0]
 
 
 def _plant(config: AuditConfig, model: Model, split: Split, primer: str) -> dict[str, Forest]:

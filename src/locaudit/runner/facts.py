@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -11,12 +12,22 @@ import torch
 from locaudit.locations import Location
 from locaudit.models import Model
 from locaudit.probes import Probes
+from locaudit.records import TrialSpec
 from locaudit.runner.inputs import Inputs
+from locaudit.stats.sequential import MOST_CONTROLS
 from locaudit.store import Store
 from locaudit.training import default_learning_rate, resolve_optimizer, step_size
 
 
-def note_facts(store: Store, model: Model, inputs: Inputs, claim: Location, probes: Probes, planned: int) -> None:
+def note_facts(
+    store: Store,
+    model: Model,
+    inputs: Inputs,
+    claim: Location,
+    probes: Probes,
+    groups: Sequence[Sequence[TrialSpec]],
+    population: int,
+) -> None:
     """Write the facts ``probes`` and ``run``; reports read them."""
     store.set_fact(
         "probes",
@@ -49,7 +60,9 @@ def note_facts(store: Store, model: Model, inputs: Inputs, claim: Location, prob
                 "false": sum(len(question.false) for question in questions),
             },
             "training": _describe_training(model, inputs, claim),
-            "planned": planned,
+            "planned": sum(map(len, groups)),
+            "n_controls": 1 + max(spec.control for group in groups for spec in group),
+            "population": population if population <= MOST_CONTROLS else None,
             "claim": str(claim),
             "claim_source": "top-k probed heads" if inputs.claim is None else "given",
             "versions": {

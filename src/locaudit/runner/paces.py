@@ -65,7 +65,7 @@ class Paces:
 
 def lowest_layer(spec: TrialSpec) -> int:
     """The lowest layer that a trial edits."""
-    return 0 if spec.arm == "whole" else parse_location(spec.location).layers[0]
+    return 0 if spec.arm in ("whole", "rest") else parse_location(spec.location).layers[0]
 
 
 def training_banks(config: AuditConfig, group: Sequence[TrialSpec]) -> list[Sequence[TrialSpec]]:
@@ -121,7 +121,7 @@ def group_seconds(
         lowest = [lowest_layer(spec) for spec in group]
         resumed |= {(name, min(lowest)) for name in names}
         for bank in training_banks(config, group):
-            whole = any(spec.arm == "whole" for spec in bank)
+            whole = any(spec.arm in ("whole", "rest") for spec in bank)
             out["training"] += config.optimal.epochs * epoch * len(bank) * paces.train[whole]
             resumed |= {("train", min(map(lowest_layer, bank)))}
         primers = len({forests[name].prefix for name in names})

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from locaudit.config import AuditConfig, to_dict
 from locaudit.data import Split
-from locaudit.locations import Location, sample_controls
+from locaudit.locations import Location, count_controls, sample_controls, unit_strata
 from locaudit.models import Model
 from locaudit.records import Arm, TrialSpec, content_hash
+from locaudit.runner.prepare import Prepared
 from locaudit.trial import Shared, scored_splits
 
 BACKWARD = 1.3
@@ -33,10 +34,13 @@ def context_hash(config: AuditConfig, model: Model, split: Split, primer: str, d
         "controls",
         "match",
         "disjoint",
+        "stopping",
         "whole_model",
+        "rest",
         "methods",
         "score",
         "level",
+        "margin",
         "judges",
     ):
         del values[key]
@@ -56,36 +60,63 @@ def context_hash(config: AuditConfig, model: Model, split: Split, primer: str, d
     return content_hash([values, model.fingerprint, split.fingerprint, primer, text])
 
 
-def build_plan(config: AuditConfig, model: Model, claim: Location, context: str) -> list[list[TrialSpec]]:
-    """Groups of trials in the order they run: base, claim, whole model, controls; a group is scored as one edit bank.
+def draw_controls(
+    config: AuditConfig, model: Model, claim: Location, found: Prepared | None = None
+) -> tuple[list[Location], int]:
+    """The claim's controls, matched as the settings say, and of how many they are drawn.
 
-    Groups are fixed by the plan alone, so that a resumed run trains and scores the same banks. Raises `LocationError`
-    if the claim is outside the model or leaves too little room for the controls.
+    `found` holds the values that matching by a value needs; without it such controls are drawn as by ``none``.
     """
-    n_units = model.n_units(claim.kind)
-    claim.check(model.n_layers, n_units)
-    controls = sample_controls(
-        claim, model.n_layers, n_units, config.controls, seed=config.seed, match=config.match, disjoint=config.disjoint
+    claim.check(model.n_layers, model.n_units(claim.kind))
+    match, values = config.match, None
+    if match in ("probe-accuracy", "norm"):
+        if found is None:
+            match = "none"
+        else:
+            values = (found.probes.val_accuracy if match == "probe-accuracy" else found.norm).tolist()
+    strata = unit_strata(
+        match, model.n_layers, model.n_units(claim.kind), n_groups=model.n_groups(claim.kind), values=values
     )
+    controls = sample_controls(claim, strata, config.controls, seed=config.seed, disjoint=config.disjoint)
+    return controls, count_controls(claim, strata, disjoint=config.disjoint)
+
+
+def build_plan(
+    config: AuditConfig, model: Model, claim: Location, context: str, controls: Sequence[Location]
+) -> list[list[TrialSpec]]:
+    """Groups of trials in the order they run: base, claim, whole model, rest, controls; a group is scored as one bank.
+
+    Groups are fixed by the plan alone, so that a resumed run trains and scores the same banks. Where controls may end
+    early, a group of them is one training bank.
+    """
     places: list[tuple[Arm, int, Location]] = [("claim", -1, claim)]
     if config.whole_model:
         places.append(("whole", -1, model.whole(claim.kind)))
+    if has_rest(config, model, claim):
+        places.append(("rest", -1, claim.complement(model.n_layers, model.n_units(claim.kind))))
     places.extend(("control", n, location) for n, location in enumerate(controls))
     groups = [[TrialSpec("base", "none", "", None, config.seed, context)]]
-    for arms in (("claim", "whole"), ("control",)):
+    for arms in (("claim", "whole", "rest"), ("control",)):
         for method in config.methods:
             size, training = config.evaluation.bank_size or 1, config.optimal.bank_size or 1
+            grid = config.iti.alphas if method == "iti" else config.optimal.strengths
             if method == "optimal":  # whole training banks
                 size = training * max(size // training, 1)
-            grid = config.iti.alphas if method == "iti" else config.optimal.strengths
+            if config.stopping != "fixed" and arms == ("control",):
+                size = training if method == "optimal" else len(grid)
             specs = [
                 TrialSpec(arm, method, str(location), value, config.seed, context, number)
                 for arm, number, location in places
-                if arm in arms
+                if arm in arms and (arm != "rest" or method == "optimal")
                 for value in grid
             ]
             groups += [specs[i : i + size] for i in range(0, len(specs), size)]
     return groups
+
+
+def has_rest(config: AuditConfig, model: Model, claim: Location) -> bool:
+    """Whether the best edit of everything but the claim is sought: there must be a rest, and the whole to compare."""
+    return config.rest and config.whole_model and len(claim) < len(model.whole(claim.kind))
 
 
 def cost(shared: Shared, specs: Sequence[TrialSpec]) -> float:

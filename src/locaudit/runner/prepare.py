@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -31,10 +33,21 @@ from locaudit.trial import HeldOut, Shared
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What training questions say of every unit of one kind."""
+
+    probes: Probes
+    theta: Float[Tensor, "layers units width"]
+    """sigma u."""
+    norm: Float[Tensor, "layers units"]
+    """Mean Euclidean norm of a unit's activation."""
+
+
 def prepare_probes(
     store: Store, model: Model, train: Sequence[Question], claim: Location | None, context: str, say: Say
-) -> tuple[Probes, Tensor]:
-    """Probes of every unit of the claim's kind, and theta = sigma u, both from training questions only."""
+) -> Prepared:
+    """Probes, ITI directions and norms of every unit of the claim's kind, from training questions only."""
     config = store.config
     kind: Kind = claim.kind if claim else "heads"
 
@@ -55,12 +68,13 @@ def prepare_probes(
             "intercept": probes.intercept,
             "val_accuracy": probes.val_accuracy,
             "theta": theta,
+            "norm": activations.values.norm(dim=-1).mean(dim=0),
         }
         return tensors, {"majority": probes.majority, "n_train": probes.n_train, "n_val": probes.n_val}
 
-    tensors, meta = _cached(store, "probes", f"{context}-{kind}", compute)
+    tensors, meta = _cached(store, "probes", f"{context}-{kind}-norm", compute)
     probes = Probes(tensors["weight"], tensors["intercept"], tensors["val_accuracy"], **meta, kind=kind)
-    return probes, tensors["theta"]
+    return Prepared(probes, tensors["theta"], tensors["norm"])
 
 
 def prepare_shared(

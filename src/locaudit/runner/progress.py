@@ -87,6 +87,13 @@ class Meter:
         elif self._done == self._total or self._done // 5 > (self._done - n_trials) // 5:
             self.say(f"{self._done} of {self._total} trials, {self.remaining_text()}")
 
+    def skip(self, method: str, cost: float, n_trials: int) -> None:
+        """A group will not run: it is not needed."""
+        self._left[method] -= cost
+        self._total -= n_trials
+        if self._progress and self._task is not None:
+            self._progress.update(self._task, total=self._total)
+
     def remaining_text(self) -> str:
         """``about 7 min left``."""
         seconds = self._pace.remaining(self._left)

@@ -21,9 +21,10 @@ from locaudit.runner.banks import describe, run_within_memory, with_banks
 from locaudit.runner.facts import note_facts
 from locaudit.runner.inputs import load_subject, read_inputs, split_behaviour
 from locaudit.runner.judging import describe_judges, estimate_cost, judge_answers
-from locaudit.runner.plan import build_plan, context_hash, cost
+from locaudit.runner.plan import build_plan, context_hash, cost, draw_controls
 from locaudit.runner.prepare import borrow_cache, prepare_probes, prepare_shared
 from locaudit.runner.progress import Meter, show_progress
+from locaudit.stats import ended_early
 from locaudit.store import HeldOutQuestion, Store, open_run, write_atomically
 from locaudit.trial import Shared, scored_splits
 
@@ -59,20 +60,28 @@ def run_audit(
         _check_same_inputs(store, context)
         if prepared is not None:
             borrow_cache(store, prepared)
-        probes, theta = prepare_probes(store, model, split.train, given, context, meter.say)
-        claim = given or probes.top(config.probe.top_k)
+        found = prepare_probes(store, model, split.train, given, context, meter.say)
+        claim = given or found.probes.top(config.probe.top_k)
+        controls, population = draw_controls(config, model, claim, found)
+        if len(controls) < config.controls:
+            meter.say(f"{len(controls)} controls instead of {config.controls}: all that there are")
         banks = dict(store.fact("banks") or {})  # as before where a run goes on, so that it ends with the same bytes
         config = with_banks(config, model, split, primer, banks.get(model.device.type))
         store.set_fact("banks", banks | {model.device.type: [config.optimal.bank_size, config.evaluation.bank_size]})
-        groups = build_plan(config, model, claim, context)
-        note_facts(store, model, inputs, claim, probes, sum(map(len, groups)))
+        groups = build_plan(config, model, claim, context, controls)
+        note_facts(store, model, inputs, claim, found.probes, groups, population)
         _note_judges(store, judges, split)
-        shared = replace(prepare_shared(store, model, split, primer, theta, cache, context, meter.say), config=config)
+        shared = replace(
+            prepare_shared(store, model, split, primer, found.theta, cache, context, meter.say), config=config
+        )
         n_answers = sum(len(store.questions(name)) for g in groups for s in g for name in scored_splits(config, s))
         for line in estimate_cost(judges, store.questions("test"), n_answers if generates else 0):
             meter.say(line)
         judge_answers(judges, store, store.records(), cache, meter.say)
-        _run_groups(store, shared, groups, judges, meter)
+        n_left_out = _run_groups(store, shared, groups, judges, meter)
+        if n_left_out:  # controls ended early
+            run = store.fact("run")
+            store.set_fact("run", run | {"planned": run["planned"] - n_left_out})
 
 
 def run_probes(config: AuditConfig) -> Probes:
@@ -104,7 +113,8 @@ def _run_groups(
     groups: Sequence[Sequence[TrialSpec]],
     judges: Mapping[str, Judge],
     meter: Meter,
-) -> None:
+) -> int:
+    """Run what has no record yet; returns the number of trials that an early end made needless."""
     done = store.done()
     todo = [[spec for spec in group if spec.trial_id not in done] for group in groups]
     todo = [group for group in todo if group]
@@ -115,7 +125,18 @@ def _run_groups(
     meter.start(left, n_trials - sum(map(len, todo)), n_trials)
     ids = {name: [question.id for question in held.questions] for name, held in shared.splits.items()}
     limits: dict[str, int] = {}
+    ended: dict[str, bool] = {}
+    n_left_out = 0
     for group in todo:
+        method = group[0].method
+        if store.config.stopping != "fixed" and group[0].arm == "control":
+            if not ended.get(method) and ended_early(store, method):
+                ended[method] = True
+                meter.say(f"{method}: controls ended early, the answer is clear")
+            if ended.get(method):
+                n_left_out += len(group)
+                meter.skip(method, cost(shared, group), len(group))
+                continue
         meter.begin(describe(group))
         started = time.monotonic()
         for results in run_within_memory(shared, group, limits, meter.say):
@@ -128,7 +149,8 @@ def _run_groups(
             for record, _ in results:
                 if record.status == "diverged":
                     meter.say(f"{describe([record.spec])}: diverged ({record.message}); the audit goes on")
-        meter.end(group[0].method, cost(shared, group), len(group))
+        meter.end(method, cost(shared, group), len(group))
+    return n_left_out
 
 
 def _check_same_inputs(store: Store, context: str) -> None:

@@ -1,9 +1,12 @@
 """Statistics of an audit: scores, selection on validation, tests, intervals, verdict."""
 
+from locaudit.stats.grades import Grade, conclusion
 from locaudit.stats.judged import count_missing, judged_records, resolve_score, run_score
-from locaudit.stats.matching import Match, compare_edits, holm, rank_correlation
+from locaudit.stats.matching import Match, compare_edits, holm, max_t_p, rank_correlation
+from locaudit.stats.run import decide_run, ended_early, run_design
 from locaudit.stats.scores import JUDGED, components, judged_metrics, mean_score, score_values
 from locaudit.stats.selection import select
+from locaudit.stats.sequential import Look, controls_to_decide, look, share_interval
 from locaudit.stats.tests import (
     monte_carlo_p,
     normal_tail_p,
@@ -12,21 +15,30 @@ from locaudit.stats.tests import (
     score_interval,
     t_test_p,
 )
-from locaudit.stats.verdict import MethodVerdict, Outcome, Verdict, decide
+from locaudit.stats.verdict import Design, MethodVerdict, Outcome, Verdict, decide
 
 __all__ = [
     "JUDGED",
+    "Design",
+    "Grade",
+    "Look",
     "Match",
     "MethodVerdict",
     "Outcome",
     "Verdict",
     "compare_edits",
     "components",
+    "conclusion",
+    "controls_to_decide",
     "count_missing",
     "decide",
+    "decide_run",
+    "ended_early",
     "holm",
     "judged_metrics",
     "judged_records",
+    "look",
+    "max_t_p",
     "mean_score",
     "monte_carlo_p",
     "normal_tail_p",
@@ -34,9 +46,11 @@ __all__ = [
     "paired_interval",
     "rank_correlation",
     "resolve_score",
+    "run_design",
     "run_score",
     "score_interval",
     "score_values",
     "select",
+    "share_interval",
     "t_test_p",
 ]

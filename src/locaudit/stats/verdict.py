@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from locaudit.errors import RunFolderError
+from locaudit.locations import Location, parse_location
 from locaudit.records import Method, TrialRecord
+from locaudit.stats.grades import Grade, Measured, conclusion, grade
+from locaudit.stats.matching import max_t_p
 from locaudit.stats.scores import components, mean_score, score_values
 from locaudit.stats.selection import Place, select
-from locaudit.stats.tests import monte_carlo_p, paired_gain_p, paired_interval
+from locaudit.stats.sequential import Rule, look
+from locaudit.stats.tests import paired_gain_p, paired_interval, t_test_p
 from locaudit.stats.words import MAX_MISSING, headline, sentence
 
 Outcome = Literal["no effect", "effective, not specific", "specific", "underpowered"]
@@ -35,9 +39,21 @@ class MethodVerdict:
     whole_model: float | None
     """Score of the edit of the whole model; None if it was not tried."""
     p_value: float
-    """Monte-Carlo p of the claim against the controls."""
+    """Monte-Carlo p of the claim against the controls; an upper bound of it if they ended early."""
+    p_adjusted: float
+    """The same, adjusted for trying several methods at the same controls (`locaudit.stats.max_t_p`)."""
+    p_parametric: float
+    """The paper's kind of p, for comparison only: one-sample t-test of the controls against the claim's score."""
     n_at_least: int
     """Controls that do at least as well as the claim (diverged ones count)."""
+    n_planned: int
+    """Controls that were planned."""
+    population: int | None
+    """Places that controls were drawn from; None: too many to matter."""
+    n_used: int
+    """Controls that `p_value` and `n_at_least` are of."""
+    ended_early: bool
+    """Whether the answer was clear before all planned controls were tried."""
     effect: float
     """claim - base."""
     effect_interval: tuple[float, float]
@@ -48,6 +64,8 @@ class MethodVerdict:
     """claim - mean of the controls that did not diverge."""
     gap_interval: tuple[float, float]
     """95 % bootstrap interval of `gap` over questions, the controls held fixed."""
+    grades: tuple[Grade, ...]
+    """Sufficiency, specificity, necessity, uniqueness; none if the claim has no score."""
     n_missing: int
     """Judgements of the score's answers that are missing, over all arms compared: (arm, test question) pairs."""
     n_judged: int
@@ -59,6 +77,23 @@ class MethodVerdict:
     """Place -> hyperparameter chosen on validation."""
     sentence: str
     """The outcome in words."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """How controls were planned, and what differences count; `run_design` reads it from a run folder."""
+
+    rule: Rule = "fixed"
+    n_planned: int | None = None
+    """Controls planned; None: those there are."""
+    population: int | None = None
+    """Places that controls were drawn from; None: too many to matter."""
+    margin: float = 0.05
+    """Largest difference in the score that counts as none."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Method -> wall-clock seconds of a control, to say what more of them would cost."""
+    graded: bool = True
+    """Whether to grade, which resamples questions for every control."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +112,8 @@ class Verdict:
         lines = [self.headline, ""]
         for name, verdict in self.methods.items():
             lines.append(f"{name}: {verdict.outcome}. {verdict.sentence}")
+            lines += [f"  {g.question}: {g.answer}. {g.evidence}" for g in verdict.grades]
+            lines += [f"  {conclusion(verdict.grades)}"] if verdict.grades else []
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -84,20 +121,22 @@ class Verdict:
         return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False) + "\n"
 
 
-def decide(records: Iterable[TrialRecord], *, score: str, level: float = 0.05) -> Verdict:
+def decide(records: Iterable[TrialRecord], *, score: str, level: float = 0.05, design: Design | None = None) -> Verdict:
     """Compare claim, controls, whole model and base on the test questions.
 
     For each method: `underpowered` if there are too few test questions for any effect to be significant
     (2^-questions > level); `no effect` unless the claim's gain over the unedited model passes a one-sided paired
     sign-flip test at `level`; then `underpowered` if 1 / (1 + N) > level, so that no outcome could be significant; then
-    `specific` if the Monte-Carlo p is at most `level`, else `effective, not specific`. A score of judged answers of
-    which more than `MAX_MISSING` are missing in any arm is `underpowered` too: answers that a judge fails on are no
-    random sample.
+    `specific` if the Monte-Carlo p is at most `level`, else `effective, not specific`. Where controls end early, the
+    rule of `design` decides (`locaudit.stats.sequential`). A score of judged answers of which more than `MAX_MISSING`
+    are missing in any arm is `underpowered` too: answers that a judge fails on are no random sample. Beside the outcome
+    stand four grades (`locaudit.stats.grades`).
 
     A method whose claim has no record yet is left out, so that the records of an unfinished audit can be judged; raises
     `RunFolderError` while the unedited model has no scores.
 
     Deviation from the paper: it compares by a parametric p-value over random sets; the Monte-Carlo p assumes no shape.
+    Definitions and assumptions: docs/statistics.md.
     """
     records = list(records)
     _check_scored(records, score)
@@ -110,17 +149,18 @@ def decide(records: Iterable[TrialRecord], *, score: str, level: float = 0.05) -
             remedy="run the audit first, or again if it was stopped",
         )
     claim_text = next((r.spec.location for r in records if r.spec.arm == "claim"), "")
-    methods = {
-        method: _judge_method(method, base, chosen[method], records, score, level)
+    methods: dict[str, MethodVerdict] = {
+        method: _judge_method(method, base, chosen[method], records, score, level, design or Design())
         for method in ("iti", "optimal")
         if ("claim", -1) in chosen.get(method, {})
     }
+    _adjust(methods)
     return Verdict(
         headline=headline(methods),
         score=score,
         level=level,
         n_questions=len(base.questions["test"][components(score)[0]]),
-        n_controls=max((len(v.controls) for v in methods.values()), default=0),
+        n_controls=max((v.n_planned for v in methods.values()), default=0),
         claim=claim_text,
         methods=methods,
     )
@@ -144,6 +184,7 @@ def _judge_method(
     records: Sequence[TrialRecord],
     score: str,
     level: float,
+    design: Design,
 ) -> MethodVerdict:
     n = len(base.questions["test"][components(score)[0]])
 
@@ -159,7 +200,10 @@ def _judge_method(
     claim_mean = float(mean_score(claim))
     unscored = math.isnan(claim_mean)
     effect_p = 1.0 if unscored else paired_gain_p(claim, before)
-    p_value = 1.0 if unscored else monte_carlo_p(claim_mean, control_means)
+    n_planned = design.n_planned or len(controls)
+    reached = [not mean < claim_mean for mean in control_means]
+    seen = look(reached, rule=design.rule, n_planned=n_planned, level=level, population=design.population)
+    p_value = 1.0 if unscored else seen.p_value
     gap_ready = finite_controls and not unscored
     nan_pair = (math.nan, math.nan)
     scored = [before, *(values(record) for record in places.values() if record is not None)]
@@ -170,25 +214,51 @@ def _judge_method(
         outcome = "underpowered"
     elif effect_p > level:
         outcome = "no effect"
-    elif 1 / (1 + len(controls)) > level:
+    elif seen.state == "open" and (design.rule == "anytime" or 1 / (1 + len(controls)) > level):
         outcome = "underpowered"
-    else:
+    elif seen.state == "open":  # unfinished: as if these were all
         outcome = "specific" if p_value <= level else "effective, not specific"
-    whole = places.get(("whole", -1))
+    else:
+        outcome = "specific" if seen.state == "specific" else "effective, not specific"
+    whole, rest = (values(places[arm, -1]) if (arm, -1) in places else None for arm in ("whole", "rest"))
+    where = _locations(records, method)
+    measured = Measured(
+        base=before,
+        claim=claim,
+        whole=whole,
+        rest=rest,
+        controls={place[1]: x for place, x in controls.items()},
+        places={place[1]: location for place, location in where.items() if place[0] == "control"},
+        location=where.get(("claim", -1)),
+        effect_p=effect_p,
+        look=seen,
+        level=level,
+        margin=design.margin,
+        n_planned=n_planned,
+        population=design.population,
+        seconds_per_control=design.seconds.get(method),
+    )
     verdict = MethodVerdict(
         method=method,
         outcome=outcome,
         base=float(mean_score(before)),
         claim=claim_mean,
         controls=control_means,
-        whole_model=float(mean_score(values(whole))) if ("whole", -1) in places else None,
+        whole_model=None if whole is None else float(mean_score(whole)),
         p_value=p_value,
-        n_at_least=int(np.sum(~(np.asarray(control_means) < claim_mean))),
+        p_adjusted=p_value,
+        p_parametric=math.nan if unscored else t_test_p(claim_mean, control_means),
+        n_at_least=seen.n_at_least,
+        n_planned=n_planned,
+        population=design.population,
+        n_used=seen.n,
+        ended_early=seen.state != "open" and seen.n < n_planned,
         effect=claim_mean - float(mean_score(before)),
         effect_interval=nan_pair if unscored else paired_interval(claim, before),
         effect_p=effect_p,
         gap=claim_mean - float(np.mean([mean_score(x) for x in finite_controls])) if gap_ready else math.nan,
         gap_interval=paired_interval(claim, finite_controls) if gap_ready else nan_pair,
+        grades=grade(measured) if design.graded else (),
         n_missing=sum(missing),
         n_judged=len(scored) * n,
         worst_missing=lost_share,
@@ -199,6 +269,26 @@ def _judge_method(
         sentence="",
     )
     return MethodVerdict(**{**verdict.__dict__, "sentence": sentence(verdict, score, level, n)})
+
+
+def _adjust(methods: dict[str, MethodVerdict]) -> None:
+    """P of each method, adjusted for the others where all were tried at the same controls."""
+    verdicts = list(methods.values())
+    n = min((v.n_used for v in verdicts), default=0)
+    if len(verdicts) < 2 or not n or any(math.isnan(v.claim) for v in verdicts):
+        return
+    controls = np.asarray([v.controls[:n] for v in verdicts]).T
+    for (name, verdict), p in zip(methods.items(), max_t_p([v.claim for v in verdicts], controls), strict=True):
+        methods[name] = replace(verdict, p_adjusted=max(p, verdict.p_value))
+
+
+def _locations(records: Iterable[TrialRecord], method: Method) -> dict[Place, Location]:
+    """Where each place is; a record without a readable location is left out."""
+    found: dict[Place, Location] = {}
+    for record in records:
+        if record.spec.method == method and record.spec.location:
+            found.setdefault((record.spec.arm, record.spec.control), parse_location(record.spec.location))
+    return found
 
 
 def _lost_in_choosing(records: Sequence[TrialRecord], method: Method, score: str) -> Iterator[float]:

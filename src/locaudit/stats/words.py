@@ -15,7 +15,7 @@ MAX_MISSING = 0.05
 
 def sentence(v: MethodVerdict, score: str, level: float, n_questions: int) -> str:
     """The outcome of a method in words that cannot be misread."""
-    n = len(v.controls)
+    n = v.n_used
     low, high = v.effect_interval
     if v.worst_missing > MAX_MISSING:
         return (
@@ -37,6 +37,8 @@ def sentence(v: MethodVerdict, score: str, level: float, n_questions: int) -> st
     diverged = sum(map(math.isnan, v.controls))
     lost = f" ({diverged} of them diverged and count against the claim)" if diverged else ""
     beaten = f"{v.n_at_least} of {n} random locations do at least as well{lost} (Monte-Carlo p = {v.p_value:.3f})"
+    if v.ended_early:
+        beaten += f", where controls ended early, of {v.n_planned} planned,"
     if not math.isnan(v.gap):
         beaten += (
             f", the claim's lead over their mean is {v.gap:+.3f} ({v.gap_interval[0]:+.3f} to {v.gap_interval[1]:+.3f})"
@@ -53,10 +55,15 @@ def sentence(v: MethodVerdict, score: str, level: float, n_questions: int) -> st
         )
     if v.outcome == "underpowered":
         need = math.ceil(1 / level - 1e-9) - 1
+        more = f"Use at least {need} controls, in a new run folder."
+        if v.population is not None and v.population < need:
+            more = f"There are only {v.population} such places, {need} would be needed: match less strictly."
+        if n >= need:  # controls that end when an interval excludes the level, and it has not
+            more = f"Their share that does as well is not known to lie on one side of {level:g}: use more of them."
+        least = f" (the smallest possible p is {1 / (1 + n):.3f}, above {level:g})" if n < need else ""
         return (
-            f"Editing the claim works: {change}.{whole} But {n} controls cannot decide whether the place matters: the "
-            f"smallest possible p is {1 / (1 + n):.3f}, above {level:g}. Use at least {need} controls, in a "
-            f"new run folder. So far {beaten}."
+            f"Editing the claim works: {change}.{whole} But {n} controls cannot decide whether the place matters{least}. "
+            f"{more} So far {beaten}."
         )
     if v.outcome == "specific":
         return (

@@ -13,6 +13,7 @@ from locaudit.locations import parse_location
 from locaudit.records import Arm, Method, TrialRecord
 from locaudit.report.paper.study import SCORE, Audit, Study
 from locaudit.stats import (
+    Design,
     MethodVerdict,
     compare_edits,
     decide,
@@ -28,6 +29,7 @@ from locaudit.stats.selection import Place
 
 METRICS = ("truth", "info", "info_truth", "info_truth_probability", "info_truth_both", "mc1", "mc2", "mc3")
 """Scores on the test questions that every trial has."""
+_UNGRADED = Design(graded=False)
 
 
 def trial_scores(record: TrialRecord) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def _places(audit: Audit, method: Method) -> dict[str, Any]:
 def measure_method(study: Study, method: Method) -> dict[str, Any]:
     """A method at the localized heads, the random sets and the whole model, and how they compare."""
     audit, margin = study.sets, study.config.margin
-    verdict = decide(audit.records, score=SCORE, level=study.config.level).methods[method]
+    verdict = decide(audit.records, score=SCORE, level=study.config.level, design=_UNGRADED).methods[method]
     blocks = _places(audit, method)
     controls = np.asarray(verdict.controls)
     best = blocks["localized"]["best_on_test"], [block["best_on_test"] for block in blocks["random"]]
@@ -247,7 +249,7 @@ def _ranking(accuracy: np.ndarray) -> list[tuple[int, int]]:
 
 def measure_multiple_choice(audit: Audit, method: Method, margin: float) -> dict[str, Any]:
     """MC2 of localized and random heads, and what KL it costs; hyperparameters chosen by MC2 on validation."""
-    verdict, chosen = decide(audit.records, score="mc2").methods[method], audit.chosen(method, "mc2")
+    verdict, chosen = decide(audit.records, score="mc2", design=_UNGRADED).methods[method], audit.chosen(method, "mc2")
     localized = chosen["claim", -1]
     random = [record for (arm, _), record in sorted(chosen.items()) if arm == "control"]
     base = audit.values(audit.base, "mc2")

@@ -149,4 +149,4 @@ def _order(record: TrialRecord) -> tuple[int, int, float]:
     return _ARMS.index(spec.arm), spec.control, spec.hyperparameter or 0.0
 
 
-_ARMS = ("base", "claim", "whole", "control")
+_ARMS = ("base", "claim", "whole", "rest", "control")

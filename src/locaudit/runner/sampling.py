@@ -77,7 +77,7 @@ def measure_paces(
     training: dict[bool, float] = {}
     banks = [part for group in edited for part in training_banks(config, group)]
     for whole in (False, True):
-        chosen = [part for part in banks if whole == any(spec.arm == "whole" for spec in part)]
+        chosen = [part for part in banks if whole == any(spec.arm in ("whole", "rest") for spec in part)]
         if chosen:
             say(f"timing optimal edits of {'the whole model' if whole else 'a location'}")
             training[whole] = _time_training(config, model, split, forests["train"], _typical(chosen))

@@ -1,0 +1,249 @@
+"""Four questions about a claim, each with its own evidence: sufficiency, specificity, necessity, uniqueness.
+
+An answer is ``yes`` or ``no`` only where the numbers exclude the other one, and ``undecided`` otherwise. Definitions,
+assumptions and what a "no" does not mean: docs/statistics.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from locaudit.locations import Location
+from locaudit.stats.matching import Match, compare_edits, holm
+from locaudit.stats.scores import mean_score
+from locaudit.stats.sequential import Look, controls_to_decide, share_interval, specificity_power
+from locaudit.stats.tests import percentiles, resampled_differences
+
+Question = Literal["sufficiency", "specificity", "necessity", "uniqueness"]
+Answer = Literal["yes", "no", "undecided", "not tried"]
+POWER = 0.8
+"""Power of the smallest effect that is reported as detectable."""
+RARE = 0.01
+"""Share of places as good as the claim for which the power to call it specific is given."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """One question about a claim, answered as far as the numbers allow."""
+
+    question: Question
+    answer: Answer
+    estimate: float
+    """The quantity that decides (`quantity`); NaN where nothing was measured."""
+    interval: tuple[float, float]
+    quantity: str
+    """What `estimate` and `interval` are of, with the interval's confidence."""
+    p: float
+    """p of the test behind the answer; NaN where there is none."""
+    power: str
+    """What this audit could have seen."""
+    evidence: str
+    """The answer in words."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What the grades read: scores on the same test questions, (components, questions) each, by place."""
+
+    base: NDArray[np.float64]
+    claim: NDArray[np.float64]
+    whole: NDArray[np.float64] | None
+    rest: NDArray[np.float64] | None
+    controls: Mapping[int, NDArray[np.float64]]
+    """By number; NaN where an edit diverged."""
+    places: Mapping[int, Location]
+    """Where each control is."""
+    location: Location | None
+    """The claim's."""
+    effect_p: float
+    look: Look
+    level: float
+    margin: float
+    n_planned: int
+    population: int | None
+    seconds_per_control: float | None
+
+
+def grade(m: Measured) -> tuple[Grade, ...]:
+    """The four grades of one way of editing; nothing is graded where the claim has no score."""
+    if math.isnan(float(mean_score(m.claim))):
+        return ()
+    return _sufficiency(m), _specificity(m), _necessity(m), _uniqueness(m)
+
+
+def _sufficiency(m: Measured) -> Grade:
+    gain = compare_edits(m.claim, m.base, margin=m.margin)
+    drawn = resampled_differences(m.claim, [m.base], 0)
+    answer: Answer = "yes" if m.effect_p <= m.level else "no" if gain.interval[1] < m.margin else "undecided"
+    words = {
+        "yes": "an edit there works",
+        "no": f"no edit found there gains as much as the margin of {m.margin:g}",
+        "undecided": "no gain was shown, and none of the margin's size is excluded",
+    }[answer]
+    if m.whole is not None and not math.isnan(float(mean_score(m.whole))):
+        against = compare_edits(m.claim, m.whole, margin=m.margin)
+        words += f"; it {_reach(against)} the edit of the whole model ({_difference(against)})"
+    least = float(stats.norm.ppf(1 - m.level) + stats.norm.ppf(POWER)) * float(drawn.std(ddof=1))
+    return Grade(
+        "sufficiency",
+        answer,
+        gain.difference,
+        percentiles(drawn, 0.95),
+        "gain over the unedited model, 95 % over questions",
+        m.effect_p,
+        f"a gain of {least:.3f} is detected with probability {POWER:g}",
+        words,
+    )
+
+
+def _specificity(m: Measured) -> Grade:
+    n, g = m.look.n, m.look.n_at_least
+    low, high = share_interval(g, n, population=m.population)
+    finite = [x for x in m.controls.values() if not math.isnan(float(mean_score(x)))]
+    lead = compare_edits(m.claim, finite, margin=m.margin) if finite else None
+    flat = lead is not None and lead.interval[1] < m.margin
+    works = m.effect_p <= m.level
+    answer: Answer = "undecided"
+    if works and m.look.state == "specific":
+        answer = "yes"
+    elif low > m.level or flat:
+        answer = "no"
+    words = f"{g} of {n} random places do at least as well, so that a share of {low:.3f} to {high:.3f} of all would"
+    if lead is not None:
+        words += f"; the claim's lead over their mean is {_difference(lead)}"
+        words += f", less than the margin of {m.margin:g}" if flat else ""
+    if answer == "undecided" and works and (total := controls_to_decide(g, n, m.level, m.population)):
+        if total > n:
+            cost = "" if m.seconds_per_control is None else f", {_hours((total - n) * m.seconds_per_control)} more"
+            words += f"; if it goes on so, about {total} controls in all settle whether that is above {m.level:g}{cost}"
+    elif answer == "undecided" and not works:
+        words += "; the claim's own gain was not shown, so there is nothing to be specific about"
+    power = specificity_power(m.n_planned, m.level, RARE)
+    return Grade(
+        "specificity",
+        answer,
+        g / n if n else math.nan,
+        (low, high),
+        "share of random places that do at least as well, 95 % at every moment",
+        m.look.p_value,
+        f"a claim that {RARE:.0%} of places match is called specific with probability {power:.2f}",
+        words,
+    )
+
+
+def _necessity(m: Measured) -> Grade:
+    quantity = "best edit of all but the claim minus that of the whole model, 90 % over questions"
+    if m.rest is None or m.whole is None:
+        return _not_tried("necessity", quantity, "the model without the claim was not edited")
+    against = compare_edits(m.rest, m.whole, margin=m.margin)
+    gain = compare_edits(m.whole, m.base, margin=m.margin)
+    answer: Answer = "undecided"
+    if gain.interval[0] <= 0 or math.isnan(gain.difference):
+        words = "the edit of the whole model has no sure gain that could be lost"
+    elif against.outcome == "not worse":
+        answer, words = "no", "barred from the claim, an edit of the rest does as well as one of the whole model"
+    elif against.outcome == "worse":
+        answer, words = "yes", "barred from the claim, the best edit of the rest falls short of the whole model's"
+    else:
+        words = "the questions are too few to tell whether barring the claim costs anything"
+    return Grade(
+        "necessity", answer, against.difference, against.interval, quantity, against.p, _width(against, m.margin),
+        f"{words} ({_difference(against)}, margin {m.margin:g})",
+    )  # fmt: skip
+
+
+def _uniqueness(m: Measured) -> Grade:
+    quantity = "share of random places apart from the claim and each other that match it, 95 % at every moment"
+    apart = _apart(m)
+    if not apart or m.effect_p > m.level:
+        why = "no control lies apart from the claim" if not apart else "the claim's own gain was not shown"
+        return _not_tried("uniqueness", quantity, why)
+    matches = [compare_edits(m.controls[i], m.claim, margin=m.margin) for i in apart]
+    adjusted = holm([match.p for match in matches])
+    n_match, n = sum(p <= m.level for p in adjusted), len(apart)
+    n_worse = sum(match.interval[1] < -m.margin for match in matches)
+    every = m.population is not None and n == m.population
+    answer: Answer = "no" if n_match else "yes" if every and n_worse == n else "undecided"
+    words = (
+        f"{n_match} of {n} places that share no unit with the claim or each other match it to within {m.margin:g} "
+        f"(after Holm's correction), {n_worse} fall short, for {n - n_match - n_worse} the questions are too few"
+    )
+    if answer == "undecided" and n_worse == n:
+        words += "; places that were not drawn may still match it"
+    return Grade(
+        "uniqueness", answer, n_match / n, share_interval(n_match, n, population=m.population), quantity,
+        min(adjusted), f"{n} disjoint places were tried", words,
+    )  # fmt: skip
+
+
+def _apart(m: Measured) -> list[int]:
+    """Controls that share no unit with the claim or with an earlier one of these: chosen before any score is seen."""
+    taken = set(m.location.units) if m.location else set()
+    out = []
+    for number, place in sorted(m.places.items()):
+        if not taken & set(place.units):
+            taken |= set(place.units)
+            out.append(number)
+    return out
+
+
+def _not_tried(question: Question, quantity: str, why: str) -> Grade:
+    return Grade(question, "not tried", math.nan, (math.nan, math.nan), quantity, math.nan, "", why)
+
+
+def _reach(match: Match) -> str:
+    if match.equivalent:
+        return "is equivalent to"
+    return {"not worse": "does at least as well as", "worse": "falls short of"}.get(
+        match.outcome, "cannot be told apart, nor shown equal, to"
+    )
+
+
+def _difference(match: Match) -> str:
+    return f"{match.difference:+.3f}, {match.interval[0]:+.3f} to {match.interval[1]:+.3f}"
+
+
+def _width(match: Match, margin: float) -> str:
+    half = (match.interval[1] - match.interval[0]) / 2
+    return f"the difference is known to ±{half:.3f}, the margin is {margin:g}"
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def conclusion(grades: Sequence[Grade]) -> str:
+    """The grades in one sentence; empty for none."""
+    found = {grade.question: grade.answer for grade in grades}
+    if not found:
+        return ""
+    parts = [
+        {
+            "yes": "an edit there is enough",
+            "no": "no edit there is enough",
+            "undecided": "it is not shown that an edit there is enough",
+        }.get(found["sufficiency"], ""),
+        {
+            "yes": "the place does better than random ones",
+            "no": "random places do as well",
+            "undecided": "whether random places do as well is open",
+        }.get(found["specificity"], ""),
+        {
+            "yes": "editing falls short without it",
+            "no": "the rest of the model reaches the same without it",
+            "undecided": "whether it is needed is open",
+        }.get(found["necessity"], ""),
+        {"yes": "no other place matches it", "no": "it is not the only such place"}.get(found["uniqueness"], ""),
+    ]
+    said = [part for part in parts if part]
+    text = "; ".join(said)
+    return text[0].upper() + text[1:] + "."

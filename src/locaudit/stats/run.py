@@ -1,0 +1,52 @@
+"""The verdict of a run folder, as its configuration and its facts say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from locaudit.records import Method, TrialRecord
+from locaudit.stats.judged import judged_records, run_score
+from locaudit.stats.verdict import Design, Verdict, decide
+from locaudit.store import Store
+
+
+def run_design(store: Store, records: Sequence[TrialRecord]) -> Design:
+    """How a run's controls were planned, and what one of them took."""
+    run, config = store.fact("run") or {}, store.config
+    return Design(
+        rule=config.stopping,
+        n_planned=run.get("n_controls", config.controls),
+        population=run.get("population"),
+        margin=config.margin,
+        seconds=_seconds_per_control(records, store.seconds()),
+    )
+
+
+def decide_run(store: Store, records: Sequence[TrialRecord]) -> Verdict:
+    """The verdict on a run's records (`locaudit.stats.judged_records`)."""
+    return decide(records, score=run_score(store), level=store.config.level, design=run_design(store, records))
+
+
+def ended_early(store: Store, method: Method) -> bool:
+    """Whether a method's answer is clear from its claim and the controls of which every trial has its record."""
+    grid = {"iti": store.config.iti.alphas, "optimal": store.config.optimal.strengths}.get(method, ())
+    records = judged_records(store)
+    counts = Counter((r.spec.method, r.spec.control) for r in records if r.spec.arm == "control")
+    kept = [r for r in records if r.spec.arm != "control" or counts[method, r.spec.control] == len(grid)]
+    kept = [r for r in kept if r.spec.method in ("none", method)]
+    design = replace(run_design(store, records), graded=False)
+    verdict = decide(kept, score=run_score(store), level=store.config.level, design=design).methods.get(method)
+    return verdict is not None and verdict.ended_early
+
+
+def _seconds_per_control(records: Sequence[TrialRecord], seconds: Mapping[str, float]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    places: dict[str, set[int]] = {}
+    for record in records:
+        spec = record.spec
+        if spec.arm == "control" and spec.trial_id in seconds:
+            total[spec.method] = total.get(spec.method, 0.0) + seconds[spec.trial_id]
+            places.setdefault(spec.method, set()).add(spec.control)
+    return {method: total[method] / len(places[method]) for method in total}

@@ -1,0 +1,158 @@
+"""Ending controls early: the same verdict, intervals that hold at every moment, and p-values that stay valid."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from locaudit.stats.matching import compare_edits, max_t_p
+from locaudit.stats.sequential import RISK, controls_to_decide, curtailment, look, share_interval, specificity_power
+from locaudit.stats.tests import monte_carlo_p
+
+LEVEL = 0.05
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=120), st.sampled_from([0.01, 0.05, 0.1, 0.3]))
+def test_curtailed_controls_give_the_verdict_of_all_of_them(reached, level):
+    n = len(reached)
+    fixed = look(reached, rule="fixed", n_planned=n, level=level)
+    early = look(reached, rule="curtailed", n_planned=n, level=level)
+    assert early.state == fixed.state
+    assert early.n <= n
+    assert (
+        early.p_value >= fixed.p_value if fixed.state == "specific" else early.p_value > level or not early.n_at_least
+    )
+    # Until it ends, nothing was clear; what comes after does not matter.
+    if early.n < n:
+        assert early == look(reached[: early.n], rule="curtailed", n_planned=n, level=level)
+        assert early == look([*reached[: early.n], *(not x for x in reached[early.n :])], rule="curtailed", n_planned=n,
+                             level=level)  # fmt: skip
+
+
+@given(st.integers(0, 30), st.integers(1, 30))
+def test_fixed_controls_give_the_monte_carlo_p(n_hits, n):
+    n_hits = min(n_hits, n)
+    reached = [True] * n_hits + [False] * (n - n_hits)
+    scores = [1.0 if hit else 0.0 for hit in reached]
+    assert look(reached, rule="fixed", n_planned=n, level=LEVEL).p_value == monte_carlo_p(0.5, scores)
+
+
+def test_no_outcome_is_certain_from_too_few_controls():
+    assert curtailment(18, 0.05) == 0
+    assert curtailment(19, 0.05) == 1
+    assert curtailment(39, 0.05) == 2
+    assert look([True] * 18, rule="curtailed", n_planned=18, level=0.05).state == "open"
+
+
+def test_curtailed_p_is_valid_under_the_null():
+    """A claim exchangeable with its controls: P(p <= t) <= t for every t that can come out."""
+    rng = np.random.default_rng(0)
+    p = []
+    for _ in range(4000):
+        claim, controls = rng.random(), rng.random(39)
+        p.append(look(list(controls >= claim), rule="curtailed", n_planned=39, level=LEVEL).p_value)
+    for t in np.unique(p):
+        assert np.mean(np.asarray(p) <= t) <= t + 3 * math.sqrt(t * (1 - t) / len(p))
+
+
+@pytest.mark.parametrize("population", [None, 60])
+def test_the_interval_holds_at_all_moments_at_once(population):
+    """Ever outside the interval: at most 5 % of sequences, looked at after every control."""
+    rng, wrong, n_runs = np.random.default_rng(1), 0, 400
+    for _ in range(n_runs):
+        if population:
+            hits = int(rng.integers(0, population + 1))
+            share = hits / population
+            drawn = rng.permutation(np.arange(population) < hits)
+        else:
+            share = rng.random()
+            drawn = rng.random(60) < share
+        g = np.cumsum(drawn)
+        for n in (1, 2, 3, 5, 8, 13, 20, 30, 45, 60):
+            low, high = share_interval(int(g[n - 1]), n, population=population)
+            if not low - 1e-9 <= share <= high + 1e-9:
+                wrong += 1
+                break
+    assert wrong / n_runs <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / n_runs)
+
+
+def test_the_interval_is_the_set_of_shares_that_the_mixture_does_not_exclude():
+    g, n, error = 3, 19, 0.05
+    low, high = share_interval(g, n, error=error)
+    for share in (low, high):
+        assert (n + 1) * stats.binom.pmf(g, n, share) == pytest.approx(error, rel=1e-6)
+    assert share_interval(0, 0) == (0.0, 1.0)
+    assert share_interval(0, 19)[0] == 0.0
+    assert share_interval(19, 19)[1] == 1.0
+    # All places tried: the share is known.
+    assert share_interval(7, 40, population=40) == (7 / 40, 7 / 40)
+    # Many places: drawing without repeats is drawing with them.
+    assert share_interval(g, n, population=10_000) == pytest.approx((low, high), abs=2e-3)
+
+
+def test_anytime_ends_when_the_interval_excludes_the_level_and_keeps_the_error_rate():
+    ended = look([False] * 400, rule="anytime", n_planned=400, level=LEVEL)
+    assert ended.state == "specific"
+    assert share_interval(0, ended.n, error=RISK * LEVEL)[1] < (1 - RISK) * LEVEL
+    assert share_interval(0, ended.n - 1, error=RISK * LEVEL)[1] >= (1 - RISK) * LEVEL
+    assert look([True] * 400, rule="anytime", n_planned=400, level=LEVEL).n < 10
+    assert look([False] * 19, rule="anytime", n_planned=19, level=LEVEL).state == "open"
+    rng = np.random.default_rng(2)
+    states = []
+    for _ in range(400):
+        share = rng.random()  # of places that reach a claim exchangeable with them: uniform
+        states.append(look(list(rng.random(400) < share), rule="anytime", n_planned=400, level=LEVEL).state)
+    rate = states.count("specific") / len(states)
+    assert rate <= LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / len(states))
+
+
+def test_how_many_more_controls_would_decide():
+    total = controls_to_decide(3, 19, LEVEL)
+    assert total is not None
+    assert share_interval(round(3.5 / 20 * total), total, error=RISK * LEVEL)[0] > LEVEL
+    assert controls_to_decide(19, 19, LEVEL) == 19
+    assert controls_to_decide(1, 19, LEVEL, population=30) in (None, *range(19, 31))
+
+
+def test_power_against_a_share_of_places_as_good():
+    assert specificity_power(19, LEVEL, 0.0) == 1.0
+    assert specificity_power(19, LEVEL, 0.1) == pytest.approx(0.9**19)
+    assert specificity_power(99, LEVEL, 0.1) == pytest.approx(stats.binom.cdf(4, 99, 0.1))
+    assert specificity_power(10, LEVEL, 0.0) == 0.0
+
+
+# --- several tests of one claim, and equivalence
+
+
+def test_max_t_keeps_the_family_wise_error_and_beats_holm_where_tests_agree():
+    rng = np.random.default_rng(3)
+    smallest = [min(max_t_p(arms[0], arms[1:])) for arms in rng.normal(size=(2000, 20, 4))]
+    assert np.mean(np.asarray(smallest) <= 0.05) == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / 2000))
+    same = np.repeat(rng.normal(size=(19, 1)), 3, axis=1)
+    assert max_t_p(np.full(3, same.max() + 1), same) == [0.05] * 3
+
+
+def test_max_t_with_one_test_is_the_monte_carlo_p_and_missing_values_count_against_the_claim():
+    controls = np.arange(19.0)
+    assert max_t_p([17.5], controls[:, None]) == [monte_carlo_p(17.5, controls)]
+    assert max_t_p([99.0], np.asarray([*controls, np.nan])[:, None]) == [2 / 21]
+    assert max_t_p([np.nan, 99.0], np.stack([controls, controls], axis=1)) == [1.0, 1 / 20]
+    assert max_t_p([1.0], np.ones((3, 1))) == [1.0]
+
+
+def test_equivalence_is_two_one_sided_tests():
+    rng = np.random.default_rng(4)
+    base = rng.random(200)
+    for shift, equivalent in ((0.0, True), (0.02, True), (0.2, False), (-0.2, False)):
+        noise = rng.normal(0, 0.1, 200)
+        found = compare_edits(base + shift + noise, base, margin=0.05)
+        t = [
+            stats.ttest_1samp(shift + noise, bound, alternative=side).pvalue
+            for bound, side in ((-0.05, "greater"), (0.05, "less"))
+        ]
+        assert found.equivalent == equivalent == (max(t) < 0.05)
+        assert found.p_equivalent == pytest.approx(max(t), abs=0.01)
+        assert found.p_equivalent >= found.p
