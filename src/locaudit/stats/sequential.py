@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from scipy import optimize, stats
@@ -38,7 +39,8 @@ class Look:
     n_at_least: int
     """Of those, how many reach the claim."""
     p_value: float
-    """Monte-Carlo p of the fixed number of controls, or an upper bound of it where controls ended early."""
+    """``fixed``: the Monte-Carlo p; ``curtailed``: the same or an upper bound of it; ``anytime``: the upper end of
+    `share_interval` plus its error, which is valid whenever one looks."""
 
 
 def curtailment(n_planned: int, level: float) -> int:
@@ -54,7 +56,7 @@ def look(reached: Sequence[bool], *, rule: Rule, n_planned: int, level: float, p
     With ``fixed``, fewer than `n_planned` controls are an unfinished audit: ``open``, and p is that of those seen.
     """
     h = curtailment(n_planned, level)
-    g = 0
+    g, bound = 0, 1.0
     for n, hit in enumerate(reached, start=1):
         g += bool(hit)
         left = n_planned - n
@@ -64,16 +66,17 @@ def look(reached: Sequence[bool], *, rule: Rule, n_planned: int, level: float, p
             return Look("specific", n, g, (1 + g + left) / (1 + n_planned))
         if rule == "anytime":
             low, high = share_interval(g, n, error=RISK * level, population=population)
-            if low > (1 - RISK) * level or high < (1 - RISK) * level:
-                state: State = "not specific" if low > (1 - RISK) * level else "specific"
-                return Look(state, n, g, (1 + g) / (1 + n))
+            bound = min(1.0, high + RISK * level)
+            if low + RISK * level > level or bound < level:
+                return Look("specific" if bound < level else "not specific", n, g, bound)
     n = len(reached)
-    p_value = (1 + g) / (1 + n)
+    p_value = bound if rule == "anytime" else (1 + g) / (1 + n)
     if rule == "anytime" or n < n_planned or not h:
         return Look("open", n, g, p_value)
     return Look("specific" if p_value <= level else "not specific", n, g, p_value)
 
 
+@lru_cache(maxsize=100_000)
 def share_interval(
     n_at_least: int, n: int, *, error: float = 0.05, population: int | None = None
 ) -> tuple[float, float]:
