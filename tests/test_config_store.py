@@ -55,6 +55,7 @@ CHANGED = AuditConfig(
     model="a/model",
     behaviour="behaviour: 'ü\n#.jsonl",
     claim="14.3,15.7",
+    registered="claim.yaml",
     controls=3,
     match="layer",
     disjoint=True,
@@ -66,6 +67,7 @@ CHANGED = AuditConfig(
     score="mc1",
     level=0.1,
     seed=2**62,
+    training_seed=3,
     loading=LoadingConfig(
         dtype="bfloat16",
         device="cuda:1",
@@ -240,7 +242,7 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
         if name.endswith(".kind"):
             target["model"] = "a-model"
         same = parse_config(yaml.safe_dump(values)).hash == DEFAULT.hash
-        reads_only = name in ("score", "level", "margin", "stopping") or name.startswith("judges.")
+        reads_only = name in ("score", "level", "margin", "stopping", "registered") or name.startswith("judges.")
         assert same == (reads_only or name in ("loading.device", "loading.device_map")), name
 
 
@@ -302,12 +304,12 @@ def test_trial_identity():
     spec = make_record().spec
     assert spec.trial_id == replace(spec).trial_id
     changes = {"arm": "claim", "method": "iti", "location": "1.1", "hyperparameter": 0.4}
-    changes |= {"seed": 9, "context": "x", "control": 8}
+    changes |= {"seed": 9, "context": "x", "control": 8, "registration": "0123456789abcdef"}
     ids = {replace(spec, **{key: value}).trial_id for key, value in changes.items()}
     assert len(ids | {spec.trial_id}) == len(dataclasses.fields(spec)) + 1
     # The claim and its controls share their random numbers; methods, hyperparameters and seeds do not.
     shared = {key for key, value in changes.items() if replace(spec, **{key: value}).rng_seed == spec.rng_seed}
-    assert shared == {"arm", "location", "control", "context"}
+    assert shared == {"arm", "location", "control", "context", "registration"}
     assert 0 <= spec.rng_seed < 2**63
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 import locaudit.evaluation.answers as answers
+from locaudit.api import read_result
 from locaudit.cache import Cache, open_cache
 from locaudit.config import JudgeConfig, JudgesConfig
 from locaudit.data import load_behaviour
@@ -284,7 +285,9 @@ def test_a_rubric_that_cannot_be_read(tmp_path):
 def test_two_judges_of_a_run_are_compared(home, judge_model, tmp_path):
     run(home, tmp_path / "run", hash_judges())
     second = JudgeConfig("causal-lm", model=judge_model)
-    names, agreement = compare_judges(tmp_path / "run", JudgeConfig(), second, "truth", progress=False)
+    names, agreement, verdicts = compare_judges(tmp_path / "run", JudgeConfig(), second, "truth", progress=False)
+    assert {v.score for v in verdicts} == {"info_truth"}
+    assert str(verdicts[0]) == str(read_result(tmp_path / "run").verdict)
     assert names == ("hash (truth)", f"{Path(judge_model).name} (truth)")
     with read_run(tmp_path / "run") as store:
         n_distinct = len({(q.id, a) for r in store.records() for s, texts in r.answers.items()

@@ -38,11 +38,16 @@ class TrialSpec:
     """Hash of model, data, split, prompts and every setting that shapes results."""
     control: int = -1
     """Number of the control, from 0; -1 for the other arms."""
+    registration: str = ""
+    """First 16 digits of the SHA-256 of the claim file that was fixed before the run; ``""`` without one."""
 
     @property
     def trial_id(self) -> str:
-        """Hash of the identity; the same trial has the same id in every run."""
-        return content_hash(asdict(self))
+        """Hash of the identity; the same trial has the same id in every run.
+
+        An empty `registration` is left out, so that ids are those of runs from before there were claim files.
+        """
+        return content_hash({k: v for k, v in asdict(self).items() if k != "registration" or v})
 
     @property
     def rng_seed(self) -> int:
@@ -50,7 +55,7 @@ class TrialSpec:
 
         Method, hyperparameter and seed enter; the location does not: the claim and its controls see the same question
         order and the same initial reader, so that they differ in the location alone. Nor does the context, so that
-        settings can be compared under the same order.
+        settings can be compared under the same order, or the registration.
         """
         key = {"method": self.method, "hyperparameter": self.hyperparameter, "seed": self.seed}
         return int(content_hash(key), 16) >> 1

@@ -1,4 +1,4 @@
-"""The command line: ``locaudit demo | audit | paper | probe | report | judge``. No logic, only words in and out."""
+"""The command line, ``locaudit COMMAND``. No logic, only words in and out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from locaudit.cli.calibrate import calibrate
 from locaudit.cli.judge import judge
 from locaudit.cli.paper import paper, print_study
 from locaudit.config import AuditConfig, load_config, load_preset
@@ -27,6 +28,7 @@ commands:
   locaudit probe [CONFIG.yaml] [flags]   probe every head and print the best ones
   locaudit report DIR                    write the report of a run folder, or of a study, again
   locaudit judge fit|validate|compare    judges of generated answers
+  locaudit calibrate null|run|planted    error rates and power of the verdict
 
 Each command has its own --help."""
 
@@ -40,6 +42,8 @@ class _Run:
     config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
     out: Path = Path("runs/audit")
     """Run folder: records, edits, verdict and report. Naming an earlier one with the same settings resumes it."""
+    repeats: int = 1
+    """Audits with other training seeds and question splits, each in its folder ``repeat-N``: one verdict over all."""
     dry_run: bool = False
     """Say which trials there would be and about how long they would take here, timed on small samples of them. Writes
     nothing."""
@@ -61,7 +65,8 @@ class _Report:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (0, or 2 for bad input, 130 when interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"demo": _demo, "audit": _audit, "paper": paper, "probe": _probe, "report": _report, "judge": judge}
+    commands = {"demo": _demo, "audit": _audit, "paper": paper, "probe": _probe, "report": _report}
+    commands |= {"judge": judge, "calibrate": calibrate}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_PROGRAM)
         return 0
@@ -161,21 +166,30 @@ def _report(arguments: list[str]) -> None:
 
 
 def _run(command: _Run) -> None:
-    from locaudit.report import require_report_extra
+    from locaudit.report import require_report_extra, write_report
     from locaudit.runner import describe_estimate, estimate_audit, run_audit
 
     require_report_extra()
     if command.dry_run:
         print(describe_estimate(estimate_audit(command.config, out=command.out)))
         return
+    if command.repeats > 1:
+        from locaudit.runner.repeats import run_repeats
+
+        verdict = run_repeats(command.config, command.out, command.repeats)
+        for number in range(command.repeats):
+            write_report(command.out / f"repeat-{number}")
+        Console(highlight=False, soft_wrap=True).print(str(verdict), markup=False)
+        print(f"\nreports: {command.out}/repeat-*/report.html; numbers: {command.out / 'repeats.json'}")
+        return
     run_audit(command.config, command.out)
-    from locaudit.report import write_report
 
     _print_verdict(command.out, write_report(command.out))
 
 
 def _print_verdict(folder: Path, report: Path) -> None:
     from locaudit.report.answers import conversations
+    from locaudit.report.view import registered
     from locaudit.stats import conclusion, decide_run, judged_records
     from locaudit.store import read_run
 
@@ -186,6 +200,7 @@ def _print_verdict(folder: Path, report: Path) -> None:
             slot: store.judgements(judge["fingerprint"]) for slot, judge in (store.fact("judges") or {}).items()
         }
         said = conversations(store.questions("test"), records, verdict, judgements)[:_SHOWN_QUESTIONS]
+        claim_file = registered(store.fact("registration"), store.config)
     console = Console(highlight=False, soft_wrap=True)
     if len(records) < planned:
         console.print(f"UNFINISHED: {len(records)} of {planned} trials; all below is provisional.", style="bold red")
@@ -197,6 +212,14 @@ def _print_verdict(folder: Path, report: Path) -> None:
             console.print(f"  {grade.question}: {grade.answer}; {grade.evidence}.", markup=False)
         if result.grades:
             console.print(conclusion(result.grades), markup=False)
+    if claim_file is not None:
+        console.print(f"\nregistered before the run: {claim_file.hash}, {claim_file.file}", markup=False)
+        if claim_file.changed:
+            console.print(
+                f"CHANGED AFTER REGISTRATION: {'; '.join(claim_file.changed)}", style="bold red", markup=False
+            )
+        else:
+            console.print("nothing was changed after", markup=False)
     if said:
         console.print("\nWhat the models say (the first test questions; more in the report):", style="bold")
     for conversation in said:

@@ -174,8 +174,9 @@ def _compare(arguments: list[str]) -> None:
     )
     from locaudit.runner import compare_judges
 
-    names, agreement = compare_judges(command.run, command.first, command.second, command.aspect)
+    names, agreement, verdicts = compare_judges(command.run, command.first, command.second, command.aspect)
     values: dict[str, Any] = {"aspect": command.aspect, "first": names[0], "second": names[1], **asdict(agreement)}
+    values["outcomes"] = [{method: v.outcome for method, v in verdict.methods.items()} for verdict in verdicts]
     if command.json:
         print(json.dumps(_finite(values), indent=2))
         return
@@ -191,6 +192,12 @@ def _compare(arguments: list[str]) -> None:
     print(f"  correlation  {a.pearson:.3f} of probabilities, {a.spearman:.3f} of ranks")
     (n00, n01), (n10, n11) = a.counts
     print(f"  no/no {n00}, no/yes {n01}, yes/no {n10}, yes/yes {n11}")
+    for method in verdicts[0].methods:
+        one, other = (
+            f"{v.methods[method].outcome} (claim {v.methods[method].claim:.3f}, p = {v.methods[method].p_value:.3f})"
+            for v in verdicts
+        )
+        print(f"  verdict on {method}, {verdicts[0].score}: {one} by the first; {other} by the second")
 
 
 def _finite(value: Any) -> Any:

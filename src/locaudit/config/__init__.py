@@ -3,6 +3,7 @@
 from locaudit.config.checks import check_judge
 from locaudit.config.files import load_config, load_preset, merge_config, parse_config, parse_over, read_over, to_yaml
 from locaudit.config.paper import PRESETS, PaperConfig, Part, Preset, load_paper_preset
+from locaudit.config.registration import Registration, changed_settings, hold, open_settings, read_registration
 from locaudit.config.settings import (
     AuditConfig,
     EvaluationConfig,
@@ -15,6 +16,7 @@ from locaudit.config.settings import (
     PromptConfig,
     Score,
     SplitConfig,
+    leaves,
     to_dict,
 )
 
@@ -32,16 +34,22 @@ __all__ = [
     "Preset",
     "ProbeConfig",
     "PromptConfig",
+    "Registration",
     "Score",
     "SplitConfig",
+    "changed_settings",
     "check_judge",
+    "hold",
+    "leaves",
     "load_config",
     "load_paper_preset",
     "load_preset",
     "merge_config",
+    "open_settings",
     "parse_config",
     "parse_over",
     "read_over",
+    "read_registration",
     "to_dict",
     "to_yaml",
 ]

@@ -17,6 +17,8 @@ def check_audit(config: AuditConfig) -> None:
     check(0 < config.level < 1, f"level = {config.level}", "a number between 0 and 1", "0.05 is usual")
     check(config.margin > 0, f"margin = {config.margin}", "a positive number in the score's units", "0.05 is usual")
     check(0 <= config.seed < 2**63, f"seed = {config.seed}", "0 to 2^63 - 1", "take a smaller one")
+    seed = config.training_seed
+    check(seed is None or 0 <= seed < 2**63, f"training_seed = {seed}", "0 to 2^63 - 1", "leave it out")
     check(bool(config.methods), "no method", "iti, optimal or both", "name a method")
     check(
         len(set(config.methods)) == len(config.methods), f"methods = {config.methods}", "each once", "drop the repeats"

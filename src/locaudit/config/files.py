@@ -44,24 +44,35 @@ def merge_config(base: C, values: Mapping[str, Any], *, source: str = "the call"
 
 def read_over(base: C, path: str | Path) -> C:
     """Settings of any class with those of a YAML file in place of `base`'s."""
+    return parse_over(base, read_bytes(path).decode(), str(path))
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """Content of a text file in UTF-8; `ConfigError` for any other."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(got=f"{path}, which is not a file", expected="a YAML file", remedy="check the path")
+    content = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8")
+        content.decode()
     except UnicodeDecodeError:
         raise ConfigError(got=f"{path}, which is not UTF-8 text", expected="a YAML file", remedy="check it") from None
-    return parse_over(base, text, str(path))
+    return content
 
 
 def parse_over(base: C, text: str, source: str) -> C:
     """`read_over` on YAML text."""
+    return merge(base, parse_values(text, source), source, "")
+
+
+def parse_values(text: str, source: str) -> Any:
+    """What YAML text holds, not checked; nothing is no settings."""
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         line = " ".join(str(error).split())
         raise ConfigError(got=f"{source}, which is not YAML ({line})", expected="YAML", remedy="mend it") from None
-    return merge(base, {} if values is None else values, source, "")
+    return {} if values is None else values
 
 
 def preset_text(name: str) -> str:

@@ -7,7 +7,7 @@ identifies a run folder. Library functions take plain arguments, not these objec
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +34,8 @@ Score = Literal[
 Match = Literal["none", "layer", "kv-group", "probe-accuracy", "norm"]
 Stopping = Literal["fixed", "curtailed", "anytime"]
 JudgeKind = Literal["default", "none", "reference", "causal-lm", "openai"]
+READS_ONLY = ("score", "level", "margin", "stopping", "judges")
+"""Settings that no trial depends on: a finished run can be judged and reported anew with others."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,8 @@ class AuditConfig:
     """``misconceptions`` (bundled), a JSONL, CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``."""
     claim: str | None = None
     """The claimed location: ``"14.3,15.7"``, ``"neurons:3.117"`` or a JSON/CSV file; None: the top-k probed heads."""
+    registered: str | None = None
+    """Claim file fixed before the run: settings that hold whatever else is given (docs/statistics.md)."""
     controls: int = 19
     """Random locations of the claim's size, or all there are if those are fewer. The smallest p-value possible is
     1 / (1 + controls)."""
@@ -236,6 +240,8 @@ class AuditConfig:
     """Largest difference in the score that still counts as none, for "as good as the whole model" and the like."""
     seed: int = 0
     """Seed of controls, training order and initial readers."""
+    training_seed: int | None = None
+    """Seed of training order and initial readers, where it differs from `seed` (``--repeats``)."""
     loading: LoadingConfig = field(default_factory=LoadingConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -259,12 +265,12 @@ class AuditConfig:
 
         Device and device_map do not: a run may move to another machine. Nor do judges, score, level and margin, which
         only read what trials left, and stopping, which only says how many there are: a finished run can be judged and
-        reported anew.
+        reported anew. Nor does the place of a claim file, whose settings are among these and whose hash is the trials'.
         """
         values = to_dict(self)
         for key in ("device", "device_map"):
             del values["loading"][key]
-        for key in ("judges", "score", "level", "margin", "stopping"):
+        for key in (*READS_ONLY, "registered"):
             del values[key]
         return content_hash(values)
 
@@ -272,6 +278,15 @@ class AuditConfig:
 def to_dict(config: Any) -> dict[str, Any]:
     """Nested plain dict, tuples as lists: what the YAML file holds."""
     return _plain(asdict(config))
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each setting of a nested dict with its dotted name, such as ``iti.alphas``."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _plain(value: Any) -> Any:

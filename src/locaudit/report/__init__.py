@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from locaudit.report import view
@@ -38,8 +39,12 @@ def write_report(folder: str | Path) -> Path:
         questions = store.questions("test")
         judgements = {aspect: store.judgements(judge["fingerprint"]) for aspect, judge in judges.items()}
         verdict = decide_run(store, records)
+        registered = view.registered(store.fact("registration"), config)
     folder = Path(folder)
-    words = json.dumps({**json.loads(verdict.to_json()), "judges": judges}, indent=2, ensure_ascii=False)
+    summary = {**json.loads(verdict.to_json()), "judges": judges}
+    if registered is not None:
+        summary["registration"] = {key: value for key, value in asdict(registered).items() if key != "text"}
+    words = json.dumps(summary, indent=2, ensure_ascii=False)
     write_atomically(folder / "verdict.json", f"{words}\n".encode())
     intervals = score_intervals(records, judged_scores(records))
     write_atomically(folder / "trials.csv", trials_csv(records, score, seconds, intervals).encode())
@@ -53,6 +58,7 @@ def write_report(folder: str | Path) -> Path:
         drawings=draw_all(folder / "figures", verdict, records, probes, heads),
         judged=judged_table(records, verdict, {aspect: judge["name"] for aspect, judge in judges.items()}, intervals),
         answers=conversations(questions, records, verdict, judgements),
+        registered=registered,
     )
     path = folder / "report.html"
     write_atomically(path, page.encode())

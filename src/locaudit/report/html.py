@@ -63,6 +63,7 @@ def render_page(
     drawings: Sequence[Drawing],
     judged: JudgedTable | None,
     answers: Sequence[Conversation],
+    registered: view.Registered | None = None,
 ) -> str:
     """HTML text of the report.
 
@@ -75,6 +76,7 @@ def render_page(
         drawings: Figures, in order.
         judged: Scores of the answers; None if nothing was judged.
         answers: What the models say to the first test questions; empty if nothing was generated.
+        registered: The claim file that was fixed before the run; None without one.
 
     """
     jinja = require("jinja2")
@@ -93,6 +95,7 @@ def render_page(
         score_title=score_title,
         config=config,
         run={key: run.get(key) for key in RUN_FACTS},
+        registered=registered,
         unfinished=view.missing_parts(records, verdict, config, run.get("planned")),
         titles=METHOD_TITLES,
         matching=_MATCHING[config.match],

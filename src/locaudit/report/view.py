@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from locaudit.config import AuditConfig
+from locaudit.config import AuditConfig, changed_settings, open_settings
 from locaudit.errors import LocationError
 from locaudit.locations import parse_location
 from locaudit.records import TrialRecord
@@ -52,6 +52,39 @@ class Failure:
 
     trial: str
     message: str
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What was fixed before the run, and what has become of it."""
+
+    sha256: str
+    """Of the claim file."""
+    file: str
+    text: str
+    changed: tuple[str, ...]
+    """Settings that the claim file names and that are others now, a phrase each."""
+    left_open: tuple[str, ...]
+    """Settings that could be chosen after the run, since the claim file does not name them."""
+
+    @property
+    def hash(self) -> str:
+        """What every record of the run carries."""
+        return self.sha256[:16]
+
+
+def registered(fact: Mapping[str, Any] | None, config: AuditConfig) -> Registered | None:
+    """The run's claim file, from the store's fact ``registration``; None without one."""
+    if fact is None:
+        return None
+    values = fact["values"]
+    return Registered(
+        fact["sha256"],
+        fact["file"],
+        fact["text"],
+        tuple(changed_settings(values, config)),
+        tuple(open_settings(values)),
+    )
 
 
 def hyperparameter_symbol(method: str, config: AuditConfig) -> str:

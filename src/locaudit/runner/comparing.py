@@ -12,15 +12,16 @@ from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges.agreement import Agreement, compare
 from locaudit.runner.judging import build_judges, estimate_cost, judge_answers
 from locaudit.runner.progress import show_progress
-from locaudit.store import open_run, read_run
+from locaudit.stats import Verdict, decide_run, judged_records
+from locaudit.store import Store, open_run, read_run
 
 Slot = Literal["truth", "info"]
 
 
 def compare_judges(
     folder: str | Path, first: JudgeConfig, second: JudgeConfig, slot: Slot = "truth", *, progress: bool = True
-) -> tuple[tuple[str, str], Agreement]:
-    """Judge every distinct answer of a run by two judges and compare them; returns their names and the agreement.
+) -> tuple[tuple[str, str], Agreement, tuple[Verdict, Verdict]]:
+    """Judge every distinct answer of a run by two judges; returns their names, agreement and the verdict by each.
 
     A `first` of kind ``default`` is the run's own judge of the slot (``truth`` or ``info``), whose judgements are read
     and not made again. Judgements are kept in the run. Raises `RunFolderError` for a run without answers.
@@ -66,6 +67,7 @@ def compare_judges(
             judge_answers(judges, store, records, cache, meter.say)
             sides.append((judges[slot].name, judges[slot].fingerprint))
         tables = [store.judgements(fingerprint) for _, fingerprint in sides]
+        verdicts = [_verdict_by(store, slot, *side) for side in sides]
     if sides[0][1] == sides[1][1]:
         raise ConfigError(
             got=f"{sides[0][0]} twice", expected="two judges", remedy="name another one as --second.kind and its model"
@@ -78,4 +80,11 @@ def compare_judges(
             expected="answers judged by both",
             remedy="see to the judge that fails, then run the same command again",
         )
-    return (sides[0][0], sides[1][0]), agreement
+    return (sides[0][0], sides[1][0]), agreement, (verdicts[0], verdicts[1])
+
+
+def _verdict_by(store: Store, slot: Slot, name: str, fingerprint: str) -> Verdict:
+    """The run's verdict with that judge in the slot; by the slot's own score if the other slot has no judge."""
+    judges = (store.fact("judges") or {}) | {slot: {"name": name, "fingerprint": fingerprint}}
+    score = "info_truth" if {"truth", "info"} <= set(judges) else slot
+    return decide_run(store, judged_records(store, judges), score)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from locaudit.config import AuditConfig
+from locaudit.config import AuditConfig, Registration
 from locaudit.data import Behaviour, Split
 from locaudit.data.prompts import Prompt
 from locaudit.errors import LocationError, LocauditError
@@ -28,7 +28,7 @@ from locaudit.runner.plan import build_plan, context_hash, draw_controls
 from locaudit.runner.progress import describe_seconds, show_progress
 from locaudit.runner.sampling import measure_paces
 from locaudit.scoring import Forest, check_depth, check_length, plant
-from locaudit.store import HeldOutQuestion, read_run
+from locaudit.store import HeldOutQuestion, read_run, registration_hash
 
 PARTS = ("loading", "preparing", "training", "scoring", "generating", "drift", "judging")
 """What an audit's time goes to, in order."""
@@ -82,7 +82,7 @@ def estimate_audit(
     `run_audit` would.
     """
     started = time.perf_counter()
-    inputs = read_inputs(config, behaviour, judges)
+    inputs = read_inputs(config, behaviour, judges, model)
     config, split, given, judges = inputs.config, inputs.split, inputs.claim, inputs.judges
     with show_progress(progress) as meter:
         if model is None:
@@ -94,13 +94,13 @@ def estimate_audit(
         started = time.perf_counter()
         context = context_hash(config, model, split, inputs.primer, inputs.drift_text)
         hashing = time.perf_counter() - started
-        done, probed, banks, notes = _read_folder(out, config)
+        done, probed, banks, registration, notes = _read_folder(out, config, inputs.registration)
         claim = given or probed
         if claim is None:
             claim = _stand_in(config, model)
             notes.append(f"the claim is not known before heads are probed: timed with {len(claim)} random heads")
         config = with_banks(config, model, split, inputs.primer, banks.get(model.device.type))
-        groups = build_plan(config, model, claim, context, draw_controls(config, model, claim)[0])
+        groups = build_plan(config, model, claim, context, draw_controls(config, model, claim)[0], registration)
         forests = _plant(config, model, split, inputs.primer)
         specs = [spec for group in groups for spec in group]
         n_done = sum(spec.trial_id in done for spec in specs)
@@ -165,19 +165,21 @@ def describe_estimate(estimate: Estimate) -> str:
 
 
 def _read_folder(
-    out: str | Path | None, config: AuditConfig
-) -> tuple[set[str], Location | None, dict[str, list[int]], list[str]]:
-    """Trials that the folder has a record of, the claim probed and the bank sizes chosen there, and notes."""
+    out: str | Path | None, config: AuditConfig, registration: Registration | None
+) -> tuple[set[str], Location | None, dict[str, list[int]], str, list[str]]:
+    """Trials with a record, the claim probed and the bank sizes chosen, what trials carry of a claim file, notes."""
+    carried = "" if registration is None else registration.hash
     if out is None or not (Path(out) / "trials.sqlite").is_file():
-        return set(), None, {}, []
+        return set(), None, {}, carried, []
     with suppress(LocauditError), read_run(out) as store:
         if store.config.hash == config.hash:
+            carried = registration_hash(store, registration)
             claim = (store.fact("run") or {}).get("claim")
             banks = store.fact("banks") or {}
-            return store.done(), None if claim is None else parse_location(claim), banks, []
+            return store.done(), None if claim is None else parse_location(claim), banks, carried, []
         if not store.done():
-            return set(), None, {}, []
-    return set(), None, {}, [f"{out} is not a run of these settings: the audit would refuse it"]
+            return set(), None, {}, carried, []
+    return set(), None, {}, carried, [f"{out} is not a run of these settings: the audit would refuse it"]
 
 
 def _stand_in(config: AuditConfig, model: Model) -> Location:

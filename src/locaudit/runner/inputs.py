@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-from locaudit.config import AuditConfig
+from locaudit.config import AuditConfig, Registration, hold, read_registration
 from locaudit.data import Behaviour, Split, load_behaviour, split_questions
 from locaudit.data.prompts import load_primer
 from locaudit.errors import ConfigError
@@ -31,12 +31,27 @@ class Inputs:
     claim: Location | None
     """None: the top-k probed heads."""
     judges: Mapping[str, Judge]
+    registration: Registration | None
+    """The claim file, whose settings are among `config`'s; None without one."""
 
 
 def read_inputs(
-    config: AuditConfig, behaviour: Behaviour | None = None, judges: Mapping[str, Judge] | None = None
+    config: AuditConfig,
+    behaviour: Behaviour | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    model: Model | None = None,
 ) -> Inputs:
-    """Read what the settings name. `behaviour` and `judges` take the place of theirs. Raises `LocauditError`."""
+    """Read what the settings name. `behaviour`, `judges` and `model` take the place of theirs. Raises `LocauditError`.
+
+    What a claim file names (``registered``) nothing takes the place of.
+    """
+    registration = None
+    if config.registered is not None:
+        registration = _read_claim_file(config.registered)
+        _check_objects(registration, behaviour, judges, model)
+        if config.claim is not None:  # however it is written, the same location is no contradiction
+            config = replace(config, claim=str(parse_location(config.claim)))
+        config = hold(registration, config)
     behaviour = behaviour or load_behaviour(config.behaviour)
     split = split_behaviour(config, behaviour)
     primer = load_primer(config.prompt.primer)
@@ -50,7 +65,7 @@ def read_inputs(
         judges = build_judges(config.judges, asks, generates=generates, device=config.loading.device)
     check_judges(judges)
     _check_score(config, judges)
-    return Inputs(config, behaviour, split, primer, drift_text, claim, judges)
+    return Inputs(config, behaviour, split, primer, drift_text, claim, judges, registration)
 
 
 def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
@@ -64,6 +79,45 @@ def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
 def load_subject(config: AuditConfig) -> Model:
     """The model that is audited."""
     return load_model(config.model, **asdict(config.loading))
+
+
+def _read_claim_file(path: str) -> Registration:
+    """The claim file, with the claim spelled as records spell it."""
+    registration = read_registration(path)
+    claim = registration.values["claim"]
+    if claim is None:
+        return registration
+    location = str(parse_location(claim))
+    if claim.strip().endswith((".json", ".csv")):
+        raise ConfigError(
+            got=f"the claim {claim} in {path}, a file that can change after it was registered",
+            expected="the location itself",
+            remedy=f'write claim: "{location}"',
+        )
+    return replace(registration, values={**registration.values, "claim": location})
+
+
+def _check_objects(
+    registration: Registration,
+    behaviour: Behaviour | None,
+    judges: Mapping[str, Judge] | None,
+    model: Model | None,
+) -> None:
+    """What comes from Python is what the claim file names, as far as it names it."""
+    values = registration.values
+    for name, thing in (("model", model), ("behaviour", behaviour)):
+        if thing is not None and values.get(name, thing.name) != thing.name:
+            raise ConfigError(
+                got=f"the {name} {thing.name!r} from Python, and {values[name]!r} in {registration.file}",
+                expected="what the claim file fixed before the run",
+                remedy=f"leave the {name} out, so that it is loaded by that name",
+            )
+    if judges is not None and "judges" in values:
+        raise ConfigError(
+            got=f"judges from Python, and others in {registration.file}",
+            expected="what the claim file fixed before the run",
+            remedy="leave one of the two out",
+        )
 
 
 def _check_score(config: AuditConfig, judges: Mapping[str, Judge]) -> None:

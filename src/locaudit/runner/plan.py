@@ -35,6 +35,7 @@ def context_hash(config: AuditConfig, model: Model, split: Split, primer: str, d
         "match",
         "disjoint",
         "stopping",
+        "training_seed",
         "whole_model",
         "rest",
         "methods",
@@ -42,6 +43,7 @@ def context_hash(config: AuditConfig, model: Model, split: Split, primer: str, d
         "level",
         "margin",
         "judges",
+        "registered",
     ):
         del values[key]
     for group, keys in {
@@ -82,7 +84,12 @@ def draw_controls(
 
 
 def build_plan(
-    config: AuditConfig, model: Model, claim: Location, context: str, controls: Sequence[Location]
+    config: AuditConfig,
+    model: Model,
+    claim: Location,
+    context: str,
+    controls: Sequence[Location],
+    registration: str = "",
 ) -> list[list[TrialSpec]]:
     """Groups of trials in the order they run: base, claim, whole model, rest, controls; a group is scored as one bank.
 
@@ -95,7 +102,8 @@ def build_plan(
     if has_rest(config, model, claim):
         places.append(("rest", -1, claim.complement(model.n_layers, model.n_units(claim.kind))))
     places.extend(("control", n, location) for n, location in enumerate(controls))
-    groups = [[TrialSpec("base", "none", "", None, config.seed, context)]]
+    seed = config.seed if config.training_seed is None else config.training_seed
+    groups = [[TrialSpec("base", "none", "", None, seed, context, registration=registration)]]
     for arms in (("claim", "whole", "rest"), ("control",)):
         for method in config.methods:
             size, training = config.evaluation.bank_size or 1, config.optimal.bank_size or 1
@@ -105,7 +113,7 @@ def build_plan(
             if config.stopping != "fixed" and arms == ("control",):
                 size = training if method == "optimal" else len(grid)
             specs = [
-                TrialSpec(arm, method, str(location), value, config.seed, context, number)
+                TrialSpec(arm, method, str(location), value, seed, context, number, registration)
                 for arm, number, location in places
                 if arm in arms and (arm != "rest" or method == "optimal")
                 for value in grid

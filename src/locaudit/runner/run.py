@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from locaudit.activations import collect_activations
 from locaudit.cache import open_cache
-from locaudit.config import AuditConfig
+from locaudit.config import AuditConfig, Registration
 from locaudit.data import Behaviour, Split, load_behaviour
 from locaudit.errors import RunFolderError
 from locaudit.judges import Judge
@@ -25,7 +25,7 @@ from locaudit.runner.plan import build_plan, context_hash, cost, draw_controls
 from locaudit.runner.prepare import borrow_cache, prepare_probes, prepare_shared
 from locaudit.runner.progress import Meter, show_progress
 from locaudit.stats import ended_early
-from locaudit.store import HeldOutQuestion, Store, open_run, write_atomically
+from locaudit.store import HeldOutQuestion, Store, open_run, registration_hash, write_atomically
 from locaudit.trial import Shared, scored_splits
 
 
@@ -47,10 +47,12 @@ def run_audit(
     Killed at any moment and started again, it ends with the same records: each group of trials is one transaction, a
     trial depends only on its identity and on what all share, and what all share is written once.
     """
-    inputs = read_inputs(config, behaviour, judges)  # a refused command leaves a finished run as it is
+    inputs = read_inputs(config, behaviour, judges, model)  # a refused command leaves a finished run as it is
     config, split, primer, judges = inputs.config, inputs.split, inputs.primer, inputs.judges
     given, generates = inputs.claim, config.evaluation.max_new_tokens > 0
-    with open_run(out, config) as store, show_progress(progress) as meter, closing(open_cache()) as cache:
+    opened = open_run(out, config, inputs.registration)
+    with opened as store, show_progress(progress) as meter, closing(open_cache()) as cache:
+        registration = registration_hash(store, inputs.registration)
         if model is None:
             meter.say(f"loading {config.model}")
             model = load_subject(config)
@@ -68,9 +70,12 @@ def run_audit(
         banks = dict(store.fact("banks") or {})  # as before where a run goes on, so that it ends with the same bytes
         config = with_banks(config, model, split, primer, banks.get(model.device.type))
         store.set_fact("banks", banks | {model.device.type: [config.optimal.bank_size, config.evaluation.bank_size]})
-        groups = build_plan(config, model, claim, context, controls)
+        groups = build_plan(config, model, claim, context, controls, registration)
         note_facts(store, model, inputs, claim, found.probes, groups, population)
         _note_judges(store, judges, split)
+        if inputs.registration is not None:
+            _register(store, inputs.registration)
+            meter.say(f"registered before the run: {registration}, {inputs.registration.file}")
         shared = replace(
             prepare_shared(store, model, split, primer, found.theta, cache, context, meter.say), config=config
         )
@@ -95,6 +100,13 @@ def run_probes(config: AuditConfig) -> Probes:
     return fit_probes(
         activations, inverse_l2=config.probe.inverse_l2, val_fraction=config.probe.val_fraction, seed=config.seed
     )
+
+
+def _register(store: Store, registration: Registration) -> None:
+    """Keep the claim file, once: `open_run` refuses another one after the first trial."""
+    found = store.fact("registration")
+    if found is None or found["sha256"] != registration.sha256:
+        store.set_fact("registration", asdict(registration))
 
 
 def _note_judges(store: Store, judges: Mapping[str, Judge], split: Split) -> None:

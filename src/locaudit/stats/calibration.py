@@ -39,7 +39,7 @@ class Rate:
 
     @property
     def share(self) -> float:
-        """n / n_trials."""
+        """The share, n / n_trials."""
         return self.n / self.n_trials
 
     @property
@@ -178,6 +178,6 @@ def pool_rates(
 
 
 def chance_specific(n_at_least: int, n_others: int, n_controls: int, level: float = 0.05) -> float:
-    """Probability that a claim which `n_at_least` of `n_others` places reach is called specific by a draw of controls."""
+    """Probability that a draw of controls calls a claim specific that `n_at_least` of `n_others` places reach."""
     n = min(n_controls, n_others)
     return float(stats.hypergeom.cdf(curtailment(n, level) - 1, n_others, n_at_least, n))

@@ -14,14 +14,14 @@ ASPECT_NAMES = ("truth", "info")
 """Aspects, in the order of the target and the retention judge."""
 
 
-def judged_records(store: Store) -> list[TrialRecord]:
+def judged_records(store: Store, judges: Mapping[str, Mapping[str, Any]] | None = None) -> list[TrialRecord]:
     """All records; those with answers have the judged scores among their metrics, as far as they are judged.
 
-    Which judges count is the run's fact ``judges``: aspect -> ``{"name", "fingerprint"}``. An answer that has not been
-    judged counts as missing.
+    Which judges count is the run's fact ``judges``: aspect -> ``{"name", "fingerprint"}``, unless others are given. An
+    answer that has not been judged counts as missing.
     """
-    judges: Mapping[str, Mapping[str, Any]] = store.fact("judges") or {}
-    said = {aspect: store.judgements(judge["fingerprint"]) for aspect, judge in judges.items()}
+    chosen: Mapping[str, Mapping[str, Any]] = (store.fact("judges") or {}) if judges is None else judges
+    said = {aspect: store.judgements(judge["fingerprint"]) for aspect, judge in chosen.items()}
     ids = {split: [question.id for question in store.questions(split)] for split in ("val", "test")}
     return [_with_judgements(record, said, ids) if said and record.answers else record for record in store.records()]
 

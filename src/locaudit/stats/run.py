@@ -24,9 +24,9 @@ def run_design(store: Store, records: Sequence[TrialRecord]) -> Design:
     )
 
 
-def decide_run(store: Store, records: Sequence[TrialRecord]) -> Verdict:
-    """The verdict on a run's records (`locaudit.stats.judged_records`)."""
-    return decide(records, score=run_score(store), level=store.config.level, design=run_design(store, records))
+def decide_run(store: Store, records: Sequence[TrialRecord], score: str | None = None) -> Verdict:
+    """The verdict on a run's records (`locaudit.stats.judged_records`), by its own score or another."""
+    return decide(records, score=score or run_score(store), level=store.config.level, design=run_design(store, records))
 
 
 def ended_early(store: Store, method: Method) -> bool:

@@ -62,8 +62,8 @@ def sentence(v: MethodVerdict, score: str, level: float, n_questions: int) -> st
             more = f"Their share that does as well is not known to lie on one side of {level:g}: use more of them."
         least = f" (the smallest possible p is {1 / (1 + n):.3f}, above {level:g})" if n < need else ""
         return (
-            f"Editing the claim works: {change}.{whole} But {n} controls cannot decide whether the place matters{least}. "
-            f"{more} So far {beaten}."
+            f"Editing the claim works: {change}.{whole} But {n} controls cannot decide if the place matters{least}."
+            f" {more} So far {beaten}."
         )
     if v.outcome == "specific":
         return (

@@ -6,19 +6,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from locaudit.config import AuditConfig, load_config, to_dict, to_yaml
+from locaudit.config import AuditConfig, Registration, leaves, load_config, to_dict, to_yaml
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.store.database import SCHEMA, Store, connect
 from locaudit.store.files import write_atomically
 
 
 @contextmanager
-def open_run(folder: str | Path, config: AuditConfig) -> Iterator[Store]:
-    """Create a run folder, or open one made by the same configuration, for writing.
+def open_run(folder: str | Path, config: AuditConfig, registration: Registration | None = None) -> Iterator[Store]:
+    """Create a run folder, or open one made by the same configuration (and claim file, if given), for writing.
 
     A folder without any record yet, such as one of a run that was refused, takes a new configuration.
     Raises `RunFolderError` if the folder holds something else, was made by another configuration (naming the settings
@@ -44,6 +43,7 @@ def open_run(folder: str | Path, config: AuditConfig) -> Iterator[Store]:
             store.check_room()
             connection.executescript(SCHEMA)
             if store.done():
+                registration_hash(store, registration)
                 _check_config(folder, config)
             write_atomically(folder / "config.yaml", to_yaml(config).encode())
             for name in ("edits", "cache", "figures"):
@@ -83,6 +83,30 @@ def read_run(folder: str | Path) -> Iterator[Store]:
         yield Store(folder, config, connection)
     finally:
         connection.close()
+
+
+def registration_hash(store: Store, registration: Registration | None) -> str:
+    """What new trials of a folder carry: the hash of its claim file, be it given again or not; ``""`` without one.
+
+    A claim file in place of none, or of another, is only for a folder without any record; else `RunFolderError`.
+    """
+    found = store.fact("registration")
+    if registration is None:
+        return found["sha256"][:16] if found else ""
+    if store.done() and found is None:
+        raise RunFolderError(
+            got=f"{registration.file} for {store.folder}, whose trials began without a claim file",
+            expected="a claim file from before the first trial",
+            remedy="choose another --out, or leave registered out",
+        )
+    if store.done() and found["sha256"] != registration.sha256:
+        raise RunFolderError(
+            got=f"{registration.file} with the hash {registration.hash} for {store.folder}, registered by "
+            f"{found['file']} with the hash {found['sha256'][:16]}",
+            expected="the claim file as it was before the first trial",
+            remedy="choose another --out, or restore the file",
+        )
+    return registration.hash
 
 
 def _prepare_folder(folder: Path) -> None:
@@ -128,13 +152,6 @@ def _check_config(folder: Path, config: AuditConfig) -> None:
 
 
 def _difference(found: AuditConfig, config: AuditConfig) -> str:
-    def flat(values: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                yield from flat(value, f"{prefix}{key}.")
-            else:
-                yield prefix + key, value
-
-    old, new = dict(flat(to_dict(found))), dict(flat(to_dict(config)))
+    old, new = dict(leaves(to_dict(found))), dict(leaves(to_dict(config)))
     changed = [f"{key}: {old[key]} there, {new[key]} here" for key in new if old[key] != new[key]]
     return "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")

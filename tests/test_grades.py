@@ -1,0 +1,145 @@
+"""The four questions about a claim: yes and no only where the numbers exclude the other."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from locaudit.locations import Location
+from locaudit.stats.grades import Measured, conclusion, grade
+from locaudit.stats.sequential import look
+from locaudit.stats.tests import paired_gain_p
+
+N = 200
+RNG = np.random.default_rng(0)
+BASE = RNG.random(N) / 2
+CLAIM = Location(((0, 0), (0, 1)))
+
+
+def scores(gain, noise=0.05):
+    return None if gain is None else (BASE + gain + np.random.default_rng(7).normal(0, noise, N))[None]
+
+
+def measure(claim=0.3, controls=(0.0,) * 39, whole=0.3, rest=0.3, places=None, population=None, noise=0.05):
+    own, base = scores(claim, noise), BASE[None]
+    others = {
+        i: np.full((1, N), math.nan)
+        if gain is None
+        else (BASE + gain + np.random.default_rng(i).normal(0, noise, N))[None]
+        for i, gain in enumerate(controls)
+    }
+    reached = [not x.mean() < own.mean() for x in others.values()]
+    return {
+        g.question: g
+        for g in grade(
+            Measured(
+                base=base,
+                claim=own,
+                whole=scores(whole, noise),
+                rest=scores(rest, noise),
+                controls=others,
+                places=places or {i: Location(((1, 2 * i), (1, 2 * i + 1))) for i in others},
+                location=CLAIM,
+                effect_p=paired_gain_p(own, base),
+                look=look(reached, rule="fixed", n_planned=len(others), level=0.05, population=population),
+                level=0.05,
+                margin=0.05,
+                n_planned=len(others),
+                population=population,
+                seconds_per_control=60.0,
+            )
+        )
+    }
+
+
+def answers(found):
+    return [found[name].answer for name in ("sufficiency", "specificity", "necessity", "uniqueness")]
+
+
+def test_a_place_that_is_the_only_one():
+    found = measure(controls=(0.0,) * 39, rest=0.0, population=39)
+    assert answers(found) == ["yes", "yes", "yes", "yes"]
+    assert conclusion(list(found.values())) == (
+        "An edit there is enough; the place does better than random ones; editing falls short without it; no other "
+        "place matches it."
+    )
+    # Drawn from more places than were tried, it may still not be the only one.
+    assert measure(controls=(0.0,) * 39, rest=0.0)["uniqueness"].answer == "undecided"
+
+
+def test_a_place_like_any_other():
+    found = measure(controls=(0.3,) * 39)
+    assert answers(found) == ["yes", "no", "no", "no"]
+    assert "is equivalent to the edit of the whole model" in found["sufficiency"].evidence
+    assert found["specificity"].interval[0] > 0.05
+
+
+def test_an_edit_that_does_nothing():
+    found = measure(claim=0.0, controls=(0.0,) * 39)
+    assert found["sufficiency"].answer == "no"
+    assert found["uniqueness"].answer == "not tried"
+    assert "whole model" in measure(claim=0.0, whole=0.0)["necessity"].evidence
+
+
+def test_too_little_to_tell():
+    found = measure(claim=0.3, controls=(-0.5,) * 10, whole=0.3, rest=0.2, noise=2.0)
+    assert answers(found)[:2] == ["undecided"] * 2
+    one = measure(controls=(0.3,) + (0.0,) * 18)
+    assert one["specificity"].answer == "undecided"
+    assert "controls in all settle whether that is above 0.05, " in one["specificity"].evidence
+    assert "undecided" not in conclusion(list(one.values()))
+
+
+def test_what_was_not_run_is_not_tried():
+    found = measure(whole=None, rest=None)
+    assert found["necessity"].answer == "not tried"
+    assert math.isnan(found["necessity"].estimate)
+    assert measure(claim=0.3)["sufficiency"].power.startswith("a gain of 0.0")
+
+
+def test_places_that_share_units_count_once():
+    places = {0: CLAIM, 1: Location(((0, 1), (3, 3))), 2: Location(((5, 5), (6, 6))), 3: Location(((6, 6), (7, 7)))}
+    found = measure(controls=(0.3,) * 4, places=places)["uniqueness"]
+    assert found.evidence.startswith("1 of 1 places")  # 0 and 1 overlap the claim, 3 overlaps 2
+
+
+def test_diverged_controls_reach_the_claim_but_match_nothing():
+    found = measure(controls=(None,) * 5 + (0.0,) * 34)
+    assert found["specificity"].estimate == 5 / 39
+    assert found["uniqueness"].answer == "undecided"
+
+
+@given(st.floats(-0.5, 0.5), st.integers(0, 5))
+def test_grades_do_not_depend_on_a_shift_of_all_scores(shift, seed):
+    rng = np.random.default_rng(seed)
+    base, own, whole = rng.random(40), rng.random(40) + 0.2, rng.random(40) + 0.2
+    others = rng.random((19, 40)) + 0.1
+
+    def graded(by):
+        reached = [not x.mean() < own.mean() for x in others]
+        measured = Measured(
+            base[None] + by, own[None] + by, whole[None] + by, None, {i: x[None] + by for i, x in enumerate(others)},
+            {i: Location(((1, i),)) for i in range(19)}, Location(((0, 0),)), 0.01,
+            look(reached, rule="fixed", n_planned=19, level=0.05), 0.05, 0.05, 19, None, None,
+        )  # fmt: skip
+        return [g.answer for g in grade(measured)]
+
+    assert graded(0.0) == graded(shift)
+
+
+def test_a_claim_without_a_score_has_no_grades():
+    assert not measure_nothing()
+
+
+def measure_nothing():
+    lost = np.full((1, N), math.nan)
+    seen = look([True] * 19, rule="fixed", n_planned=19, level=0.05)
+    return grade(Measured(BASE[None], lost, None, None, {}, {}, None, 1.0, seen, 0.05, 0.05, 19, None, None))
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_few_controls_are_no_error(n):
+    found = measure(controls=(0.0,) * n)
+    assert found["specificity"].answer in ("undecided", "no")

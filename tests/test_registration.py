@@ -1,0 +1,373 @@
+"""A claim file fixed before the run: what it holds, what carries its hash, and what is said of changes after it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import locaudit.runner.banks as banks
+from locaudit import audit, cli
+from locaudit.config import (
+    AuditConfig,
+    changed_settings,
+    hold,
+    load_config,
+    merge_config,
+    open_settings,
+    read_registration,
+    to_yaml,
+)
+from locaudit.data import load_behaviour
+from locaudit.errors import ConfigError, LocationError, RunFolderError
+from locaudit.models import load_model
+from locaudit.records import TrialSpec
+from locaudit.report import write_report
+from locaudit.runner import estimate, estimate_audit, run_audit
+from locaudit.runner.inputs import read_inputs
+from locaudit.store import read_run
+from runs import HashJudge, small_config
+from test_estimate import PACES
+
+CLAIM = """\
+# What we expect, and how we will look.
+claim: "1.2, 0.1"
+score: mc2
+level: 0.05
+margin: 0.2
+iti: {alphas: [3]}
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("inputs")
+
+
+@pytest.fixture
+def claim_file(tmp_path) -> Path:
+    path = tmp_path / "claim.yaml"
+    path.write_text(CLAIM)
+    return path
+
+
+def tiny_audit(home: Path, **changes) -> AuditConfig:
+    """4 trials: the unedited model, the claim and 2 controls."""
+    return small_config(home, methods=["iti"], whole_model=False, **changes)
+
+
+def as_registered(home: Path, **changes) -> AuditConfig:
+    """The settings of `CLAIM`, given without it."""
+    return tiny_audit(home, **{"claim": "0.1,1.2", "score": "mc2", "margin": 0.2, "iti": {"alphas": [3.0]}} | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(home) -> Path:
+    path = home / "claim.yaml"
+    path.write_text(CLAIM)
+    run_audit(tiny_audit(home, iti={"alphas": [3.0]}, registered=str(path)), home / "finished", progress=False)
+    return home / "finished"
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """The finished run, to do things to."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def specs(folder: Path) -> list[TrialSpec]:
+    with read_run(folder) as store:
+        return [record.spec for record in store.records()]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# The file
+
+
+def test_its_settings_hold_over_those_that_were_not_given(home, claim_file):
+    inputs = read_inputs(tiny_audit(home, registered=str(claim_file), iti={"alphas": [3.0]}))
+    assert inputs.config == as_registered(home, registered=str(claim_file))
+    assert inputs.registration is not None
+    assert inputs.registration.sha256 == hashlib.sha256(claim_file.read_bytes()).hexdigest()
+    assert inputs.registration.text == CLAIM
+    assert inputs.registration.file == "claim.yaml"
+    assert inputs.registration.values == {
+        "claim": "0.1,1.2", "score": "mc2", "level": 0.05, "margin": 0.2, "iti": {"alphas": [3.0]},
+    }  # fmt: skip
+
+
+def test_a_setting_given_otherwise_is_refused_with_both_values(home, claim_file):
+    for changes, words in {
+        ("level", 0.1): r"level = 0\.1, and 0\.05 in claim\.yaml.*leave level out",
+        ("score", "mc1"): "score = mc1, and mc2 in claim.yaml",
+        ("claim", "0.1,1.3"): r"claim = 0\.1,1\.3, and 0\.1,1\.2 in",
+    }.items():
+        given = as_registered(home, registered=str(claim_file), **dict([changes]))
+        with pytest.raises(ConfigError, match=words):
+            read_inputs(given)
+    with pytest.raises(ConfigError, match=r"iti\.alphas = \[2\.0\], and \[3\.0\]"):
+        read_inputs(tiny_audit(home, registered=str(claim_file)))
+    same = tiny_audit(home, registered=str(claim_file), claim="1.2,0.1", level=0.05, iti={"alphas": [3.0]})
+    assert read_inputs(same).config.claim == "0.1,1.2"  # the same location, written otherwise
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("level: 0.05", "names no claim"),
+        ("claim:", "names no claim"),
+        ("", "names no claim"),
+        ("clam: '0.1'", "unknown setting clam"),
+        ("claim: 0.1", r"claim = 0\.1 in .*put it in quotes"),
+        ("claim: '0.1'\nlevel: 2.0", "level = 2.0"),
+        ("claim: '0.1'\nregistered: other.yaml", "registered = 'other.yaml'"),
+        ("claim: '0.1'\nregistered:", "registered = None"),
+        ("- claim", "a document"),
+        ("claim: [", "not YAML"),
+    ],
+)
+def test_files_that_are_no_claim_file(home, tmp_path, text, words):
+    path = tmp_path / "claim.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_inputs(tiny_audit(home, registered=str(path)))
+
+
+def test_no_file_and_no_location(home, tmp_path):
+    with pytest.raises(ConfigError, match="which is not a file"):
+        read_inputs(tiny_audit(home, registered=str(tmp_path / "none.yaml")))
+    path = tmp_path / "claim.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_inputs(tiny_audit(home, registered=str(path)))
+    path.write_text("claim: x.y")
+    with pytest.raises(LocationError, match=r"x\.y"):
+        read_inputs(tiny_audit(home, registered=str(path)))
+
+
+def test_a_claim_in_a_file_of_its_own_is_not_fixed(home, tmp_path):
+    (tmp_path / "heads.csv").write_text("layer,head\n0,1\n1,2\n")
+    path = tmp_path / "claim.yaml"
+    path.write_text(f"claim: {tmp_path / 'heads.csv'}")
+    with pytest.raises(ConfigError, match=r'can change after.*write claim: "0\.1,1\.2"'):
+        read_inputs(tiny_audit(home, registered=str(path)))
+
+
+def test_a_claim_by_rule_leaves_no_room_for_another(home, tmp_path):
+    path = tmp_path / "claim.yaml"
+    path.write_text("probe: {top_k: 2}")
+    assert read_inputs(tiny_audit(home, registered=str(path))).config.claim is None
+    with pytest.raises(ConfigError, match=r"claim = 0\.1, and None in claim\.yaml"):
+        read_inputs(tiny_audit(home, registered=str(path), claim="0.1"))
+
+
+def test_things_from_python_are_what_the_file_names(home, tmp_path, claim_file):
+    config = as_registered(home, registered=str(claim_file))
+    behaviour, model = load_behaviour(config.behaviour), load_model(config.model)
+    judges = {"truth": HashJudge("truth")}
+    read_inputs(config, behaviour, judges, model)  # it names none of them
+    for line, thing in {
+        "behaviour: misconceptions": {"behaviour": behaviour},
+        "model: smollm2-135m": {"model": model},
+        "judges: {target: {kind: none}}": {"judges": judges},
+    }.items():
+        claim_file.write_text(f"{CLAIM}{line}\n")
+        with pytest.raises(ConfigError, match="from Python"):
+            read_inputs(replace(config, model="smollm2-135m", behaviour="misconceptions"), **thing)
+
+
+def test_changes_and_what_is_left_open(claim_file):
+    registration = read_registration(claim_file)
+    held = hold(registration, AuditConfig())
+    assert changed_settings(registration.values, held) == []
+    assert changed_settings(registration.values, merge_config(held, {"level": 0.1, "controls": 5})) == [
+        "level: 0.05 registered, 0.1 now"
+    ]
+    assert changed_settings(
+        registration.values, merge_config(held, {"iti": {"alphas": [3, 4], "positions": "all"}})
+    ) == ["iti.alphas: [3.0] registered, [3.0, 4.0] now"]
+    assert open_settings(registration.values) == ["stopping", "judges"]
+
+
+# The run
+
+
+def test_every_record_carries_the_hash(finished, home):
+    registration = read_registration(home / "claim.yaml")
+    with read_run(finished) as store:
+        fact = store.fact("registration")
+        records = store.records()
+        assert {record.edit.removesuffix(".safetensors") for record in records if record.edit} < store.done()
+    assert {record.spec.registration for record in records} == {registration.hash}
+    assert len(records) == 4
+    assert fact["sha256"] == registration.sha256
+    assert (fact["file"], fact["text"]) == ("claim.yaml", CLAIM)
+    assert fact["values"]["claim"] == "0.1,1.2"
+
+
+def test_another_claim_file_makes_other_trials_of_the_same_numbers(finished, home, tmp_path):
+    run_audit(as_registered(home), tmp_path / "free", progress=False)
+    with read_run(finished) as one, read_run(tmp_path / "free") as other:
+        assert not one.done() & other.done()
+        ours, theirs = ({(r.spec.arm, r.spec.control): r for r in store.records()} for store in (one, other))
+    assert {place: record.metrics for place, record in ours.items()} == {
+        place: record.metrics for place, record in theirs.items()
+    }
+    assert {record.spec.registration for record in theirs.values()} == {""}
+
+
+def test_ids_without_a_claim_file_are_what_they_were():
+    spec = TrialSpec("claim", "iti", "0.1,1.2", 2.0, 0, "c")
+    assert spec.trial_id == "1ce3f1c012d3e2fd"
+
+
+def test_resumed_without_the_file_it_keeps_the_ids(home, finished, tmp_path, monkeypatch):
+    real, calls = banks.run_trials, []
+
+    def interrupted(shared, group, on_step=None):
+        calls.append(group)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(shared, group, on_step)
+
+    monkeypatch.setattr(banks, "run_trials", interrupted)
+    config = as_registered(home, registered=str(home / "claim.yaml"))
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(config, tmp_path / "run", progress=False)
+    monkeypatch.setattr(banks, "run_trials", real)
+    run_audit(as_registered(home), tmp_path / "run", progress=False)
+    assert specs(tmp_path / "run") == specs(finished)
+    before = contents(tmp_path / "run" / "edits")
+    run_audit(config, tmp_path / "run", progress=False)  # and with the file again, there is nothing to do
+    assert contents(tmp_path / "run" / "edits") == before
+    assert specs(tmp_path / "run") == specs(finished)
+
+
+def test_a_run_resumes_from_its_own_configuration(copy, finished):
+    run_audit(load_config(copy / "config.yaml"), copy, progress=False)
+    assert specs(copy) == specs(finished)
+
+
+def test_a_changed_file_is_refused_and_nothing_is_touched(home, copy, claim_file):
+    registered = read_registration(claim_file).hash
+    for text in (CLAIM.replace("0.05", "0.01"), CLAIM + "# a word more\n", CLAIM.replace("1.2", "1.3")):
+        claim_file.write_text(text)
+        config = tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
+        before = contents(copy)
+        now = read_registration(claim_file).hash
+        with pytest.raises(RunFolderError, match=f"{now}.*{registered}.*another --out, or restore"):
+            run_audit(config, copy, progress=False)
+        assert contents(copy) == before
+
+
+def test_a_claim_file_after_the_first_trial_is_refused(home, tmp_path, claim_file):
+    run_audit(as_registered(home), tmp_path / "run", progress=False)
+    before = contents(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="began without a claim file"):
+        run_audit(as_registered(home, registered=str(claim_file)), tmp_path / "run", progress=False)
+    assert contents(tmp_path / "run") == before
+
+
+def test_before_the_first_trial_another_claim_file_may_take_its_place(home, tmp_path, claim_file, monkeypatch):
+    real, config = banks.run_trials, tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(banks, "run_trials", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(config, tmp_path / "run", progress=False)
+    monkeypatch.setattr(banks, "run_trials", real)
+    claim_file.write_text(CLAIM.replace("1.2", "1.3"))
+    run_audit(config, tmp_path / "run", progress=False)
+    assert {spec.registration for spec in specs(tmp_path / "run")} == {read_registration(claim_file).hash}
+    with read_run(tmp_path / "run") as store:
+        assert store.fact("registration")["values"]["claim"] == "0.1,1.3"
+
+
+def test_a_start_without_the_file_does_not_shake_it_off(home, tmp_path, claim_file, monkeypatch):
+    """Even before the first trial: what differs is then said."""
+    real, config = banks.run_trials, tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(banks, "run_trials", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(config, tmp_path / "run", progress=False)
+    monkeypatch.setattr(banks, "run_trials", real)
+    run_audit(as_registered(home, claim="0.1,1.3"), tmp_path / "run", progress=False)
+    assert {spec.registration for spec in specs(tmp_path / "run")} == {read_registration(claim_file).hash}
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert "<li>claim: 0.1,1.2 registered, 0.1,1.3 now</li>" in page
+
+
+def test_a_dry_run_counts_the_registered_trials(home, finished, claim_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "measure_paces", lambda *_args: PACES)
+    config = tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
+    assert estimate_audit(config, out=tmp_path / "new", progress=False).n_done == 0
+    assert estimate_audit(config, out=finished, progress=False).n_done == 4
+    assert estimate_audit(as_registered(home), out=finished, progress=False).n_done == 4
+    claim_file.write_text(f"{CLAIM}# a word more\n")
+    other = estimate_audit(config, out=finished, progress=False)
+    assert other.n_done == 0
+    assert "the audit would refuse it" in "".join(other.notes)
+
+
+# What is said of it
+
+
+def test_the_report_says_what_was_registered(copy, capsys):
+    page = write_report(copy).read_text(encoding="utf-8")
+    with read_run(copy) as store:
+        sha256 = store.fact("registration")["sha256"]
+    assert f"before the run: <code>{sha256[:16]}</code>, claim.yaml; nothing was changed after" in page
+    assert "(it leaves open: stopping, judges)" in page
+    assert "# What we expect, and how we will look." in page
+    assert "Changed after registration" not in page
+    assert json.loads((copy / "verdict.json").read_text())["registration"] == {
+        "sha256": sha256, "file": "claim.yaml", "changed": [], "left_open": ["stopping", "judges"],
+    }  # fmt: skip
+    assert cli.main(["report", str(copy)]) == 0
+    assert f"registered before the run: {sha256[:16]}, claim.yaml\nnothing was changed after" in capsys.readouterr().out
+
+
+def test_a_level_changed_after_the_run_is_seen_everywhere(home, copy, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(to_yaml(as_registered(home)))
+    assert cli.main(["audit", str(tmp_path / "config.yaml"), "--level", "0.1", "--out", str(copy)]) == 0
+    change = "level: 0.05 registered, 0.1 now"
+    assert f"CHANGED AFTER REGISTRATION: {change}" in capsys.readouterr().out
+    assert json.loads((copy / "verdict.json").read_text())["registration"]["changed"] == [change]
+    page = (copy / "report.html").read_text(encoding="utf-8")
+    top, _ = page.split("<h1>")
+    assert "Changed after registration." in top
+    assert f"<li>{change}</li>" in top
+    assert "nothing was changed after" not in page
+    again = ["audit", str(tmp_path / "config.yaml"), "--registered", str(home / "claim.yaml"), "--out", str(copy)]
+    assert cli.main([*again, "--level", "0.1"]) == 2
+    assert "level = 0.1, and 0.05 in claim.yaml" in capsys.readouterr().err
+    assert cli.main(again) == 0  # as it was registered
+    assert "nothing was changed after" in capsys.readouterr().out
+
+
+def test_a_run_without_a_claim_file_says_nothing_of_it(home, tmp_path):
+    run_audit(as_registered(home), tmp_path / "run", progress=False)
+    assert "egistered" not in write_report(tmp_path / "run").read_text().split("Configuration as YAML")[0]
+    assert "registration" not in json.loads((tmp_path / "run" / "verdict.json").read_text())
+
+
+def test_from_python(home, tmp_path, claim_file):
+    config = tiny_audit(home, iti={"alphas": [3.0]})
+    settings = {"config": config, "registered": str(claim_file), "out": tmp_path / "run", "progress": False}
+    result = audit(config.model, config.behaviour, **settings)
+    assert (result.verdict.claim, result.verdict.score) == ("0.1,1.2", "mc2")
+    assert {record.spec.registration for record in result.records} == {read_registration(claim_file).hash}
+    with pytest.raises(ConfigError, match="level"):
+        audit(config.model, config.behaviour, **settings, level=0.1)
