@@ -155,3 +155,26 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, small_yaml, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     assert "MiB free" in fails(capsys, "audit", str(small_yaml), "--out", str(tmp_path / "run"))
+
+
+def test_calibration_of_the_null_and_of_a_run(capsys, tmp_path, small_yaml):
+    numbers = tmp_path / "out" / "null.json"
+    settings = ["--audits", "20", "--questions", "10", "--out", str(numbers)]
+    assert cli.main(["calibrate", "null", *settings]) == 0
+    assert "curtailed" in capsys.readouterr().out
+    written = json.loads(numbers.read_text())
+    assert len(written["null"]) == 9
+    assert written["null"][0]["false"]["n_trials"] == 20
+    folder = ["--out", str(tmp_path / "run")]
+    assert cli.main(["audit", str(small_yaml), "--controls", "6", "--methods", "optimal", *folder]) == 0
+    capsys.readouterr()
+    assert cli.main(["calibrate", "run", str(tmp_path / "run"), "--controls", "4", "--level", "0.3"]) == 0
+    assert "each of 6 places in turn the claim against 4 of the others" in capsys.readouterr().out
+    assert "6 controls and --controls 19" in fails(capsys, "calibrate", "run", str(tmp_path / "run"))
+    assert "score truth, which" in fails(
+        capsys, "calibrate", "run", str(tmp_path / "run"), "--controls", "4", "--score", "truth"
+    )
+    assert "not a run folder" in fails(capsys, "calibrate", "run", str(tmp_path))
+    assert "--audits 0" in fails(capsys, "calibrate", "null", "--audits", "0")
+    assert "locaudit calibrate nul;" in fails(capsys, "calibrate", "nul")
+    assert cli.main(["calibrate"]) == 0
