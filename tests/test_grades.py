@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from locaudit.locations import Location
 from locaudit.stats.grades import Measured, conclusion, grade
+from locaudit.stats.matching import compare_edits
 from locaudit.stats.sequential import look
 from locaudit.stats.tests import paired_gain_p
 
 N = 200
 RNG = np.random.default_rng(0)
 BASE = RNG.random(N) / 2
-CLAIM = Location(((0, 0), (0, 1)))
+CLAIM = Location(((0, 0),))
 
 
 def scores(gain, noise=0.05):
@@ -40,7 +41,7 @@ def measure(claim=0.3, controls=(0.0,) * 39, whole=0.3, rest=0.3, places=None, p
                 whole=scores(whole, noise),
                 rest=scores(rest, noise),
                 controls=others,
-                places=places or {i: Location(((1, 2 * i), (1, 2 * i + 1))) for i in others},
+                places=places or {i: Location(((1, i),)) for i in others},
                 location=CLAIM,
                 effect_p=paired_gain_p(own, base),
                 look=look(reached, rule="fixed", n_planned=len(others), level=0.05, population=population),
@@ -63,10 +64,36 @@ def test_a_place_that_is_the_only_one():
     assert answers(found) == ["yes", "yes", "yes", "yes"]
     assert conclusion(list(found.values())) == (
         "An edit there is enough; the place does better than random ones; editing falls short without it; no other "
-        "place matches it."
+        "place of its size matches it."
     )
     # Drawn from more places than were tried, it may still not be the only one.
     assert measure(controls=(0.0,) * 39, rest=0.0)["uniqueness"].answer == "undecided"
+
+
+def test_a_gain_below_the_margin_is_matched_by_edits_that_do_nothing_so_nothing_is_said():
+    found = measure(claim=0.04, controls=(0.0,) * 39, whole=0.04, rest=0.0, noise=0.01)
+    assert answers(found) == ["yes", "yes", "undecided", "undecided"]
+    assert "not surely above the margin" in found["uniqueness"].evidence
+
+
+def test_a_lead_below_the_margin_is_no_answer_about_the_share():
+    found = measure(claim=0.04, controls=(0.0,) * 18, noise=0.01)["specificity"]
+    assert found.answer == "undecided"  # 0 of 18 do as well: too few controls, not "random places do as well"
+
+
+@pytest.mark.parametrize(("n", "decided"), [(20, False), (55, False), (60, True), (100, True)])
+def test_answers_that_hardly_change_decide_only_where_their_number_excludes_the_margin(n, decided):
+    """Scores of 0 and 1 that are the same everywhere: resamples cannot differ, whatever the truth is."""
+    same = np.zeros((1, n))
+    found = compare_edits(same, same, margin=0.05)
+    assert found.few != decided
+    assert found.equivalent == decided
+    # A true deficit of the margin is rarely called none.
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(200):
+        worse = (rng.random(n) < 0.05).astype(float)
+        wrong += compare_edits(1 - worse[None], np.ones((1, n)), margin=0.05).outcome == "not worse"
+    assert wrong / 200 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 200)
 
 
 def test_a_place_like_any_other():
@@ -88,7 +115,7 @@ def test_too_little_to_tell():
     assert answers(found)[:2] == ["undecided"] * 2
     one = measure(controls=(0.3,) + (0.0,) * 18)
     assert one["specificity"].answer == "undecided"
-    assert "controls in all settle whether that is above 0.05, " in one["specificity"].evidence
+    assert "controls with stopping: anytime settle whether that is above 0.05, " in one["specificity"].evidence
     assert "undecided" not in conclusion(list(one.values()))
 
 
@@ -100,7 +127,7 @@ def test_what_was_not_run_is_not_tried():
 
 
 def test_places_that_share_units_count_once():
-    places = {0: CLAIM, 1: Location(((0, 1), (3, 3))), 2: Location(((5, 5), (6, 6))), 3: Location(((6, 6), (7, 7)))}
+    places = {0: CLAIM, 1: Location(((0, 0), (3, 3))), 2: Location(((5, 5), (6, 6))), 3: Location(((6, 6), (7, 7)))}
     found = measure(controls=(0.3,) * 4, places=places)["uniqueness"]
     assert found.evidence.startswith("1 of 1 places")  # 0 and 1 overlap the claim, 3 overlaps 2
 

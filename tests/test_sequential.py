@@ -109,6 +109,32 @@ def test_anytime_ends_when_the_interval_excludes_the_level_and_keeps_the_error_r
     assert rate <= LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / len(states))
 
 
+@pytest.mark.parametrize("population", [2, 5, 12, 23, 47, 68])
+def test_anytime_counts_the_claim_among_few_places(population):
+    """All ranks of a claim among population + 1 places, controls in random order: specific in at most 5 %."""
+    rng, n_false, n_runs = np.random.default_rng(population), 0, 20
+    for rank in range(population + 1):  # places that reach the claim
+        for _ in range(n_runs):
+            drawn = rng.permutation(np.arange(population) < rank)
+            found = look(list(drawn), rule="anytime", n_planned=population, level=LEVEL, population=population)
+            n_false += found.state == "specific"
+    assert n_false / (n_runs * (population + 1)) <= LEVEL
+
+
+def test_power_with_an_anytime_rule_is_that_of_its_interval():
+    assert specificity_power(199, LEVEL, 0.01, "anytime") == 0.0
+    rng = np.random.default_rng(5)
+    runs = [look(list(rng.random(400) < 0.01), rule="anytime", n_planned=400, level=LEVEL) for _ in range(300)]
+    rate = np.mean([x.state == "specific" for x in runs])
+    assert specificity_power(400, LEVEL, 0.01, "anytime") == pytest.approx(rate, abs=0.1)
+
+
+def test_controls_beyond_the_plan_are_not_looked_at():
+    assert look([False] * 25, rule="curtailed", n_planned=19, level=LEVEL) == look(
+        [False] * 19, rule="fixed", n_planned=19, level=LEVEL
+    )
+
+
 def test_how_many_more_controls_would_decide():
     total = controls_to_decide(3, 19, LEVEL)
     assert total is not None

@@ -204,6 +204,12 @@ def _print_verdict(folder: Path, report: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if len(records) < planned:
         console.print(f"UNFINISHED: {len(records)} of {planned} trials; all below is provisional.", style="bold red")
+    if claim_file is not None and claim_file.changed:
+        console.print(
+            f"CHANGED AFTER REGISTRATION ({claim_file.hash}, {claim_file.file}): {'; '.join(claim_file.changed)}",
+            style="bold red",
+            markup=False,
+        )
     console.print(verdict.headline, style="bold", markup=False)
     for name, result in verdict.methods.items():
         console.print(f"\n{name}: {result.outcome}", style="bold", markup=False)
@@ -212,14 +218,11 @@ def _print_verdict(folder: Path, report: Path) -> None:
             console.print(f"  {grade.question}: {grade.answer}; {grade.evidence}.", markup=False)
         if result.grades:
             console.print(conclusion(result.grades), markup=False)
-    if claim_file is not None:
-        console.print(f"\nregistered before the run: {claim_file.hash}, {claim_file.file}", markup=False)
-        if claim_file.changed:
-            console.print(
-                f"CHANGED AFTER REGISTRATION: {'; '.join(claim_file.changed)}", style="bold red", markup=False
-            )
-        else:
-            console.print("nothing was changed after", markup=False)
+    if claim_file is not None and not claim_file.changed:
+        console.print(
+            f"\nregistered before the run: {claim_file.hash}, {claim_file.file}; nothing was changed after",
+            markup=False,
+        )
     if said:
         console.print("\nWhat the models say (the first test questions; more in the report):", style="bold")
     for conversation in said:

@@ -85,7 +85,15 @@ def changed_settings(values: Mapping[str, Any], config: AuditConfig) -> list[str
 
 def open_settings(values: Mapping[str, Any]) -> list[str]:
     """Settings that a finished run can still take another value of, since its claim file does not name them."""
-    return [name for name in READS_ONLY if name not in values]
+    named = {name for name, _ in leaves(values)}
+    every = [name for name, _ in leaves(to_dict(AuditConfig())) if name.partition(".")[0] in READS_ONLY]
+    groups = {name: [leaf for leaf in every if leaf.partition(".")[0] == name] for name in READS_ONLY}
+    # A group of which nothing is named is called by its own name.
+    return [
+        leaf
+        for name, inside in groups.items()
+        for leaf in ([name] if not named & set(inside) else [x for x in inside if x not in named])
+    ]
 
 
 def _pick(names: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from locaudit.store import read_run, write_atomically
 
 
 def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
-    """Repeat `number` (from 0, the audit itself): the same controls, another training seed, another split."""
+    """Repeat `number` (from 0, the audit itself): the same seed of controls, another of training and split."""
     split = dataclasses.replace(config.split, seed=config.split.seed + number)
     seed = config.seed if config.training_seed is None else config.training_seed
     return dataclasses.replace(config, training_seed=seed + number, split=split)
@@ -70,9 +70,12 @@ def run_repeats(
 
 def read_repeats(folders: list[Path]) -> RepeatsVerdict:
     """The verdict over run folders that are repeats of each other."""
-    verdicts, claims = [], []
+    verdicts, claims, controls = [], [], []
     for folder in folders:
         with read_run(folder) as store:
-            verdicts.append(decide_run(store, judged_records(store)))
+            records = judged_records(store)
+            verdicts.append(decide_run(store, records))
+            places = {r.spec.control: r.spec.location for r in records if r.spec.arm == "control"}
+            controls.append([places[number] for number in sorted(places)])
             claims.append((store.fact("run") or {})["claim"])
-    return combine_repeats(verdicts, claims)
+    return combine_repeats(verdicts, claims, controls)

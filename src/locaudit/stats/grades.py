@@ -18,9 +18,12 @@ from scipy import stats
 from locaudit.locations import Location
 from locaudit.stats.matching import Match, compare_edits, holm
 from locaudit.stats.scores import mean_score
-from locaudit.stats.sequential import Look, controls_to_decide, share_interval, specificity_power
+from locaudit.stats.sequential import Look, Rule, controls_to_decide, share_interval, specificity_power
 from locaudit.stats.tests import percentiles, resampled_differences
 
+_FEW = "too few answers changed to say what could have been seen"
+MOST_PLACES = 100
+"""Places compared one by one with the claim."""
 Question = Literal["sufficiency", "specificity", "necessity", "uniqueness"]
 Answer = Literal["yes", "no", "undecided", "not tried"]
 POWER = 0.8
@@ -69,6 +72,9 @@ class Measured:
     n_planned: int
     population: int | None
     seconds_per_control: float | None
+    rule: Rule = "fixed"
+    matched: bool = False
+    """Whether controls are matched to the claim, so that they are not all places of its size."""
 
 
 def grade(m: Measured) -> tuple[Grade, ...]:
@@ -81,7 +87,7 @@ def grade(m: Measured) -> tuple[Grade, ...]:
 def _sufficiency(m: Measured) -> Grade:
     gain = compare_edits(m.claim, m.base, margin=m.margin)
     drawn = resampled_differences(m.claim, [m.base], 0)
-    answer: Answer = "yes" if m.effect_p <= m.level else "no" if gain.interval[1] < m.margin else "undecided"
+    answer: Answer = "yes" if m.effect_p <= m.level else "no" if gain.below else "undecided"
     words = {
         "yes": "an edit there works",
         "no": f"no edit found there gains as much as the margin of {m.margin:g}",
@@ -91,6 +97,7 @@ def _sufficiency(m: Measured) -> Grade:
         against = compare_edits(m.claim, m.whole, margin=m.margin)
         words += f"; it {_reach(against)} the edit of the whole model ({_difference(against)})"
     least = float(stats.norm.ppf(1 - m.level) + stats.norm.ppf(POWER)) * float(drawn.std(ddof=1))
+    sure = least > 0 and not gain.few
     return Grade(
         "sufficiency",
         answer,
@@ -98,7 +105,7 @@ def _sufficiency(m: Measured) -> Grade:
         percentiles(drawn, 0.95),
         "gain over the unedited model, 95 % over questions",
         m.effect_p,
-        f"a gain of {least:.3f} is detected with probability {POWER:g}",
+        f"a gain of {least:.3f} is detected with probability {POWER:g}, at the spread seen" if sure else _FEW,
         words,
     )
 
@@ -108,24 +115,22 @@ def _specificity(m: Measured) -> Grade:
     low, high = share_interval(g, n, population=m.population)
     finite = [x for x in m.controls.values() if not math.isnan(float(mean_score(x)))]
     lead = compare_edits(m.claim, finite, margin=m.margin) if finite else None
-    flat = lead is not None and lead.interval[1] < m.margin
     works = m.effect_p <= m.level
     answer: Answer = "undecided"
     if works and m.look.state == "specific":
         answer = "yes"
-    elif low > m.level or flat:
+    elif low > m.level:
         answer = "no"
     words = f"{g} of {n} random places do at least as well, so that a share of {low:.3f} to {high:.3f} of all would"
     if lead is not None:
         words += f"; the claim's lead over their mean is {_difference(lead)}"
-        words += f", less than the margin of {m.margin:g}" if flat else ""
     if answer == "undecided" and works and (total := controls_to_decide(g, n, m.level, m.population)):
         if total > n:
             cost = "" if m.seconds_per_control is None else f", {_hours((total - n) * m.seconds_per_control)} more"
-            words += f"; if it goes on so, about {total} controls in all settle whether that is above {m.level:g}{cost}"
+            words += f"; if it goes on so, about {total} controls with stopping: anytime settle whether that is above {m.level:g}{cost}"
     elif answer == "undecided" and not works:
         words += "; the claim's own gain was not shown, so there is nothing to be specific about"
-    power = specificity_power(m.n_planned, m.level, RARE)
+    power = specificity_power(m.n_planned, m.level, RARE, m.rule)
     return Grade(
         "specificity",
         answer,
@@ -145,8 +150,8 @@ def _necessity(m: Measured) -> Grade:
     against = compare_edits(m.rest, m.whole, margin=m.margin)
     gain = compare_edits(m.whole, m.base, margin=m.margin)
     answer: Answer = "undecided"
-    if gain.interval[0] <= 0 or math.isnan(gain.difference):
-        words = "the edit of the whole model has no sure gain that could be lost"
+    if not gain.interval[0] > m.margin or gain.few:
+        words = "the edit of the whole model has no sure gain above the margin that could be lost"
     elif against.outcome == "not worse":
         answer, words = "no", "barred from the claim, an edit of the rest does as well as one of the whole model"
     elif against.outcome == "worse":
@@ -160,25 +165,31 @@ def _necessity(m: Measured) -> Grade:
 
 
 def _uniqueness(m: Measured) -> Grade:
-    quantity = "share of random places apart from the claim and each other that match it, 95 % at every moment"
-    apart = _apart(m)
-    if not apart or m.effect_p > m.level:
-        why = "no control lies apart from the claim" if not apart else "the claim's own gain was not shown"
-        return _not_tried("uniqueness", quantity, why)
+    quantity = "share of the places tried, apart from the claim and each other, that match it"
+    apart = _apart(m)[:MOST_PLACES]
+    if not apart:
+        return _not_tried("uniqueness", quantity, "no control lies apart from the claim")
+    if m.effect_p > m.level:
+        return _not_tried("uniqueness", quantity, "the claim's own gain was not shown")
+    gain = compare_edits(m.claim, m.base, margin=m.margin)
     matches = [compare_edits(m.controls[i], m.claim, margin=m.margin) for i in apart]
     adjusted = holm([match.p for match in matches])
-    n_match, n = sum(p <= m.level for p in adjusted), len(apart)
-    n_worse = sum(match.interval[1] < -m.margin for match in matches)
-    every = m.population is not None and n == m.population
+    n_match, n = sum(p <= m.level and not x.few for p, x in zip(adjusted, matches, strict=True)), len(apart)
+    n_worse = sum(match.outcome == "worse" for match in matches)
+    every = n == m.population and not m.matched and m.location is not None and len(m.location) == 1
     answer: Answer = "no" if n_match else "yes" if every and n_worse == n else "undecided"
+    if not gain.interval[0] > m.margin:
+        answer = "undecided"
     words = (
         f"{n_match} of {n} places that share no unit with the claim or each other match it to within {m.margin:g} "
         f"(after Holm's correction), {n_worse} fall short, for {n - n_match - n_worse} the questions are too few"
     )
-    if answer == "undecided" and n_worse == n:
+    if not gain.interval[0] > m.margin:
+        words += "; but the claim's gain is not surely above the margin, so that to match it says little"
+    elif answer == "undecided" and n_worse == n:
         words += "; places that were not drawn may still match it"
     return Grade(
-        "uniqueness", answer, n_match / n, share_interval(n_match, n, population=m.population), quantity,
+        "uniqueness", answer, n_match / n, (math.nan, math.nan), quantity,
         min(adjusted), f"{n} disjoint places were tried", words,
     )  # fmt: skip
 
@@ -242,7 +253,9 @@ def conclusion(grades: Sequence[Grade]) -> str:
             "no": "the rest of the model reaches the same without it",
             "undecided": "whether it is needed is open",
         }.get(found["necessity"], ""),
-        {"yes": "no other place matches it", "no": "it is not the only such place"}.get(found["uniqueness"], ""),
+        {"yes": "no other place of its size matches it", "no": "it is not the only such place"}.get(
+            found["uniqueness"], ""
+        ),
     ]
     said = [part for part in parts if part]
     text = "; ".join(said)

@@ -16,6 +16,8 @@ from locaudit.stats.tests import N_RESAMPLES, percentiles, resampled_differences
 
 CONFIDENCE = 0.90
 """Of the interval: a test of "worse by more than the margin" at 5 %."""
+LEAST_DIFFERING = 10
+"""Questions that must differ between two edits for a bootstrap of their difference."""
 Outcome = Literal["not worse", "worse", "undecided"]
 
 
@@ -37,6 +39,11 @@ class Match:
     -margin is inside, so that the questions are too few to tell."""
     equivalent: bool
     """The interval lies between -margin and margin: equivalent at 5 %."""
+    below: bool
+    """The interval lies below margin: not better by it."""
+    few: bool
+    """Too few questions differ for the bootstrap to be trusted, and too many for their number alone to exclude the
+    margin: nothing is decided then."""
 
 
 def compare_edits(
@@ -53,13 +60,30 @@ def compare_edits(
     means = [float(mean_score(x)) for x in others]
     difference = float(mean_score(np.atleast_2d(np.asarray(values, dtype=float)))) - float(np.mean(means))
     if math.isnan(difference):
-        return Match(difference, (math.nan, math.nan), 1.0, 1.0, "undecided", False)
+        return Match(difference, (math.nan, math.nan), 1.0, 1.0, "undecided", False, False, True)
     drawn = resampled_differences(values, others, seed)
     low, high = percentiles(drawn, CONFIDENCE)
     below, above = (float((1 + np.sum(~(x < margin))) / (1 + drawn.size)) for x in (-drawn, drawn))
+    few = _differ_too_little(values, others, margin)
+    if few:
+        return Match(difference, (low, high), max(below, 0.5), max(below, above, 0.5), "undecided", False, False, True)
     outcome: Outcome = "not worse" if low > -margin else "worse" if high < -margin else "undecided"
     equivalent = -margin < low and high < margin
-    return Match(difference, (low, high), below, max(below, above), outcome, equivalent)
+    return Match(difference, (low, high), below, max(below, above), outcome, equivalent, high < margin, False)
+
+
+def _differ_too_little(values: ArrayLike, others: Sequence[NDArray[np.float64]], margin: float) -> bool:
+    """Whether so few questions differ that a resample may hold none, though the true difference is the margin.
+
+    With scores of 0 and 1, a difference of the margin shows in at least that share of the questions: where d of n differ
+    and P(Bin(n, margin) <= d) is at most 5 %, it is excluded without a bootstrap.
+    """
+    a = np.atleast_2d(np.asarray(values, dtype=float))
+    differ = np.zeros(a.shape[1], dtype=bool)
+    for x in others:
+        differ |= (a != x).any(axis=0) & ~(np.isnan(a) | np.isnan(x)).any(axis=0)
+    d, n = int(differ.sum()), differ.size
+    return d < LEAST_DIFFERING and float(stats.binom.cdf(d, n, min(margin, 1.0))) > (1 - CONFIDENCE) / 2
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,10 +1,10 @@
 """Several audits of one claim that differ in training seed and question split: one verdict, and its spread.
 
-The controls are the same places in every repeat. A place's score is its mean over the repeats, and the claim's is
-compared with the controls' as in a single audit: claim and controls stay exchangeable under the null, and what seeds
-and splits add to a score is averaged in both. A claim that is picked anew in each repeat (the top-k probed heads of its
-training questions) is a place that moves; controls that stay where they are vary more from each other, which can only
-raise p.
+Where claim and controls are the same places in every repeat, a place's score is its mean over the repeats, and the
+claim's is compared with the controls' as in a single audit: they swap places under the null in all repeats at once, and
+what seeds and splits add to a score is averaged in both. Where they move (a claim that is picked anew from each repeat's
+training questions, or controls matched by values measured on these), that mean is no fair comparison, and p is twice
+the median of the repeats' own, valid whatever their dependence (Rueger 1978).
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class MethodRepeats:
     """That of each repeat alone."""
     p_values: tuple[float, ...]
     p_value: float
-    """Monte-Carlo p of the claim's mean score against the controls' mean scores."""
+    """Monte-Carlo p of the claim's mean score against the controls' mean scores; twice the median where places move."""
+    same_places: bool
+    """Whether claim and controls are the same places in every repeat."""
     effect_p: float
     """p of the claim's gain over all repeats, valid whatever their dependence (Rueger 1978): twice the median."""
     gains: tuple[float, ...]
@@ -73,6 +75,7 @@ class RepeatsVerdict:
                 f"between repeats {m.gain_sd:.3f}, p = {m.effect_p:.4f}); {m.n_at_least} of {m.n_controls} random "
                 f"places do at least as well on average (p = {m.p_value:.3f}), the lead over their mean is "
                 f"{m.lead:+.3f} (SD {m.lead_sd:.3f}). Each repeat alone: {alone}."
+                + ("" if m.same_places else " Claim or controls move between repeats: p is twice the median of theirs.")
             )
         if self.overlap < 1:
             lines.append(
@@ -81,8 +84,10 @@ class RepeatsVerdict:
         return "\n".join(lines)
 
 
-def combine_repeats(verdicts: Sequence[Verdict], claims: Sequence[str]) -> RepeatsVerdict:
-    """One verdict from those of the repeats; `claims` are their locations.
+def combine_repeats(
+    verdicts: Sequence[Verdict], claims: Sequence[str], controls: Sequence[Sequence[str]]
+) -> RepeatsVerdict:
+    """One verdict from those of the repeats; `claims` and `controls` are their locations, the latter by number.
 
     Raises `RunFolderError` for fewer than two, or for repeats of different methods or scores.
     """
@@ -99,18 +104,21 @@ def combine_repeats(verdicts: Sequence[Verdict], claims: Sequence[str]) -> Repea
         )
     sets = [set(parse_location(claim).units) for claim in claims]
     pairs = [(a, b) for i, a in enumerate(sets) for b in sets[:i]]
-    methods = {name: _combine([v.methods[name] for v in verdicts], first.level) for name in first.methods}
+    same = len(set(claims)) == 1 and len({tuple(places) for places in controls}) == 1
+    methods = {name: _combine([v.methods[name] for v in verdicts], first.level, same) for name in first.methods}
     overlap = float(np.mean([len(a & b) / len(a | b) for a, b in pairs]))
     return RepeatsVerdict(len(verdicts), first.score, first.level, tuple(claims), overlap, methods)
 
 
-def _combine(found: Sequence, level: float) -> MethodRepeats:
+def _combine(found: Sequence, level: float, same_places: bool) -> MethodRepeats:
     n = min(len(v.controls) for v in found)
     claim = float(np.mean([v.claim for v in found]))
     controls = np.mean([v.controls[:n] for v in found], axis=0) if n else np.zeros(0)
     gains = [v.effect for v in found]
     leads = [v.gap for v in found]
     p_value = 1.0 if math.isnan(claim) else monte_carlo_p(claim, controls.tolist())
+    if not same_places:
+        p_value = min(1.0, 2 * float(np.median([v.p_value for v in found])))
     effect_p = min(1.0, 2 * float(np.median([v.effect_p for v in found])))
     sd = float(np.std(gains, ddof=1))
     half = float(stats.t.ppf(0.975, len(gains) - 1)) * sd / math.sqrt(len(gains))
@@ -119,7 +127,7 @@ def _combine(found: Sequence, level: float) -> MethodRepeats:
         outcome = "underpowered"
     elif effect_p > level:
         outcome = "no effect"
-    elif not curtailment(n, level):
+    elif not curtailment(n if same_places else (n + 1) // 2 - 1, level):
         outcome = "underpowered"
     else:
         outcome = "specific" if p_value <= level else "effective, not specific"
@@ -128,6 +136,7 @@ def _combine(found: Sequence, level: float) -> MethodRepeats:
         outcomes=tuple(v.outcome for v in found),
         p_values=tuple(v.p_value for v in found),
         p_value=p_value,
+        same_places=same_places,
         effect_p=effect_p,
         gains=tuple(gains),
         gain=float(np.mean(gains)),

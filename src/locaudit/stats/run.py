@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 from locaudit.records import Method, TrialRecord
 from locaudit.stats.judged import judged_records, run_score
 from locaudit.stats.verdict import Design, Verdict, decide
+from locaudit.stats.words import MAX_MISSING
 from locaudit.store import Store
 
 
@@ -20,6 +22,7 @@ def run_design(store: Store, records: Sequence[TrialRecord]) -> Design:
         n_planned=run.get("n_controls", config.controls),
         population=run.get("population"),
         margin=config.margin,
+        matched=config.match != "none",
         seconds=_seconds_per_control(records, store.seconds()),
     )
 
@@ -38,7 +41,10 @@ def ended_early(store: Store, method: Method) -> bool:
     kept = [r for r in kept if r.spec.method in ("none", method)]
     design = replace(run_design(store, records), graded=False)
     verdict = decide(kept, score=run_score(store), level=store.config.level, design=design).methods.get(method)
-    return verdict is not None and verdict.ended_early
+    if verdict is None or verdict.worst_missing > MAX_MISSING:
+        return False
+    lost = any(r.spec.arm == "claim" and r.status == "ok" for r in kept) and math.isnan(verdict.claim)
+    return verdict.ended_early and not lost  # a claim that no judge judged is reached by nothing and everything
 
 
 def _seconds_per_control(records: Sequence[TrialRecord], seconds: Mapping[str, float]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+import numpy as np
 from scipy import optimize, stats
 
 Rule = Literal["fixed", "curtailed", "anytime"]
@@ -40,7 +41,7 @@ class Look:
     """Of those, how many reach the claim."""
     p_value: float
     """``fixed``: the Monte-Carlo p; ``curtailed``: the same or an upper bound of it; ``anytime``: the upper end of
-    `share_interval` plus its error, which is valid whenever one looks."""
+    `share_interval` (with the claim counted among finitely many places) plus its error, valid whenever one looks."""
 
 
 def curtailment(n_planned: int, level: float) -> int:
@@ -55,6 +56,7 @@ def look(reached: Sequence[bool], *, rule: Rule, n_planned: int, level: float, p
 
     With ``fixed``, fewer than `n_planned` controls are an unfinished audit: ``open``, and p is that of those seen.
     """
+    reached = reached[:n_planned]
     h = curtailment(n_planned, level)
     g, bound = 0, 1.0
     for n, hit in enumerate(reached, start=1):
@@ -66,9 +68,12 @@ def look(reached: Sequence[bool], *, rule: Rule, n_planned: int, level: float, p
             return Look("specific", n, g, (1 + g + left) / (1 + n_planned))
         if rule == "anytime":
             low, high = share_interval(g, n, error=RISK * level, population=population)
-            bound = min(1.0, high + RISK * level)
-            if low + RISK * level > level or bound < level:
-                return Look("specific" if bound < level else "not specific", n, g, bound)
+            bound = high + RISK * level
+            if population is not None:  # the claim is one of them: of all ranks among population + 1 places
+                bound = (high * population + 1) / (population + 1) + (RISK * level if n < population else 0.0)
+            bound = min(1.0, bound)
+            if low + RISK * level > level or bound <= level:
+                return Look("specific" if bound <= level else "not specific", n, g, bound)
     n = len(reached)
     p_value = bound if rule == "anytime" else (1 + g) / (1 + n)
     if rule == "anytime" or n < n_planned or not h:
@@ -89,9 +94,9 @@ def share_interval(
     if n == 0:
         return 0.0, 1.0
     if population is not None and population <= MOST_CONTROLS:
-        hits = range(n_at_least, population - n + n_at_least + 1)
-        kept = [k for k in hits if (n + 1) * stats.hypergeom.pmf(n_at_least, population, k, n) > error]
-        return kept[0] / population, kept[-1] / population
+        hits = np.arange(n_at_least, population - n + n_at_least + 1)
+        kept = hits[(n + 1) * stats.hypergeom.pmf(n_at_least, population, hits, n) > error]
+        return float(kept[0] / population), float(kept[-1] / population)
 
     def excess(share: float) -> float:
         return float(math.log(n + 1) + stats.binom.logpmf(n_at_least, n, share) - math.log(error))
@@ -123,6 +128,21 @@ def controls_to_decide(n_at_least: int, n: int, level: float, population: int | 
     return low
 
 
-def specificity_power(n_planned: int, level: float, share: float) -> float:
+def specificity_power(n_planned: int, level: float, share: float, rule: Rule = "fixed") -> float:
     """Probability that a claim which a `share` of random places reaches is called specific by N controls."""
-    return float(stats.binom.cdf(curtailment(n_planned, level) - 1, n_planned, share))
+    if rule != "anytime":
+        return float(stats.binom.cdf(curtailment(n_planned, level) - 1, n_planned, share))
+    chance, found = {0: 1.0}, 0.0  # of having gone on so far, by the number that reached the claim
+    for n in range(1, min(n_planned, MOST_CONTROLS) + 1):
+        after: dict[int, float] = {}
+        for g, p in chance.items():
+            for hit, q in ((0, 1 - share), (1, share)):
+                after[g + hit] = after.get(g + hit, 0.0) + p * q
+        chance = {}
+        for g, p in after.items():
+            low, high = share_interval(g, n, error=RISK * level)
+            if high + RISK * level <= level:
+                found += p
+            elif low + RISK * level <= level and p > 1e-9:
+                chance[g] = p
+    return found

@@ -92,6 +92,8 @@ class Design:
     """Largest difference in the score that counts as none."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Method -> wall-clock seconds of a control, to say what more of them would cost."""
+    matched: bool = False
+    """Whether controls are matched to the claim."""
     graded: bool = True
     """Whether to grade, which resamples questions for every control."""
 
@@ -214,10 +216,8 @@ def _judge_method(
         outcome = "underpowered"
     elif effect_p > level:
         outcome = "no effect"
-    elif seen.state == "open" and (design.rule == "anytime" or 1 / (1 + len(controls)) > level):
+    elif seen.state == "open":
         outcome = "underpowered"
-    elif seen.state == "open":  # unfinished: as if these were all
-        outcome = "specific" if p_value <= level else "effective, not specific"
     else:
         outcome = "specific" if seen.state == "specific" else "effective, not specific"
     whole, rest = (values(places[arm, -1]) if (arm, -1) in places else None for arm in ("whole", "rest"))
@@ -237,6 +237,8 @@ def _judge_method(
         n_planned=n_planned,
         population=design.population,
         seconds_per_control=design.seconds.get(method),
+        rule=design.rule,
+        matched=design.matched,
     )
     verdict = MethodVerdict(
         method=method,
@@ -258,7 +260,7 @@ def _judge_method(
         effect_p=effect_p,
         gap=claim_mean - float(np.mean([mean_score(x) for x in finite_controls])) if gap_ready else math.nan,
         gap_interval=paired_interval(claim, finite_controls) if gap_ready else nan_pair,
-        grades=grade(measured) if design.graded else (),
+        grades=grade(measured) if design.graded and lost_share <= MAX_MISSING and 2.0**-n <= level else (),
         n_missing=sum(missing),
         n_judged=len(scored) * n,
         worst_missing=lost_share,
@@ -275,7 +277,11 @@ def _adjust(methods: dict[str, MethodVerdict]) -> None:
     """P of each method, adjusted for the others where all were tried at the same controls."""
     verdicts = list(methods.values())
     n = min((v.n_used for v in verdicts), default=0)
-    if len(verdicts) < 2 or not n or any(math.isnan(v.claim) for v in verdicts):
+    if len(verdicts) < 2:
+        return
+    if not n or any(math.isnan(v.claim) for v in verdicts):  # Bonferroni's
+        for name, verdict in methods.items():
+            methods[name] = replace(verdict, p_adjusted=min(1.0, len(verdicts) * verdict.p_value))
         return
     controls = np.asarray([v.controls[:n] for v in verdicts]).T
     for (name, verdict), p in zip(methods.items(), max_t_p([v.claim for v in verdicts], controls), strict=True):

@@ -58,7 +58,9 @@ def sentence(v: MethodVerdict, score: str, level: float, n_questions: int) -> st
         more = f"Use at least {need} controls, in a new run folder."
         if v.population is not None and v.population < need:
             more = f"There are only {v.population} such places, {need} would be needed: match less strictly."
-        if n >= need:  # controls that end when an interval excludes the level, and it has not
+        if n < v.n_planned:
+            more = f"{n} of {v.n_planned} planned are scored: run the same command again."
+        elif n >= need:  # controls that end when an interval excludes the level, and it has not
             more = f"Their share that does as well is not known to lie on one side of {level:g}: use more of them."
         least = f" (the smallest possible p is {1 / (1 + n):.3f}, above {level:g})" if n < need else ""
         return (
