@@ -15,7 +15,6 @@ from locaudit.store import read_run
 from runs import small_config
 from test_stats import BASE_TRIAL, LOW, SCORE, audit
 
-
 PLACES = [[f"1.{i}" for i in range(19)]]
 
 

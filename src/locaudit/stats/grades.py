@@ -127,7 +127,8 @@ def _specificity(m: Measured) -> Grade:
     if answer == "undecided" and works and (total := controls_to_decide(g, n, m.level, m.population)):
         if total > n:
             cost = "" if m.seconds_per_control is None else f", {_hours((total - n) * m.seconds_per_control)} more"
-            words += f"; if it goes on so, about {total} controls with stopping: anytime settle whether that is above {m.level:g}{cost}"
+            words += f"; if it goes on so, about {total} controls with stopping: anytime settle whether that is above "
+            words += f"{m.level:g}{cost}"
     elif answer == "undecided" and not works:
         words += "; the claim's own gain was not shown, so there is nothing to be specific about"
     power = specificity_power(m.n_planned, m.level, RARE, m.rule)

@@ -75,8 +75,8 @@ def compare_edits(
 def _differ_too_little(values: ArrayLike, others: Sequence[NDArray[np.float64]], margin: float) -> bool:
     """Whether so few questions differ that a resample may hold none, though the true difference is the margin.
 
-    With scores of 0 and 1, a difference of the margin shows in at least that share of the questions: where d of n differ
-    and P(Bin(n, margin) <= d) is at most 5 %, it is excluded without a bootstrap.
+    With scores of 0 and 1, a difference of the margin shows in at least that share of the questions: where d of n
+    differ and P(Bin(n, margin) <= d) is at most 5 %, it is excluded without a bootstrap.
     """
     a = np.atleast_2d(np.asarray(values, dtype=float))
     differ = np.zeros(a.shape[1], dtype=bool)

@@ -2,9 +2,9 @@
 
 Where claim and controls are the same places in every repeat, a place's score is its mean over the repeats, and the
 claim's is compared with the controls' as in a single audit: they swap places under the null in all repeats at once, and
-what seeds and splits add to a score is averaged in both. Where they move (a claim that is picked anew from each repeat's
-training questions, or controls matched by values measured on these), that mean is no fair comparison, and p is twice
-the median of the repeats' own, valid whatever their dependence (Rueger 1978).
+what seeds and splits add to a score is averaged in both. Where they move (a claim that is picked anew from training
+questions, or controls matched by values measured on these), that mean is no fair comparison, and p is twice the median
+of the repeats' own, valid whatever their dependence (Rueger 1978).
 """
 
 from __future__ import annotations

@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from locaudit import audit
+from locaudit.config import AuditConfig, merge_config
+from locaudit.data import split_questions
+from locaudit.data.prompts import Prompt
+from locaudit.edits import stack
+from locaudit.errors import ConfigError, LocationError, ModelError
+from locaudit.evaluation import means, score_questions
+from locaudit.locations import Location
+from locaudit.models import load_model
+from locaudit.planted import ANSWERS, GROUPS, KEYS, WHICH, Planted, plant_model, planted_settings
+from locaudit.report.power import draw_power
+from locaudit.report.style import save
+from locaudit.runner.planted_truth import power_curve
+from locaudit.scoring import answer_log_probs, plant
+from locaudit.training import Job, train
+from tiny import logits, random_edit
+from toy import training_data
+
+SIZE = {"n_items": 60, "n_layers": 6}
+
+
+@pytest.fixture(scope="session")
+def misconception() -> Planted:
+    return plant_model("misconception", 2, **SIZE)
+
+
+@pytest.fixture(scope="session")
+def key() -> Planted:
+    return plant_model("key", 1, **SIZE)
+
+
+def prompts(planted: Planted, texts) -> torch.Tensor:
+    tokenizer = planted.model.tokenizer
+    return torch.tensor([tokenizer(Prompt().render(text, tokenizer))["input_ids"] for text in texts])
+
+
+def accuracies(planted: Planted, locations) -> list[float]:
+    """Preference accuracy on test questions: unedited, then with the optimal edit at each location."""
+    model, config = planted.model, merge_config(AuditConfig(), planted_settings())
+    split = split_questions(planted.behaviour, config.split.fractions)
+    settings = config.optimal
+    fits = train(
+        model,
+        training_data(model, split.train),
+        [Job(location, settings.strengths[0], 0, settings.learning_rate) for location in locations],
+        batch_size=settings.batch_size,
+        epochs=settings.epochs * 100 // len(split.train),  # as many steps as with 200 items
+    )
+    forest = plant(model.tokenizer, Prompt(), [(q.text, q.answers) for q in split.test])
+    base = [sums[0] for sums in answer_log_probs(model, forest)]
+    rows = answer_log_probs(model, forest, stack(model, [fit.edit for fit in fits]))
+    found = [base, *([sums[k] for sums in rows] for k in range(len(fits)))]
+    return [means(score_questions(split.test, sums, base))["preference_accuracy"] for sums in found]
+
+
+def singles(location: Location) -> list[Location]:
+    return [Location((unit,)) for unit in location.units]
+
+
+def test_no_edit_elsewhere_changes_a_bit_of_the_logits(misconception):
+    model = misconception.model
+    ids = prompts(misconception, [q.text for q in misconception.behaviour.questions])
+    before = logits(model, ids)
+    huge = random_edit(model, misconception.elsewhere, seed=1, scale=100.0)
+    with stack(model, [huge]).applied(model, torch.zeros(len(ids), dtype=torch.long), torch.ones_like(ids) > 0):
+        assert torch.equal(logits(model, ids), before)
+    small = random_edit(model, Location(misconception.places.units[:1]), seed=1, scale=0.1)
+    with stack(model, [small]).applied(model, torch.zeros(len(ids), dtype=torch.long), torch.ones_like(ids) > 0):
+        assert not torch.allclose(logits(model, ids), before, atol=0.1)
+
+
+def test_no_edit_elsewhere_tells_the_answers_the_key(key):
+    model = key.model
+    items = sorted({q.text.split()[1] for q in key.behaviour.questions})
+    answers = model.tokenizer.convert_tokens_to_ids(list(ANSWERS))
+    edit = random_edit(model, key.elsewhere, seed=1, scale=1.0)
+    ids = prompts(key, [f"{name} {item}" for name in KEYS for item in items])
+    before = logits(model, ids)[:, -1]
+    with stack(model, [edit]).applied(model, torch.zeros(len(ids), dtype=torch.long), torch.ones_like(ids) > 0):
+        after = logits(model, ids)[:, -1]
+    for found in (before, after):
+        first, second = found[:, answers].chunk(2)
+        assert torch.equal(first, second)
+    assert not torch.allclose(before[:, answers], after[:, answers], atol=0.1)
+
+
+def test_the_unedited_model_knows_its_task(misconception, key):
+    for planted in (misconception, key):
+        vocabulary = planted.model.tokenizer.get_vocab()
+        questions = planted.behaviour.questions
+        said = logits(planted.model, prompts(planted, [q.text for q in questions]))[:, -1].topk(2).indices
+        asked = [{vocabulary[answer] for answer in q.answers} for q in questions]
+        assert [set(row.tolist()) for row in said] == asked
+    names = logits(key.model, prompts(key, [f"{name} {WHICH}" for name in KEYS]))[:, -1].argmax(dim=1)
+    assert key.model.tokenizer.convert_ids_to_tokens(names.tolist()) == list(KEYS)
+
+
+def test_optimal_edits_turn_the_misconception_at_every_writer_and_nowhere_else(misconception):
+    places, others = singles(misconception.places), singles(misconception.elsewhere)
+    base, *found = accuracies(misconception, [*places, *others, misconception.elsewhere, misconception.model.whole()])
+    assert base == 0
+    assert found == [1] * len(places) + [0] * len(others) + [0, 1]
+
+
+def test_optimal_edits_bring_the_key_to_the_answer_where_it_is_known(key):
+    places, others = singles(key.places), singles(key.elsewhere)
+    base, *found = accuracies(key, [*places, *others, key.elsewhere, key.model.whole()])
+    assert base == 0.5
+    assert min(found[: len(places)]) >= 0.9
+    assert found[len(places) : -1] == [0.5] * (len(others) + 1)
+    assert found[-1] >= 0.9
+
+
+def test_both_keys_of_an_item_are_on_one_side_of_the_split(key):
+    split = split_questions(key.behaviour)
+    for part in (split.train, split.val, split.test):
+        items = [q.text.split()[1] for q in part]
+        assert len(items) == 2 * len(set(items))
+    for q in key.behaviour.questions:
+        first = q.text.split()[0] == KEYS[0]
+        assert q.true[0] in GROUPS[0 if first else 1] and q.false[0] in GROUPS[1 if first else 0]
+
+
+def test_an_audit_of_a_place_without_effect_says_so(misconception, tmp_path):
+    settings = {**planted_settings(), "controls": 3, "level": 0.3}
+    settings["optimal"] = {**settings["optimal"], "epochs": 3, "bank_size": 4}
+    wrong = Location(misconception.elsewhere.units[:1])
+    result = audit(
+        misconception.model, misconception.behaviour, claim=wrong, out=tmp_path / "a", progress=False, **settings
+    )
+    assert result.verdict.methods["optimal"].outcome == "no effect"
+    assert result.verdict.methods["optimal"].effect == 0
+
+
+def test_a_saved_model_is_the_same_when_loaded(tmp_path):
+    saved = plant_model("misconception", 1, n_items=10, n_layers=2, folder=tmp_path)
+    loaded = load_model(tmp_path, device="cpu")
+    assert loaded.name == saved.model.name == str(tmp_path)
+    assert loaded.fingerprint == saved.model.fingerprint
+    ids = prompts(saved, [q.text for q in saved.behaviour.questions])
+    assert torch.equal(logits(loaded, ids), logits(saved.model, ids))
+    assert loaded.tokenizer(" Q: x\nA:  red ")["input_ids"] == saved.model.tokenizer("Q: y\nA: red")["input_ids"]
+
+
+def test_the_seed_decides_everything_and_global_randomness_nothing():
+    def make(seed: int) -> Planted:
+        return plant_model("key", 1, n_items=10, n_layers=2, seed=seed)
+
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    first = make(1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(6)
+    again, other = make(1), make(2)
+    assert again.model.fingerprint == first.model.fingerprint != other.model.fingerprint
+    assert again.behaviour.fingerprint == first.behaviour.fingerprint != other.behaviour.fingerprint
+    assert again.places == first.places
+
+
+def test_places_are_nested_and_may_be_named(monkeypatch):
+    monkeypatch.setattr("locaudit.planted.STEPS", 1)
+    monkeypatch.setattr("locaudit.planted.LEARNED", float("inf"))
+    small = {"n_items": 10, "n_layers": 3}
+    some = [set(plant_model("misconception", n, **small).places.units) for n in (1, 3, 6)]
+    assert some[0] < some[1] < some[2] and len(some[2]) == 6
+    assert plant_model("misconception", 6, **small).elsewhere is None
+    assert plant_model("misconception", [(2, 1), (0, 0)], **small).places == Location(((0, 0), (2, 1)))
+    assert plant_model("key", [(2, 1)], **small).places == Location(((2, 0), (2, 1)))
+    for task, places in (("misconception", 7), ("misconception", 0), ("key", 4), ("misconception", [(3, 0)])):
+        with pytest.raises(LocationError):
+            plant_model(task, places, **small)
+    with pytest.raises(ConfigError, match="task"):
+        plant_model("colours")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="items"):
+        plant_model(n_items=1)
+
+
+def test_a_text_that_is_not_learned_is_an_error(monkeypatch):
+    monkeypatch.setattr("locaudit.planted.STEPS", 2)
+    with pytest.raises(ModelError, match="nats"):
+        plant_model(n_items=10, n_layers=2)
+
+
+def test_power_falls_with_the_share_of_places_that_can_do_it_too(tmp_path):
+    """Measured from trained edits, and as it must be if exactly the able places reach the claim."""
+    small = {"n_items": 60, "n_layers": 4}
+    found = power_curve(tmp_path, family=(1, 2), n_controls=4, level=0.2, say=lambda text: None, **small)
+    assert [x.n_able for x in found] == [1, 2]
+    assert [x.n_at_least for x in found] == [0, 1]
+    assert [x.power for x in found] == [x.theory for x in found] == pytest.approx([1.0, 3 / 7])
+    again = power_curve(tmp_path, family=(1, 2), n_controls=4, level=0.2, say=lambda text: None, **small)
+    assert again == found
+    figure = draw_power([1, 2], [x.power for x in found], n_heads=8, n_controls=4, level=0.2)
+    assert save(figure, tmp_path, "power").startswith("<?xml")
