@@ -345,7 +345,7 @@ def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path, monkeypa
         assert len(verdict.controls) == verdict.n_used or not verdict.ended_early
         assert verdict.n_planned == 7  # of one head, as many as there are
     report = write_report(tmp_path / "run").read_text(encoding="utf-8")
-    assert "ended early" in report
+    assert "they ended early: 7 were planned" in report
     assert "Unfinished" not in report
     first = {record.spec.trial_id for record in records}
     run_audit(dataclasses.replace(config, stopping="fixed"), tmp_path / "run", progress=False)

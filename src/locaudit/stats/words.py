@@ -38,7 +38,7 @@ def sentence(v: MethodVerdict, score: str, level: float, n_questions: int) -> st
     lost = f" ({diverged} of them diverged and count against the claim)" if diverged else ""
     beaten = f"{v.n_at_least} of {n} random locations do at least as well{lost} (Monte-Carlo p = {v.p_value:.3f})"
     if v.ended_early:
-        beaten += f", where controls ended early, of {v.n_planned} planned,"
+        beaten += f" (they ended early: {v.n_planned} were planned)"
     if not math.isnan(v.gap):
         beaten += (
             f", the claim's lead over their mean is {v.gap:+.3f} ({v.gap_interval[0]:+.3f} to {v.gap_interval[1]:+.3f})"
