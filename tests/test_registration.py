@@ -336,14 +336,16 @@ def test_the_report_says_what_was_registered(copy, capsys):
         "sha256": sha256, "file": "claim.yaml", "changed": [], "left_open": ["stopping", "judges"],
     }  # fmt: skip
     assert cli.main(["report", str(copy)]) == 0
-    assert f"registered before the run: {sha256[:16]}, claim.yaml\nnothing was changed after" in capsys.readouterr().out
+    assert f"registered before the run: {sha256[:16]}, claim.yaml; nothing was changed after" in capsys.readouterr().out
 
 
 def test_a_level_changed_after_the_run_is_seen_everywhere(home, copy, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(to_yaml(as_registered(home)))
     assert cli.main(["audit", str(tmp_path / "config.yaml"), "--level", "0.1", "--out", str(copy)]) == 0
     change = "level: 0.05 registered, 0.1 now"
-    assert f"CHANGED AFTER REGISTRATION: {change}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"claim.yaml): {change}" in shown
+    assert shown.index("CHANGED AFTER REGISTRATION") < shown.index("underpowered")  # before the verdict
     assert json.loads((copy / "verdict.json").read_text())["registration"]["changed"] == [change]
     page = (copy / "report.html").read_text(encoding="utf-8")
     top, _ = page.split("<h1>")
@@ -357,9 +359,10 @@ def test_a_level_changed_after_the_run_is_seen_everywhere(home, copy, tmp_path, 
     assert "nothing was changed after" in capsys.readouterr().out
 
 
-def test_a_run_without_a_claim_file_says_nothing_of_it(home, tmp_path):
+def test_a_run_without_a_claim_file_says_what_could_be_chosen_after_it(home, tmp_path):
     run_audit(as_registered(home), tmp_path / "run", progress=False)
-    assert "egistered" not in write_report(tmp_path / "run").read_text().split("Configuration as YAML")[0]
+    page = write_report(tmp_path / "run").read_text()
+    assert "no: score, level, margin, stopping and judges could be chosen after the run" in page
     assert "registration" not in json.loads((tmp_path / "run" / "verdict.json").read_text())
 
 
@@ -371,3 +374,10 @@ def test_from_python(home, tmp_path, claim_file):
     assert {record.spec.registration for record in result.records} == {read_registration(claim_file).hash}
     with pytest.raises(ConfigError, match="level"):
         audit(config.model, config.behaviour, **settings, level=0.1)
+
+
+def test_a_group_that_is_fixed_in_part_leaves_the_rest_of_it_open():
+    assert open_settings({"judges": {"target": {"kind": "reference"}}, "level": 0.05})[:4] == [
+        "score", "margin", "stopping", "judges.target.model",
+    ]  # fmt: skip
+    assert "judges" in open_settings({"level": 0.05})

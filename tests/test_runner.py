@@ -358,7 +358,7 @@ def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path, monkeypa
 
 
 def test_the_rest_of_the_model_is_edited_where_it_is_asked_for(home, tmp_path):
-    config = small_config(home, rest=True, claim="0.0,1.2")
+    config = small_config(home, rest=True, claim="0.0,1.2", split={"fractions": [0.4, 0.2, 0.4]})
     run_audit(config, tmp_path / "run", progress=False)
     with read_run(tmp_path / "run") as store:
         records = store.records()
