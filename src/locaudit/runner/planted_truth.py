@@ -61,7 +61,7 @@ def audit_cases(folder: Path, *, seed: int = 0, say: Callable[[str], None] = pri
     one = plant_model("misconception", 1, seed=seed)
     every = plant_model("misconception", N_HEADS, seed=seed)
     key = plant_model("key", 1, seed=seed)
-    wrong = Location((next(unit for unit in one.elsewhere.units),)) if one.elsewhere else one.places
+    wrong = _first(one, elsewhere=True)
     cases = [
         ("right", one, one.places, "the only head that reaches the output", "specific"),
         ("wrong head", one, wrong, "a head that reaches nothing; another one could do it", "no effect"),

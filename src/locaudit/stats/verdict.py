@@ -128,7 +128,8 @@ def decide(records: Iterable[TrialRecord], *, score: str, level: float = 0.05, d
 
     For each method: `underpowered` if there are too few test questions for any effect to be significant
     (2^-questions > level); `no effect` unless the claim's gain over the unedited model passes a one-sided paired
-    sign-flip test at `level`; then `underpowered` if 1 / (1 + N) > level, so that no outcome could be significant; then
+    sign-flip test at `level`; then `underpowered` if 1 / (1 + N) > level, so that no outcome could be significant, or
+    while planned controls are missing; then
     `specific` if the Monte-Carlo p is at most `level`, else `effective, not specific`. Where controls end early, the
     rule of `design` decides (`locaudit.stats.sequential`). A score of judged answers of which more than `MAX_MISSING`
     are missing in any arm is `underpowered` too: answers that a judge fails on are no random sample. Beside the outcome
@@ -289,7 +290,7 @@ def _adjust(methods: dict[str, MethodVerdict]) -> None:
 
 
 def _locations(records: Iterable[TrialRecord], method: Method) -> dict[Place, Location]:
-    """Where each place is; a record without a readable location is left out."""
+    """Where each place is; the unedited model has no place."""
     found: dict[Place, Location] = {}
     for record in records:
         if record.spec.method == method and record.spec.location:
