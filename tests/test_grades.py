@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locaudit.locations import Location
-from locaudit.stats.grades import Measured, conclusion, grade
+from locaudit.stats.grades import conclusion, grade
 from locaudit.stats.matching import compare_edits
-from locaudit.stats.sequential import look
-from locaudit.stats.tests import paired_gain_p
+from locaudit.stats.measured import Design, Measured
 
 N = 200
 RNG = np.random.default_rng(0)
@@ -31,11 +30,11 @@ def measure(claim=0.3, controls=(0.0,) * 39, whole=0.3, rest=0.3, places=None, p
         else (BASE + gain + np.random.default_rng(i).normal(0, noise, N))[None]
         for i, gain in enumerate(controls)
     }
-    reached = [not x.mean() < own.mean() for x in others.values()]
     return {
         g.question: g
         for g in grade(
             Measured(
+                method="optimal",
                 base=base,
                 claim=own,
                 whole=scores(whole, noise),
@@ -43,13 +42,8 @@ def measure(claim=0.3, controls=(0.0,) * 39, whole=0.3, rest=0.3, places=None, p
                 controls=others,
                 places=places or {i: Location(((1, i),)) for i in others},
                 location=CLAIM,
-                effect_p=paired_gain_p(own, base),
-                look=look(reached, rule="fixed", n_planned=len(others), level=0.05, population=population),
                 level=0.05,
-                margin=0.05,
-                n_planned=len(others),
-                population=population,
-                seconds_per_control=60.0,
+                design=Design(population=population, seconds={"optimal": 60.0}),
             )
         )
     }
@@ -145,11 +139,10 @@ def test_grades_do_not_depend_on_a_shift_of_all_scores(shift, seed):
     others = rng.random((19, 40)) + 0.1
 
     def graded(by):
-        reached = [not x.mean() < own.mean() for x in others]
         measured = Measured(
-            base[None] + by, own[None] + by, whole[None] + by, None, {i: x[None] + by for i, x in enumerate(others)},
-            {i: Location(((1, i),)) for i in range(19)}, Location(((0, 0),)), 0.01,
-            look(reached, rule="fixed", n_planned=19, level=0.05), 0.05, 0.05, 19, None, None,
+            "optimal", base[None] + by, own[None] + by, whole[None] + by, None,
+            {i: x[None] + by for i, x in enumerate(others)}, {i: Location(((1, i),)) for i in range(19)},
+            Location(((0, 0),)), 0.05, Design(),
         )  # fmt: skip
         return [g.answer for g in grade(measured)]
 
@@ -162,8 +155,7 @@ def test_a_claim_without_a_score_has_no_grades():
 
 def measure_nothing():
     lost = np.full((1, N), math.nan)
-    seen = look([True] * 19, rule="fixed", n_planned=19, level=0.05)
-    return grade(Measured(BASE[None], lost, None, None, {}, {}, None, 1.0, seen, 0.05, 0.05, 19, None, None))
+    return grade(Measured("optimal", BASE[None], lost, None, None, {}, {}, None, 0.05, Design(n_planned=19)))
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -1,29 +1,44 @@
 """One verdict over audits that differ in training seed and split."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from locaudit import cli
+from locaudit import audit_repeats, cli
 from locaudit.config import AuditConfig
 from locaudit.errors import ConfigError, RunFolderError
+from locaudit.report.repeats import read_repeats, write_plan
+from locaudit.runner import run_audit
 from locaudit.runner.repeats import repeat_config, run_repeats
-from locaudit.stats import decide
-from locaudit.stats.repeats import combine_repeats
+from locaudit.stats import Repeat, combine_repeats, decide
 from locaudit.store import read_run
 from runs import small_config
 from test_stats import BASE_TRIAL, LOW, SCORE, audit
 
-PLACES = [[f"1.{i}" for i in range(19)]]
+PLACES = tuple(f"1.{i}" for i in range(19))
 
 
-def verdicts(*claims, controls=LOW):
-    return [decide([BASE_TRIAL, *audit("optimal", gain, controls)], score=SCORE) for gain in claims]
+def repeats(*gains, controls=LOW, claims=None, places=None):
+    return combine_repeats(
+        [
+            Repeat(verdict, claims[i] if claims else "0.0", places[i] if places else PLACES)
+            for i, verdict in enumerate(verdicts(*gains, controls=controls))
+        ]
+    )
+
+
+def verdicts(*gains, controls=LOW):
+    several = controls if isinstance(controls[0], list) else [controls] * len(gains)
+    return [
+        decide([BASE_TRIAL, *audit("optimal", gain, each)], score=SCORE)
+        for gain, each in zip(gains, several, strict=True)
+    ]
 
 
 def test_a_claim_that_leads_on_average_is_specific_and_its_spread_is_told():
-    found = combine_repeats(verdicts(0.25, 0.5, 0.375), ["0.0"] * 3, PLACES * 3)
+    found = repeats(0.25, 0.5, 0.375)
     method = found.methods["optimal"]
     assert method.outcome == "specific"
     assert method.outcomes == ("specific",) * 3
@@ -36,9 +51,7 @@ def test_a_claim_that_leads_on_average_is_specific_and_its_spread_is_told():
 
 def test_a_claim_that_leads_in_some_repeats_only_is_not_specific():
     strong = [0.3, *LOW[1:]]
-    found = combine_repeats(
-        [*verdicts(0.25), *verdicts(0.25, 0.25, controls=strong)], ["0.0,0.1", "0.0,1.1", "0.0,0.1"], PLACES * 3
-    )
+    found = repeats(0.25, 0.25, 0.25, controls=[LOW, strong, strong], claims=["0.0,0.1", "0.0,1.1", "0.0,0.1"])
     method = found.methods["optimal"]
     assert method.outcomes[0] == "specific"
     assert method.outcomes[1] == "effective, not specific"
@@ -46,26 +59,26 @@ def test_a_claim_that_leads_in_some_repeats_only_is_not_specific():
     assert (method.outcome, method.p_value) == ("underpowered", 4 / 20)
     assert found.overlap == pytest.approx((1 / 3 + 1 + 1 / 3) / 3)
     assert "picked anew" in str(found)
-    worse = combine_repeats(verdicts(0.25, 0.25, controls=strong), ["0.0"] * 2, PLACES * 2).methods["optimal"]
+    worse = repeats(0.25, 0.25, controls=strong).methods["optimal"]
     assert (worse.outcome, worse.n_at_least, worse.p_value) == ("effective, not specific", 1, 2 / 20)
 
 
 def test_no_gain_in_half_of_the_repeats_is_no_effect():
-    found = combine_repeats(verdicts(0.0, 0.0, 0.25), ["0.0"] * 3, PLACES * 3).methods["optimal"]
+    found = repeats(0.0, 0.0, 0.25).methods["optimal"]
     assert found.outcome == "no effect"
     assert found.effect_p == min(1.0, 2 * sorted(v.methods["optimal"].effect_p for v in verdicts(0.0, 0.0, 0.25))[1])
 
 
 def test_repeats_must_be_alike():
     with pytest.raises(RunFolderError, match="1 repeats"):
-        combine_repeats(verdicts(0.1), ["0.0"], PLACES)
+        repeats(0.1)
     with pytest.raises(ConfigError, match="at least 2"):
         run_repeats(AuditConfig(), "unused", 1)
 
 
 def test_repeats_of_a_real_run_share_controls_and_differ_in_seed_and_split(tmp_path, capsys):
     config = small_config(tmp_path, claim=None, methods=["optimal"])
-    found = run_repeats(config, tmp_path / "runs", 2, progress=False)
+    found = audit_repeats(config.model, config.behaviour, out=tmp_path / "runs", repeats=2, config=config).verdict
     specs, questions = [], []
     for number in range(2):
         with read_run(tmp_path / "runs" / f"repeat-{number}") as store:
@@ -87,12 +100,44 @@ def test_repeats_of_a_real_run_share_controls_and_differ_in_seed_and_split(tmp_p
     assert "optimal over 2 repeats" in capsys.readouterr().out
 
 
+def test_the_page_leads_to_each_repeat_and_says_what_is_missing_or_was_changed(tmp_path, capsys):
+    (tmp_path / "claim.yaml").write_text('claim: "0.1,1.2"\nlevel: 0.05\n')
+    config = small_config(tmp_path, registered=str(tmp_path / "claim.yaml"), iti={"alphas": [3.0]}, methods=["iti"])
+    out = tmp_path / "runs"
+    run_repeats(config, out, 2, progress=False)
+    assert cli.main(["report", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "nothing was changed after" in said
+    assert "UNFINISHED" not in said
+    page = (out / "repeats.html").read_text(encoding="utf-8")
+    assert 'href="repeat-1/report.html"' in page
+    assert (out / "repeat-1" / "report.html").is_file()
+    assert "the same in every repeat" in page
+    # Another level in one of the two, and a third repeat that has not begun.
+    changed = dataclasses.replace(config, registered=None, claim="0.1,1.2")
+    run_audit(dataclasses.replace(repeat_config(changed, 1), level=0.2), out / "repeat-1")
+    with pytest.raises(RunFolderError, match="different scores"):
+        read_repeats(out)
+    run_audit(dataclasses.replace(repeat_config(changed, 0), level=0.2), out / "repeat-0")
+    write_plan(out, 3)
+    assert cli.main(["report", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "UNFINISHED: repeat-2" in said
+    assert "CHANGED AFTER REGISTRATION" in said
+    page = (out / "repeats.html").read_text(encoding="utf-8")
+    assert "2 of 3 repeats have scores" in page
+    assert "level: 0.05 registered, 0.2 now" in page
+    assert "added after the first:</strong> 2, then 3" in page
+    with pytest.raises(ConfigError, match="3 planned"):
+        run_repeats(config, out, 2, progress=False)
+
+
 def test_averaging_over_controls_that_move_is_not_done():
     """Controls that change from repeat to repeat average out, a claim that stays does not: p would be too small."""
-    moving = [[f"{r}.{i}" for i in range(19)] for r in range(3)]
-    found = combine_repeats(verdicts(0.25, 0.25, 0.25), ["0.0"] * 3, moving).methods["optimal"]
+    moving = [tuple(f"{r}.{i}" for i in range(19)) for r in range(3)]
+    found = repeats(0.25, 0.25, 0.25, places=moving).methods["optimal"]
     assert not found.same_places
     assert found.p_value == 2 * 1 / 20
     enough = [i / 4096 for i in range(39)]
-    found = combine_repeats(verdicts(0.25, 0.25, controls=enough), ["0.0", "0.1"], PLACES * 2).methods["optimal"]
+    found = repeats(0.25, 0.25, controls=enough, claims=["0.0", "0.1"]).methods["optimal"]
     assert (found.p_value, found.outcome) == (2 / 40, "specific")

@@ -41,9 +41,11 @@ from locaudit.probes import Probes
 from locaudit.records import TrialRecord
 from locaudit.report import write_report
 from locaudit.report.paper import write_paper
+from locaudit.report.repeats import write_repeats
 from locaudit.runner import run_audit, run_paper
+from locaudit.runner.repeats import run_repeats
 from locaudit.scoring import answer_log_probs, plant
-from locaudit.stats import Verdict, decide_run, judged_records
+from locaudit.stats import RepeatsVerdict, Verdict, decide_run, judged_records
 from locaudit.store import read_run
 from locaudit.training import Batching, Job, Objective, Reader, Reduction, TrainingData, train
 
@@ -159,14 +161,8 @@ def audit(
     ``audit(model, behaviour, out="runs/a", controls=39, optimal={"strengths": [0.2]})``. `judges` are judges of your
     own (`locaudit.judges.Judge`), ``truth`` and ``info``, in place of those in the settings.
     """
-    values: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
-    if claim is not None:
-        values["claim"] = str(claim if isinstance(claim, str) else parse_location(claim))
-    values["model"] = model.name if isinstance(model, Model) else str(model)
-    values["behaviour"] = behaviour.name if isinstance(behaviour, Behaviour) else str(behaviour)
-    resolved = merge_config(config or AuditConfig(), values)
     run_audit(
-        resolved,
+        _resolve(model, behaviour, config, claim, settings),
         out,
         model=model if isinstance(model, Model) else None,
         behaviour=behaviour if isinstance(behaviour, Behaviour) else None,
@@ -174,6 +170,44 @@ def audit(
         progress=progress,
     )
     return read_result(out)
+
+
+@dataclass(frozen=True)
+class RepeatsResult:
+    """What the repeats of an audit leave: one verdict over all, the folder and the page."""
+
+    verdict: RepeatsVerdict
+    folder: Path
+    page: Path
+
+
+def audit_repeats(
+    model: Model | str | Path = AuditConfig.model,
+    behaviour: Behaviour | str | Path = AuditConfig.behaviour,
+    *,
+    out: str | Path,
+    repeats: int,
+    config: AuditConfig | None = None,
+    claim: Location | str | Sequence | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> RepeatsResult:
+    """Run (or resume) an audit with `repeats` training seeds and question splits, and write their report.
+
+    The rest as in `audit`; each repeat is a run folder in `out`, for `read_result`.
+    """
+    run_repeats(
+        _resolve(model, behaviour, config, claim, settings),
+        out,
+        repeats,
+        model=model if isinstance(model, Model) else None,
+        behaviour=behaviour if isinstance(behaviour, Behaviour) else None,
+        judges=judges,
+        progress=progress,
+    )
+    page, found = write_repeats(out)
+    return RepeatsResult(found.verdict, Path(out), page)
 
 
 @dataclass(frozen=True)
@@ -223,6 +257,21 @@ def read_result(folder: str | Path) -> AuditResult:
         records = judged_records(store)
         verdict = decide_run(store, records)
     return AuditResult(verdict, tuple(records), folder, report)
+
+
+def _resolve(
+    model: Model | str | Path,
+    behaviour: Behaviour | str | Path,
+    config: AuditConfig | None,
+    claim: Location | str | Sequence | None,
+    settings: Mapping[str, Any],
+) -> AuditConfig:
+    values: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
+    if claim is not None:
+        values["claim"] = str(claim if isinstance(claim, str) else parse_location(claim))
+    values["model"] = model.name if isinstance(model, Model) else str(model)
+    values["behaviour"] = behaviour.name if isinstance(behaviour, Behaviour) else str(behaviour)
+    return merge_config(config or AuditConfig(), values)
 
 
 def _training(questions: Behaviour | Sequence[Question]) -> Sequence[Question]:

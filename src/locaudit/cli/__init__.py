@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -18,6 +18,9 @@ from locaudit.cli.judge import judge
 from locaudit.cli.paper import paper, print_study
 from locaudit.config import AuditConfig, load_config, load_preset
 from locaudit.errors import LocauditError
+
+if TYPE_CHECKING:
+    from locaudit.report.view import Registered
 
 _PROGRAM = """Does editing give evidence for localization?
 
@@ -157,34 +160,66 @@ def _report(arguments: list[str]) -> None:
     command = tyro.cli(_Report, prog="locaudit report", description="Write a run folder's report.", args=arguments)
     from locaudit.report import write_report
     from locaudit.report.paper import is_study, write_paper
+    from locaudit.report.repeats import is_repeats
 
     if is_study(command.folder):
         print_study(write_paper(command.folder))
         return
-    path = write_report(command.folder)
-    _print_verdict(command.folder, path)
+    if is_repeats(command.folder):
+        _print_repeats(command.folder)
+        return
+    _print_verdict(command.folder, write_report(command.folder))
 
 
 def _run(command: _Run) -> None:
     from locaudit.report import require_report_extra, write_report
     from locaudit.runner import describe_estimate, estimate_audit, run_audit
+    from locaudit.runner.repeats import check_repeats, run_repeats
 
     require_report_extra()
+    if command.repeats != 1:
+        check_repeats(command.config, command.repeats)
     if command.dry_run:
         print(describe_estimate(estimate_audit(command.config, out=command.out)))
+        if command.repeats > 1:
+            print(f"note: all of that {command.repeats} times, loading excepted: one audit a repeat")
         return
     if command.repeats > 1:
-        from locaudit.runner.repeats import run_repeats
-
-        verdict = run_repeats(command.config, command.out, command.repeats)
-        for number in range(command.repeats):
-            write_report(command.out / f"repeat-{number}")
-        Console(highlight=False, soft_wrap=True).print(str(verdict), markup=False)
-        print(f"\nreports: {command.out}/repeat-*/report.html; numbers: {command.out / 'repeats.json'}")
+        run_repeats(command.config, command.out, command.repeats)
+        _print_repeats(command.out)
         return
     run_audit(command.config, command.out)
-
     _print_verdict(command.out, write_report(command.out))
+
+
+def _print_repeats(folder: Path) -> None:
+    from locaudit.report.repeats import write_repeats
+
+    page, found = write_repeats(folder)
+    console = Console(highlight=False, soft_wrap=True)
+    for part in found.unfinished:
+        console.print(f"UNFINISHED: {part}", style="bold red", markup=False)
+    _print_changes(console, found.registered)
+    console.print(str(found.verdict), markup=False)
+    _print_unchanged(console, found.registered)
+    console.print(f"\nreport: {page} (and one in each repeat's folder)", markup=False)
+
+
+def _print_changes(console: Console, claim_file: Registered | None) -> None:
+    if claim_file is not None and claim_file.changed:
+        console.print(
+            f"CHANGED AFTER REGISTRATION ({claim_file.hash}, {claim_file.file}): {'; '.join(claim_file.changed)}",
+            style="bold red",
+            markup=False,
+        )
+
+
+def _print_unchanged(console: Console, claim_file: Registered | None) -> None:
+    if claim_file is not None and not claim_file.changed:
+        console.print(
+            f"\nregistered before the run: {claim_file.hash}, {claim_file.file}; nothing was changed after",
+            markup=False,
+        )
 
 
 def _print_verdict(folder: Path, report: Path) -> None:
@@ -204,12 +239,7 @@ def _print_verdict(folder: Path, report: Path) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if len(records) < planned:
         console.print(f"UNFINISHED: {len(records)} of {planned} trials; all below is provisional.", style="bold red")
-    if claim_file is not None and claim_file.changed:
-        console.print(
-            f"CHANGED AFTER REGISTRATION ({claim_file.hash}, {claim_file.file}): {'; '.join(claim_file.changed)}",
-            style="bold red",
-            markup=False,
-        )
+    _print_changes(console, claim_file)
     console.print(verdict.headline, style="bold", markup=False)
     for name, result in verdict.methods.items():
         console.print(f"\n{name}: {result.outcome}", style="bold", markup=False)
@@ -218,11 +248,7 @@ def _print_verdict(folder: Path, report: Path) -> None:
             console.print(f"  {grade.question}: {grade.answer}; {grade.evidence}.", markup=False)
         if result.grades:
             console.print(conclusion(result.grades), markup=False)
-    if claim_file is not None and not claim_file.changed:
-        console.print(
-            f"\nregistered before the run: {claim_file.hash}, {claim_file.file}; nothing was changed after",
-            markup=False,
-        )
+    _print_unchanged(console, claim_file)
     if said:
         console.print("\nWhat the models say (the first test questions; more in the report):", style="bold")
     for conversation in said:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from locaudit.config.settings import MethodName
 from locaudit.errors import ConfigError
+from locaudit.records import json_text
 
 _PROGRAM = """Is the verdict calibrated?
 
@@ -227,5 +227,5 @@ def _write(path: Path | None, values: dict[str, Any]) -> None:
         from locaudit.store import write_atomically
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
+        write_atomically(path, json_text(values).encode())
         print(f"numbers: {path}")

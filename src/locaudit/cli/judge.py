@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from rich.console import Console
 
 from locaudit.config import JudgeConfig
 from locaudit.errors import ConfigError
+from locaudit.records import json_text
 
 _PROGRAM = """Judges of generated answers: is it true (truth), is it informative (info)?
 
@@ -141,7 +140,7 @@ def _fit_causal_lm(command: _Fit, console: Console) -> None:
         seed=command.seed,
         on_step=lambda done, total: console.print(f"step {done} of {total}") if done % 20 == 0 else None,
     )
-    print(json.dumps(report, indent=2))
+    print(json_text(report), end="")
 
 
 def _validate(arguments: list[str]) -> None:
@@ -158,7 +157,7 @@ def _validate(arguments: list[str]) -> None:
         command.truth, command.info, command.references, weights=command.weights, progress=console.print
     )
     if command.json:
-        print(json.dumps(report, indent=2))
+        print(json_text(report), end="")
         return
     from locaudit.judges.reference.card import held_out_table
 
@@ -178,7 +177,7 @@ def _compare(arguments: list[str]) -> None:
     values: dict[str, Any] = {"aspect": command.aspect, "first": names[0], "second": names[1], **asdict(agreement)}
     values["outcomes"] = [{method: v.outcome for method, v in verdict.methods.items()} for verdict in verdicts]
     if command.json:
-        print(json.dumps(_finite(values), indent=2))
+        print(json_text(values), end="")
         return
     a = agreement
     print(f"{command.aspect}: {names[0]} and {names[1]} on {a.n} answers to {a.n_groups} questions")
@@ -198,11 +197,3 @@ def _compare(arguments: list[str]) -> None:
             for v in verdicts
         )
         print(f"  verdict on {method}, {verdicts[0].score}: {one} by the first; {other} by the second")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
+from locaudit.records import json_text
 from locaudit.report import view
 from locaudit.report.answers import conversations
 from locaudit.report.drawings import draw_all
@@ -41,11 +41,10 @@ def write_report(folder: str | Path) -> Path:
         verdict = decide_run(store, records)
         registered = view.registered(store.fact("registration"), config)
     folder = Path(folder)
-    summary = {**json.loads(verdict.to_json()), "judges": judges}
+    summary = {**asdict(verdict), "judges": judges}
     if registered is not None:
         summary["registration"] = {key: value for key, value in asdict(registered).items() if key != "text"}
-    words = json.dumps(summary, indent=2, ensure_ascii=False)
-    write_atomically(folder / "verdict.json", f"{words}\n".encode())
+    write_atomically(folder / "verdict.json", json_text(summary).encode())
     intervals = score_intervals(records, judged_scores(records))
     write_atomically(folder / "trials.csv", trials_csv(records, score, seconds, intervals).encode())
     heads = view.claimed_heads(run.get("claim") or verdict.claim)

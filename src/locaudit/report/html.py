@@ -79,16 +79,10 @@ def render_page(
         registered: The claim file that was fixed before the run; None without one.
 
     """
-    jinja = require("jinja2")
-    markup = require("markupsafe").Markup
-    environment = jinja.Environment(
-        autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = lambda value, spec: markup(number(value, spec))
     names = view.columns(records, verdict.score)
     claim = run.get("claim") or verdict.claim
-    return environment.from_string(_packaged("template.html")).render(
-        css=markup(_packaged("report.css")),
+    return render(
+        "template.html",
         verdict=verdict,
         score=score_phrase(verdict.score),
         is_judged=verdict.score in JUDGED,
@@ -107,9 +101,7 @@ def render_page(
         n_claimed=len(claim.split(",")),
         claim_kind="neuron" if claim.startswith("neurons:") else "head",
         short_location=view.short_location,
-        drawings=[
-            {"name": d.name, "svg": markup(inline_svg(d.svg, d.name, d.alt)), "caption": d.caption} for d in drawings
-        ],
+        drawings=[{"name": d.name, "svg": inline_svg(d.svg, d.name, d.alt), "caption": d.caption} for d in drawings],
         columns=names,
         formats={name: {"kl": "#.3g"}.get(name, ".3f") for name in names},
         base=view.base_row(records, names),
@@ -124,6 +116,17 @@ def render_page(
         n_records=len(records),
         time=view.spell_duration(math.fsum(seconds.values())) if seconds else None,
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template of the package, with the style sheet as `css` and every text in `values` escaped."""
+    jinja, markup = require("jinja2"), require("markupsafe").Markup
+    environment = jinja.Environment(
+        autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["number"] = lambda value, spec=".3f": markup(number(value, spec))
+    page = environment.from_string(_packaged(template))
+    return page.render(css=markup(_packaged("report.css")), **values)
 
 
 def number(value: float | None, spec: str) -> str:
@@ -150,7 +153,7 @@ def inline_svg(svg: str, prefix: str, alt: str) -> str:
     svg = svg.replace(ARM_COLOURS["control"].lower(), "var(--control)")
     head, _, body = svg.partition(">")
     head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
-    return f'{head} role="img" aria-label="{escape(alt)}">{body}'
+    return require("markupsafe").Markup(f'{head} role="img" aria-label="{escape(alt)}">{body}')
 
 
 def _packaged(name: str) -> str:

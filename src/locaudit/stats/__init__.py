@@ -3,7 +3,9 @@
 from locaudit.stats.grades import Grade, conclusion
 from locaudit.stats.judged import count_missing, judged_records, resolve_score, run_score
 from locaudit.stats.matching import Match, compare_edits, holm, max_t_p, rank_correlation
-from locaudit.stats.run import decide_run, ended_early, run_design
+from locaudit.stats.measured import Design
+from locaudit.stats.repeats import MethodRepeats, Repeat, RepeatsVerdict, combine_repeats
+from locaudit.stats.run import decide_run, ended_early, read_repeat, run_design
 from locaudit.stats.scores import JUDGED, components, judged_metrics, mean_score, score_values
 from locaudit.stats.selection import select
 from locaudit.stats.sequential import Look, controls_to_decide, look, share_interval
@@ -15,7 +17,7 @@ from locaudit.stats.tests import (
     score_interval,
     t_test_p,
 )
-from locaudit.stats.verdict import Design, MethodVerdict, Outcome, Verdict, decide
+from locaudit.stats.verdict import MethodVerdict, Outcome, Verdict, decide
 
 __all__ = [
     "JUDGED",
@@ -23,9 +25,13 @@ __all__ = [
     "Grade",
     "Look",
     "Match",
+    "MethodRepeats",
     "MethodVerdict",
     "Outcome",
+    "Repeat",
+    "RepeatsVerdict",
     "Verdict",
+    "combine_repeats",
     "compare_edits",
     "components",
     "conclusion",
@@ -45,6 +51,7 @@ __all__ = [
     "paired_gain_p",
     "paired_interval",
     "rank_correlation",
+    "read_repeat",
     "resolve_score",
     "run_design",
     "run_score",

@@ -7,19 +7,17 @@ assumptions and what a "no" does not mean: docs/statistics.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-from locaudit.locations import Location
 from locaudit.stats.matching import Match, compare_edits, holm
+from locaudit.stats.measured import Measured
 from locaudit.stats.scores import mean_score
-from locaudit.stats.sequential import Look, Rule, controls_to_decide, share_interval, specificity_power
-from locaudit.stats.tests import percentiles, resampled_differences
+from locaudit.stats.sequential import controls_to_decide, share_interval, specificity_power
+from locaudit.stats.tests import percentiles
 
 _FEW = "too few answers changed to say what could have been seen"
 MOST_PLACES = 100
@@ -51,58 +49,31 @@ class Grade:
     """The answer in words."""
 
 
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """What the grades read: scores on the same test questions, (components, questions) each, by place."""
-
-    base: NDArray[np.float64]
-    claim: NDArray[np.float64]
-    whole: NDArray[np.float64] | None
-    rest: NDArray[np.float64] | None
-    controls: Mapping[int, NDArray[np.float64]]
-    """By number; NaN where an edit diverged."""
-    places: Mapping[int, Location]
-    """Where each control is."""
-    location: Location | None
-    """The claim's."""
-    effect_p: float
-    look: Look
-    level: float
-    margin: float
-    n_planned: int
-    population: int | None
-    seconds_per_control: float | None
-    rule: Rule = "fixed"
-    matched: bool = False
-    """Whether controls are matched to the claim, so that they are not all places of its size."""
-
-
 def grade(m: Measured) -> tuple[Grade, ...]:
     """The four grades of one way of editing; nothing is graded where the claim has no score."""
-    if math.isnan(float(mean_score(m.claim))):
+    if m.unscored:
         return ()
     return _sufficiency(m), _specificity(m), _necessity(m), _uniqueness(m)
 
 
 def _sufficiency(m: Measured) -> Grade:
-    gain = compare_edits(m.claim, m.base, margin=m.margin)
-    drawn = resampled_differences(m.claim, [m.base], 0)
+    gain, margin = m.gain, m.design.margin
     answer: Answer = "yes" if m.effect_p <= m.level else "no" if gain.below else "undecided"
     words = {
         "yes": "an edit there works",
-        "no": f"no edit found there gains as much as the margin of {m.margin:g}",
+        "no": f"no edit found there gains as much as the margin of {margin:g}",
         "undecided": "no gain was shown, and none of the margin's size is excluded",
     }[answer]
     if m.whole is not None and not math.isnan(float(mean_score(m.whole))):
-        against = compare_edits(m.claim, m.whole, margin=m.margin)
+        against = compare_edits(m.claim, m.whole, margin=margin)
         words += f"; it {_reach(against)} the edit of the whole model ({_difference(against)})"
-    least = float(stats.norm.ppf(1 - m.level) + stats.norm.ppf(POWER)) * float(drawn.std(ddof=1))
+    least = float(stats.norm.ppf(1 - m.level) + stats.norm.ppf(POWER)) * float(m.gains.std(ddof=1))
     sure = least > 0 and not gain.few
     return Grade(
         "sufficiency",
         answer,
         gain.difference,
-        percentiles(drawn, 0.95),
+        percentiles(m.gains, 0.95),
         "gain over the unedited model, 95 % over questions",
         m.effect_p,
         f"a gain of {least:.3f} is detected with probability {POWER:g}, at the spread seen" if sure else _FEW,
@@ -112,9 +83,7 @@ def _sufficiency(m: Measured) -> Grade:
 
 def _specificity(m: Measured) -> Grade:
     n, g = m.look.n, m.look.n_at_least
-    low, high = share_interval(g, n, population=m.population)
-    finite = [x for x in m.controls.values() if not math.isnan(float(mean_score(x)))]
-    lead = compare_edits(m.claim, finite, margin=m.margin) if finite else None
+    low, high = share_interval(g, n, population=m.design.population)
     works = m.effect_p <= m.level
     answer: Answer = "undecided"
     if works and m.look.state == "specific":
@@ -122,16 +91,17 @@ def _specificity(m: Measured) -> Grade:
     elif low > m.level:
         answer = "no"
     words = f"{g} of {n} random places do at least as well, so that a share of {low:.3f} to {high:.3f} of all would"
-    if lead is not None:
-        words += f"; the claim's lead over their mean is {_difference(lead)}"
-    if answer == "undecided" and works and (total := controls_to_decide(g, n, m.level, m.population)):
+    if m.lead is not None:
+        words += f"; the claim's lead over their mean is {_difference(m.lead)}"
+    if answer == "undecided" and works and (total := controls_to_decide(g, n, m.level, m.design.population)):
         if total > n:
-            cost = "" if m.seconds_per_control is None else f", {_hours((total - n) * m.seconds_per_control)} more"
+            seconds = m.design.seconds.get(m.method)
+            cost = "" if seconds is None else f", {_hours((total - n) * seconds)} more"
             words += f"; if it goes on so, about {total} controls with stopping: anytime settle whether that is above "
             words += f"{m.level:g}{cost}"
     elif answer == "undecided" and not works:
         words += "; the claim's own gain was not shown, so there is nothing to be specific about"
-    power = specificity_power(m.n_planned, m.level, RARE, m.rule)
+    power = specificity_power(m.n_planned, m.level, RARE, m.design.rule)
     return Grade(
         "specificity",
         answer,
@@ -148,10 +118,11 @@ def _necessity(m: Measured) -> Grade:
     quantity = "best edit of all but the claim minus that of the whole model, 90 % over questions"
     if m.rest is None or m.whole is None:
         return _not_tried("necessity", quantity, "the model without the claim was not edited")
-    against = compare_edits(m.rest, m.whole, margin=m.margin)
-    gain = compare_edits(m.whole, m.base, margin=m.margin)
+    margin = m.design.margin
+    against = compare_edits(m.rest, m.whole, margin=margin)
+    gain = compare_edits(m.whole, m.base, margin=margin)
     answer: Answer = "undecided"
-    if not gain.interval[0] > m.margin or gain.few:
+    if not gain.interval[0] > margin or gain.few:
         words = "the edit of the whole model has no sure gain above the margin that could be lost"
     elif against.outcome == "not worse":
         answer, words = "no", "barred from the claim, an edit of the rest does as well as one of the whole model"
@@ -160,8 +131,8 @@ def _necessity(m: Measured) -> Grade:
     else:
         words = "the questions are too few to tell whether barring the claim costs anything"
     return Grade(
-        "necessity", answer, against.difference, against.interval, quantity, against.p, _width(against, m.margin),
-        f"{words} ({_difference(against)}, margin {m.margin:g})",
+        "necessity", answer, against.difference, against.interval, quantity, against.p, _width(against, margin),
+        f"{words} ({_difference(against)}, margin {margin:g})",
     )  # fmt: skip
 
 
@@ -172,20 +143,21 @@ def _uniqueness(m: Measured) -> Grade:
         return _not_tried("uniqueness", quantity, "no control lies apart from the claim")
     if m.effect_p > m.level:
         return _not_tried("uniqueness", quantity, "the claim's own gain was not shown")
-    gain = compare_edits(m.claim, m.base, margin=m.margin)
-    matches = [compare_edits(m.controls[i], m.claim, margin=m.margin) for i in apart]
+    margin = m.design.margin
+    sure = m.gain.interval[0] > margin
+    matches = [compare_edits(m.controls[i], m.claim, margin=margin) for i in apart]
     adjusted = holm([match.p for match in matches])
     n_match, n = sum(p <= m.level and not x.few for p, x in zip(adjusted, matches, strict=True)), len(apart)
     n_worse = sum(match.outcome == "worse" for match in matches)
-    every = n == m.population and not m.matched and m.location is not None and len(m.location) == 1
+    every = n == m.design.population and not m.design.matched and m.location is not None and len(m.location) == 1
     answer: Answer = "no" if n_match else "yes" if every and n_worse == n else "undecided"
-    if not gain.interval[0] > m.margin:
+    if not sure:
         answer = "undecided"
     words = (
-        f"{n_match} of {n} places that share no unit with the claim or each other match it to within {m.margin:g} "
+        f"{n_match} of {n} places that share no unit with the claim or each other match it to within {margin:g} "
         f"(after Holm's correction), {n_worse} fall short, for {n - n_match - n_worse} the questions are too few"
     )
-    if not gain.interval[0] > m.margin:
+    if not sure:
         words += "; but the claim's gain is not surely above the margin, so that to match it says little"
     elif answer == "undecided" and n_worse == n:
         words += "; places that were not drawn may still match it"

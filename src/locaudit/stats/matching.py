@@ -47,12 +47,17 @@ class Match:
 
 
 def compare_edits(
-    values: ArrayLike, reference: ArrayLike | Sequence[ArrayLike], *, margin: float, seed: int = 0
+    values: ArrayLike,
+    reference: ArrayLike | Sequence[ArrayLike],
+    *,
+    margin: float,
+    seed: int = 0,
+    drawn: NDArray[np.float64] | None = None,
 ) -> Match:
     """`values` against `reference` (or the mean over a list of them), shapes as in `paired_interval`.
 
     Two one-sided tests (TOST, Schuirmann 1987), of which `outcome` is the lower half: non-inferiority. Nothing is
-    decided where a score is missing.
+    decided where a score is missing. `drawn` are the differences on resamples of the questions, where they are known.
     """
     several = isinstance(reference, list | tuple) and np.ndim(reference[0]) > 0
     found: Sequence[ArrayLike] = reference if several else [reference]  # type: ignore[assignment]
@@ -61,7 +66,7 @@ def compare_edits(
     difference = float(mean_score(np.atleast_2d(np.asarray(values, dtype=float)))) - float(np.mean(means))
     if math.isnan(difference):
         return Match(difference, (math.nan, math.nan), 1.0, 1.0, "undecided", False, False, True)
-    drawn = resampled_differences(values, others, seed)
+    drawn = resampled_differences(values, others, seed) if drawn is None else drawn
     low, high = percentiles(drawn, CONFIDENCE)
     below, above = (float((1 + np.sum(~(x < margin))) / (1 + drawn.size)) for x in (-drawn, drawn))
     few = _differ_too_little(values, others, margin)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from scipy import stats
@@ -21,6 +22,16 @@ from locaudit.locations import parse_location
 from locaudit.stats.sequential import curtailment
 from locaudit.stats.tests import monte_carlo_p
 from locaudit.stats.verdict import Outcome, Verdict
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One of several audits."""
+
+    verdict: Verdict
+    claim: str
+    controls: tuple[str, ...]
+    """Their locations, by number."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,17 @@ class MethodRepeats:
     """Controls whose mean score reaches the claim's."""
     n_controls: int
 
+    def sentence(self, score: str) -> str:
+        """The verdict's numbers in words."""
+        alone = ", ".join(f"{self.outcomes.count(x)} {x}" for x in dict.fromkeys(self.outcomes))
+        return (
+            f"{score} gains {self.gain:+.3f} at the claim (SD between repeats {self.gain_sd:.3f}, p = "
+            f"{self.effect_p:.4f}); {self.n_at_least} of {self.n_controls} random places do at least as well on "
+            f"average (p = {self.p_value:.3f}), the lead over their mean is {self.lead:+.3f} (SD {self.lead_sd:.3f}). "
+            f"Each repeat alone: {alone}."
+            + ("" if self.same_places else " Claim or controls move between repeats: p is twice the median of theirs.")
+        )
+
 
 @dataclass(frozen=True)
 class RepeatsVerdict:
@@ -67,16 +89,10 @@ class RepeatsVerdict:
     methods: dict[str, MethodRepeats]
 
     def __str__(self) -> str:
-        lines = []
-        for name, m in self.methods.items():
-            alone = ", ".join(f"{m.outcomes.count(x)} {x}" for x in dict.fromkeys(m.outcomes))
-            lines.append(
-                f"{name} over {self.n_repeats} repeats: {m.outcome}. {self.score} gains {m.gain:+.3f} at the claim (SD "
-                f"between repeats {m.gain_sd:.3f}, p = {m.effect_p:.4f}); {m.n_at_least} of {m.n_controls} random "
-                f"places do at least as well on average (p = {m.p_value:.3f}), the lead over their mean is "
-                f"{m.lead:+.3f} (SD {m.lead_sd:.3f}). Each repeat alone: {alone}."
-                + ("" if m.same_places else " Claim or controls move between repeats: p is twice the median of theirs.")
-            )
+        lines = [
+            f"{name} over {self.n_repeats} repeats: {m.outcome}. {m.sentence(self.score)}"
+            for name, m in self.methods.items()
+        ]
         if self.overlap < 1:
             lines.append(
                 f"The claim is picked anew in each repeat; two of them share {self.overlap:.0%} of their units."
@@ -84,30 +100,25 @@ class RepeatsVerdict:
         return "\n".join(lines)
 
 
-def combine_repeats(
-    verdicts: Sequence[Verdict], claims: Sequence[str], controls: Sequence[Sequence[str]]
-) -> RepeatsVerdict:
-    """One verdict from those of the repeats; `claims` and `controls` are their locations, the latter by number.
+def combine_repeats(repeats: Sequence[Repeat]) -> RepeatsVerdict:
+    """One verdict from those of the repeats.
 
     Raises `RunFolderError` for fewer than two, or for repeats of different methods or scores.
     """
-    first = verdicts[0] if verdicts else None
-    if (
-        first is None
-        or len(verdicts) < 2
-        or any((v.score, v.level, set(v.methods)) != (first.score, first.level, set(first.methods)) for v in verdicts)
-    ):
+    verdicts = [repeat.verdict for repeat in repeats]
+    if len({(v.score, v.level, frozenset(v.methods)) for v in verdicts}) != 1 or len(verdicts) < 2:
         raise RunFolderError(
             got=f"{len(verdicts)} repeats" + (" of different scores or methods" if len(verdicts) > 1 else ""),
             expected="two or more finished audits with the same score, level and methods",
             remedy="run the same command again to finish them",
         )
+    first = verdicts[0]
+    claims = tuple(repeat.claim for repeat in repeats)
     sets = [set(parse_location(claim).units) for claim in claims]
-    pairs = [(a, b) for i, a in enumerate(sets) for b in sets[:i]]
-    same = len(set(claims)) == 1 and len({tuple(places) for places in controls}) == 1
+    overlap = float(np.mean([len(a & b) / len(a | b) for a, b in combinations(sets, 2)]))
+    same = len(set(claims)) == 1 and len({repeat.controls for repeat in repeats}) == 1
     methods = {name: _combine([v.methods[name] for v in verdicts], first.level, same) for name in first.methods}
-    overlap = float(np.mean([len(a & b) / len(a | b) for a, b in pairs]))
-    return RepeatsVerdict(len(verdicts), first.score, first.level, tuple(claims), overlap, methods)
+    return RepeatsVerdict(len(verdicts), first.score, first.level, claims, overlap, methods)
 
 
 def _combine(found: Sequence, level: float, same_places: bool) -> MethodRepeats:

@@ -9,7 +9,9 @@ from dataclasses import replace
 
 from locaudit.records import Method, TrialRecord
 from locaudit.stats.judged import judged_records, run_score
-from locaudit.stats.verdict import Design, Verdict, decide
+from locaudit.stats.measured import Design
+from locaudit.stats.repeats import Repeat
+from locaudit.stats.verdict import Verdict, decide
 from locaudit.stats.words import MAX_MISSING
 from locaudit.store import Store
 
@@ -30,6 +32,20 @@ def run_design(store: Store, records: Sequence[TrialRecord]) -> Design:
 def decide_run(store: Store, records: Sequence[TrialRecord], score: str | None = None) -> Verdict:
     """The verdict on a run's records (`locaudit.stats.judged_records`), by its own score or another."""
     return decide(records, score=score or run_score(store), level=store.config.level, design=run_design(store, records))
+
+
+def read_repeat(store: Store) -> Repeat:
+    """A run as one of several, without grades."""
+    records = judged_records(store)
+    verdict = decide(
+        records,
+        score=run_score(store),
+        level=store.config.level,
+        design=replace(run_design(store, records), graded=False),
+    )
+    places = {r.spec.control: r.spec.location for r in records if r.spec.arm == "control"}
+    claim = (store.fact("run") or {}).get("claim") or verdict.claim
+    return Repeat(verdict, claim, tuple(location for _, location in sorted(places.items())))
 
 
 def ended_early(store: Store, method: Method) -> bool:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from locaudit.errors import RunFolderError
-from locaudit.locations import Location, parse_location
-from locaudit.records import Method, TrialRecord
-from locaudit.stats.grades import Grade, Measured, conclusion, grade
+from locaudit.records import Method, TrialRecord, json_text
+from locaudit.stats.grades import Grade, conclusion, grade
 from locaudit.stats.matching import max_t_p
+from locaudit.stats.measured import Design, Measured, measure
 from locaudit.stats.scores import components, mean_score, score_values
 from locaudit.stats.selection import Place, select
-from locaudit.stats.sequential import Rule, look
-from locaudit.stats.tests import paired_gain_p, paired_interval, t_test_p
+from locaudit.stats.tests import percentiles, t_test_p
 from locaudit.stats.words import MAX_MISSING, headline, sentence
 
 Outcome = Literal["no effect", "effective, not specific", "specific", "underpowered"]
@@ -80,25 +78,6 @@ class MethodVerdict:
 
 
 @dataclass(frozen=True)
-class Design:
-    """How controls were planned, and what differences count; `run_design` reads it from a run folder."""
-
-    rule: Rule = "fixed"
-    n_planned: int | None = None
-    """Controls planned; None: those there are."""
-    population: int | None = None
-    """Places that controls were drawn from; None: too many to matter."""
-    margin: float = 0.05
-    """Largest difference in the score that counts as none."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """Method -> wall-clock seconds of a control, to say what more of them would cost."""
-    matched: bool = False
-    """Whether controls are matched to the claim."""
-    graded: bool = True
-    """Whether to grade, which resamples questions for every control."""
-
-
-@dataclass(frozen=True)
 class Verdict:
     """What the comparison supports. `headline` first: it is what a reader should take away."""
 
@@ -120,7 +99,7 @@ class Verdict:
 
     def to_json(self) -> str:
         """JSON text; a number that is missing because an edit diverged is null."""
-        return json.dumps(_finite(asdict(self)), indent=2, ensure_ascii=False) + "\n"
+        return json_text(asdict(self))
 
 
 def decide(records: Iterable[TrialRecord], *, score: str, level: float = 0.05, design: Design | None = None) -> Verdict:
@@ -153,7 +132,12 @@ def decide(records: Iterable[TrialRecord], *, score: str, level: float = 0.05, d
         )
     claim_text = next((r.spec.location for r in records if r.spec.arm == "claim"), "")
     methods: dict[str, MethodVerdict] = {
-        method: _judge_method(method, base, chosen[method], records, score, level, design or Design())
+        method: _judge_method(
+            measure(method, base, chosen[method], records, score, level, design or Design()),
+            chosen[method],
+            records,
+            score,
+        )
         for method in ("iti", "optimal")
         if ("claim", -1) in chosen.get(method, {})
     }
@@ -181,97 +165,54 @@ def _check_scored(records: list[TrialRecord], score: str) -> None:
 
 
 def _judge_method(
-    method: Method,
-    base: TrialRecord,
-    places: Mapping[Place, TrialRecord | None],
-    records: Sequence[TrialRecord],
-    score: str,
-    level: float,
-    design: Design,
+    m: Measured, chosen: Mapping[Place, TrialRecord | None], records: Sequence[TrialRecord], score: str
 ) -> MethodVerdict:
-    n = len(base.questions["test"][components(score)[0]])
-
-    def values(record: TrialRecord | None) -> np.ndarray:
-        lost = np.full((len(components(score)), n), np.nan)
-        return lost if record is None else score_values(record.questions["test"], score)
-
-    claim = values(places["claim", -1])
-    controls = {place: values(record) for place, record in sorted(places.items()) if place[0] == "control"}
-    before = values(base)
-    control_means = tuple(float(mean_score(x)) for x in controls.values())
-    finite_controls = [x for x in controls.values() if not np.isnan(mean_score(x))]
-    claim_mean = float(mean_score(claim))
-    unscored = math.isnan(claim_mean)
-    effect_p = 1.0 if unscored else paired_gain_p(claim, before)
-    n_planned = design.n_planned or len(controls)
-    reached = [not mean < claim_mean for mean in control_means]
-    seen = look(reached, rule=design.rule, n_planned=n_planned, level=level, population=design.population)
-    p_value = 1.0 if unscored else seen.p_value
-    gap_ready = finite_controls and not unscored
-    nan_pair = (math.nan, math.nan)
-    scored = [before, *(values(record) for record in places.values() if record is not None)]
+    scored = [m.base, *(score_values(r.questions["test"], score) for r in chosen.values() if r is not None)]
     missing = [int(np.isnan(x).any(axis=0).sum()) for x in scored]
-    lost_share = max([max(missing) / n, *_lost_in_choosing(records, method, score)])
-    outcome: Outcome
-    if unscored or 2.0**-n > level or lost_share > MAX_MISSING:
-        outcome = "underpowered"
-    elif effect_p > level:
-        outcome = "no effect"
-    elif seen.state == "open":
-        outcome = "underpowered"
-    else:
-        outcome = "specific" if seen.state == "specific" else "effective, not specific"
-    whole, rest = (values(places[arm, -1]) if (arm, -1) in places else None for arm in ("whole", "rest"))
-    where = _locations(records, method)
-    measured = Measured(
-        base=before,
-        claim=claim,
-        whole=whole,
-        rest=rest,
-        controls={place[1]: x for place, x in controls.items()},
-        places={place[1]: location for place, location in where.items() if place[0] == "control"},
-        location=where.get(("claim", -1)),
-        effect_p=effect_p,
-        look=seen,
-        level=level,
-        margin=design.margin,
-        n_planned=n_planned,
-        population=design.population,
-        seconds_per_control=design.seconds.get(method),
-        rule=design.rule,
-        matched=design.matched,
-    )
+    worst = max([max(missing) / m.n_questions, *_lost_in_choosing(records, m.method, score)])
+    p_value = 1.0 if m.unscored else m.look.p_value
+    base = float(mean_score(m.base))
     verdict = MethodVerdict(
-        method=method,
-        outcome=outcome,
-        base=float(mean_score(before)),
-        claim=claim_mean,
-        controls=control_means,
-        whole_model=None if whole is None else float(mean_score(whole)),
+        method=m.method,
+        outcome=_outcome(m, worst),
+        base=base,
+        claim=m.claim_mean,
+        controls=m.control_means,
+        whole_model=None if m.whole is None else float(mean_score(m.whole)),
         p_value=p_value,
         p_adjusted=p_value,
-        p_parametric=math.nan if unscored else t_test_p(claim_mean, control_means),
-        n_at_least=seen.n_at_least,
-        n_planned=n_planned,
-        population=design.population,
-        n_used=seen.n,
-        ended_early=seen.state != "open" and seen.n < n_planned,
-        effect=claim_mean - float(mean_score(before)),
-        effect_interval=nan_pair if unscored else paired_interval(claim, before),
-        effect_p=effect_p,
-        gap=claim_mean - float(np.mean([mean_score(x) for x in finite_controls])) if gap_ready else math.nan,
-        gap_interval=paired_interval(claim, finite_controls) if gap_ready else nan_pair,
-        grades=grade(measured) if design.graded and lost_share <= MAX_MISSING and 2.0**-n <= level else (),
+        p_parametric=math.nan if m.unscored else t_test_p(m.claim_mean, m.control_means),
+        n_at_least=m.look.n_at_least,
+        n_planned=m.n_planned,
+        population=m.design.population,
+        n_used=m.look.n,
+        ended_early=m.look.state != "open" and m.look.n < m.n_planned,
+        effect=m.claim_mean - base,
+        effect_interval=percentiles(m.gains, 0.95),
+        effect_p=m.effect_p,
+        gap=m.claim_mean - float(np.mean([mean_score(x) for x in m.finite_controls])) if m.leads.size else math.nan,
+        gap_interval=percentiles(m.leads, 0.95),
+        grades=grade(m) if m.design.graded and worst <= MAX_MISSING and 2.0**-m.n_questions <= m.level else (),
         n_missing=sum(missing),
-        n_judged=len(scored) * n,
-        worst_missing=lost_share,
+        n_judged=len(scored) * m.n_questions,
+        worst_missing=worst,
         chosen={
             f"control {n}" if arm == "control" else arm: None if record is None else record.spec.hyperparameter
-            for (arm, n), record in sorted(places.items())
+            for (arm, n), record in sorted(chosen.items())
         },
         sentence="",
     )
-    return MethodVerdict(**{**verdict.__dict__, "sentence": sentence(verdict, score, level, n)})
+    return replace(verdict, sentence=sentence(verdict, score, m.level, m.n_questions))
+
+
+def _outcome(m: Measured, worst_missing: float) -> Outcome:
+    if m.unscored or 2.0**-m.n_questions > m.level or worst_missing > MAX_MISSING:
+        return "underpowered"
+    if m.effect_p > m.level:
+        return "no effect"
+    if m.look.state == "open":
+        return "underpowered"
+    return "specific" if m.look.state == "specific" else "effective, not specific"
 
 
 def _adjust(methods: dict[str, MethodVerdict]) -> None:
@@ -289,15 +230,6 @@ def _adjust(methods: dict[str, MethodVerdict]) -> None:
         methods[name] = replace(verdict, p_adjusted=max(p, verdict.p_value))
 
 
-def _locations(records: Iterable[TrialRecord], method: Method) -> dict[Place, Location]:
-    """Where each place is; the unedited model has no place."""
-    found: dict[Place, Location] = {}
-    for record in records:
-        if record.spec.method == method and record.spec.location:
-            found.setdefault((record.spec.arm, record.spec.control), parse_location(record.spec.location))
-    return found
-
-
 def _lost_in_choosing(records: Sequence[TrialRecord], method: Method, score: str) -> Iterator[float]:
     """Missing shares on validation of the trials among which a hyperparameter was chosen."""
     for record in records:
@@ -305,11 +237,3 @@ def _lost_in_choosing(records: Sequence[TrialRecord], method: Method, score: str
         if record.spec.method == method and all(name in split for name in components(score)):
             values = score_values(split, score)
             yield float(np.isnan(values).any(axis=0).mean())
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from locaudit.records import json_text
 from locaudit.report import write_report
 from locaudit.report.paper.claims import judge_claims
-from locaudit.report.paper.measures import measure, to_json
+from locaudit.report.paper.measures import measure
 from locaudit.report.paper.page import render_paper
 from locaudit.report.paper.panels import panels
 from locaudit.report.paper.study import SETTINGS, read_study
@@ -32,7 +33,7 @@ def write_paper(folder: str | Path) -> Path:
     study = read_study(folder)
     measured = measure(study)
     claims = judge_claims(measured)
-    text = to_json({**measured, "claims": claims})
+    text = json_text({**measured, "claims": claims}, indent=1)
     write_atomically(folder / "numbers.json", text.encode())
     numbers = json.loads(text)  # figures and page show what the file says
     for name, rows in tables(numbers, claims).items():

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping
 from typing import Any
 
 from locaudit.locations import parse_location
@@ -56,11 +53,6 @@ def measure(study: Study) -> dict[str, Any]:
         "landscape": measure_landscape(study),
         "run": _run(study),
     }
-
-
-def to_json(numbers: Mapping[str, Any]) -> str:
-    """JSON text; a number that is missing, because an edit diverged or was not judged, is null."""
-    return json.dumps(_finite(numbers), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _setup(study: Study) -> dict[str, Any]:
@@ -134,11 +126,3 @@ def _run(study: Study) -> dict[str, Any]:
         "versions": run.get("versions"),
         "fingerprint": run.get("fingerprint"),
     }
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from locaudit.config import PaperConfig, Part, to_yaml
-from locaudit.report.html import inline_svg, number
+from locaudit.report.html import inline_svg, render
 from locaudit.report.paper.panels import Panel
-from locaudit.report.style import require
 from locaudit.report.view import spell_duration
 
 SECTIONS: Mapping[str, str] = {
@@ -34,20 +32,15 @@ def render_paper(
     numbers: Mapping[str, Any], drawn: Sequence[tuple[Panel, str]], config: PaperConfig, parts: Sequence[Part]
 ) -> str:
     """HTML of the study; every number on it is in `numbers`."""
-    jinja, markup = require("jinja2"), require("markupsafe").Markup
-    environment = jinja.Environment(
-        autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = lambda value, spec=".3f": markup(number(value, spec))
     figures: dict[str, list[dict[str, Any]]] = {section: [] for section in SECTIONS}
     for panel, svg in drawn:
-        picture = markup(inline_svg(svg, panel.name, panel.alt))
+        picture = inline_svg(svg, panel.name, panel.alt)
         figures[panel.section].append(
             {"name": panel.name, "title": panel.title, "svg": picture, "caption": panel.caption}
         )
     outcomes = [claim["outcome"] for claim in numbers["claims"]]
-    return environment.from_string(_packaged("paper", "paper.html")).render(
-        css=markup(_packaged("", "report.css")),
+    return render(
+        "paper/paper.html",
         n=numbers,
         resolution=_half_width(numbers["gains"]["localized optimal over whole optimal"]["interval_90"]),
         counts={word: outcomes.count(word) for word in ("replicated", "not replicated", "could not test")},
@@ -62,7 +55,3 @@ def render_paper(
 def _half_width(interval: Sequence[float | None]) -> float:
     low, high = interval
     return math.inf if low is None or high is None else (high - low) / 2
-
-
-def _packaged(folder: str, name: str) -> str:
-    return resources.files("locaudit.report").joinpath(folder, name).read_text(encoding="utf-8")
