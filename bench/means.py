@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from locaudit.models import Model
 from locaudit.probes import fit_logistic
 from locaudit.scoring import Forest, Residuals, Tree, answer_log_probs, plant
 from locaudit.scoring.tree import _lay_out
-from locaudit.training import Job, TrainingData, train
+from locaudit.training import Fit, Job, TrainingData, train
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,14 @@ class Mean:
 def measure(mean: Mean, rounds: int) -> dict[str, Any]:
     """Medians of alternating runs, after one of each that is not counted."""
     seconds: dict[str, list[float]] = {"with": [], "without": []}
+    first = {}
     for number in range(-1, rounds):
         for name, run in (("with", mean.with_it), ("without", mean.without))[:: 1 if number % 2 else -1]:
             start = time.perf_counter()
             run()
-            if number >= 0:
+            if number < 0:
+                first[f"first_{name}_s"] = round(time.perf_counter() - start, 3)
+            else:
                 seconds[name].append(time.perf_counter() - start)
     a, b = (statistics.median(seconds[name]) for name in ("with", "without"))
     ratios = [y / x for x, y in zip(seconds["with"], seconds["without"], strict=True)]
@@ -63,6 +67,7 @@ def measure(mean: Mean, rounds: int) -> dict[str, Any]:
     row: dict[str, Any] = {"mean": mean.name, "work": mean.work, "predicted": predicted}
     row |= {"with_s": round(a, 3), "without_s": round(b, 3)}
     row |= {"ratio": round(b / a, 2), "ratio_range": [round(min(ratios), 2), round(max(ratios), 2)]}
+    row |= first
     print(json.dumps(row), file=sys.stderr, flush=True)
     return row
 
@@ -75,7 +80,13 @@ def means(options: Options) -> list[Mean]:
     primed = plant(model.tokenizer, Prompt(primer=load_primer("default")), pairs)
     reference = tuple(x[0] for x in answer_log_probs(model, forest))
     data = TrainingData(forest, tuple(len(q.true) for q in part), reference)
-    return [*_scoring(model, forest, primed), *_training(model, data), *_others(model, primed, options)]
+    return [
+        *_scoring(model, forest, primed),
+        *_training(model, data),
+        *_others(model, primed, options),
+        *_sixteen_bits(model, data, primed, options),
+        *_compiled(model, primed),
+    ]
 
 
 def _scoring(model: Model, forest: Forest, primed: Forest) -> list[Mean]:
@@ -125,6 +136,9 @@ def _training(model: Model, data: TrainingData) -> list[Mean]:
              _off(loop, "collate_bank", _one_tree_a_row, fit)),
         Mean("4 edits in one bank", "training 4 edits, all heads", None, lambda: fit(4),
              lambda: [fit() for _ in range(4)]),
+        # A step passes frozen weights twice, forward and back; the reference passes them once.
+        Mean("log-probabilities of the unedited model kept", "training, all heads", 1.5, fit,
+             lambda: (answer_log_probs(model, data.forest), fit())),
     ]  # fmt: skip
 
 
@@ -135,6 +149,54 @@ def _others(model: Model, primed: Forest, options: Options) -> list[Mean]:
              lambda: [_generate(model, primed, [edit]) for edit in edits]),
         Mean("batched probes", "fitting all heads' probes", None, together, alone),
     ]  # fmt: skip
+
+
+def _sixteen_bits(model: Model, data: TrainingData, primed: Forest, options: Options) -> list[Mean]:
+    """Weights and activations in bfloat16 against float32; edits, losses and log-probabilities are float32 in both."""
+    if options.dtype != "float32":
+        return []
+    half = load(replace(options, dtype="bfloat16"))
+
+    def fit(model: Model) -> Callable[[], Any]:
+        nothing = Residuals(model, data.forest, budget_bytes=0)
+        job = Job(model.whole(), 0.2, 0)
+        return lambda: _sound(train(model, data, [job], epochs=1, residuals=nothing))
+
+    scores = lambda: answer_log_probs(half, primed)  # noqa: E731
+    return [
+        Mean("bfloat16", "training, all heads", None, fit(half), fit(model)),
+        Mean("bfloat16", "scoring with primer", None, scores, lambda: answer_log_probs(model, primed)),
+        Mean("rows of few lengths, in bfloat16", "training, all heads", None, fit(half),
+             _off(forward, "BUCKET", 1, fit(half))),
+        Mean("rows of few lengths, in bfloat16", "scoring with primer", None, scores,
+             _off(forward, "BUCKET", 1, scores)),
+    ]  # fmt: skip
+
+
+def _sound(fits: Sequence[Fit]) -> None:
+    assert all(fit.edit is not None for fit in fits)
+
+
+def _compiled(model: Model, primed: Forest) -> list[Mean]:
+    """`torch.compile` of the feed-forward blocks; the attention blocks hold the hooks of the edits."""
+    if shutil.which("c++") is None and model.device.type == "cpu":
+        return []
+    edits, found = [_edit(model, 0)], {}
+    for block in (model.layer(i).mlp for i in range(model.n_layers)):
+        block.compile(dynamic=True)
+        found[block], block._compiled_call_impl = block._compiled_call_impl, None
+
+    def compiled() -> None:
+        for block, call in found.items():
+            block._compiled_call_impl = call
+        try:
+            _generate(model, primed, edits)
+        finally:
+            for block in found:
+                block._compiled_call_impl = None
+
+    return [Mean("compiled feed-forward blocks", "generating", None, compiled,
+                 lambda: _generate(model, primed, edits))]  # fmt: skip
 
 
 def _off(target: Any, name: str, value: Any, run: Callable[[], Any]) -> Callable[[], Any]:
@@ -215,14 +277,24 @@ def main() -> None:
     parser.add_argument("--data", default=Options.data)
     parser.add_argument("--questions", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="means whose name has this in it")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     options = Options(args.model, args.dtype, args.device, args.data, args.questions)
-    rows = [measure(mean, args.rounds) for mean in means(options)]
-    facts = {"model": args.model, "dtype": args.dtype, "data": Path(args.data).name, "questions": args.questions}
-    if args.out:
-        report = {"facts": facts, "rows": rows, "machine": machine(args.device)}
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    facts: dict[str, Any] = {
+        "model": args.model,
+        "dtype": args.dtype,
+        "data": Path(args.data).name,
+        "questions": args.questions,
+    }
+    facts |= {"only": args.only} if args.only else {}
+    rows: list[dict[str, Any]] = []
+    for mean in means(options):
+        if args.only in mean.name:
+            rows.append(measure(mean, args.rounds))
+            if args.out:  # after each: what was measured is kept
+                report = {"facts": facts, "rows": rows, "machine": machine(args.device)}
+                args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print("| means | measured on | predicted | measured (rounds) | with it (s) | without (s) |")
     print("|---|---|---|---|---|---|")
     for row in rows:

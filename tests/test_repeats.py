@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from locaudit import audit_repeats, cli
 from locaudit.config import AuditConfig
 from locaudit.errors import ConfigError, RunFolderError
-from locaudit.report.repeats import read_repeats, write_plan
+from locaudit.report.repeats import read_plan, read_repeats, write_plan
 from locaudit.runner import run_audit
 from locaudit.runner.repeats import repeat_config, run_repeats
 from locaudit.stats import Repeat, combine_repeats, decide
@@ -46,7 +47,7 @@ def test_a_claim_that_leads_on_average_is_specific_and_its_spread_is_told():
     assert method.gains == pytest.approx((0.25, 0.5, 0.375), abs=0.05)
     assert method.gain_sd == pytest.approx(0.125)
     assert found.overlap == 1
-    assert "picked anew" not in str(found)
+    assert "moves between" not in str(found)
 
 
 def test_a_claim_that_leads_in_some_repeats_only_is_not_specific():
@@ -58,7 +59,8 @@ def test_a_claim_that_leads_in_some_repeats_only_is_not_specific():
     assert not method.same_places  # the claim moves: twice the median of 1/20, 2/20, 2/20
     assert (method.outcome, method.p_value) == ("underpowered", 4 / 20)
     assert found.overlap == pytest.approx((1 / 3 + 1 + 1 / 3) / 3)
-    assert "picked anew" in str(found)
+    assert "moves between" in str(found)
+    assert "twice the median" in str(found)
     worse = repeats(0.25, 0.25, controls=strong).methods["optimal"]
     assert (worse.outcome, worse.n_at_least, worse.p_value) == ("effective, not specific", 1, 2 / 20)
 
@@ -74,6 +76,37 @@ def test_repeats_must_be_alike():
         repeats(0.1)
     with pytest.raises(ConfigError, match="at least 2"):
         run_repeats(AuditConfig(), "unused", 1)
+
+
+def test_while_repeats_are_missing_there_is_no_outcome():
+    several = [Repeat(verdict, "0.0", PLACES) for verdict in verdicts(0.25, 0.25)]
+    assert combine_repeats(several, 2).methods["optimal"].outcome == "specific"
+    assert combine_repeats(several, 3).methods["optimal"].outcome == "underpowered"
+
+
+def test_folders_that_are_no_repeats_are_told_apart(tmp_path):
+    config = small_config(tmp_path, claim="0.1,1.2", iti={"alphas": [3.0]}, methods=["iti"])
+    run_audit(config, tmp_path / "one", progress=False)
+    with pytest.raises(RunFolderError, match="a single audit"):
+        run_repeats(config, tmp_path / "one", 2, progress=False)
+    run_repeats(config, tmp_path / "two", 2, progress=False)
+    shutil.copytree(tmp_path / "two", tmp_path / "copied")
+    shutil.rmtree(tmp_path / "copied" / "repeat-1")
+    with pytest.raises(RunFolderError, match="repeat-1: not begun"):
+        read_repeats(tmp_path / "copied")
+    shutil.copytree(tmp_path / "copied" / "repeat-0", tmp_path / "copied" / "repeat-1")
+    with pytest.raises(RunFolderError, match="same training seed"):
+        read_repeats(tmp_path / "copied")
+    other = dataclasses.replace(config, controls=3)
+    with pytest.raises(RunFolderError, match="another configuration"):
+        run_repeats(other, tmp_path / "two", 3, progress=False)
+    assert read_plan(tmp_path / "two") == [2]  # a refused command leaves the plan
+    for text in ("{", "[]", '{"planned": 3}', '{"planned": [1]}', '{"planned": [10000000]}'):
+        (tmp_path / "two" / "repeats.json").write_text(text)
+        with pytest.raises(RunFolderError, match="does not say how many"):
+            read_repeats(tmp_path / "two")
+    (tmp_path / "two" / "repeats.json").write_text('{"n_repeats": 2}')  # as it was written before
+    assert read_repeats(tmp_path / "two").verdict.n_repeats == 2
 
 
 def test_repeats_of_a_real_run_share_controls_and_differ_in_seed_and_split(tmp_path, capsys):
@@ -116,7 +149,7 @@ def test_the_page_leads_to_each_repeat_and_says_what_is_missing_or_was_changed(t
     # Another level in one of the two, and a third repeat that has not begun.
     changed = dataclasses.replace(config, registered=None, claim="0.1,1.2")
     run_audit(dataclasses.replace(repeat_config(changed, 1), level=0.2), out / "repeat-1")
-    with pytest.raises(RunFolderError, match="different scores"):
+    with pytest.raises(RunFolderError, match="level: 0.05 in repeat-0, 0.2 in repeat-1"):
         read_repeats(out)
     run_audit(dataclasses.replace(repeat_config(changed, 0), level=0.2), out / "repeat-0")
     write_plan(out, 3)
@@ -125,9 +158,13 @@ def test_the_page_leads_to_each_repeat_and_says_what_is_missing_or_was_changed(t
     assert "UNFINISHED: repeat-2" in said
     assert "CHANGED AFTER REGISTRATION" in said
     page = (out / "repeats.html").read_text(encoding="utf-8")
-    assert "2 of 3 repeats have scores" in page
+    assert "2 of 3 repeats" in page
     assert "level: 0.05 registered, 0.2 now" in page
-    assert "added after the first:</strong> 2, then 3" in page
+    assert "added:</strong> 2, then 3 repeats were planned" in page
+    assert "REPEATS WERE ADDED" in said
+    assert json.loads((out / "repeats.json").read_text())["methods"]["iti"]["outcome"] == "underpowered"
+    with pytest.raises(RunFolderError, match="without a claim file"):
+        run_repeats(changed, out, 3, progress=False)
     with pytest.raises(ConfigError, match="3 planned"):
         run_repeats(config, out, 2, progress=False)
 

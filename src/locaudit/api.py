@@ -39,7 +39,7 @@ from locaudit.locations import Kind, Location, parse_location
 from locaudit.models import Model
 from locaudit.probes import Probes
 from locaudit.records import TrialRecord
-from locaudit.report import write_report
+from locaudit.report import require_report_extra, write_report
 from locaudit.report.paper import write_paper
 from locaudit.report.repeats import write_repeats
 from locaudit.runner import run_audit, run_paper
@@ -197,6 +197,7 @@ def audit_repeats(
 
     The rest as in `audit`; each repeat is a run folder in `out`, for `read_result`.
     """
+    require_report_extra()
     run_repeats(
         _resolve(model, behaviour, config, claim, settings),
         out,

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -180,9 +180,12 @@ def _run(command: _Run) -> None:
     if command.repeats != 1:
         check_repeats(command.config, command.repeats)
     if command.dry_run:
-        print(describe_estimate(estimate_audit(command.config, out=command.out)))
-        if command.repeats > 1:
-            print(f"note: all of that {command.repeats} times, loading excepted: one audit a repeat")
+        several = command.repeats > 1
+        estimate = estimate_audit(command.config, out=None if several else command.out)
+        if several:
+            note = f"one repeat: all of them take {command.repeats} times as long, less the time of loading the model"
+            estimate = replace(estimate, notes=(*estimate.notes, note))
+        print(describe_estimate(estimate))
         return
     if command.repeats > 1:
         run_repeats(command.config, command.out, command.repeats)
@@ -198,7 +201,9 @@ def _print_repeats(folder: Path) -> None:
     page, found = write_repeats(folder)
     console = Console(highlight=False, soft_wrap=True)
     for part in found.unfinished:
-        console.print(f"UNFINISHED: {part}", style="bold red", markup=False)
+        console.print(f"UNFINISHED: {part}; all below is provisional", style="bold red", markup=False)
+    if found.raised:
+        console.print(f"REPEATS WERE ADDED: {found.raised}", style="bold red", markup=False)
     _print_changes(console, found.registered)
     console.print(str(found.verdict), markup=False)
     _print_unchanged(console, found.registered)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import tyro
 from rich.console import Console
 
+from locaudit.cli.commands import dispatch
 from locaudit.config.settings import MethodName
 from locaudit.errors import ConfigError
 from locaudit.records import json_text
@@ -72,17 +73,7 @@ class _Planted:
 
 def calibrate(arguments: list[str]) -> None:
     """Parse ``locaudit calibrate ...`` and run it."""
-    commands = {"null": _null, "run": _run, "planted": _planted}
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(_PROGRAM)
-        return
-    if arguments[0] not in commands:
-        raise ConfigError(
-            got=f"locaudit calibrate {arguments[0]}",
-            expected=f"one of {', '.join(commands)}",
-            remedy="see locaudit calibrate --help",
-        )
-    commands[arguments[0]](arguments[1:])
+    dispatch("calibrate", _PROGRAM, {"null": _null, "run": _run, "planted": _planted}, arguments)
 
 
 def _null(arguments: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import tyro
 from rich.console import Console
 
+from locaudit.cli.commands import dispatch
 from locaudit.config import JudgeConfig
 from locaudit.errors import ConfigError
 from locaudit.records import json_text
@@ -83,17 +83,7 @@ class _Compare:
 
 def judge(arguments: list[str]) -> None:
     """Run one of the judge commands."""
-    commands: Mapping[str, Callable[[list[str]], None]] = {"fit": _fit, "validate": _validate, "compare": _compare}
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_PROGRAM)
-        return
-    if arguments[0] not in commands:
-        raise ConfigError(
-            got=f"the command judge {arguments[0]!r}",
-            expected=f"one of {', '.join(commands)}",
-            remedy="see locaudit judge --help",
-        )
-    commands[arguments[0]](arguments[1:])
+    dispatch("judge", _PROGRAM, {"fit": _fit, "validate": _validate, "compare": _compare}, arguments)
 
 
 def _fit(arguments: list[str]) -> None:

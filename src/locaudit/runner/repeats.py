@@ -6,15 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from locaudit.config import AuditConfig
+from locaudit.config import AuditConfig, Registration
 from locaudit.config.settings import leaves
 from locaudit.data import Behaviour
-from locaudit.errors import ConfigError
+from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges import Judge
 from locaudit.models import Model
+from locaudit.report.paper.study import is_study
 from locaudit.report.repeats import read_plan, repeat_folder, write_plan
 from locaudit.runner.inputs import load_subject, read_inputs
 from locaudit.runner.run import run_audit
+from locaudit.store import open_run
 
 
 def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
@@ -48,9 +50,12 @@ def run_repeats(
 
     Resumes as `run_audit` does. Behaviours with a split of their own keep it, and only training seeds differ.
     """
+    check_repeats(config, repeats)
     inputs = read_inputs(config, behaviour, judges, model)
-    check_repeats(inputs.config, repeats)
-    held = dict(leaves(inputs.registration.values)) if inputs.registration else {}
+    config, registration = inputs.config, inputs.registration
+    del inputs  # its judges: each audit loads its own
+    check_repeats(config, repeats)
+    held = dict(leaves(registration.values)) if registration else {}
     if fixed := [name for name in ("split.seed", "training_seed") if name in held]:
         raise ConfigError(
             got=f"--repeats {repeats} and a claim file that fixes {' and '.join(fixed)}",
@@ -63,9 +68,9 @@ def run_repeats(
             expected="at least as many: the verdict is that of all that were planned",
             remedy=f"give --repeats {found}, or another --out",
         )
-    config = inputs.config
-    model = model or load_subject(config)
+    _check_folders(config, out, repeats, registration)
     write_plan(out, repeats)
+    model = model or load_subject(config)
     for number in range(repeats):
         run_audit(
             repeat_config(config, number),
@@ -74,4 +79,25 @@ def run_repeats(
             behaviour=behaviour,
             judges=judges,
             progress=progress,
+        )
+
+
+def _check_folders(config: AuditConfig, out: str | Path, repeats: int, registration: Registration | None) -> None:
+    """Refuse a folder of something else, and earlier repeats of other settings or with a claim file of their own."""
+    if (Path(out) / "config.yaml").exists() or is_study(out):
+        raise RunFolderError(
+            got=f"{out}, which a single audit or a study wrote",
+            expected="a new folder, or that of earlier repeats",
+            remedy="choose another --out",
+        )
+    begun = [number for number in range(repeats) if number == 0 or repeat_folder(out, number).exists()]
+    registered = set()
+    for number in begun:
+        with open_run(repeat_folder(out, number), repeat_config(config, number), registration) as store:
+            registered |= {fact["file"]} if (fact := store.fact("registration")) and store.done() else set()
+    if registration is None and registered and len(begun) < repeats:
+        raise RunFolderError(
+            got=f"new repeats without a claim file in {out}, whose first were registered by {', '.join(registered)}",
+            expected="the same claim file for all",
+            remedy="give it again (--registered)",
         )

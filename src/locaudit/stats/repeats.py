@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -65,13 +65,18 @@ class MethodRepeats:
 
     def sentence(self, score: str) -> str:
         """The verdict's numbers in words."""
+        if self.same_places:
+            places = (
+                f"{self.n_at_least} of {self.n_controls} random places do at least as well on average "
+                f"(p = {self.p_value:.3f})"
+            )
+        else:
+            places = f"p against random places = {self.p_value:.3f}, twice the median of the repeats' own"
         alone = ", ".join(f"{self.outcomes.count(x)} {x}" for x in dict.fromkeys(self.outcomes))
         return (
             f"{score} gains {self.gain:+.3f} at the claim (SD between repeats {self.gain_sd:.3f}, p = "
-            f"{self.effect_p:.4f}); {self.n_at_least} of {self.n_controls} random places do at least as well on "
-            f"average (p = {self.p_value:.3f}), the lead over their mean is {self.lead:+.3f} (SD {self.lead_sd:.3f}). "
-            f"Each repeat alone: {alone}."
-            + ("" if self.same_places else " Claim or controls move between repeats: p is twice the median of theirs.")
+            f"{self.effect_p:.4f}); {places}, the claim's lead over their mean is {self.lead:+.3f} (SD "
+            f"{self.lead_sd:.3f}). Each repeat alone: {alone}."
         )
 
 
@@ -80,6 +85,8 @@ class RepeatsVerdict:
     """The verdict over repeats."""
 
     n_repeats: int
+    n_planned: int
+    """While some are missing, no outcome is given: ``underpowered``."""
     score: str
     level: float
     claims: tuple[str, ...]
@@ -93,15 +100,13 @@ class RepeatsVerdict:
             f"{name} over {self.n_repeats} repeats: {m.outcome}. {m.sentence(self.score)}"
             for name, m in self.methods.items()
         ]
-        if self.overlap < 1:
-            lines.append(
-                f"The claim is picked anew in each repeat; two of them share {self.overlap:.0%} of their units."
-            )
+        if len(set(self.claims)) > 1:
+            lines.append(f"The claim moves between repeats; two of them share {self.overlap:.0%} of its units.")
         return "\n".join(lines)
 
 
-def combine_repeats(repeats: Sequence[Repeat]) -> RepeatsVerdict:
-    """One verdict from those of the repeats.
+def combine_repeats(repeats: Sequence[Repeat], n_planned: int | None = None) -> RepeatsVerdict:
+    """One verdict from those of finished repeats, of which `n_planned` were planned (None: these).
 
     Raises `RunFolderError` for fewer than two, or for repeats of different methods or scores.
     """
@@ -110,15 +115,18 @@ def combine_repeats(repeats: Sequence[Repeat]) -> RepeatsVerdict:
         raise RunFolderError(
             got=f"{len(verdicts)} repeats" + (" of different scores or methods" if len(verdicts) > 1 else ""),
             expected="two or more finished audits with the same score, level and methods",
-            remedy="run the same command again to finish them",
+            remedy="run the command that made them again, with the same settings",
         )
     first = verdicts[0]
     claims = tuple(repeat.claim for repeat in repeats)
     sets = [set(parse_location(claim).units) for claim in claims]
     overlap = float(np.mean([len(a & b) / len(a | b) for a, b in combinations(sets, 2)]))
     same = len(set(claims)) == 1 and len({repeat.controls for repeat in repeats}) == 1
+    n_planned = n_planned or len(repeats)
     methods = {name: _combine([v.methods[name] for v in verdicts], first.level, same) for name in first.methods}
-    return RepeatsVerdict(len(verdicts), first.score, first.level, claims, overlap, methods)
+    if len(repeats) < n_planned:
+        methods = {name: replace(method, outcome="underpowered") for name, method in methods.items()}
+    return RepeatsVerdict(len(verdicts), n_planned, first.score, first.level, claims, overlap, methods)
 
 
 def _combine(found: Sequence, level: float, same_places: bool) -> MethodRepeats:

@@ -11,17 +11,12 @@ from locaudit.report.paper.claims import judge_claims
 from locaudit.report.paper.measures import measure
 from locaudit.report.paper.page import render_paper
 from locaudit.report.paper.panels import panels
-from locaudit.report.paper.study import SETTINGS, read_study
+from locaudit.report.paper.study import is_study, read_study
 from locaudit.report.paper.tables import tables
 from locaudit.report.style import save
 from locaudit.store import write_atomically
 
 __all__ = ["is_study", "write_paper"]
-
-
-def is_study(folder: str | Path) -> bool:
-    """Whether the folder is one of ``locaudit paper``."""
-    return (Path(folder) / SETTINGS).is_file()
 
 
 def write_paper(folder: str | Path) -> Path:

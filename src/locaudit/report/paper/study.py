@@ -92,6 +92,11 @@ class Study:
         return self.audits["sets"]
 
 
+def is_study(folder: str | Path) -> bool:
+    """Whether the folder is one of ``locaudit paper``."""
+    return (Path(folder) / SETTINGS).is_file()
+
+
 def read_study(folder: str | Path) -> Study:
     """Read a study's folder. Raises `RunFolderError` if it holds none, or one with trials or judgements missing."""
     folder = Path(folder)
