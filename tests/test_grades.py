@@ -53,6 +53,11 @@ def answers(found):
     return [found[name].answer for name in ("sufficiency", "specificity", "necessity", "uniqueness")]
 
 
+def test_controls_that_do_as_well_are_equivalent():
+    assert "equivalent to within 0.05" in measure(claim=0.3, controls=(0.3,) * 39)["specificity"].evidence
+    assert "equivalent" not in measure(claim=0.3, controls=(0.0,) * 39)["specificity"].evidence
+
+
 def test_a_place_that_is_the_only_one():
     found = measure(controls=(0.0,) * 39, rest=0.0, population=39)
     assert answers(found) == ["yes", "yes", "yes", "yes"]

@@ -93,6 +93,7 @@ def _specificity(m: Measured) -> Grade:
     words = f"{g} of {n} random places do at least as well, so that a share of {low:.3f} to {high:.3f} of all would"
     if m.lead is not None:
         words += f"; the claim's lead over their mean is {_difference(m.lead)}"
+        words += f", equivalent to within {m.design.margin:g}" if m.lead.equivalent else ""
     if answer == "undecided" and works and (total := controls_to_decide(g, n, m.level, m.design.population)):
         if total > n:
             seconds = m.design.seconds.get(m.method)
