@@ -5,13 +5,15 @@ The one formula of the library, o' = o + (c + <a, o>) b, is applied here and now
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from locaudit.errors import ModelError
 from locaudit.models import Model, Site
@@ -117,8 +119,6 @@ def entering(model: Model, layer: int, forward: Callable[[], object]) -> Float[T
 @contextmanager
 def resumed(model: Model, layer: int, hidden: Float[Tensor, "rows tokens d"]) -> Iterator[None]:
     """Run forwards from decoder layer `layer` on, with `hidden` as what enters it; the layers below do nothing."""
-    below = [model.layer(number) for number in range(layer)]
-    own = [module.__dict__.get("forward") for module in below]  # accelerate keeps one there
 
     def idle(*args, **kwargs):
         passed = args[0] if args else kwargs["hidden_states"]
@@ -131,12 +131,33 @@ def resumed(model: Model, layer: int, hidden: Float[Tensor, "rows tokens d"]) ->
 
     handle = model.layer(layer).register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
     try:
-        for module in below:
-            module.forward = idle
-        yield
+        with _forwards([model.layer(number) for number in range(layer)], lambda _: idle):
+            yield
     finally:
         handle.remove()
-        for module, forward in zip(below, own, strict=True):
+
+
+@contextmanager
+def recomputed_mlps(model: Model) -> Iterator[None]:
+    """Run forwards whose MLPs keep nothing but their input for the backward pass, which runs them again.
+
+    The same gradients, bit for bit, in less memory and more time. Not for edits of neurons: their hooks are gone then.
+    """
+    blocks = [block for layer in range(model.n_layers) if (block := model.mlp(layer)) is not None]
+    with _forwards(blocks, lambda forward: partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)):
+        yield
+
+
+@contextmanager
+def _forwards(modules: Sequence[nn.Module], replaced: Callable[[Callable], Callable]) -> Iterator[None]:
+    """Give modules another `forward`, made of their own; leaving gives it back."""
+    own = [module.__dict__.get("forward") for module in modules]  # accelerate keeps one there
+    try:
+        for module in modules:
+            module.forward = replaced(module.forward)
+        yield
+    finally:
+        for module, forward in zip(modules, own, strict=True):
             if forward is None:
                 module.__dict__.pop("forward", None)
             else:

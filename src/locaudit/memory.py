@@ -15,13 +15,20 @@ FULL_TOKENS = {"cpu": 64, "cuda": 16384}
 """Tokens of one training step from which on more of them no longer make it faster a token (docs/performance.md)."""
 MAX_BANK = 64
 """Most edits in one bank."""
+LEAN = 0.3
+"""Most that training keeps for a backward pass, in units of the weights' bytes, where less does not cost speed."""
 SHARE = 0.5
 """Share of the free memory that a bank may be expected to take."""
 
 
-def part_tokens(model: Model) -> int:
-    """Tokens of one edit that a training step runs at once; the rest of the step follows, and gradients add up."""
-    return max(128, FULL_TOKENS.get(model.device.type, FULL_TOKENS["cuda"]))
+def part_tokens(model: Model, lowest: int = 0) -> int:
+    """Tokens that training runs at once, of edits whose lowest layer is `lowest`; the rest of a step follows.
+
+    As many as keep `LEAN` of the weights' bytes for the backward pass, or as fill the device.
+    """
+    weights = sum(parameter.nbytes for parameter in model.lm.parameters())
+    kept = training_bytes(model) * (model.n_layers - lowest) / model.n_layers
+    return max(FULL_TOKENS.get(model.device.type, FULL_TOKENS["cuda"]), int(LEAN * weights / kept))
 
 
 def training_bank(model: Model, step_tokens: float) -> int:

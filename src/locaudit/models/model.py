@@ -91,6 +91,11 @@ class Model:
         table = find_architecture(self.config.model_type)
         return submodule(self.layer(layer), table.attention if kind == "heads" else table.mlp)
 
+    def mlp(self, layer: int) -> nn.Module | None:
+        """The module that the MLP's down projection lies in; None where that is the layer itself."""
+        path = find_architecture(self.config.model_type).mlp.rpartition(".")[0]
+        return submodule(self.layer(layer), path) if path else None
+
     def width(self, site: Site) -> int:
         """Width d_in of the site."""
         return input_width(self.projection(site))

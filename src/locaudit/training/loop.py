@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from locaudit.edits import Edit
 from locaudit.errors import ConfigError, DataError
+from locaudit.hooks import recomputed_mlps
 from locaudit.locations import Location
 from locaudit.memory import part_tokens
 from locaudit.models import Model
@@ -115,7 +117,8 @@ def train(
     `epochs` times, in an order of its own seed. A job whose loss or gradient is not finite stops, alone. Weights are
     frozen, so gradients stop at the lowest edited layer, and forwards start there from residual streams read once;
     `residuals` keeps those of ``data.forest`` for other calls. A step of more than `step_tokens` tokens an edit (None:
-    by device) runs in parts whose gradients add up: the same step in less memory.
+    by device) runs in parts whose gradients add up, and the MLPs of a longer question run again in the backward pass:
+    the same step in less memory.
 
     `on_step` is called with (steps done, steps in all).
     """
@@ -139,7 +142,7 @@ def train(
     ]
     adamw = make_optimizer(optimizer, groups, model.device)
     schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda t: 0.5 * (1 + math.cos(math.pi * t / n_steps)))
-    limit = step_tokens or part_tokens(model)
+    limit = step_tokens or part_tokens(model, min(job.location.layers[0] for job in jobs))
     losses: list[list[float]] = [[] for _ in jobs]
     stopped: dict[int, str] = {}
     for step in range(n_steps):
@@ -147,7 +150,7 @@ def train(
         adamw.zero_grad(set_to_none=True)
         loss = torch.zeros(len(jobs), device=model.device)
         for part in _parts(drawn, limit):
-            found = _part_losses(model, residuals, part, drawn, jobs, edits, objective, reduction)
+            found = _part_losses(model, residuals, part, drawn, jobs, edits, objective, reduction, limit)
             torch.where(found.isfinite(), found, 0.0).sum().backward()
             loss += found.detach().to(loss.device)
         for k, edit in enumerate(edits):
@@ -256,8 +259,12 @@ def _part_losses(
     edits: Sequence[TrainableEdit],
     objective: Objective,
     reduction: Reduction,
+    limit: int,
 ) -> Tensor:
-    """Each job's share (K,) of its step's loss that falls to the items of a part, `drawn`."""
+    """Each job's share (K,) of its step's loss that falls to the items of a part, `drawn`.
+
+    A part of more than `limit` tokens, which one question alone is, runs its MLPs again in the backward pass.
+    """
     bank = stack_trainable(edits)
     prefix_ids = residuals.forest.prefix
     # An edit's questions share rows; from here on they stand in the order of the rows.
@@ -268,7 +275,10 @@ def _part_losses(
     rows = torch.tensor([k for k, of_edit in enumerate(packed) for _ in of_edit])
     start = residuals.start(bank.lowest_layer, [[item.number for item in row] for row in filled], batch.n_columns)
     prefix = run_prefix(model, prefix_ids, bank, start)
-    tokens = token_log_probs(model, batch, bank, rows, prefix, start)
+    n_tokens = max(sum(len(item.tree) for item in items) for items in drawn)
+    lean = n_tokens > limit and all(job.location.kind == "heads" for job in jobs)
+    with recomputed_mlps(model) if lean else nullcontext():
+        tokens = token_log_probs(model, batch, bank, rows, prefix, start)
     sums = branch_sums(batch, tokens)
     reference = torch.cat([item.reference for items in drawn for item in items]).to(sums.device)
     ratios = log_ratios(sums, reference, batch.lengths.to(sums.device), reduction)
