@@ -10,7 +10,7 @@ import torch
 import locaudit.runner.banks as banks
 from locaudit import memory, trial
 from locaudit.errors import ModelError
-from locaudit.memory import free_bytes, is_out_of_memory, scoring_bank, training_bank, training_bytes
+from locaudit.memory import free_bytes, is_out_of_memory, part_tokens, scoring_bank, training_bank, training_bytes
 from locaudit.runner import run_audit
 from locaudit.store import read_run
 from runs import small_config
@@ -19,6 +19,14 @@ from runs import small_config
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return tmp_path_factory.mktemp("inputs")
+
+
+def test_a_part_keeps_a_share_of_the_weights(llama):
+    model = llama
+    tokens = [part_tokens(model, lowest) for lowest in range(model.n_layers)]
+    assert tokens == sorted(tokens)
+    weights = sum(p.nbytes for p in model.lm.parameters())
+    assert tokens[0] == max(64, int(memory.LEAN * weights / training_bytes(model)))
 
 
 def test_a_bank_fills_the_device(llama, monkeypatch):

@@ -74,8 +74,30 @@ def test_no_gain_in_half_of_the_repeats_is_no_effect():
 def test_repeats_must_be_alike():
     with pytest.raises(RunFolderError, match="1 repeats"):
         repeats(0.1)
-    with pytest.raises(ConfigError, match="at least 2"):
+    with pytest.raises(ConfigError, match="2 to 1000"):
         run_repeats(AuditConfig(), "unused", 1)
+    with pytest.raises(ConfigError, match="2 to 1000"):
+        run_repeats(AuditConfig(), "unused", 1001)
+
+
+def test_a_behaviour_with_its_own_split_keeps_it(tmp_path):
+    config = small_config(tmp_path, methods=["iti"])
+    path = tmp_path / "questions.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    splits = ["train"] * 10 + ["val"] * 2 + ["test"] * 4
+    path.write_text("\n".join(json.dumps(row | {"split": split}) for row, split in zip(rows, splits, strict=True)))
+    found = audit_repeats(
+        config.model, config.behaviour, out=tmp_path / "trained", repeats=2, config=config, methods=["optimal"],
+        progress=False,
+    )  # fmt: skip
+    assert found.verdict.same_questions
+    assert "on the behaviour’s own split" in found.page.read_text(encoding="utf-8")
+
+
+def test_a_claim_that_diverges_in_a_repeat_has_no_mean():
+    found = repeats(0.25, None).methods["optimal"]
+    assert (found.outcome, found.p_value) == ("underpowered", 1.0)
+    assert "nan" not in found.sentence("x")
 
 
 def test_while_repeats_are_missing_there_is_no_outcome():
@@ -163,8 +185,10 @@ def test_the_page_leads_to_each_repeat_and_says_what_is_missing_or_was_changed(t
     assert "added:</strong> 2, then 3 repeats were planned" in page
     assert "REPEATS WERE ADDED" in said
     assert json.loads((out / "repeats.json").read_text())["methods"]["iti"]["outcome"] == "underpowered"
+    settings = (out / "repeat-0" / "config.yaml").read_bytes()
     with pytest.raises(RunFolderError, match="without a claim file"):
-        run_repeats(changed, out, 3, progress=False)
+        run_repeats(dataclasses.replace(changed, level=0.3), out, 3, progress=False)
+    assert (out / "repeat-0" / "config.yaml").read_bytes() == settings  # a refused command changes nothing
     with pytest.raises(ConfigError, match="3 planned"):
         run_repeats(config, out, 2, progress=False)
 
@@ -177,4 +201,4 @@ def test_averaging_over_controls_that_move_is_not_done():
     assert found.p_value == 2 * 1 / 20
     enough = [i / 4096 for i in range(39)]
     found = repeats(0.25, 0.25, controls=enough, claims=["0.0", "0.1"]).methods["optimal"]
-    assert (found.p_value, found.outcome) == (2 / 40, "specific")
+    assert (found.p_value, found.outcome, found.n_at_least) == (2 / 40, "specific", None)

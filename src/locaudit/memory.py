@@ -15,8 +15,8 @@ FULL_TOKENS = {"cpu": 64, "cuda": 16384}
 """Tokens of one training step from which on more of them no longer make it faster a token (docs/performance.md)."""
 MAX_BANK = 64
 """Most edits in one bank."""
-LEAN = 0.3
-"""Most that training keeps for a backward pass, in units of the weights' bytes, where less does not cost speed."""
+LEAN = 0.27
+"""What training aims to keep for a backward pass, in units of the weights' bytes; a long question may keep more."""
 SHARE = 0.5
 """Share of the free memory that a bank may be expected to take."""
 

@@ -17,7 +17,7 @@ class _Paper:
     config: Annotated[PaperConfig, tyro.conf.arg(name="")] = field(default_factory=PaperConfig)
     preset: Preset = "full"
     """Size of the study, under all other settings: ``full`` has the paper's grids and training (for a GPU), ``small``
-    all its locations in an hour or two on two cores, ``smoke`` every part in minutes."""
+    all its locations in about two hours on two cores, ``smoke`` every part in minutes."""
     out: Path = Path("runs/paper")
     """Folder of the study. Naming an earlier one with the same settings resumes it."""
     dry_run: bool = False

@@ -22,7 +22,7 @@ from locaudit.config.settings import (
 
 Preset = Literal["full", "small", "smoke"]
 PRESETS: tuple[Preset, ...] = ("full", "small", "smoke")
-"""``full``: the paper's grids and training; ``small``: an hour or two on two cores; ``smoke``: minutes."""
+"""``full``: the paper's grids and training; ``small``: about two hours on two cores; ``smoke``: minutes."""
 Part = Literal["sets", "single", "landscape"]
 """The audits of a study, each a run folder of that name: the probed heads against random sets of heads, the best probed
 head against random single heads, and every head."""

@@ -92,9 +92,10 @@ class Model:
         return submodule(self.layer(layer), table.attention if kind == "heads" else table.mlp)
 
     def mlp(self, layer: int) -> nn.Module | None:
-        """The module that the MLP's down projection lies in; None where that is the layer itself."""
-        path = find_architecture(self.config.model_type).mlp.rpartition(".")[0]
-        return submodule(self.layer(layer), path) if path else None
+        """The module that the MLP's down projection lies in; None where attention lies in it too, as in the layer."""
+        table = find_architecture(self.config.model_type)
+        path = table.mlp.rpartition(".")[0]
+        return submodule(self.layer(layer), path) if path and not table.attention.startswith(f"{path}.") else None
 
     def width(self, site: Site) -> int:
         """Width d_in of the site."""

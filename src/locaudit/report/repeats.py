@@ -20,7 +20,7 @@ from locaudit.report import view, write_report
 from locaudit.report.figures import new_figure
 from locaudit.report.html import inline_svg, render
 from locaudit.report.style import ARM_COLOURS, ARM_NAMES, METHOD_TITLES, house_style, require, save, score_title
-from locaudit.stats import Repeat, RepeatsVerdict, combine_repeats, read_repeat
+from locaudit.stats import Repeat, RepeatsVerdict, combine_repeats, count_unjudged, read_repeat
 from locaudit.store import Store, read_run, write_atomically
 
 if TYPE_CHECKING:
@@ -103,13 +103,15 @@ def read_repeats(folder: str | Path) -> Repeats:
     subject, registered = "", None
     for number in range(max(planned, default=0)):
         part = repeat_folder(folder, number)
-        if not part.is_dir():
+        if not (part / "trials.sqlite").is_file():
             missing.append(f"{part.name}: not begun")
             continue
         with read_run(part) as store:
             run, n, config = store.fact("run") or {}, len(store.done()), store.config
-            if not n or n < run.get("planned", 0):
-                missing.append(f"{part.name}: {n} of {run.get('planned', '?')} trials")
+            n_unjudged = count_unjudged(store, store.records())
+            if not n or n < run.get("planned", 0) or n_unjudged:
+                more = f" and {n_unjudged} answers that were not judged" if n_unjudged else ""
+                missing.append(f"{part.name}: {n} of {run.get('planned', '?')} trials{more}")
                 continue
             found[number], facts[number] = read_repeat(store), _identity(store)
             subject = f"{run.get('model', config.model)} on {run.get('behaviour', config.behaviour)}"
@@ -128,7 +130,8 @@ def read_repeats(folder: str | Path) -> Repeats:
 def _identity(store: Store) -> dict[str, Any]:
     """What is the same in all repeats, but for ``training_seed``."""
     values = dict(leaves(to_dict(store.config)))
-    del values["split.seed"], values["registered"]
+    for name in ("split.seed", "registered", "loading.device", "loading.device_map"):
+        del values[name]
     judges = {slot: judge["fingerprint"] for slot, judge in (store.fact("judges") or {}).items()}
     claim_file = (store.fact("registration") or {}).get("sha256", "none")
     weights = (store.fact("run") or {}).get("fingerprint")

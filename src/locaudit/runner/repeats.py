@@ -13,10 +13,10 @@ from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges import Judge
 from locaudit.models import Model
 from locaudit.report.paper.study import is_study
-from locaudit.report.repeats import read_plan, repeat_folder, write_plan
+from locaudit.report.repeats import MOST, read_plan, repeat_folder, write_plan
 from locaudit.runner.inputs import load_subject, read_inputs
 from locaudit.runner.run import run_audit
-from locaudit.store import open_run
+from locaudit.store import check_run, read_run
 
 
 def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
@@ -28,11 +28,11 @@ def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
 
 def check_repeats(config: AuditConfig, repeats: int) -> None:
     """Raise `ConfigError` unless the audit can be repeated so often."""
-    if repeats < 2 or config.stopping != "fixed":
+    if not 2 <= repeats <= MOST or config.stopping != "fixed":
         raise ConfigError(
             got=f"{repeats} repeats with stopping = {config.stopping}",
-            expected="at least 2, each with all of its controls",
-            remedy="raise --repeats; leave out --stopping",
+            expected=f"2 to {MOST}, each with all of its controls",
+            remedy="change --repeats; leave out --stopping",
         )
 
 
@@ -90,14 +90,18 @@ def _check_folders(config: AuditConfig, out: str | Path, repeats: int, registrat
             expected="a new folder, or that of earlier repeats",
             remedy="choose another --out",
         )
-    begun = [number for number in range(repeats) if number == 0 or repeat_folder(out, number).exists()]
-    registered = set()
-    for number in begun:
-        with open_run(repeat_folder(out, number), repeat_config(config, number), registration) as store:
-            registered |= {fact["file"]} if (fact := store.fact("registration")) and store.done() else set()
-    if registration is None and registered and len(begun) < repeats:
-        raise RunFolderError(
-            got=f"new repeats without a claim file in {out}, whose first were registered by {', '.join(registered)}",
-            expected="the same claim file for all",
-            remedy="give it again (--registered)",
-        )
+    folders = [repeat_folder(out, number) for number in range(repeats)]
+    begun = [
+        folder
+        for number, folder in enumerate(folders)
+        if check_run(folder, repeat_config(config, number), registration)
+    ]
+    for folder in begun:
+        with read_run(folder) as store:
+            fact = store.fact("registration")
+        if registration is None and fact is not None and len(begun) < repeats:
+            raise RunFolderError(
+                got=f"new repeats without a claim file in {out}, whose first were registered by {fact['file']}",
+                expected="the same claim file for all",
+                remedy="give it again (--registered)",
+            )

@@ -1,7 +1,7 @@
 """Statistics of an audit: scores, selection on validation, tests, intervals, verdict."""
 
 from locaudit.stats.grades import Grade, conclusion
-from locaudit.stats.judged import count_missing, judged_records, resolve_score, run_score
+from locaudit.stats.judged import count_missing, count_unjudged, judged_records, resolve_score, run_score
 from locaudit.stats.matching import Match, compare_edits, holm, max_t_p, rank_correlation
 from locaudit.stats.measured import Design
 from locaudit.stats.repeats import MethodRepeats, Repeat, RepeatsVerdict, combine_repeats
@@ -37,6 +37,7 @@ __all__ = [
     "conclusion",
     "controls_to_decide",
     "count_missing",
+    "count_unjudged",
     "decide",
     "decide_run",
     "ended_early",

@@ -192,7 +192,7 @@ def _reach(match: Match) -> str:
 
 
 def _difference(match: Match) -> str:
-    return f"{match.difference:+.3f}, {match.interval[0]:+.3f} to {match.interval[1]:+.3f}"
+    return f"{match.difference:+.3f}, 90 %: {match.interval[0]:+.3f} to {match.interval[1]:+.3f}"
 
 
 def _width(match: Match, margin: float) -> str:

@@ -49,6 +49,19 @@ def count_missing(record: TrialRecord, score: str, split: str = "test") -> int:
     return int((values != values).any(axis=0).sum())
 
 
+def count_unjudged(store: Store, records: Sequence[TrialRecord]) -> int:
+    """Answers that a judge of the run has not been asked about, as in a run that was killed, not failed judgements."""
+    ids = {split: [question.id for question in store.questions(split)] for split in ("val", "test")}
+    said = {
+        key
+        for record in records
+        for split, answers in record.answers.items()
+        for key in zip(ids[split], answers, strict=True)
+    }
+    judges = (store.fact("judges") or {}).values()
+    return sum(len(said - set(store.judgements(judge["fingerprint"]))) for judge in judges)
+
+
 def run_score(store: Store) -> str:
     """The score of a run's verdict, by its configuration and its judges."""
     return resolve_score(store.config.score, tuple(store.fact("judges") or {}))

@@ -32,6 +32,8 @@ class Repeat:
     claim: str
     controls: tuple[str, ...]
     """Their locations, by number."""
+    questions: tuple[str, ...] = ()
+    """Ids of the test questions."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,15 @@ class MethodRepeats:
     lead: float
     """Claim minus mean control, mean over repeats."""
     lead_sd: float
-    n_at_least: int
-    """Controls whose mean score reaches the claim's."""
+    n_at_least: int | None
+    """Controls whose mean score reaches the claim's; None where places move."""
     n_controls: int
 
     def sentence(self, score: str) -> str:
         """The verdict's numbers in words."""
+        alone = ", ".join(f"{self.outcomes.count(x)} {x}" for x in dict.fromkeys(self.outcomes))
+        if math.isnan(self.gain):
+            return f"In a repeat every edit at the claim diverged, so there is no mean. Each repeat alone: {alone}."
         if self.same_places:
             places = (
                 f"{self.n_at_least} of {self.n_controls} random places do at least as well on average "
@@ -72,7 +77,6 @@ class MethodRepeats:
             )
         else:
             places = f"p against random places = {self.p_value:.3f}, twice the median of the repeats' own"
-        alone = ", ".join(f"{self.outcomes.count(x)} {x}" for x in dict.fromkeys(self.outcomes))
         return (
             f"{score} gains {self.gain:+.3f} at the claim (SD between repeats {self.gain_sd:.3f}, p = "
             f"{self.effect_p:.4f}); {places}, the claim's lead over their mean is {self.lead:+.3f} (SD "
@@ -93,6 +97,8 @@ class RepeatsVerdict:
     """The claim of each repeat."""
     overlap: float
     """Mean share of units that two repeats' claims have in common (Jaccard); 1 for a given claim."""
+    same_questions: bool
+    """Whether all have the same test questions: a behaviour with a split of its own."""
     methods: dict[str, MethodRepeats]
 
     def __str__(self) -> str:
@@ -122,11 +128,12 @@ def combine_repeats(repeats: Sequence[Repeat], n_planned: int | None = None) -> 
     sets = [set(parse_location(claim).units) for claim in claims]
     overlap = float(np.mean([len(a & b) / len(a | b) for a, b in combinations(sets, 2)]))
     same = len(set(claims)) == 1 and len({repeat.controls for repeat in repeats}) == 1
+    alike = len({repeat.questions for repeat in repeats}) == 1 and bool(repeats[0].questions)
     n_planned = n_planned or len(repeats)
     methods = {name: _combine([v.methods[name] for v in verdicts], first.level, same) for name in first.methods}
     if len(repeats) < n_planned:
         methods = {name: replace(method, outcome="underpowered") for name, method in methods.items()}
-    return RepeatsVerdict(len(verdicts), n_planned, first.score, first.level, claims, overlap, methods)
+    return RepeatsVerdict(len(verdicts), n_planned, first.score, first.level, claims, overlap, alike, methods)
 
 
 def _combine(found: Sequence, level: float, same_places: bool) -> MethodRepeats:
@@ -163,6 +170,6 @@ def _combine(found: Sequence, level: float, same_places: bool) -> MethodRepeats:
         gain_interval=(float(np.mean(gains)) - half, float(np.mean(gains)) + half),
         lead=float(np.mean(leads)),
         lead_sd=float(np.std(leads, ddof=1)),
-        n_at_least=int(np.sum(~(controls < claim))),
+        n_at_least=int(np.sum(~(controls < claim))) if same_places else None,
         n_controls=n,
     )

@@ -45,7 +45,8 @@ def read_repeat(store: Store) -> Repeat:
     )
     places = {r.spec.control: r.spec.location for r in records if r.spec.arm == "control"}
     claim = (store.fact("run") or {}).get("claim") or verdict.claim
-    return Repeat(verdict, claim, tuple(location for _, location in sorted(places.items())))
+    questions = tuple(sorted(question.id for question in store.questions("test")))
+    return Repeat(verdict, claim, tuple(location for _, location in sorted(places.items())), questions)
 
 
 def ended_early(store: Store, method: Method) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -53,6 +53,25 @@ def open_run(folder: str | Path, config: AuditConfig, registration: Registration
             connection.close()
     finally:
         lock.release()
+
+
+def check_run(folder: str | Path, config: AuditConfig, registration: Registration | None) -> bool:
+    """Whether a folder holds records, of these settings and this claim file; writes nothing.
+
+    Raises `RunFolderError` where they are of others, as `open_run` would.
+    """
+    folder = Path(folder)
+    if not (folder / "trials.sqlite").is_file() or not (folder / "config.yaml").is_file():
+        return False
+    with closing(connect(folder / "trials.sqlite")) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'trials'").fetchone():
+            return False
+    with read_run(folder) as store:
+        if not store.done():
+            return False
+        registration_hash(store, registration)
+        _check_config(folder, config)
+        return True
 
 
 @contextmanager

@@ -117,8 +117,8 @@ def train(
     `epochs` times, in an order of its own seed. A job whose loss or gradient is not finite stops, alone. Weights are
     frozen, so gradients stop at the lowest edited layer, and forwards start there from residual streams read once;
     `residuals` keeps those of ``data.forest`` for other calls. A step of more than `step_tokens` tokens an edit (None:
-    by device) runs in parts whose gradients add up, and the MLPs of a longer question run again in the backward pass:
-    the same step in less memory.
+    by device, weights and lowest layer) runs in parts whose gradients add up, and the MLPs of a longer question run
+    again in the backward pass (not for edits of neurons): the same step in less memory.
 
     `on_step` is called with (steps done, steps in all).
     """
@@ -274,10 +274,10 @@ def _part_losses(
     batch = collate_bank([[item.tree for item in row] for row in filled], 1, len(prefix_ids), model)
     rows = torch.tensor([k for k, of_edit in enumerate(packed) for _ in of_edit])
     start = residuals.start(bank.lowest_layer, [[item.number for item in row] for row in filled], batch.n_columns)
-    prefix = run_prefix(model, prefix_ids, bank, start)
-    n_tokens = max(sum(len(item.tree) for item in items) for items in drawn)
+    n_tokens = len(prefix_ids) + max(sum(len(item.tree) for item in items) for items in drawn)
     lean = n_tokens > limit and all(job.location.kind == "heads" for job in jobs)
     with recomputed_mlps(model) if lean else nullcontext():
+        prefix = run_prefix(model, prefix_ids, bank, start)
         tokens = token_log_probs(model, batch, bank, rows, prefix, start)
     sums = branch_sums(batch, tokens)
     reference = torch.cat([item.reference for items in drawn for item in items]).to(sums.device)

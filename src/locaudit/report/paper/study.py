@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from locaudit.config import AuditConfig, PaperConfig, Part, read_over
 from locaudit.errors import RunFolderError
 from locaudit.records import Method, TrialRecord
-from locaudit.stats import components, judged_records, score_values, select
+from locaudit.stats import components, count_unjudged, judged_records, score_values, select
 from locaudit.stats.selection import Place
 from locaudit.store import read_run
 
@@ -131,13 +131,6 @@ def read_study(folder: str | Path) -> Study:
 def _read_audit(folder: Path) -> Audit:
     with read_run(folder) as store:
         judges, records = store.fact("judges") or {}, judged_records(store)
-        ids = {split: [question.id for question in store.questions(split)] for split in ("val", "test")}
-        said = {
-            key
-            for record in records
-            for split, answers in record.answers.items()
-            for key in zip(ids[split], answers, strict=True)
-        }
         return Audit(
             store.config,
             tuple(records),
@@ -145,7 +138,7 @@ def _read_audit(folder: Path) -> Audit:
             store.fact("probes") or {},
             judges,
             math.fsum(store.seconds().values()),
-            sum(len(said - set(store.judgements(judge["fingerprint"]))) for judge in judges.values()),
+            count_unjudged(store, records),
         )
 
 
