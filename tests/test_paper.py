@@ -321,12 +321,12 @@ def outcomes_of(numbers, **changes):
     return {claim["name"]: claim["outcome"] for claim in judge_claims(n)}
 
 
-def gain(low, high, outcome="undecided"):
-    return {"difference": (low + high) / 2, "interval_90": [low, high], "outcome": outcome}
+def gain(low, high, outcome="undecided", few=False):
+    return {"difference": (low + high) / 2, "interval_90": [low, high], "outcome": outcome, "few": few}
 
 
-def lead(low, high):
-    return {"difference": (low + high) / 2, "interval_95": [low, high]}
+def lead(low, high, few=False):
+    return {"difference": (low + high) / 2, "interval_95": [low, high], "few": few}
 
 
 WORKS, LITTLE, NOTHING = gain(0.1, 0.3), gain(0.01, 0.04), gain(-0.1, 0.1)
@@ -344,6 +344,7 @@ LOCALIZED, WHOLE = "gains__localized_optimal_over_unedited", "gains__whole_optim
         ),
         ("iti_beats_random", {"iti__p_monte_carlo": 0.5, "iti__gap": lead(-0.1, 0.04)}, "not replicated"),
         ("iti_beats_random", {"iti__p_monte_carlo": 0.5, "iti__gap": lead(-0.1, 0.1)}, "could not test"),
+        ("iti_beats_random", {"iti__p_monte_carlo": 0.5, "iti__gap": lead(0, 0, few=True)}, "could not test"),
         (
             "iti_beats_random",
             {"iti__localized_score": None, "iti__p_monte_carlo": 1.0, "iti__gap": lead(0, 0)},

@@ -2,7 +2,7 @@
 
 from locaudit.stats.grades import Grade, conclusion
 from locaudit.stats.judged import count_missing, count_unjudged, judged_records, resolve_score, run_score
-from locaudit.stats.matching import Match, compare_edits, holm, max_t_p, rank_correlation
+from locaudit.stats.matching import Match, compare_edits, differ_too_little, holm, max_t_p, rank_correlation
 from locaudit.stats.measured import Design
 from locaudit.stats.repeats import MethodRepeats, Repeat, RepeatsVerdict, combine_repeats
 from locaudit.stats.run import decide_run, ended_early, read_repeat, run_design
@@ -40,6 +40,7 @@ __all__ = [
     "count_unjudged",
     "decide",
     "decide_run",
+    "differ_too_little",
     "ended_early",
     "holm",
     "judged_metrics",

@@ -69,7 +69,7 @@ def compare_edits(
     drawn = resampled_differences(values, others, seed) if drawn is None else drawn
     low, high = percentiles(drawn, CONFIDENCE)
     below, above = (float((1 + np.sum(~(x < margin))) / (1 + drawn.size)) for x in (-drawn, drawn))
-    few = _differ_too_little(values, others, margin)
+    few = differ_too_little(values, others, margin)
     if few:
         return Match(difference, (low, high), max(below, 0.5), max(below, above, 0.5), "undecided", False, False, True)
     outcome: Outcome = "not worse" if low > -margin else "worse" if high < -margin else "undecided"
@@ -77,7 +77,7 @@ def compare_edits(
     return Match(difference, (low, high), below, max(below, above), outcome, equivalent, high < margin, False)
 
 
-def _differ_too_little(values: ArrayLike, others: Sequence[NDArray[np.float64]], margin: float) -> bool:
+def differ_too_little(values: ArrayLike, others: Sequence[ArrayLike], margin: float) -> bool:
     """Whether so few questions differ that a resample may hold none, though the true difference is the margin.
 
     With scores of 0 and 1, a difference of the margin shows in at least that share of the questions: where d of n
@@ -85,7 +85,7 @@ def _differ_too_little(values: ArrayLike, others: Sequence[NDArray[np.float64]],
     """
     a = np.atleast_2d(np.asarray(values, dtype=float))
     differ = np.zeros(a.shape[1], dtype=bool)
-    for x in others:
+    for x in (np.atleast_2d(np.asarray(other, dtype=float)) for other in others):
         differ |= (a != x).any(axis=0) & ~(np.isnan(a) | np.isnan(x)).any(axis=0)
     d, n = int(differ.sum()), differ.size
     return d < LEAST_DIFFERING and float(stats.binom.cdf(d, n, min(margin, 1.0))) > (1 - CONFIDENCE) / 2

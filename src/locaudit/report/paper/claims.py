@@ -314,18 +314,18 @@ def _interval(found: Numbers) -> str:
 
 
 def _low(found: Numbers) -> float:
-    """Lower end of the interval; below everything where there is none."""
+    """Lower end of the interval; below everything where there is none, or too few questions differ."""
     return _end(found, 0, -math.inf)
 
 
 def _high(found: Numbers) -> float:
-    """Upper end of the interval; above everything where there is none."""
+    """Upper end of the interval; above everything where there is none, or too few questions differ."""
     return _end(found, 1, math.inf)
 
 
 def _end(found: Numbers, side: int, otherwise: float) -> float:
     value = found["interval_90" if "interval_90" in found else "interval_95"][side]
-    return otherwise if value is None or math.isnan(value) else value
+    return otherwise if value is None or math.isnan(value) or found["few"] else value
 
 
 def _plain(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from locaudit.stats import (
     MethodVerdict,
     compare_edits,
     decide,
+    differ_too_little,
     holm,
     mean_score,
     monte_carlo_p,
@@ -84,7 +85,7 @@ def measure_method(study: Study, method: Method) -> dict[str, Any]:
         "grid": list(audit.config.iti.alphas if method == "iti" else audit.config.optimal.strengths),
         "n_random": len(controls),
         "n_random_diverged": sum(record is None for record in random),
-        **_versus_random(verdict),
+        **_versus_random(verdict, _few_of(audit, chosen, SCORE, margin)),
         "outcome": verdict.outcome,
         "random_mean": _nan_free(np.nanmean, controls),
         "random_sd": _nan_free(lambda x: np.nanstd(x, ddof=1), controls),
@@ -102,7 +103,13 @@ def measure_method(study: Study, method: Method) -> dict[str, Any]:
     }
 
 
-def _versus_random(verdict: MethodVerdict) -> dict[str, Any]:
+def _few_of(audit: Audit, chosen: Mapping[Place, TrialRecord | None], score: str, margin: float) -> bool:
+    """Whether too few questions tell the localized heads from the random sets."""
+    random = [audit.values(record, score) for (arm, _), record in chosen.items() if arm == "control"]
+    return differ_too_little(audit.values(chosen["claim", -1], score), random, margin)
+
+
+def _versus_random(verdict: MethodVerdict, few: bool) -> dict[str, Any]:
     return {
         "localized_score": verdict.claim,
         "random_scores": list(verdict.controls),
@@ -115,7 +122,7 @@ def _versus_random(verdict: MethodVerdict) -> dict[str, Any]:
         "effect": {
             "difference": verdict.effect, "interval_95": verdict.effect_interval, "p": verdict.effect_p
         },
-        "gap": {"difference": verdict.gap, "interval_95": verdict.gap_interval},
+        "gap": {"difference": verdict.gap, "interval_95": verdict.gap_interval, "few": few},
     }  # fmt: skip
 
 
@@ -127,11 +134,12 @@ def _truth_gains(audit: Audit, method: Method, margin: float) -> dict[str, Any]:
         values = audit.values(record, "truth")
         known = not np.isnan(mean_score(values))
         interval = paired_interval(values, base) if known else (math.nan, math.nan)
-        return {"difference": float(mean_score(values) - mean_score(base)), "interval_95": interval}
+        few = differ_too_little(values, [base], margin)
+        return {"difference": float(mean_score(values) - mean_score(base)), "interval_95": interval, "few": few}
 
     chosen = audit.chosen(method)
     random = [gain(record) for (arm, _), record in sorted(chosen.items()) if arm == "control"]
-    bounds = [row["interval_95"] for row in random]
+    bounds = [row["interval_95"] for row in random if not row["few"]]
     gains = [row["difference"] for row in random]
     return {
         "localized": gain(chosen["claim", -1]),
@@ -162,6 +170,7 @@ def _match(
     return {
         "difference": match.difference,
         "interval_90": match.interval,
+        "few": match.few,
         "p_worse_by_margin": match.p,
         "outcome": "worse" if record is None and has_reference else match.outcome,
     }
@@ -222,8 +231,9 @@ def measure_single(study: Study) -> dict[str, Any]:
     return {
         "rule": (
             f"a head matches if the 90 % bootstrap interval of its score minus the other's, over the same test "
-            f"questions, lies above -{margin:g}; it is worse if it lies below; else the questions are too few to tell. "
-            "Where a claim needs several or any of many to match, their tests are corrected by Holm's method"
+            f"questions, lies above -{margin:g}; it is worse if it lies below; else, or where too few questions "
+            "differ, it cannot be told. Where a claim needs several or any of many to match, their tests are corrected "
+            "by Holm's method"
         ),
         "n_random": len(random),
         "localized_score": localized,
@@ -254,7 +264,7 @@ def measure_multiple_choice(audit: Audit, method: Method, margin: float) -> dict
     random = [record for (arm, _), record in sorted(chosen.items()) if arm == "control"]
     base = audit.values(audit.base, "mc2")
     return {
-        **_versus_random(verdict),
+        **_versus_random(verdict, _few_of(audit, chosen, "mc2", margin)),
         "localized_kl": None if localized is None else localized.drift["kl"],
         "over_unedited": _match(lambda record: audit.values(record, "mc2"), localized, base, margin),
         # A random set whose edits all diverged counts as better.
@@ -272,7 +282,7 @@ def _is_better(one: TrialRecord, other: TrialRecord) -> bool:
     return one.metrics["test"]["mc2"] >= other.metrics["test"]["mc2"] and one.drift["kl"] <= other.drift["kl"]
 
 
-def compare_leads(audit: Audit) -> dict[str, Any]:
+def compare_leads(audit: Audit, margin: float) -> dict[str, Any]:
     """Lead of the localized heads over the mean random set in MC2, under ITI minus under optimal edits."""
     leads = []
     for method in ("iti", "optimal"):
@@ -280,10 +290,11 @@ def compare_leads(audit: Audit) -> dict[str, Any]:
         values = {place: audit.values(record, "mc2")[0] for place, record in chosen.items() if record is not None}
         random = [x for (arm, _), x in values.items() if arm == "control"]
         if ("claim", -1) not in values or not random:
-            return {"difference": None, "interval_95": [None, None]}
+            return {"difference": None, "interval_95": [None, None], "few": True}
         leads.append(values["claim", -1] - np.mean(random, axis=0))
-    interval = paired_interval(leads[0], leads[1])
-    return {"difference": float(np.mean(leads[0]) - np.mean(leads[1])), "interval_95": interval}
+    difference = float(np.mean(leads[0]) - np.mean(leads[1]))
+    few = differ_too_little(leads[0], [leads[1]], margin)
+    return {"difference": difference, "interval_95": paired_interval(leads[0], leads[1]), "few": few}
 
 
 def measure_probe_effect(audit: Audit) -> dict[str, Any]:

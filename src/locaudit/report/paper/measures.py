@@ -47,7 +47,7 @@ def measure(study: Study) -> dict[str, Any]:
         "single": measure_single(study),
         "multiple_choice": {
             **{method: measure_multiple_choice(sets, method, study.config.margin_mc) for method in ("iti", "optimal")},
-            "lead_under_iti_minus_optimal": compare_leads(sets),
+            "lead_under_iti_minus_optimal": compare_leads(sets, study.config.margin_mc),
         },
         "probe_effect": measure_probe_effect(single),
         "landscape": measure_landscape(study),

@@ -10,6 +10,7 @@ from locaudit.config import PaperConfig, Part, to_yaml
 from locaudit.report.html import inline_svg, render
 from locaudit.report.paper.panels import Panel
 from locaudit.report.view import spell_duration
+from locaudit.stats.matching import LEAST_DIFFERING
 
 SECTIONS: Mapping[str, str] = {
     "setup": "Probes",
@@ -42,7 +43,9 @@ def render_paper(
     return render(
         "paper/paper.html",
         n=numbers,
-        resolution=_half_width(numbers["gains"]["localized optimal over whole optimal"]["interval_90"]),
+        infinity=math.inf,
+        least_differing=LEAST_DIFFERING,
+        resolution=_half_width(numbers["gains"]["localized optimal over whole optimal"]),
         counts={word: outcomes.count(word) for word in ("replicated", "not replicated", "could not test")},
         sections=SECTIONS,
         figures=figures,
@@ -52,6 +55,6 @@ def render_paper(
     )
 
 
-def _half_width(interval: Sequence[float | None]) -> float:
-    low, high = interval
-    return math.inf if low is None or high is None else (high - low) / 2
+def _half_width(found: Mapping[str, Any]) -> float:
+    low, high = found["interval_90"]
+    return math.inf if low is None or high is None or found["few"] else (high - low) / 2
