@@ -309,6 +309,12 @@ def test_a_start_without_the_file_does_not_shake_it_off(home, tmp_path, claim_fi
     assert "<li>claim: 0.1,1.2 registered, 0.1,1.3 now</li>" in page
 
 
+def test_a_key_that_stands_twice_is_refused(claim_file):
+    claim_file.write_text(CLAIM + "level: 0.5\n")
+    with pytest.raises(ConfigError, match="level stands twice"):
+        read_registration(claim_file)
+
+
 def test_a_dry_run_counts_the_registered_trials(home, finished, claim_file, tmp_path, monkeypatch):
     monkeypatch.setattr(estimate, "measure_paces", lambda *_args: PACES)
     config = tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))

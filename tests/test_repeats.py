@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,19 @@ def test_a_claim_that_leads_in_some_repeats_only_is_not_specific():
     assert "twice the median" in str(found)
     worse = repeats(0.25, 0.25, controls=strong).methods["optimal"]
     assert (worse.outcome, worse.n_at_least, worse.p_value) == ("effective, not specific", 1, 2 / 20)
+
+
+def test_tied_repeats_are_not_specific_by_rounding():
+    """Means of the same scores in another order differ in the last bits."""
+    rng = np.random.default_rng(0)
+    for n in (3, 8, 12):
+        scores = rng.integers(1, 20, n) / 20 * rng.integers(1, 20, n) / 20
+        parts = [
+            replace(verdicts(0.25)[0].methods["optimal"], claim=x, controls=(y,) * 19)
+            for x, y in zip(scores.tolist(), scores[::-1].tolist(), strict=True)
+        ]
+        several = [Repeat(replace(verdicts(0.25)[0], methods={"optimal": part}), "0.0", PLACES) for part in parts]
+        assert combine_repeats(several).methods["optimal"].p_value == 1.0
 
 
 def test_no_gain_in_half_of_the_repeats_is_no_effect():

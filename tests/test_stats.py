@@ -11,7 +11,16 @@ from scipy import stats
 
 from locaudit.errors import RunFolderError
 from locaudit.records import TrialRecord, TrialSpec
-from locaudit.stats import decide, monte_carlo_p, paired_gain_p, paired_interval, score_interval, select
+from locaudit.stats import (
+    decide,
+    max_t_p,
+    mean_score,
+    monte_carlo_p,
+    paired_gain_p,
+    paired_interval,
+    score_interval,
+    select,
+)
 
 N = 32
 SCORE = "mc2"
@@ -59,6 +68,17 @@ def judge(*parts, level=0.05):
 
 
 # --- the three numbers
+
+
+def test_scores_that_differ_by_rounding_alone_tie():
+    """True 1 and informative 9 of 20, and 3 and 3: the same product, but for the last bits."""
+    claim, control = (
+        np.asarray([[1] * a + [0] * (20 - a), [1] * b + [0] * (20 - b)], float) for a, b in ((1, 9), (3, 3))
+    )
+    one, other = float(mean_score(claim)), float(mean_score(control))
+    assert monte_carlo_p(one, [other] * 19) == monte_carlo_p(other, [one] * 19) == 1.0
+    assert max_t_p([one, 0.1 + 0.2], [[other, 0.3]] * 19) == [1.0, 1.0]
+    assert monte_carlo_p(0.5 + 1e-6, [0.5] * 19) == 0.05
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def _print_verdict(folder: Path, report: Path) -> None:
             slot: store.judgements(judge["fingerprint"]) for slot, judge in (store.fact("judges") or {}).items()
         }
         said = conversations(store.questions("test"), records, verdict, judgements)[:_SHOWN_QUESTIONS]
-        claim_file = registered(store.fact("registration"), store.config)
+        claim_file = registered(store.fact("registration"), store.config, verdict.score)
     console = Console(highlight=False, soft_wrap=True)
     if len(records) < planned:
         console.print(f"UNFINISHED: {len(records)} of {planned} trials; all below is provisional.", style="bold red")

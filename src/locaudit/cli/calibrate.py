@@ -28,7 +28,7 @@ Each command has its own --help."""
 @dataclass(frozen=True)
 class _Null:
     audits: int = 10_000
-    """Simulated audits of each kind."""
+    """Simulated audits of each kind; a tenth as many of ``anytime``, with up to 400 controls."""
     controls: int = 19
     """Controls an audit."""
     questions: int = 100
@@ -44,7 +44,7 @@ class _Null:
 @dataclass(frozen=True)
 class _RunFolder:
     folder: tyro.conf.Positional[Path]
-    """Run folder with at least 20 controls."""
+    """Run folder with more controls than an audit takes; 40 or more say something."""
     score: str | None = None
     """Score to compare by (None: the run's)."""
     controls: int = 19
@@ -106,7 +106,7 @@ def _null(arguments: list[str]) -> None:
             console.print(f"\n{WORLDS[case.world]}, up to {case.n_controls} controls", style="bold", markup=False)
         below = ", ".join(f"{rate.share:.3f} at {t:g}" for t, rate in case.p_below.items())
         console.print(
-            f"  {case.rule:>22}  specific in {percent(case.false)}; p at most t: {below}; "
+            f"  {case.rule:>22}  specific in {percent(case.false)} of {case.false.n_trials:,}; p at most t: {below}; "
             f"{case.mean_controls:.1f} controls used",
             markup=False,
         )
@@ -117,6 +117,7 @@ def _run(arguments: list[str]) -> None:
     command = tyro.cli(_RunFolder, prog="locaudit calibrate run", args=arguments)
     from locaudit.stats import judged_records, run_score
     from locaudit.stats.calibration import pool_rates
+    from locaudit.stats.sequential import curtailment
     from locaudit.store import read_run
 
     with read_run(command.folder) as store:
@@ -124,6 +125,12 @@ def _run(arguments: list[str]) -> None:
         model = (store.fact("run") or {}).get("model")
     numbers = [r.spec.control for r in records if r.spec.arm == "control"]
     n_places = len(set(numbers))
+    if not 0 < command.level < 1 or not curtailment(command.controls, command.level):
+        raise ConfigError(
+            got=f"--controls {command.controls} at --level {command.level:g}",
+            expected="enough controls for an audit to say specific: 1 / (1 + controls) at most the level",
+            remedy="raise --controls",
+        )
     if n_places <= command.controls:
         raise ConfigError(
             got=f"{command.folder} with {n_places} controls and --controls {command.controls}",
@@ -147,8 +154,8 @@ def _run(arguments: list[str]) -> None:
         console.print(
             f"{method}, {score}: each of {rates.n_places} places in turn the claim against {rates.n_controls} of the "
             f"others: specific in {rates.false_rate:.2%} of all draws of controls; in one draw each, "
-            f"{rates.drawn.n} of {rates.drawn.n_trials} (95 %: {low:.2%} to {high:.2%}). {rates.n_effective} places "
-            f"have a significant gain, {rates.n_tied} tie with another.",
+            f"{rates.drawn.n} of {rates.drawn.n_trials} (95 %: {low:.2%} to {high:.2%}, as if places were "
+            f"independent). {rates.n_effective} places have a significant gain, {rates.n_tied} tie with another.",
             markup=False,
         )
     _write(command.out, {"model": model, "pools": [_plain(rates) for rates in found]})

@@ -65,10 +65,22 @@ def parse_over(base: C, text: str, source: str) -> C:
     return merge(base, parse_values(text, source), source, "")
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def parse_values(text: str, source: str) -> Any:
     """What YAML text holds, not checked; nothing is no settings."""
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _UniqueKeys)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         line = " ".join(str(error).split())
         raise ConfigError(got=f"{source}, which is not YAML ({line})", expected="YAML", remedy="mend it") from None

@@ -39,7 +39,7 @@ def write_report(folder: str | Path) -> Path:
         questions = store.questions("test")
         judgements = {aspect: store.judgements(judge["fingerprint"]) for aspect, judge in judges.items()}
         verdict = decide_run(store, records)
-        registered = view.registered(store.fact("registration"), config)
+        registered = view.registered(store.fact("registration"), config, score)
     folder = Path(folder)
     summary = {**asdict(verdict), "judges": judges}
     if registered is not None:

@@ -20,7 +20,7 @@ from locaudit.report import view, write_report
 from locaudit.report.figures import new_figure
 from locaudit.report.html import inline_svg, render
 from locaudit.report.style import ARM_COLOURS, ARM_NAMES, METHOD_TITLES, house_style, require, save, score_title
-from locaudit.stats import Repeat, RepeatsVerdict, combine_repeats, count_unjudged, read_repeat
+from locaudit.stats import Repeat, RepeatsVerdict, combine_repeats, count_unjudged, read_repeat, run_score
 from locaudit.store import Store, read_run, write_atomically
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def read_repeats(folder: str | Path) -> Repeats:
                 continue
             found[number], facts[number] = read_repeat(store), _identity(store)
             subject = f"{run.get('model', config.model)} on {run.get('behaviour', config.behaviour)}"
-            registered = view.registered(store.fact("registration"), config)
+            registered = view.registered(store.fact("registration"), config, run_score(store))
     if len(found) < 2:
         raise RunFolderError(
             got=f"{folder} with {len(found)} finished repeats ({'; '.join(missing) or 'none planned'})",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from locaudit.config import AuditConfig, changed_settings, open_settings
@@ -73,11 +73,16 @@ class Registered:
         return self.sha256[:16]
 
 
-def registered(fact: Mapping[str, Any] | None, config: AuditConfig) -> Registered | None:
-    """The run's claim file, from the store's fact ``registration``; None without one."""
+def registered(fact: Mapping[str, Any] | None, config: AuditConfig, score: str) -> Registered | None:
+    """The run's claim file, from the store's fact ``registration``; None without one.
+
+    `score` is what the run's verdict compares, which ``auto`` in the settings may stand for.
+    """
     if fact is None:
         return None
     values = fact["values"]
+    if values.get("score", "auto") != "auto":
+        config = replace(config, score=score)
     return Registered(
         fact["sha256"],
         fact["file"],

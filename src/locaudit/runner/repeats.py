@@ -28,11 +28,15 @@ def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
 
 def check_repeats(config: AuditConfig, repeats: int) -> None:
     """Raise `ConfigError` unless the audit can be repeated so often."""
-    if not 2 <= repeats <= MOST or config.stopping != "fixed":
+    if not 2 <= repeats <= MOST:
+        raise ConfigError(
+            got=f"{repeats} repeats", expected=f"2 to {MOST}", remedy="change --repeats; leave it out for one audit"
+        )
+    if config.stopping != "fixed":
         raise ConfigError(
             got=f"{repeats} repeats with stopping = {config.stopping}",
-            expected=f"2 to {MOST}, each with all of its controls",
-            remedy="change --repeats; leave out --stopping",
+            expected="repeats with all of their controls, stopping = fixed",
+            remedy="leave out --stopping",
         )
 
 

@@ -6,7 +6,7 @@ from locaudit.stats.matching import Match, compare_edits, differ_too_little, hol
 from locaudit.stats.measured import Design
 from locaudit.stats.repeats import MethodRepeats, Repeat, RepeatsVerdict, combine_repeats
 from locaudit.stats.run import decide_run, ended_early, read_repeat, run_design
-from locaudit.stats.scores import JUDGED, components, judged_metrics, mean_score, score_values
+from locaudit.stats.scores import JUDGED, components, judged_metrics, mean_score, reaches, score_values
 from locaudit.stats.selection import select
 from locaudit.stats.sequential import Look, controls_to_decide, look, share_interval
 from locaudit.stats.tests import (
@@ -53,6 +53,7 @@ __all__ = [
     "paired_gain_p",
     "paired_interval",
     "rank_correlation",
+    "reaches",
     "read_repeat",
     "resolve_score",
     "run_design",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from locaudit.records import Method, TrialRecord
-from locaudit.stats.scores import mean_score, score_values
+from locaudit.stats.scores import TIE, mean_score, reaches, score_values
 from locaudit.stats.selection import select
 from locaudit.stats.sequential import Rule, curtailment, look
 from locaudit.stats.tests import monte_carlo_p, normal_tail_p, paired_gain_p, t_test_p
@@ -86,7 +86,7 @@ def simulate(
         chance = np.clip(0.5 + difficulty + quality[:, None], 0, 1)
         answers = (rng.random((1 + n_controls, n_questions)) < chance).astype(float)
         means = answers.mean(axis=1)
-        reached = list(means[1:] >= means[0])
+        reached = reaches(means[1:], float(means[0])).tolist()
         seen = look(reached, rule=rule, n_planned=n_controls, level=level)
         used += seen.n
         p_values.append(seen.p_value)
@@ -158,7 +158,7 @@ def pool_rates(
     rng = np.random.default_rng(seed)
     for i, own in enumerate(means):
         others = np.delete(means, i)
-        n_at_least = int(np.sum(~(others < own)))
+        n_at_least = int(np.sum(reaches(others, float(own))))
         p_values.append(monte_carlo_p(float(own), others.tolist()))
         exact.append(works[i] * chance_specific(n_at_least, len(others), n_controls, level))
         drawn = rng.choice(others, min(n_controls, len(others)), replace=False)
@@ -171,7 +171,7 @@ def pool_rates(
         float(np.mean(exact)),
         Rate(n_false, len(means)),
         int(sum(works)),
-        int(sum(np.sum(means == own) > 1 for own in means)),
+        int(sum(np.sum(np.isclose(means, own, rtol=0, atol=TIE)) > 1 for own in means)),
         tuple(p_values),
         tuple(means.tolist()),
     )

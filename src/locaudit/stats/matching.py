@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from locaudit.stats.scores import mean_score
+from locaudit.stats.scores import TIE, mean_score, reaches
 from locaudit.stats.tests import N_RESAMPLES, percentiles, resampled_differences
 
 CONFIDENCE = 0.90
@@ -114,10 +114,10 @@ def max_t_p(claim: ArrayLike, controls: ArrayLike) -> list[float]:
     """
     own, others = np.asarray(claim, dtype=float), np.atleast_2d(np.asarray(controls, dtype=float))
     arms = np.concatenate([own[None], others])
-    spread = np.nanstd(arms, axis=0)
-    z = (arms - np.nanmean(arms, axis=0)) / np.where(spread > 0, spread, 1.0)
+    centre, spread = np.nanmean(arms, axis=0), np.nanstd(arms, axis=0)
+    z = (arms - centre) / np.where(spread > TIE * np.maximum(1.0, np.abs(centre)), spread, 1.0)
     largest = np.where(np.isnan(others), np.inf, z[1:]).max(axis=1)
-    return [float((1 + np.sum(largest >= x)) / (1 + len(others))) if np.isfinite(x) else 1.0 for x in z[0]]
+    return [float((1 + np.sum(reaches(largest, x))) / (1 + len(others))) if np.isfinite(x) else 1.0 for x in z[0]]
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from locaudit.locations import Location, parse_location
 from locaudit.records import Method, TrialRecord
 from locaudit.stats.matching import Match, compare_edits
-from locaudit.stats.scores import components, mean_score, score_values
+from locaudit.stats.scores import components, mean_score, reaches, score_values
 from locaudit.stats.selection import Place
 from locaudit.stats.sequential import Look, Rule, look
 from locaudit.stats.tests import paired_gain_p, resampled_differences
@@ -90,7 +90,7 @@ class Measured:
     @cached_property
     def look(self) -> Look:
         """What the controls say of the claim."""
-        reached = [not mean < self.claim_mean for mean in self.control_means]
+        reached = reaches(self.control_means, self.claim_mean).tolist()
         design = self.design
         return look(reached, rule=design.rule, n_planned=self.n_planned, level=self.level, population=design.population)
 

@@ -19,6 +19,7 @@ from scipy import stats
 
 from locaudit.errors import RunFolderError
 from locaudit.locations import parse_location
+from locaudit.stats.scores import reaches
 from locaudit.stats.sequential import curtailment
 from locaudit.stats.tests import monte_carlo_p
 from locaudit.stats.verdict import Outcome, Verdict
@@ -170,6 +171,6 @@ def _combine(found: Sequence, level: float, same_places: bool) -> MethodRepeats:
         gain_interval=(float(np.mean(gains)) - half, float(np.mean(gains)) + half),
         lead=float(np.mean(leads)),
         lead_sd=float(np.std(leads, ddof=1)),
-        n_at_least=int(np.sum(~(controls < claim))) if same_places else None,
+        n_at_least=int(np.sum(reaches(controls, claim))) if same_places else None,
         n_controls=n,
     )

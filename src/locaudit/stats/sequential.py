@@ -40,7 +40,8 @@ class Look:
     n_at_least: int
     """Of those, how many reach the claim."""
     p_value: float
-    """``fixed``: the Monte-Carlo p; ``curtailed``: the same or an upper bound of it; ``anytime``: the upper end of
+    """``fixed``: the Monte-Carlo p; ``curtailed``: after an early end a sequential p (valid, and on the same side of
+    the level as that of all N, not a bound of it); ``anytime``: the upper end of
     `share_interval` (with the claim counted among finitely many places) plus its error, valid whenever one looks."""
 
 

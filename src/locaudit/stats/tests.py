@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from locaudit.stats.scores import mean_score
+from locaudit.stats.scores import mean_score, reaches
 
 N_RESAMPLES = 9_999
 """Resamples of the sign-flip test and the bootstrap."""
@@ -20,11 +20,10 @@ def monte_carlo_p(claim: float, controls: Sequence[float]) -> float:
     """One-sided Monte-Carlo p-value of a claim against random controls.
 
     p = (1 + #{i : control_i >= claim}) / (1 + N). Valid (P(p <= t) <= t) when claim and controls are exchangeable under
-    the null; ties count against the claim. A control that is NaN (its edit diverged) counts as reaching the claim.
+    the null; ties count against the claim (`reaches`). A control that is NaN (its edit diverged) reaches the claim.
     Source: Davison and Hinkley (1997), section 4.2.
     """
-    scores = np.asarray(controls, dtype=float)
-    return float((1 + np.sum(~(scores < claim))) / (1 + scores.size))
+    return float((1 + np.sum(reaches(controls, claim))) / (1 + len(controls)))
 
 
 def t_test_p(claim: float, controls: Sequence[float]) -> float:

@@ -37,7 +37,7 @@ class MethodVerdict:
     whole_model: float | None
     """Score of the edit of the whole model; None if it was not tried."""
     p_value: float
-    """Monte-Carlo p of the claim against the controls; an upper bound of it if they ended early."""
+    """Monte-Carlo p of the claim against the controls; a sequential one if they ended early."""
     p_adjusted: float
     """The same, adjusted for trying several methods at the same controls (`locaudit.stats.max_t_p`)."""
     p_parametric: float

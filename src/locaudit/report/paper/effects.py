@@ -24,6 +24,7 @@ from locaudit.stats import (
     normal_tail_p,
     paired_interval,
     rank_correlation,
+    reaches,
     t_test_p,
 )
 from locaudit.stats.selection import Place
@@ -240,7 +241,7 @@ def measure_single(study: Study) -> dict[str, Any]:
         "whole_score": whole,
         "matching": _count(random, "against_localized", study.config.level),
         "matching_whole": _count(random, "against_whole", study.config.level),
-        "n_at_least_localized": sum(row["score"] >= localized for row in random),
+        "n_at_least_localized": int(np.sum(reaches([row["score"] for row in random], localized))),
         "matching_heads": [row["head"] for row in matching],
         "matching_val_accuracy": [row["val_accuracy"] for row in matching],
         "matching_probe_rank": [row["probe_rank"] for row in matching],
