@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import traceback
-from contextlib import suppress
 
 import pytest
 
@@ -423,7 +422,8 @@ def test_ctrl_c_stops_at_once():
     script = (
         "from locaudit.judges.base import ASPECTS, Case\n"
         "from locaudit.judges.openai import load_openai_judge\n"
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job's shell ignores it
         "judge = load_openai_judge(ASPECTS['truth'], 'm', base_url=sys.argv[1], timeout=60.0)\n"
         "judge.score([Case('q', 'a')] * 9)\n"
     )
@@ -433,16 +433,10 @@ def test_ctrl_c_stops_at_once():
         while not server.received and time.monotonic() < deadline:
             time.sleep(0.02)
         assert server.received  # an interrupt while Python still imports is another matter
-        errors = ""
-        try:
-            for _ in range(2):  # one that comes while Python holds a lock of its own can be lost
-                child.send_signal(signal.SIGINT)
-                with suppress(subprocess.TimeoutExpired):
-                    _, errors = child.communicate(timeout=5)
-                    break
-        finally:
-            child.kill()
-            child.communicate()
+        child.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        _, errors = child.communicate(timeout=20)
+        assert time.monotonic() - start < 5
     assert child.returncode and "KeyboardInterrupt" in errors and KEY not in errors
 
 
