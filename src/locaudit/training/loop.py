@@ -263,7 +263,7 @@ def _part_losses(
 ) -> Tensor:
     """Each job's share (K,) of its step's loss that falls to the items of a part, `drawn`.
 
-    A part of more than `limit` tokens, which one question alone is, runs its MLPs again in the backward pass.
+    A part of more than `limit` tokens, a prefix's included, runs its MLPs again in the backward pass.
     """
     bank = stack_trainable(edits)
     prefix_ids = residuals.forest.prefix
