@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,15 @@ import torch
 import locaudit.runner.banks as banks
 from locaudit import memory, trial
 from locaudit.errors import ModelError
-from locaudit.memory import free_bytes, is_out_of_memory, part_tokens, scoring_bank, training_bank, training_bytes
+from locaudit.memory import (
+    free_bytes,
+    is_out_of_memory,
+    kept_bytes,
+    lean_layers,
+    part_tokens,
+    scoring_bank,
+    training_bank,
+)
 from locaudit.runner import run_audit
 from locaudit.store import read_run
 from runs import small_config
@@ -26,7 +35,41 @@ def test_a_part_keeps_a_share_of_the_weights(llama):
     tokens = [part_tokens(model, lowest) for lowest in range(model.n_layers)]
     assert tokens == sorted(tokens)
     weights = sum(p.nbytes for p in model.lm.parameters())
-    assert tokens[0] == max(64, int(memory.LEAN * weights / training_bytes(model)))
+    assert tokens[0] == max(64, int(memory.LEAN * weights / (kept_bytes(model).plain * model.n_layers)))
+
+
+def test_what_a_token_keeps_is_what_stays_in_memory(tiny_model, monkeypatch):
+    """Estimated from above for fewer tokens, where attention holds its weights; linear where it does not."""
+    kept, n = kept_bytes(tiny_model), 40
+    assert 0 < kept.lean <= kept.plain
+    for lean, expected in ((False, kept.plain), (True, kept.lean)):
+        few, many = (memory._held_bytes(tiny_model, size, lean=lean) for size in (n // 2, n))
+        a_token = (many - few) / (n // 2 * tiny_model.n_layers)
+        assert 0.4 * expected < a_token <= 1.01 * expected
+        if tiny_model.lm.config._attn_implementation == "sdpa":
+            assert a_token == pytest.approx(expected, rel=0.01)
+    if tiny_model.config.model_type == "llama":
+        held = memory._held_bytes(tiny_model, n, lean=False)
+        monkeypatch.setattr(memory, "lean_mlps", lambda *_: nullcontext())
+        whole = memory._held_bytes(tiny_model, n, lean=False)
+        assert whole - held == 4 * n * tiny_model.n_layers * tiny_model.n_units("neurons")  # act(g)
+
+
+def test_a_longer_question_runs_as_few_mlps_again_as_it_must(llama):
+    kept, n_layers, limit = kept_bytes(llama), llama.n_layers, 100
+    assert kept.lean < kept.plain
+    for lowest in range(n_layers):
+        assert lean_layers(llama, limit, limit, lowest) == range(0)
+        held = limit * (n_layers - lowest) * kept.plain
+        for n_tokens in (101, 120, 150, 10_000):
+            again = lean_layers(llama, n_tokens, limit, lowest)
+            assert again and again.start == lowest and again.stop <= n_layers
+
+            def holds(n, n_tokens=n_tokens, lowest=lowest):
+                return n_tokens * (n * kept.lean + (n_layers - lowest - n) * kept.plain)
+
+            assert holds(len(again)) <= held or again.stop == n_layers
+            assert holds(len(again) - 1) > held
 
 
 def test_a_bank_fills_the_device(llama, monkeypatch):
@@ -35,7 +78,7 @@ def test_a_bank_fills_the_device(llama, monkeypatch):
     monkeypatch.setitem(memory.FULL_TOKENS, "cpu", 512)
     assert training_bank(llama, 512) == 1 and training_bank(llama, 100) == 6
     assert training_bank(llama, 1) == memory.MAX_BANK
-    need = training_bytes(llama) * 100
+    need = kept_bytes(llama).plain * llama.n_layers * 100
     monkeypatch.setattr(memory, "free_bytes", lambda _: 6.5 * need)
     assert training_bank(llama, 100) == 3  # half of the free memory
     monkeypatch.setattr(memory, "free_bytes", lambda _: 0)

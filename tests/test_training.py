@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -573,34 +574,29 @@ def test_parts_hold_every_item_once(llama, few):
     assert len(loop._parts(drawn, 1)) == 3 and len(loop._parts(drawn, sum(sizes))) == 1
 
 
-def saved_bytes(run):
-    """What `run` returns, and the bytes that its forwards keep for the backward pass outside recomputed blocks."""
-    total = 0
-
-    def pack(tensor):
-        nonlocal total
-        total += tensor.nbytes
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        found = run()
-    return found, total
-
-
 @pytest.mark.parametrize("place", [heads((0, 1), (1, 2)), neurons((0, 3), (1, 2))])
-def test_a_long_question_is_the_same_step_in_less_memory(tiny_model, place):
-    """MLPs that run again in the backward pass change no bit; an edit of neurons, inside them, runs as ever."""
+def test_what_runs_again_in_the_backward_pass_changes_no_bit(tiny_model, place, monkeypatch):
+    """Activation functions of gated MLPs do, and whole MLPs of long questions; an edit of neurons runs as ever."""
     data, jobs = training_data(tiny_model, FEW[:2]), [replace(JOB, location=place)]
-    (plain, more), (lean, less) = (
-        saved_bytes(lambda n=n: train(tiny_model, data, jobs, batch_size=1, epochs=2, step_tokens=n)[0])
-        for n in (10**9, 1)
-    )
-    assert plain.losses == lean.losses
-    assert all(
-        torch.equal(x, y) for x, y in zip(tensors(plain.edit).values(), tensors(lean.edit).values(), strict=True)
-    )
-    if place.kind == "heads" and tiny_model.mlp(0) is not None:
-        assert less < more
-    else:
-        assert less == more
+    again = []
+
+    def noted(model, layers):
+        again.append(len(layers))
+        return lean_mlps(model, layers)
+
+    def fit(n):
+        (found,) = train(tiny_model, data, jobs, batch_size=1, epochs=2, step_tokens=n)
+        return found
+
+    lean_mlps = loop.lean_mlps
+    monkeypatch.setattr(loop, "lean_mlps", noted)
+    activations, mlps = fit(10**9), fit(1)
+    monkeypatch.setattr(loop, "lean_mlps", lambda *_: nullcontext())
+    plain = fit(10**9)
+    for lean in (activations, mlps):
+        assert plain.losses == lean.losses
+        pairs = zip(tensors(plain.edit).values(), tensors(lean.edit).values(), strict=True)
+        assert all(torch.equal(x, y) for x, y in pairs)
+    n_again = tiny_model.n_layers if tiny_model.mlp(0) is not None else 0
+    assert again == ([0] * 4 + [n_again] * 4 if place.kind == "heads" else [])
     assert all("forward" not in vars(tiny_model.mlp(i) or tiny_model.layer(i)) for i in range(tiny_model.n_layers))

@@ -6,13 +6,14 @@ The one formula of the library, o' = o + (c + <a, o>) b, is applied here and now
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from locaudit.errors import ModelError
@@ -138,14 +139,62 @@ def resumed(model: Model, layer: int, hidden: Float[Tensor, "rows tokens d"]) ->
 
 
 @contextmanager
-def recomputed_mlps(model: Model) -> Iterator[None]:
-    """Run forwards whose MLPs keep nothing but their input for the backward pass, which runs them again.
+def lean_mlps(model: Model, again: range) -> Iterator[None]:
+    """Run forwards whose MLPs keep less for the backward pass, where what is missing is computed again.
 
-    The same gradients, bit for bit, in less memory and more time. Not for edits of neurons: their hooks are gone then.
+    In the layers of `again` nothing is kept but the MLP's input. In the others, of a gated MLP act(g) * u, act(g) is
+    not kept: g is. The same gradients, bit for bit. Not for edits of neurons: the hooks of what runs again are gone.
     """
-    blocks = [block for layer in range(model.n_layers) if (block := model.mlp(layer)) is not None]
-    with _forwards(blocks, lambda forward: partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)):
+    blocks = {layer: block for layer in range(model.n_layers) if (block := model.mlp(layer)) is not None}
+
+    def lean(block: nn.Module, layer: int) -> Callable[[Callable], Callable]:
+        if layer in again:
+            return lambda forward: partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+        return lambda forward: partial(_forgetting, block, forward)
+
+    with ExitStack() as stack:
+        for layer, block in blocks.items():
+            stack.enter_context(_forwards([block], lean(block, layer)))
         yield
+
+
+@dataclass(frozen=True)
+class _Activation:
+    """What an activation function was given, in the place of what it returned."""
+
+    function: Callable[[Tensor], Tensor]
+    given: Tensor
+
+
+def _forgetting(block: nn.Module, forward: Callable, *args, **kwargs):
+    """A forward of an MLP that does not keep what its activation function returns."""
+    function = next((child for name in _ACTIVATIONS if (child := getattr(block, name, None)) is not None), None)
+    if not isinstance(function, nn.Module):
+        return forward(*args, **kwargs)
+    made: dict[int, Tensor] = {}
+
+    def note(_module, given, returned):
+        made[returned.data_ptr()] = given[0].detach()
+
+    def pack(tensor: Tensor) -> Tensor | _Activation:
+        given = made.get(tensor.data_ptr())
+        return tensor if given is None or given.shape != tensor.shape else _Activation(function, given)
+
+    handle = function.register_forward_hook(note)
+    try:
+        with saved_tensors_hooks(pack, _unpack):
+            return forward(*args, **kwargs)
+    finally:
+        handle.remove()
+
+
+_ACTIVATIONS = ("act_fn", "activation_fn", "act")
+"""What transformers calls an MLP's activation function."""
+
+
+@torch.no_grad()
+def _unpack(kept: Tensor | _Activation) -> Tensor:
+    return kept.function(kept.given) if isinstance(kept, _Activation) else kept
 
 
 @contextmanager

@@ -5,20 +5,92 @@ from __future__ import annotations
 import gc
 import math
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from locaudit.models import Model
+from locaudit.hooks import SiteTensors, edited, lean_mlps
+from locaudit.models import Model, Site
 
 FULL_TOKENS = {"cpu": 64, "cuda": 16384}
 """Tokens of one training step from which on more of them no longer make it faster a token (docs/performance.md)."""
 MAX_BANK = 64
 """Most edits in one bank."""
-LEAN = 0.27
+LEAN = 0.1
 """What training aims to keep for a backward pass, in units of the weights' bytes; a long question may keep more."""
+_TRIED = 80
+"""Tokens of the forward that says what a token keeps, less those of one of a fifth."""
 SHARE = 0.5
 """Share of the free memory that a bank may be expected to take."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Bytes that an edit of all heads keeps for the backward pass, for each token and decoder layer."""
+
+    plain: float
+    lean: float
+    """If the layer's MLP runs again in the backward pass."""
+
+
+_KEPT: WeakKeyDictionary[Model, Kept] = WeakKeyDictionary()
+
+
+def kept_bytes(model: Model) -> Kept:
+    """What a training step keeps, seen on a few tokens (tried once for each model)."""
+    if model not in _KEPT:
+        many = min(_TRIED, getattr(model.config, "max_position_embeddings", None) or _TRIED)
+        few = many // 5
+        plain, lean = (
+            (_held_bytes(model, many, lean=lean) - _held_bytes(model, few, lean=lean)) / ((many - few) * model.n_layers)
+            for lean in (False, True)
+        )
+        _KEPT[model] = Kept(plain, min(lean, plain))
+    return _KEPT[model]
+
+
+class _Made(TorchDispatchMode):
+    """Notes the storages that operations make."""
+
+    def __init__(self):
+        super().__init__()
+        self._storages: list[tuple[StorageWeakRef, int]] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._storages.append((StorageWeakRef(storage), storage.nbytes()))
+        return made
+
+    def alive(self) -> dict[int, int]:
+        """Bytes of each storage that something still holds."""
+        return {ref.cdata: size for ref, size in self._storages if not ref.expired()}
+
+
+@torch.enable_grad()
+def _held_bytes(model: Model, n_tokens: int, *, lean: bool) -> int:
+    """Bytes that stay after a forward under an edit of all heads, besides the weights."""
+    sites: dict[Site, SiteTensors] = {}
+    for layer in range(model.n_layers):
+        site: Site = ("heads", layer)
+        a, b = (torch.zeros(1, model.width(site), device=model.site_device(site), requires_grad=True) for _ in range(2))
+        sites[site] = SiteTensors(a, b, torch.zeros(1, device=a.device))
+    again = range(model.n_layers if lean else 0)
+    ids = torch.full((1, n_tokens), model.pad_id, device=model.device)
+    with edited(model, sites), lean_mlps(model, again), _Made() as made:
+        out = model.lm.base_model(input_ids=ids, use_cache=False)
+    held = made.alive()
+    del out  # the graph hangs on it
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.lm.parameters(), *model.lm.buffers())}
+    return sum(size for storage, size in held.items() if storage not in own)
 
 
 def part_tokens(model: Model, lowest: int = 0) -> int:
@@ -27,8 +99,21 @@ def part_tokens(model: Model, lowest: int = 0) -> int:
     As many as keep `LEAN` of the weights' bytes for the backward pass, or as fill the device.
     """
     weights = sum(parameter.nbytes for parameter in model.lm.parameters())
-    kept = training_bytes(model) * (model.n_layers - lowest) / model.n_layers
+    kept = kept_bytes(model).plain * (model.n_layers - lowest)
     return max(FULL_TOKENS.get(model.device.type, FULL_TOKENS["cuda"]), int(LEAN * weights / kept))
+
+
+def lean_layers(model: Model, n_tokens: int, limit: int, lowest: int = 0) -> range:
+    """Layers whose MLPs run again, so that `n_tokens` keep no more than `limit` tokens do; the first edited ones.
+
+    Those are run again last, when the backward pass has let go of the others. All of them may not be enough.
+    """
+    kept, n_edited = kept_bytes(model), model.n_layers - lowest
+    if n_tokens <= limit or kept.lean == kept.plain:
+        return range(0)
+    surplus = (n_tokens - limit) * n_edited * kept.plain
+    n = math.ceil(surplus / (n_tokens * (kept.plain - kept.lean)))
+    return range(lowest, lowest + min(n, n_edited))
 
 
 def training_bank(model: Model, step_tokens: float) -> int:
@@ -36,21 +121,15 @@ def training_bank(model: Model, step_tokens: float) -> int:
     devices = {parameter.device for parameter in model.lm.parameters()}
     kind = model.device.type
     wanted = math.ceil(FULL_TOKENS.get(kind, FULL_TOKENS["cuda"]) / max(step_tokens, 1))
-    fitting = int(SHARE * min(map(free_bytes, devices)) / (max(step_tokens, 1) * training_bytes(model)))
+    fitting = int(
+        SHARE * min(map(free_bytes, devices)) / (max(step_tokens, 1) * kept_bytes(model).plain * model.n_layers)
+    )
     return max(1, min(wanted, fitting, MAX_BANK))
 
 
 def scoring_bank(model: Model) -> int:
     """Edits to score at once: decoding a few rows costs as much as decoding one."""
     return 4 if model.device.type == "cpu" else 32
-
-
-def training_bytes(model: Model) -> int:
-    """Bytes that a training step keeps for the backward pass, for each token (an estimate from above)."""
-    d_model = int(model.lm.get_input_embeddings().weight.shape[1])  # type: ignore[union-attr]
-    d_mlp = model.n_units("neurons")
-    # Normalisations run in float32; attention keeps queries, keys, values and its output, the MLP some five vectors.
-    return model.n_layers * (4 * 6 * d_model + model.lm.dtype.itemsize * (8 * d_model + 5 * d_mlp))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from locaudit.edits import Edit
 from locaudit.errors import ConfigError, DataError
-from locaudit.hooks import recomputed_mlps
+from locaudit.hooks import lean_mlps
 from locaudit.locations import Location
-from locaudit.memory import part_tokens
+from locaudit.memory import lean_layers, part_tokens
 from locaudit.models import Model
 from locaudit.scoring import (
     ROW_LENGTH,
@@ -117,8 +117,8 @@ def train(
     `epochs` times, in an order of its own seed. A job whose loss or gradient is not finite stops, alone. Weights are
     frozen, so gradients stop at the lowest edited layer, and forwards start there from residual streams read once;
     `residuals` keeps those of ``data.forest`` for other calls. A step of more than `step_tokens` tokens an edit (None:
-    by device, weights and lowest layer) runs in parts whose gradients add up, and the MLPs of a longer question run
-    again in the backward pass (not for edits of neurons): the same step in less memory.
+    by device, weights and lowest layer) runs in parts whose gradients add up, and some layers' MLPs run again in the
+    backward pass of a longer question (not for edits of neurons): the same step in less memory.
 
     `on_step` is called with (steps done, steps in all).
     """
@@ -263,7 +263,7 @@ def _part_losses(
 ) -> Tensor:
     """Each job's share (K,) of its step's loss that falls to the items of a part, `drawn`.
 
-    A part of more than `limit` tokens, a prefix's included, runs its MLPs again in the backward pass.
+    A part of more than `limit` tokens, a prefix's included, runs MLPs again in the backward pass.
     """
     bank = stack_trainable(edits)
     prefix_ids = residuals.forest.prefix
@@ -275,8 +275,8 @@ def _part_losses(
     rows = torch.tensor([k for k, of_edit in enumerate(packed) for _ in of_edit])
     start = residuals.start(bank.lowest_layer, [[item.number for item in row] for row in filled], batch.n_columns)
     n_tokens = len(prefix_ids) + max(sum(len(item.tree) for item in items) for items in drawn)
-    lean = n_tokens > limit and all(job.location.kind == "heads" for job in jobs)
-    with recomputed_mlps(model) if lean else nullcontext():
+    again = lean_layers(model, n_tokens, limit, bank.lowest_layer)
+    with lean_mlps(model, again) if all(job.location.kind == "heads" for job in jobs) else nullcontext():
         prefix = run_prefix(model, prefix_ids, bank, start)
         tokens = token_log_probs(model, batch, bank, rows, prefix, start)
     sums = branch_sums(batch, tokens)

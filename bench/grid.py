@@ -1,0 +1,63 @@
+"""How long the paper's whole study would take on a model of a given shape, from measured samples of its work.
+
+    python -m bench.grid --model random-7b --dtype bfloat16 --device cuda --data TruthfulQA.csv
+
+It is ``locaudit paper --dry-run`` on a benchmark's model, whose weights may be random, with training on answer trees
+(``--batching pair`` for the paper's pairs). Random weights never end an answer, so that decoding is timed at its
+longest. Beside it, a bound: a token that runs costs at least two operations for each parameter of the layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from bench.harness import Options, machine
+from bench.limits import matrix_rate
+from bench.work import load
+from locaudit.config import PRESETS, load_paper_preset
+from locaudit.models.load import DTYPES
+from locaudit.runner import describe_plan, estimate_paper
+
+
+def main() -> None:
+    """Estimate the study and print its plan."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=Options.model)
+    parser.add_argument("--dtype", default=Options.dtype)
+    parser.add_argument("--device", default=Options.device)
+    parser.add_argument("--data", default=Options.data)
+    parser.add_argument("--preset", choices=PRESETS, default="full")
+    parser.add_argument("--batching", choices=("question", "pair"), default="question")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    config = load_paper_preset(args.preset)
+    # Steps and rates of trees are their own, not those of the preset's pairs.
+    training = config.optimal
+    if training.batching != args.batching:
+        training = replace(training, batching=args.batching, batch_size=None, learning_rate=None)
+    config = replace(config, data=args.data, optimal=training)
+    model = load(Options(args.model, args.dtype, args.device, args.data))
+    with tempfile.TemporaryDirectory() as folder:
+        estimates = estimate_paper(config, out=Path(folder) / "study", model=model)
+    print(describe_plan(estimates))
+    n_parameters = sum(p.numel() for i in range(model.n_layers) for p in model.layer(i).parameters())
+    n_tokens = sum(estimate.n_tokens for estimate in estimates.values())
+    rate = matrix_rate(args.device, DTYPES[args.dtype])
+    hours = sum(estimate.total_seconds for estimate in estimates.values()) / 3600
+    bound = 2 * n_parameters * n_tokens / rate / 3600
+    print(f"{hours:.3g} hours; no fewer than {bound:.2g} at {rate / 1e12:.2f} TFLOP/s of square {args.dtype} products")
+    if args.out:
+        report = {"model": args.model, "dtype": args.dtype, "preset": args.preset, "batching": args.batching}
+        report |= {"data": Path(args.data).name, "hours": round(hours, 3), "bound_hours": round(bound, 3)}
+        report["parts"] = {part: {k: round(s, 1) for k, s in e.seconds.items()} for part, e in estimates.items()}
+        report["trials"] = {part: sum(e.n_trials.values()) for part, e in estimates.items()}
+        report |= {"tokens": n_tokens, "machine": machine(args.device)}
+        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
