@@ -9,8 +9,8 @@ without it. No faster than
 
     max(operations / matrix rate, forwards x bytes of weights / bandwidth)
 
-can it be on this machine; the *share* is that bound over the time taken. What the machine must do besides (attention's
-keys and values, norms, logarithms, tokenising) is left out of the bound.
+can the same operations be on this machine; the *share* is that bound over the time taken. What the machine does besides
+(reading keys and values, norms, logarithms, tokenising) is left out of the bound.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--data", default=Options.data)
     parser.add_argument("--questions", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="means whose name has this in it")
+    parser.add_argument("--only", nargs="*", default=[], help="means whose name has one of these in it")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     options = Options(args.model, args.dtype, args.device, args.data, args.questions)
@@ -64,7 +64,7 @@ def main() -> None:
     facts |= {"only": args.only} if args.only else {}
     rows: list[dict[str, Any]] = []
     for mean in means(options):
-        if args.only in mean.name:
+        if not args.only or any(part in mean.name for part in args.only):
             rows.append(measure(mean, args.rounds))
             if args.out:  # after each: what was measured is kept
                 report = {"facts": facts, "rows": rows, "machine": machine(args.device)}

@@ -143,7 +143,7 @@ def lean_mlps(model: Model, again: range) -> Iterator[None]:
     """Run forwards whose MLPs keep less for the backward pass, where what is missing is computed again.
 
     In the layers of `again` nothing is kept but the MLP's input. In the others, of a gated MLP act(g) * u, act(g) is
-    not kept: g is. The same gradients, bit for bit. Not for edits of neurons: the hooks of what runs again are gone.
+    not kept where g is. The same gradients, bit for bit. Not for edits of neurons: what runs again has no hooks.
     """
     blocks = {layer: block for layer in range(model.n_layers) if (block := model.mlp(layer)) is not None}
 
@@ -171,14 +171,24 @@ def _forgetting(block: nn.Module, forward: Callable, *args, **kwargs):
     function = next((child for name in _ACTIVATIONS if (child := getattr(block, name, None)) is not None), None)
     if not isinstance(function, nn.Module):
         return forward(*args, **kwargs)
-    made: dict[int, Tensor] = {}
+    made: list[tuple[Tensor, int, Tensor, int]] = []
+    kept: set[int] = set()
 
-    def note(_module, given, returned):
-        made[returned.data_ptr()] = given[0].detach()
+    def note(_module, arguments, returned):
+        given = arguments[0]
+        if given.data_ptr() in kept and returned.data_ptr() != given.data_ptr():
+            # Held until the block ends, so that nothing else can come to lie there.
+            made.append((returned.detach(), returned._version, given.detach(), given._version))
 
     def pack(tensor: Tensor) -> Tensor | _Activation:
-        given = made.get(tensor.data_ptr())
-        return tensor if given is None or given.shape != tensor.shape else _Activation(function, given)
+        for returned, was, given, given_was in made:
+            same = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor._version) == (
+                returned.data_ptr(), returned.dtype, returned.shape, returned.stride(), was,
+            )  # fmt: skip
+            if same and given._version == given_was:
+                return _Activation(function, given)
+        kept.add(tensor.data_ptr())
+        return tensor
 
     handle = function.register_forward_hook(note)
     try:
@@ -186,6 +196,7 @@ def _forgetting(block: nn.Module, forward: Callable, *args, **kwargs):
             return forward(*args, **kwargs)
     finally:
         handle.remove()
+        made.clear()  # the graph holds `pack`
 
 
 _ACTIVATIONS = ("act_fn", "activation_fn", "act")

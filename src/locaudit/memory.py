@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -15,14 +15,18 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from locaudit.hooks import SiteTensors, edited, lean_mlps
+from locaudit.edits import EditBank
+from locaudit.hooks import SiteTensors, lean_mlps
+from locaudit.locations import Kind
 from locaudit.models import Model, Site
+from locaudit.scoring import Tree, collate_bank
+from locaudit.scoring.forward import run_trees
 
 FULL_TOKENS = {"cpu": 64, "cuda": 16384}
 """Tokens of one training step from which on more of them no longer make it faster a token (docs/performance.md)."""
 MAX_BANK = 64
 """Most edits in one bank."""
-LEAN = 0.1
+LEAN = 0.115
 """What training aims to keep for a backward pass, in units of the weights' bytes; a long question may keep more."""
 _TRIED = 80
 """Tokens of the forward that says what a token keeps, less those of one of a fifth."""
@@ -32,31 +36,36 @@ SHARE = 0.5
 
 @dataclass(frozen=True)
 class Kept:
-    """Bytes that an edit of all heads keeps for the backward pass, for each token and decoder layer."""
+    """Bytes that training keeps for the backward pass, for each token and decoder layer."""
 
     plain: float
     lean: float
     """If the layer's MLP runs again in the backward pass."""
 
 
-_KEPT: WeakKeyDictionary[Model, Kept] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[Model, dict[tuple[Kind, str | None], Kept]] = WeakKeyDictionary()
 
 
-def kept_bytes(model: Model) -> Kept:
-    """What a training step keeps, seen on a few tokens (tried once for each model)."""
-    if model not in _KEPT:
+def kept_bytes(model: Model, kind: Kind = "heads") -> Kept:
+    """What a training step keeps under an edit of all units of that kind, seen on a few tokens (tried once)."""
+    found = _KEPT.setdefault(model, {})
+    key = (kind, getattr(model.config, "_attn_implementation", None))
+    if key not in found:
         many = min(_TRIED, getattr(model.config, "max_position_embeddings", None) or _TRIED)
         few = many // 5
         plain, lean = (
-            (_held_bytes(model, many, lean=lean) - _held_bytes(model, few, lean=lean)) / ((many - few) * model.n_layers)
+            (_held_bytes(model, many, kind, lean=lean) - _held_bytes(model, few, kind, lean=lean))
+            / ((many - few) * model.n_layers)
             for lean in (False, True)
         )
-        _KEPT[model] = Kept(plain, min(lean, plain))
-    return _KEPT[model]
+        found[key] = Kept(plain, min(lean, plain))
+    return found[key]
 
 
 class _Made(TorchDispatchMode):
     """Notes the storages that operations make."""
+
+    supports_higher_order_operators = True
 
     def __init__(self):
         super().__init__()
@@ -76,30 +85,31 @@ class _Made(TorchDispatchMode):
 
 
 @torch.enable_grad()
-def _held_bytes(model: Model, n_tokens: int, *, lean: bool) -> int:
-    """Bytes that stay after a forward under an edit of all heads, besides the weights."""
+def _held_bytes(model: Model, n_tokens: int, kind: Kind = "heads", *, lean: bool = False) -> int:
+    """Bytes that stay after a training forward, besides the weights."""
     sites: dict[Site, SiteTensors] = {}
     for layer in range(model.n_layers):
-        site: Site = ("heads", layer)
+        site: Site = (kind, layer)
         a, b = (torch.zeros(1, model.width(site), device=model.site_device(site), requires_grad=True) for _ in range(2))
         sites[site] = SiteTensors(a, b, torch.zeros(1, device=a.device))
+    tree = Tree((model.pad_id,) * (n_tokens - 1), ((model.pad_id, model.pad_id),))  # the last token does not run
+    batch = collate_bank([[tree]], 1, 0, model)
     again = range(model.n_layers if lean else 0)
-    ids = torch.full((1, n_tokens), model.pad_id, device=model.device)
-    with edited(model, sites), lean_mlps(model, again), _Made() as made:
-        out = model.lm.base_model(input_ids=ids, use_cache=False)
+    with lean_mlps(model, again) if kind == "heads" else nullcontext(), _Made() as made:
+        out = run_trees(model, batch, EditBank(sites, (False,)), torch.zeros(1, dtype=torch.long))
     held = made.alive()
     del out  # the graph hangs on it
     own = {tensor.untyped_storage()._cdata for tensor in (*model.lm.parameters(), *model.lm.buffers())}
     return sum(size for storage, size in held.items() if storage not in own)
 
 
-def part_tokens(model: Model, lowest: int = 0) -> int:
+def part_tokens(model: Model, lowest: int = 0, kind: Kind = "heads") -> int:
     """Tokens that training runs at once, of edits whose lowest layer is `lowest`; the rest of a step follows.
 
     As many as keep `LEAN` of the weights' bytes for the backward pass, or as fill the device.
     """
     weights = sum(parameter.nbytes for parameter in model.lm.parameters())
-    kept = kept_bytes(model).plain * (model.n_layers - lowest)
+    kept = kept_bytes(model, kind).plain * (model.n_layers - lowest)
     return max(FULL_TOKENS.get(model.device.type, FULL_TOKENS["cuda"]), int(LEAN * weights / kept))
 
 

@@ -142,7 +142,10 @@ def train(
     ]
     adamw = make_optimizer(optimizer, groups, model.device)
     schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda t: 0.5 * (1 + math.cos(math.pi * t / n_steps)))
-    limit = step_tokens or part_tokens(model, min(job.location.layers[0] for job in jobs))
+    kinds = {job.location.kind for job in jobs}
+    limit = step_tokens or part_tokens(
+        model, min(job.location.layers[0] for job in jobs), "neurons" if "neurons" in kinds else "heads"
+    )
     losses: list[list[float]] = [[] for _ in jobs]
     stopped: dict[int, str] = {}
     for step in range(n_steps):
