@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo
 from torch.nn.attention.flex_attention import create_block_mask
 
 import locaudit.scoring.forward as forward
@@ -58,7 +59,9 @@ def attention(model: Model, data: TrainingData, primed: Forest) -> list[Mean]:
         Mean("fused attention (SDPA) with the tree's mask", "scoring with primer", None, score, under("eager", score)),
     ]
     if model.device.type != "cpu" or shutil.which("c++"):  # it is compiled; on a CPU it has no backward pass
-        flex = under("flex_attention", off(forward, "additive_mask", _block_mask, score))
+        # Kernels for each shape: PyTorch 2.13's for changing ones does not compile on a CPU.
+        flex = under("flex_attention", off(dynamo, "automatic_dynamic_shapes", False,
+                                           off(forward, "additive_mask", _block_mask, score)))  # fmt: skip
         name = "FlexAttention that skips what the tree's mask hides"
         found.append(Mean(name, "scoring with primer", _attention_saved(model, primed), flex, score))
     return found
@@ -94,12 +97,11 @@ def beforehand(model: Model, data: TrainingData) -> list[Mean]:
 
     def keeping(function: Callable[..., Any]) -> Callable[..., Any]:
         def go(what: Any, *args: Any, **keywords: Any) -> Any:
-            # Trees are the data's own and batches are kept: nothing else can come to have their identities.
             named = tuple(tuple(map(id, row)) for row in what) if isinstance(what, list) else id(what)
             key = (function, named)
-            if key not in kept:
-                kept[key] = function(what, *args, **keywords)
-            return kept[key]
+            if key not in kept:  # with `what`, so that nothing else can come to have its identity
+                kept[key] = (what, function(what, *args, **keywords))
+            return kept[key][1]
 
         return go
 
