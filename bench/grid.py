@@ -42,8 +42,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         estimates = estimate_paper(config, out=Path(folder) / "study", model=model)
     print(describe_plan(estimates))
-    hours = sum(estimate.total_seconds for estimate in estimates.values()) / 3600
     if args.out:
+        hours = sum(estimate.total_seconds for estimate in estimates.values()) / 3600
         report = {"model": args.model, "dtype": args.dtype, "preset": args.preset, "batching": args.batching}
         report |= {"data": Path(args.data).name, "hours": round(hours, 3)}
         report["parts"] = {part: {k: round(s, 1) for k, s in e.seconds.items()} for part, e in estimates.items()}

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness import Options, machine
-from bench.switches import Mean, means
+from bench.switches import means
+from bench.tried import Mean
 
 
 def measure(mean: Mean, rounds: int) -> dict[str, Any]:

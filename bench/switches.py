@@ -102,7 +102,7 @@ def _others(model: Model, primed: Forest, options: Options) -> list[Mean]:
     edits, together, alone = [edit(model, seed) for seed in range(4)], *_probing(model, options)
     return [
         Mean("4 edits in one bank", "generating, 4 edits", None, lambda: generate(model, primed, edits),
-             lambda: [generate(model, primed, [edit]) for edit in edits]),
+             lambda: [generate(model, primed, [one]) for one in edits]),
         Mean("batched probes", "fitting all heads' probes", None, together, alone),
     ]  # fmt: skip
 

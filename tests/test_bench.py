@@ -6,6 +6,7 @@ import pytest
 import torch
 from bench.__main__ import text
 from bench.harness import Options, Task, _Record, peak_bytes, report, reset_peak
+from bench.limits import Work, measure
 from bench.scaling import exponent
 
 TASK = Task("work", "pairs", {}, tolerances={"sums": 0.01}, bars={("cpu", "all"): 3})
@@ -49,3 +50,12 @@ def test_peak_memory_sees_what_was_held_and_let_go():
     before = peak_bytes(False)
     torch.ones(2**24)
     assert peak_bytes(False) - before > 2**25
+
+
+def test_share_of_the_matrix_rate(llama):
+    """Operations of a known product, against a machine of a known rate."""
+    a, b = torch.ones(300, 200), torch.ones(200, 100)
+    found = measure(llama, Work("product", "products", 1, lambda: a @ b), rate=1e9, band=1e9, rounds=3)
+    assert found["gflop"] == pytest.approx(2 * 300 * 200 * 100 / 1e9)
+    assert found["forwards"] == found["share_of_bandwidth"] == 0 and found["bound_by"] == "matrix rate"
+    assert found["share"] == found["share_of_matrix_rate"] > 0
