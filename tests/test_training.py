@@ -576,7 +576,10 @@ def test_parts_hold_every_item_once(llama, few):
 
 @pytest.mark.parametrize("place", [heads((0, 1), (1, 2)), neurons((0, 3), (1, 2))])
 def test_what_runs_again_in_the_backward_pass_changes_no_bit(tiny_model, place, monkeypatch):
-    """Activation functions of gated MLPs do, and whole MLPs of long questions; an edit of neurons runs as ever."""
+    """Activation functions of gated MLPs do, and MLPs of long questions; an edit of neurons runs as ever.
+
+    OLMo 2's MLP reads the residual stream itself, to which three gradients flow: their sum's order may differ.
+    """
     data, jobs = training_data(tiny_model, FEW[:2]), [replace(JOB, location=place)]
     again = []
 
@@ -594,9 +597,10 @@ def test_what_runs_again_in_the_backward_pass_changes_no_bit(tiny_model, place, 
     monkeypatch.setattr(loop, "lean_mlps", lambda *_: nullcontext())
     plain = fit(10**9)
     for lean in (activations, mlps):
-        assert plain.losses == lean.losses
+        tolerance = 1e-6 if tiny_model.config.model_type == "olmo2" else 0.0
+        assert plain.losses == pytest.approx(lean.losses, rel=tolerance)
         pairs = zip(tensors(plain.edit).values(), tensors(lean.edit).values(), strict=True)
-        assert all(torch.equal(x, y) for x, y in pairs)
+        assert all(torch.allclose(x, y, rtol=100 * tolerance, atol=tolerance) for x, y in pairs)
     n_again = tiny_model.n_layers if tiny_model.mlp(0) is not None else 0
     assert again == ([0] * 4 + [n_again] * 4 if place.kind == "heads" else [])
     assert all("forward" not in vars(tiny_model.mlp(i) or tiny_model.layer(i)) for i in range(tiny_model.n_layers))

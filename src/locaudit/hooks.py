@@ -6,15 +6,12 @@ The one formula of the library, o' = o + (c + <a, o>) b, is applied here and now
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
 
 from locaudit.errors import ModelError
 from locaudit.models import Model, Site
@@ -132,84 +129,14 @@ def resumed(model: Model, layer: int, hidden: Float[Tensor, "rows tokens d"]) ->
 
     handle = model.layer(layer).register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
     try:
-        with _forwards([model.layer(number) for number in range(layer)], lambda _: idle):
+        with replaced_forwards([model.layer(number) for number in range(layer)], lambda _: idle):
             yield
     finally:
         handle.remove()
 
 
 @contextmanager
-def lean_mlps(model: Model, again: range) -> Iterator[None]:
-    """Run forwards whose MLPs keep less for the backward pass, where what is missing is computed again.
-
-    In the layers of `again` nothing is kept but the MLP's input. In the others, of a gated MLP act(g) * u, act(g) is
-    not kept where g is. The same gradients, bit for bit. Not for edits of neurons: what runs again has no hooks.
-    """
-    blocks = {layer: block for layer in range(model.n_layers) if (block := model.mlp(layer)) is not None}
-
-    def lean(block: nn.Module, layer: int) -> Callable[[Callable], Callable]:
-        if layer in again:
-            return lambda forward: partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
-        return lambda forward: partial(_forgetting, block, forward)
-
-    with ExitStack() as stack:
-        for layer, block in blocks.items():
-            stack.enter_context(_forwards([block], lean(block, layer)))
-        yield
-
-
-@dataclass(frozen=True)
-class _Activation:
-    """What an activation function was given, in the place of what it returned."""
-
-    function: Callable[[Tensor], Tensor]
-    given: Tensor
-
-
-def _forgetting(block: nn.Module, forward: Callable, *args, **kwargs):
-    """A forward of an MLP that does not keep what its activation function returns."""
-    function = next((child for name in _ACTIVATIONS if (child := getattr(block, name, None)) is not None), None)
-    if not isinstance(function, nn.Module):
-        return forward(*args, **kwargs)
-    made: list[tuple[Tensor, int, Tensor, int]] = []
-    kept: set[int] = set()
-
-    def note(_module, arguments, returned):
-        given = arguments[0]
-        if given.data_ptr() in kept and returned.data_ptr() != given.data_ptr():
-            # Held until the block ends, so that nothing else can come to lie there.
-            made.append((returned.detach(), returned._version, given.detach(), given._version))
-
-    def pack(tensor: Tensor) -> Tensor | _Activation:
-        for returned, was, given, given_was in made:
-            same = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor._version) == (
-                returned.data_ptr(), returned.dtype, returned.shape, returned.stride(), was,
-            )  # fmt: skip
-            if same and given._version == given_was:
-                return _Activation(function, given)
-        kept.add(tensor.data_ptr())
-        return tensor
-
-    handle = function.register_forward_hook(note)
-    try:
-        with saved_tensors_hooks(pack, _unpack):
-            return forward(*args, **kwargs)
-    finally:
-        handle.remove()
-        made.clear()  # the graph holds `pack`
-
-
-_ACTIVATIONS = ("act_fn", "activation_fn", "act")
-"""What transformers calls an MLP's activation function."""
-
-
-@torch.no_grad()
-def _unpack(kept: Tensor | _Activation) -> Tensor:
-    return kept.function(kept.given) if isinstance(kept, _Activation) else kept
-
-
-@contextmanager
-def _forwards(modules: Sequence[nn.Module], replaced: Callable[[Callable], Callable]) -> Iterator[None]:
+def replaced_forwards(modules: Sequence[nn.Module], replaced: Callable[[Callable], Callable]) -> Iterator[None]:
     """Give modules another `forward`, made of their own; leaving gives it back."""
     own = [module.__dict__.get("forward") for module in modules]  # accelerate keeps one there
     try:

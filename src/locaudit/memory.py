@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from locaudit.edits import EditBank
-from locaudit.hooks import SiteTensors, lean_mlps
+from locaudit.hooks import SiteTensors
 from locaudit.locations import Kind
+from locaudit.mlps import lean_mlps
 from locaudit.models import Model, Site
 from locaudit.scoring import Tree, collate_bank
 from locaudit.scoring.forward import run_trees
@@ -26,7 +27,7 @@ FULL_TOKENS = {"cpu": 64, "cuda": 16384}
 """Tokens of one training step from which on more of them no longer make it faster a token (docs/performance.md)."""
 MAX_BANK = 64
 """Most edits in one bank."""
-LEAN = 0.115
+LEAN = 0.15
 """What training aims to keep for a backward pass, in units of the weights' bytes; a long question may keep more."""
 _TRIED = 80
 """Tokens of the forward that says what a token keeps, less those of one of a fifth."""

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from locaudit.edits import Edit
 from locaudit.errors import ConfigError, DataError
-from locaudit.hooks import lean_mlps
 from locaudit.locations import Location
 from locaudit.memory import lean_layers, part_tokens
+from locaudit.mlps import lean_mlps
 from locaudit.models import Model
 from locaudit.scoring import (
     ROW_LENGTH,

@@ -1,0 +1,124 @@
+"""MLPs that keep less for the backward pass of training, with the same gradients.
+
+A gated MLP is y = D h, h = act(g) * u, g = G x, u = U x. Its weights are frozen, so that the backward pass needs only
+g and u, and those follow from x; autograd also keeps act(g).
+
+    dh = D^T dy,    dg = act'(g) * u * dh,    du = act(g) * dh,    dx = U^T du + G^T dg
+
+Equal bit for bit to autograd's, but where something else reads x too (OLMo 2, without a norm before the MLP): autograd
+then adds up what flows to x in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from locaudit.hooks import replaced_forwards
+from locaudit.models import Model
+
+
+@contextmanager
+def lean_mlps(model: Model, again: range) -> Iterator[None]:
+    """Run forwards whose MLPs keep less for the backward pass, where what is missing is computed again.
+
+    In the layers of `again` nothing is kept but the MLP's input. In the others, of a gated MLP, what its products gave.
+    Not for edits of neurons: what runs here has no hooks.
+    """
+    blocks = {layer: block for layer in range(model.n_layers) if (block := model.mlp(layer)) is not None}
+    gated = _gated(model)
+
+    def lean(block: nn.Module, layer: int) -> Callable[[Callable], Callable]:
+        if layer in gated and _is_bare(block):
+            return lambda _: lambda x: _GatedMLP.apply(x, block, layer in again)
+        if layer in again:
+            return lambda forward: partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+        return lambda forward: forward
+
+    with ExitStack() as stack:
+        for layer, block in blocks.items():
+            stack.enter_context(replaced_forwards([block], lean(block, layer)))
+        yield
+
+
+class _GatedMLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Float[Tensor, "*n d"], block: nn.Module, again: bool) -> Float[Tensor, "*n d"]:  # type: ignore[override]
+        g, u = _products(block, x)
+        ctx.block, ctx.again = block, again
+        ctx.save_for_backward(*((x,) if again else (g, u)))
+        return block.down_proj(_activation(block)(g) * u)  # type: ignore[operator]
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):  # type: ignore[override]
+        block = ctx.block
+        g, u = _products(block, *ctx.saved_tensors) if ctx.again else ctx.saved_tensors
+        dh = dy @ block.down_proj.weight
+        with torch.enable_grad():
+            given = g.detach().requires_grad_()
+            act = _activation(block)(given)
+        du = act.detach() * dh
+        (dg,) = torch.autograd.grad(act, given, dh.mul_(u))
+        if (joint := getattr(block, "gate_up_proj", None)) is not None:
+            return torch.cat([dg, du], dim=-1) @ joint.weight, None, None
+        return du @ block.up_proj.weight + dg @ block.gate_proj.weight, None, None
+
+
+def _products(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """G x and U x."""
+    joint = getattr(block, "gate_up_proj", None)
+    return joint(x).chunk(2, dim=-1) if joint is not None else (block.gate_proj(x), block.up_proj(x))  # type: ignore[operator]
+
+
+def _activation(block: nn.Module) -> nn.Module:
+    return block.act_fn if hasattr(block, "act_fn") else block.activation_fn  # type: ignore[return-value]
+
+
+_LINEARS = (("gate_proj", "up_proj", "down_proj"), ("gate_up_proj", "down_proj"))
+"""What transformers calls the projections of a gated MLP."""
+_GATED: WeakKeyDictionary[Model, frozenset[int]] = WeakKeyDictionary()
+
+
+def _gated(model: Model) -> frozenset[int]:
+    """Layers whose MLP is that of the formula: by its parts' names, and seen to give the same on a few numbers."""
+    if model not in _GATED:
+        blocks = {layer: block for layer in range(model.n_layers) if (block := model.mlp(layer)) is not None}
+        _GATED[model] = frozenset(n for n, block in blocks.items() if _is_bare(block) and _is_gated(block))
+    return _GATED[model]
+
+
+def _is_bare(block: nn.Module) -> bool:
+    """Whether a block has the parts of a gated MLP, of plain linear maps that nothing watches or changes."""
+    names = next((names for names in _LINEARS if all(hasattr(block, name) for name in names)), None)
+    if names is None or not isinstance(getattr(block, "act_fn", getattr(block, "activation_fn", None)), nn.Module):
+        return False
+    linears = [getattr(block, name) for name in names]
+    return all(type(part) is nn.Linear and not part.weight.requires_grad for part in linears) and not (
+        "forward" in vars(block)
+        or any(
+            "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks or part._backward_hooks
+            for part in (*linears, _activation(block))
+        )
+    )
+
+
+def _is_gated(block: nn.Module) -> bool:
+    weight: Tensor = block.down_proj.weight  # type: ignore[assignment]
+    x = torch.arange(2 * weight.shape[0], device=weight.device).view(1, 2, -1).sin().to(weight.dtype)
+    found = []
+    try:
+        with torch.enable_grad():
+            for forward in (block.forward, lambda x: _GatedMLP.apply(x, block, False)):
+                given = x.clone().requires_grad_()
+                y = forward(given)
+                found.append((y.detach(), *torch.autograd.grad(y, given, x)))
+    except (AttributeError, RuntimeError, TypeError):  # other arguments or results, or an activation in place
+        return False
+    return all(torch.equal(one, other) for one, other in zip(*found, strict=True))
