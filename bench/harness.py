@@ -294,5 +294,7 @@ def machine(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "python": platform.python_version(),
+        "libc": " ".join(platform.libc_ver()),
+        "preloaded": [Path(name).name for name in os.environ.get("LD_PRELOAD", "").split()],
         "versions": versions,
     }

@@ -156,11 +156,17 @@ def main() -> None:
     parser.add_argument("--data", default=Options.data)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--smoke", action="store_true", help="the smallest sizes and one round")
+    parser.add_argument("--only", help="one size, such as 'questions', and no figure")
     parser.add_argument("--out", type=Path, help="path without suffix: .json and .png are written")
     args = parser.parse_args()
     options = Options(args.model, args.dtype, args.device, args.data)
     rows: list[dict[str, Any]] = []
-    for name, points in curves(options, args.smoke).items():
+    found = curves(options, args.smoke)
+    if args.only not in (None, *found):
+        parser.error(f"--only {args.only!r}: one of {', '.join(found)} was expected")
+    for name, points in found.items():
+        if args.only not in (None, name):
+            continue
         for size, make in points:
             seconds, peak = measure(make(), 1 if args.smoke else args.rounds, args.device.startswith("cuda"))
             rows.append({"against": name, "size": size, "seconds": round(seconds, 4), "peak_bytes": int(peak)})
@@ -187,7 +193,8 @@ def main() -> None:
         report = {"options": vars(args) | {"out": None, "data": Path(args.data).name}, "rows": rows, "exponents": fits}
         report["machine"] = machine(args.device)
         args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        figure(rows, fits, args.out.with_suffix(".png"))
+        if not args.only:
+            figure(rows, fits, args.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":
