@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -11,12 +11,14 @@ import torch
 import locaudit.runner.banks as banks
 from locaudit import memory, trial
 from locaudit.errors import ModelError
+from locaudit.lean import Again
 from locaudit.memory import (
     free_bytes,
     is_out_of_memory,
     kept_bytes,
-    lean_layers,
     part_tokens,
+    room,
+    run_again,
     scoring_bank,
     training_bank,
 )
@@ -41,33 +43,48 @@ def test_a_part_keeps_a_share_of_the_weights(llama):
 def test_what_a_token_keeps_is_what_stays_in_memory(tiny_model, monkeypatch):
     """Estimated from above for fewer tokens: masks, and weights where attention holds them, grow with their square."""
     kept, n = kept_bytes(tiny_model), 40
-    assert 0 < kept.lean <= kept.plain
-    for lean, expected in ((False, kept.plain), (True, kept.lean)):
-        few, many = (memory._held_bytes(tiny_model, size, lean=lean) for size in (n // 2, n))
+    assert 0 < kept.lean <= kept.attention < kept.plain
+    layers = range(tiny_model.n_layers)
+    wanted = ((Again(), kept.plain), (Again(layers), kept.attention), (Again(layers, layers), kept.lean))
+    for again, expected in wanted:
+        few, many = (memory._held_bytes(tiny_model, size, again=again) for size in (n // 2, n))
         a_token = (many - few) / (n // 2 * tiny_model.n_layers)
         assert 0.4 * expected < a_token <= 1.01 * expected
     if tiny_model.config.model_type == "llama":
-        held = memory._held_bytes(tiny_model, n, lean=False)
-        monkeypatch.setattr(memory, "lean_mlps", lambda *_: nullcontext())
-        whole = memory._held_bytes(tiny_model, n, lean=False)
+        held = memory._held_bytes(tiny_model, n)
+        monkeypatch.setattr(memory, "lean", lambda *_: nullcontext())
+        whole = memory._held_bytes(tiny_model, n)
         assert whole - held == 4 * n * tiny_model.n_layers * tiny_model.n_units("neurons")  # act(g)
 
 
-def test_a_longer_question_runs_as_few_mlps_again_as_it_must(llama):
+@pytest.mark.parametrize("cached", [False, True])
+def test_of_a_longer_question_as_little_runs_again_as_must(llama, cached):
     kept, n_layers, limit = kept_bytes(llama), llama.n_layers, 100
-    assert kept.lean < kept.plain
+    saved = (0 if cached else kept.plain - kept.attention, kept.attention - kept.lean)
     for lowest in range(n_layers):
-        assert lean_layers(llama, limit, limit, lowest) == range(0)
+        assert run_again(llama, limit, limit, lowest, cached=cached) == Again()
         held = limit * (n_layers - lowest) * kept.plain
         for n_tokens in (101, 120, 150, 10_000):
-            again = lean_layers(llama, n_tokens, limit, lowest)
-            assert again and again.start == lowest and again.stop <= n_layers
+            again = run_again(llama, n_tokens, limit, lowest, cached=cached)
+            assert all(not part or (part.start, part.stop <= n_layers) == (lowest, True) for part in astuple(again))
 
-            def holds(n, n_tokens=n_tokens, lowest=lowest):
-                return n_tokens * (n * kept.lean + (n_layers - lowest - n) * kept.plain)
+            def keeps(n_attention, n_mlps, n_tokens=n_tokens, lowest=lowest):
+                return n_tokens * ((n_layers - lowest) * kept.plain - n_attention * saved[0] - n_mlps * saved[1])
 
-            assert holds(len(again)) <= held or again.stop == n_layers
-            assert holds(len(again) - 1) > held
+            n_attention, n_mlps = map(len, astuple(again))
+            assert keeps(n_attention, n_mlps) <= held or n_mlps == n_layers - lowest
+            if n_mlps:
+                assert keeps(n_attention, n_mlps - 1) > held and n_attention == (0 if cached else n_layers - lowest)
+            else:
+                assert keeps(n_attention - 1, 0) > held
+
+
+def test_a_part_has_room_for_what_runs_again(llama, monkeypatch):
+    kept = kept_bytes(llama)
+    assert room(llama, 100) == min(int(100 * kept.plain / kept.attention), 160)
+    assert room(llama, 100, cached=True) == 100 and room(llama, 500) == 500
+    monkeypatch.setattr(memory, "AGAIN_TOKENS", {})
+    assert room(llama, 100) == 100
 
 
 def test_a_bank_fills_the_device(llama, monkeypatch):

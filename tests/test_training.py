@@ -157,6 +157,9 @@ def test_gradients_flow_through_the_cached_primer(llama, batching):
     fit = run(llama, data, batching=batching, batch_size=size)
     assert fit.losses == pytest.approx(losses, rel=1e-4)
     assert distance(fit.edit, edit) < 2e-4
+    parts = run(llama, data, batching=batching, batch_size=size, step_tokens=1)  # MLPs run again, attention cannot
+    assert fit.losses == pytest.approx(parts.losses, rel=1e-4)
+    assert distance(fit.edit, parts.edit) < 2e-4
     # The same data with the primer in every row instead of cached.
     rows = tuple(Tree(data.forest.prefix + tree.prompt, tree.branches) for tree in data.forest.trees)
     plain = run(llama, replace(data, forest=Forest((), rows)), batching=batching, batch_size=size)
@@ -576,31 +579,32 @@ def test_parts_hold_every_item_once(llama, few):
 
 @pytest.mark.parametrize("place", [heads((0, 1), (1, 2)), neurons((0, 3), (1, 2))])
 def test_what_runs_again_in_the_backward_pass_changes_no_bit(tiny_model, place, monkeypatch):
-    """Activation functions of gated MLPs do, and MLPs of long questions; an edit of neurons runs as ever.
+    """Activation functions of gated MLPs do, and attention and MLPs of long questions; an edit of neurons runs as ever.
 
     OLMo 2's MLP reads the residual stream itself, to which three gradients flow: their sum's order may differ.
     """
     data, jobs = training_data(tiny_model, FEW[:2]), [replace(JOB, location=place)]
-    again = []
+    seen = []
 
-    def noted(model, layers):
-        again.append(len(layers))
-        return lean_mlps(model, layers)
+    def noted(model, again):
+        seen.append((len(again.attention), len(again.mlps)))
+        return lean(model, again)
 
     def fit(n):
         (found,) = train(tiny_model, data, jobs, batch_size=1, epochs=2, step_tokens=n)
         return found
 
-    lean_mlps = loop.lean_mlps
-    monkeypatch.setattr(loop, "lean_mlps", noted)
+    lean = loop.lean
+    monkeypatch.setattr(loop, "lean", noted)
     activations, mlps = fit(10**9), fit(1)
-    monkeypatch.setattr(loop, "lean_mlps", lambda *_: nullcontext())
+    monkeypatch.setattr(loop, "lean", lambda *_: nullcontext())
     plain = fit(10**9)
-    for lean in (activations, mlps):
+    for found in (activations, mlps):
         tolerance = 1e-6 if tiny_model.config.model_type == "olmo2" else 0.0
-        assert plain.losses == pytest.approx(lean.losses, rel=tolerance)
-        pairs = zip(tensors(plain.edit).values(), tensors(lean.edit).values(), strict=True)
+        assert plain.losses == pytest.approx(found.losses, rel=tolerance)
+        pairs = zip(tensors(plain.edit).values(), tensors(found.edit).values(), strict=True)
         assert all(torch.allclose(x, y, rtol=100 * tolerance, atol=tolerance) for x, y in pairs)
-    n_again = tiny_model.n_layers if tiny_model.mlp(0) is not None else 0
-    assert again == ([0] * 4 + [n_again] * 4 if place.kind == "heads" else [])
+    n_layers = tiny_model.n_layers
+    n_mlps = n_layers if tiny_model.mlp(0) is not None else 0
+    assert seen == ([(0, 0)] * 4 + [(n_layers, n_mlps)] * 4 if place.kind == "heads" else [])
     assert all("forward" not in vars(tiny_model.mlp(i) or tiny_model.layer(i)) for i in range(tiny_model.n_layers))

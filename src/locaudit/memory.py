@@ -17,14 +17,16 @@ from torch.utils._pytree import tree_leaves
 
 from locaudit.edits import EditBank
 from locaudit.hooks import SiteTensors
+from locaudit.lean import Again, lean
 from locaudit.locations import Kind
-from locaudit.mlps import lean_mlps
 from locaudit.models import Model, Site
 from locaudit.scoring import Tree, collate_bank
 from locaudit.scoring.forward import run_trees
 
 FULL_TOKENS = {"cpu": 64, "cuda": 16384}
-"""Tokens of one training step from which on more of them no longer make it faster a token (docs/performance.md)."""
+"""Tokens of one training step from which on more of them hardly make it faster a token (docs/performance.md)."""
+AGAIN_TOKENS = {"cpu": 160}
+"""Tokens of one step up to which running attention again costs less time than more steps of fewer tokens."""
 MAX_BANK = 64
 """Most edits in one bank."""
 LEAN = 0.15
@@ -40,8 +42,10 @@ class Kept:
     """Bytes that training keeps for the backward pass, for each token and decoder layer."""
 
     plain: float
+    attention: float
+    """If the layer's attention runs again in the backward pass."""
     lean: float
-    """If the layer's MLP runs again in the backward pass."""
+    """If its MLP does too."""
 
 
 _KEPT: WeakKeyDictionary[Model, dict[tuple[Kind, str | None], Kept]] = WeakKeyDictionary()
@@ -54,12 +58,15 @@ def kept_bytes(model: Model, kind: Kind = "heads") -> Kept:
     if key not in found:
         many = min(_TRIED, getattr(model.config, "max_position_embeddings", None) or _TRIED)
         few = many // 5
-        plain, lean = (
-            (_held_bytes(model, many, kind, lean=lean) - _held_bytes(model, few, kind, lean=lean))
+        layers = range(model.n_layers)
+        attention = layers if kind == "heads" and model.attention(0) is not None else range(0)
+        plain, attending, least = (
+            (_held_bytes(model, many, kind, again) - _held_bytes(model, few, kind, again))
             / ((many - few) * model.n_layers)
-            for lean in (False, True)
+            for again in (Again(), Again(attention), Again(attention, layers))
         )
-        found[key] = Kept(plain, min(lean, plain))
+        attending = min(attending, plain)
+        found[key] = Kept(plain, attending, min(least, attending))
     return found[key]
 
 
@@ -85,8 +92,11 @@ class _Made(TorchDispatchMode):
         return {ref.cdata: size for ref, size in self._storages if not ref.expired()}
 
 
+_NOTHING = Again()
+
+
 @torch.enable_grad()
-def _held_bytes(model: Model, n_tokens: int, kind: Kind = "heads", *, lean: bool = False) -> int:
+def _held_bytes(model: Model, n_tokens: int, kind: Kind = "heads", again: Again = _NOTHING) -> int:
     """Bytes that stay after a training forward, besides the weights."""
     sites: dict[Site, SiteTensors] = {}
     for layer in range(model.n_layers):
@@ -95,8 +105,7 @@ def _held_bytes(model: Model, n_tokens: int, kind: Kind = "heads", *, lean: bool
         sites[site] = SiteTensors(a, b, torch.zeros(1, device=a.device))
     tree = Tree((model.pad_id,) * (n_tokens - 1), ((model.pad_id, model.pad_id),))  # the last token does not run
     batch = collate_bank([[tree]], 1, 0, model)
-    again = range(model.n_layers if lean else 0)
-    with lean_mlps(model, again) if kind == "heads" else nullcontext(), _Made() as made:
+    with lean(model, again) if kind == "heads" else nullcontext(), _Made() as made:
         out = run_trees(model, batch, EditBank(sites, (False,)), torch.zeros(1, dtype=torch.long))
     held = made.alive()
     del out  # the graph hangs on it
@@ -114,17 +123,27 @@ def part_tokens(model: Model, lowest: int = 0, kind: Kind = "heads") -> int:
     return max(FULL_TOKENS.get(model.device.type, FULL_TOKENS["cuda"]), int(LEAN * weights / kept))
 
 
-def lean_layers(model: Model, n_tokens: int, limit: int, lowest: int = 0) -> range:
-    """Layers whose MLPs run again, so that `n_tokens` keep no more than `limit` tokens do; the first edited ones.
+def room(model: Model, limit: int, *, cached: bool = False) -> int:
+    """Tokens of a part that may keep what `limit` tokens do: some more, where running attention again pays."""
+    kept = kept_bytes(model)
+    stretched = limit if cached else int(limit * kept.plain / kept.attention)
+    return max(limit, min(stretched, AGAIN_TOKENS.get(model.device.type, 0)))
 
-    Those are run again last, when the backward pass has let go of the others. All of them may not be enough.
+
+def run_again(model: Model, n_tokens: int, limit: int, lowest: int = 0, *, cached: bool = False) -> Again:
+    """What runs again so that `n_tokens` keep no more than `limit` tokens do: attention first, which costs least.
+
+    Not attention where there is a cache of keys and values (`cached`). The first edited layers' parts: those are run
+    again last, when the backward pass has let go of the others. All of them may not be enough.
     """
     kept, n_edited = kept_bytes(model), model.n_layers - lowest
-    if n_tokens <= limit or kept.lean == kept.plain:
-        return range(0)
     surplus = (n_tokens - limit) * n_edited * kept.plain
-    n = math.ceil(surplus / (n_tokens * (kept.plain - kept.lean)))
-    return range(lowest, lowest + min(n, n_edited))
+    layers = []
+    for saved in (0.0 if cached else kept.plain - kept.attention, kept.attention - kept.lean):
+        n = min(math.ceil(surplus / (n_tokens * saved)), n_edited) if surplus > 0 and saved > 0 else 0
+        layers.append(range(lowest, lowest + n) if n else range(0))
+        surplus -= n * n_tokens * saved
+    return Again(*layers)
 
 
 def training_bank(model: Model, step_tokens: float) -> int:

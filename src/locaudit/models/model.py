@@ -97,6 +97,11 @@ class Model:
         path = table.mlp.rpartition(".")[0]
         return submodule(self.layer(layer), path) if path and not table.attention.startswith(f"{path}.") else None
 
+    def attention(self, layer: int) -> nn.Module | None:
+        """The module that the heads' projection lies in; None where that is the layer."""
+        path = find_architecture(self.config.model_type).attention.rpartition(".")[0]
+        return submodule(self.layer(layer), path) if path else None
+
     def width(self, site: Site) -> int:
         """Width d_in of the site."""
         return input_width(self.projection(site))

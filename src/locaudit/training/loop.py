@@ -14,9 +14,9 @@ from torch import Tensor
 
 from locaudit.edits import Edit
 from locaudit.errors import ConfigError, DataError
+from locaudit.lean import lean
 from locaudit.locations import Location
-from locaudit.memory import lean_layers, part_tokens
-from locaudit.mlps import lean_mlps
+from locaudit.memory import part_tokens, room, run_again
 from locaudit.models import Model
 from locaudit.scoring import (
     ROW_LENGTH,
@@ -117,8 +117,9 @@ def train(
     `epochs` times, in an order of its own seed. A job whose loss or gradient is not finite stops, alone. Weights are
     frozen, so gradients stop at the lowest edited layer, and forwards start there from residual streams read once;
     `residuals` keeps those of ``data.forest`` for other calls. A step of more than `step_tokens` tokens an edit (None:
-    by device, weights and lowest layer) runs in parts whose gradients add up, and some layers' MLPs run again in the
-    backward pass of a longer question (not for edits of neurons): the same step in less memory.
+    by device, weights and lowest layer) runs in parts that keep no more than so many tokens do, whose gradients add up;
+    in some layers attention, and in a longer question MLPs, run again in the backward pass (not for edits of neurons):
+    the same step in less memory.
 
     `on_step` is called with (steps done, steps in all).
     """
@@ -146,13 +147,14 @@ def train(
     limit = step_tokens or part_tokens(
         model, min(job.location.layers[0] for job in jobs), "neurons" if "neurons" in kinds else "heads"
     )
+    of_part = room(model, limit, cached=bool(data.forest.prefix)) if kinds == {"heads"} else limit
     losses: list[list[float]] = [[] for _ in jobs]
     stopped: dict[int, str] = {}
     for step in range(n_steps):
         drawn = [[items[i] for i in order[step]] for order in orders]
         adamw.zero_grad(set_to_none=True)
         loss = torch.zeros(len(jobs), device=model.device)
-        for part in _parts(drawn, limit):
+        for part in _parts(drawn, of_part):
             found = _part_losses(model, residuals, part, drawn, jobs, edits, objective, reduction, limit)
             torch.where(found.isfinite(), found, 0.0).sum().backward()
             loss += found.detach().to(loss.device)
@@ -266,7 +268,7 @@ def _part_losses(
 ) -> Tensor:
     """Each job's share (K,) of its step's loss that falls to the items of a part, `drawn`.
 
-    A part of more than `limit` tokens, a prefix's included, runs MLPs again in the backward pass.
+    A part of more than `limit` tokens, a prefix's included, runs attention and MLPs again in the backward pass.
     """
     bank = stack_trainable(edits)
     prefix_ids = residuals.forest.prefix
@@ -278,8 +280,8 @@ def _part_losses(
     rows = torch.tensor([k for k, of_edit in enumerate(packed) for _ in of_edit])
     start = residuals.start(bank.lowest_layer, [[item.number for item in row] for row in filled], batch.n_columns)
     n_tokens = len(prefix_ids) + max(sum(len(item.tree) for item in items) for items in drawn)
-    again = lean_layers(model, n_tokens, limit, bank.lowest_layer)
-    with lean_mlps(model, again) if all(job.location.kind == "heads" for job in jobs) else nullcontext():
+    again = run_again(model, n_tokens, limit, bank.lowest_layer, cached=bool(prefix_ids))
+    with lean(model, again) if all(job.location.kind == "heads" for job in jobs) else nullcontext():
         prefix = run_prefix(model, prefix_ids, bank, start)
         tokens = token_log_probs(model, batch, bank, rows, prefix, start)
     sums = branch_sums(batch, tokens)

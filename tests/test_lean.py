@@ -1,4 +1,4 @@
-"""MLPs that keep less: the same numbers, and only where the MLP is the one that the formula is of."""
+"""Forwards that keep less: the same numbers, and a formula only for the MLPs that it is of."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from locaudit import mlps
-from locaudit.mlps import lean_mlps
+from locaudit import lean as module
+from locaudit.hooks import SiteTensors, edited
+from locaudit.lean import Again, lean
 from tiny import tiny
 
 GATED = {"gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
@@ -32,7 +33,7 @@ def model():
 
 def test_gated_mlps_are_known(tiny_model):
     gated = tiny_model.config.model_type in GATED
-    assert mlps._gated(tiny_model) == frozenset(range(tiny_model.n_layers) if gated else ())
+    assert module._gated(tiny_model) == frozenset(range(tiny_model.n_layers) if gated else ())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -42,10 +43,10 @@ def test_a_lean_mlp_equals_autograd_bit_for_bit(name, dtype):
     model.lm.to(dtype)
     x = torch.randn(2, 7, model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(dtype)
     plain = through(model.mlp(0), x)
-    for again in (range(0), range(1)):
-        with lean_mlps(model, again):
-            lean = through(model.mlp(0), x)
-        assert all(torch.equal(one, other) for one, other in zip(plain, lean, strict=True))
+    for again in (Again(), Again(mlps=range(1))):
+        with lean(model, again):
+            found = through(model.mlp(0), x)
+        assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
 
 
 def trainable(block):
@@ -72,21 +73,39 @@ def sparse(block):
 @pytest.mark.parametrize("change", [trainable, dispatched, quantised, in_place, sparse])
 def test_what_is_not_a_plain_gated_mlp_runs_as_it_is(model, change):
     change(model.mlp(0))
-    assert mlps._gated(model) == set(range(1, model.n_layers))
+    assert module._gated(model) == set(range(1, model.n_layers))
     x = torch.randn(1, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     plain = through(model.mlp(0), x)
-    for again in (range(0), range(1)):
-        with lean_mlps(model, again):
-            lean = through(model.mlp(0), x)
-        assert all(torch.equal(one, other) for one, other in zip(plain, lean, strict=True))
+    for again in (Again(), Again(mlps=range(1))):
+        with lean(model, again):
+            found = through(model.mlp(0), x)
+        assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
 
 
 def test_hooks_within_an_mlp_run(model):
     """Also those that came after the model was looked at."""
-    assert 0 in mlps._gated(model)
+    assert 0 in module._gated(model)
     model.mlp(0).up_proj.register_forward_hook(lambda _module, _given, returned: 2 * returned)
     x = torch.randn(1, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     plain = through(model.mlp(0), x)
-    with lean_mlps(model, range(0)):
-        lean = through(model.mlp(0), x)
-    assert all(torch.equal(one, other) for one, other in zip(plain, lean, strict=True))
+    with lean(model, Again()):
+        found = through(model.mlp(0), x)
+    assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
+
+
+def test_attention_that_runs_again_is_edited_again(tiny_model):
+    """The edit's hooks are gone when the backward pass comes; readers' and writers' gradients are the same bits."""
+    site = ("heads", 0)
+    start = torch.randn(2, tiny_model.width(site), generator=torch.Generator().manual_seed(0))
+    ids = torch.arange(12).view(2, 6) + 3
+
+    def gradients(again):
+        a, b = (row.clone().unsqueeze(0).requires_grad_() for row in start)
+        with lean(tiny_model, again), edited(tiny_model, {site: SiteTensors(a, b, torch.zeros(1))}):
+            hidden = tiny_model.lm.base_model(input_ids=ids, use_cache=False)[0]
+        return torch.autograd.grad(hidden.square().sum(), (a, b))
+
+    plain, again = gradients(Again()), gradients(Again(attention=range(tiny_model.n_layers)))
+    assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
+    projection = tiny_model.projection(site)
+    assert not projection._forward_pre_hooks and "forward" not in vars(tiny_model.attention(0))

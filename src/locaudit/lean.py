@@ -1,7 +1,8 @@
-"""MLPs that keep less for the backward pass of training, with the same gradients.
+"""Training forwards that keep less for the backward pass, with the same gradients.
 
-A gated MLP is y = D h, h = act(g) * u, g = G x, u = U x. Its weights are frozen, so that the backward pass needs only
-g and u, and those follow from x; autograd also keeps act(g).
+Attention and MLPs can run again in the backward pass, so that nothing is kept of them but what enters. And a gated MLP
+is y = D h, h = act(g) * u, g = G x, u = U x. Its weights are frozen, so that the backward pass needs only g and u, and
+those follow from x; autograd also keeps act(g).
 
     dh = D^T dy,    dg = act'(g) * u * dh,    du = act(g) * dh,    dx = U^T du + G^T dg
 
@@ -11,8 +12,10 @@ then adds up what flows to x in another order.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -25,27 +28,63 @@ from locaudit.hooks import replaced_forwards
 from locaudit.models import Model
 
 
-@contextmanager
-def lean_mlps(model: Model, again: range) -> Iterator[None]:
-    """Run forwards whose MLPs keep less for the backward pass, where what is missing is computed again.
+@dataclass(frozen=True)
+class Again:
+    """Layers of which parts run again in the backward pass."""
 
-    In the layers of `again` nothing is kept but the MLP's input. In the others, of a gated MLP, what its products gave.
-    Not for edits of neurons: what runs here has no hooks.
+    attention: range = range(0)
+    """Not with a cache of keys and values, to which running again would add."""
+    mlps: range = range(0)
+    """Of a gated MLP two of three products, as its output is not needed."""
+
+
+@contextmanager
+def lean(model: Model, again: Again) -> Iterator[None]:
+    """Run forwards that keep less for the backward pass, where what is missing is computed again.
+
+    Of gated MLPs only what their products gave is kept, in any layer. Not for edits of neurons: an MLP that runs here
+    has no hooks.
     """
     blocks = {layer: block for layer in range(model.n_layers) if (block := model.mlp(layer)) is not None}
     gated = _gated(model)
 
-    def lean(block: nn.Module, layer: int) -> Callable[[Callable], Callable]:
+    def replaced(block: nn.Module, layer: int) -> Callable[[Callable], Callable]:
         if layer in gated and _is_bare(block):
-            return lambda _: lambda x: _GatedMLP.apply(x, block, layer in again)
-        if layer in again:
+            return lambda _: lambda x: _GatedMLP.apply(x, block, layer in again.mlps)
+        if layer in again.mlps:
             return lambda forward: partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
         return lambda forward: forward
 
     with ExitStack() as stack:
         for layer, block in blocks.items():
-            stack.enter_context(replaced_forwards([block], lean(block, layer)))
+            stack.enter_context(replaced_forwards([block], replaced(block, layer)))
+        for layer in again.attention:
+            projection = model.projection(("heads", layer))
+            stack.enter_context(replaced_forwards([model.attention(layer)], partial(_attending_again, projection)))
         yield
+
+
+def _attending_again(projection: nn.Module, forward: Callable) -> Callable:
+    def run(*args, **kwargs):
+        hooks = projection._forward_pre_hooks.copy()  # an edit's, gone when the backward pass comes
+
+        def contexts():
+            return nullcontext(), _hooked(projection, hooks)
+
+        same = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
+        return checkpoint(forward, *args, **same, **kwargs)
+
+    return run
+
+
+@contextmanager
+def _hooked(module: nn.Module, hooks: OrderedDict) -> Iterator[None]:
+    own = module._forward_pre_hooks
+    module._forward_pre_hooks = hooks
+    try:
+        yield
+    finally:
+        module._forward_pre_hooks = own
 
 
 class _GatedMLP(torch.autograd.Function):
