@@ -12,7 +12,6 @@ then adds up what flows to x in another order.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -59,8 +58,9 @@ def lean(model: Model, again: Again) -> Iterator[None]:
         for layer, block in blocks.items():
             stack.enter_context(replaced_forwards([block], replaced(block, layer)))
         for layer in again.attention:
-            projection = model.projection(("heads", layer))
-            stack.enter_context(replaced_forwards([model.attention(layer)], partial(_attending_again, projection)))
+            if (attention := model.attention(layer)) is not None:
+                projection = model.projection(("heads", layer))
+                stack.enter_context(replaced_forwards([attention], partial(_attending_again, projection)))
         yield
 
 
@@ -78,7 +78,7 @@ def _attending_again(projection: nn.Module, forward: Callable) -> Callable:
 
 
 @contextmanager
-def _hooked(module: nn.Module, hooks: OrderedDict) -> Iterator[None]:
+def _hooked(module: nn.Module, hooks: dict[int, Callable]) -> Iterator[None]:
     own = module._forward_pre_hooks
     module._forward_pre_hooks = hooks
     try:
