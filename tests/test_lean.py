@@ -25,6 +25,15 @@ def through(block, x):
     return out.detach(), gradient
 
 
+def check_same_bits(model, x):
+    """The first MLP, lean or run again, against itself."""
+    plain = through(model.mlp(0), x)
+    for again in (Again(), Again(mlps=range(1))):
+        with lean(model, again):
+            found = through(model.mlp(0), x)
+        assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
+
+
 @pytest.fixture
 def model():
     """A llama of this test's own."""
@@ -42,11 +51,7 @@ def test_a_lean_mlp_equals_autograd_bit_for_bit(name, dtype):
     model = deepcopy(tiny(name))
     model.lm.to(dtype)
     x = torch.randn(2, 7, model.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(dtype)
-    plain = through(model.mlp(0), x)
-    for again in (Again(), Again(mlps=range(1))):
-        with lean(model, again):
-            found = through(model.mlp(0), x)
-        assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
+    check_same_bits(model, x)
 
 
 def trainable(block):
@@ -75,11 +80,7 @@ def test_what_is_not_a_plain_gated_mlp_runs_as_it_is(model, change):
     change(model.mlp(0))
     assert module._gated(model) == set(range(1, model.n_layers))
     x = torch.randn(1, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    plain = through(model.mlp(0), x)
-    for again in (Again(), Again(mlps=range(1))):
-        with lean(model, again):
-            found = through(model.mlp(0), x)
-        assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
+    check_same_bits(model, x)
 
 
 def test_hooks_within_an_mlp_run(model):
@@ -87,10 +88,7 @@ def test_hooks_within_an_mlp_run(model):
     assert 0 in module._gated(model)
     model.mlp(0).up_proj.register_forward_hook(lambda _module, _given, returned: 2 * returned)
     x = torch.randn(1, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    plain = through(model.mlp(0), x)
-    with lean(model, Again()):
-        found = through(model.mlp(0), x)
-    assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
+    check_same_bits(model, x)
 
 
 def test_attention_that_runs_again_is_edited_again(tiny_model):

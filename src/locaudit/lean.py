@@ -6,8 +6,7 @@ those follow from x; autograd also keeps act(g).
 
     dh = D^T dy,    dg = act'(g) * u * dh,    du = act(g) * dh,    dx = U^T du + G^T dg
 
-Equal bit for bit to autograd's, but where something else reads x too (OLMo 2, without a norm before the MLP): autograd
-then adds up what flows to x in another order.
+Equal bit for bit to autograd's: x is given twice, so that autograd adds up what flows to it, in its own order.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def lean(model: Model, again: Again) -> Iterator[None]:
 
     def replaced(block: nn.Module, layer: int) -> Callable[[Callable], Callable]:
         if layer in gated and _is_bare(block):
-            return lambda _: lambda x: _GatedMLP.apply(x, block, layer in again.mlps)
+            return lambda _: lambda x: _GatedMLP.apply(x, x, block, layer in again.mlps)
         if layer in again.mlps:
             return lambda forward: partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
         return lambda forward: forward
@@ -89,7 +88,7 @@ def _hooked(module: nn.Module, hooks: dict[int, Callable]) -> Iterator[None]:
 
 class _GatedMLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Float[Tensor, "*n d"], block: nn.Module, again: bool) -> Float[Tensor, "*n d"]:  # type: ignore[override]
+    def forward(ctx, x: Float[Tensor, "*n d"], _, block: nn.Module, again: bool) -> Float[Tensor, "*n d"]:  # type: ignore[override]
         g, u = _products(block, x)
         ctx.block, ctx.again = block, again
         ctx.save_for_backward(*((x,) if again else (g, u)))
@@ -106,8 +105,8 @@ class _GatedMLP(torch.autograd.Function):
         du = act.detach() * dh
         (dg,) = torch.autograd.grad(act, given, dh.mul_(u))
         if (joint := getattr(block, "gate_up_proj", None)) is not None:
-            return torch.cat([dg, du], dim=-1) @ joint.weight, None, None
-        return du @ block.up_proj.weight + dg @ block.gate_proj.weight, None, None
+            return torch.cat([dg, du], dim=-1) @ joint.weight, None, None, None
+        return du @ block.up_proj.weight, dg @ block.gate_proj.weight, None, None
 
 
 def _products(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +153,7 @@ def _is_gated(block: nn.Module) -> bool:
     found = []
     try:
         with torch.enable_grad():
-            for forward in (block.forward, lambda x: _GatedMLP.apply(x, block, False)):
+            for forward in (block.forward, lambda x: _GatedMLP.apply(x, x, block, False)):
                 given = x.clone().requires_grad_()
                 y = forward(given)
                 found.append((y.detach(), *torch.autograd.grad(y, given, x)))
