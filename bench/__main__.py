@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.harness import Options, compare
 from bench.tasks import TASKS
+from locaudit.start import tune_allocator
 
 
 def main() -> int:
@@ -86,4 +87,5 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    tune_allocator()
     sys.exit(main())

@@ -295,6 +295,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "python": platform.python_version(),
         "libc": " ".join(platform.libc_ver()),
+        "tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "preloaded": [Path(name).name for name in os.environ.get("LD_PRELOAD", "").split()],
         "versions": versions,
     }

@@ -39,6 +39,7 @@ from locaudit.memory import scoring_bank, training_bank
 from locaudit.models import Model
 from locaudit.models.load import DTYPES
 from locaudit.scoring import Residuals, answer_log_probs, plant
+from locaudit.start import tune_allocator
 from locaudit.training import BATCH_SIZES, Job, TrainingData, train
 
 SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
@@ -225,4 +226,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tune_allocator()
     main()

@@ -18,6 +18,7 @@ from typing import Any
 from bench.harness import Options, machine
 from bench.switches import means
 from bench.tried import Mean
+from locaudit.start import tune_allocator
 
 
 def measure(mean: Mean, rounds: int) -> dict[str, Any]:
@@ -80,4 +81,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tune_allocator()
     main()

@@ -33,6 +33,7 @@ from locaudit.edits import stack
 from locaudit.locations import Location
 from locaudit.models import Model
 from locaudit.scoring import Residuals, answer_log_probs, plant
+from locaudit.start import tune_allocator
 from locaudit.training import Job, TrainingData, train
 
 MODELS = ("random-9m", "random-30m", "random-135m")
@@ -198,4 +199,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    tune_allocator()
     main()

@@ -29,7 +29,7 @@ AGAIN_TOKENS = {"cpu": 160}
 """Tokens of one step up to which running attention again costs less time than more steps of fewer tokens."""
 MAX_BANK = 64
 """Most edits in one bank."""
-LEAN = 0.15
+LEAN = 0.17
 """What training aims to keep for a backward pass, in units of the weights' bytes; a long question may keep more."""
 _TRIED = 80
 """Tokens of the forward that says what a token keeps, less those of one of a fifth."""

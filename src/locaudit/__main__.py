@@ -1,0 +1,7 @@
+"""``python -m locaudit``."""
+
+import sys
+
+from locaudit.start import main
+
+sys.exit(main())
