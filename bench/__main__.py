@@ -10,7 +10,6 @@ from typing import Any
 
 from bench.harness import Options, compare
 from bench.tasks import TASKS
-from locaudit.start import tune_allocator
 
 
 def main() -> int:
@@ -87,5 +86,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    tune_allocator()
     sys.exit(main())

@@ -17,11 +17,13 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from locaudit.start import VARIABLE, settings
 
 PACKAGES = ("torch", "transformers", "locaudit", "trl", "peft", "lm-eval", "scikit-learn", "transformer-lens", "pyvene")
 
@@ -107,7 +109,8 @@ def compare(task: Task, peer: str, options: Options, *, rounds: int, say: Callab
             say(f"{task.name}: preparing {name}")
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(there, task.name, name, options), daemon=True)
-            process.start()
+            with _started_as_ours() if name == "ours" else nullcontext():
+                process.start()
             there.close()
             workers[name] = (here, process)
             records[name].prepare_s, records[name].weights_bytes = _receive(here, name)
@@ -131,6 +134,18 @@ def compare(task: Task, peer: str, options: Options, *, rounds: int, say: Callab
             if process.is_alive():
                 process.kill()
     return report(task, peer, options, records)
+
+
+@contextmanager
+def _started_as_ours() -> Iterator[None]:
+    """The environment in which the command line would run; the peer has what it would have without us."""
+    given = settings()
+    os.environ.update(given)
+    try:
+        yield
+    finally:
+        for name in given:
+            del os.environ[name]
 
 
 def report(task: Task, peer: str, options: Options, records: Mapping[str, _Record]) -> dict[str, Any]:
@@ -164,7 +179,7 @@ def report(task: Task, peer: str, options: Options, records: Mapping[str, _Recor
         "sides": sides,
         "same": _same(task, ours, theirs),
         "reported": _reported(task, ours, theirs),
-        "machine": machine(options.device),
+        "machine": machine(options.device) | settings(),  # what ours alone was started with
     }
 
 
@@ -295,7 +310,7 @@ def machine(device: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "python": platform.python_version(),
         "libc": " ".join(platform.libc_ver()),
-        "tunables": os.environ.get("GLIBC_TUNABLES", ""),
+        "tunables": os.environ.get(VARIABLE, ""),
         "preloaded": [Path(name).name for name in os.environ.get("LD_PRELOAD", "").split()],
         "versions": versions,
     }

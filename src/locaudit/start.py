@@ -19,16 +19,24 @@ TUNABLES = {
 }
 
 
-def tune_allocator() -> None:
-    """Start this process again with these settings of glibc, which it reads once, where it is a glibc.
+VARIABLE = "GLIBC_TUNABLES"
+"""Where glibc looks for its settings, once, when a process starts."""
 
-    Not if `GLIBC_TUNABLES` is in the environment, whatever it says. Call it before anything else.
-    """
-    if "GLIBC_TUNABLES" in os.environ or not _has_glibc() or not sys.executable:
-        return
-    os.environ["GLIBC_TUNABLES"] = ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())
-    with suppress(OSError):  # then with its holes
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+def settings() -> dict[str, str]:
+    """These settings for the environment; none if they or others are there, or for another C library."""
+    if VARIABLE in os.environ or not _has_glibc():
+        return {}
+    return {VARIABLE: ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())}
+
+
+def tune_allocator() -> None:
+    """Start this process again with `settings`, if there are any. Call it before anything else."""
+    wanted = settings()
+    if wanted and sys.executable:
+        os.environ.update(wanted)
+        with suppress(OSError):  # then with its holes
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _has_glibc() -> bool:
