@@ -9,34 +9,51 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from contextlib import suppress
+from pathlib import Path
 
 TUNABLES = {
     "tcache_count": 0,
     "mxfast": 0,
-    "mmap_threshold": 2**25,  # where glibc ends up by itself; it no longer moves once the next is set
+    "mmap_threshold": 2**25,  # as far as glibc goes by itself; setting the next one keeps it where it is
     "trim_threshold": 2**28,  # what a step gives back serves the next one
 }
-
-
 VARIABLE = "GLIBC_TUNABLES"
 """Where glibc looks for its settings, once, when a process starts."""
+_STARTED = "LOCAUDIT_STARTED"
+"""Set in a process that was started again: some take `VARIABLE` away."""
 
 
 def settings() -> dict[str, str]:
-    """These settings for the environment; none if they or others are there, or for another C library."""
-    if VARIABLE in os.environ or not _has_glibc():
+    """These settings for the environment; none where others or an allocator are chosen, or without a glibc."""
+    chosen = any(name in (VARIABLE, "LD_PRELOAD") or name.startswith("MALLOC_") for name in os.environ)
+    if chosen or not _has_glibc():
         return {}
     return {VARIABLE: ":".join(f"glibc.malloc.{name}={value}" for name, value in TUNABLES.items())}
 
 
 def tune_allocator() -> None:
-    """Start this process again with `settings`, if there are any. Call it before anything else."""
+    """Start this process again with `settings`, if there are any; what ran before runs twice.
+
+    Not if that could do anything else than the command line says.
+    """
     wanted = settings()
-    if wanted and sys.executable:
-        os.environ.update(wanted)
+    if wanted and _STARTED not in os.environ and _can_start_again():
+        environment = {**os.environ, **wanted, _STARTED: str(os.getpid())}
         with suppress(OSError):  # then with its holes
-            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def _can_start_again() -> bool:
+    """Whether this is the interpreter itself with a script, and nobody watches it or works beside it."""
+    watched = sys.gettrace() or sys.getprofile() or threading.active_count() > 1
+    if watched or not sys.executable or sys.argv[0] in ("", "-"):
+        return False
+    try:
+        return Path("/proc/self/exe").samefile(sys.executable)
+    except OSError:
+        return False
 
 
 def _has_glibc() -> bool:
