@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from locaudit import lean as module
 from locaudit.hooks import SiteTensors, edited
@@ -107,3 +108,13 @@ def test_attention_that_runs_again_is_edited_again(tiny_model):
     assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
     projection = tiny_model.projection(site)
     assert not projection._forward_pre_hooks and "forward" not in vars(tiny_model.attention(0))
+
+
+def test_operations_of_a_lean_forward_can_be_counted(model):
+    """PyTorch's counter hooks every module, and the graph of what they take."""
+    x = torch.randn(1, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    plain = through(model.mlp(0), x)
+    with FlopCounterMode(display=False) as counter, lean(model, Again()):
+        found = through(model.mlp(0), x)
+    assert all(torch.equal(one, other) for one, other in zip(plain, found, strict=True))
+    assert counter.get_total_flops() == 2 * 2 * 3 * 5 * model.config.hidden_size * model.n_units("neurons")

@@ -101,7 +101,7 @@ class _GatedMLP(torch.autograd.Function):
         dh = dy @ block.down_proj.weight
         with torch.enable_grad():
             given = g.detach().requires_grad_()
-            act = _activation(block)(given)
+            act = _activation(block).forward(given)  # past hooks on all modules, which may want a graph of their own
         du = act.detach() * dh
         (dg,) = torch.autograd.grad(act, given, dh.mul_(u))
         if (joint := getattr(block, "gate_up_proj", None)) is not None:
