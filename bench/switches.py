@@ -90,7 +90,7 @@ def _training(model: Model, data: TrainingData) -> list[Mean]:
              off(loop, "collate_bank", _one_tree_a_row, fit)),
         Mean("4 edits in one bank", "training 4 edits, all heads", None, lambda: fit(4),
              lambda: [fit() for _ in range(4)]),
-        Mean("steps in parts, some MLPs of long questions run again", "training, all heads", None, fit,
+        Mean("steps in parts, attention and some MLPs of long questions run again", "training, all heads", None, fit,
              lambda: fit(tokens=10**9)),
         # A step passes frozen weights twice, forward and back; the reference passes them once.
         Mean("log-probabilities of the unedited model kept", "training, all heads", 1.5, fit,
