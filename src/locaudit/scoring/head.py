@@ -54,11 +54,13 @@ class _HeadLogProbs(torch.autograd.Function):
 def _normaliser(hidden: Tensor, head: Head, with_mean: bool) -> tuple[Float[Tensor, " m"], Float[Tensor, "m d"] | None]:
     """Log sum_v exp z_v, and sum_v p_v dz_v/dh."""
     n, d = hidden.shape
-    if hidden.device.type == "cpu" and hidden.dtype == torch.float32:
+    of_few_sizes = hidden.device.type == "cpu" and hidden.dtype == torch.float32  # products have kernels for each size
+    if of_few_sizes:
         hidden = padded(hidden)
     m = len(hidden)
-    fitting = BLOCK_BYTES.get(hidden.device.type, BLOCK_BYTES["cuda"]) // (4 * max(m, 1))
-    block = 2 ** max(8, fitting.bit_length() - 1)  # of few sizes: products have kernels of their own for each
+    block = max(256, BLOCK_BYTES.get(hidden.device.type, BLOCK_BYTES["cuda"]) // (4 * max(m, 1)))
+    if of_few_sizes:
+        block = 2 ** (block.bit_length() - 1)
     top = hidden.new_full((m,), -torch.inf, dtype=torch.float32)
     total = torch.zeros_like(top)
     mean = hidden.new_zeros(m, d, dtype=torch.float32) if with_mean else None
