@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import time
@@ -40,7 +39,6 @@ from locaudit.memory import scoring_bank, training_bank
 from locaudit.models import Model
 from locaudit.models.load import DTYPES
 from locaudit.scoring import Residuals, answer_log_probs, plant
-from locaudit.scoring.products import product
 from locaudit.start import tune_allocator
 from locaudit.training import BATCH_SIZES, Job, TrainingData, train
 
@@ -61,12 +59,11 @@ class Work:
 
 
 def matrix_rate(device: str, dtype: torch.dtype, rounds: int = 5) -> float:
-    """Floating-point operations a second of the best square product, by PyTorch's own or our kernel."""
+    """Floating-point operations a second of the best square product."""
     best = 0.0
     for n in SIZES[torch.device(device).type]:
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        for multiply in (torch.matmul, product):
-            best = max(best, 2 * n**3 / _fastest(lambda a=a, b=b, m=multiply: m(a, b), device, rounds))
+        best = max(best, 2 * n**3 / _fastest(lambda a=a, b=b: a @ b, device, rounds))
     return best
 
 
@@ -126,7 +123,7 @@ def measure(model: Model, work: Work, rate: float, band: float, rounds: int) -> 
 
     embeddings = model.lm.get_input_embeddings()
     handle = embeddings.register_forward_pre_hook(count)  # type: ignore[union-attr]
-    counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
+    counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
     try:
         with counter:
             work.run()
@@ -158,16 +155,11 @@ def _attention_backward(gradient, q, k, v, *args, **kwargs) -> int:
     return sdpa_backward_flop_count(gradient, q, k, v)
 
 
-def _linear(x, weight, *args, out_shape=None, **kwargs) -> int:
-    return 2 * math.prod(x) * weight[0]
-
-
-UNCOUNTED = {
-    torch.ops.mkldnn._linear_pointwise: _linear,
+_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""Kernels on a CPU that PyTorch's counter leaves out."""
+"""Attention's kernel on a CPU, which PyTorch's counter leaves out."""
 
 
 def _fastest(run: Callable[[], Any], device: str, rounds: int) -> float:

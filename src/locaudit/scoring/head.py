@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from locaudit.models import Head
-from locaudit.scoring.products import padded, product, transposed
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}
 """Bytes of one block of float32 logits: on a CPU few enough to stay in its cache."""
@@ -53,20 +52,20 @@ class _HeadLogProbs(torch.autograd.Function):
 
 def _normaliser(hidden: Tensor, head: Head, with_mean: bool) -> tuple[Float[Tensor, " m"], Float[Tensor, "m d"] | None]:
     """Log sum_v exp z_v, and sum_v p_v dz_v/dh."""
-    n, d = hidden.shape
-    of_few_sizes = hidden.device.type == "cpu" and hidden.dtype == torch.float32  # products have kernels for each size
-    if of_few_sizes:
-        hidden = padded(hidden)
-    m = len(hidden)
+    m, d = hidden.shape
     block = max(256, BLOCK_BYTES.get(hidden.device.type, BLOCK_BYTES["cuda"]) // (4 * max(m, 1)))
-    if of_few_sizes:
-        block = 2 ** (block.bit_length() - 1)
     top = hidden.new_full((m,), -torch.inf, dtype=torch.float32)
     total = torch.zeros_like(top)
     mean = hidden.new_zeros(m, d, dtype=torch.float32) if with_mean else None
+    # Buffers serve all blocks: fresh memory would cost as much as the arithmetic.
+    product = hidden.new_empty(m, block)
+    wide = product if product.dtype == torch.float32 else product.float()
     for start in range(0, len(head.weight), block):
         weight = head.weight[start : start + block]
-        z = product(hidden, weight).float()
+        z = wide[:, : len(weight)]
+        torch.mm(hidden, weight.T, out=product[:, : len(weight)])
+        if wide is not product:
+            z.copy_(product[:, : len(weight)])
         if head.bias is not None:
             z += head.bias[start : start + block].float()
         slope = None
@@ -79,6 +78,6 @@ def _normaliser(hidden: Tensor, head: Head, with_mean: bool) -> tuple[Float[Tens
         total = total * scale + p.sum(dim=1)
         if mean is not None:
             p = p if slope is None else p * slope
-            mean.mul_(scale.unsqueeze(1)).add_(transposed(p.to(weight.dtype), weight))
+            mean.mul_(scale.unsqueeze(1)).add_(p.to(weight.dtype) @ weight)
         top = new
-    return (top + total.log())[:n], None if mean is None else (mean / total.unsqueeze(1))[:n]
+    return top + total.log(), None if mean is None else mean / total.unsqueeze(1)
