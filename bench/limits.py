@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import time
@@ -34,6 +35,7 @@ from bench.work import load, questions
 from locaudit.data.prompts import Prompt, load_primer
 from locaudit.edits import stack
 from locaudit.evaluation import generate_answers
+from locaudit.linears import linear
 from locaudit.locations import Location
 from locaudit.memory import scoring_bank, training_bank
 from locaudit.models import Model
@@ -59,11 +61,12 @@ class Work:
 
 
 def matrix_rate(device: str, dtype: torch.dtype, rounds: int = 5) -> float:
-    """Floating-point operations a second of the best square product."""
+    """Floating-point operations a second of the best square product, by PyTorch's own or our kernel."""
     best = 0.0
     for n in SIZES[torch.device(device).type]:
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-        best = max(best, 2 * n**3 / _fastest(lambda a=a, b=b: a @ b, device, rounds))
+        for product in (torch.matmul, linear):
+            best = max(best, 2 * n**3 / _fastest(lambda a=a, b=b, p=product: p(a, b), device, rounds))
     return best
 
 
@@ -123,7 +126,7 @@ def measure(model: Model, work: Work, rate: float, band: float, rounds: int) -> 
 
     embeddings = model.lm.get_input_embeddings()
     handle = embeddings.register_forward_pre_hook(count)  # type: ignore[union-attr]
-    counter = FlopCounterMode(display=False, custom_mapping=_ATTENTION)
+    counter = FlopCounterMode(display=False, custom_mapping=UNCOUNTED)
     try:
         with counter:
             work.run()
@@ -155,11 +158,16 @@ def _attention_backward(gradient, q, k, v, *args, **kwargs) -> int:
     return sdpa_backward_flop_count(gradient, q, k, v)
 
 
-_ATTENTION = {
+def _linear(x, weight, *args, out_shape=None, **kwargs) -> int:
+    return 2 * math.prod(x) * weight[0]
+
+
+UNCOUNTED = {
+    torch.ops.mkldnn._linear_pointwise: _linear,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
-"""Attention's kernel on a CPU, which PyTorch's counter leaves out."""
+"""Kernels on a CPU that PyTorch's counter leaves out."""
 
 
 def _fastest(run: Callable[[], Any], device: str, rounds: int) -> float:

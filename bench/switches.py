@@ -39,6 +39,7 @@ def means(options: Options) -> list[Mean]:
         *_others(model, primed, options),
         *_sixteen_bits(model, data, primed, options),
         *compiled(model, primed),
+        *_products(model, data, primed),
     ]
 
 
@@ -96,6 +97,32 @@ def _training(model: Model, data: TrainingData) -> list[Mean]:
         Mean("log-probabilities of the unedited model kept", "training, all heads", 1.5, fit,
              lambda: (answer_log_probs(model, data.forest), fit())),
     ]  # fmt: skip
+
+
+def _products(model: Model, data: TrainingData, primed: Forest) -> list[Mean]:
+    name, residuals, one = "products by oneDNN instead of MKL", Residuals(model, data.forest), edit(model, 0)
+
+    def fit(where: Location) -> Callable[[], Any]:
+        return lambda: train(model, data, [Job(where, 0.2, 0)], epochs=1, residuals=residuals)
+
+    tasks = {
+        "training, all heads": fit(model.whole()),
+        "training, one head in the middle layer": fit(Location(((model.n_layers // 2, 0),))),
+        "scoring with primer": lambda: answer_log_probs(model, primed),
+        "generating": lambda: generate(model, primed, [one]),
+    }
+    return [Mean(name, task, None, run, _by_mkl(run)) for task, run in tasks.items()]
+
+
+def _by_mkl(run: Callable[[], Any]) -> Callable[[], Any]:
+    def go() -> Any:
+        torch.backends.mkldnn.enabled = False
+        try:
+            return run()
+        finally:
+            torch.backends.mkldnn.enabled = True
+
+    return go
 
 
 def _others(model: Model, primed: Forest, options: Options) -> list[Mean]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from copy import deepcopy
 from functools import partial
 
 import pytest
 import torch
+from bench.limits import UNCOUNTED
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from locaudit import lean as module
 from locaudit.hooks import SiteTensors, edited
 from locaudit.lean import Again, lean
+from locaudit.linears import fast_linears
 from tiny import tiny
 
 GATED = {"gemma2", "gemma3_text", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
@@ -29,7 +30,8 @@ def through(block, x):
 
 def check_same_bits(model, x):
     """The first MLP, lean or run again, against itself."""
-    plain = through(model.mlp(0), x)
+    with fast_linears(model.lm):
+        plain = through(model.mlp(0), x)
     for again in (Again(), Again(mlps=range(1))):
         with lean(model, again):
             found = through(model.mlp(0), x)
@@ -116,9 +118,9 @@ def test_operations_of_a_lean_forward_can_be_counted(model):
     x = torch.randn(1, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     assert 0 in module._gated(model)  # tried now, not while counting
     gradients, counts = [], []
-    for forward in (nullcontext(), lean(model, Again())):
+    for forward in (fast_linears(model.lm), lean(model, Again())):
         given = x.clone().requires_grad_()
-        with FlopCounterMode(display=False) as counter, forward:
+        with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter, forward:
             model.mlp(0)(given).square().sum().backward()
         gradients.append(given.grad)
         counts.append(counter.get_total_flops())

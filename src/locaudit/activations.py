@@ -14,6 +14,7 @@ from torch import Tensor
 from locaudit.data import Question
 from locaudit.errors import ConfigError
 from locaudit.hooks import record
+from locaudit.linears import fast_linears
 from locaudit.locations import Kind
 from locaudit.models import Model, Site
 from locaudit.scoring import (
@@ -84,7 +85,7 @@ def collect_activations(
         for rows in packed_rows([len(tree.read.tokens) for tree in trees], row_tokens or default_row_tokens(model)):
             batch = collate_bank([[trees[i] for i in row] for row in rows], 1, 0, model, ends=True)
             row, token = batch.last
-            with record(model, sites, (row, token)) as inputs:
+            with fast_linears(model.lm), record(model, sites, (row, token)) as inputs:
                 model.lm(
                     input_ids=batch.input_ids,
                     position_ids=batch.position_ids,

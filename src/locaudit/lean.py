@@ -6,7 +6,8 @@ those follow from x; autograd also keeps act(g).
 
     dh = D^T dy,    dg = act'(g) * u * dh,    du = act(g) * dh,    dx = U^T du + G^T dg
 
-Equal bit for bit to autograd's: x is given twice, so that autograd adds up what flows to it, in its own order.
+Equal bit for bit to autograd's, of the same products (`locaudit.linears`): x is given twice, so that autograd adds up
+what flows to it, in its own order.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from locaudit.hooks import replaced_forwards
+from locaudit.linears import fast_linears, linear, transposed
 from locaudit.models import Model
 
 
@@ -47,10 +50,14 @@ def lean(model: Model, again: Again) -> Iterator[None]:
     gated = _gated(model)
 
     def replaced(block: nn.Module, layer: int) -> Callable[[Callable], Callable]:
+        def contexts():
+            return nullcontext(), fast_linears(block)
+
         if layer in gated and _is_bare(block):
             return lambda _: lambda x: _GatedMLP.apply(x, x, block, layer in again.mlps)
         if layer in again.mlps:
-            return lambda forward: partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+            same = {"use_reentrant": False, "preserve_rng_state": False}
+            return lambda forward: partial(checkpoint, forward, context_fn=contexts, **same)
         return lambda forward: forward
 
     with ExitStack() as stack:
@@ -59,16 +66,17 @@ def lean(model: Model, again: Again) -> Iterator[None]:
         for layer in again.attention:
             if (attention := model.attention(layer)) is not None:
                 projection = model.projection(("heads", layer))
-                stack.enter_context(replaced_forwards([attention], partial(_attending_again, projection)))
+                stack.enter_context(replaced_forwards([attention], partial(_attending_again, attention, projection)))
+        stack.enter_context(fast_linears(model.lm))  # what runs again must be the same product
         yield
 
 
-def _attending_again(projection: nn.Module, forward: Callable) -> Callable:
+def _attending_again(attention: nn.Module, projection: nn.Module, forward: Callable) -> Callable:
     def run(*args, **kwargs):
         hooks = projection._forward_pre_hooks.copy()  # an edit's, gone when the backward pass comes
 
         def contexts():
-            return nullcontext(), _hooked(projection, hooks)
+            return nullcontext(), _as_before(attention, projection, hooks)
 
         same = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": contexts}
         return checkpoint(forward, *args, **same, **kwargs)
@@ -77,13 +85,14 @@ def _attending_again(projection: nn.Module, forward: Callable) -> Callable:
 
 
 @contextmanager
-def _hooked(module: nn.Module, hooks: dict[int, Callable]) -> Iterator[None]:
-    own = module._forward_pre_hooks
-    module._forward_pre_hooks = hooks
+def _as_before(attention: nn.Module, projection: nn.Module, hooks: dict[int, Callable]) -> Iterator[None]:
+    own = projection._forward_pre_hooks
+    projection._forward_pre_hooks = hooks
     try:
-        yield
+        with fast_linears(attention):
+            yield
     finally:
-        module._forward_pre_hooks = own
+        projection._forward_pre_hooks = own
 
 
 class _GatedMLP(torch.autograd.Function):
@@ -92,27 +101,33 @@ class _GatedMLP(torch.autograd.Function):
         g, u = _products(block, x)
         ctx.block, ctx.again = block, again
         ctx.save_for_backward(*((x,) if again else (g, u)))
-        return block.down_proj(_activation(block)(g) * u)  # type: ignore[operator]
+        return _through(block.down_proj, _activation(block)(g) * u)
 
     @staticmethod
     def backward(ctx, dy: Tensor):  # type: ignore[override]
         block = ctx.block
         g, u = _products(block, *ctx.saved_tensors) if ctx.again else ctx.saved_tensors
-        dh = dy @ block.down_proj.weight
+        dh = transposed(dy, block.down_proj.weight)
         with torch.enable_grad():
             given = g.detach().requires_grad_()
             act = _activation(block).forward(given)  # past hooks on all modules, which may want a graph of their own
         du = act.detach() * dh
         (dg,) = torch.autograd.grad(act, given, dh.mul_(u))
         if (joint := getattr(block, "gate_up_proj", None)) is not None:
-            return torch.cat([dg, du], dim=-1) @ joint.weight, None, None, None
-        return du @ block.up_proj.weight, dg @ block.gate_proj.weight, None, None
+            return transposed(torch.cat([dg, du], dim=-1), joint.weight), None, None, None
+        return transposed(du, block.up_proj.weight), transposed(dg, block.gate_proj.weight), None, None
 
 
 def _products(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """G x and U x."""
     joint = getattr(block, "gate_up_proj", None)
-    return joint(x).chunk(2, dim=-1) if joint is not None else (block.gate_proj(x), block.up_proj(x))  # type: ignore[operator]
+    if joint is not None:
+        return _through(joint, x).chunk(2, dim=-1)  # type: ignore[return-value]
+    return _through(block.gate_proj, x), _through(block.up_proj, x)
+
+
+def _through(part: nn.Linear | Any, x: Tensor) -> Tensor:
+    return linear(x, part.weight, part.bias)
 
 
 def _activation(block: nn.Module) -> nn.Module:
@@ -152,7 +167,7 @@ def _is_gated(block: nn.Module) -> bool:
     x = torch.arange(2 * weight.shape[0], device=weight.device).view(1, 2, -1).sin().to(weight.dtype)
     found = []
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), fast_linears(block):
             for forward in (block.forward, lambda x: _GatedMLP.apply(x, x, block, False)):
                 given = x.clone().requires_grad_()
                 y = forward(given)

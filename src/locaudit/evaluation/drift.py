@@ -16,6 +16,7 @@ from torch import Tensor
 
 from locaudit.edits import EditBank
 from locaudit.errors import DataError
+from locaudit.linears import fast_linears
 from locaudit.models import Model
 
 BATCH_TOKENS = 512
@@ -75,11 +76,12 @@ def _log_probs(model: Model, ids: Tensor, bank: EditBank | None) -> Float[Tensor
     n_edits = bank.n_edits if bank else 1
     ids = ids.to(model.device).repeat(n_edits, 1)
     if bank is None:
-        logits = model.lm(input_ids=ids, use_cache=False).logits
+        with fast_linears(model.lm):
+            logits = model.lm(input_ids=ids, use_cache=False).logits
     else:
         rows = torch.arange(n_edits, device=model.device).repeat_interleave(len(ids) // n_edits)
         # Running text has no prompt: an edit with positions "answer" acts on all of it.
-        with bank.applied(model, rows, torch.ones_like(ids, dtype=torch.bool)):
+        with fast_linears(model.lm), bank.applied(model, rows, torch.ones_like(ids, dtype=torch.bool)):
             logits = model.lm(input_ids=ids, use_cache=False).logits
     return logits.float().log_softmax(dim=-1)
 

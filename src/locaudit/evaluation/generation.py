@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from locaudit.edits import EditBank
+from locaudit.linears import fast_linears
 from locaudit.models import Model
 from locaudit.scoring import Prefix, batches, check_length, run_prefix
 
@@ -96,7 +97,7 @@ def generate_tokens(
     ends = model.end_tokens
     kind = "cpu" if model.device.type == "cpu" else "cuda"
     batch_rows, batch_tokens = batch_rows or BATCH_ROWS[kind], batch_tokens or BATCH_TOKENS[kind]
-    with torch.no_grad(), _plain_generation(model):
+    with torch.no_grad(), _plain_generation(model), fast_linears(model.lm):
         if cached_prefix is None:
             cached_prefix = run_prefix(model, prefix, bank)
         lengths = [len(prefix) + len(prompt) + max_new_tokens for prompt in prompts]

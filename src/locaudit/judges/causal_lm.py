@@ -28,6 +28,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from locaudit.errors import ConfigError, DataError, ModelError
 from locaudit.judges.base import Aspect, Case, Judgement
 from locaudit.judges.wire import completion_prompt
+from locaudit.linears import fast_linears
 from locaudit.models import Model, load_model
 from locaudit.models.load import DTYPES, PACKAGED, fastest_dtype
 from locaudit.records import content_hash
@@ -105,9 +106,10 @@ def next_logits(model: Model, rows: Sequence[Sequence[int]]) -> Float[Tensor, "r
     mask = (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long()
     columns, column = torch.unique(lengths - 1, return_inverse=True)
     keep: dict[str, Any] = {"logits_to_keep": columns.to(model.device)} if _keeps_logits(model.lm) else {}
-    logits = model.lm(
-        input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **keep
-    ).logits
+    with fast_linears(model.lm):
+        logits = model.lm(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **keep
+        ).logits
     which = column if keep else lengths - 1
     return logits[torch.arange(len(rows), device=logits.device), which.to(logits.device)].float()
 

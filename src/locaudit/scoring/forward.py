@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from locaudit.edits import EditBank
 from locaudit.errors import ModelError
 from locaudit.hooks import resumed
+from locaudit.linears import fast_linears
 from locaudit.models import Model
 from locaudit.scoring.head import head_log_probs
 from locaudit.scoring.tree import Forest, Tree, TreeBatch, additive_mask, collate, pack
@@ -130,6 +131,7 @@ def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None, start
     cache = DynamicCache()
     first = 0
     with ExitStack() as stack:
+        stack.enter_context(fast_linears(model.lm))
         if start is not None and start.prefix is not None:
             first = start.layer
             stack.enter_context(resumed(model, first, start.prefix.expand(n_edits, -1, -1)))
@@ -198,6 +200,7 @@ def run_trees(
         "use_cache": cache is not None,
     }
     with ExitStack() as stack:
+        stack.enter_context(fast_linears(model.lm))
         if start is not None:
             stack.enter_context(resumed(model, start.layer, start.hidden))
         if bank:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from locaudit.linears import linear, transposed
 from locaudit.models import Head
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}
@@ -57,15 +58,9 @@ def _normaliser(hidden: Tensor, head: Head, with_mean: bool) -> tuple[Float[Tens
     top = hidden.new_full((m,), -torch.inf, dtype=torch.float32)
     total = torch.zeros_like(top)
     mean = hidden.new_zeros(m, d, dtype=torch.float32) if with_mean else None
-    # Buffers serve all blocks: fresh memory would cost as much as the arithmetic.
-    product = hidden.new_empty(m, block)
-    wide = product if product.dtype == torch.float32 else product.float()
     for start in range(0, len(head.weight), block):
         weight = head.weight[start : start + block]
-        z = wide[:, : len(weight)]
-        torch.mm(hidden, weight.T, out=product[:, : len(weight)])
-        if wide is not product:
-            z.copy_(product[:, : len(weight)])
+        z = linear(hidden, weight).float()
         if head.bias is not None:
             z += head.bias[start : start + block].float()
         slope = None
@@ -78,6 +73,6 @@ def _normaliser(hidden: Tensor, head: Head, with_mean: bool) -> tuple[Float[Tens
         total = total * scale + p.sum(dim=1)
         if mean is not None:
             p = p if slope is None else p * slope
-            mean.mul_(scale.unsqueeze(1)).add_(p.to(weight.dtype) @ weight)
+            mean.mul_(scale.unsqueeze(1)).add_(transposed(p.to(weight.dtype), weight))
         top = new
     return top + total.log(), None if mean is None else mean / total.unsqueeze(1)

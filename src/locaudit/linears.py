@@ -1,0 +1,110 @@
+"""Products with frozen float32 weights on a CPU, by oneDNN, which PyTorch holds but gives to MKL.
+
+    y = W x + b,    dx = W^T dy
+
+Both are one kernel: the second takes the weights as they lie, read the other way. Equal to PyTorch's own products but
+for rounding, and faster on processors that MKL was not made for (docs/performance.md).
+
+oneDNN makes a kernel for each shape and keeps it. Training has a shape for every number of tokens: `MAX_KERNELS` says
+how many are kept, in the whole process, unless the environment does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from locaudit.hooks import replaced_forwards
+
+
+def linear(
+    x: Float[Tensor, "*n d_in"], weight: Float[Tensor, "d_out d_in"], bias: Float[Tensor, " d_out"] | None = None
+) -> Float[Tensor, "*n d_out"]:
+    """W x + b, differentiable in x alone where weights are frozen; PyTorch's own where oneDNN does not fit."""
+    if not _fits(x, weight, bias):
+        return functional.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])  # here and not within: what a function of ours gives may not be a view
+    y = _Linear.apply(rows, weight, bias) if torch.is_grad_enabled() else _product(rows, weight, bias)
+    return y.view(*x.shape[:-1], len(weight))
+
+
+def transposed(y: Float[Tensor, "*n d_out"], weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "*n d_in"]:
+    """W^T y, as `linear` computes it in its backward pass; no gradients."""
+    if not _fits(y, weight, None):
+        return y @ weight
+    return _product(y.reshape(-1, y.shape[-1]), weight.T, None).view(*y.shape[:-1], weight.shape[1])
+
+
+@contextmanager
+def fast_linears(module: nn.Module) -> Iterator[None]:
+    """Run the plain linear maps (GPT-2's too) within a module by `linear`; their hooks run as ever."""
+    linears = [p for p in module.modules() if type(p) in (nn.Linear, Conv1D) and "forward" not in vars(p)]
+
+    def replaced(forward: Callable) -> Callable[[Tensor], Tensor]:
+        part = forward.__self__  # type: ignore[attr-defined]
+        if type(part) is Conv1D:
+            return lambda x: linear(x, part.weight.T, part.bias)
+        return lambda x: linear(x, part.weight, part.bias)
+
+    with replaced_forwards(linears, replaced):
+        yield
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.weight = weight
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):  # type: ignore[override]
+        return transposed(dy, ctx.weight), None, None
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return (
+        all(t.is_cpu and t.dtype == torch.float32 and type(t) in (Tensor, nn.Parameter) for t in tensors)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors[1:]))
+        and x.numel() > 0
+        and (weight.is_contiguous() or weight.T.is_contiguous())
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+        and _is_there()
+    )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One product of rows (n, d); `weight` may be a transposed view."""
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight, bias, "none", [], "")
+
+
+CAPACITIES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""Where oneDNN, and the layer between it and PyTorch, look for how many kernels to keep, once, when they first run."""
+MAX_KERNELS = 32
+"""Some 0.5 MB each; a training step needs a dozen. Their own 1024 would take about as much as SmolLM2's weights."""
+
+
+@cache
+def _is_there() -> bool:
+    """Whether PyTorch's own products are MKL's, and oneDNN's operator (private) gives the same on a few numbers."""
+    if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):
+        return False
+    for name in CAPACITIES:
+        os.environ.setdefault(name, str(MAX_KERNELS))
+    x, weight, bias = torch.arange(6.0).view(2, 3).sin(), torch.arange(12.0).view(4, 3).cos(), torch.arange(4.0)
+    try:
+        y = _product(x, weight, bias)
+        return torch.allclose(y, functional.linear(x, weight, bias)) and torch.allclose(
+            _product(y, weight.T, None), y @ weight
+        )
+    except (AttributeError, RuntimeError, TypeError):
+        return False
