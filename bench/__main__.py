@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bench.harness import Options, compare
+from bench.harness import LEAST_SECONDS, Options, compare
 from bench.tasks import TASKS
 
 
@@ -39,7 +39,8 @@ def main() -> int:
         n = args.questions or (task.smoke if args.smoke else task.n_questions)
         options = Options(args.model, args.dtype, args.device, args.data, n, args.where, args.peer_batch)
         for peer in peers:
-            reports.append(compare(task, peer, options, rounds=1 if args.smoke else args.rounds, say=_say))
+            rounds, least = (1, 0.0) if args.smoke else (args.rounds, LEAST_SECONDS)
+            reports.append(compare(task, peer, options, rounds=rounds, least_seconds=least, say=_say))
             if args.out:
                 args.out.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(reports, indent=1) if args.json else "\n\n".join(map(text, reports)))

@@ -89,6 +89,9 @@ class Task:
 class _Record:
     prepare_s: float = 0.0
     seconds: list[float] = field(default_factory=list)
+    """Of a run, the mean of each round."""
+    runs: list[int] = field(default_factory=list)
+    """In each round."""
     units: int = 0
     tokens: int = 0
     """Of one run, padding included."""
@@ -98,8 +101,23 @@ class _Record:
     values: list[dict[str, list[float]]] = field(default_factory=list)
 
 
-def compare(task: Task, peer: str, options: Options, *, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run ours and the peer in turn, `rounds` times after one run each that is not counted; a JSON-ready report."""
+LEAST_SECONDS = 10.0
+"""Of a round of one side: machines change their speed within seconds, which would tell on the faster side alone."""
+
+
+def compare(
+    task: Task,
+    peer: str,
+    options: Options,
+    *,
+    rounds: int,
+    say: Callable[[str], None],
+    least_seconds: float = LEAST_SECONDS,
+) -> dict[str, Any]:
+    """Run ours and the peer in turn, `rounds` times after one run each that is not counted; a JSON-ready report.
+
+    A round's time is the mean over as many runs of one side as take `least_seconds`.
+    """
     names = ["ours", peer]
     records = {name: _Record() for name in names}
     context = multiprocessing.get_context("spawn")
@@ -117,12 +135,14 @@ def compare(task: Task, peer: str, options: Options, *, rounds: int, say: Callab
         for number in range(-1, rounds):
             for name in names if number % 2 else reversed(names):
                 here, _ = workers[name]
-                here.send(number)
-                seconds, tokens, peak, outcome = _receive(here, name)
-                say(f"{task.name}: {'warm-up' if number < 0 else f'round {number + 1}'}, {name}: {seconds:.2f} s")
+                here.send((number, least_seconds if number >= 0 else 0.0))
+                seconds, runs, tokens, peak, outcome = _receive(here, name)
+                what = "warm-up" if number < 0 else f"round {number + 1}"
+                say(f"{task.name}: {what}, {name}: {seconds:.2f} s (runs: {runs})")
                 if number >= 0:
                     record = records[name]
                     record.seconds.append(seconds)
+                    record.runs.append(runs)
                     record.units, record.tokens = outcome.units, tokens
                     record.peak_bytes = max(record.peak_bytes, peak)
                     record.values.append(outcome.values)
@@ -159,6 +179,7 @@ def report(task: Task, peer: str, options: Options, records: Mapping[str, _Recor
         median = statistics.median(record.seconds)
         sides[name] = {
             "seconds": [round(x, 4) for x in record.seconds],
+            "runs": record.runs,
             "median_s": round(median, 4),
             f"{task.unit}_per_s": round(record.units / median, 4),
             "tokens": record.tokens,
@@ -229,8 +250,6 @@ def _serve(pipe, task_name: str, side: str, options: Options) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ["LOCAUDIT_CACHE"] = "off"
         sys.stdout = sys.stderr  # peers print
-        import torch
-
         from bench.tasks import TASKS
 
         start = time.perf_counter()
@@ -238,24 +257,36 @@ def _serve(pipe, task_name: str, side: str, options: Options) -> None:
         counted = _count_tokens(prepared.lm)
         weights = sum(p.numel() * p.element_size() for p in prepared.lm.parameters())
         pipe.send(("ready", (time.perf_counter() - start, weights)))
-        cuda = options.device.startswith("cuda")
-        while (number := pipe.recv()) is not None:
-            gc.collect()
-            reset_peak(cuda)
-            counted[0] = 0
-            start = time.perf_counter()
-            outcome = prepared.run(number)
-            if cuda:
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - start
-            tokens, peak = counted[0], peak_bytes(cuda)
-            if prepared.check is not None:
-                outcome.values.update(prepared.check())
-            pipe.send(("done", (seconds, tokens, peak, outcome)))
+        while (asked := pipe.recv()) is not None:
+            pipe.send(("done", _round(prepared, *asked, counted, options.device.startswith("cuda"))))
     except (EOFError, KeyboardInterrupt):
         pass
     except BaseException:
         pipe.send(("error", traceback.format_exc()))
+
+
+def _round(
+    prepared: Prepared, number: int, least_seconds: float, counted: list[int], cuda: bool
+) -> tuple[float, int, int, int, Outcome]:
+    """Mean seconds, runs, tokens of one, most bytes of all, and what the last gave."""
+    seconds, runs, peak, outcome = 0.0, 0, 0, None
+    while outcome is None or seconds < least_seconds:
+        gc.collect()
+        reset_peak(cuda)
+        counted[0] = 0
+        start = time.perf_counter()
+        outcome = prepared.run(number)
+        if cuda:
+            import torch
+
+            torch.cuda.synchronize()
+        seconds += time.perf_counter() - start
+        runs += 1
+        peak = max(peak, peak_bytes(cuda))
+    tokens = counted[0]
+    if prepared.check is not None:
+        outcome.values.update(prepared.check())
+    return seconds / runs, runs, tokens, peak, outcome
 
 
 def _count_tokens(lm) -> list[int]:

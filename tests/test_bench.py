@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bench import harness
 from bench.__main__ import text
-from bench.harness import Options, Task, _Record, peak_bytes, report, reset_peak
+from bench.harness import Options, Outcome, Prepared, Task, _Record, peak_bytes, report, reset_peak
 from bench.limits import Work, measure
 from bench.scaling import exponent
 
@@ -38,6 +39,23 @@ def test_what_differs_is_said():
         report(TASK, "peer", Options(), {**records, "peer": record([1.0], {"sums": [1.0]}, units=9)})
     with pytest.raises(RuntimeError, match="ours has 1 values, the peer 2"):
         report(TASK, "peer", Options(), {**records, "peer": record([1.0], {"sums": [1.0, 2.0]})})
+
+
+def test_a_quick_side_runs_until_its_round_is_long_enough(monkeypatch):
+    clock, seeds, counted = [0.0], [], [0]
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: clock[0])
+
+    def run(number):
+        seeds.append(number)
+        clock[0] += 1.0 + len(seeds)
+        counted[0] += 7
+        return Outcome(3, {"sums": [float(len(seeds))]})
+
+    prepared = Prepared(run, None, check=lambda: {"loss": [0.5]})
+    seconds, runs, tokens, peak, outcome = harness._round(prepared, 4, 9.0, counted, False)
+    assert (seconds, runs, tokens, seeds) == (3.0, 3, 7, [4, 4, 4]) and peak > 0
+    assert outcome.values == {"sums": [3.0], "loss": [0.5]}
+    assert harness._round(prepared, 5, 0.0, counted, False)[:2] == (5.0, 1)
 
 
 def test_exponents():
