@@ -163,11 +163,12 @@ def _linear(x, weight, *args, out_shape=None, **kwargs) -> int:
 
 
 UNCOUNTED = {
-    torch.ops.mkldnn._linear_pointwise: _linear,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_forward,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 """Kernels on a CPU that PyTorch's counter leaves out."""
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    UNCOUNTED[torch.ops.mkldnn._linear_pointwise] = _linear
 
 
 def _fastest(run: Callable[[], Any], device: str, rounds: int) -> float:

@@ -39,7 +39,7 @@ def means(options: Options) -> list[Mean]:
         *_others(model, primed, options),
         *_sixteen_bits(model, data, primed, options),
         *compiled(model, primed),
-        *_products(model, data, primed),
+        *(_products(model, data, primed) if (options.dtype, options.device) == ("float32", "cpu") else []),
     ]
 
 
@@ -116,11 +116,11 @@ def _products(model: Model, data: TrainingData, primed: Forest) -> list[Mean]:
 
 def _by_mkl(run: Callable[[], Any]) -> Callable[[], Any]:
     def go() -> Any:
-        torch.backends.mkldnn.enabled = False
+        before, torch.backends.mkldnn.enabled = torch.backends.mkldnn.enabled, False
         try:
             return run()
         finally:
-            torch.backends.mkldnn.enabled = True
+            torch.backends.mkldnn.enabled = before
 
     return go
 

@@ -47,6 +47,9 @@ def model():
 def test_gated_mlps_are_known(tiny_model):
     gated = tiny_model.config.model_type in GATED
     assert module._gated(tiny_model) == frozenset(range(tiny_model.n_layers) if gated else ())
+    module._GATED.pop(tiny_model)
+    with fast_linears(tiny_model.lm):
+        assert module._gated(tiny_model) == frozenset(range(tiny_model.n_layers) if gated else ())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -22,10 +22,11 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from locaudit.hooks import replaced_forwards
-from locaudit.linears import fast_linears, linear, transposed
+from locaudit.linears import Fast, fast_linears, linear, transposed
 from locaudit.models import Model
 
 
@@ -104,6 +105,7 @@ class _GatedMLP(torch.autograd.Function):
         return _through(block.down_proj, _activation(block)(g) * u)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy: Tensor):  # type: ignore[override]
         block = ctx.block
         g, u = _products(block, *ctx.saved_tensors) if ctx.again else ctx.saved_tensors
@@ -156,7 +158,10 @@ def _is_bare(block: nn.Module) -> bool:
     return all(type(part) is nn.Linear and not part.weight.requires_grad for part in linears) and not (
         "forward" in vars(block)
         or any(
-            "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks or part._backward_hooks
+            not isinstance(vars(part).get("forward"), Fast | None)
+            or part._forward_hooks
+            or part._forward_pre_hooks
+            or part._backward_hooks
             for part in (*linears, _activation(block))
         )
     )

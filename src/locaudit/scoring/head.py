@@ -75,4 +75,5 @@ def _normaliser(hidden: Tensor, head: Head, with_mean: bool) -> tuple[Float[Tens
             p = p if slope is None else p * slope
             mean.mul_(scale.unsqueeze(1)).add_(transposed(p.to(weight.dtype), weight))
         top = new
+        del z, p, slope  # before the next block is made
     return top + total.log(), None if mean is None else mean / total.unsqueeze(1)
