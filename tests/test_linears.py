@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.profiler import ProfilerActivity, profile
 from transformers.pytorch_utils import Conv1D
 
 from locaudit import linears as module
@@ -124,6 +125,27 @@ def test_it_can_be_missing(products, monkeypatch, how):
     with torch.autocast("cpu", enabled=how == "autocast"):
         assert torch.equal(linear(x, weight), functional.linear(x, weight))
     assert not products
+
+
+@here
+def test_a_compiler_gets_pytorchs_own(products):
+    """Inductor cannot take the operator with weights that may change."""
+    block, x = nn.Sequential(nn.Linear(5, 7), nn.SiLU(), nn.Linear(7, 5)).requires_grad_(False), numbers(2, 3, 5)
+    plain = block(x)
+    with fast_linears(block):
+        found = torch.compile(block, backend="eager", fullgraph=True)(x)
+    torch.testing.assert_close(found, plain)
+    assert not products
+
+
+def test_weights_are_not_copied_for_columns_of_a_batch():
+    """A product in 16 bits, or on another device: one, not one a row with as many copies of the weights."""
+    head, x = nn.Linear(8, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False), numbers(6, 4, 8).bfloat16()
+    with fast_linears(head), profile(activities=[ProfilerActivity.CPU]) as found:
+        y = head(x[:, -1:])
+    torch.testing.assert_close(y, head(x)[:, -1:])
+    names = {event.key for event in found.key_averages()}
+    assert "aten::mm" in names and "aten::bmm" not in names
 
 
 @here

@@ -60,8 +60,12 @@ class Fast:
         """W x + b."""
         part: Any = self.forward.__self__  # type: ignore[attr-defined]
         weight = part.weight.T if type(part) is Conv1D else part.weight
-        if len(args) != 1 or kwargs or not _fits(args[0], weight, part.bias):
+        if len(args) != 1 or kwargs:
             return self.forward(*args, **kwargs)
+        if not _fits(args[0], weight, part.bias):
+            # Of rows that do not lie in order (the last column of a prompt) PyTorch makes a batch of products, each
+            # with a copy of the weights.
+            return self.forward(args[0].contiguous())
         return _linear(args[0], weight, part.bias)
 
 
@@ -88,7 +92,8 @@ class _Linear(torch.autograd.Function):
 def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     tensors = (x, weight) if bias is None else (x, weight, bias)
     return (
-        all(t.is_cpu and t.dtype == torch.float32 and type(t) in (Tensor, nn.Parameter) for t in tensors)
+        not torch.compiler.is_compiling()  # Inductor takes the operator with weights of its own packing only
+        and all(t.is_cpu and t.dtype == torch.float32 and type(t) in (Tensor, nn.Parameter) for t in tensors)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors[1:]))
         and x.numel() > 0
         and (weight.is_contiguous() or weight.T.is_contiguous())
