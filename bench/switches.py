@@ -15,6 +15,7 @@ from bench.harness import Options
 from bench.tried import Mean, attention, beforehand, compiled, edit, generate, off
 from bench.work import load, questions
 from locaudit.data.prompts import Prompt, load_primer
+from locaudit.linears import Fast
 from locaudit.locations import Location
 from locaudit.models import Model
 from locaudit.probes import fit_logistic
@@ -146,6 +147,7 @@ def _sixteen_bits(model: Model, data: TrainingData, primed: Forest, options: Opt
         return lambda: _sound(train(model, data, [job], epochs=1, residuals=nothing))
 
     scores = lambda: answer_log_probs(half, primed)  # noqa: E731
+    answers = lambda: generate(half, primed, [edit(half, 0)])  # noqa: E731
     return [
         Mean("bfloat16", "training, all heads", None, fit(half), fit(model)),
         Mean("bfloat16", "scoring with primer", None, scores, lambda: answer_log_probs(model, primed)),
@@ -153,6 +155,9 @@ def _sixteen_bits(model: Model, data: TrainingData, primed: Forest, options: Opt
              off(forward, "BUCKET", 1, fit(half))),
         Mean("rows of few lengths, in bfloat16", "scoring with primer", None, scores,
              off(forward, "BUCKET", 1, scores)),
+        Mean("bfloat16", "generating", None, answers, lambda: generate(model, primed, [edit(model, 0)])),
+        Mean("one product for the last columns of prompts, in bfloat16", "generating", None, answers,
+             off(Fast, "__call__", lambda part, *args, **kwargs: part.forward(*args, **kwargs), answers)),
     ]  # fmt: skip
 
 
