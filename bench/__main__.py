@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from bench.arguments import ending, parse, parser, positive
 from bench.harness import LEAST_SECONDS, Options, compare
 from bench.tasks import TASKS
 
 
 def main() -> int:
     """Run one comparison and print it; 1 if both sides did not compute the same."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Compare locaudit's speed with a peer's.")
-    parser.add_argument("task", choices=[*TASKS, "all"])
-    parser.add_argument("--peer", help="default: each peer of the task in turn")
-    parser.add_argument("--model", default=Options.model)
-    parser.add_argument("--device", default=Options.device)
-    parser.add_argument("--dtype", default=Options.dtype)
-    parser.add_argument("--data", default=Options.data, help="behaviour by name or file")
-    parser.add_argument("--questions", type=int, help="default: what the task says")
-    parser.add_argument("--where", choices=("all", "middle"), default="all", help="edited heads")
-    parser.add_argument("--peer-batch", type=int, help="batch size of the peer")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--smoke", action="store_true", help="the smallest sizes and one round: does it run?")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--out", type=Path, help="write JSON here too")
-    args = parser.parse_args()
-    names = list(TASKS) if args.task == "all" else [args.task]
+    given = parser("Compare locaudit's speed with a peer's.", "python -m bench")
+    given.add_argument("task", choices=[*TASKS, "all"])
+    given.add_argument("--peer", help="default: each peer of the task in turn; with all: the tasks that have it")
+    given.add_argument("--questions", type=positive, help="default: what the task says")
+    given.add_argument("--where", choices=("all", "middle"), default="all", help="edited heads")
+    given.add_argument("--peer-batch", type=positive, help="batch size of the peer")
+    given.add_argument("--rounds", type=positive, default=3)
+    given.add_argument("--smoke", action="store_true", help="the smallest sizes and one round: does it run?")
+    given.add_argument("--json", action="store_true", help="print JSON")
+    args = parse(given)
+    tasks = TASKS if args.task == "all" else {args.task: TASKS[args.task]}
+    pairs = [(task, peer) for task in tasks.values() for peer in task.sides if peer != "ours"]
+    chosen = [(task, peer) for task, peer in pairs if args.peer in (None, peer)]
+    if not chosen:
+        peers = ", ".join(dict.fromkeys(peer for _, peer in pairs))
+        given.error(f"{args.task} has no peer {args.peer!r}; it has {peers}")
     reports: list[dict[str, Any]] = []
-    for name in names:
-        task = TASKS[name]
-        peers = [args.peer] if args.peer else [side for side in task.sides if side != "ours"]
-        if unknown := [peer for peer in peers if peer not in task.sides or peer == "ours"]:
-            parser.error(f"{name} has no peer {unknown[0]!r}; it has {', '.join(p for p in task.sides if p != 'ours')}")
+    for task, peer in chosen:
         n = args.questions or (task.smoke if args.smoke else task.n_questions)
         options = Options(args.model, args.dtype, args.device, args.data, n, args.where, args.peer_batch)
-        for peer in peers:
-            rounds, least = (1, 0.0) if args.smoke else (args.rounds, LEAST_SECONDS)
-            reports.append(compare(task, peer, options, rounds=rounds, least_seconds=least, say=_say))
-            if args.out:
-                args.out.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(reports, indent=1) if args.json else "\n\n".join(map(text, reports)))
+        rounds, least = (1, 0.0) if args.smoke else (args.rounds, LEAST_SECONDS)
+        reports.append(compare(task, peer, options, rounds=rounds, least_seconds=least, say=_say))
+        if args.out:
+            args.out.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
+        if not args.json:
+            print("\n" * (len(reports) > 1) + text(reports[-1]), flush=True)
+    if args.json:
+        print(json.dumps(reports, indent=1))
     return int(any(not check["ok"] for report in reports for check in report["same"].values()))
 
 
@@ -87,4 +84,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ending(main))

@@ -9,12 +9,12 @@ longest.
 
 from __future__ import annotations
 
-import argparse
 import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from bench.arguments import ending, parse, parser
 from bench.harness import Options, machine
 from bench.work import load
 from locaudit.config import PRESETS, load_paper_preset
@@ -23,15 +23,10 @@ from locaudit.runner import describe_plan, estimate_paper
 
 def main() -> None:
     """Estimate the study and print its plan."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=Options.model)
-    parser.add_argument("--dtype", default=Options.dtype)
-    parser.add_argument("--device", default=Options.device)
-    parser.add_argument("--data", default=Options.data)
-    parser.add_argument("--preset", choices=PRESETS, default="full")
-    parser.add_argument("--batching", choices=("question", "pair"), default="question")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    given = parser(__doc__)
+    given.add_argument("--preset", choices=PRESETS, default="full")
+    given.add_argument("--batching", choices=("question", "pair"), default="question")
+    args = parse(given)
     config = load_paper_preset(args.preset)
     # Steps and rates of trees are their own, not those of the preset's pairs.
     training = config.optimal
@@ -53,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    ending(main)

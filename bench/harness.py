@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from locaudit.errors import LocauditError
 from locaudit.start import VARIABLE, settings
 
 PACKAGES = ("torch", "transformers", "locaudit", "trl", "peft", "lm-eval", "scikit-learn", "transformer-lens", "pyvene")
@@ -236,6 +237,8 @@ def _receive(here, name: str) -> Any:
         kind, value = here.recv()
     except EOFError:
         raise RuntimeError(f"the worker of {name} ended without a word (killed for memory?)") from None
+    if kind == "refused":
+        raise SystemExit(f"error: {value}")
     if kind == "error":
         raise RuntimeError(f"the worker of {name} failed:\n{value}")
     return value
@@ -261,6 +264,8 @@ def _serve(pipe, task_name: str, side: str, options: Options) -> None:
             pipe.send(("done", _round(prepared, *asked, counted, options.device.startswith("cuda"))))
     except (EOFError, KeyboardInterrupt):
         pass
+    except LocauditError as error:
+        pipe.send(("refused", str(error)))
     except BaseException:
         pipe.send(("error", traceback.format_exc()))
 

@@ -15,7 +15,6 @@ can the same operations be on this machine; the *share* is that bound over the t
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from bench.arguments import ending, parse, parser, positive
 from bench.harness import Options, machine
 from bench.tried import edit
 from bench.work import load, questions
@@ -204,15 +204,10 @@ def _edits(n: int) -> str:
 
 def main() -> None:
     """Measure the machine and the work; print Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=Options.model)
-    parser.add_argument("--dtype", default=Options.dtype)
-    parser.add_argument("--device", default=Options.device)
-    parser.add_argument("--data", default=Options.data)
-    parser.add_argument("--questions", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    given = parser(__doc__)
+    given.add_argument("--questions", type=positive, default=12)
+    given.add_argument("--rounds", type=positive, default=3)
+    args = parse(given)
     options = Options(args.model, args.dtype, args.device, args.data, args.questions)
     rate, band = matrix_rate(args.device, DTYPES[args.dtype]), bandwidth(args.device)
     facts = {"model": args.model, "dtype": args.dtype, "data": Path(args.data).name, "questions": args.questions}
@@ -236,4 +231,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     tune_allocator()
-    main()
+    ending(main)

@@ -7,7 +7,6 @@ What is switched off is switched off here, not in the library: plain PyTorch and
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -15,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.arguments import ending, parse, parser, positive
 from bench.harness import Options, machine
 from bench.switches import means
 from bench.tried import Mean
@@ -46,16 +46,11 @@ def measure(mean: Mean, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure all means and print them as Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=Options.model)
-    parser.add_argument("--dtype", default=Options.dtype)
-    parser.add_argument("--device", default=Options.device)
-    parser.add_argument("--data", default=Options.data)
-    parser.add_argument("--questions", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=[], help="means whose name has one of these in it")
-    parser.add_argument("--out", type=Path)
-    args = parser.parse_args()
+    given = parser(__doc__)
+    given.add_argument("--questions", type=positive, default=12)
+    given.add_argument("--rounds", type=positive, default=3)
+    given.add_argument("--only", nargs="*", default=[], help="means whose name has one of these in it")
+    args = parse(given)
     options = Options(args.model, args.dtype, args.device, args.data, args.questions)
     facts: dict[str, Any] = {
         "model": args.model,
@@ -82,4 +77,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     tune_allocator()
-    main()
+    ending(main)

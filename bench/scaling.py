@@ -10,7 +10,6 @@ above what the process held before it.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import json
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from bench.arguments import ending, parse, parser, positive
 from bench.harness import Options, machine, peak_bytes, reset_peak
 from bench.work import load, questions
 from locaudit.data import Question
@@ -150,21 +150,16 @@ def figure(rows: list[dict[str, Any]], fits: dict[str, dict[str, float]], path: 
 
 def main() -> None:
     """Measure, fit, draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=Options.model)
-    parser.add_argument("--dtype", default=Options.dtype)
-    parser.add_argument("--device", default=Options.device)
-    parser.add_argument("--data", default=Options.data)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--smoke", action="store_true", help="the smallest sizes and one round")
-    parser.add_argument("--only", help="one size, such as 'questions', and no figure")
-    parser.add_argument("--out", type=Path, help="path without suffix: .json and .png are written")
-    args = parser.parse_args()
+    given = parser(__doc__ + "\n--out is a path without suffix: .json and .png are written.")
+    given.add_argument("--rounds", type=positive, default=3)
+    given.add_argument("--smoke", action="store_true", help="the smallest sizes and one round")
+    given.add_argument("--only", help="one size, such as 'questions', and no figure")
+    args = parse(given)
     options = Options(args.model, args.dtype, args.device, args.data)
     rows: list[dict[str, Any]] = []
     found = curves(options, args.smoke)
     if args.only not in (None, *found):
-        parser.error(f"--only {args.only!r}: one of {', '.join(found)} was expected")
+        given.error(f"--only {args.only!r}: one of {', '.join(found)} was expected")
     for name, points in found.items():
         if args.only not in (None, name):
             continue
@@ -200,4 +195,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     tune_allocator()
-    main()
+    ending(main)

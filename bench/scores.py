@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from bench.arguments import ending
 from locaudit.stats import decide, judged_records
 from locaudit.store import read_run
 
@@ -23,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    ending(main)

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTr
 from bench.harness import Options
 from locaudit.cache import cache_folder
 from locaudit.data import Question, load_behaviour, split_questions
+from locaudit.errors import ModelError
 from locaudit.locations import Location
 from locaudit.models import Model, load_model, wrap_model
-from locaudit.models.load import DTYPES
+from locaudit.models.load import DTYPES, resolve_device
 
 SHAPES = {
     # hidden, MLP, layers, heads, key-value heads
@@ -27,14 +28,30 @@ SHAPES = {
 """Llamas with random weights, by rough size without embeddings; vocabulary and tokenizer are SmolLM2's."""
 
 
+def check(options: Options) -> None:
+    """Raise `LocauditError` where the data, the device or the random model's size is not there; loads no model."""
+    resolve_device(options.device)
+    load_behaviour(options.data)
+    _shape(options.model)
+
+
+def _shape(model: str) -> tuple[int, int, int, int, int] | None:
+    """Of a model with random weights; None for others."""
+    if not model.startswith("random-"):
+        return None
+    if model.removeprefix("random-") not in SHAPES:
+        raise ModelError(
+            got=f"the model {model!r}", expected=f"random- and one of {', '.join(SHAPES)}", remedy="check --model"
+        )
+    return SHAPES[model.removeprefix("random-")]
+
+
 def load(options: Options) -> Model:
     """The model, on its device."""
-    if not options.model.startswith("random-"):
+    shape = _shape(options.model)
+    if shape is None:
         return load_model(options.model, dtype=options.dtype, device=options.device)
-    name = options.model.removeprefix("random-")
-    if name not in SHAPES:
-        raise SystemExit(f"got the model {options.model!r}, expected random- and one of {', '.join(SHAPES)}")
-    hidden, mlp, layers, heads, kv = SHAPES[name]
+    hidden, mlp, layers, heads, kv = shape
     tokenizer = _tokenizer()
     config = LlamaConfig(
         vocab_size=49152,

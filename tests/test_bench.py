@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
+from dataclasses import replace
+
+import bench.__main__
+import bench.grid
+import bench.limits
+import bench.means
+import bench.scaling
 import pytest
 import torch
 from bench import harness
@@ -56,6 +65,51 @@ def test_a_quick_side_runs_until_its_round_is_long_enough(monkeypatch):
     assert (seconds, runs, tokens, seeds) == (3.0, 3, 7, [4, 4, 4]) and peak > 0
     assert outcome.values == {"sums": [3.0], "loss": [0.5]}
     assert harness._round(prepared, 5, 0.0, counted, False)[:2] == (5.0, 1)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        (bench.__main__, ["training", "--out", "/nowhere/x.json"], "a folder that can be written to"),
+        (bench.__main__, ["training", "--out", "."], "expected a file"),
+        (bench.__main__, ["training", "--data", "/nowhere.csv"], "/nowhere.csv"),
+        (bench.__main__, ["training", "--model", "random-8x7b"], "random- and one of 9m"),
+        (bench.__main__, ["training", "--peer", "lm_eval"], "training has no peer 'lm_eval'; it has trl"),
+        (bench.__main__, ["all", "--peer", "nobody"], "all has no peer 'nobody'; it has trl, lm_eval"),
+        (bench.__main__, ["training", "--rounds", "0"], "a whole number from 1 on"),
+        (bench.means, ["--questions", "-1"], "a whole number from 1 on"),
+        (bench.scaling, ["--device", "nonsense"], "device 'nonsense'"),
+        (bench.limits, ["--dtype", "int7"], "invalid choice: 'int7'"),
+        (bench.grid, ["--preset", "bogus"], "invalid choice: 'bogus'"),
+    ],
+)
+def test_bad_arguments_end_before_any_work(program, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+    assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_peer_of_some_tasks_runs_in_those(monkeypatch, capsys):
+    ran = []
+
+    def compare(task, peer, options, **_):
+        ran.append((task.name, peer))
+        records = {"ours": record([1.0], {}), "peer": record([2.0], {})}
+        return report(replace(task, tolerances={}, unit="pairs"), "peer", options, records)
+
+    monkeypatch.setattr(bench.__main__, "compare", compare)
+    monkeypatch.setattr("sys.argv", ["bench", "all", "--peer", "hook", "--smoke"])
+    assert bench.__main__.main() == 0
+    assert ran == [("generating", "hook")] and "ratio 2.0" in capsys.readouterr().out
+
+
+def test_a_side_that_is_refused_says_why(monkeypatch):
+    here, there = multiprocessing.Pipe()
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    harness._serve(there, "multiple_choice", "ours", Options(model="/nowhere"))
+    with pytest.raises(SystemExit, match="error: got the path /nowhere, which does not exist"):
+        harness._receive(here, "ours")
 
 
 def test_exponents():

@@ -10,7 +10,7 @@ import pytest
 from locaudit import cli
 from locaudit.config import merge_config, to_yaml
 from locaudit.data import load_behaviour, split_questions
-from locaudit.errors import ConfigError, LocationError
+from locaudit.errors import ConfigError, LocationError, RunFolderError
 from locaudit.judges import Judgement
 from locaudit.locations import parse_location
 from locaudit.models import load_model
@@ -181,12 +181,23 @@ def test_judges_by_api_are_not_asked_and_local_ones_timed(home, fast, monkeypatc
 
 
 def test_bad_settings_fail_as_in_a_run(home, tmp_path):
-    for changes, error in ({"claim": "9.9"}, LocationError), ({"score": "truth"}, ConfigError):
+    paged = {"optimal": {"optimizer": "paged_adamw_32bit"}}  # on a CPU
+    for changes, error in ({"claim": "9.9"}, LocationError), ({"score": "truth"}, ConfigError), (paged, ConfigError):
         config = small_config(home, **changes)
         with pytest.raises(error) as dry:
             estimate_audit(config, progress=False)
         with pytest.raises(error) as real:
             run_audit(config, tmp_path / "run", progress=False)
+        assert str(dry.value) == str(real.value)
+
+
+def test_bad_folders_fail_as_in_a_run(home, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for out in (tmp_path, tmp_path / "thesis.tex", tmp_path / "thesis.tex" / "run"):
+        with pytest.raises(RunFolderError) as dry:
+            estimate_audit(small_config(home), out=out, progress=False)
+        with pytest.raises(RunFolderError) as real:
+            run_audit(small_config(home), out, progress=False)
         assert str(dry.value) == str(real.value)
 
 

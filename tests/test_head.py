@@ -40,6 +40,14 @@ def test_equals_log_softmax(monkeypatch, softcap, bias, block_bytes):
     torch.testing.assert_close(mine, gradient, rtol=1e-4, atol=1e-5)
 
 
+def test_second_derivatives_are_refused():
+    hidden, weight = torch.randn(2, 3).requires_grad_(), torch.randn(5, 3)
+    found = head_log_probs(hidden, Head(weight, None, None), torch.tensor([0, 1]), torch.tensor([4, 2]))
+    (first,) = torch.autograd.grad(found.square().sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_extreme_logits_stay_finite():
     hidden = torch.tensor([[1e4, 0.0], [0.0, 1e4]], requires_grad=True)
     found = head_log_probs(hidden, Head(torch.eye(2), None, None), torch.tensor([0, 1]), torch.tensor([0, 0]))

@@ -82,6 +82,19 @@ def sparse(block):
     block.__class__ = type("Sparse", (type(block),), {"forward": lambda self, x: self.down_proj(self.up_proj(x))})
 
 
+@pytest.mark.parametrize("again", [Again(), Again(mlps=range(1))])
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_a_backward_pass_through_changed_weights_is_refused(name, again):
+    model = deepcopy(tiny(name))
+    block, x = model.mlp(0), torch.randn(2, 3, model.config.hidden_size).requires_grad_()
+    for part in module._linears(block):
+        with lean(model, again):
+            y = block(x)
+        part.weight.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.sum().backward()
+
+
 @pytest.mark.parametrize("change", [trainable, dispatched, quantised, in_place, sparse])
 def test_what_is_not_a_plain_gated_mlp_runs_as_it_is(model, change):
     change(model.mlp(0))

@@ -77,13 +77,24 @@ class Quantised(nn.Parameter):
         (numbers(2, 5), nn.Parameter(numbers(7, 5)), None),
         (numbers(2, 5), numbers(7, 5), nn.Parameter(numbers(7))),
         (numbers(2, 5), numbers(7, 5), numbers(14)[::2]),
+        (numbers(2, 5), numbers(7, 5), numbers(1)),
         (numbers(0, 5), numbers(7, 5), None),
         (numbers(2, 5).double(), numbers(7, 5).double(), None),
         (numbers(2, 5).bfloat16(), numbers(7, 5).bfloat16(), None),
         (numbers(2, 5), Quantised(numbers(7, 5), requires_grad=False), None),
         (numbers(2, 5), numbers(7, 10)[:, ::2], None),
     ],
-    ids=["trainable", "trainable bias", "bias", "empty", "float64", "bfloat16", "a class of its own", "not in order"],
+    ids=[
+        "trainable",
+        "trainable bias",
+        "bias",
+        "one bias",
+        "empty",
+        "float64",
+        "bfloat16",
+        "a class of its own",
+        "not in order",
+    ],
 )
 def test_what_does_not_fit_is_left_to_pytorch(products, x, weight, bias):
     x = x.requires_grad_()
@@ -92,6 +103,13 @@ def test_what_does_not_fit_is_left_to_pytorch(products, x, weight, bias):
     assert torch.equal(y, functional.linear(x, weight, bias)) and not products
     for part in (weight, *([] if bias is None else [bias])):
         assert (part.grad is not None) == part.requires_grad
+
+
+def test_shapes_that_do_not_fit_get_pytorchs_error():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        linear(numbers(2, 4), numbers(7, 5))
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        transposed(numbers(2, 5), numbers(7, 5))
 
 
 @here

@@ -74,14 +74,27 @@ def test_only_a_command_alone_in_its_interpreter_starts_again(monkeypatch, tmp_p
     monkeypatch.setattr(threading, "active_count", lambda: 1)
     monkeypatch.setattr(sys, "gettrace", lambda: None)
     monkeypatch.setattr(sys, "argv", ["locaudit", "demo"])
+    program = sys.modules["__main__"]
+    monkeypatch.setattr(program, "__file__", __file__, raising=False)
     expected = os.path.exists("/proc/self/exe")
     assert start._can_start_again() == expected
-    changes = [(sys, "argv", [""]), (sys, "argv", ["-"]), (sys, "executable", ""), (sys, "executable", str(tmp_path))]
+    changes = [(program, "__file__", None), (program, "__file__", os.devnull), (program, "__file__", str(tmp_path))]
+    changes += [(sys, "ps1", ">"), (sys, "executable", ""), (sys, "executable", str(tmp_path))]
     changes += [(threading, "active_count", lambda: 2), (sys, "gettrace", lambda: print)]
     for where, name, value in changes:
         with monkeypatch.context() as patch:
-            patch.setattr(where, name, value)
+            patch.setattr(where, name, value, raising=False)
             assert not start._can_start_again(), name
+
+
+@glibc
+@pytest.mark.parametrize("name", ["-", "/dev/stdin", None])
+def test_a_program_from_a_pipe_runs_once_and_to_its_end(name):
+    """It cannot be read again, even if it says that it is a command."""
+    code = "import sys; sys.argv = ['locaudit', 'bogus']; from locaudit.start import main; sys.exit(main())"
+    command = [sys.executable, *([] if name is None else [name])]
+    done = subprocess.run(command, input=code, env=plain(), capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "bogus" in done.stderr
 
 
 @glibc

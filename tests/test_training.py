@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from locaudit import fit_optimal
 from locaudit.errors import ConfigError, DataError, LocationError, ModelError
 from locaudit.models import wrap_model
 from locaudit.scoring import Forest, Tree, answer_log_probs, collate_bank, token_log_probs
@@ -296,12 +297,21 @@ def test_model_and_global_random_state_stay_as_they_were(llama, few):
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in llama.lm.modules())
 
 
-def test_training_works_where_gradients_are_off(llama, few):
-    with torch.no_grad():
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_training_works_where_gradients_are_off(llama, few, off):
+    with off():
         fit = run(llama, few)
         assert not torch.is_grad_enabled()
     assert same_bits(fit.edit, run(llama, few).edit)
     assert not any(x.requires_grad for x in tensors(fit.edit).values())
+
+
+def test_reference_and_weights_of_inference_mode(few):
+    with torch.inference_mode():
+        inner = wrap_model(make_lm("llama"), tokenizer())
+        assert fit_optimal(tiny("llama"), QUESTIONS, "0.1", epochs=1).sites
+    with pytest.raises(ModelError, match=r"inference_mode.*load the model outside"):
+        run(inner, few)
 
 
 # Batches

@@ -101,23 +101,26 @@ class _GatedMLP(torch.autograd.Function):
     def forward(ctx, x: Float[Tensor, "*n d"], _, block: nn.Module, again: bool) -> Float[Tensor, "*n d"]:  # type: ignore[override]
         g, u = _products(block, x)
         ctx.block, ctx.again = block, again
-        ctx.save_for_backward(*((x,) if again else (g, u)))
+        # The weights too: a backward pass after a change of theirs is refused.
+        ctx.save_for_backward(*(part.weight for part in _linears(block)), *((x,) if again else (g, u)))
         return _through(block.down_proj, _activation(block)(g) * u)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor):  # type: ignore[override]
-        block = ctx.block
-        g, u = _products(block, *ctx.saved_tensors) if ctx.again else ctx.saved_tensors
-        dh = transposed(dy, block.down_proj.weight)
+        block, n_kept = ctx.block, 1 if ctx.again else 2
+        (*into, down), kept = ctx.saved_tensors[:-n_kept], ctx.saved_tensors[-n_kept:]
+        g, u = _products(block, *kept) if ctx.again else kept
+        dh = transposed(dy, down)
         with torch.enable_grad():
             given = g.detach().requires_grad_()
             act = _activation(block).forward(given)  # past hooks on all modules, which may want a graph of their own
         du = act.detach() * dh
         (dg,) = torch.autograd.grad(act, given, dh.mul_(u))
-        if (joint := getattr(block, "gate_up_proj", None)) is not None:
-            return transposed(torch.cat([dg, du], dim=-1), joint.weight), None, None, None
-        return transposed(du, block.up_proj.weight), transposed(dg, block.gate_proj.weight), None, None
+        if len(into) == 1:
+            return transposed(torch.cat([dg, du], dim=-1), *into), None, None, None
+        gate, up = into
+        return transposed(du, up), transposed(dg, gate), None, None
 
 
 def _products(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,6 +141,14 @@ def _activation(block: nn.Module) -> nn.Module:
 
 _LINEARS = (("gate_proj", "up_proj", "down_proj"), ("gate_up_proj", "down_proj"))
 """What transformers calls the projections of a gated MLP."""
+
+
+def _linears(block: nn.Module) -> list[Any]:
+    """The projections of a gated MLP, D last; none if it is not one."""
+    names = next((names for names in _LINEARS if all(hasattr(block, name) for name in names)), ())
+    return [getattr(block, name) for name in names]
+
+
 _GATED: WeakKeyDictionary[Model, frozenset[int]] = WeakKeyDictionary()
 
 
@@ -151,10 +162,9 @@ def _gated(model: Model) -> frozenset[int]:
 
 def _is_bare(block: nn.Module) -> bool:
     """Whether a block has the parts of a gated MLP, of plain linear maps that nothing watches or changes."""
-    names = next((names for names in _LINEARS if all(hasattr(block, name) for name in names)), None)
-    if names is None or not isinstance(getattr(block, "act_fn", getattr(block, "activation_fn", None)), nn.Module):
+    linears = _linears(block)
+    if not linears or not isinstance(getattr(block, "act_fn", getattr(block, "activation_fn", None)), nn.Module):
         return False
-    linears = [getattr(block, name) for name in names]
     return all(type(part) is nn.Linear and not part.weight.requires_grad for part in linears) and not (
         "forward" in vars(block)
         or any(

@@ -36,7 +36,7 @@ def linear(
 
 def transposed(y: Float[Tensor, "*n d_out"], weight: Float[Tensor, "d_out d_in"]) -> Float[Tensor, "*n d_in"]:
     """W^T y, as `linear` computes it in its backward pass; no gradients."""
-    if not _fits(y, weight, None):
+    if not _fits(y, weight.T, None):
         return y @ weight
     return _product(y.reshape(-1, y.shape[-1]), weight.T, None).view(*y.shape[:-1], weight.shape[1])
 
@@ -96,8 +96,10 @@ def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and all(t.is_cpu and t.dtype == torch.float32 and type(t) in (Tensor, nn.Parameter) for t in tensors)
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors[1:]))
         and x.numel() > 0
+        and weight.dim() == 2
+        and x.shape[-1] == weight.shape[1]  # else PyTorch's own error
         and (weight.is_contiguous() or weight.T.is_contiguous())
-        and (bias is None or bias.is_contiguous())
+        and (bias is None or (bias.is_contiguous() and len(bias) == len(weight)))
         and torch.backends.mkldnn.enabled
         and not torch.is_autocast_enabled("cpu")
         and _is_there()

@@ -46,9 +46,13 @@ def tune_allocator() -> None:
 
 
 def _can_start_again() -> bool:
-    """Whether this is the interpreter itself with a script, and nobody watches it or works beside it."""
-    watched = sys.gettrace() or sys.getprofile() or threading.active_count() > 1
-    if watched or not sys.executable or sys.argv[0] in ("", "-"):
+    """Whether this is the interpreter itself with a program that can be read again, unwatched and alone."""
+    watched = sys.gettrace() or sys.getprofile() or sys.flags.interactive or hasattr(sys, "ps1")
+    if watched or threading.active_count() > 1 or not sys.executable:
+        return False
+    # Not from a pipe, which is read up by now: whatever the program has made of sys.argv.
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if not (sys.argv[0] == "-c" if file is None else Path(file).is_file()):
         return False
     try:
         return Path("/proc/self/exe").samefile(sys.executable)

@@ -42,7 +42,7 @@ def load_model(
         raise ModelError(
             got=f"dtype {dtype!r}", expected="float32, bfloat16, float16 or auto", remedy="name one of them"
         )
-    torch_dtype = DTYPES[fastest_dtype(_device(device)) if dtype == "auto" else dtype]
+    torch_dtype = DTYPES[fastest_dtype(resolve_device(device)) if dtype == "auto" else dtype]
     source = str(gguf.parent if gguf else name)
     keywords: dict[str, Any] = {"gguf_file": gguf.name} if gguf else {"revision": revision}
     if gguf is None and not Path(source).is_dir() and Path(source).is_absolute():
@@ -81,7 +81,7 @@ def load_model(
             remedy="restore the checkpoint, or check that it holds a causal language model",
         )
     if device_map is None:
-        lm = lm.to(_device(device))
+        lm = lm.to(resolve_device(device))
     return wrap_model(lm, tokenizer, str(name))
 
 
@@ -169,7 +169,8 @@ def fastest_dtype(device: torch.device) -> str:
     return "bfloat16" if device.type == "cpu" and any(check() for check in checks) else "float32"
 
 
-def _device(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
+    """The device of that name, ``auto`` a GPU where there is one; `ModelError` where it is not there."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

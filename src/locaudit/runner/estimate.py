@@ -21,14 +21,14 @@ from locaudit.locations import Location, all_units, parse_location, sample_contr
 from locaudit.models import Model
 from locaudit.records import TrialSpec
 from locaudit.runner.banks import with_banks
-from locaudit.runner.inputs import load_subject, read_inputs
+from locaudit.runner.inputs import check_subject, load_subject, read_inputs
 from locaudit.runner.judging import estimate_cost
 from locaudit.runner.paces import Paces, count_answers, count_bytes, count_tokens, group_seconds, prepare_seconds
 from locaudit.runner.plan import build_plan, context_hash, draw_controls
 from locaudit.runner.progress import describe_seconds, show_progress
 from locaudit.runner.sampling import measure_paces
 from locaudit.scoring import Forest, check_depth, check_length, plant
-from locaudit.store import HeldOutQuestion, read_run, registration_hash
+from locaudit.store import HeldOutQuestion, check_folder, read_run, registration_hash
 
 PARTS = ("loading", "preparing", "training", "scoring", "generating", "drift", "judging")
 """What an audit's time goes to, in order."""
@@ -81,6 +81,8 @@ def estimate_audit(
     audit takes over: nothing is timed then. Starting Python and writing the report, a few seconds, are not. Raises what
     `run_audit` would.
     """
+    if out is not None:
+        check_folder(out)
     started = time.perf_counter()
     inputs = read_inputs(config, behaviour, judges, model)
     config, split, given, judges = inputs.config, inputs.split, inputs.claim, inputs.judges
@@ -89,8 +91,7 @@ def estimate_audit(
             meter.say(f"loading {config.model}")
             model = load_subject(config)
         loading = time.perf_counter() - started
-        if given is not None:
-            given.check(model.n_layers, model.n_units(given.kind))
+        check_subject(config, given, model)
         started = time.perf_counter()
         context = context_hash(config, model, split, inputs.primer, inputs.drift_text)
         hashing = time.perf_counter() - started

@@ -16,6 +16,7 @@ from locaudit.models import Model, load_model
 from locaudit.runner.judging import build_judges, check_judges
 from locaudit.stats import components, resolve_score
 from locaudit.stats.judged import ASPECT_NAMES
+from locaudit.training import resolve_optimizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +80,13 @@ def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
 def load_subject(config: AuditConfig) -> Model:
     """The model that is audited."""
     return load_model(config.model, **asdict(config.loading))
+
+
+def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> None:
+    """Refuse what this model does not have, or cannot be trained with on its device, before any work."""
+    if claim is not None:
+        claim.check(model.n_layers, model.n_units(claim.kind))
+    resolve_optimizer(config.optimal.optimizer, model.device)
 
 
 def _read_claim_file(path: str) -> Registration:

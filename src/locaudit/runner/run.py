@@ -19,7 +19,7 @@ from locaudit.probes import Probes, fit_probes
 from locaudit.records import TrialSpec
 from locaudit.runner.banks import describe, run_within_memory, with_banks
 from locaudit.runner.facts import note_facts
-from locaudit.runner.inputs import load_subject, read_inputs, split_behaviour
+from locaudit.runner.inputs import check_subject, load_subject, read_inputs, split_behaviour
 from locaudit.runner.judging import describe_judges, estimate_cost, judge_answers
 from locaudit.runner.plan import build_plan, context_hash, cost, draw_controls
 from locaudit.runner.prepare import borrow_cache, prepare_probes, prepare_shared
@@ -56,8 +56,7 @@ def run_audit(
         if model is None:
             meter.say(f"loading {config.model}")
             model = load_subject(config)
-        if given is not None:
-            given.check(model.n_layers, model.n_units(given.kind))
+        check_subject(config, given, model)
         context = context_hash(config, model, split, primer, inputs.drift_text)
         _check_same_inputs(store, context)
         if prepared is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from locaudit.linears import linear, transposed
 from locaudit.models import Head
@@ -22,7 +23,10 @@ BLOCK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}
 def head_log_probs(
     hidden: Float[Tensor, "m d"], head: Head, which: Int[Tensor, " n"], token: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
-    """Log-probability (nats, float32) of ``token[i]`` after the hidden state ``which[i]``; differentiable in hidden."""
+    """Log-probability (nats, float32) of ``token[i]`` after the hidden state ``which[i]``.
+
+    Differentiable in `hidden`, once.
+    """
     return _HeadLogProbs.apply(hidden, head, which, token)  # type: ignore[return-value]
 
 
@@ -45,6 +49,7 @@ class _HeadLogProbs(torch.autograd.Function):
         return logit - logsumexp.index_select(0, which)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor):  # type: ignore[override]
         rows, mean, which = ctx.saved_tensors
         delta = gradient.unsqueeze(1) * (rows - mean.index_select(0, which))

@@ -9,12 +9,13 @@ verdict.json, report.html, figures/
 
 from locaudit.store.database import HeldOutQuestion, Store
 from locaudit.store.files import MIN_FREE_BYTES, no_room, write_atomically
-from locaudit.store.folder import check_run, open_run, read_run, registration_hash
+from locaudit.store.folder import check_folder, check_run, open_run, read_run, registration_hash
 
 __all__ = [
     "MIN_FREE_BYTES",
     "HeldOutQuestion",
     "Store",
+    "check_folder",
     "check_run",
     "no_room",
     "open_run",

@@ -128,7 +128,32 @@ def registration_hash(store: Store, registration: Registration | None) -> str:
     return registration.hash
 
 
+def check_folder(folder: str | Path) -> None:
+    """Raise `RunFolderError` where `open_run` could not write or would mix its files with others; makes nothing."""
+    folder = Path(folder)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        got = f"{folder}, which cannot be made ({there} is a file)"
+    elif not os.access(there, os.W_OK):
+        got = f"{there} without write permission"
+        got = got if there == folder else f"{folder}, which cannot be made ({got})"
+    else:
+        got = ""
+    if got:
+        raise RunFolderError(got=got, expected="a folder to write to", remedy="check --out")
+    if there != folder:
+        return
+    stray = [p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.endswith(".tmp")]
+    if stray and not (folder / "config.yaml").is_file():
+        raise RunFolderError(
+            got=f"{folder} with other files in it ({', '.join(sorted(stray)[:3])})",
+            expected="an empty folder or one of an earlier run",
+            remedy="choose another --out",
+        )
+
+
 def _prepare_folder(folder: Path) -> None:
+    check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -137,17 +162,6 @@ def _prepare_folder(folder: Path) -> None:
             expected="a folder to write to",
             remedy="check --out",
         ) from None
-    if not os.access(folder, os.W_OK):
-        raise RunFolderError(
-            got=f"{folder} without write permission", expected="a writable folder", remedy="check --out"
-        )
-    stray = [p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.endswith(".tmp")]
-    if stray and not (folder / "config.yaml").is_file():
-        raise RunFolderError(
-            got=f"{folder} with other files in it ({', '.join(sorted(stray)[:3])})",
-            expected="an empty folder or one of an earlier run",
-            remedy="choose another --out",
-        )
 
 
 def _check_config(folder: Path, config: AuditConfig) -> None:

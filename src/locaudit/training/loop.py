@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from locaudit.edits import Edit
-from locaudit.errors import ConfigError, DataError
+from locaudit.errors import ConfigError, DataError, ModelError
 from locaudit.lean import lean
 from locaudit.locations import Location
 from locaudit.memory import part_tokens, room, run_again
@@ -90,6 +90,7 @@ class _Item:
     reference: Tensor
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def train(
     model: Model,
@@ -124,6 +125,12 @@ def train(
     `on_step` is called with (steps done, steps in all).
     """
     _check_arguments(jobs, reduction, reader, batching, batch_size, epochs)
+    if any(parameter.is_inference() for parameter in model.lm.parameters()):
+        raise ModelError(
+            got="a model whose weights were made under torch.inference_mode",
+            expected="weights that a backward pass may use",
+            remedy="load the model outside of inference_mode",
+        )
     check_depth(model, data.forest)
     items = _items(data, batching)
     if residuals is None or batching == "pair":
