@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
 from dataclasses import replace
 
@@ -107,6 +108,7 @@ def test_a_peer_of_some_tasks_runs_in_those(monkeypatch, capsys):
 def test_a_side_that_is_refused_says_why(monkeypatch):
     here, there = multiprocessing.Pipe()
     monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # a worker sets its own
     harness._serve(there, "multiple_choice", "ours", Options(model="/nowhere"))
     with pytest.raises(SystemExit, match="error: got the path /nowhere, which does not exist"):
         harness._receive(here, "ours")
