@@ -24,14 +24,15 @@ from bench.generating import MAX_NEW_TOKENS, answerer, measures
 from bench.harness import Options, Outcome, Prepared
 from bench.trainers import TAU, adapted_names, make_trainer, mask_adapters, output_weights, with_reference
 from bench.work import load, questions
-from locaudit.data import Question
-from locaudit.data.prompts import Prompt, load_primer
+from locaudit.behaviours import Question
+from locaudit.behaviours.format import Prompt, load_primer
 from locaudit.edits import stack
-from locaudit.evaluation import generate_answers
-from locaudit.locations import Location, sample_controls, unit_strata
+from locaudit.location import Location, sample_controls, unit_strata
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.generation import generate_answers
+from locaudit.measure.tree import plant
+from locaudit.methods.training import Job, TrainingData, train
 from locaudit.models import Model
-from locaudit.scoring import answer_log_probs, plant
-from locaudit.training import Job, TrainingData, train
 
 N_HEADS = 8
 N_CONTROLS = 2

@@ -17,12 +17,12 @@ from transformers import GenerationConfig, StoppingCriteriaList, StopStringCrite
 
 from bench.harness import Options, Outcome, Prepared
 from bench.work import load, location, questions
-from locaudit.data import Question
-from locaudit.data.prompts import Prompt, load_primer
+from locaudit.behaviours import Question
+from locaudit.behaviours.format import Prompt, load_primer
 from locaudit.edits import Edit, SiteEdit, stack
-from locaudit.evaluation import answer_text, generate_answers
+from locaudit.measure.generation import answer_text, generate_answers
+from locaudit.measure.tree import plant
 from locaudit.models import Model
-from locaudit.scoring import plant
 
 MAX_NEW_TOKENS = 50
 SCALE = {"all": 0.2, "middle": 3.0}

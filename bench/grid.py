@@ -17,8 +17,8 @@ from pathlib import Path
 from bench.arguments import ending, parse, parser
 from bench.harness import Options, machine
 from bench.work import load
-from locaudit.config import PRESETS, load_paper_preset
-from locaudit.runner import describe_plan, estimate_paper
+from locaudit.studies.paper.config import PRESETS, load_paper_preset
+from locaudit.studies.paper.run import describe_plan, estimate_paper
 
 
 def main() -> None:

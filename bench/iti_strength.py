@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import argparse
 
-from locaudit.activations import collect_activations
-from locaudit.data import load_behaviour, split_questions
-from locaudit.data.prompts import Prompt, load_primer
+from locaudit.behaviours import load_behaviour, split_questions
+from locaudit.behaviours.format import Prompt, load_primer
 from locaudit.edits import stack
-from locaudit.evaluation import means, score_questions
-from locaudit.iti import iti_edit, iti_theta
+from locaudit.measure.activations import collect_activations
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.multiple_choice import means, score_questions
+from locaudit.measure.tree import plant
+from locaudit.methods.iti import iti_edit, iti_theta
+from locaudit.methods.probes import fit_probes
 from locaudit.models import load_model
-from locaudit.probes import fit_probes
-from locaudit.scoring import answer_log_probs, plant
 
 
 def main() -> None:

@@ -18,30 +18,25 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from locaudit.activations import collect_activations
-from locaudit.cache import open_cache
-from locaudit.data import load_behaviour
-from locaudit.data.prompts import Prompt, load_primer
-from locaudit.data.splits import shuffled
+from locaudit.behaviours import load_behaviour
+from locaudit.behaviours.format import Prompt, load_primer
+from locaudit.behaviours.splits import shuffled
 from locaudit.edits import Edit, stack
-from locaudit.evaluation import (
-    DriftText,
-    answer_prompts,
-    cut_documents,
-    means,
-    measure_drift,
-    sample_documents,
-    score_questions,
-)
-from locaudit.iti import iti_edit, iti_theta
 from locaudit.judges import Case
 from locaudit.judges.labelled import is_held_out
 from locaudit.judges.reference import load_reference_judges
-from locaudit.locations import sample_controls, unit_strata
+from locaudit.location import sample_controls, unit_strata
+from locaudit.measure.activations import collect_activations
+from locaudit.measure.answers import answer_prompts
+from locaudit.measure.drift import DriftText, cut_documents, measure_drift, sample_documents
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.multiple_choice import means, score_questions
+from locaudit.measure.tree import plant
+from locaudit.methods.iti import iti_edit, iti_theta
+from locaudit.methods.probes import fit_probes
 from locaudit.models import load_model
-from locaudit.probes import fit_probes
-from locaudit.scoring import answer_log_probs, plant
 from locaudit.stats import JUDGED, judged_metrics, mean_score, score_interval, score_values
+from locaudit.store.cache import open_cache
 
 PANELS = (("truth", "Truth"), ("info", "Info"), ("info_truth", "Info*Truth"), ("mc2", "MC2"), ("mc1", "MC1"),
           ("kl", "KL (nats per token)"))  # fmt: skip

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from locaudit.data import load_behaviour
+from locaudit.behaviours import load_behaviour
 from locaudit.judges.base import Case, find_aspect
 from locaudit.judges.openai import load_openai_judge
 from locaudit.models import load_model

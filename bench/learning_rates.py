@@ -18,14 +18,16 @@ from pathlib import Path
 
 import torch
 
-from locaudit.data import load_behaviour, split_questions
-from locaudit.data.prompts import Prompt
+from locaudit.behaviours import load_behaviour, split_questions
+from locaudit.behaviours.format import Prompt
 from locaudit.edits import stack
-from locaudit.evaluation import means, score_questions
-from locaudit.locations import Location
+from locaudit.location import Location
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.multiple_choice import means, score_questions
+from locaudit.measure.tree import plant
+from locaudit.methods.objectives import pair_loss
+from locaudit.methods.training import Job, TrainingData, train
 from locaudit.models import load_model
-from locaudit.scoring import answer_log_probs, plant
-from locaudit.training import Job, TrainingData, pair_loss, train
 
 
 def held_out_loss(sums, reference, n_true: int, tau: float) -> float:

@@ -32,17 +32,19 @@ from bench.arguments import ending, parse, parser, positive
 from bench.harness import Options, machine
 from bench.tried import edit
 from bench.work import load, questions
-from locaudit.data.prompts import Prompt, load_primer
+from locaudit.behaviours.format import Prompt, load_primer
 from locaudit.edits import stack
-from locaudit.evaluation import generate_answers
 from locaudit.linears import linear
-from locaudit.locations import Location
+from locaudit.location import Location
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.generation import generate_answers
+from locaudit.measure.residual import Residuals
+from locaudit.measure.tree import plant
 from locaudit.memory import scoring_bank, training_bank
+from locaudit.methods.training import BATCH_SIZES, Job, TrainingData, train
 from locaudit.models import Model
 from locaudit.models.load import DTYPES
-from locaudit.scoring import Residuals, answer_log_probs, plant
 from locaudit.start import tune_allocator
-from locaudit.training import BATCH_SIZES, Job, TrainingData, train
 
 SIZES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
 """Sides of the matrices that the rate is measured on."""

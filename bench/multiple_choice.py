@@ -21,9 +21,10 @@ import yaml
 
 from bench.harness import Options, Outcome, Prepared
 from bench.work import load, questions
-from locaudit.data import Question
-from locaudit.data.prompts import Prompt
-from locaudit.scoring import answer_log_probs, plant
+from locaudit.behaviours import Question
+from locaudit.behaviours.format import Prompt
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.tree import plant
 
 TASK = "truthfulqa_mc2"
 

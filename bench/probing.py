@@ -17,10 +17,10 @@ import torch
 
 from bench.harness import Options, Outcome, Prepared
 from bench.work import load, questions
-from locaudit.activations import collect_activations
-from locaudit.data import Question
+from locaudit.behaviours import Question
+from locaudit.measure.activations import collect_activations
+from locaudit.methods.probes import fit_probes
 from locaudit.models import Model
-from locaudit.probes import fit_probes
 
 VAL_FRACTION, SEED = 0.25, 0
 """Of the split by question; `fit_probes` defaults."""

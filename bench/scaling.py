@@ -27,14 +27,16 @@ import numpy as np
 from bench.arguments import ending, parse, parser, positive
 from bench.harness import Options, machine, peak_bytes, reset_peak
 from bench.work import load, questions
-from locaudit.data import Question
-from locaudit.data.prompts import Prompt
+from locaudit.behaviours import Question
+from locaudit.behaviours.format import Prompt
 from locaudit.edits import stack
-from locaudit.locations import Location
+from locaudit.location import Location
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.residual import Residuals
+from locaudit.measure.tree import plant
+from locaudit.methods.training import Job, TrainingData, train
 from locaudit.models import Model
-from locaudit.scoring import Residuals, answer_log_probs, plant
 from locaudit.start import tune_allocator
-from locaudit.training import Job, TrainingData, train
 
 MODELS = ("random-9m", "random-30m", "random-135m")
 

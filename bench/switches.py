@@ -9,19 +9,20 @@ from typing import Any
 
 import torch
 
-import locaudit.scoring.forward as forward
-import locaudit.training.loop as loop
+import locaudit.measure.forward as forward
+import locaudit.methods.training as loop
 from bench.harness import Options
 from bench.tried import Mean, attention, beforehand, compiled, edit, generate, off
 from bench.work import load, questions
-from locaudit.data.prompts import Prompt, load_primer
+from locaudit.behaviours.format import Prompt, load_primer
 from locaudit.linears import Fast
-from locaudit.locations import Location
+from locaudit.location import Location
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.residual import Residuals
+from locaudit.measure.tree import Forest, Tree, _lay_out, plant
+from locaudit.methods.probes import fit_logistic
+from locaudit.methods.training import Fit, Job, TrainingData, train
 from locaudit.models import Model
-from locaudit.probes import fit_logistic
-from locaudit.scoring import Forest, Residuals, Tree, answer_log_probs, plant
-from locaudit.scoring.tree import _lay_out
-from locaudit.training import Fit, Job, TrainingData, train
 
 
 def means(options: Options) -> list[Mean]:

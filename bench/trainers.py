@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bench.harness import Options
-from locaudit.data import Question
-from locaudit.locations import Location
+from locaudit.behaviours import Question
+from locaudit.location import Location
+from locaudit.methods.objectives import default_learning_rate
 from locaudit.models import Model, Site, output_weight
-from locaudit.training import default_learning_rate
 
 TAU = 0.2
 

@@ -19,17 +19,21 @@ import torch
 from bench.harness import Options, Outcome, Prepared
 from bench.trainers import TAU, adapted_names, make_trainer, mask_adapters, output_weights, pairs, with_reference
 from bench.work import load, location, questions
-from locaudit.data.prompts import Prompt
+from locaudit.behaviours.format import Prompt
 from locaudit.edits import Edit, SiteEdit, stack
-from locaudit.scoring import Residuals, answer_log_probs, plant
-from locaudit.training import Job, TrainableEdit, TrainingData, pair_loss, train
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.residual import Residuals
+from locaudit.measure.tree import plant
+from locaudit.methods.objectives import pair_loss
+from locaudit.methods.parameters import TrainableEdit
+from locaudit.methods.training import Job, TrainingData, train
 
 N_HELD_OUT = 12
 """Questions after the trained ones, to measure the loss on."""
 
 
 def ours(options: Options) -> Prepared:
-    """`locaudit.training.train` on answer trees."""
+    """`locaudit.methods.train` on answer trees."""
     model = load(options)
     where = location(options, model)
     data, held_out = (_data(model, part) for part in _parts(options))

@@ -13,14 +13,15 @@ from torch import Tensor
 from torch._dynamo import config as dynamo
 from torch.nn.attention.flex_attention import create_block_mask
 
-import locaudit.scoring.forward as forward
-import locaudit.training.loop as loop
+import locaudit.measure.forward as forward
+import locaudit.methods.training as loop
 from locaudit.edits import Edit, SiteEdit, stack
-from locaudit.evaluation import generate_answers
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.generation import generate_answers
+from locaudit.measure.residual import Residuals
+from locaudit.measure.tree import Forest, TreeBatch
+from locaudit.methods.training import Job, TrainingData, train
 from locaudit.models import Model
-from locaudit.scoring import Forest, Residuals, answer_log_probs
-from locaudit.scoring.tree import TreeBatch
-from locaudit.training import Job, TrainingData, train
 
 
 @dataclass(frozen=True)

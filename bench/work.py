@@ -10,12 +10,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
 from bench.harness import Options
-from locaudit.cache import cache_folder
-from locaudit.data import Question, load_behaviour, split_questions
+from locaudit.behaviours import Question, load_behaviour, split_questions
 from locaudit.errors import ModelError
-from locaudit.locations import Location
+from locaudit.location import Location
 from locaudit.models import Model, load_model, wrap_model
 from locaudit.models.load import DTYPES, resolve_device
+from locaudit.store.cache import cache_folder
 
 SHAPES = {
     # hidden, MLP, layers, heads, key-value heads

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from locaudit.config import AuditConfig, PaperConfig, merge_config
+from locaudit.config import AuditConfig, merge_config
 from locaudit.judges import Judgement
 from locaudit.records import content_hash
+from locaudit.studies.paper.config import PaperConfig
 from tiny import make_lm, tokenizer
 
 N_QUESTIONS = 16

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from locaudit.report import write_report
-from locaudit.report.paper import write_paper
-from locaudit.runner import run_audit, run_paper
+from locaudit.run.audit import run_audit
+from locaudit.studies.paper import write_paper
+from locaudit.studies.paper.run import run_paper
 from runs import HashJudge, save_behaviour, save_model, small_config, study_config
 
 JUDGES = {aspect: HashJudge(aspect) for aspect in ("truth", "info")}

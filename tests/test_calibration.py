@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from locaudit.stats.calibration import Rate, chance_specific, pool_rates, simulate
 from locaudit.stats.sequential import look
+from locaudit.studies.calibration.rates import Rate, chance_specific, pool_rates, simulate
 from test_stats import BASE, BASE_TRIAL, NOISE, SCORE, trial
 
 

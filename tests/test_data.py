@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from locaudit.data import Behaviour, Question, load_behaviour, split_questions
+from locaudit.behaviours import Behaviour, Question, load_behaviour, split_questions
 from locaudit.errors import ConfigError, DataError
 
 HEADER = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source"

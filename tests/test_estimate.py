@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 
 from locaudit import cli
+from locaudit.behaviours import load_behaviour, split_questions
 from locaudit.config import merge_config, to_yaml
-from locaudit.data import load_behaviour, split_questions
 from locaudit.errors import ConfigError, LocationError, RunFolderError
 from locaudit.judges import Judgement
-from locaudit.locations import parse_location
+from locaudit.location import parse_location
 from locaudit.models import load_model
-from locaudit.runner import banks, describe_estimate, estimate, estimate_audit, inputs, run_audit
-from locaudit.runner import sampling as calibrating
-from locaudit.runner.paces import Decoding, Paces
-from locaudit.runner.plan import build_plan, draw_controls
+from locaudit.run import banks, estimate, inputs
+from locaudit.run import sampling as calibrating
+from locaudit.run.audit import run_audit
+from locaudit.run.estimate import describe_estimate, estimate_audit
+from locaudit.run.paces import Decoding, Paces
+from locaudit.run.plan import build_plan, draw_controls
 from runs import HashJudge, small_config
 
 PACES = Paces(

@@ -12,20 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locaudit.data import Question
+from locaudit.behaviours import Question
 from locaudit.edits import Edit, SiteEdit, stack, zero_edit
 from locaudit.errors import DataError
-from locaudit.evaluation import (
-    METRICS,
-    DriftText,
-    cut_documents,
-    means,
-    measure_drift,
-    question_scores,
-    sample_documents,
-    score_questions,
-)
-from locaudit.evaluation import drift as drift_module
+from locaudit.measure import drift as drift_module
+from locaudit.measure.drift import DriftText, cut_documents, measure_drift, sample_documents
+from locaudit.measure.multiple_choice import METRICS, means, question_scores, score_questions
 from locaudit.models import wrap_model
 from reference.drift import drift
 from tiny import CONTEXT, heads, make_lm, neurons, random_edit, random_ids, tiny, tokenizer

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from locaudit.data.prompts import Prompt
+from locaudit.behaviours.format import Prompt
 from locaudit.edits import folded, stack, zero_edit
 from locaudit.errors import ModelError
-from locaudit.evaluation import answer_text, generate_answers, generate_tokens
+from locaudit.measure.generation import answer_text, generate_answers, generate_tokens
+from locaudit.measure.tree import plant
 from locaudit.models import wrap_model
-from locaudit.scoring import plant
 from reference.generation import greedy
 from tiny import NAMES, heads, make_lm, neurons, random_edit, tokenizer
 

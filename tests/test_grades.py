@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locaudit.locations import Location
+from locaudit.location import Location
 from locaudit.stats.grades import conclusion, grade
 from locaudit.stats.matching import compare_edits
 from locaudit.stats.measured import Design, Measured

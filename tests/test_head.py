@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from locaudit.data.prompts import Prompt
+from locaudit.behaviours.format import Prompt
+from locaudit.measure import head
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.head import head_log_probs
+from locaudit.measure.tree import plant
 from locaudit.models import Head, wrap_model
-from locaudit.scoring import answer_log_probs, head, head_log_probs, plant
 from reference.scoring import forest_log_probs
 from tiny import NAMES, make_lm, tiny, tokenizer
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from locaudit.edits import stack
+from locaudit.edits.hooks import SiteTensors, apply_edit, edited, record
 from locaudit.errors import ModelError
-from locaudit.hooks import SiteTensors, apply_edit, edited, record
 from locaudit.models import ARCHITECTURES, Architecture, Model, register_architecture, wrap_model
 from tiny import heads, logits, make_lm, neurons, random_edit, random_ids, tokenizer
 

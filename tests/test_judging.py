@@ -11,20 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
-import locaudit.evaluation.answers as answers
+import locaudit.measure.answers as answers
 from locaudit.api import read_result
-from locaudit.cache import Cache, open_cache
+from locaudit.behaviours import load_behaviour
+from locaudit.behaviours.format import Prompt
 from locaudit.config import JudgeConfig, JudgesConfig
-from locaudit.data import load_behaviour
-from locaudit.data.prompts import Prompt
 from locaudit.edits import folded
 from locaudit.errors import ConfigError, RunFolderError
-from locaudit.evaluation import answer_prompts
 from locaudit.judges import Judgement
+from locaudit.measure.answers import answer_prompts
+from locaudit.measure.tree import plant
 from locaudit.models import wrap_model
-from locaudit.runner import compare_judges, run_audit
-from locaudit.runner.judging import build_judges
-from locaudit.scoring import plant
+from locaudit.run.audit import run_audit
+from locaudit.run.comparing import compare_judges
+from locaudit.run.judging import build_judges
 from locaudit.stats import (
     JUDGED,
     count_missing,
@@ -37,6 +37,7 @@ from locaudit.stats import (
     score_values,
 )
 from locaudit.store import read_run
+from locaudit.store.cache import Cache, open_cache
 from runs import HashJudge, small_config
 from tiny import VOCAB, heads, make_lm, random_edit, tokenizer
 

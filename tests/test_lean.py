@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from locaudit import lean as module
-from locaudit.hooks import SiteTensors, edited
+from locaudit.edits.hooks import SiteTensors, edited
 from locaudit.lean import Again, lean
 from locaudit.linears import fast_linears
 from tiny import tiny

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from locaudit.errors import LocationError
-from locaudit.locations import N_BINS, Location, all_units, count_controls, parse_location, unit_strata
-from locaudit.locations import sample_controls as sample_from
+from locaudit.location import N_BINS, Location, all_units, count_controls, parse_location, unit_strata
+from locaudit.location import sample_controls as sample_from
 
 CLAIM = Location(((14, 3), (15, 7)))
 NEURONS = Location(((3, 117), (3, 5)), "neurons")

@@ -8,8 +8,8 @@ from dataclasses import astuple, replace
 import pytest
 import torch
 
-import locaudit.runner.banks as banks
-from locaudit import memory, trial
+import locaudit.run.banks as banks
+from locaudit import memory
 from locaudit.errors import ModelError
 from locaudit.lean import Again
 from locaudit.memory import (
@@ -22,7 +22,8 @@ from locaudit.memory import (
     scoring_bank,
     training_bank,
 )
-from locaudit.runner import run_audit
+from locaudit.run import worker as trial
+from locaudit.run.audit import run_audit
 from locaudit.store import read_run
 from runs import small_config
 

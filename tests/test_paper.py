@@ -15,15 +15,17 @@ from scipy import stats
 
 from locaudit import load_behaviour, load_model, paper
 from locaudit.cli import main
-from locaudit.config import PRESETS, PaperConfig, load_paper_preset, parse_over, to_dict, to_yaml
+from locaudit.config import parse_over, to_dict, to_yaml
 from locaudit.errors import ConfigError, LocationError, ModelError, RunFolderError
-from locaudit.report.paper import is_study, write_paper
-from locaudit.report.paper.claims import judge_claims
-from locaudit.report.paper.figures import frontier
-from locaudit.report.paper.study import read_study
-from locaudit.runner import run, run_audit
-from locaudit.runner.paper import describe_plan, estimate_paper, run_paper
+from locaudit.run import audit as run
+from locaudit.run.audit import run_audit
 from locaudit.stats import compare_edits, decide, holm, mean_score, normal_tail_p, rank_correlation, t_test_p
+from locaudit.studies.paper import is_study, write_paper
+from locaudit.studies.paper.claims import judge_claims
+from locaudit.studies.paper.config import PRESETS, PaperConfig, load_paper_preset
+from locaudit.studies.paper.figures import frontier
+from locaudit.studies.paper.run import describe_plan, estimate_paper, run_paper
+from locaudit.studies.paper.study import read_study
 from runs import HashJudge, save_behaviour, save_model, study_config
 
 JUDGES = {"truth": HashJudge("truth"), "info": HashJudge("info")}
@@ -552,8 +554,8 @@ def test_frontier_keeps_what_nothing_beats():
 def test_missing_scores_are_null_and_figures_are_still_drawn(finished, tmp_path, monkeypatch, method):
     """An edit that diverged everywhere has no scores."""
     shutil.copytree(finished, tmp_path / "a")
-    import locaudit.report.paper as report
-    from locaudit.report.paper import study as study_module
+    import locaudit.studies.paper as report
+    from locaudit.studies.paper import study as study_module
 
     read = study_module.read_study
 

@@ -4,20 +4,21 @@ import pytest
 import torch
 
 from locaudit import audit
+from locaudit.behaviours import split_questions
+from locaudit.behaviours.format import Prompt
 from locaudit.config import AuditConfig, merge_config
-from locaudit.data import split_questions
-from locaudit.data.prompts import Prompt
 from locaudit.edits import stack
 from locaudit.errors import ConfigError, LocationError, ModelError
-from locaudit.evaluation import means, score_questions
-from locaudit.locations import Location
+from locaudit.location import Location
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.multiple_choice import means, score_questions
+from locaudit.measure.tree import plant
+from locaudit.methods.training import Job, train
 from locaudit.models import load_model
-from locaudit.planted import ANSWERS, GROUPS, KEYS, WHICH, Planted, plant_model, planted_settings
-from locaudit.report.power import draw_power
 from locaudit.report.style import save
-from locaudit.runner.planted_truth import power_curve
-from locaudit.scoring import answer_log_probs, plant
-from locaudit.training import Job, train
+from locaudit.studies.calibration.cases import power_curve
+from locaudit.studies.calibration.planted import ANSWERS, GROUPS, KEYS, WHICH, Planted, plant_model, planted_settings
+from locaudit.studies.calibration.power import draw_power
 from tiny import logits, random_edit
 from toy import training_data
 
@@ -163,8 +164,8 @@ def test_the_seed_decides_everything_and_global_randomness_nothing():
 
 
 def test_places_are_nested_and_may_be_named(monkeypatch):
-    monkeypatch.setattr("locaudit.planted.STEPS", 1)
-    monkeypatch.setattr("locaudit.planted.LEARNED", float("inf"))
+    monkeypatch.setattr("locaudit.studies.calibration.planted.STEPS", 1)
+    monkeypatch.setattr("locaudit.studies.calibration.planted.LEARNED", float("inf"))
     small = {"n_items": 10, "n_layers": 3}
     some = [set(plant_model("misconception", n, **small).places.units) for n in (1, 3, 6)]
     assert some[0] < some[1] < some[2] and len(some[2]) == 6
@@ -181,7 +182,7 @@ def test_places_are_nested_and_may_be_named(monkeypatch):
 
 
 def test_a_text_that_is_not_learned_is_an_error(monkeypatch):
-    monkeypatch.setattr("locaudit.planted.STEPS", 2)
+    monkeypatch.setattr("locaudit.studies.calibration.planted.STEPS", 2)
     with pytest.raises(ModelError, match="nats"):
         plant_model(n_items=10, n_layers=2)
 

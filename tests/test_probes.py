@@ -10,17 +10,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locaudit import probes as probes_module
-from locaudit.activations import Activations, collect_activations
-from locaudit.data import Question
-from locaudit.data.prompts import Prompt
+from locaudit.behaviours import Question
+from locaudit.behaviours.format import Prompt
 from locaudit.edits import stack
 from locaudit.errors import DataError, LocationError, ModelError
-from locaudit.evaluation import DriftText, measure_drift, question_scores
-from locaudit.iti import iti_edit, iti_theta
+from locaudit.measure.activations import Activations, collect_activations
+from locaudit.measure.drift import DriftText, measure_drift
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.multiple_choice import question_scores
+from locaudit.measure.tree import plant
+from locaudit.methods import probes as probes_module
+from locaudit.methods.iti import iti_edit, iti_theta
+from locaudit.methods.probes import Probes, fit_logistic, fit_probes
 from locaudit.models import wrap_model
-from locaudit.probes import Probes, fit_logistic, fit_probes
-from locaudit.scoring import answer_log_probs, plant
 from reference.probes import last_activations, logistic
 from reference.scoring import forest_log_probs
 from tiny import heads, logits, make_lm, neurons, random_ids, tokenizer

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import locaudit.runner.banks as banks
+import locaudit.run.banks as banks
 from locaudit import audit, cli
+from locaudit.behaviours import load_behaviour
 from locaudit.config import (
     AuditConfig,
     changed_settings,
@@ -22,13 +23,14 @@ from locaudit.config import (
     read_registration,
     to_yaml,
 )
-from locaudit.data import load_behaviour
 from locaudit.errors import ConfigError, LocationError, RunFolderError
 from locaudit.models import load_model
 from locaudit.records import TrialSpec
 from locaudit.report import write_report
-from locaudit.runner import estimate, estimate_audit, run_audit
-from locaudit.runner.inputs import read_inputs
+from locaudit.run import estimate
+from locaudit.run.audit import run_audit
+from locaudit.run.estimate import estimate_audit
+from locaudit.run.inputs import read_inputs
 from locaudit.store import read_run
 from runs import HashJudge, small_config
 from test_estimate import PACES

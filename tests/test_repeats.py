@@ -12,8 +12,8 @@ from locaudit import audit_repeats, cli
 from locaudit.config import AuditConfig
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.report.repeats import read_plan, read_repeats, write_plan
-from locaudit.runner import run_audit
-from locaudit.runner.repeats import repeat_config, run_repeats
+from locaudit.run.audit import run_audit
+from locaudit.run.repeats import repeat_config, run_repeats
 from locaudit.stats import Repeat, combine_repeats, decide
 from locaudit.store import read_run
 from runs import small_config

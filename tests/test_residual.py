@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from locaudit.data.prompts import Prompt
+from locaudit.behaviours.format import Prompt
 from locaudit.edits import stack
-from locaudit.hooks import entering, resumed
-from locaudit.scoring import Residuals, answer_log_probs, plant, residual
-from locaudit.training import Job, train
+from locaudit.edits.hooks import entering, resumed
+from locaudit.measure import residual
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.residual import Residuals
+from locaudit.measure.tree import plant
+from locaudit.methods.training import Job, train
 from reference.scoring import forest_log_probs
 from reference.training import fit_edit
 from tiny import heads, logits, neurons, random_edit, random_ids, tiny

@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from locaudit import audit
+from locaudit.behaviours import load_behaviour
 from locaudit.config import load_config
-from locaudit.data import load_behaviour
 from locaudit.edits import load_edit
 from locaudit.errors import LocationError, ModelError, RunFolderError
-from locaudit.locations import all_units
+from locaudit.location import all_units
 from locaudit.models import load_model, wrap_model
 from locaudit.records import TrialSpec
 from locaudit.report import write_report
-from locaudit.runner import run_audit
-from locaudit.runner.plan import build_plan, draw_controls
-from locaudit.runner.progress import Pace, describe_seconds
+from locaudit.run.audit import run_audit
+from locaudit.run.plan import build_plan, draw_controls
+from locaudit.run.status import Pace, describe_seconds
 from locaudit.stats import decide_run
 from locaudit.store import read_run
 from runs import HashJudge, save_behaviour, save_model, small_config
@@ -100,7 +100,7 @@ def test_running_twice_gives_the_same_bytes(home, tmp_path):
 
 
 def test_an_error_in_the_middle_keeps_finished_trials(home, tmp_path, monkeypatch):
-    import locaudit.runner.banks as run
+    import locaudit.run.banks as run
 
     config, real, calls = small_config(home), run.run_trials, []
 
@@ -173,7 +173,7 @@ def test_more_controls_keep_the_ids_of_the_first(home, llama):
 
 
 def load_claim():
-    from locaudit.locations import parse_location
+    from locaudit.location import parse_location
 
     return parse_location("0.1,1.2")
 
@@ -306,7 +306,7 @@ def test_nothing_stale_is_reused_after_a_refused_start(home, tmp_path):
 
 
 def test_an_unfinished_run_says_so_in_the_terminal(home, tmp_path, capsys, monkeypatch):
-    import locaudit.runner.banks as run
+    import locaudit.run.banks as run
     from locaudit import cli
 
     real, calls = run.run_trials, []

@@ -5,22 +5,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locaudit.data.prompts import Prompt
+from locaudit.behaviours.format import Prompt
 from locaudit.edits import stack
 from locaudit.errors import DataError, ModelError
+from locaudit.measure.forward import answer_log_probs, batches, branch_sums, token_log_probs
+from locaudit.measure.tree import Forest, Tree, collate, encode_tree, pack, plant
 from locaudit.models import wrap_model
-from locaudit.scoring import (
-    Forest,
-    Tree,
-    answer_log_probs,
-    batches,
-    branch_sums,
-    collate,
-    encode_tree,
-    pack,
-    plant,
-    token_log_probs,
-)
 from reference.scoring import answer_log_prob, forest_log_probs
 from tiny import CONTEXT, NAMES, has_sdpa, heads, make_lm, neurons, random_edit, tiny, tokenizer
 
@@ -318,7 +308,7 @@ def test_real_model_knows_the_capital_of_france(smollm2):
 def test_chat_templates_that_fail_or_refuse_a_system_message(llama):
     from copy import deepcopy
 
-    from locaudit.data.prompts import Prompt
+    from locaudit.behaviours.format import Prompt
 
     chat = deepcopy(llama.tokenizer)
     chat.chat_template = (

@@ -13,21 +13,14 @@ from hypothesis import strategies as st
 
 from locaudit import fit_optimal
 from locaudit.errors import ConfigError, DataError, LocationError, ModelError
+from locaudit.measure.forward import answer_log_probs, collate_bank, token_log_probs
+from locaudit.measure.tree import Forest, Tree
+from locaudit.methods import training as loop
+from locaudit.methods.objectives import default_learning_rate, log_ratios, pair_loss
+from locaudit.methods.optimizers import resolve_optimizer
+from locaudit.methods.parameters import TrainableEdit, stack_trainable
+from locaudit.methods.training import BATCH_SIZES, Job, TrainingData, train
 from locaudit.models import wrap_model
-from locaudit.scoring import Forest, Tree, answer_log_probs, collate_bank, token_log_probs
-from locaudit.training import (
-    BATCH_SIZES,
-    Job,
-    TrainableEdit,
-    TrainingData,
-    default_learning_rate,
-    log_ratios,
-    loop,
-    pair_loss,
-    resolve_optimizer,
-    stack_trainable,
-    train,
-)
 from reference.training import fit_edit, log_prob
 from tiny import NAMES, heads, logits, make_lm, neurons, random_ids, tiny, tokenizer
 from toy import PRIMER, QUESTIONS, training_data

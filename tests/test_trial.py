@@ -10,15 +10,16 @@ from functools import cache
 import pytest
 import torch
 
-from locaudit.activations import collect_activations
-from locaudit.cache import Cache
 from locaudit.config import AuditConfig, EvaluationConfig, ITIConfig, OptimalConfig
-from locaudit.evaluation import METRICS, DriftText, question_scores
-from locaudit.iti import iti_theta
-from locaudit.locations import parse_location
+from locaudit.location import parse_location
+from locaudit.measure.activations import collect_activations
+from locaudit.measure.drift import DriftText
+from locaudit.measure.multiple_choice import METRICS, question_scores
+from locaudit.methods.iti import iti_theta
+from locaudit.methods.training import Job, train
 from locaudit.records import TrialRecord, TrialSpec
-from locaudit.training import Job, train
-from locaudit.trial import HeldOut, Shared, run_trials, scored_splits
+from locaudit.run.worker import HeldOut, Shared, run_trials, scored_splits
+from locaudit.store.cache import Cache
 from reference.drift import drift
 from reference.scoring import forest_log_probs
 from reference.training import fit_edit

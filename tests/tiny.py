@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from locaudit.edits import Edit, SiteEdit
-from locaudit.locations import Location
+from locaudit.location import Location
 from locaudit.models import ARCHITECTURES, Model, wrap_model
 
 VOCAB = 352

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from locaudit.data import Question
-from locaudit.data.prompts import Prompt
+from locaudit.behaviours import Question
+from locaudit.behaviours.format import Prompt
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.tree import plant
+from locaudit.methods.training import TrainingData
 from locaudit.models import Model
-from locaudit.scoring import answer_log_probs, plant
-from locaudit.training import TrainingData
 
 PRIMER = "Q: Is it?\nA: No, it is round."
 

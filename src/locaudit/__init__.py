@@ -20,12 +20,13 @@ if TYPE_CHECKING:
         read_result,
         training_questions,
     )
-    from locaudit.config import AuditConfig, PaperConfig, load_config
-    from locaudit.data import Behaviour, Question, load_behaviour, split_questions
+    from locaudit.behaviours import Behaviour, Question, load_behaviour, split_questions
+    from locaudit.config import AuditConfig, load_config
     from locaudit.edits import Edit, EditBank, SiteEdit, folded, load_edit, save_peft_adapter, stack
     from locaudit.errors import LocauditError
-    from locaudit.locations import Location, parse_location, sample_controls
+    from locaudit.location import Location, parse_location, sample_controls
     from locaudit.models import Architecture, Model, load_model, register_architecture, wrap_model
+    from locaudit.studies.paper.config import PaperConfig
 
 _HOMES = {
     "api": (
@@ -41,11 +42,12 @@ _HOMES = {
         "read_result",
         "training_questions",
     ),
-    "config": ("AuditConfig", "PaperConfig", "load_config"),
-    "data": ("Behaviour", "Question", "load_behaviour", "split_questions"),
+    "config": ("AuditConfig", "load_config"),
+    "behaviours": ("Behaviour", "Question", "load_behaviour", "split_questions"),
     "edits": ("Edit", "EditBank", "SiteEdit", "folded", "load_edit", "save_peft_adapter", "stack"),
     "errors": ("LocauditError",),
-    "locations": ("Location", "parse_location", "sample_controls"),
+    "location": ("Location", "parse_location", "sample_controls"),
+    "studies.paper.config": ("PaperConfig",),
     "models": ("Architecture", "Model", "load_model", "register_architecture", "wrap_model"),
 }
 

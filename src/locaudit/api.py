@@ -16,38 +16,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from locaudit import probes as _probes
-from locaudit.activations import Context, collect_activations
-from locaudit.config import (
-    AuditConfig,
-    ITIConfig,
-    OptimalConfig,
-    PaperConfig,
-    Preset,
-    ProbeConfig,
-    SplitConfig,
-    load_paper_preset,
-    merge_config,
-)
-from locaudit.data import Behaviour, Question, split_questions
-from locaudit.data.prompts import Prompt
+from locaudit.behaviours import Behaviour, Question, split_questions
+from locaudit.behaviours.format import Prompt
+from locaudit.config import AuditConfig, ITIConfig, OptimalConfig, ProbeConfig, SplitConfig, merge_config
 from locaudit.edits import Edit, Positions
 from locaudit.errors import ModelError
-from locaudit.iti import Direction, iti_edit, iti_theta
 from locaudit.judges import Judge
-from locaudit.locations import Kind, Location, parse_location
+from locaudit.location import Kind, Location, parse_location
+from locaudit.measure.activations import Context, collect_activations
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.tree import plant
+from locaudit.methods import probes as _probes
+from locaudit.methods.iti import Direction, iti_edit, iti_theta
+from locaudit.methods.objectives import Objective, Reduction
+from locaudit.methods.parameters import Reader
+from locaudit.methods.probes import Probes
+from locaudit.methods.training import Batching, Job, TrainingData, train
 from locaudit.models import Model
-from locaudit.probes import Probes
 from locaudit.records import TrialRecord
 from locaudit.report import require_report_extra, write_report
-from locaudit.report.paper import write_paper
 from locaudit.report.repeats import write_repeats
-from locaudit.runner import run_audit, run_paper
-from locaudit.runner.repeats import run_repeats
-from locaudit.scoring import answer_log_probs, plant
+from locaudit.run.audit import run_audit
+from locaudit.run.repeats import run_repeats
 from locaudit.stats import RepeatsVerdict, Verdict, decide_run, judged_records
 from locaudit.store import read_run
-from locaudit.training import Batching, Job, Objective, Reader, Reduction, TrainingData, train
+from locaudit.studies.paper import write_paper
+from locaudit.studies.paper.config import PaperConfig, Preset, load_paper_preset
+from locaudit.studies.paper.run import run_paper
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ def fit_probes(
     val_fraction: float = ProbeConfig.val_fraction,
     seed: int = AuditConfig.seed,
 ) -> Probes:
-    """Probe every head (or neuron); of a `Behaviour`, only its training questions are read. See `locaudit.probes`."""
+    """Probe every head (or neuron); of a `Behaviour`, only its training questions are read."""
     activations = collect_activations(model, _training(questions), context=context, kind=kind, seed=seed)
     return _probes.fit_probes(activations, inverse_l2=inverse_l2, val_fraction=val_fraction, seed=seed, kind=kind)
 
@@ -91,7 +86,7 @@ def fit_iti(
     context: Context = ProbeConfig.context,
     seed: int = AuditConfig.seed,
 ) -> Edit:
-    """The ITI edit o + alpha sigma u at a location, from training questions. See `locaudit.iti`."""
+    """The ITI edit o + alpha sigma u at a location, from training questions. See `locaudit.methods.iti`."""
     place, train_on = parse_location(location), _training(questions)
     activations = collect_activations(model, train_on, context=context, kind=place.kind, seed=seed)
     spread = None
@@ -118,7 +113,7 @@ def fit_optimal(
     prompt: Prompt | None = None,
     seed: int = AuditConfig.seed,
 ) -> Edit:
-    """The best rank-1 edit of a location, trained on training questions. See `locaudit.training`.
+    """The best rank-1 edit of a location, trained on training questions. See `locaudit.methods`.
 
     `strength` is tau of IPO or beta of DPO. Raises `ModelError` if training diverges.
     """

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from locaudit.hooks import replaced_forwards
+from locaudit.edits.hooks import replaced_forwards
 from locaudit.linears import Fast, fast_linears, linear, transposed
 from locaudit.models import Model
 

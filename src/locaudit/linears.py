@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from locaudit.hooks import replaced_forwards
+from locaudit.edits.hooks import replaced_forwards
 
 
 def linear(

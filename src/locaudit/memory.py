@@ -16,12 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from locaudit.edits import EditBank
-from locaudit.hooks import SiteTensors
+from locaudit.edits.hooks import SiteTensors
 from locaudit.lean import Again, lean
-from locaudit.locations import Kind
+from locaudit.location import Kind
+from locaudit.measure.forward import collate_bank, run_trees
+from locaudit.measure.tree import Tree
 from locaudit.models import Model, Site
-from locaudit.scoring import Tree, collate_bank
-from locaudit.scoring.forward import run_trees
 
 FULL_TOKENS = {"cpu": 64, "cuda": 16384}
 """Tokens of one training step from which on more of them hardly make it faster a token (docs/performance.md)."""

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from locaudit.data import Question
-from locaudit.data.prompts import Prompt
-from locaudit.evaluation import question_scores
-from locaudit.scoring import answer_log_probs, plant
+from locaudit.behaviours import Question
+from locaudit.behaviours.format import Prompt
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.multiple_choice import question_scores
+from locaudit.measure.tree import plant
 
 VARIABLE = "LOCAUDIT_TRUTHFULQA_MC"
 N_QUESTIONS = 50

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from locaudit.activations import collect_activations
-from locaudit.data import load_behaviour
-from locaudit.data.prompts import Prompt
+from locaudit.behaviours import load_behaviour
+from locaudit.behaviours.format import Prompt
 from locaudit.edits import Edit, folded, save_peft_adapter, stack
-from locaudit.evaluation import generate_tokens
-from locaudit.iti import iti_edit, iti_theta
-from locaudit.scoring import plant
+from locaudit.measure.activations import collect_activations
+from locaudit.measure.generation import generate_tokens
+from locaudit.measure.tree import plant
+from locaudit.methods.iti import iti_edit, iti_theta
 from tiny import heads, logits, neurons, random_edit
 
 pytestmark = [

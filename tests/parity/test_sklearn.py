@@ -7,9 +7,9 @@ import random
 import pytest
 import torch
 
-from locaudit.activations import collect_activations
-from locaudit.data import load_behaviour
-from locaudit.probes import fit_logistic, fit_probes
+from locaudit.behaviours import load_behaviour
+from locaudit.measure.activations import collect_activations
+from locaudit.methods.probes import fit_logistic, fit_probes
 
 pytestmark = pytest.mark.parity
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from locaudit.activations import collect_activations
-from locaudit.data import Question, load_behaviour
+from locaudit.behaviours import Question, load_behaviour
+from locaudit.measure.activations import collect_activations
 from tiny import make_lm, tiny
 
 pytestmark = pytest.mark.parity

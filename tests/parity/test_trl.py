@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from locaudit.data import Question
-from locaudit.data.prompts import Prompt
-from locaudit.evaluation import question_scores
+from locaudit.behaviours import Question
+from locaudit.behaviours.format import Prompt
+from locaudit.measure.forward import answer_log_probs, branch_sums, collate_bank, token_log_probs
+from locaudit.measure.multiple_choice import question_scores
+from locaudit.measure.tree import plant
+from locaudit.methods.objectives import log_ratios, pair_loss
+from locaudit.methods.parameters import TrainableEdit, stack_trainable
+from locaudit.methods.training import Job, TrainingData, train
 from locaudit.models import output_weight
-from locaudit.scoring import answer_log_probs, branch_sums, collate_bank, plant, token_log_probs
-from locaudit.training import Job, TrainableEdit, TrainingData, log_ratios, pair_loss, stack_trainable, train
 from tiny import heads, make_lm, tokenizer
 
 pytestmark = [

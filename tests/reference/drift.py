@@ -1,4 +1,4 @@
-"""Slow twin of `locaudit.evaluation.drift`: one position at a time, each from its own forward, in float64."""
+"""Slow twin of `locaudit.measure.drift`: one position at a time, each from its own forward, in float64."""
 
 from __future__ import annotations
 

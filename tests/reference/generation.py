@@ -1,4 +1,4 @@
-"""Slow twin of `locaudit.evaluation.generation`: one prompt, one edit, no cache, the whole row at every step."""
+"""Slow twin of `locaudit.measure.generation`: one prompt, one edit, no cache, the whole row at every step."""
 
 from __future__ import annotations
 

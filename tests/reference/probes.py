@@ -1,4 +1,4 @@
-"""Slow twins of `locaudit.activations` and `locaudit.probes`: one text, one probe at a time."""
+"""Slow twins of `locaudit.measure.activations` and `locaudit.methods.probes`: one text, one probe at a time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from locaudit.locations import Kind
+from locaudit.location import Kind
 from locaudit.models import Model
 
 

@@ -1,4 +1,4 @@
-"""Slow twin of `locaudit.scoring`: one row for each (question, answer); no padding, no cache, no tree, no bank."""
+"""Slow twin of `locaudit.measure`: one row for each (question, answer); no padding, no cache, no tree, no bank."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 
 from locaudit.edits import Edit
+from locaudit.measure.tree import Forest
 from locaudit.models import Model
-from locaudit.scoring import Forest
 
 
 @torch.no_grad()

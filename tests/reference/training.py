@@ -1,4 +1,4 @@
-"""Slow twin of `locaudit.training`: one edit, one row for each member of each pair, AdamW written out.
+"""Slow twin of `locaudit.methods`: one edit, one row for each member of each pair, AdamW written out.
 
 No tree, no bank, no padding, no cached prefix; the reference model's log-probability is computed each time.
 """
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from locaudit.edits import Edit, SiteEdit
+from locaudit.methods.parameters import TrainableEdit
+from locaudit.methods.training import Job, TrainingData
 from locaudit.models import Model
-from locaudit.training import Job, TrainableEdit, TrainingData
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 

@@ -142,7 +142,7 @@ def _probe(arguments: list[str]) -> None:
         args=rest,
         default=_Probe(base),
     )
-    from locaudit.runner import run_probes
+    from locaudit.run.audit import run_probes
 
     probes = run_probes(command.config)
     location = probes.top(command.top)
@@ -159,8 +159,8 @@ def _probe(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     command = tyro.cli(_Report, prog="locaudit report", description="Write a run folder's report.", args=arguments)
     from locaudit.report import write_report
-    from locaudit.report.paper import is_study, write_paper
     from locaudit.report.repeats import is_repeats
+    from locaudit.studies.paper import is_study, write_paper
 
     if is_study(command.folder):
         print_study(write_paper(command.folder))
@@ -173,8 +173,9 @@ def _report(arguments: list[str]) -> None:
 
 def _run(command: _Run) -> None:
     from locaudit.report import require_report_extra, write_report
-    from locaudit.runner import describe_estimate, estimate_audit, run_audit
-    from locaudit.runner.repeats import check_repeats, run_repeats
+    from locaudit.run.audit import run_audit
+    from locaudit.run.estimate import describe_estimate, estimate_audit
+    from locaudit.run.repeats import check_repeats, run_repeats
 
     require_report_extra()
     if command.repeats != 1:

@@ -81,7 +81,7 @@ def _null(arguments: list[str]) -> None:
     for name, least in (("audits", 1), ("controls", 1), ("questions", 5)):
         if getattr(command, name) < least:
             raise ConfigError(got=f"--{name} {getattr(command, name)}", expected=f"at least {least}", remedy="raise it")
-    from locaudit.stats.calibration import WORLDS, Rate, simulate
+    from locaudit.studies.calibration.rates import WORLDS, Rate, simulate
 
     console = Console(highlight=False, soft_wrap=True)
     shared: dict[str, Any] = {"n_questions": command.questions, "level": command.level, "seed": command.seed}
@@ -116,9 +116,9 @@ def _null(arguments: list[str]) -> None:
 def _run(arguments: list[str]) -> None:
     command = tyro.cli(_RunFolder, prog="locaudit calibrate run", args=arguments)
     from locaudit.stats import judged_records, run_score
-    from locaudit.stats.calibration import pool_rates
     from locaudit.stats.sequential import curtailment
     from locaudit.store import read_run
+    from locaudit.studies.calibration.rates import pool_rates
 
     with read_run(command.folder) as store:
         records, score = judged_records(store), command.score or run_score(store)
@@ -166,9 +166,9 @@ def _planted(arguments: list[str]) -> None:
     from locaudit.report import require_report_extra
 
     require_report_extra()
-    from locaudit.report.power import draw_power
     from locaudit.report.style import save
-    from locaudit.runner.planted_truth import N_HEADS, audit_cases, power_curve
+    from locaudit.studies.calibration.cases import N_HEADS, audit_cases, power_curve
+    from locaudit.studies.calibration.power import draw_power
 
     if not command.family or not all(1 <= m <= N_HEADS for m in command.family):
         raise ConfigError(
@@ -208,7 +208,7 @@ def _planted(arguments: list[str]) -> None:
 
 def _plain(value: Any) -> dict[str, Any]:
     """A result as JSON, rates with their shares and intervals."""
-    from locaudit.stats.calibration import Rate
+    from locaudit.studies.calibration.rates import Rate
 
     def convert(item: Any) -> Any:
         if isinstance(item, Rate):

@@ -161,7 +161,7 @@ def _compare(arguments: list[str]) -> None:
         description="Agreement of two judges on the answers of a run; what they say is kept in the run.",
         args=arguments,
     )
-    from locaudit.runner import compare_judges
+    from locaudit.run.comparing import compare_judges
 
     names, agreement, verdicts = compare_judges(command.run, command.first, command.second, command.aspect)
     values: dict[str, Any] = {"aspect": command.aspect, "first": names[0], "second": names[1], **asdict(agreement)}

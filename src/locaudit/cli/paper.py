@@ -9,7 +9,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from locaudit.config import PRESETS, PaperConfig, Preset, load_paper_preset, read_over
+from locaudit.config import read_over
+from locaudit.studies.paper.config import PRESETS, PaperConfig, Preset, load_paper_preset
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,14 @@ def _preset(arguments: list[str]) -> Preset:
 
 def _run(command: _Paper) -> None:
     from locaudit.report import require_report_extra
-    from locaudit.runner import describe_plan, estimate_paper, run_paper
+    from locaudit.studies.paper.run import describe_plan, estimate_paper, run_paper
 
     require_report_extra()
     if command.dry_run:
         print(describe_plan(estimate_paper(command.config, out=command.out)))
         return
     run_paper(command.config, command.out)
-    from locaudit.report.paper import write_paper
+    from locaudit.studies.paper import write_paper
 
     print_study(write_paper(command.out))
 

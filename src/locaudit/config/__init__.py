@@ -2,7 +2,6 @@
 
 from locaudit.config.checks import check_judge
 from locaudit.config.files import load_config, load_preset, merge_config, parse_config, parse_over, read_over, to_yaml
-from locaudit.config.paper import PRESETS, PaperConfig, Part, Preset, load_paper_preset
 from locaudit.config.registration import Registration, changed_settings, hold, open_settings, read_registration
 from locaudit.config.settings import (
     AuditConfig,
@@ -21,7 +20,6 @@ from locaudit.config.settings import (
 )
 
 __all__ = [
-    "PRESETS",
     "AuditConfig",
     "EvaluationConfig",
     "ITIConfig",
@@ -29,9 +27,6 @@ __all__ = [
     "JudgesConfig",
     "LoadingConfig",
     "OptimalConfig",
-    "PaperConfig",
-    "Part",
-    "Preset",
     "ProbeConfig",
     "PromptConfig",
     "Registration",
@@ -42,7 +37,6 @@ __all__ = [
     "hold",
     "leaves",
     "load_config",
-    "load_paper_preset",
     "load_preset",
     "merge_config",
     "open_settings",

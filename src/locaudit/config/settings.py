@@ -132,7 +132,7 @@ class OptimalConfig:
     max_questions: int | None = None
     """Train on at most this many of the training questions; probes and ITI read them all (None: all)."""
     learning_rate: float | None = None
-    """None: by batching and the location's share of the model's heads (`locaudit.training.default_learning_rate`)."""
+    """None: by batching and the location's share of the model's heads (`locaudit.methods.default_learning_rate`)."""
     max_grad_norm: float = 1.0
     """Gradients of each edit are clipped to this norm (the default of transformers' Trainer)."""
     optimizer: Literal["auto", "adamw", "paged_adamw_32bit"] = "adamw"
@@ -221,7 +221,7 @@ class AuditConfig:
     and values), or in each tenth of the units by ``probe-accuracy`` or by ``norm`` of their activations."""
     disjoint: bool = False
     """Keep the claim's units out of the controls. Off: any set of the claim's size, which makes claim and controls
-    exchangeable (`locaudit.locations.sample_controls`)."""
+    exchangeable (`locaudit.location.sample_controls`)."""
     stopping: Stopping = "fixed"
     """When controls end: ``fixed``, after all of them; ``curtailed``, as soon as the verdict of all of them is certain;
     ``anytime``, when an interval that holds at every moment excludes the level (`locaudit.stats.sequential`)."""

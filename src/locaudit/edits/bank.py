@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from locaudit.edits.edit import Edit
-from locaudit.hooks import SiteTensors, edited
+from locaudit.edits.hooks import SiteTensors, edited
 from locaudit.models import Model, Site
 
 

@@ -29,10 +29,11 @@ from locaudit.errors import ConfigError, DataError, ModelError
 from locaudit.judges.base import Aspect, Case, Judgement
 from locaudit.judges.wire import completion_prompt
 from locaudit.linears import fast_linears
+from locaudit.measure.forward import batches
+from locaudit.measure.tree import encode_tree
 from locaudit.models import Model, load_model
 from locaudit.models.load import DTYPES, PACKAGED, fastest_dtype
 from locaudit.records import content_hash
-from locaudit.scoring import batches, encode_tree
 
 VERSION = 1
 """Of everything here that shapes a judgement; part of a judge's fingerprint."""

@@ -34,10 +34,11 @@ from locaudit.judges.causal_lm import (
 )
 from locaudit.judges.labelled import LabelledAnswer, is_held_out, read_labelled
 from locaudit.judges.wire import completion_prompt
+from locaudit.measure.forward import batches
+from locaudit.measure.tree import encode_tree
 from locaudit.models import Model
 from locaudit.models.load import PACKAGED
 from locaudit.records import content_hash
-from locaudit.scoring import batches, encode_tree
 
 
 def fit_causal_lm_judge(

@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from locaudit.data.behaviour import normalise
+from locaudit.behaviours.behaviour import normalise
 from locaudit.errors import DataError
 from locaudit.judges.base import Aspect, Case
 

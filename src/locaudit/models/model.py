@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from locaudit.errors import ModelError
-from locaudit.locations import Kind, Location, all_units
+from locaudit.location import Kind, Location, all_units
 from locaudit.models.architectures import find_architecture, input_width, submodule
 
 _NOT_THE_FUNCTION = (

@@ -82,7 +82,7 @@ def render_page(
     names = view.columns(records, verdict.score)
     claim = run.get("claim") or verdict.claim
     return render(
-        "template.html",
+        "report/template.html",
         verdict=verdict,
         score=score_phrase(verdict.score),
         is_judged=verdict.score in JUDGED,
@@ -119,14 +119,14 @@ def render_page(
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template of the package, with the style sheet as `css` and every text in `values` escaped."""
+    """A page from a template (a path within the package); texts in `values` are escaped, `css` is the style sheet."""
     jinja, markup = require("jinja2"), require("markupsafe").Markup
     environment = jinja.Environment(
         autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = lambda value, spec=".3f": markup(number(value, spec))
     page = environment.from_string(_packaged(template))
-    return page.render(css=markup(_packaged("report.css")), **values)
+    return page.render(css=markup(_packaged("report/report.css")), **values)
 
 
 def number(value: float | None, spec: str) -> str:
@@ -157,4 +157,4 @@ def inline_svg(svg: str, prefix: str, alt: str) -> str:
 
 
 def _packaged(name: str) -> str:
-    return resources.files("locaudit.report").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("locaudit").joinpath(name).read_text(encoding="utf-8")

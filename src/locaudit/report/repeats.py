@@ -179,7 +179,7 @@ def write_repeats(folder: str | Path) -> tuple[Path, Repeats]:
         "whole model, and the unedited model."
     )
     text = render(
-        "repeats.html",
+        "report/repeats.html",
         found=found,
         verdict=found.verdict,
         svg=inline_svg(svg, "repeats", f"{score} of claim and controls in each repeat."),

@@ -12,7 +12,7 @@ from typing import Any
 
 from locaudit.config import AuditConfig, changed_settings, open_settings
 from locaudit.errors import LocationError
-from locaudit.locations import parse_location
+from locaudit.location import parse_location
 from locaudit.records import TrialRecord
 from locaudit.report.scatter import Point
 from locaudit.report.style import ARM_NAMES, METHOD_TITLES

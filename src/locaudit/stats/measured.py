@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from locaudit.locations import Location, parse_location
+from locaudit.location import Location, parse_location
 from locaudit.records import Method, TrialRecord
 from locaudit.stats.matching import Match, compare_edits
 from locaudit.stats.scores import components, mean_score, reaches, score_values

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from locaudit.errors import RunFolderError
-from locaudit.locations import parse_location
+from locaudit.location import parse_location
 from locaudit.stats.scores import reaches
 from locaudit.stats.sequential import curtailment
 from locaudit.stats.tests import monte_carlo_p

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from locaudit.data.behaviour import normalise
-from locaudit.data.loaders import load_behaviour
+from locaudit.behaviours.behaviour import normalise
+from locaudit.behaviours.loaders import load_behaviour
 from locaudit.errors import DataError
 from locaudit.judges.base import ASPECTS, Case
 from locaudit.judges.labelled import is_held_out, read_labelled

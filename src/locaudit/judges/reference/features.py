@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locaudit.data.behaviour import normalise
+from locaudit.behaviours.behaviour import normalise
 from locaudit.judges.base import Case
 from locaudit.judges.reference.alignment import alignment_features, unit_states
 from locaudit.judges.reference.lexical import lexical_features

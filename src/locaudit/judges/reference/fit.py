@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locaudit.data.behaviour import normalise
+from locaudit.behaviours.behaviour import normalise
 from locaudit.errors import DataError
 from locaudit.judges.labelled import SPLIT_RULE, fold_of
 from locaudit.judges.reference.cache import CachedReader

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float
 
-from locaudit.data.behaviour import normalise
+from locaudit.behaviours.behaviour import normalise
 
 
 def _words(text: str) -> frozenset[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from locaudit.data.behaviour import normalise
+from locaudit.behaviours.behaviour import normalise
 from locaudit.errors import DataError
 from locaudit.judges.labelled import SPLIT_RULE
 from locaudit.judges.reference.data import Labelled, load_judge_data

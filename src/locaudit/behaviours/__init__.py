@@ -1,0 +1,17 @@
+"""Behaviours (questions with wanted and unwanted answers), where they come from, and how they are split."""
+
+from locaudit.behaviours.behaviour import Behaviour, Question, normalise, unique, with_period
+from locaudit.behaviours.loaders import Format, load_behaviour
+from locaudit.behaviours.splits import Split, split_questions
+
+__all__ = [
+    "Behaviour",
+    "Format",
+    "Question",
+    "Split",
+    "load_behaviour",
+    "normalise",
+    "split_questions",
+    "unique",
+    "with_period",
+]

@@ -1,0 +1,100 @@
+"""Train, validation and test questions: split by question, never by answer pair."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from locaudit.behaviours.behaviour import Behaviour, Question
+from locaudit.config import SplitConfig
+from locaudit.errors import ConfigError, DataError
+from locaudit.records import content_hash
+
+_PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Disjoint questions for finding edits (train), choosing among them (val) and the verdict (test)."""
+
+    train: tuple[Question, ...]
+    val: tuple[Question, ...]
+    test: tuple[Question, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every question and answer of each part, in order."""
+        return content_hash({part: [asdict(question) for question in getattr(self, part)] for part in _PARTS})
+
+
+def split_questions(
+    behaviour: Behaviour,
+    fractions: tuple[float, float, float] = SplitConfig.fractions,
+    *,
+    seed: int = SplitConfig.seed,
+    max_train: int | None = SplitConfig.max_train,
+    max_val: int | None = SplitConfig.max_val,
+    max_test: int | None = SplitConfig.max_test,
+) -> Split:
+    """Shuffle the questions, cut them by `fractions` and keep the first ones of each part.
+
+    With n questions and fractions f the cuts are at ``round(n f_1)`` and ``round(n (f_1 + f_2))``: 490, 164 and 163
+    of TruthfulQA's 817. Questions are sorted by id before the shuffle, so the order of rows does not matter; caps act
+    after the cut, so the test questions do not depend on `max_train`. Questions that carry a `split` keep it, and
+    `fractions` is not used; the seed then decides which ones the caps keep.
+
+    Raises `ConfigError` for fractions or caps out of range, `DataError` if only some questions carry a `split` or a
+    part has fewer than 2 questions.
+    """
+    _check_fractions(fractions)
+    caps = {"train": max_train, "val": max_val, "test": max_test}
+    for part, cap in caps.items():
+        if cap is not None and cap < 2:
+            raise ConfigError(got=f"max_{part} = {cap}", expected="at least 2", remedy="raise it or leave it out")
+    questions = sorted(behaviour.questions, key=lambda question: question.id)
+    if any(question.split for question in questions):
+        parts, remedy = _fixed_parts(behaviour.name, questions, seed), "give more rows that split"
+    else:
+        parts, remedy = _seeded_parts(questions, fractions, seed), "add questions or change the fractions"
+    for part in _PARTS:
+        if len(parts[part]) < 2:
+            raise DataError(
+                got=f"{len(parts[part])} {part} question(s) from the {len(behaviour)} of {behaviour.name}",
+                expected="at least 2 in each of train, val and test",
+                remedy=remedy,
+            )
+    return Split(**{part: tuple(parts[part][: caps[part]]) for part in _PARTS})
+
+
+def _check_fractions(fractions: tuple[float, float, float]) -> None:
+    if len(fractions) != 3 or not all(share > 0 for share in fractions) or abs(sum(fractions) - 1) >= 1e-9:
+        raise ConfigError(
+            got=f"fractions = {fractions}",
+            expected="three positive shares with sum 1",
+            remedy="for example (0.6, 0.2, 0.2)",
+        )
+
+
+def _fixed_parts(name: str, questions: Sequence[Question], seed: int) -> dict[str, list[Question]]:
+    without = [question.id for question in questions if question.split is None]
+    if without:
+        raise DataError(
+            got=f"{len(without)} of {name}'s {len(questions)} questions without a split (first: id {without[0]!r})",
+            expected="a split for every question or for none",
+            remedy="give each row train, val or test, or drop the column",
+        )
+    return {part: shuffled([question for question in questions if question.split == part], seed) for part in _PARTS}
+
+
+def _seeded_parts(
+    questions: Sequence[Question], fractions: tuple[float, float, float], seed: int
+) -> dict[str, list[Question]]:
+    ordered = shuffled(questions, seed)
+    first, second = (round(len(ordered) * share) for share in (fractions[0], fractions[0] + fractions[1]))
+    return {"train": ordered[:first], "val": ordered[first:second], "test": ordered[second:]}
+
+
+def shuffled(questions: Sequence[Question], seed: int) -> list[Question]:
+    """The questions in an order that the seed alone decides."""
+    return random.Random(seed).sample(questions, len(questions))

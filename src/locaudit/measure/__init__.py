@@ -1,0 +1,1 @@
+"""What does an edit do? Answer trees and forwards, generation, drift, activations, scores of a question."""

@@ -1,0 +1,56 @@
+"""How is an edit found? Built-in methods and objectives by name; their code is imported when it first runs."""
+
+from __future__ import annotations
+
+from locaudit.methods.base import Job, Method, Objective
+from locaudit.methods.settings import AblateSettings, ConstantSettings, GivenSettings, ITISettings, OptimalSettings
+from locaudit.registry import METHODS, OBJECTIVES
+
+__all__ = ["Job", "Method", "Objective"]
+
+
+def _strength_symbol(settings: OptimalSettings | ConstantSettings) -> str:
+    return OBJECTIVES[settings.objective].symbol
+
+
+def _ipo(margin, strength: float):
+    return (margin - 1 / (2 * strength)) ** 2
+
+
+def _dpo(margin, strength: float):
+    from torch.nn.functional import logsigmoid
+
+    return -logsigmoid(strength * margin)
+
+
+OBJECTIVES.register("ipo")(Objective(_ipo, "τ"))
+OBJECTIVES.register("dpo")(Objective(_dpo, "β"))
+
+METHODS.register("iti")(Method("ITI", ITISettings, "locaudit.methods.iti:fit", grid="alphas", symbol="α"))
+METHODS.register("optimal")(
+    Method(
+        "Optimal edit",
+        OptimalSettings,
+        "locaudit.methods.optimal:fit",
+        grid="strengths",
+        symbol=_strength_symbol,
+        rest=True,
+        trained=True,
+    )  # fmt: skip
+)
+METHODS.register("constant")(
+    Method(
+        "Constant edit",
+        ConstantSettings,
+        "locaudit.methods.optimal:fit_constant",
+        grid="strengths",
+        symbol=_strength_symbol,
+        trained=True,
+    )  # fmt: skip
+)
+METHODS.register("ablate")(
+    Method("Mean ablation", AblateSettings, "locaudit.methods.ablate:fit", supports="lower", whole=False)
+)
+METHODS.register("given")(
+    Method("Given edit", GivenSettings, "locaudit.methods.given:fit", null="directions", whole=False)
+)

@@ -1,0 +1,1 @@
+"""How does it run? Inputs, plan, preparation, trials, judging, resumption, estimate."""

@@ -1,0 +1,110 @@
+"""The same audit several times, with other training seeds and question splits."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from locaudit.behaviours import Behaviour
+from locaudit.config import AuditConfig, Registration
+from locaudit.config.settings import leaves
+from locaudit.errors import ConfigError, RunFolderError
+from locaudit.judges import Judge
+from locaudit.models import Model
+from locaudit.report.repeats import MOST, read_plan, repeat_folder, write_plan
+from locaudit.run.audit import run_audit
+from locaudit.run.inputs import load_subject, read_inputs
+from locaudit.store import check_run, read_run
+
+
+def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
+    """Repeat `number` (from 0, the audit itself): the same seed of controls, another of training and split."""
+    split = dataclasses.replace(config.split, seed=config.split.seed + number)
+    seed = config.seed if config.training_seed is None else config.training_seed
+    return dataclasses.replace(config, training_seed=seed + number, split=split)
+
+
+def check_repeats(config: AuditConfig, repeats: int) -> None:
+    """Raise `ConfigError` unless the audit can be repeated so often."""
+    if not 2 <= repeats <= MOST:
+        raise ConfigError(
+            got=f"{repeats} repeats", expected=f"2 to {MOST}", remedy="change --repeats; leave it out for one audit"
+        )
+    if config.stopping != "fixed":
+        raise ConfigError(
+            got=f"{repeats} repeats with stopping = {config.stopping}",
+            expected="repeats with all of their controls, stopping = fixed",
+            remedy="leave out --stopping",
+        )
+
+
+def run_repeats(
+    config: AuditConfig,
+    out: str | Path,
+    repeats: int,
+    *,
+    model: Model | None = None,
+    behaviour: Behaviour | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    progress: bool = True,
+) -> None:
+    """Run ``repeat-0``, ``repeat-1``, ... under `out`, each a run folder; `locaudit.report.repeats` has their verdict.
+
+    Resumes as `run_audit` does. Behaviours with a split of their own keep it, and only training seeds differ.
+    """
+    check_repeats(config, repeats)
+    inputs = read_inputs(config, behaviour, judges, model)
+    config, registration = inputs.config, inputs.registration
+    del inputs  # its judges: each audit loads its own
+    check_repeats(config, repeats)
+    held = dict(leaves(registration.values)) if registration else {}
+    if fixed := [name for name in ("split.seed", "training_seed") if name in held]:
+        raise ConfigError(
+            got=f"--repeats {repeats} and a claim file that fixes {' and '.join(fixed)}",
+            expected="seeds that differ between repeats",
+            remedy="leave them out of the claim file: repeats count up from split.seed and seed",
+        )
+    if repeats < (found := max(read_plan(out), default=0)):
+        raise ConfigError(
+            got=f"{repeats} repeats, and {found} planned in {out}",
+            expected="at least as many: the verdict is that of all that were planned",
+            remedy=f"give --repeats {found}, or another --out",
+        )
+    _check_folders(config, out, repeats, registration)
+    write_plan(out, repeats)
+    model = model or load_subject(config)
+    for number in range(repeats):
+        run_audit(
+            repeat_config(config, number),
+            repeat_folder(out, number),
+            model=model,
+            behaviour=behaviour,
+            judges=judges,
+            progress=progress,
+        )
+
+
+def _check_folders(config: AuditConfig, out: str | Path, repeats: int, registration: Registration | None) -> None:
+    """Refuse a folder of something else, and earlier repeats of other settings or with a claim file of their own."""
+    if (Path(out) / "config.yaml").exists() or (Path(out) / "paper.yaml").exists():
+        raise RunFolderError(
+            got=f"{out}, which a single audit or a study wrote",
+            expected="a new folder, or that of earlier repeats",
+            remedy="choose another --out",
+        )
+    folders = [repeat_folder(out, number) for number in range(repeats)]
+    begun = [
+        folder
+        for number, folder in enumerate(folders)
+        if check_run(folder, repeat_config(config, number), registration)
+    ]
+    for folder in begun:
+        with read_run(folder) as store:
+            fact = store.fact("registration")
+        if registration is None and fact is not None and len(begun) < repeats:
+            raise RunFolderError(
+                got=f"new repeats without a claim file in {out}, whose first were registered by {fact['file']}",
+                expected="the same claim file for all",
+                remedy="give it again (--registered)",
+            )
