@@ -36,10 +36,7 @@ parity: setup
 bench-smoke: setup
 	$(PIP) --editable ".[report,dev,bench]"
 	$(BIN)/python -W ignore -m bench all --smoke --model random-9m
-	$(BIN)/python -W ignore -m bench.means --model random-9m --questions 4 --rounds 1
 	$(BIN)/python -W ignore -m bench.scaling --model random-9m --smoke
-	$(BIN)/python -W ignore -m bench.limits --model random-9m --questions 4 --rounds 1
-	$(BIN)/python -W ignore -m bench.grid --model random-9m --preset smoke
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache

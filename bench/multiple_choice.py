@@ -8,36 +8,32 @@ is in the cache of `datasets`.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import io
 import json
 import logging
 import tempfile
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 
 import jinja2
 import yaml
 
-from bench.harness import Options, Outcome, Prepared
-from bench.work import load, questions
-from locaudit.behaviours import Question
-from locaudit.behaviours.format import Prompt
-from locaudit.measure.forward import answer_log_probs
-from locaudit.measure.tree import plant
+from bench.harness import Options, Outcome, Prepared, Task
+from bench.work import Prompt, Question, grow, log_probs, score_questions
 
-TASK = "truthfulqa_mc2"
+THEIR_TASK = "truthfulqa_mc2"
 
 
 def ours(options: Options) -> Prepared:
-    """`plant` and `answer_log_probs`: an answer tree for each question, behind a primer that runs once."""
-    model, asked, prompt = load(options), questions(options), Prompt(primer=_primer())
+    """`answer_log_probs`: an answer tree for each question, behind a primer that runs once."""
+    model, asked = options.load()
+    prompt = Prompt(primer=_primer())
 
     def run(_: int) -> Outcome:
-        forest = plant(model.tokenizer, prompt, [(q.text, q.answers) for q in asked])
-        sums = [x[0] for x in answer_log_probs(model, forest)]
-        mc2 = [float(x.double().softmax(0)[: len(q.true)].sum()) for x, q in zip(sums, asked, strict=True)]
-        return _outcome([x.tolist() for x in sums], mc2)
+        sums = log_probs(model, grow(model, asked, prompt))[0]
+        return _outcome([x.tolist() for x in sums], score_questions(asked, sums, sums)["mc2"])
 
     return Prepared(run, model.lm)
 
@@ -49,11 +45,11 @@ def lm_eval(options: Options) -> Prepared:
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    model, asked = load(options), questions(options)
+    model, asked = options.load()
     folder = tempfile.TemporaryDirectory()
     task = _write_task(Path(folder.name), asked)
     manager = TaskManager(include_path=str(_task_folder()), include_defaults=False)
-    lm = HFLM(pretrained=model.lm, tokenizer=model.tokenizer, batch_size=options.batch_size or 8)
+    lm = HFLM(pretrained=model.lm, tokenizer=model.tokenizer, batch_size=options.peer_batch or 8)
 
     def run(_: int, folder=folder) -> Outcome:  # the folder lives as long as the function
         with redirect_stderr(io.StringIO()):  # progress bars
@@ -67,17 +63,14 @@ def lm_eval(options: Options) -> Prepared:
     return Prepared(run, model.lm)
 
 
-def _outcome(rows: list[list[float]], mc2: list[float]) -> Outcome:
-    log_probs = [value for row in rows for value in row]
-    return Outcome(len(log_probs), {"log_probs": log_probs, "mc2": mc2})
+def _outcome(rows: Sequence[Sequence[float]], mc2: Sequence[float]) -> Outcome:
+    flat = [value for row in rows for value in row]
+    return Outcome(len(flat), {"log_probs": flat, "mc2": list(mc2)})
 
 
 def _task_folder() -> Path:
     """Where the harness keeps its TruthfulQA tasks; found without importing it."""
-    spec = importlib.util.find_spec("lm_eval")
-    if spec is None or spec.origin is None:
-        raise SystemExit("got no lm_eval, whose primer both sides use; pip install 'lm-eval[hf]'")
-    return Path(spec.origin).parent / "tasks" / "truthfulqa"
+    return Path(str(importlib.metadata.distribution("lm_eval").locate_file("lm_eval/tasks/truthfulqa")))
 
 
 def _primer() -> str:
@@ -98,7 +91,7 @@ def _write_task(folder: Path, asked: tuple[Question, ...]) -> Path:
         rows.append({"question": q.text, "mc1_targets": targets, "mc2_targets": targets})
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     task = {
-        "include": str(_task_folder() / f"{TASK}.yaml"),
+        "include": str(_task_folder() / f"{THEIR_TASK}.yaml"),
         "task": "mc2",
         "dataset_path": "json",
         "dataset_name": None,
@@ -110,3 +103,12 @@ def _write_task(folder: Path, asked: tuple[Question, ...]) -> Path:
     path = folder / "mc2.yaml"
     path.write_text(yaml.safe_dump(task), encoding="utf-8")
     return path
+
+
+TASK = Task(
+    "multiple_choice",
+    "answers",
+    {"ours": ours, "lm_eval": lm_eval},
+    tolerances={"log_probs": 2e-3, "mc2": 1e-4},
+    bars={("cpu", "all"): 10, ("cuda", "all"): 20},
+)

@@ -5,7 +5,7 @@
 A trial is one optimal edit: training for one epoch (IPO) and scoring the same questions. Sizes: questions, answers a
 question, trials, heads in the location, and the parameters that run for a token (three Llamas with random weights).
 Each exponent is the slope of log cost against log size, by least squares; memory is the peak while the trial runs,
-above what the process held before it.
+above what the process held before it. --out is a path without suffix: .json and .png are written.
 """
 
 from __future__ import annotations
@@ -14,187 +14,184 @@ import ctypes
 import gc
 import json
 import statistics
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
+import tyro
 
-from bench.arguments import ending, parse, parser, positive
-from bench.harness import Options, machine, peak_bytes, reset_peak
-from bench.work import load, questions
-from locaudit.behaviours import Question
-from locaudit.behaviours.format import Prompt
-from locaudit.edits import stack
-from locaudit.location import Location
-from locaudit.measure.forward import answer_log_probs
-from locaudit.measure.residual import Residuals
-from locaudit.measure.tree import plant
-from locaudit.methods.training import Job, TrainingData, train
-from locaudit.models import Model
-from locaudit.start import tune_allocator
+from bench.command import Positive, check_out, header, line, machine, run, say, stated, write_json
+from bench.harness import peak_bytes, reset_peak
+from bench.work import (
+    TAU,
+    Job,
+    Location,
+    Model,
+    Question,
+    Residuals,
+    Subject,
+    heads,
+    load,
+    log_probs,
+    questions,
+    train,
+    training_data,
+)
 
-MODELS = ("random-9m", "random-30m", "random-135m")
+SIZES = {
+    "questions": (4, 8, 16, 32),
+    "answers a question": (4, 8, 16, 32),
+    "trials": (1, 2, 4),
+    "heads": (1, 9, 45, 270),
+    "parameters": (9, 30, 135),
+}
+"""What grows; where another size does, four questions."""
 
 
-def trial(model: Model, part: tuple[Question, ...], where: Location, n_trials: int = 1) -> Callable[[], None]:
-    """A closure that trains and scores `n_trials` edits, one after the other."""
-    forest = plant(model.tokenizer, Prompt(), [(q.text, q.answers) for q in part])
-    reference = tuple(x[0] for x in answer_log_probs(model, forest))
-    data = TrainingData(forest, tuple(len(q.true) for q in part), reference)
+@dataclass(frozen=True)
+class Settings:
+    """What is measured on."""
 
-    def run() -> None:
-        residuals = Residuals(model, forest)
-        for seed in range(n_trials):
-            (fit,) = train(model, data, [Job(where, 0.2, seed)], epochs=1, residuals=residuals)
+    subject: tyro.conf.OmitArgPrefixes[Subject] = field(default_factory=Subject)
+    rounds: Positive = 3
+    smoke: bool = False
+    """The two smallest sizes and one round."""
+    only: Literal[tuple(SIZES)] | None = None
+    """One size, and no figure."""
+    out: Path | None = None
+    """Path without suffix."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The cost of a trial of one size."""
+
+    against: str
+    size: float
+    seconds: float
+    peak_mb: float
+
+
+def main(given: Settings) -> None:
+    """Measure, fit, draw."""
+    check_out(given.out)
+    given.subject.check()
+    found: dict[str, list[Point]] = {name: [] for name in SIZES if given.only in (None, name)}
+    model, cuda = load(given.subject), given.subject.device.startswith("cuda")
+    for name, points in found.items():
+        for n in SIZES[name][: 2 if given.smoke else None]:
+            size, trial = make_trial(given.subject, model, name, n)
+            points.append(measure(name, size, trial, 1 if given.smoke else given.rounds, cuda))
+            say(json.dumps(asdict(points[-1])))
+    print(header("against", "sizes", "seconds a trial", "exponent", "MB above the weights", "exponent"))
+    for name, points in found.items():
+        sizes, seconds, memory = columns(points)
+        cells = [name, _listed(sizes, ".4g"), _listed(seconds, ".2f"), f"{exponent(sizes, seconds):.2f}"]
+        print(line([*cells, _listed(memory, ".0f"), f"{exponent(sizes, memory):.2f}"]))
+    if given.out:
+        rows = [asdict(point) for points in found.values() for point in points]
+        report = {"options": stated(given), "rows": rows, "machine": machine(given.subject.device)}
+        write_json(given.out.with_suffix(".json"), report)
+        if not given.only:
+            draw(found, given.out.with_suffix(".png"))
+
+
+def make_trial(subject: Subject, model: Model, against: str, n: int) -> tuple[float, Callable[[], None]]:
+    """The size that `n` stands for, and a closure that trains and scores one edit (or n, one after the other)."""
+    if against == "parameters":
+        model = load(replace(subject, model=f"random-{n}m"))
+    asked = questions(subject, n if against == "questions" else 4)
+    if against == "answers a question":
+        asked = with_answers(asked, n)
+    # A location always begins in the first layer: where it begins matters, its size does not.
+    where = Location(tuple(heads(model)[:n])) if against == "heads" else Location.whole()
+    data = training_data(model, asked)
+
+    def trial() -> None:
+        residuals = Residuals(model, data.forest)
+        for seed in range(n if against == "trials" else 1):
+            (fit,) = train(model, data, [Job(where, TAU, seed)], epochs=1, residuals=residuals)
             assert fit.edit is not None, fit.message
-            answer_log_probs(model, forest, stack(model, [fit.edit]), residuals=residuals)
+            log_probs(model, data.forest, [fit.edit], residuals)
 
-    return run
+    return {"parameters": n_running(model) / 1e6, "heads": min(n, len(heads(model)))}.get(against, n), trial
 
 
-def with_answers(part: tuple[Question, ...], n: int) -> tuple[Question, ...]:
+def with_answers(part: Sequence[Question], n: int) -> list[Question]:
     """The questions with n answers each, half of them true: others' answers fill up, made distinct by a number."""
     spare = [answer for question in part for answer in question.answers]
     out = []
     for number, question in enumerate(part):
         texts = [f"{spare[(7 * number + i) % len(spare)].rstrip('.')}, {i}." for i in range(n)]
         out.append(replace(question, true=tuple(texts[: n // 2]), false=tuple(texts[n // 2 :]), best=None))
-    return tuple(out)
+    return out
 
 
-def measure(run: Callable[[], None], rounds: int, cuda: bool) -> tuple[float, float]:
-    """Median seconds, and peak bytes above what was held before; one run before is not counted."""
+def n_running(model: Model) -> int:
+    """Parameters without the input embedding, where the output head has its own: no token is multiplied with it."""
+    inputs, outputs = model.lm.get_input_embeddings(), model.lm.get_output_embeddings()
+    n = sum(parameter.numel() for parameter in model.lm.parameters())
+    return n if inputs.weight is outputs.weight else n - inputs.weight.numel()
+
+
+def measure(against: str, size: float, trial: Callable[[], None], rounds: int, cuda: bool) -> Point:
+    """Median seconds, and peak of memory above what was held before; one run before is not counted."""
     seconds, peaks = [], []
     for number in range(rounds + 1):
-        _give_back()
+        gc.collect()
+        with suppress(OSError, AttributeError):  # freed memory goes back, or the next peak would hide in it
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         reset_peak(cuda)
         before, start = peak_bytes(cuda), time.perf_counter()
-        run()
+        trial()
         if number:
             seconds.append(time.perf_counter() - start)
-            peaks.append(peak_bytes(cuda) - before)
-    return statistics.median(seconds), statistics.median(peaks)
+            peaks.append((peak_bytes(cuda) - before) / 2**20)
+    return Point(against, size, round(statistics.median(seconds), 4), round(statistics.median(peaks), 3))
 
 
-def _give_back() -> None:
-    """Free memory goes back to the system, so that the next peak is not hidden in what was held before."""
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+def columns(points: Sequence[Point]) -> np.ndarray:
+    """Sizes, seconds and megabytes (3, points)."""
+    return np.array([[p.size, p.seconds, max(p.peak_mb, 0.001)] for p in points]).T
 
 
-def exponent(sizes: list[float], costs: list[float]) -> float:
+def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     """Slope of log cost against log size."""
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
-def curves(options: Options, smoke: bool) -> dict[str, list[tuple[float, Callable[[], Callable[[], None]]]]]:
-    """Name of the size -> (size, maker of the run)."""
-    ns = (2, 4) if smoke else (4, 8, 16, 32)
-    model = load(options)
-    part = questions(options, max(ns))
-    few, one = part[: ns[0]], model.whole()
-    heads = (1, 4) if smoke else (1, 9, 45, len(one))
-    out: dict[str, list[tuple[float, Callable[[], Callable[[], None]]]]] = {
-        "questions": [(n, lambda n=n: trial(model, part[:n], one)) for n in ns],
-        "answers a question": [(a, lambda a=a: trial(model, with_answers(few, a), one)) for a in (4, 8, 16, 32)],
-        "trials": [(k, lambda k=k: trial(model, few, one, k)) for k in (1, 2, 4)],
-        # Always with the first layer: where the location begins matters, its size does not.
-        "heads": [(h, lambda h=h: trial(model, few, Location(one.units[:h]))) for h in heads],
-    }
-    names = MODELS[:2] if smoke else MODELS
-    out["parameters"] = []
-    for name in names:
-        other = load(replace(options, model=name))
-        size = (sum(p.numel() for p in other.lm.parameters()) - _n_embedded(other)) / 1e6
-        out["parameters"].append((size, lambda m=other: trial(m, few, m.whole())))
-    return out
-
-
-def _n_embedded(model: Model) -> int:
-    """Parameters that no token is multiplied with: the input embedding, where the output head has its own."""
-    inputs, outputs = model.lm.get_input_embeddings(), model.lm.get_output_embeddings()
-    return 0 if inputs.weight is outputs.weight else inputs.weight.numel()  # type: ignore[union-attr]
-
-
-def figure(rows: list[dict[str, Any]], fits: dict[str, dict[str, float]], path: Path) -> None:
+def draw(found: dict[str, list[Point]], path: Path) -> None:
     """Seconds and memory against each size, log-log, with the exponents."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    names = list(fits)
-    drawing, axes = plt.subplots(2, len(names), figsize=(2.6 * len(names), 4.8), sharey="row", layout="constrained")
-    for column, name in enumerate(names):
-        chosen = [row for row in rows if row["against"] == name]
-        sizes = [row["size"] for row in chosen]
-        for line, (key, scale, colour) in enumerate((("seconds", 1, "#0072B2"), ("peak_bytes", 2**-20, "#D55E00"))):
-            ax, values = axes[line][column], [max(row[key], 1e-3) * scale for row in chosen]
-            ax.loglog(sizes, values, "o", color=colour)
-            slope, level = np.polyfit(np.log(sizes), np.log(values), 1)
-            ax.loglog(sizes, np.exp(level) * np.array(sizes) ** slope, "-", color=colour, linewidth=1)
-            ax.set_title(f"exponent {fits[name][key]:.2f}", fontsize=9)
+    drawing, axes = plt.subplots(2, len(found), figsize=(2.6 * len(found), 4.8), sharey="row", layout="constrained")
+    for column, (name, points) in zip(axes.T, found.items(), strict=True):
+        sizes, *rows = columns(points)
+        for ax, costs, colour in zip(column, rows, ("#0072B2", "#D55E00"), strict=True):
+            slope, level = np.polyfit(np.log(sizes), np.log(costs), 1)
+            ax.loglog(sizes, costs, "o", color=colour)
+            ax.loglog(sizes, np.exp(level) * sizes**slope, "-", color=colour, linewidth=1)
+            ax.set_title(f"exponent {slope:.2f}", fontsize=9)
             ax.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
             ax.minorticks_off()
             ax.spines[["top", "right"]].set_visible(False)
-        axes[1][column].set_xlabel("parameters (millions)" if name == "parameters" else name)
+        column[1].set_xlabel("parameters (millions)" if name == "parameters" else name)
     axes[0][0].set_ylabel("seconds a trial")
     axes[1][0].set_ylabel("memory above weights (MB)")
     drawing.savefig(path, dpi=150)
     plt.close(drawing)
 
 
-def main() -> None:
-    """Measure, fit, draw."""
-    given = parser(__doc__ + "\n--out is a path without suffix: .json and .png are written.")
-    given.add_argument("--rounds", type=positive, default=3)
-    given.add_argument("--smoke", action="store_true", help="the smallest sizes and one round")
-    given.add_argument("--only", help="one size, such as 'questions', and no figure")
-    args = parse(given)
-    options = Options(args.model, args.dtype, args.device, args.data)
-    rows: list[dict[str, Any]] = []
-    found = curves(options, args.smoke)
-    if args.only not in (None, *found):
-        given.error(f"--only {args.only!r}: one of {', '.join(found)} was expected")
-    for name, points in found.items():
-        if args.only not in (None, name):
-            continue
-        for size, make in points:
-            seconds, peak = measure(make(), 1 if args.smoke else args.rounds, args.device.startswith("cuda"))
-            rows.append({"against": name, "size": size, "seconds": round(seconds, 4), "peak_bytes": int(peak)})
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    fits = {}
-    for name in dict.fromkeys(row["against"] for row in rows):
-        chosen = [row for row in rows if row["against"] == name]
-        fits[name] = {
-            key: round(exponent([row["size"] for row in chosen], [max(row[key], 1e-3) for row in chosen]), 2)
-            for key in ("seconds", "peak_bytes")
-        }
-    print("| against | sizes | seconds | exponent | MB | exponent |\n|---|---|---|---|---|---|")
-    for name, fit in fits.items():
-        chosen = [row for row in rows if row["against"] == name]
-        cells = [
-            ", ".join(f"{row['size']:.4g}" for row in chosen),
-            ", ".join(f"{row['seconds']:.2f}" for row in chosen),
-            f"{fit['seconds']:.2f}",
-            ", ".join(f"{row['peak_bytes'] / 2**20:.0f}" for row in chosen),
-            f"{fit['peak_bytes']:.2f}",
-        ]
-        print(f"| {name} | {' | '.join(cells)} |")
-    if args.out:
-        report = {"options": vars(args) | {"out": None, "data": Path(args.data).name}, "rows": rows, "exponents": fits}
-        report["machine"] = machine(args.device)
-        args.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        if not args.only:
-            figure(rows, fits, args.out.with_suffix(".png"))
+def _listed(values: Sequence[float], form: str) -> str:
+    return ", ".join(format(value, form) for value in values)
 
 
 if __name__ == "__main__":
-    tune_allocator()
-    ending(main)
+    run(main, Settings, __doc__)

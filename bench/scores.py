@@ -5,23 +5,31 @@ python -m bench.scores runs/demo
 
 from __future__ import annotations
 
-import sys
+from dataclasses import dataclass
+from pathlib import Path
 
-from bench.arguments import ending
-from locaudit.stats import decide, judged_records
-from locaudit.store import read_run
+import tyro
+
+from bench.command import header, line, run
+from bench.work import load_run
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Settings:
+    """Which run."""
+
+    folder: tyro.conf.Positional[Path]
+    """Run folder."""
+
+
+def main(given: Settings) -> None:
     """Print one row for each score."""
-    with read_run(sys.argv[1]) as store:
-        records, level = judged_records(store), store.config.level
-    metrics = next(iter(record for record in records if record.spec.arm == "base")).metrics["test"]
-    print("| score | method | outcome | p of the effect | p against the controls |\n" + "|---" * 5 + "|")
-    for score in metrics:
-        for name, v in decide(records, score=score, level=level).methods.items():
-            print(f"| {score} | {name} | {v.outcome} | {v.effect_p:.4f} | {v.p_value:.3f} |")
+    done = load_run(given.folder)
+    print(header("score", "method", "outcome", "p of the effect", "p against the controls"))
+    for score in done.base.metrics["test"]:
+        for name, v in done.decide(score=score, graded=False).methods.items():
+            print(line([score, name, v.outcome, f"{v.effect_p:.4f}", f"{v.p_value:.3f}"]))
 
 
 if __name__ == "__main__":
-    ending(main)
+    run(main, Settings, __doc__)

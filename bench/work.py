@@ -1,57 +1,103 @@
-"""What is worked on: models, questions, locations; the same for both sides."""
+"""What is worked on: models, questions, places; the same for both sides.
+
+This is also the one file that knows where things are in locaudit: the others take its names from here.
+"""
+
+# ruff: noqa: F401
 
 from __future__ import annotations
 
+import os
+import statistics
 import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
 
-from bench.harness import Options
 from locaudit.behaviours import Question, load_behaviour, split_questions
-from locaudit.errors import ModelError
-from locaudit.location import Location
-from locaudit.models import Model, load_model, wrap_model
+from locaudit.behaviours.format import Prompt, load_primer
+from locaudit.behaviours.splits import shuffled
+from locaudit.claims import find_kind
+from locaudit.edits import Edit, SiteEdit, stack
+from locaudit.errors import DataError, ModelError
+from locaudit.judges import Case
+from locaudit.judges.labelled import is_held_out
+from locaudit.judges.openai import load_openai_judge
+from locaudit.judges.reference import load_reference_judges
+from locaudit.judges.settings import OpenAISettings
+from locaudit.location import Location, Site
+from locaudit.measure.activations import collect_activations
+from locaudit.measure.answers import answer_prompts
+from locaudit.measure.drift import DriftText, cut_documents, measure_drift, sample_documents
+from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.generation import answer_text, generate_answers
+from locaudit.measure.multiple_choice import score_questions
+from locaudit.measure.residual import Residuals
+from locaudit.measure.tree import Forest, plant
+from locaudit.methods import Fit, Job, optimal
+from locaudit.methods.iti import iti_edit, iti_theta
+from locaudit.methods.objectives import default_learning_rate
+from locaudit.methods.parameters import TrainableEdit
+from locaudit.methods.probes import fit_probes
+from locaudit.methods.settings import OptimalSettings
+from locaudit.methods.training import TrainingData
+from locaudit.models import Model, load_model, output_weight, wrap_model
 from locaudit.models.load import DTYPES, resolve_device
-from locaudit.store.cache import cache_folder
+from locaudit.records import mean_metrics
+from locaudit.registry import ASPECTS, OBJECTIVES
+from locaudit.stats import JUDGED, judged_metrics, mean_score, score_interval, score_values
+from locaudit.store.cache import cache_folder, open_cache
+from locaudit.store.run import load_run
+
+TAU = 0.2
+"""Of IPO, in every training but where a command's flag says otherwise."""
 
 SHAPES = {
     # hidden, MLP, layers, heads, key-value heads
-    "9m": (192, 512, 10, 3, 1),
-    "30m": (384, 1024, 14, 6, 2),
-    "135m": (576, 1536, 30, 9, 3),
-    "1b": (2048, 5632, 22, 32, 4),
-    "7b": (4096, 11008, 32, 32, 32),
+    "random-9m": (192, 512, 10, 3, 1),
+    "random-30m": (384, 1024, 14, 6, 2),
+    "random-135m": (576, 1536, 30, 9, 3),
+    "random-1b": (2048, 5632, 22, 32, 4),
+    "random-7b": (4096, 11008, 32, 32, 32),
 }
 """Llamas with random weights, by rough size without embeddings; vocabulary and tokenizer are SmolLM2's."""
 
-
-def check(options: Options) -> None:
-    """Raise `LocauditError` where the data, the device or the random model's size is not there; loads no model."""
-    resolve_device(options.device)
-    load_behaviour(options.data)
-    _shape(options.model)
+TRAINING, PRIMED = Prompt(), Prompt(primer=load_primer("default"))
 
 
-def _shape(model: str) -> tuple[int, int, int, int, int] | None:
-    """Of a model with random weights; None for others."""
-    if not model.startswith("random-"):
-        return None
-    if model.removeprefix("random-") not in SHAPES:
-        raise ModelError(
-            got=f"the model {model!r}", expected=f"random- and one of {', '.join(SHAPES)}", remedy="check --model"
-        )
-    return SHAPES[model.removeprefix("random-")]
+@dataclass(frozen=True)
+class Subject:
+    """A model and its questions."""
+
+    model: str = "smollm2-135m"
+    """Name, folder or hub id; random-9m (30m, 135m, 1b, 7b) makes a Llama of about that size with random weights."""
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    device: str = "cpu"
+    data: str = "misconceptions"
+    """Behaviour by name or file."""
+
+    def check(self) -> None:
+        """Raise `LocauditError` where data, device or a random model's size is not there; loads no model."""
+        resolve_device(self.device)
+        load_behaviour(self.data)
+        if self.model.startswith("random-") and self.model not in SHAPES:
+            raise ModelError(
+                got=f"the model {self.model!r}", expected=f"one of {', '.join(SHAPES)}", remedy="check --model"
+            )
 
 
-def load(options: Options) -> Model:
+def load(subject: Subject) -> Model:
     """The model, on its device."""
-    shape = _shape(options.model)
-    if shape is None:
-        return load_model(options.model, dtype=options.dtype, device=options.device)
-    hidden, mlp, layers, heads, kv = shape
+    if subject.model not in SHAPES:
+        return load_model(subject.model, dtype=subject.dtype, device=subject.device)
+    hidden, mlp, layers, heads, kv = SHAPES[subject.model]
     tokenizer = _tokenizer()
     config = LlamaConfig(
         vocab_size=49152,
@@ -64,41 +110,122 @@ def load(options: Options) -> Model:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        dtype=DTYPES[options.dtype],
     )
     torch.manual_seed(0)
-    with torch.device(options.device):
-        lm = AutoModelForCausalLM.from_config(config, dtype=DTYPES[options.dtype])
-    return wrap_model(lm.to(options.device), tokenizer, options.model)
+    with resolve_device(subject.device):
+        lm = AutoModelForCausalLM.from_config(config, dtype=DTYPES.get(subject.dtype, torch.float32))
+    return wrap_model(lm, tokenizer, subject.model)
 
 
 def _tokenizer() -> PreTrainedTokenizerBase:
     """SmolLM2's, kept in the user's cache: reading it from the GGUF takes longer than a small benchmark."""
-    base = cache_folder()
-    if base is None:
-        return load_model("smollm2-135m").tokenizer
+    base = cache_folder() or Path(tempfile.gettempdir())
     kept = base / "bench-tokenizer"
     if not kept.exists():
         base.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=base) as folder:
-            load_model("smollm2-135m").tokenizer.save_pretrained(folder)
-            with suppress(OSError):  # another process was faster
-                Path(folder).replace(kept)
-                Path(folder).mkdir()
+        fresh = tempfile.mkdtemp(dir=base)
+        load_model("smollm2-135m").tokenizer.save_pretrained(fresh)
+        with suppress(OSError):  # another process was faster
+            os.rename(fresh, kept)
     return AutoTokenizer.from_pretrained(kept)
 
 
-def questions(options: Options, n: int | None = None) -> tuple[Question, ...]:
-    """The first training questions of the default split."""
-    n = options.n_questions if n is None else n
-    found = split_questions(load_behaviour(options.data)).train
+def questions(subject: Subject, n: int) -> tuple[Question, ...]:
+    """The first `n` training questions of the default split: validation and test questions are not touched."""
+    found = split_questions(load_behaviour(subject.data)).train
     if len(found) < n:
-        raise SystemExit(
-            f"got {n} questions to measure on, {options.data} has {len(found)} for training; ask for fewer"
+        raise DataError(
+            got=f"{n} questions to measure on",
+            expected=f"at most the {len(found)} that {subject.data} has for training",
+            remedy="ask for fewer",
         )
     return found[:n]
 
 
-def location(options: Options, model: Model) -> Location:
-    """All heads, or the first head of the middle layer."""
-    return model.whole() if options.where == "all" else Location(((model.n_layers // 2, 0),))
+def heads(model: Model) -> list[tuple[int, int]]:
+    """(layer, head) of every head."""
+    return [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
+
+
+def location(model: Model, where: str) -> Location:
+    """All heads, or (``middle``) the first head of the middle layer."""
+    return Location.whole() if where == "all" else Location(((model.n_layers // 2, 0),))
+
+
+def random_heads(model: Model, size: int, seed: int) -> Location:
+    """`size` random heads."""
+    every = heads(model)
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:size].tolist()
+    return Location(tuple(every[i] for i in order))
+
+
+def grow(model: Model, asked: Sequence[Question], prompt: Prompt = TRAINING, *, answers: bool = True) -> Forest:
+    """A tree for each question, with its answers or only the prompt."""
+    return plant(model.tokenizer, prompt, [(q.text, q.answers if answers else ()) for q in asked])
+
+
+def log_probs(
+    model: Model, forest: Forest, edits: Sequence[Edit] | None = None, residuals: Residuals | None = None
+) -> list[list[Tensor]]:
+    """Summed log-probabilities of each question's answers, [edit][question] -> (answers,), all edits in one bank.
+
+    Of the unedited model alone where `edits` is None.
+    """
+    bank = None if edits is None else stack(model, edits)
+    sums = answer_log_probs(model, forest, bank, residuals=residuals)  # a question: (edits, answers)
+    return [[of_question[k] for of_question in sums] for k in range(len(edits or [None]))]
+
+
+def training_data(model: Model, asked: Sequence[Question]) -> TrainingData:
+    """Trees of the questions and what the unedited model says of them."""
+    forest = grow(model, asked)
+    return TrainingData(forest, tuple(len(q.true) for q in asked), tuple(log_probs(model, forest)[0]))
+
+
+def train(
+    model: Model, data: TrainingData, jobs: Sequence[Job], residuals: Residuals | None = None, **settings: Any
+) -> list[Fit]:
+    """The best edit of each job, all in one bank; `settings` are fields of `OptimalSettings`."""
+    shared = SimpleNamespace(model=model, training=data, residuals={"train": residuals}, row_tokens=None)
+    return optimal.fit(shared, jobs, OptimalSettings(**settings))
+
+
+def means(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Metric -> mean over questions."""
+    return mean_metrics({"": scores})[""]
+
+
+def read_ahead(model: Model, data: TrainingData, where: Location) -> Residuals:
+    """Residual streams of the data at the lowest edited layer, as training and scoring keep them."""
+    residuals = Residuals(model, data.forest)
+    residuals.start(min(layer for _, layer in model.subspaces(where)), [[0]], max(map(len, data.forest.trees)))
+    return residuals
+
+
+def held_out_loss(data: TrainingData, sums: Sequence[Tensor], *, per_token: bool = False, tau: float = TAU) -> float:
+    """Mean over questions of the mean IPO loss of their pairs, from log-ratios of answers or `per_token`."""
+    losses = []
+    for tree, n_true, after, before in zip(data.forest.trees, data.n_true, sums, data.reference, strict=True):
+        lengths = torch.tensor([len(branch) for branch in tree.branches])
+        ratio = (after - before) / lengths if per_token else after - before  # (answers,)
+        margins = (ratio[:n_true, None] - ratio[n_true:]).flatten()  # (pairs,)
+        losses.append(OBJECTIVES["ipo"].loss(margins, tau).mean().item())
+    return statistics.fmean(losses)
+
+
+def generate(model: Model, forest: Forest, edits: Sequence[Edit] | None, max_new_tokens: int) -> list[list[str]]:
+    """Greedy answers [edit][question], all edits in one bank; of the unedited model where `edits` is None."""
+    prompts = [tree.prompt for tree in forest.trees]
+    bank = None if edits is None else stack(model, edits)
+    return generate_answers(model, forest.prefix, prompts, bank, max_new_tokens=max_new_tokens)
+
+
+def rank_one(sites: Mapping[Site, tuple[Tensor, Tensor]]) -> Edit:
+    """The edit h' = h + <a, h> b, from (a, b) of each site."""
+    return Edit({site: SiteEdit.rank_one(a, b) for site, (a, b) in sites.items()})
+
+
+def probed(model: Model, asked: Sequence[Question], top_k: int) -> tuple[Location, Tensor]:
+    """The best-probed heads, and ITI's sigma u (layers, heads, width) of every head."""
+    activations = collect_activations(model, asked)
+    return fit_probes(activations).top(top_k), iti_theta(activations)

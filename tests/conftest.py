@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 
 import pytest
 import torch
 from hypothesis import settings
+from tqdm import tqdm
 
 from locaudit.models import load_model
 from tiny import NAMES, tiny
@@ -12,6 +14,7 @@ from tiny import NAMES, tiny
 settings.register_profile("fast", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("fast")
 torch.set_num_threads(1)
+tqdm.set_lock(threading.RLock())  # its own is shared by forks, and stays locked by one that is killed
 
 
 @pytest.fixture(autouse=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from locaudit.config import AuditConfig, merge_config
+from locaudit.config import AuditConfig, JudgeChoice, merge_config
+from locaudit.config.choices import choose_judge, choose_judges
 from locaudit.judges import Judgement
 from locaudit.records import content_hash
+from locaudit.registry import METHODS
 from locaudit.studies.paper.config import PaperConfig
 from tiny import make_lm, tokenizer
 
 N_QUESTIONS = 16
-NO_JUDGES = {"target": {"kind": "none"}, "retention": {"kind": "none"}}
+NO_JUDGES = {"truth": {"kind": "none"}, "info": {"kind": "none"}}
 
 
 def save_model(folder: Path, model_type: str = "llama", seed: int = 0) -> Path:
@@ -36,7 +38,10 @@ def save_behaviour(path: Path, n: int = N_QUESTIONS, shift: int = 0) -> Path:
 
 
 def small_config(folder: Path, **changes) -> AuditConfig:
-    """An audit of 8 trials (9 with base) with a tiny model and behaviour saved in `folder`."""
+    """An audit of 8 trials (9 with base) with a tiny model and behaviour saved in `folder`.
+
+    `methods` may be names, with settings of a method under its own name: ``methods=["iti"], iti={"alphas": [3.0]}``.
+    """
     model = folder / "model"
     if not model.exists():
         save_model(model)
@@ -48,12 +53,30 @@ def small_config(folder: Path, **changes) -> AuditConfig:
         "rest": False,
         "prompt": {"primer": "none"},
         "probe": {"top_k": 2},
-        "iti": {"alphas": [2.0]},
-        "optimal": {"strengths": [0.2], "bank_size": 1},
+        "methods": {"iti": {"alphas": [2.0]}, "optimal": {"strengths": [0.2], "bank_size": 1}},
         "evaluation": {"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6, "bank_size": 1},
         "judges": NO_JUDGES,
     }
-    return merge_config(merge_config(AuditConfig(), values), changes)
+    return merge_config(merge_config(AuditConfig(), values), by_method(changes))
+
+
+def by_method(changes: dict) -> dict:
+    """Changes of settings with those of each method in its place."""
+    own = {name: value for name, value in changes.items() if name in METHODS}
+    rest = {name: value for name, value in changes.items() if name not in METHODS}
+    if own and not isinstance(rest.get("methods"), dict):
+        rest["methods"] = {name: own.get(name, {}) for name in rest.get("methods", ("iti", "optimal"))}
+    return rest
+
+
+def judge_of(kind: str = "default", **settings) -> JudgeChoice:
+    """The choice of a judge, as the settings would make it."""
+    return choose_judge({"kind": kind, **settings}, "second")
+
+
+def judges_of(truth: JudgeChoice = JudgeChoice(), info: JudgeChoice = JudgeChoice()):  # noqa: B008 - it is frozen
+    """The choice of both judges."""
+    return choose_judges({"truth": truth, "info": info})
 
 
 def study_config(home: Path, **changes) -> PaperConfig:

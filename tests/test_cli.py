@@ -3,13 +3,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import tyro
 
 from locaudit import cli
-from locaudit.config import AuditConfig, load_preset, to_yaml
-from locaudit.store import read_run
+from locaudit.cli.flags import parse, take_config
+from locaudit.config import AuditConfig, load_config, load_preset, merge_config, to_yaml
+from locaudit.registry import JUDGES, METHODS
+from locaudit.store.folder import read_run
 from runs import save_behaviour, small_config
 from tiny import make_lm, tokenizer
 
@@ -57,7 +62,8 @@ def test_flags_go_over_the_file_and_the_file_over_the_defaults(small_yaml, tmp_p
     assert cli.main(["audit", str(small_yaml), *flags]) == 0
     with read_run(out) as store:
         config = store.config
-    assert (config.controls, config.methods, config.claim, config.iti.alphas) == (1, ("iti",), "0.1,1.2", (1.0, 3.0))
+    assert (config.controls, list(config.methods), config.claim) == (1, ["iti"], "0.1,1.2")
+    assert config.methods["iti"].alphas == (1.0, 3.0)
     assert config.prompt.primer == "none"
     assert config.level == AuditConfig.level
 
@@ -78,9 +84,118 @@ def test_every_command_has_help(command, capsys):
     assert f"locaudit {command}" in capsys.readouterr().out
 
 
-def test_help_and_reports_never_import_torch():
-    code = "import sys, locaudit.cli, locaudit.report; locaudit.cli.main(['--help']); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 0),
+        (["audit", "--help"], 0),
+        (["audit", "--no-such-flag"], 2),
+        (["audit", "--controls", "many"], 2),
+        (["audit", "--controls", "0"], 2),
+        (["audit", "--methods", "best"], 2),
+    ],
+)
+def test_help_and_what_is_refused_never_wait_for_torch(arguments, status):
+    code = f"""
+import sys, locaudit.cli, locaudit.report
+try:
+    status = locaudit.cli.main({arguments})
+except SystemExit as stop:
+    status = stop.code
+sys.exit(100 if "torch" in sys.modules else status)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert found.returncode == status, found.stderr.decode()
+
+
+def help_of(capsys, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*arguments, "--help"])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_shows_the_flags_of_what_is_chosen_and_names_the_rest(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    default = help_of(capsys, "audit")
+    for name in (*METHODS, *JUDGES):
+        assert name in default
+    assert "--methods.iti.alphas" in default and "Strengths tried" in default
+    assert "--methods.constant.strengths" not in default and "--judges.truth.base-url" not in default
+    other = help_of(capsys, "audit", "--methods", "constant", "--judges.truth.kind", "openai")
+    assert "--methods.constant.strengths" in other and "--methods.iti.alphas" not in other
+    assert "--judges.truth.base-url" in other and "Address of the server" in other
+    assert "--judges.info.base-url" not in other
+    assert "--second.base-url" in help_of(capsys, "judge", "compare", "--second.kind=openai")
+
+
+def parsed(*arguments: str) -> AuditConfig:
+    config, rest = take_config(AuditConfig(), arguments)
+    return parse(Holder(config), "locaudit", "", rest).config
+
+
+@dataclass(frozen=True)
+class Holder:
+    config: Annotated[AuditConfig, tyro.conf.arg(name="")]
+
+
+def test_flags_over_a_file(tmp_path):
+    path = tmp_path / "audit.yaml"
+    path.write_text(
+        "methods: {optimal: {epochs: 3, strengths: [0.2]}}\n"
+        "judges: {truth: {kind: openai, model: m, concurrency: 2}, info: {kind: none}}\n"
+    )
+    config = parsed(str(path), "--judges.truth.timeout", "3", "--methods.optimal.epochs", "4")
+    assert config == merge_config(
+        load_config(path), {"methods": {"optimal": {"epochs": 4}}, "judges": {"truth": {"timeout": 3}}}
+    )
+    assert parsed(str(path)) == load_config(path)
+    config = parsed(str(path), "--methods", "optimal", "iti", "--judges.truth.kind", "reference")
+    assert list(config.methods) == ["optimal", "iti"] and config.methods["optimal"].epochs == 3
+    assert config.judges["truth"].kind == "reference" and config.judges["info"].kind == "none"
+    assert parsed() == AuditConfig()
+    assert parsed("--judges.truth.kind", "none", "--judges.truth.kind=default") == AuditConfig()
+
+
+def test_flags_of_the_first_edition(capsys):
+    assert parsed("--iti.alphas", "1", "2", "--optimal.max-questions=9") == AuditConfig(
+        methods={"iti": {"alphas": [1, 2]}, "optimal": {"max_questions": 9}}
+    )
+    assert "--optimal.reader none; expected the method constant" in fails(capsys, "audit", "--optimal.reader", "none")
+    assert "the method constant" in fails(capsys, "audit", "--methods.optimal.reader=none")
+    line = fails(capsys, "audit", "--judges.target.kind", "none")
+    assert "--judges.target.kind none; expected judges.truth.kind" in line
+
+
+def test_wrong_names_on_the_command_line(capsys):
+    assert "the method 'optimul'" in fails(capsys, "audit", "--methods", "optimul")
+    assert "did you mean 'openai'" in fails(capsys, "audit", "--judges.truth.kind", "opnai")
+    assert "methods.iti.alphas = [1.0, 1.0] in the command line" in fails(capsys, "audit", "--iti.alphas", "1", "1")
+    assert "probe.top_k = 0 in the command line" in fails(capsys, "audit", "--probe.top-k", "0")
+    assert "nowhere, which cannot be imported" in fails(capsys, "audit", "--plugins", "nowhere")
+
+
+def test_a_plug_in_brings_its_flags(tmp_path, capsys, monkeypatch):
+    plugin = tmp_path / "brings_flags.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\nfrom locaudit.methods import Method\n"
+        "from locaudit.registry import METHODS\n"
+        '@dataclass(frozen=True)\nclass Settings:\n    name: str\n    size: int = 3\n    """How large it is."""\n'
+        "if 'sized' not in METHODS:\n    METHODS.register('sized')(Method('Sized', Settings, 'a:b'))\n"
+    )
+    monkeypatch.setenv("COLUMNS", "200")
+    with METHODS.temporary("unused", None):  # what is registered inside is gone after
+        flags = ("--plugins", str(plugin), "--methods", "sized")
+        config = parsed(*flags, "--methods.sized.size", "5", "--methods.sized.name", "a")
+        assert (config.methods["sized"].name, config.methods["sized"].size) == ("a", 5) and config.plugins == (
+            str(plugin),
+        )
+        page = help_of(capsys, "audit", *flags)
+        assert "--methods.sized.size" in page and "How large it is." in page
+        path = tmp_path / "audit.yaml"
+        path.write_text("methods: {sized: {name: b, size: 6}}")  # whose plug-in is named on the command line
+        assert parsed(str(path), *flags).methods["sized"].size == 6
+    assert "sized" not in METHODS
 
 
 def test_demo_is_the_demo_of_the_readme():
@@ -91,7 +206,7 @@ def test_demo_is_the_demo_of_the_readme():
         8,
         19,
     )
-    assert config.methods == ("iti", "optimal") and config.whole_model
+    assert tuple(config.methods) == ("iti", "optimal") and config.whole_model
 
 
 def test_bad_commands_and_settings(capsys, tmp_path, small_yaml):

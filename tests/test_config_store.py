@@ -1,30 +1,32 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import errno
 import json
 import math
 import os
+import pickle
 import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from locaudit.claims import Shape
 from locaudit.config import (
     AuditConfig,
     EvaluationConfig,
-    ITIConfig,
-    JudgeConfig,
-    JudgesConfig,
+    JudgeChoice,
     LoadingConfig,
-    OptimalConfig,
     ProbeConfig,
     PromptConfig,
     SplitConfig,
@@ -32,25 +34,35 @@ from locaudit.config import (
     parse_config,
     to_dict,
     to_yaml,
+    unknown_names_kept,
 )
 from locaudit.errors import ConfigError, RunFolderError
-from locaudit.records import TrialRecord, TrialSpec, content_hash
-from locaudit.store import open_run, read_run, write_atomically
+from locaudit.location import Location
+from locaudit.methods import Method
+from locaudit.methods.settings import ITISettings, OptimalSettings
+from locaudit.records import TrialRecord, TrialSpec, content_hash, mean_metrics
+from locaudit.registry import METHODS
+from locaudit.stats.phrases import MethodFacts
+from locaudit.store.database import HeldOutQuestion
+from locaudit.store.files import write_atomically
+from locaudit.store.folder import open_run, read_run
+from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts, RegistrationFacts, ScoreFacts
+from tiny import heads
 
 DEFAULT = AuditConfig()
-OTHER_JUDGE = JudgeConfig(
-    kind="openai",
-    model="a-model",
-    prompt="rubric.txt",
-    style="completion",
-    base_url="http://localhost:1/v1",
-    api_key_env="A_KEY",
-    concurrency=2,
-    timeout=1.5,
-    max_retries=0,
-    price_in=0.5,
-    price_out=1e-3,
-)
+OTHER_JUDGE = {
+    "kind": "openai",
+    "model": "a-model",
+    "prompt": "rubric.txt",
+    "style": "completion",
+    "base_url": "http://localhost:1/v1",
+    "api_key_env": "A_KEY",
+    "concurrency": 2,
+    "timeout": 1.5,
+    "max_retries": 0,
+    "price_in": 0.5,
+    "price_out": 1e-3,
+}
 CHANGED = AuditConfig(
     model="a/model",
     behaviour="behaviour: 'ü\n#.jsonl",
@@ -63,7 +75,8 @@ CHANGED = AuditConfig(
     rest=False,
     margin=0.1,
     whole_model=False,
-    methods=("optimal",),
+    plugins=("json",),
+    executor="ray",
     score="mc1",
     level=0.1,
     seed=2**62,
@@ -79,25 +92,29 @@ CHANGED = AuditConfig(
     split=SplitConfig(fractions=(0.5, 0.25, 0.25), seed=7, max_train=10, max_val=11, max_test=12),
     prompt=PromptConfig(style="chat", primer="none", primer_in_training=True),
     probe=ProbeConfig(context="answer", inverse_l2=1e-5, val_fraction=0.5, top_k=3),
-    iti=ITIConfig(direction="probe", alphas=(0.1, 1e22), positions="all"),
-    optimal=OptimalConfig(
-        objective="dpo",
-        reduction="mean",
-        strengths=(1 / 3,),
-        reader="none",
-        batching="pair",
-        batch_size=4,
-        epochs=1,
-        learning_rate=1e-4,
-        max_questions=9,
-        max_grad_norm=0.5,
-        optimizer="auto",
-        bank_size=7,
-    ),
+    methods={
+        "iti": ITISettings(direction="probe", alphas=(0.1, 1e22), positions="all"),
+        "optimal": OptimalSettings(
+            objective="dpo",
+            reduction="mean",
+            strengths=(1 / 3,),
+            reader="location",
+            rank=2,
+            batching="pair",
+            batch_size=4,
+            epochs=1,
+            learning_rate=1e-4,
+            max_questions=9,
+            max_grad_norm=0.5,
+            optimizer="auto",
+            bank_size=7,
+        ),
+        "ablate": {},
+    },
     evaluation=EvaluationConfig(
         drift_text="text.txt", drift_documents=2, drift_tokens=3, max_new_tokens=7, bank_size=2
     ),
-    judges=JudgesConfig(target=OTHER_JUDGE, retention=OTHER_JUDGE),
+    judges={"truth": OTHER_JUDGE, "info": OTHER_JUDGE},  # type: ignore[arg-type]
 )
 
 
@@ -115,6 +132,7 @@ def leaves(values, prefix=""):
 def test_every_setting_differs_in_the_changed_configuration():
     default, changed = dict(leaves(to_dict(DEFAULT))), dict(leaves(to_dict(CHANGED)))
     assert [key for key in default if default[key] == changed[key]] == []
+    assert {"methods.optimal.rank", "judges.truth.kind"} < set(default)
 
 
 @pytest.mark.parametrize("config", [DEFAULT, CHANGED])
@@ -135,7 +153,10 @@ def test_yaml_round_trip(config, tmp_path):
 )
 def test_yaml_keeps_every_digit_and_letter(alpha, rate, seed, text):
     config = AuditConfig(
-        iti=ITIConfig(alphas=(alpha,)), optimal=OptimalConfig(learning_rate=rate), seed=seed, model=text, claim=text
+        methods={"iti": ITISettings(alphas=(alpha,)), "optimal": OptimalSettings(learning_rate=rate)},
+        seed=seed,
+        model=text,
+        claim=text,
     )
     again = parse_config(to_yaml(config))
     assert again == config
@@ -144,19 +165,44 @@ def test_yaml_keeps_every_digit_and_letter(alpha, rate, seed, text):
 
 def test_settings_not_named_keep_the_base():
     assert parse_config("") == parse_config("{}") == DEFAULT
-    assert parse_config("controls: 5\niti: {alphas: [1, 2.5]}", CHANGED) == replace(
-        CHANGED, controls=5, iti=replace(CHANGED.iti, alphas=(1.0, 2.5))
+    text = "controls: 5\nmethods: {iti: {alphas: [1, 2.5]}}\njudges: {info: {timeout: 3}}"
+    judge = replace(CHANGED.judges["info"].settings, timeout=3.0)
+    assert parse_config(text, CHANGED) == replace(
+        CHANGED,
+        controls=5,
+        methods={"iti": replace(CHANGED.methods["iti"], alphas=(1.0, 2.5))},
+        judges={**CHANGED.judges, "info": JudgeChoice("openai", judge)},
     )
+    assert parse_config("methods: [optimal]", CHANGED).methods == {"optimal": CHANGED.methods["optimal"]}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("control: 5", "unknown setting control in here;.*controls"),
-        ("iti: {alpha: [1]}", "unknown setting iti.alpha in here"),
+        ("methods: {iti: {alpha: [1]}}", "unknown setting methods.iti.alpha in here.*did you mean methods.iti.alphas"),
+        ("iti: {alphas: [1]}", "the setting iti in here; expected methods.iti"),
+        ("optimal: {epochs: 1}", "the setting optimal in here; expected methods.optimal"),
+        ("optimal: {reader: none}", "the setting optimal in here; expected the method constant"),
+        ("methods: {optimal: {reader: none}}", "methods.optimal.reader = 'none' in here; expected the method constant"),
+        ("judges: {target: {kind: none}}", "the setting judges.target in here; expected judges.truth"),
+        ("judges: {retention: {kind: none}}", "expected judges.info"),
+        ("judges: {tone: {kind: none}}", "unknown setting judges.tone in here; expected one of truth, info"),
+        ("judges: {truth: {kind: opnai}}", "judges.truth.kind = 'opnai' in here.*openai.*did you mean 'openai'"),
+        ("judges: {truth: {model: m}}", "judges.truth.model without a kind of judge in here"),
+        ("judges: {truth: {kind: none, model: m}}", "unknown setting judges.truth.model"),
+        ("judges: {truth: none}", "judges.truth = 'none'"),
+        ("judges: openai", "judges = 'openai'"),
+        (
+            "judges: {truth: {kind: reference}}\nevaluation: {max_new_tokens: 0}",
+            "judges.truth.kind = reference and evaluation.max_new_tokens = 0.*answers to judge",
+        ),
+        ("judges: {truth: {kind: openai, model: m, api_key_env: sk-secret}}", "got an api_key_env that is no name of"),
+        ("plugins: [no_such_plugin]", "the plug-in no_such_plugin, which cannot be imported"),
+        ("plugins: json", "plugins = 'json'"),
         ("1: 2", "unknown setting 1"),
-        ("iti: 5", "iti. = 5"),
-        ("iti:", "iti. = None"),
+        ("methods: {iti: 5}", "methods.iti = 5"),
+        ("split:", "split = None"),
         ("- a", "a document"),
         ("text", "a document"),
         ("a: [", "not YAML"),
@@ -173,12 +219,16 @@ def test_settings_not_named_keep_the_base():
         ("claim: [14.3]", "claim = "),
         ("match: layers", "match = 'layers'.*'layer'"),
         ("methods: iti", "methods = 'iti'"),
+        ("methods: []", "methods = "),
         ("methods: [iti, best]", "methods = 'best'"),
-        ("iti: {alphas: 5}", "iti.alphas = 5"),
-        ("iti: {alphas: [a]}", "iti.alphas = 'a'"),
-        ("iti: {alphas: [.nan]}", "iti.alphas = nan"),
-        ("iti: {alphas: [.inf]}", "iti.alphas = inf"),
-        ("optimal: {learning_rate: .inf}", "optimal.learning_rate = inf"),
+        ("methods: [iti, optimul]", "methods = 'optimul'.*did you mean 'optimal'"),
+        ("methods: {iti: {alphas: 5}}", "iti.alphas = 5"),
+        ("methods: {iti: {alphas: [a]}}", "iti.alphas = 'a'"),
+        ("methods: {iti: {alphas: ['1']}}", "iti.alphas = '1'"),
+        ("methods: {iti: {alphas: [true]}}", "iti.alphas = True"),
+        ("methods: {iti: {alphas: [.nan]}}", "iti.alphas = nan"),
+        ("methods: {iti: {alphas: [.inf]}}", "iti.alphas = inf"),
+        ("methods: {optimal: {learning_rate: .inf}}", "optimal.learning_rate = inf"),
         ("probe: {inverse_l2: .inf}", "probe.inverse_l2 = inf"),
         ("split: {fractions: [0.5, 0.5]}", "split.fractions"),
         ("loading: {dtype: int8}", "loading.dtype = 'int8'"),
@@ -190,60 +240,138 @@ def test_wrong_yaml_names_the_setting(text, message):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("make", "message"),
     [
-        {"controls": 0},
-        {"level": 0.0},
-        {"level": 1.0},
-        {"level": math.nan},
-        {"methods": ()},
-        {"methods": ("iti", "iti")},
-        {"split": SplitConfig(fractions=(0.5, 0.5, 0.5))},
-        {"split": SplitConfig(fractions=(1.0, 0.5, -0.5))},
-        {"split": SplitConfig(max_test=1)},
-        {"probe": ProbeConfig(top_k=0)},
-        {"probe": ProbeConfig(inverse_l2=0.0)},
-        {"probe": ProbeConfig(val_fraction=1.0)},
-        {"iti": ITIConfig(alphas=())},
-        {"iti": ITIConfig(alphas=(1.0, 1.0))},
-        {"iti": ITIConfig(alphas=(math.nan,))},
-        {"optimal": OptimalConfig(strengths=(0.0,))},
-        {"optimal": OptimalConfig(strengths=(math.inf,))},
-        {"optimal": OptimalConfig(epochs=0)},
-        {"optimal": OptimalConfig(learning_rate=-1.0)},
-        {"evaluation": EvaluationConfig(drift_tokens=1)},
-        {"loading": "cpu"},
-        {"controls": 2.5},
+        (lambda: AuditConfig(controls=0), "controls = 0 in the configuration; expected at least 1"),
+        (lambda: AuditConfig(level=0.0), "level = 0.0.*expected greater than 0"),
+        (lambda: AuditConfig(level=1.0), "level = 1.0.*expected less than 1"),
+        (lambda: AuditConfig(level=math.nan), "level = nan.*a finite number"),
+        (lambda: AuditConfig(margin=0.0), "margin = 0.0"),
+        (lambda: AuditConfig(seed=2**63), "seed = 9223372036854775808"),
+        (lambda: AuditConfig(training_seed=-1), "training_seed = -1"),
+        (lambda: AuditConfig(methods={}), "methods = "),
+        (lambda: AuditConfig(methods=("iti", "iti")), "methods = .*each once"),  # type: ignore[arg-type]
+        (lambda: AuditConfig(no_such=1), "unknown setting no_such"),  # type: ignore[call-arg]
+        (lambda: AuditConfig(loading="cpu"), "loading = 'cpu'"),  # type: ignore[arg-type]
+        (lambda: AuditConfig(controls=2.5), "controls = 2.5"),  # type: ignore[arg-type]
+        (lambda: SplitConfig(fractions=(0.5, 0.5, 0.5)), "fractions = .*three positive shares with sum 1"),
+        (lambda: SplitConfig((1.0, 0.5, -0.5)), "fractions = "),
+        (lambda: SplitConfig(max_test=1), "max_test = 1.*expected at least 2"),
+        (lambda: ProbeConfig(top_k=0), "top_k = 0"),
+        (lambda: ProbeConfig(inverse_l2=0.0), "inverse_l2 = 0.0"),
+        (lambda: ProbeConfig(val_fraction=1.0), "val_fraction = 1.0"),
+        (lambda: ITISettings(alphas=()), "alphas = .*at least 1"),
+        (lambda: ITISettings(alphas=(1.0, 1.0)), "alphas = .*each value once"),
+        (lambda: ITISettings(alphas=(math.nan,)), "alphas = nan"),
+        (lambda: OptimalSettings(strengths=(0.0,)), "strengths = 0.0.*expected greater than 0"),
+        (lambda: OptimalSettings(strengths=(math.inf,)), "strengths = inf"),
+        (lambda: OptimalSettings(epochs=0), "epochs = 0"),
+        (lambda: OptimalSettings(learning_rate=-1.0), "learning_rate = -1.0"),
+        (lambda: EvaluationConfig(drift_tokens=1), "drift_tokens = 1"),
     ],
-    ids=str,
-)
-def test_out_of_range_raises(change):
-    with pytest.raises(ConfigError):
-        AuditConfig(**change)
+)  # fmt: skip
+def test_out_of_range_raises(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_yaml_numbers_as_everyone_writes_them():
+    config = parse_config("methods: {optimal: {learning_rate: 1e-3}}\nmodel: '1e-3'")
+    assert (config.methods["optimal"].learning_rate, config.model) == (1e-3, "1e-3")
+    assert parse_config(to_yaml(config)) == config
+
+
+def test_settings_do_not_change_and_can_be_sent():
+    with pytest.raises(TypeError, match="settings do not change"):
+        CHANGED.methods["iti"] = ITISettings()  # type: ignore[index]
+    assert pickle.loads(pickle.dumps(CHANGED)) == CHANGED
+    assert AuditConfig(methods={"optimal": {}, "iti": {}}) == DEFAULT  # the order does not matter
+    assert AuditConfig(methods={"optimal": {}, "iti": {}}).hash == DEFAULT.hash
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    width: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Plain:
+    """Settings of a plug-in, which knows nothing of pydantic."""
+
+    name: str
+    size: int = 1
+    sizes: tuple[float, ...] = (1.0, 2.0)
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+def test_settings_of_a_plug_in_are_checked_alike():
+    with METHODS.temporary("mine", Method("Mine", Plain, "nowhere:fit")):
+        config = parse_config("methods: {mine: {name: a, size: 2, inner: {width: 4}}}")
+        assert config.methods["mine"] == Plain("a", 2, inner=Inner(4))
+        assert type(config.methods["mine"]) is Plain
+        assert parse_config(to_yaml(config)) == config
+        assert pickle.loads(pickle.dumps(config)) == config
+        assert parse_config("methods: {mine: {size: 3}}", config).methods["mine"] == Plain("a", 3, inner=Inner(4))
+        for text, message in {
+            "{size: 2}": "no methods.mine.name in here",
+            "{name: 5}": "methods.mine.name = 5 in here; expected str",
+            "{name: a, size: '2'}": "methods.mine.size = '2' in here; expected int",
+            "{name: a, siz: 2}": "unknown setting methods.mine.siz .*did you mean methods.mine.size",
+            "{name: a, sizes: [.nan]}": "methods.mine.sizes",
+            "{name: a, inner: {width: 1.5}}": "methods.mine.inner.width = 1.5 in here; expected int",
+        }.items():
+            with pytest.raises(ConfigError, match=message):
+                parse_config(f"methods: {{mine: {text}}}", source="here")
+        text = to_yaml(config)
+    with pytest.raises(ConfigError, match="methods = 'mine'"):
+        parse_config(text)
+    with unknown_names_kept():  # for a report where the plug-in is not installed
+        config = parse_config(f"{text}\nplugins: [no_such_plugin]".replace("plugins: []\n", ""))
+    assert config.methods["mine"] == {"name": "a", "size": 2, "sizes": [1.0, 2.0], "inner": {"width": 4}}
+    assert config.plugins == ("no_such_plugin",)
+    assert "width: 4" in to_yaml(config)
+
+
+def test_a_plug_in_of_a_file_is_there_before_its_settings_are_read(tmp_path):
+    plugin = tmp_path / "plugin_of_a_test.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\nfrom locaudit.methods import Method\n"
+        "from locaudit.registry import METHODS\n"
+        "@dataclass(frozen=True)\nclass S:\n    x: int = 0\n"
+        "METHODS.register('of-a-file')(Method('Of a file', S, 'a:b'))\n"
+    )
+    text = f"methods: {{of-a-file: {{x: 2}}}}\nplugins: ['{plugin}']"
+    with METHODS.temporary("unused", None):  # what is registered inside is gone after
+        assert parse_config(text).methods["of-a-file"].x == 2
+        assert AuditConfig(methods={"of-a-file": {}}, plugins=(str(plugin),)).plugins == (str(plugin),)
 
 
 def test_equal_settings_hash_alike_however_they_were_written():
     """A run begun from Python with whole numbers or lists resumes from its own YAML."""
-    config = AuditConfig(iti=ITIConfig(alphas=[5, 10]), methods=["iti"], split=SplitConfig(max_test=5))  # type: ignore[arg-type]
-    assert config == AuditConfig(iti=ITIConfig(alphas=(5.0, 10.0)), methods=("iti",), split=SplitConfig(max_test=5))
+    config = AuditConfig(methods={"iti": {"alphas": [5, 10]}}, split=SplitConfig(max_test=5))
+    assert config == AuditConfig(methods={"iti": ITISettings(alphas=(5.0, 10.0))}, split=SplitConfig(max_test=5))
+    assert AuditConfig(methods=["iti"]) == AuditConfig(methods={"iti": {}})  # type: ignore[arg-type]
     assert parse_config(to_yaml(config)).hash == config.hash
-    assert type(config.iti.alphas[0]) is float
+    assert type(config.methods["iti"].alphas[0]) is float
 
 
 def test_hash_ignores_the_device_and_what_only_reads_the_trials():
-    changed = to_dict(CHANGED)
+    changed, base = to_dict(CHANGED), to_dict(DEFAULT)
+    base["methods"]["ablate"] = {}
+    base["judges"] = {aspect: {"kind": "openai", "model": "m"} for aspect in base["judges"]}
+    before = parse_config(yaml.safe_dump(base)).hash
     for name, value in leaves(changed):
-        values = to_dict(DEFAULT)
+        values = copy.deepcopy(base)
         *path, key = name.split(".")
         target = values
         for part in path:
             target = target[part]
         target[key] = value
-        if name.endswith(".kind"):
-            target["model"] = "a-model"
-        same = parse_config(yaml.safe_dump(values)).hash == DEFAULT.hash
+        same = parse_config(yaml.safe_dump(values)).hash == before
         reads_only = name in ("score", "level", "margin", "stopping", "registered") or name.startswith("judges.")
-        assert same == (reads_only or name in ("loading.device", "loading.device_map")), name
+        elsewhere = name in ("loading.device", "loading.device_map", "plugins", "executor")
+        assert same == (reads_only or elsewhere), name
+    assert AuditConfig(methods={"optimal": {}}).hash != DEFAULT.hash
 
 
 def test_files_that_are_no_configuration(tmp_path):
@@ -258,59 +386,123 @@ def test_files_that_are_no_configuration(tmp_path):
 
 
 def make_record(number=0, **changes):
-    spec = TrialSpec("control", "optimal", "14.3,15.7", 0.1 + 0.2, number, "context", number)
+    spec = TrialSpec("control", "optimal", heads((14, 3), (15, 7)), 0.1 + 0.2, number, "context", number)
+    questions = {"val": {"mc1": (0.1,)}, "test": {"mc1": (1 / 3, 1e308), "mc2": (0.0, -0.0)}}
     values = {
         "spec": spec,
         "status": "ok",
-        "metrics": {"test": {"mc1": 1 / 3, "mc2": 5e-324}},
         "drift": {"kl": 1e-17},
-        "questions": {"val": {"mc1": (0.1,)}, "test": {"mc1": (1 / 3, 1e308), "mc2": (0.0, -0.0)}},
+        "questions": questions,
         "training": {"loss": (0.7, 0.1 + 0.7)},
         "edit": "a.safetensors",
-    }
-    return TrialRecord(**{**values, **changes})
+    } | changes
+    return TrialRecord(**values, metrics=mean_metrics(values["questions"]))
 
 
-IDS = {"val": ["q0"], "test": ["q1", "q2"]}
+SPLITS = {
+    split: [HeldOutQuestion(name, f"{name}?", ("No.",), ("Yes.", "\u2028"), f"key of {name}") for name in names]
+    for split, names in {"val": ["q0"], "test": ["q1", "q2"]}.items()
+}
+
+
+@contextmanager
+def open_store(folder, config=DEFAULT):
+    """A run folder open for writing, with questions."""
+    with open_run(folder, config) as store:
+        store.set_questions(SPLITS)
+        yield store
+
+
 finite = st.floats(allow_nan=False, allow_infinity=False)
-scores = st.dictionaries(st.sampled_from(["val", "test"]), st.dictionaries(st.text(max_size=5), finite, max_size=3))
-lists = st.lists(finite, max_size=4).map(tuple)
+scores = st.lists(finite, min_size=3, max_size=3)
 
 
 @given(
-    scores,
-    st.dictionaries(st.sampled_from(["val", "test"]), st.dictionaries(st.text(max_size=5), lists, max_size=3)),
+    st.dictionaries(st.text(max_size=5), scores, min_size=1, max_size=3),
     st.one_of(st.none(), finite),
     st.text(),
-    lists,
+    st.lists(finite, max_size=4).map(tuple),
 )
-def test_record_round_trip_keeps_every_bit(metrics, questions, hyperparameter, message, loss):
-    spec = TrialSpec("claim", "iti", "1.2", hyperparameter, 3, "c")
-    answers = {"test": (message, "", "Q: \u2028")}
-    record = TrialRecord(spec, "ok", message, metrics, {"kl": 0.1}, questions, answers, {"loss": loss}, "e")
-    text = record.to_json()
-    again = TrialRecord.from_json(text)
+def test_a_record_keeps_every_bit(metrics, hyperparameter, message, loss):
+    location = Location(("a name", (3, 1)), "mine", "rest")
+    spec = TrialSpec("rest", "iti", location, hyperparameter, 3, "c", draw=4, registration="0123456789abcdef")
+    questions = {
+        "val": {name: (values[0],) for name, values in metrics.items()},
+        "test": {name: tuple(values[1:]) for name, values in metrics.items()},
+    }
+    answers = {"test": (message, "Q: \u2028")}
+    record = make_record(
+        spec=spec, message=message, questions=questions, answers=answers, training={"loss": loss}, edit="e"
+    )
+    with TemporaryDirectory() as folder:
+        with open_store(folder) as store:
+            store.add([record], 1.0)
+        with read_run(folder) as store:
+            (again,) = store.records()
     assert again == record
-    assert again.to_json() == text  # also tells -0.0 from 0.0
-    assert again.spec.trial_id == spec.trial_id
+    assert ordered(again) == ordered(record)  # also tells -0.0 from 0.0
 
 
-def test_diverged_records_round_trip_too():
-    record = make_record(status="diverged", message="loss is nan", training={"loss": (0.7, math.nan, math.inf)})
-    assert TrialRecord.from_json(record.to_json()).to_json() == record.to_json()
+def ordered(record):
+    return json.dumps(dataclasses.asdict(record), sort_keys=True)
+
+
+def test_diverged_records_come_back_too(tmp_path):
+    losses = (0.7, math.nan, math.inf)
+    record = make_record(status="diverged", message="loss is nan", questions={}, drift={}, training={"loss": losses})
+    with open_store(tmp_path) as store:
+        store.add([record], 1.0)
+        assert list(map(ordered, store.records())) == [ordered(record)]
+        assert store.diverged() == store.done() == {record.spec.trial_id}
 
 
 def test_trial_identity():
+    """A trial is its fit: what its place stands for has no part in it, so that runs can share an edit."""
     spec = make_record().spec
     assert spec.trial_id == replace(spec).trial_id
-    changes = {"arm": "claim", "method": "iti", "location": "1.1", "hyperparameter": 0.4}
+    changes = {"arm": "claim", "method": "iti", "location": heads((1, 1)), "hyperparameter": 0.4, "draw": 0}
     changes |= {"seed": 9, "context": "x", "control": 8, "registration": "0123456789abcdef"}
-    ids = {replace(spec, **{key: value}).trial_id for key, value in changes.items()}
-    assert len(ids | {spec.trial_id}) == len(dataclasses.fields(spec)) + 1
+    assert changes.keys() == {field.name for field in dataclasses.fields(spec)}
+    ids = {key: replace(spec, **{key: value}).trial_id for key, value in changes.items()}
+    places = {key for key, found in ids.items() if found == spec.trial_id}
+    assert places == {"arm", "control", "registration"}
+    assert len(set(ids.values())) == len(changes) - len(places) + 1
+    assert replace(spec, location=spec.location.rest()).trial_id != spec.trial_id
     # The claim and its controls share their random numbers; methods, hyperparameters and seeds do not.
     shared = {key for key, value in changes.items() if replace(spec, **{key: value}).rng_seed == spec.rng_seed}
-    assert shared == {"arm", "location", "control", "context", "registration"}
+    assert shared == {*places, "location", "context", "draw"}
     assert 0 <= spec.rng_seed < 2**63
+
+
+def make_manifest(device="cuda:0") -> Manifest:
+    claim = heads((14, 3), (15, 7))
+    return Manifest(
+        model="a/model",
+        fingerprint="f",
+        shape=Shape(30, 9, 3, 64, 1536, 576),
+        n_units=270,
+        kind_plural="heads",
+        behaviour="b",
+        aspects=("truth",),
+        n_questions={"val": 1, "test": 2},
+        data={"questions": 3},
+        claim=claim,
+        claim_source="given",
+        methods={"iti": MethodFacts("ITI", training={"rate": 1 / 3})},
+        scores={"mc2": ScoreFacts("MC2", ("mc2",))},
+        planned=9,
+        n_controls=2,
+        population=None,
+        versions={"torch": "2"},
+        device=device,
+        dtype="float32",
+        threads=1,
+        judges={"truth": JudgeFacts("j", "f")},
+        probes=ProbeFacts("head", ((0.1 + 0.2, 1.0),), 0.5, 4, 2, "answer", claim.units),
+        banks={"cuda": (3, 32)},
+        registration=RegistrationFacts("0" * 64, "claim.yaml", {"claim": "14.3", "level": None}, "claim: '14.3'"),
+        plugins=("json",),
+    )
 
 
 def test_content_hash_ignores_key_order_and_refuses_nan():
@@ -325,71 +517,90 @@ def test_content_hash_ignores_key_order_and_refuses_nan():
 
 def test_records_come_back_exactly(tmp_path):
     records = [make_record(k) for k in range(3)]
-    with open_run(tmp_path / "run", DEFAULT) as store:
-        assert store.records() == [] and store.done() == set()
-        store.add(records[:2], IDS, seconds=3.0)
-        store.add(records[2:], IDS, seconds=1.0)
+    with open_store(tmp_path / "run") as store:
+        assert store.records() == [] and store.done() == set() and store.is_empty()
+        store.add(records[:2], seconds=3.0)
+        store.add(records[2:], seconds=1.0)
     with read_run(tmp_path / "run") as store:
         assert store.config == DEFAULT
-        assert {r.spec.trial_id: r.to_json() for r in store.records()} == {
-            r.spec.trial_id: r.to_json() for r in records
-        }
+        assert not store.is_empty()
+        assert {r.spec.trial_id: ordered(r) for r in store.records()} == {r.spec.trial_id: ordered(r) for r in records}
         assert store.done() == {r.spec.trial_id for r in records}
+        assert {split: store.questions(split) for split in SPLITS} == SPLITS
         assert [store.seconds()[r.spec.trial_id] for r in records] == [1.5, 1.5, 1.0]
-        rows = store._connection.execute("SELECT question, value FROM scores WHERE metric = 'mc1' AND split = 'test'")
-        assert sorted(rows) == sorted([("q1", 1 / 3), ("q2", 1e308)] * 3)
+        rows = store._connection.execute("SELECT question, value FROM scores WHERE metric = 'mc1'")
+        assert sorted(rows) == sorted([("key of q0", 0.1), ("key of q1", 1 / 3), ("key of q2", 1e308)] * 3)
 
 
-def test_facts_and_resuming(tmp_path):
+def test_the_manifest_and_resuming(tmp_path):
     moved = replace(DEFAULT, loading=LoadingConfig(device="cpu"))
-    with open_run(tmp_path, DEFAULT) as store:
-        assert store.fact("a") is None
-        store.set_fact("a", {"x": [1, 0.1]})
-        store.add([make_record()], IDS, 1.0)
+    with open_store(tmp_path) as store:
+        assert store.manifest is None
+        store.write_manifest(make_manifest())
+        store.add([make_record()], 1.0)
         assert store.edits.is_dir() and store.cache.is_dir()
     with open_run(tmp_path, moved) as store:  # another device is the same run
-        store.set_fact("b", None)
-        assert store.fact("a") == {"x": [1, 0.1]}
+        assert store.manifest == make_manifest()
+        store.write_manifest(make_manifest(device="cpu"))
         assert len(store.records()) == 1
     with read_run(tmp_path) as store:
         assert store.config == moved
+        assert store.manifest == make_manifest(device="cpu")
 
 
 def test_a_run_from_python_resumes(tmp_path):
     for _ in range(2):
-        with open_run(tmp_path, AuditConfig(iti=ITIConfig(alphas=(5, 10)))):
+        with open_run(tmp_path, AuditConfig(methods={"iti": {"alphas": [5, 10]}})):
             pass
 
 
 def test_adding_is_all_or_none(tmp_path):
     good = [make_record(k) for k in range(3)]
     short = make_record(9, questions={"test": {"mc1": (0.5,)}})
-    nan = make_record(9, questions={"test": {"mc1": (0.5, math.nan)}})
     unknown = make_record(9, questions={"train": {"mc1": (0.5, 0.5)}})
-    with open_run(tmp_path, DEFAULT) as store:
-        store.add(good[:1], IDS, 1.0)
-        for last, error in (
-            (good[0], sqlite3.IntegrityError),  # already there
-            (short, ValueError),
-            (nan, sqlite3.IntegrityError),
-            (unknown, KeyError),
-        ):
+    broken = make_record(9, status=None)
+    with open_store(tmp_path) as store:
+        store.add(good[:1], 1.0)
+        for last, error in ((short, ValueError), (unknown, KeyError), (broken, sqlite3.IntegrityError)):
             with pytest.raises(error):
-                store.add([*good[1:], last], IDS, 1.0)
+                store.add([*good[1:], last], 1.0)
             assert store.done() == {good[0].spec.trial_id}
-            for table in ("scores", "timings"):
-                ids = {row[0] for row in store._connection.execute(f"SELECT trial_id FROM {table}")}
+            for table in ("fits", "places", "scores"):
+                ids = {row[0] for row in store._connection.execute(f"SELECT fit FROM {table}")}
                 assert ids == {good[0].spec.trial_id}
-        store.add(good[1:], IDS, 1.0)
+        store.add(good[1:], 1.0)
         assert len(store.done()) == 3
 
 
+def test_what_is_measured_anew_is_added_to_a_fit(tmp_path):
+    """A run can grow in questions and places; what is there stays as it is, to the last digit."""
+    first, metric = make_record(), {"mc1": (0.25,)}
+    with open_store(tmp_path) as store:
+        store.add([first], 1.0)
+        store.add([replace(first, spec=replace(first.spec, arm="claim", control=-1))], 0.5)  # the same edit
+        assert [r.spec.arm for r in store.records()] == ["claim", "control"]
+        assert [r.questions for r in store.records()] == [first.questions] * 2
+        assert store.seconds() == {first.spec.trial_id: 1.5}
+        more = HeldOutQuestion("q3", "More?", ("No.",), ("Yes.",), "key of q3")
+        store.set_questions({**SPLITS, "test": [*SPLITS["test"], more]})
+        assert store.records() == [] and store.done() == set()  # not whole
+        assert store.measured()[first.spec.trial_id] == {f"key of q{i}" for i in range(3)}
+        store.set_questions({"test": [more]})
+        store.add([replace(first, questions={"test": metric})], 1.0)
+        assert [r.questions["test"] for r in store.records()] == [metric] * 2
+        store.set_questions(SPLITS)
+        assert [r.questions for r in store.records()] == [first.questions] * 2
+
+
 def test_another_configuration_is_refused_and_the_difference_named(tmp_path):
-    with open_run(tmp_path, DEFAULT) as store:
-        store.add([make_record()], IDS, 1.0)
+    with open_store(tmp_path) as store:
+        store.add([make_record()], 1.0)
+    words = r"controls: 19 there, 5 here; methods.optimal.epochs: 2 there, 3 here\)"
     with (
-        pytest.raises(RunFolderError, match=r"controls: 19 there, 5 here; optimal.epochs: 2 there, 3 here\)"),
-        open_run(tmp_path, replace(DEFAULT, controls=5, optimal=OptimalConfig(epochs=3))),
+        pytest.raises(RunFolderError, match=words),
+        open_run(
+            tmp_path, replace(DEFAULT, controls=5, methods={**DEFAULT.methods, "optimal": OptimalSettings(epochs=3)})
+        ),
     ):
         pass
     with pytest.raises(RunFolderError, match=r"\.\.\.\)"), open_run(tmp_path, CHANGED):
@@ -406,8 +617,8 @@ def test_a_folder_without_records_takes_a_new_configuration(tmp_path):
 
 
 def test_a_damaged_configuration_is_refused(tmp_path):
-    with open_run(tmp_path, DEFAULT) as store:
-        store.add([make_record()], IDS, 1.0)
+    with open_store(tmp_path) as store:
+        store.add([make_record()], 1.0)
     for content in (b"no_such: 1", b"a: [", b"\xff\xfe\x00"):
         (tmp_path / "config.yaml").write_bytes(content)
         with pytest.raises(RunFolderError, match="does not load"), open_run(tmp_path, DEFAULT):
@@ -456,8 +667,8 @@ def test_a_start_that_was_killed_can_be_repeated(tmp_path, monkeypatch):
                 patch.setattr(sqlite3, "connect", _killed)
             with pytest.raises(KeyboardInterrupt), open_run(folder, DEFAULT):
                 pass
-        with open_run(folder, DEFAULT) as store:
-            store.add([make_record()], IDS, 1.0)
+        with open_store(folder) as store:
+            store.add([make_record()], 1.0)
 
 
 def _killed(*_args, **_kwargs):
@@ -490,9 +701,9 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
     with open_run(tmp_path, DEFAULT) as store:
         with pytest.raises(RunFolderError, match="another process"), open_run(tmp_path, DEFAULT):
             pass
-        store.set_fact("still", "writing")
+        store.write_manifest(make_manifest())
         with read_run(tmp_path) as reader:  # reading is allowed meanwhile
-            assert reader.fact("still") == "writing"
+            assert reader.manifest == make_manifest()
     process = subprocess.Popen(
         [sys.executable, "-c", _WRITER, str(tmp_path / ".lock")],
         stdin=subprocess.PIPE,
@@ -510,8 +721,8 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
 
 @pytest.mark.parametrize("damage", ["garbage", "header", "cut", "hole"])
 def test_a_damaged_database_is_refused(tmp_path, damage):
-    with open_run(tmp_path, DEFAULT) as store:
-        store.add([make_record(k) for k in range(100)], IDS, 1.0)
+    with open_store(tmp_path) as store:
+        store.add([make_record(k) for k in range(100)], 1.0)
     path = tmp_path / "trials.sqlite"
     content = bytearray(path.read_bytes())
     assert len(content) > 5 * 4096
@@ -542,11 +753,11 @@ def test_reading_a_run_that_never_began_its_table(tmp_path):
 
 def test_no_room_stops_before_writing(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    with open_run(tmp_path / "run", DEFAULT) as store:
-        store.add([make_record()], IDS, 1.0)
+    with open_store(tmp_path / "run") as store:
+        store.add([make_record()], 1.0)
         monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=2**20))
         with pytest.raises(RunFolderError, match=r"1 MiB free.*at least 64 MiB.*finished trials are kept"):
-            store.add([make_record(1)], IDS, 1.0)
+            store.add([make_record(1)], 1.0)
         assert len(store.done()) == 1
     with pytest.raises(RunFolderError, match="1 MiB free"), open_run(tmp_path / "other", DEFAULT):
         pass
@@ -555,15 +766,15 @@ def test_no_room_stops_before_writing(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_while_writing_keeps_what_was_there(tmp_path):
-    with open_run(tmp_path, DEFAULT) as store:
-        store.add([make_record()], IDS, 1.0)
+    with open_store(tmp_path) as store:
+        store.add([make_record()], 1.0)
         (pages,) = store._connection.execute("PRAGMA page_count").fetchone()
         store._connection.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(RunFolderError, match="MiB free"):
-            store.add([make_record(k) for k in range(1, 200)], IDS, 1.0)
+            store.add([make_record(k) for k in range(1, 200)], 1.0)
         assert len(store.done()) == 1
         store._connection.execute("PRAGMA max_page_count = 100000")
-        store.add([make_record(k) for k in range(1, 200)], IDS, 1.0)
+        store.add([make_record(k) for k in range(1, 200)], 1.0)
         assert len(store.done()) == 200
 
 

@@ -2,26 +2,68 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from locaudit.edits import Edit, SiteEdit, folded, load_edit, save_peft_adapter, stack, zero_edit
-from locaudit.errors import DataError, LocationError
-from locaudit.models import output_weight, wrap_model
-from tiny import heads, logits, make_lm, neurons, random_edit, random_ids, tiny, tokenizer
+from locaudit.edits import Edit, SiteEdit, export, folded, load_edit, save_merged, stack, zero_edit
+from locaudit.edits.hooks import tensors_of
+from locaudit.errors import DataError, LocationError, ModelError
+from locaudit.location import Site
+from locaudit.models import load_model, output_weight, wrap_model
+from reference.generation import greedy
+from tiny import (
+    ablation,
+    every_site,
+    heads,
+    logits,
+    make_lm,
+    neurons,
+    random_edit,
+    random_ids,
+    residual_edit,
+    tiny,
+    tokenizer,
+)
+
+POST_NORM = ("gemma2", "gemma3_text", "olmo2")
+"""Architectures whose blocks normalise what their MLP returns."""
 
 
-def mixed_edit(model, seed=0, *, constant=True, kinds="both"):
+def mixed_edit(model, seed=0, *, constant=True, kinds="both", rank=1):
     """Heads and neurons of both layers."""
+    options = {"constant": constant, "rank": rank, "scale": 0.3 / rank**0.5}
     sites = {}
     if kinds in ("both", "heads"):
-        sites |= random_edit(model, heads((0, 0), (1, 1), (1, 3)), seed, constant=constant, scale=0.3).sites
+        sites |= random_edit(model, heads((0, 0), (1, 1), (1, 3)), seed, **options).sites
     if kinds in ("both", "neurons"):
-        sites |= random_edit(model, neurons((0, 2), (1, 5), (1, 6)), seed + 1, constant=constant, scale=0.3).sites
+        sites |= random_edit(model, neurons((0, 2), (1, 5), (1, 6)), seed + 1, **options).sites
     return Edit(sites)
+
+
+def steering(model, layer=0, seed=0):
+    """A constant added to the stream that leaves a layer."""
+    width = model.width(Site("residual", layer))
+    v = torch.randn(width, generator=torch.Generator().manual_seed(seed))
+    return Edit({Site("residual", layer): SiteEdit.rank_one(torch.zeros(width), v, 0.5)})
+
+
+def joined(*edits):
+    return Edit({site: e for edit in edits for site, e in edit.sites.items()})
+
+
+def exportable(model, *, rank=1, constant=True):
+    """All that weights can hold: heads and neurons, an ablation, and a constant in the stream where that goes."""
+    edit = mixed_edit(model, constant=constant, rank=rank)
+    if constant:
+        edit = joined(edit, ablation(model, heads((0, 1), (0, 2))))
+        if model.config.model_type not in POST_NORM:
+            edit = joined(edit, steering(model))
+    return edit
 
 
 def run(model, edit, ids):
@@ -30,21 +72,23 @@ def run(model, edit, ids):
         return logits(model, ids)
 
 
-@pytest.mark.parametrize("kinds", ["heads", "neurons"])
+@pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("constant", [True, False])
-def test_hook_equals_folded_weights(tiny_model, constant, kinds):
+def test_hook_equals_folded_weights(tiny_model, constant, rank):
     ids = random_ids(2, 9)
-    edit = mixed_edit(tiny_model, constant=constant, kinds=kinds)
     before = logits(tiny_model, ids)
-    hooked = run(tiny_model, edit, ids)
-    with folded(tiny_model, edit):
-        torch.testing.assert_close(logits(tiny_model, ids), hooked, rtol=0, atol=2e-5)
-    assert (hooked - before).abs().max() > 0.05
+    for edit in (mixed_edit(tiny_model, constant=constant, kinds="heads", rank=rank),
+                 mixed_edit(tiny_model, constant=constant, kinds="neurons", rank=rank),
+                 exportable(tiny_model, constant=constant, rank=rank)):  # fmt: skip
+        hooked = run(tiny_model, edit, ids)
+        with folded(tiny_model, edit):
+            torch.testing.assert_close(logits(tiny_model, ids), hooked, rtol=1e-5, atol=3e-5)
+        assert (hooked - before).abs().max() > 0.05
 
 
 def test_folding_follows_the_equation(tiny_model):
-    """W' = W + (W b) a^T and bias' = bias + c W b, in each layer's own layout."""
-    edit = mixed_edit(tiny_model)
+    """W' = W + (W B) A and bias' = bias + W B c, in each layer's own layout."""
+    edit = mixed_edit(tiny_model, rank=2)
     old = {site: output_weight(tiny_model.projection(site)).detach().double().clone() for site in edit.sites}
     bias = {site: tiny_model.projection(site).bias for site in edit.sites}
     bias = {site: 0.0 if x is None else x.detach().double().clone() for site, x in bias.items()}
@@ -52,9 +96,9 @@ def test_folding_follows_the_equation(tiny_model):
         for site, e in edit.sites.items():
             projection = tiny_model.projection(site)
             written = old[site] @ e.b.double()
-            expected = old[site] + written[:, None] * e.a.double()[None, :]
+            expected = old[site] + written @ e.a.double()
             torch.testing.assert_close(output_weight(projection).double(), expected, rtol=0, atol=1e-5)
-            torch.testing.assert_close(projection.bias.double(), bias[site] + e.c * written, rtol=0, atol=1e-5)
+            torch.testing.assert_close(projection.bias.double(), bias[site] + written @ e.c.double(), rtol=0, atol=1e-5)
             assert not projection.weight.requires_grad and not projection.bias.requires_grad
 
 
@@ -72,62 +116,166 @@ def test_folding_restores_the_weights(tiny_model, constant):
         assert torch.equal(parameter, value), name
 
 
-def test_folding_half_way_restores_too(llama):
-    edit = mixed_edit(llama, kinds="heads")
-    broken = Edit({**edit.sites, ("neurons", 1): SiteEdit(torch.zeros(3), torch.zeros(3), 1.0)})
+def test_folding_half_way_restores_too(llama, monkeypatch):
+    edit = mixed_edit(llama)
     before = {name: p.detach().clone() for name, p in llama.lm.named_parameters()}
-    with pytest.raises(RuntimeError), folded(llama, broken):
+    made = []
+
+    def parameter(*args, **options):
+        if len(made) == 3:
+            raise RuntimeError
+        made.append(torch.nn.Parameter(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(export, "nn", SimpleNamespace(Parameter=parameter))
+    with pytest.raises(RuntimeError), folded(llama, edit):
         pass
     after = dict(llama.lm.named_parameters())
-    assert after.keys() == before.keys()
+    assert len(made) == 3 and after.keys() == before.keys()
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("site", [("neurons", 1), ("heads", 2), ("residual", 0)])
+def test_an_edit_of_another_model_is_refused(llama, tmp_path, site):
+    broken = Edit({**mixed_edit(llama).sites, site: SiteEdit.rank_one(torch.zeros(3), torch.zeros(3), 1.0)})
+    uses = [
+        lambda: stack(llama, [broken]),
+        lambda: broken.cannot_become("vectors", llama),
+        lambda: save_merged(llama, broken, tmp_path),
+        lambda: broken.to_peft(tmp_path, llama),
+    ]
+    for use in uses:
+        with pytest.raises(LocationError, match="an edit of 3 .*this model's shape"):
+            use()
+    with pytest.raises(LocationError, match="this model's shape"), broken.on(llama):
+        pass
 
 
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*the targeted layer of type Linear has no bias")
+@pytest.mark.parametrize("rank", [1, 3])
 @pytest.mark.parametrize("constant", [True, False])
-def test_hook_equals_peft_adapter(tiny_model, constant, tmp_path):
+def test_hook_equals_peft_adapter(tiny_model, constant, rank, tmp_path):
     peft = pytest.importorskip("peft")
     ids = random_ids(2, 9)
-    edit = mixed_edit(tiny_model, constant=constant)
+    edit = exportable(tiny_model, constant=constant, rank=rank)
     before, hooked = logits(tiny_model, ids), run(tiny_model, edit, ids)
-    folder = save_peft_adapter(tiny_model, edit, tmp_path / "adapter")
+    folder = edit.to_peft(tmp_path / "adapter", tiny_model)
     lm = make_lm(tiny_model.lm.config.model_type)  # the same seed: the same weights
     assert torch.equal(lm(input_ids=ids, use_cache=False).logits, before)
     adapted = peft.PeftModel.from_pretrained(lm, folder).eval()
+    by_name = peft.AutoPeftModelForCausalLM.from_pretrained(folder).eval()
     with torch.no_grad():
-        torch.testing.assert_close(adapted(input_ids=ids, use_cache=False).logits, hooked, rtol=0, atol=2e-5)
+        for model in (adapted, by_name):
+            torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, hooked, rtol=1e-5, atol=3e-5)
         assert {name.split(".lora_")[0] for name, _ in adapted.named_parameters() if ".lora_A" in name} == {
             f"base_model.model.{name}"
             for name, module in tiny_model.lm.named_modules()
-            if any(module is tiny_model.projection(site) for site in edit.sites)
+            if any(module is tiny_model.projection(site) for site in edit.sites if site.name != "residual")
         }
-        has_bias = all(tiny_model.projection(site).bias is not None for site in edit.sites)
+        has_bias = all(tiny_model.projection(site).bias is not None for site in edit.sites if site.name != "residual")
         if has_bias or not constant:  # PEFT cannot merge a bias into a layer without one
             merged = adapted.merge_and_unload()
-            torch.testing.assert_close(merged(input_ids=ids, use_cache=False).logits, hooked, rtol=0, atol=2e-5)
+            torch.testing.assert_close(merged(input_ids=ids, use_cache=False).logits, hooked, rtol=1e-5, atol=3e-5)
     assert (hooked - before).abs().max() > 0.05
 
 
 def test_adapter_holds_the_equation(tiny_model, tmp_path):
-    """A = a^T, B = W b, bias = c W b, rank and alpha 1."""
-    from safetensors.torch import load_file
-
-    edit = mixed_edit(tiny_model)
-    folder = save_peft_adapter(tiny_model, edit, tmp_path)
+    """A as it is, B = W B, bias = W B c, lower ranks padded, alpha the rank."""
+    edit = joined(mixed_edit(tiny_model, kinds="heads", rank=2), mixed_edit(tiny_model, kinds="neurons"))
+    folder = edit.to_peft(tmp_path, tiny_model, base="org/base")
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (1, 1, 0.0)
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (2, 2, 0.0)
     assert config["fan_in_fan_out"] == (tiny_model.config.model_type == "gpt2")
+    assert config["base_model_name_or_path"] == "org/base" and not (tmp_path / "base").exists()
     tensors = load_file(folder / "adapter_model.safetensors")
     names = {id(module): name for name, module in tiny_model.lm.named_modules()}
     for site, e in edit.sites.items():
         key = f"base_model.model.{names[id(tiny_model.projection(site))]}"
         written = output_weight(tiny_model.projection(site)) @ e.b
-        assert torch.equal(tensors.pop(f"{key}.lora_A.weight"), e.a[None])
-        torch.testing.assert_close(tensors.pop(f"{key}.lora_B.weight"), written[:, None])
-        torch.testing.assert_close(tensors.pop(f"{key}.lora_B.bias"), e.c * written)
+        found = tensors.pop(f"{key}.lora_A.weight"), tensors.pop(f"{key}.lora_B.weight")
+        rank = len(e.c)
+        assert torch.equal(found[0][:rank], e.a) and not found[0][rank:].any() and not found[1][:, rank:].any()
+        torch.testing.assert_close(found[1][:, :rank], written)
+        torch.testing.assert_close(tensors.pop(f"{key}.lora_B.bias"), written @ e.c)
     assert not tensors
+
+
+def test_the_adapter_names_a_base_that_loads(llama, tmp_path):
+    """A folder by its whole path, a hub id as it is; what came from neither is saved beside the adapter."""
+
+    def named(model):
+        folder = mixed_edit(model, constant=False).to_peft(tmp_path / "adapter", model)
+        return json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+
+    saved = named(llama)
+    assert saved == str(tmp_path / "adapter" / "base")
+    again = load_model(saved, device="cpu")
+    assert torch.equal(logits(again, random_ids(1, 5)), logits(llama, random_ids(1, 5)))
+    shutil.copytree(saved, tmp_path / "model")
+    assert named(load_model(tmp_path / "model", device="cpu")) == str(tmp_path / "model")
+    from_hub = wrap_model(make_lm("llama"), tokenizer())
+    from_hub.lm.name_or_path = "org/some-model"
+    assert named(from_hub) == "org/some-model"
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_merged_weights_load_as_an_edited_model(tiny_model, tmp_path, rank):
+    """With the constants where all projections have a bias, which is then one that the config keeps."""
+    ids = random_ids(2, 9)
+    keeps = all(tiny_model.projection(site).bias is not None for site in mixed_edit(tiny_model).sites)
+    edit = exportable(tiny_model, constant=keeps, rank=rank)
+    before, hooked = logits(tiny_model, ids), run(tiny_model, edit, ids)
+    assert not edit.cannot_become("merged", tiny_model)
+    again = load_model(save_merged(tiny_model, edit, tmp_path / "merged"), device="cpu")
+    torch.testing.assert_close(logits(again, ids), hooked, rtol=1e-5, atol=3e-5)
+    assert torch.equal(logits(tiny_model, ids), before)
+    if not keeps:
+        constant = mixed_edit(tiny_model)
+        assert "has no bias by this model's config" in constant.cannot_become("merged", tiny_model)
+        assert not constant.cannot_become("peft", tiny_model)
+        with pytest.raises(LocationError, match="has no bias by this model's config"):
+            save_merged(tiny_model, constant, tmp_path / "other")
+        assert not (tmp_path / "other").exists()
+
+
+def test_streams_become_weights_where_a_bias_reaches_them(tiny_model, tmp_path):
+    """A constant does unless the block normalises what its MLP returns; what reads the stream never does."""
+    edit, ids = steering(tiny_model, 1), random_ids(2, 9)
+    why = edit.cannot_become("peft", tiny_model)
+    if tiny_model.config.model_type in POST_NORM:
+        assert "normalises what its MLP returns" in why
+    else:
+        assert not why
+        hooked = run(tiny_model, edit, ids)
+        with folded(tiny_model, edit):
+            torch.testing.assert_close(logits(tiny_model, ids), hooked, rtol=1e-5, atol=3e-5)
+    width = tiny_model.width(Site("residual", 0))
+    mean = SiteEdit(
+        torch.zeros(0, width), torch.zeros(width, 0), torch.zeros(0), torch.ones(width).bool(), torch.ones(width)
+    )
+    for reads in (residual_edit(tiny_model, 0, 1), Edit({Site("residual", 0): mean})):
+        for form in ("peft", "merged"):
+            assert "it reads the stream that leaves layer 0" in reads.cannot_become(form, tiny_model)
+        with pytest.raises(LocationError, match="the skip connection"):
+            reads.to_peft(tmp_path / "adapter", tiny_model)
+        assert not reads.cannot_become("vectors", tiny_model)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_an_ablation_becomes_weights_that_ignore_the_place(tiny_model):
+    """W' has columns of zero there, exactly, and bias' = bias + W mean."""
+    edit = ablation(tiny_model, heads((1, 0), (1, 3)))
+    ((site, e),) = edit.sites.items()
+    weight = output_weight(tiny_model.projection(site)).detach().clone()
+    bias = tiny_model.projection(site).bias
+    bias = torch.zeros(len(weight)) if bias is None else bias.detach().clone()
+    with folded(tiny_model, edit):
+        after = output_weight(tiny_model.projection(site))
+        assert not after[:, e.mask].any() and torch.equal(after[:, ~e.mask], weight[:, ~e.mask])
+        shift = tiny_model.projection(site).bias - bias
+        torch.testing.assert_close(shift, weight[:, e.mask] @ e.mean[e.mask], rtol=1e-4, atol=1e-5)
 
 
 def test_answer_edits_refuse_to_become_weights(llama, tmp_path):
@@ -135,8 +283,13 @@ def test_answer_edits_refuse_to_become_weights(llama, tmp_path):
     with pytest.raises(LocationError, match="positions 'answer'"), folded(llama, edit):
         pass
     with pytest.raises(LocationError, match="positions 'answer'"):
-        save_peft_adapter(llama, edit, tmp_path / "adapter")
+        edit.to_peft(tmp_path / "adapter", llama)
+    with pytest.raises(LocationError, match="positions 'answer'"):
+        save_merged(llama, edit, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
+    assert "positions 'answer'" in edit.cannot_become("merged", llama) and not edit.cannot_become("vectors", llama)
+    with pytest.raises(LocationError, match="one of peft, merged, vectors"):
+        edit.cannot_become("gguf", llama)
 
 
 def test_banked_equals_separate(tiny_model):
@@ -147,11 +300,13 @@ def test_banked_equals_separate(tiny_model):
     edits = [
         mixed_edit(tiny_model, 0),
         random_edit(tiny_model, heads((1, 2)), 1, positions="answer"),
-        random_edit(tiny_model, neurons((0, 7)), 2, constant=False),
+        random_edit(tiny_model, neurons((0, 7)), 2, constant=False, rank=3),
         zero_edit(tiny_model, [("heads", 0)]),
+        ablation(tiny_model, heads((0, 1), (1, 2))),
+        residual_edit(tiny_model, 0, 3, rank=2, positions="answer", scale=0.1),
     ]
-    rows = torch.tensor([3, 1, 1, 0, 2, 0, 3, 2])
-    which = torch.tensor([0, 0, 1, 0, 1, 1, 1, 0])
+    rows = torch.tensor([3, 1, 1, 0, 2, 0, 3, 2, 5, 4, 4, 5])
+    which = torch.tensor([0, 0, 1, 0, 1, 1, 1, 0, 0, 1, 0, 1])
     with stack(tiny_model, edits).applied(tiny_model, rows, answer[which]):
         together = logits(tiny_model, ids[which])
     for r, (k, i) in enumerate(zip(rows.tolist(), which.tolist(), strict=True)):
@@ -161,8 +316,11 @@ def test_banked_equals_separate(tiny_model):
 
 def test_zero_edit_changes_no_bit(tiny_model):
     ids = random_ids(2, 9)
-    sites = [(kind, layer) for kind in ("heads", "neurons") for layer in range(tiny_model.n_layers)]
-    assert torch.equal(run(tiny_model, zero_edit(tiny_model, sites), ids), logits(tiny_model, ids))
+    edit = zero_edit(tiny_model, every_site(tiny_model))
+    wide = Edit({site: replace(e, a=torch.ones(3, len(e.b)), b=torch.zeros(len(e.b), 3), c=torch.ones(3))
+                 for site, e in edit.sites.items()})  # fmt: skip
+    for zero in (edit, wide):
+        assert torch.equal(run(tiny_model, zero, ids), logits(tiny_model, ids))
 
 
 def test_an_answer_edit_is_idle_before_the_answer(tiny_model):
@@ -173,24 +331,43 @@ def test_an_answer_edit_is_idle_before_the_answer(tiny_model):
 
 @pytest.mark.parametrize("positions", ["all", "answer"])
 def test_saving_round_trip_is_exact(llama, tmp_path, positions):
-    edit = replace(mixed_edit(llama), positions=positions)
-    edit.sites["heads", 0].a[:2] = torch.tensor([1e-42, -0.0])
+    edit = joined(
+        mixed_edit(llama, kinds="heads", rank=3), ablation(llama, neurons((0, 1))), residual_edit(llama, 1, 5)
+    )
+    edit = replace(edit, positions=positions)
+    edit.sites["heads", 0].a[:2, :2] = torch.tensor([1e-42, -0.0])
     path = tmp_path / "edit.safetensors"
-    path.write_bytes(edit.to_bytes())
+    edit.save(path)
     again = load_edit(path)
     assert again.positions == positions
-    assert again.sites.keys() == edit.sites.keys()
+    assert again.sites.keys() == edit.sites.keys() and all(isinstance(site, Site) for site in again.sites)
     for site, e in edit.sites.items():
-        assert torch.equal(again.sites[site].a.view(torch.int32), e.a.view(torch.int32))
-        assert torch.equal(again.sites[site].b.view(torch.int32), e.b.view(torch.int32))
-        assert again.sites[site].c == e.c
+        assert tensors_of(again.sites[site]).keys() == tensors_of(e).keys()
+        for name, x in tensors_of(e).items():
+            found = tensors_of(again.sites[site])[name]
+            assert torch.equal(found.view(torch.uint8), x.view(torch.uint8)) and found.shape == x.shape
     assert again.to_bytes() == edit.to_bytes()
+
+
+def test_files_of_the_first_edition_load(llama, tmp_path):
+    """One reader and writer a site, and the constant in the metadata."""
+    edit = mixed_edit(llama)
+    tensors, constants = {}, {}
+    for (name, layer), e in edit.sites.items():
+        tensors[f"{name}.{layer}.a"], tensors[f"{name}.{layer}.b"] = e.a[0].clone(), e.b[:, 0].clone()
+        constants[f"{name}.{layer}"] = e.c.item()
+    path = tmp_path / "edit.safetensors"
+    save_file(tensors, path, {"locaudit": json.dumps({"positions": "answer", "c": constants})})
+    again = load_edit(path)
+    assert again.positions == "answer" and again.sites.keys() == edit.sites.keys()
+    assert replace(again, positions="all").to_bytes() == edit.to_bytes()
 
 
 def test_saving_takes_shared_and_sliced_tensors(tmp_path):
     """As rows of a trained bank are: one tensor as reader of several sites, views into a larger one, with gradients."""
     big = torch.arange(12.0).view(3, 4).requires_grad_()
-    edit = Edit({("heads", k): SiteEdit(big[0], big[:, 1].repeat(2)[:4] if k else big[0], 0.5) for k in range(2)})
+    writers = big[0], big[:, 1].repeat(2)[:4]
+    edit = Edit({Site("heads", k): SiteEdit.rank_one(big[0], writers[k], 0.5) for k in range(2)})
     path = tmp_path / "edit.safetensors"
     path.write_bytes(edit.to_bytes())
     again = load_edit(path)
@@ -199,8 +376,9 @@ def test_saving_takes_shared_and_sliced_tensors(tmp_path):
         assert torch.equal(again.sites[site].b, e.b)
 
 
-def good_file(path, metadata):
-    tensors = {"heads.0.a": torch.zeros(2), "heads.0.b": torch.zeros(2)}
+def good_file(path, metadata, tensors=None):
+    """A file of the first edition, unless other tensors are given."""
+    tensors = tensors or {"heads.0.a": torch.zeros(2), "heads.0.b": torch.zeros(2)}
     save_file(tensors, path, None if metadata is None else {"locaudit": metadata})
 
 
@@ -219,11 +397,39 @@ def good_file(path, metadata):
         '{"positions": "all", "c": {"heads.x": 0.0}}',
         '{"positions": "all", "c": {"heads.0": "much"}}',
         '{"positions": "sometimes", "c": {"heads.0": 0.0}}',
+        '{"positions": "all", "file": "probes"}',
+        '{"positions": "all", "file": "edit"}',
     ],
 )
 def test_loading_other_safetensors_raises(tmp_path, metadata):
     path = tmp_path / "edit.safetensors"
     good_file(path, metadata)
+    with pytest.raises(DataError, match="not a saved edit"):
+        load_edit(path)
+
+
+GOOD = {"heads.0.a": torch.zeros(1, 2), "heads.0.b": torch.zeros(2, 1), "heads.0.c": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"heads.0.a": torch.zeros(2)},
+        {"heads.0.b": torch.zeros(1, 2)},
+        {"heads.0.c": torch.zeros(2)},
+        {"heads.0.c": None},
+        {"heads.0.mean": torch.zeros(2)},
+        {"heads.0.mean": torch.zeros(2), "heads.0.mask": torch.zeros(3, dtype=torch.bool)},
+        {"tails.0.a": torch.zeros(1, 2), "tails.0.b": torch.zeros(2, 1), "tails.0.c": torch.zeros(1)},
+        {"other": torch.zeros(1)},
+    ],
+    ids=str,
+)
+def test_tensors_that_do_not_belong_together_raise(tmp_path, changes):
+    path, meta = tmp_path / "edit.safetensors", json.dumps({"positions": "all", "file": "edit"})
+    good_file(path, meta, GOOD)
+    assert load_edit(path).sites.keys() == {("heads", 0)}
+    good_file(path, meta, {key: x for key, x in {**GOOD, **changes}.items() if x is not None})
     with pytest.raises(DataError, match="not a saved edit"):
         load_edit(path)
 
@@ -249,7 +455,8 @@ def test_finite_means_every_number(llama):
         for broken in (
             replace(e, a=torch.full_like(e.a, bad)),
             replace(e, b=torch.where(e.b == e.b.max(), bad, e.b)),
-            replace(e, c=bad),
+            replace(e, c=torch.full_like(e.c, bad)),
+            replace(e, mask=torch.ones(len(e.b)).bool(), mean=torch.full((len(e.b),), bad)),
         ):
             assert not Edit({**edit.sites, site: broken}).is_finite
 
@@ -267,3 +474,90 @@ def test_bfloat16_models_take_edits():
     effect = (exact - before).abs().mean()
     assert (hooked - exact).abs().mean() < 0.2 * effect
     assert (by_weights - exact).abs().mean() < 0.2 * effect
+
+
+# Use
+
+
+def prompts_of(tokenizer, *texts):
+    return [tuple(tokenizer(text)["input_ids"]) for text in texts]
+
+
+@pytest.mark.filterwarnings("ignore:.*`do_sample` is set to `False`:UserWarning")
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("positions", ["all", "answer"])
+def test_generate_under_an_edit_says_what_the_twin_says(tiny_model, positions, use_cache):
+    """Left-padded prompts of different lengths, transformers' own generate, with a cache and without."""
+    lm, ends = tiny_model.lm, {1}
+    sites = {
+        **random_edit(tiny_model, heads((0, 1), (1, 0)), 1, rank=2).sites,
+        **residual_edit(tiny_model, 0, 2, scale=0.3, constant=False).sites,
+    }
+    edit = Edit(sites, positions)
+    prompts = prompts_of(tiny_model.tokenizer, "Q: Is the earth flat?", "Q: What is it that you see here?", "A")
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+    seen = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+    options = {"max_new_tokens": 6, "do_sample": False, "use_cache": use_cache, "pad_token_id": 0}
+    plain = lm.generate(ids, attention_mask=seen, **options)[:, width:]
+    for model in (tiny_model, lm):
+        with edit.on(model) as under:
+            assert under is lm
+            got = lm.generate(ids, attention_mask=seen, **options)
+            assert torch.equal(lm.generate(input_ids=ids, attention_mask=seen, **options), got)
+        for row, prompt in zip(got[:, width:].tolist(), prompts, strict=True):
+            said = greedy(tiny_model, prompt, edit, 6, ends, marker="no such text")
+            assert tuple(row[: len(said)]) == said
+    assert not torch.equal(got[:, width:], plain[:, : got.shape[1] - width]), "the edit says nothing new"
+    assert "generate" not in vars(lm) and torch.equal(
+        lm.generate(ids, attention_mask=seen, **options)[:, width:], plain
+    )
+
+
+def test_plain_forwards_under_an_answer_edit_say_where_answers_begin(tiny_model):
+    """One column for all rows or one a row, with a cache too; without it they raise, and nothing stays changed."""
+    ids, lm = random_ids(2, 9), tiny_model.lm
+    edit = replace(mixed_edit(tiny_model, rank=2), positions="answer")
+    before = logits(tiny_model, ids)
+    answers = torch.arange(9) >= torch.tensor([[4], [7]])
+    with stack(tiny_model, [edit]).applied(tiny_model, torch.zeros(2, dtype=torch.long), answers):
+        expected = logits(tiny_model, ids)
+    with edit.on(lm, answer_from=[4, 7]):
+        assert torch.equal(logits(tiny_model, ids), expected)
+    with edit.on(tiny_model, answer_from=[4, 7]), torch.no_grad():
+        first = lm(input_ids=ids[:, :6], use_cache=True)
+        rest = lm(input_ids=ids[:, 6:], past_key_values=first.past_key_values, use_cache=True)
+        cached = torch.cat([first.logits, rest.logits], dim=1)
+        torch.testing.assert_close(cached, expected, rtol=1e-5, atol=3e-5)
+    with edit.on(tiny_model, answer_from=4):
+        together = logits(tiny_model, ids)
+    with edit.on(tiny_model, answer_from=[4, 4]):
+        assert torch.equal(logits(tiny_model, ids), together) and torch.equal(together[0], expected[0])
+    for wrong in (None, -1, [1, 2, 3], [4, -1]):
+        with pytest.raises(LocationError, match="column of the last prompt token"), edit.on(lm, answer_from=wrong):
+            logits(tiny_model, ids)
+    assert torch.equal(logits(tiny_model, ids), before)
+
+
+def test_edits_of_all_tokens_need_no_column(tiny_model):
+    edit, ids = mixed_edit(tiny_model), random_ids(2, 9)
+    expected = run(tiny_model, edit, ids)
+    with edit.on(tiny_model) as lm, torch.no_grad():
+        assert torch.equal(lm(ids, use_cache=False).logits, expected)
+
+
+def test_an_exception_under_an_edit_restores_the_model(llama):
+    edit, ids = replace(mixed_edit(llama), positions="answer"), random_ids(2, 9)
+    before = logits(llama, ids)
+    with pytest.raises(ZeroDivisionError), edit.on(llama):
+        raise ZeroDivisionError
+    assert torch.equal(logits(llama, ids), before) and "generate" not in vars(llama.lm)
+    with pytest.raises(ModelError, match="a Model or a transformers model"), edit.on("smollm2-135m"):
+        pass
+
+
+def test_an_edit_of_shapes_that_do_not_fit_is_refused():
+    with pytest.raises(
+        LocationError, match=r"got an edit with A \(8, 2\), B \(8, 2\) and c \(2,\); expected A \(r, d\)"
+    ):
+        SiteEdit(torch.zeros(8, 2), torch.zeros(8, 2), torch.zeros(2))

@@ -17,8 +17,9 @@ from locaudit.edits import Edit, SiteEdit, stack, zero_edit
 from locaudit.errors import DataError
 from locaudit.measure import drift as drift_module
 from locaudit.measure.drift import DriftText, cut_documents, measure_drift, sample_documents
-from locaudit.measure.multiple_choice import METRICS, means, question_scores, score_questions
+from locaudit.measure.multiple_choice import METRICS, question_scores, score_questions
 from locaudit.models import wrap_model
+from locaudit.records import mean_metrics
 from reference.drift import drift
 from tiny import CONTEXT, heads, make_lm, neurons, random_edit, random_ids, tiny, tokenizer
 
@@ -103,8 +104,9 @@ def test_means_are_over_questions():
     reference = [torch.zeros(4)] * 3
     table = score_questions((TWO_TWO,) * 3, rows, reference)
     assert table["mc1"] == (1.0, 0.0, 1.0) and table["mc3"] == (0.5, 0.0, 1.0)
-    assert means(table)["mc1"] == pytest.approx(2 / 3) and means(table)["mc3"] == pytest.approx(0.5)
-    assert table.keys() == means(table).keys() == set(METRICS)
+    means = mean_metrics({"test": table})["test"]
+    assert means["mc1"] == pytest.approx(2 / 3) and means["mc3"] == pytest.approx(0.5)
+    assert table.keys() == means.keys() == set(METRICS)
     with pytest.raises(ValueError, match="shorter"):
         score_questions((TWO_TWO,) * 3, rows[:2], reference)
 
@@ -183,7 +185,7 @@ def test_a_zero_edit_does_not_drift(tiny_model):
     sites = [("heads", 0), ("neurons", 1)]
     (base,) = measure_drift(tiny_model, text, None)
     zero = zero_edit(tiny_model, sites)
-    writes_only = Edit({s: SiteEdit(e.a, torch.ones_like(e.b), 0.0) for s, e in zero.sites.items()})
+    writes_only = Edit({s: SiteEdit(e.a, torch.ones_like(e.b), e.c) for s, e in zero.sites.items()})
     for edit in (zero, writes_only):
         assert measure_drift(tiny_model, text, stack(tiny_model, [edit])) == [base]
     for got in measure_drift(tiny_model, text, stack(tiny_model, [zero, some_edits(tiny_model)[0]]))[:1]:
@@ -199,7 +201,7 @@ def test_kl_is_not_negative(seed, scale):
 
 def test_an_overflowing_edit_is_told(llama):
     """Not hidden: whoever scores sees that the numbers are not finite."""
-    broken = Edit({("heads", 0): SiteEdit(torch.zeros(32), torch.full((32,), float("inf")), 1.0)})
+    broken = Edit({("heads", 0): SiteEdit.rank_one(torch.zeros(32), torch.full((32,), float("inf")), 1.0)})
     got = measure_drift(llama, DriftText(random_ids(2, 6)), stack(llama, [broken, some_edits(llama)[0]]))
     assert not math.isfinite(got[0]["kl"]) and not math.isfinite(got[0]["ce"])
     assert all(math.isfinite(x) for x in got[1].values())

@@ -4,12 +4,14 @@ from functools import cache
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import GenerationConfig
 
 from locaudit.behaviours.format import Prompt
 from locaudit.edits import folded, stack, zero_edit
 from locaudit.errors import ModelError
-from locaudit.measure.generation import answer_text, generate_answers, generate_tokens
+from locaudit.measure import generation
+from locaudit.measure.generation import answer_text, contiguous_head, generate_answers, generate_tokens
 from locaudit.measure.tree import plant
 from locaudit.models import wrap_model
 from reference.generation import greedy
@@ -68,11 +70,12 @@ def test_the_untouched_model_and_edits_that_do_nothing(name):
 
 
 @pytest.mark.parametrize("batch_rows", [1, 2, 3, 64])
-def test_batch_size_and_order_do_not_matter(llama, batch_rows):
+def test_batch_size_and_order_do_not_matter(llama, batch_rows, monkeypatch):
     prefix, prompts = prompts_of(llama, PRIMER)
     bank = stack(llama, edits_of(llama))
     whole = generate_tokens(llama, prefix, prompts, bank, max_new_tokens=20)
-    assert generate_tokens(llama, prefix, prompts, bank, max_new_tokens=20, batch_rows=batch_rows) == whole
+    monkeypatch.setitem(generation.BATCH_ROWS, "cpu", batch_rows)
+    assert generate_tokens(llama, prefix, prompts, bank, max_new_tokens=20) == whole
     backwards = generate_tokens(llama, prefix, prompts[::-1], bank, max_new_tokens=20)
     assert [rows[::-1] for rows in backwards] == whole
 
@@ -181,6 +184,19 @@ def test_an_answer_edit_leaves_the_prompt_alone_and_all_does_not(llama):
     answer = random_edit(llama, heads((0, 1), (0, 2)), 5, scale=2.0, positions="answer")
     said = generate_tokens(llama, prefix, prompts, stack(llama, [everywhere, answer]), max_new_tokens=20)
     assert said[0] != said[1]
+
+
+def test_the_heads_weights_are_not_copied_for_columns_of_a_batch():
+    """A product in 16 bits: one, not one a row with as many copies of the weights."""
+    lm = make_lm("llama").bfloat16()
+    model = wrap_model(lm, tokenizer(), "16 bits")
+    x = torch.randn(6, 4, lm.config.hidden_size, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.no_grad(), contiguous_head(model), profile(activities=[ProfilerActivity.CPU]) as found:
+        y = lm.lm_head(x[:, -1:])
+    torch.testing.assert_close(y, lm.lm_head(x)[:, -1:])
+    names = {event.key for event in found.key_averages()}
+    assert "aten::mm" in names and "aten::bmm" not in names
+    assert not lm.lm_head._forward_pre_hooks
 
 
 @pytest.mark.real

@@ -8,14 +8,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locaudit.location import Location
+from locaudit.stats import Design, MethodFacts, compare_edits
 from locaudit.stats.grades import conclusion, grade
-from locaudit.stats.matching import compare_edits
-from locaudit.stats.measured import Design, Measured
+from locaudit.stats.measured import Measured
 
 N = 200
 RNG = np.random.default_rng(0)
 BASE = RNG.random(N) / 2
 CLAIM = Location(((0, 0),))
+FACTS = MethodFacts("Optimal edit", trained=True)
+
+
+def measured(base, claim, controls, *, whole=None, rest=None, places=None, facts=FACTS, **design):
+    arms = {"base": base, "claim": claim, "whole": whole, "rest": rest}
+    places = places or {i: Location(((1, i),)) for i in controls}
+    return Measured(
+        method="optimal",
+        facts=facts,
+        arms={(arm, -1): x for arm, x in arms.items() if x is not None}
+        | {("control", i): x for i, x in controls.items()},
+        locations={("claim", -1): CLAIM} | {("control", i): place for i, place in places.items()},
+        level=0.05,
+        design=Design(**design),
+    )
 
 
 def scores(gain, noise=0.05):
@@ -30,23 +45,11 @@ def measure(claim=0.3, controls=(0.0,) * 39, whole=0.3, rest=0.3, places=None, p
         else (BASE + gain + np.random.default_rng(i).normal(0, noise, N))[None]
         for i, gain in enumerate(controls)
     }
-    return {
-        g.question: g
-        for g in grade(
-            Measured(
-                method="optimal",
-                base=base,
-                claim=own,
-                whole=scores(whole, noise),
-                rest=scores(rest, noise),
-                controls=others,
-                places=places or {i: Location(((1, i),)) for i in others},
-                location=CLAIM,
-                level=0.05,
-                design=Design(population=population, seconds={"optimal": 60.0}),
-            )
-        )
-    }
+    found = measured(
+        base, own, others, whole=scores(whole, noise), rest=scores(rest, noise), places=places, population=population,
+        seconds={"optimal": 60.0},
+    )  # fmt: skip
+    return {g.question: g for g in grade(found)}
 
 
 def answers(found):
@@ -144,23 +147,14 @@ def test_grades_do_not_depend_on_a_shift_of_all_scores(shift, seed):
     others = rng.random((19, 40)) + 0.1
 
     def graded(by):
-        measured = Measured(
-            "optimal", base[None] + by, own[None] + by, whole[None] + by, None,
-            {i: x[None] + by for i, x in enumerate(others)}, {i: Location(((1, i),)) for i in range(19)},
-            Location(((0, 0),)), 0.05, Design(),
-        )  # fmt: skip
-        return [g.answer for g in grade(measured)]
+        controls = {i: x[None] + by for i, x in enumerate(others)}
+        return [g.answer for g in grade(measured(base[None] + by, own[None] + by, controls, whole=whole[None] + by))]
 
     assert graded(0.0) == graded(shift)
 
 
 def test_a_claim_without_a_score_has_no_grades():
-    assert not measure_nothing()
-
-
-def measure_nothing():
-    lost = np.full((1, N), math.nan)
-    return grade(Measured("optimal", BASE[None], lost, None, None, {}, {}, None, 0.05, Design(n_planned=19)))
+    assert not grade(measured(BASE[None], np.full((1, N), math.nan), {}, n_planned=19))
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -5,19 +5,43 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 
-from locaudit.edits import stack
-from locaudit.edits.hooks import SiteTensors, apply_edit, edited, record
+from locaudit.edits import Edit, SiteEdit, stack, stack_sites
+from locaudit.edits.hooks import SiteTensors, apply_edit, edited, entering, record, resumed
 from locaudit.errors import ModelError
-from locaudit.models import ARCHITECTURES, Architecture, Model, register_architecture, wrap_model
-from tiny import heads, logits, make_lm, neurons, random_edit, random_ids, tokenizer
+from locaudit.location import Site
+from locaudit.measure.residual import is_resumable
+from locaudit.models import ARCHITECTURES, Architecture, Model, wrap_model
+from reference.edits import edited_by_hand, edited_vector
+from tiny import (
+    ablation,
+    every_site,
+    heads,
+    logits,
+    make_lm,
+    neurons,
+    random_edit,
+    random_ids,
+    random_sites,
+    residual_edit,
+    tokenizer,
+)
 
 
 @contextmanager
 def spy(model, sites):
-    """Projection inputs as the projection itself gets them: its forward is wrapped, which runs after all pre-hooks."""
+    """What each site holds after all hooks: what its projection's forward gets, or what the next layer does."""
     seen: dict = {}
     with ExitStack() as undo:
         for site in sites:
+            name, layer = site
+            if name == "residual":
+                last = model.layer(layer).register_forward_hook(
+                    lambda _m, _a, out, site=site: seen.update(
+                        {site: (out[0] if isinstance(out, tuple) else out).clone()}
+                    )
+                )
+                undo.callback(last.remove)
+                continue
             projection = model.projection(site)
 
             def forward(o, *, original=projection.forward, site=site):
@@ -29,20 +53,17 @@ def spy(model, sites):
         yield seen
 
 
-def all_sites(model):
-    return [(kind, layer) for kind in ("heads", "neurons") for layer in range(model.n_layers)]
-
-
 def n_hooks(model: Model) -> int:
     return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.lm.modules())
 
 
 def some_edit(model, **options):
-    """In the last layer, heads and neurons."""
+    """In the last layer, at all three sites; of rank 2 but for the heads."""
     last = model.n_layers - 1
     one = random_edit(model, heads((last, 1), (last, 2)), 1, **options)
-    two = random_edit(model, neurons((last, 0), (last, 5)), 2, **options)
-    return stack(model, [type(one)({**one.sites, **two.sites})]).sites
+    two = random_edit(model, neurons((last, 0), (last, 5)), 2, rank=2, **options)
+    three = residual_edit(model, last, 3, rank=2, scale=0.1, **options)
+    return stack(model, [type(one)({**one.sites, **two.sites, **three.sites})]).sites
 
 
 def test_leaving_restores_the_model(tiny_model):
@@ -59,7 +80,7 @@ def test_an_exception_inside_restores_the_model(llama):
     ids = random_ids(2, 9)
     before = logits(llama, ids)
     at = torch.tensor([0]), torch.tensor([0])
-    with pytest.raises(KeyboardInterrupt), edited(llama, some_edit(llama)), record(llama, all_sites(llama), at):
+    with pytest.raises(KeyboardInterrupt), edited(llama, some_edit(llama)), record(llama, every_site(llama), at):
         logits(llama, ids)
         raise KeyboardInterrupt
     assert n_hooks(llama) == 0
@@ -87,24 +108,30 @@ def test_zero_edits_change_no_bit(tiny_model):
             assert torch.equal(logits(tiny_model, ids), before)
 
 
+def mean_edit(site, mask, seed=0):
+    """An ablation of a site's coordinates."""
+    d = len(mask)
+    mean = torch.randn(d, generator=torch.Generator().manual_seed(seed))
+    return Edit({site: SiteEdit(torch.zeros(0, d), torch.zeros(d, 0), torch.zeros(0), mask, mean)})
+
+
 def test_outside_the_location_nothing_moves(tiny_model):
     """In the lowest edited layer, coordinates outside the mask keep their bits; inside they move."""
     ids = random_ids(2, 9)
-    sites = all_sites(tiny_model)
+    sites = every_site(tiny_model)
     with spy(tiny_model, sites) as before:
         logits(tiny_model, ids)
-    location = heads((1, 1), (1, 2))
-    (mask,) = tiny_model.masks(location).values()
-    with (
-        spy(tiny_model, sites) as after,
-        edited(tiny_model, stack(tiny_model, [random_edit(tiny_model, location, 3)]).sites),
-    ):
-        logits(tiny_model, ids)
-    moved = before["heads", 1] != after["heads", 1]
-    assert moved[..., mask].all()
-    assert not moved[..., ~mask].any()
-    for kind in ("heads", "neurons"):
-        assert torch.equal(before[kind, 0], after[kind, 0])
+    half = torch.arange(tiny_model.width(Site("residual", 1))) % 2 == 0
+    (mask,) = tiny_model.subspaces(heads((1, 1), (1, 2))).values()
+    for site, inside in ((Site("heads", 1), mask), (Site("residual", 1), half)):
+        for edit in (random_sites({site: inside}, 3), random_sites({site: inside}, 3, rank=3), mean_edit(site, inside)):
+            bank = stack(tiny_model, [edit])
+            with edited(tiny_model, bank.sites), spy(tiny_model, sites) as after:
+                logits(tiny_model, ids)
+            moved = before[site] != after[site]
+            assert moved[..., inside].all()
+            assert not moved[..., ~inside].any()
+            assert all(torch.equal(before[name, 0], after[name, 0]) for name in ("heads", "neurons", "residual"))
 
 
 def test_unedited_positions_keep_their_bits(tiny_model):
@@ -113,13 +140,18 @@ def test_unedited_positions_keep_their_bits(tiny_model):
     last = tiny_model.n_layers - 1
     positions = torch.zeros(2, 9, dtype=torch.bool)
     positions[0, 4:] = positions[1, 7] = True
-    for location in (heads((last, 0)), neurons((last, 2), (last, 3))):
-        bank = stack(tiny_model, [random_edit(tiny_model, location, 4)])
+    for edit in (
+        random_edit(tiny_model, heads((last, 0)), 4),
+        random_edit(tiny_model, neurons((last, 2), (last, 3)), 4, rank=3),
+        residual_edit(tiny_model, last, 4),
+        ablation(tiny_model, heads((last, 0))),
+    ):
+        bank = stack(tiny_model, [edit])
         (site,) = bank.sites
         before = logits(tiny_model, ids)
         with spy(tiny_model, [site]) as plain:
             logits(tiny_model, ids)
-        with spy(tiny_model, [site]) as seen, edited(tiny_model, bank.sites, positions=positions):
+        with edited(tiny_model, bank.sites, positions=positions), spy(tiny_model, [site]) as seen:
             after = logits(tiny_model, ids)
         moved = (plain[site] != seen[site]).view(2, 9, -1).any(-1)
         assert torch.equal(moved, positions)
@@ -140,46 +172,89 @@ def test_each_row_gets_its_own_edit(tiny_model):
             torch.testing.assert_close(together[r], logits(tiny_model, ids[:1])[0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("rank", [0, 1, 3])
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_apply_edit_is_the_formula(dtype):
+def test_apply_edit_is_the_formula(dtype, masked, rank):
     g = torch.Generator().manual_seed(0)
-    o = torch.randn(2, 3, 5, generator=g).to(dtype)
-    a, b, c = torch.randn(4, 5, generator=g), torch.randn(4, 5, generator=g), torch.randn(4, generator=g)
+    h = torch.randn(2, 3, 5, generator=g).to(dtype)
+    a, b, c = (torch.randn(4, *shape, generator=g) for shape in ((rank, 5), (5, rank), (rank,)))
+    mask, mean = (torch.rand(4, 5, generator=g) < 0.5, torch.randn(4, 5, generator=g)) if masked else (None, None)
     rows = torch.tensor([3, 1])
-    got = apply_edit(o, SiteTensors(a, b, c), rows, None)
+    bank = SiteTensors(a, b, c, mask, mean)
+    got = apply_edit(h, bank, rows, None)
+    on = torch.tensor([[True, False, True], [False, True, True]])
+    some = apply_edit(h, bank, rows, on)
     assert got.dtype == dtype
+    close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.03}
     for r, k in enumerate(rows.tolist()):
+        e = SiteEdit(a[k], b[k], c[k], mask[k] if masked else None, mean[k] if masked else None)
+        alone = apply_edit(h[r : r + 1], stack_sites([{Site("heads", 0): e}], (False,)).sites["heads", 0], None, None)
+        torch.testing.assert_close(alone[0], got[r], **close)
         for t in range(3):
-            x = o[r, t].double()
-            expected = x + (c[k].double() + a[k].double() @ x) * b[k].double()
-            torch.testing.assert_close(
-                got[r, t].double(),
-                expected,
-                rtol=1e-5 if dtype == torch.float32 else 0.02,
-                atol=1e-5 if dtype == torch.float32 else 0.03,
-            )
+            torch.testing.assert_close(got[r, t].double(), edited_vector(h[r, t].double(), e), **close)
+            torch.testing.assert_close(got[r, t].double(), edited_vector(h[r, t].double(), e.as_matrices), **close)
+            assert torch.equal(some[r, t], got[r, t] if on[r, t] else h[r, t])
+        if masked and not rank:
+            assert torch.equal(got[r][:, mask[k]], mean[k][mask[k]].to(dtype).expand(3, -1)), "exact in every dtype"
+            assert torch.equal(got[r][:, ~mask[k]], h[r][:, ~mask[k]])
+
+
+def test_edited_models_equal_the_twin(tiny_model):
+    """A row at a time, token by token: heads, neurons, streams and ablations, together and in one bank."""
+    ids = random_ids(2, 7)
+    everything = {
+        **random_edit(tiny_model, heads((0, 1), (1, 0)), 1, rank=3, scale=0.3).sites,
+        **random_edit(tiny_model, neurons((0, 3), (1, 4)), 2, scale=0.3).sites,
+        **residual_edit(tiny_model, 0, 3, rank=2, scale=0.05).sites,
+    }
+    edits = [Edit(everything), residual_edit(tiny_model, 1, 4, scale=0.1), ablation(tiny_model, heads((0, 0), (1, 2)))]
+    bank = stack(tiny_model, edits)
+    with edited(tiny_model, bank.sites, rows=torch.arange(3).repeat_interleave(2)):
+        together = logits(tiny_model, ids.repeat(3, 1)).view(3, 2, 7, -1)
+    before = logits(tiny_model, ids)
+    for edit, rows in zip(edits, together, strict=True):
+        assert (rows - before).abs().max() > 0.05
+        for row, got in zip(ids, rows, strict=True):
+            with edited_by_hand(tiny_model, edit), torch.no_grad():
+                expected = tiny_model.lm(input_ids=row[None], use_cache=False).logits[0]
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=3e-5)
+
+
+def test_a_residual_edit_moves_what_leaves_its_layer(tiny_model):
+    """What enters layer l is as it was, so that forwards may begin there."""
+    ids, site = random_ids(2, 9), Site("residual", 1)
+    edit = stack(tiny_model, [residual_edit(tiny_model, 1, 0, scale=0.2)])
+    assert edit.lowest_layer == 1 and tiny_model.width(site) == 32
+    entered = entering(tiny_model, 1, lambda: logits(tiny_model, ids))
+    with edited(tiny_model, edit.sites):
+        assert torch.equal(entering(tiny_model, 1, lambda: logits(tiny_model, ids)), entered)
+        whole = logits(tiny_model, ids)
+        assert is_resumable(tiny_model)
+        with resumed(tiny_model, 1, entered):
+            torch.testing.assert_close(logits(tiny_model, ids), whole, rtol=0, atol=1e-5)
 
 
 @pytest.fixture
-def misregistered(monkeypatch):
+def misregistered():
     """A llama whose table entry names an attention module that its forward never calls."""
     lm = make_lm("llama")
     for layer in lm.model.layers:
         layer.self_attn.unused = torch.nn.Linear(32, 32)
-    monkeypatch.setitem(ARCHITECTURES, "llama", Architecture("model.layers", "self_attn.unused", "mlp.down_proj"))
-    return wrap_model(lm, tokenizer())
+    with ARCHITECTURES.temporary("llama", Architecture("model.layers", "self_attn.unused", "mlp.down_proj")):
+        yield wrap_model(lm, tokenizer())
 
 
 def test_a_site_that_no_forward_reaches_raises(misregistered):
     edit = stack(misregistered, [random_edit(misregistered, heads((1, 0)), 0)]).sites
     ids = random_ids(1, 4)
     with (
-        pytest.raises(ModelError, match="never called the projection of heads in layer 1"),
+        pytest.raises(ModelError, match="never reached heads in layer 1"),
         edited(misregistered, edit),
     ):
         logits(misregistered, ids)
     at = torch.tensor([0]), torch.tensor([0])
-    with pytest.raises(ModelError, match="never called"), record(misregistered, [("heads", 0)], at):
+    with pytest.raises(ModelError, match="never reached"), record(misregistered, [("heads", 0)], at):
         logits(misregistered, ids)
     with pytest.raises(ZeroDivisionError), edited(misregistered, edit):  # the first error is the one to see
         logits(misregistered, ids)
@@ -189,10 +264,9 @@ def test_a_site_that_no_forward_reaches_raises(misregistered):
     assert n_hooks(misregistered) == 0
 
 
-def test_a_path_that_is_not_there_raises(monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "llama", ARCHITECTURES["llama"])
-    register_architecture("llama", Architecture("model.layers", "self_attn.no_such", "mlp.down_proj"))
-    with pytest.raises(ModelError, match="no_such.*register the architecture"):
+def test_a_path_that_is_not_there_raises():
+    wrong = Architecture("model.layers", "self_attn.no_such", "mlp.down_proj")
+    with ARCHITECTURES.temporary("llama", wrong), pytest.raises(ModelError, match="no_such.*register the architecture"):
         wrap_model(make_lm("llama"), tokenizer())
 
 
@@ -203,7 +277,7 @@ def test_record_equals_hand_sliced_inputs(tiny_model, at):
     """Also where the rows asked for stop short of the batch's last: OPT flattens rows and tokens before its MLP."""
     row, token = (torch.tensor(x, dtype=torch.long) for x in at)
     ids = random_ids(3, 9)
-    sites = all_sites(tiny_model)
+    sites = every_site(tiny_model)
     with spy(tiny_model, sites) as seen, record(tiny_model, sites, (row, token)) as got:
         logits(tiny_model, ids)
     for site in sites:
@@ -215,7 +289,7 @@ def test_record_equals_hand_sliced_inputs(tiny_model, at):
 def test_record_sees_what_an_edit_outside_it_did(llama):
     ids = random_ids(2, 9)
     location = heads((1, 3))
-    ((site, mask),) = llama.masks(location).items()
+    ((site, mask),) = llama.subspaces(location).items()
     bank = stack(llama, [random_edit(llama, location, 5)])
     at = torch.arange(2), torch.full((2,), 8)
     with record(llama, [site], at) as plain:
@@ -227,10 +301,14 @@ def test_record_sees_what_an_edit_outside_it_did(llama):
     assert (changed[site] != plain[site]).any(0).equal(mask)
 
 
-def test_gradients_reach_the_edit_and_nothing_else(tiny_model):
-    """And agree with central differences along a random direction of each of a, b and c."""
+@pytest.mark.parametrize("name", ["heads", "residual"])
+def test_gradients_reach_the_edit_and_nothing_else(tiny_model, name):
+    """And agree with central differences along a random direction of each of A, B and c, of ranks 1 and 2 in a bank."""
     ids = random_ids(2, 6)
-    bank = stack(tiny_model, [random_edit(tiny_model, heads((0, 1)), 6), random_edit(tiny_model, heads((0, 2)), 7)])
+    edits = [random_edit(tiny_model, heads((0, 1)), 6), random_edit(tiny_model, heads((0, 2)), 7, rank=2)]
+    if name == "residual":
+        edits = [residual_edit(tiny_model, 0, 6, scale=0.2), residual_edit(tiny_model, 0, 7, rank=2, scale=0.2)]
+    bank = stack(tiny_model, edits)
     (site,) = bank.sites
     values = bank.sites[site]
     leaves = [x.clone().requires_grad_() for x in (values.a, values.b, values.c)]
@@ -246,7 +324,7 @@ def test_gradients_reach_the_edit_and_nothing_else(tiny_model):
     for i, leaf in enumerate(leaves):
         assert leaf.grad is not None and leaf.grad.abs().sum() > 0
         direction = torch.randn(leaf.shape, generator=generator)
-        step = 2e-3
+        step = 1e-4
         with torch.no_grad():
             up, down = (
                 loss(*(x + sign * step * direction if j == i else x for j, x in enumerate(leaves))) for sign in (1, -1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from locaudit.errors import DataError
-from locaudit.judges.agreement import compare
+from locaudit.stats.agreement import compare
 
 PROBABILITIES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1), st.sampled_from("abcdef")), min_size=1)
 

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +13,17 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from locaudit.errors import ConfigError, DataError, ModelError
-from locaudit.judges.base import ASPECTS, Case
+from locaudit.judges import Case
 from locaudit.judges.causal_lm import CausalLMJudge, first_tokens, load_causal_lm_judge, wrap_judge
-from locaudit.judges.finetune import fit_causal_lm_judge
 from locaudit.judges.labelled import is_held_out, read_labelled
+from locaudit.judges.validate import validate
 from locaudit.models import Model
+from locaudit.registry import ASPECTS
 from tiny import CONTEXT, make_lm
 from tiny import tokenizer as plain_tokenizer
+
+sys.path.append(str(Path(__file__).parents[1] / "tools" / "judge"))
+from finetune import fit_causal_lm_judge  # noqa: E402
 
 TRUTH, INFO = ASPECTS["truth"], ASPECTS["info"]
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
@@ -167,7 +172,7 @@ def test_yes_is_known_by_construction():
 
 def test_bad_models(folder, tmp_path):
     for model, error in (
-        (str(tmp_path / "nothing"), "did not load"),
+        (str(tmp_path / "nothing"), "does not exist"),
         (str(tmp_path), "did not load"),
         (str(tmp_path / "no.gguf"), "not a file"),
     ):
@@ -215,6 +220,10 @@ class TestFit:
         verdicts = [j.probability >= 0.5 for j in judge.score([row.case for row in held_out])]
         assert verdicts == [row.yes for row in held_out]
         assert judge.name == "out (truth)"
+        assert all(judge.saw(row.case.question) != is_held_out(row.case.question) for row in labelled)
+        again = validate({"truth": judge}, {"truth": tmp_path / "rows.jsonl"})["aspects"]["truth"]
+        assert again["fingerprint"] == judge.fingerprint
+        assert again["all"]["accuracy"] == 1.0 and again["all"]["n"] < len(labelled)
 
     def test_the_adapter_counts_and_the_seed_decides(self, folder, tmp_path, judge):
         state = torch.random.get_rng_state()
@@ -270,15 +279,17 @@ class TestFit:
 
 
 @pytest.mark.parametrize(
-    "line",
-    ["{", "[]", '{"prompt": "x"}', '{"prompt": "Q: a\\nA: b\\nHelpful:", "completion": " yes"}',
-     '{"prompt": "Q: a\\nA: b\\nTrue:", "completion": " perhaps"}', '{"prompt": "a b True:", "completion": " yes"}'],
+    ("line", "what"),
+    [("{", "broken JSON"), ("[]", "no texts"), ('{"prompt": "x"}', "no texts"),
+     ('{"prompt": "Q: a\\nA: b\\nHelpful:", "completion": " yes"}', "the prompt"),
+     ('{"prompt": "Q: a\\nA: b\\nTrue:", "completion": " perhaps"}', "the completion"),
+     ('{"prompt": "a b True:", "completion": " yes"}', "the prompt")],
 )  # fmt: skip
-def test_bad_rows(tmp_path, line):
+def test_bad_rows(tmp_path, line, what):
     good = json.dumps({"prompt": "Q: a\nA: b\u2028c\nd\nTrue:", "completion": " no"}, ensure_ascii=False)
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{good}\n\n{line}\n", encoding="utf-8")
-    with pytest.raises(DataError, match="line 3"):
+    with pytest.raises(DataError, match=f"line 3.*{what}.*expected.*completion"):
         read_labelled(path, TRUTH)
     path.write_text(good, encoding="utf-8")
     (row,) = read_labelled(path, TRUTH)

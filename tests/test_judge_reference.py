@@ -16,15 +16,20 @@ import torch
 from safetensors.torch import load_file, save
 
 from locaudit.errors import ConfigError, DataError, LocauditError, ModelError
-from locaudit.judges.base import Case, Judge, Judgement
-from locaudit.judges.labelled import is_held_out
-from locaudit.judges.reference import fit_reference_judge, load_reference_judges, validate_reference_judge
-from locaudit.judges.reference.data import load_judge_data
+from locaudit.judges import Aspect, Case, Judge, Judgement
+from locaudit.judges.labelled import is_held_out, read_labelled
+from locaudit.judges.reference import load_reference_judges
 from locaudit.judges.reference.lexical import N_LEXICAL, lexical_features
-from locaudit.judges.reference.metrics import measure
 from locaudit.judges.reference.reader import Reader
-from locaudit.judges.reference.trees import TREE_SETTINGS, fit_trees
+from locaudit.judges.reference.trees import Trees
+from locaudit.judges.validate import as_table, distinct, measure, read_references, validate
+from locaudit.registry import ASPECTS, JUDGES
+from runs import HashJudge
 from tiny import tiny
+
+sys.path.append(str(Path(__file__).parents[1] / "tools" / "judge"))
+from fit import fit_reference_judge, read_labels  # noqa: E402
+from parts import TREE_SETTINGS, fit_trees  # noqa: E402
 
 COLOURS = ("red", "blue", "green", "white", "black", "pink", "grey", "gold")
 THINGS = ("sky", "grass", "snow", "coal", "rose", "sand", "sea")
@@ -90,16 +95,36 @@ def probabilities(judge, cases) -> list[float]:
     return [judgement.probability for judgement in judge.score(cases)]
 
 
-def test_fit_and_validate_agree(files, model, fitted):
+def test_fit_and_validate_agree(files, fitted, judges):
     out, report = fitted
     assert {"weights.safetensors", "judge.json", "MODEL_CARD.md"} <= {path.name for path in out.iterdir()}
-    again = validate_reference_judge(*files[:2], None, weights=out, model=model)
+    named = dict(zip(("truth", "info"), judges, strict=True))
+    again = validate(named, dict(zip(named, files[:2], strict=True)))
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(report))
     held_out = sum(is_held_out(f"What colour is the {THINGS[i % 7]} {i}?") for i in range(30))
-    assert again["held_out_questions"] == held_out
-    assert again["held_out_pairs"] == 6 * held_out
-    assert again["aspects"]["truth"]["reference"]["n"] == 2 * held_out
-    assert again["aspects"]["info"]["non_reference"]["accuracy"] > 0.9
+    truth, info = (again["aspects"][name] for name in named)
+    assert truth["all"]["n_questions"] == held_out
+    assert truth["all"]["n"] == 6 * held_out
+    assert truth["reference"]["n"] == 2 * held_out
+    assert info["non_reference"]["accuracy"] > 0.9
+    table = as_table(again)
+    assert table in (out / "MODEL_CARD.md").read_text() and len(table.split("\n")) == 8
+
+
+def test_any_judge_is_measured_on_all_that_it_may_have_answered(files):
+    """A judge that says nothing of its fit is measured on every question, and what it fails on is counted."""
+    judge = HashJudge("truth", fails=lambda case: case.answer == "")
+    found = validate({"truth": judge}, {"truth": files[0]})["aspects"]["truth"]
+    assert (found["all"]["n"], found["all"]["missing"], found["all"]["n_questions"]) == (150, 30, 30)
+    assert found["reference"]["n"] + found["non_reference"]["n"] == 150
+    assert {case.question for case in judge.seen} == {case.question for case in read_references(files[2]).values()}
+
+
+def test_a_judge_that_saw_every_question_is_not_measured(files):
+    judge = HashJudge("truth")
+    judge.saw = lambda question: True
+    with pytest.raises(DataError, match="was not fitted on"):
+        validate({"truth": judge}, {"truth": files[0]})
 
 
 def test_a_fit_repeats_and_goes_on_from_its_cache(files, model, fitted, tmp_path):
@@ -164,8 +189,8 @@ def test_batch_and_order_do_not_matter(fitted, model):
 
 def test_the_language_model_runs_once_for_both_aspects(fitted, model, monkeypatch):
     calls = []
-    forward = Reader._forward
-    monkeypatch.setattr(Reader, "_forward", lambda self, *rest: calls.append(1) or forward(self, *rest))
+    recorded = Reader._recorded
+    monkeypatch.setattr(Reader, "_recorded", lambda self: calls.append(1) or recorded(self))
     truth, info = fresh(fitted, model)
     cases = [case("It is red."), case("It is blue."), case("It is red.")]
     truth.score(cases)
@@ -185,7 +210,7 @@ def test_the_reader_equals_plain_forwards(model):
     answers = ["red", "", "It is blue, they say."]
     plain = copy.deepcopy(model.lm.model)  # transformers leaves its hooks where hidden states were asked for
     prompt = reader.prompt(question)
-    found = list(reader.read(question, answers, [frozenset()] * 3))
+    found = reader.read(question, answers)
 
     def encode(text):
         return model.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -193,7 +218,7 @@ def test_the_reader_equals_plain_forwards(model):
     pieces = ("Question: What colour is the wall?\nCorrect answers:", "\n-", " Yes.", "\n-", " It is.")
     pieces += ("\nIncorrect answers:", "\n-", " No.", "\nQuestion: What colour is the wall?\nAnswer:")
     head = sum(map(encode, pieces), [])
-    assert prompt.n_tokens == len(head)
+    assert len(prompt.segment) == len(head) and prompt.tokens == tuple(head)
     for answer, states in zip(answers, found, strict=True):
         ids = torch.tensor([head + (encode(f" {answer}") if answer else []) + encode("\n")])
         with torch.no_grad():
@@ -206,7 +231,7 @@ def test_a_hidden_reference_is_not_seen(model):
     reader = Reader(model, (1,))
     one, other = (case("", true=("Yes.", third), false=("No.",)) for third in ("It is red.", "It is sad."))
     seen, hidden = frozenset(), frozenset({1})
-    states = {name: [next(reader.read(c, ["red"], [name])) for c in (one, other)] for name in (seen, hidden)}
+    states = {name: [reader.read(c, ["red"], name)[0] for c in (one, other)] for name in (seen, hidden)}
     assert not torch.allclose(*states[seen], atol=1e-3)
     # Layer 1 reads embeddings: what stands behind the hidden reference has not seen it yet.
     assert torch.allclose(*states[hidden], atol=2e-3)
@@ -221,19 +246,22 @@ def test_trees_in_numpy_equal_those_fitted():
     trees = fit_trees(x, y, weight, seed=3)
     reference = ensemble.GradientBoostingClassifier(**TREE_SETTINGS, random_state=3).fit(x, y, weight)
     assert trees(x) == pytest.approx(reference.decision_function(x), abs=1e-4)
-    stored = type(trees).from_arrays(trees.arrays())
+    stored = Trees.from_arrays({name: array.astype(np.float32) for name, array in vars(trees).items()})
     assert (stored(x) == trees(x)).all()
 
 
 def test_measures_on_known_numbers():
     y = np.array([True, True, False, False])
-    found = measure(np.array([0.9, 0.4, 0.6, 0.1]), y, ["a", "a", "b", "b"])
+    found = measure(np.array([0.9, 0.4, 0.6, 0.1]), y, np.array(["a", "a", "b", "b"]))
     assert found["accuracy"] == found["balanced_accuracy"] == 0.5
     assert found["brier"] == pytest.approx((0.01 + 0.36 + 0.36 + 0.01) / 4)
     assert found["ece"] == pytest.approx((0.1 + 0.6 + 0.6 + 0.1) / 4)
     assert found["auc"] == 0.75
     assert found["accuracy_95"] == [0.5, 0.5]
-    assert measure(np.zeros(0), np.zeros(0, dtype=bool), []) == {"n": 0}
+    with_missing = measure(np.array([np.nan, 0.9, 0.4, 0.6, 0.1]), np.array([True, *y]), np.array([*"aaabb"]))
+    assert with_missing == found | {"missing": 1}
+    nothing = measure(np.full(2, np.nan), y[:2], np.array(["a", "b"]))
+    assert nothing == {"n": 0, "missing": 2, "n_questions": 0}
 
 
 def test_lexical_features_say_what_they_should():
@@ -251,42 +279,31 @@ def test_conflicts_and_repeats_become_one_pair(tmp_path):
     first = json.loads(lines[2])
     flipped = json.dumps({**first, "completion": " yes" if first["completion"] == " no" else " no"})
     truth.write_text("\n".join([*lines, flipped, lines[0]]))
-    data = load_judge_data(truth, info, table, known_sha256=None, only_known=False)
-    assert (data.counts["rows"], data.counts["distinct_pairs"]) == (182, 180)
-    assert data.counts["pairs_with_conflicting_labels"] == 1
-    assert [answer.labels["truth"] for answer in data.answers].count(None) == 1
-    assert not {a.case.question for a in data.part(True)} & {a.case.question for a in data.part(False)}
+    labels, counts = read_labels({"truth": truth, "info": info}, table)
+    assert (counts["rows"], counts["distinct_pairs"]) == (182, 180)
+    assert ["truth" in found for found in labels.values()].count(False) == 1
+    rows = distinct(read_labelled(truth, ASPECTS["truth"]), read_references(table))
+    assert (
+        len(rows) == 179
+        and {row.case: row.yes for row in rows}.items()
+        == {case: found["truth"] for case, found in labels.items() if "truth" in found}.items()
+    )
 
 
-BAD_LINES = {
-    "broken JSON": "{",
-    "no texts": '{"prompt": "Q: a\\nA: b\\nTrue:"}',
-    "completion": '{"prompt": "Q: a\\nA: b\\nTrue:", "completion": " maybe"}',
-    "prompt": '{"prompt": "Q: a\\nA: b\\nHelpful:", "completion": " yes"}',
-}
-
-
-@pytest.mark.parametrize(("what", "line"), BAD_LINES.items())
-def test_a_bad_line_is_named(tmp_path, files, what, line):
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text("\n" + line)
-    with pytest.raises(DataError, match=f"line 2.*{what}.*expected.*completion"):
-        load_judge_data(bad, *files[1:], known_sha256=None, only_known=False)
-
-
-def test_missing_files_and_references_are_refused(tmp_path, files, fitted, model):
-    truth, info, table = files
+def test_missing_files_and_references_are_refused(tmp_path, files, judges):
+    truth, _, table = files
+    judge = {"truth": judges[0]}
     with pytest.raises(DataError, match="cannot be read"):
-        load_judge_data(tmp_path / "none.jsonl", info, table, known_sha256=None, only_known=False)
+        validate(judge, {"truth": tmp_path / "none.jsonl"}, table)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match="empty"):
-        load_judge_data(tmp_path / "empty.jsonl", info, table, known_sha256=None, only_known=False)
+        validate(judge, {"truth": tmp_path / "empty.jsonl"}, table)
     few = tmp_path / "few.csv"
     few.write_text("\n".join(table.read_text().split("\n")[:5]))
     with pytest.raises(DataError, match="without references"):
-        load_judge_data(truth, info, few, known_sha256=None, only_known=False)
+        validate(judge, {"truth": truth}, few)
     with pytest.raises(DataError, match="name the file of references"):
-        validate_reference_judge(_lone(truth, tmp_path), info, None, weights=fitted[0], model=model)
+        validate(judge, {"truth": _lone(truth, tmp_path)})
 
 
 def _lone(truth: Path, folder: Path) -> Path:
@@ -296,11 +313,14 @@ def _lone(truth: Path, folder: Path) -> Path:
     return Path(shutil.copy(truth, place))
 
 
-def test_several_references_must_be_named(tmp_path):
+def test_several_references_must_be_named(tmp_path, judges, model):
     truth, info, table = write_files(tmp_path)
     shutil.copy(table, tmp_path / "TruthfulQA_other.csv")
-    with pytest.raises(DataError, match="2 TruthfulQA"):
-        load_judge_data(truth, info, None, known_sha256=None, only_known=False)
+    with pytest.raises(DataError, match="name the file of references"):
+        validate({"truth": judges[0]}, {"truth": truth})
+    with pytest.raises(DataError, match="no single TruthfulQA"):
+        fit_reference_judge(truth, info, None, tmp_path / "out", model=model)
+    assert validate({"truth": judges[0]}, {"truth": truth}, table)["aspects"]["truth"]["all"]["n"] > 0
 
 
 def test_too_few_questions_to_fit(tmp_path, model):
@@ -357,9 +377,24 @@ def test_unknown_aspects_and_a_missing_package_raise_at_load(monkeypatch, fitted
         load_reference_judges(["truth"], weights=fitted[0])
 
 
-def test_the_module_names_its_judges_without_torch():
-    code = "import sys; import locaudit.judges.reference; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_judges_are_named_without_torch():
+    code = "import sys; from locaudit.registry import *; print(*JUDGES, *ASPECTS); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()) == (0, ["reference", "causal-lm", "openai", "none", "truth", "info"])
+
+
+def test_judges_with_the_same_weights_share_one_language_model(fitted):
+    settings = JUDGES["reference"].settings
+    same = JUDGES["reference"].loader({"truth": settings(), "info": settings()}, "cpu")
+    assert list(same) == ["truth", "info"] and same["truth"].engine is same["info"].engine
+    apart = JUDGES["reference"].loader({"truth": settings(), "info": settings(str(fitted[0]))}, "cpu")
+    assert apart["truth"].engine is not apart["info"].engine
+
+
+def test_an_aspect_that_the_judge_was_not_fitted_for_is_refused():
+    kind, aspect = JUDGES["reference"], Aspect("kind", "Kind:", "Is it kind?")
+    with ASPECTS.temporary("kind", aspect), pytest.raises(ConfigError, match="for kind"):
+        kind.loader({"kind": kind.settings()}, "cpu")
 
 
 @pytest.fixture(scope="module")

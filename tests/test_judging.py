@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import sqlite3
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,33 +17,34 @@ import locaudit.measure.answers as answers
 from locaudit.api import read_result
 from locaudit.behaviours import load_behaviour
 from locaudit.behaviours.format import Prompt
-from locaudit.config import JudgeConfig, JudgesConfig
+from locaudit.cli.judge import judge as judge_command
+from locaudit.config import JudgeChoice
 from locaudit.edits import folded
 from locaudit.errors import ConfigError, RunFolderError
-from locaudit.judges import Judgement
+from locaudit.judges import Aspect, JudgeKind, Judgement
 from locaudit.measure.answers import answer_prompts
 from locaudit.measure.tree import plant
 from locaudit.models import wrap_model
+from locaudit.registry import ASPECTS, JUDGES
 from locaudit.run.audit import run_audit
 from locaudit.run.comparing import compare_judges
-from locaudit.run.judging import build_judges
+from locaudit.run.judging import build_judges, check_judges
 from locaudit.stats import (
     JUDGED,
     count_missing,
     decide,
     judged_metrics,
-    judged_records,
     mean_score,
     resolve_score,
-    run_score,
     score_values,
 )
-from locaudit.store import read_run
 from locaudit.store.cache import Cache, open_cache
-from runs import HashJudge, small_config
+from locaudit.store.folder import read_run
+from locaudit.store.run import load_run
+from runs import HashJudge, judge_of, judges_of, small_config
 from tiny import VOCAB, heads, make_lm, random_edit, tokenizer
 
-NONE = JudgeConfig("none")
+NONE, DEFAULT = judge_of("none"), judge_of()
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,8 @@ def hash_judges(**keywords):
 
 def run(home, out, judges, **changes):
     run_audit(small_config(home, **changes), out, judges=judges, progress=False)
-    with read_run(out) as store:
-        return judged_records(store), run_score(store)
+    found = load_run(out)
+    return found.records, found.score
 
 
 # Scores
@@ -67,7 +70,7 @@ probability = st.one_of(st.none(), st.floats(0, 1))
 @given(st.lists(st.tuples(probability, probability), min_size=1, max_size=12))
 def test_the_three_forms_by_hand(pairs):
     truth, info = zip(*pairs, strict=True)
-    metrics = judged_metrics(truth, info)
+    metrics = judged_metrics({"truth": truth, "info": info})
 
     def mean(values):
         there = [x for x in values if x is not None]
@@ -89,14 +92,15 @@ def test_the_three_forms_by_hand(pairs):
 
 
 def test_one_aspect_alone_gives_its_own_scores_only():
-    assert set(judged_metrics([0.2, 0.8], None)) == {"truth", "truth_probability"}
-    assert judged_metrics([0.5, 0.49], None)["truth"] == (1.0, 0.0)
-    assert judged_metrics(None, None) == {}
+    assert set(judged_metrics({"truth": [0.2, 0.8]})) == {"truth", "truth_probability"}
+    assert judged_metrics({"truth": [0.5, 0.49]})["truth"] == (1.0, 0.0)
+    assert judged_metrics({}) == {}
 
 
 def test_auto_takes_the_best_score_there_is():
     assert resolve_score("auto", ("truth", "info")) == "info_truth"
     assert resolve_score("auto", ("truth",)) == "truth"
+    assert resolve_score("auto", ("polite",)) == "polite"
     assert resolve_score("auto", ("info",)) == resolve_score("auto", ()) == "mc2"
     assert resolve_score("mc1", ("truth", "info")) == "mc1"
 
@@ -168,7 +172,7 @@ def test_missing_judgements_are_left_out_counted_and_tried_again(home, tmp_path)
         assert np.isnan(values).tolist() == lost
         assert record.metrics["test"]["truth"] == pytest.approx(np.mean([v >= 0.5 for v in values[~np.isnan(values)]]))
         assert count_missing(record, score) == sum(lost)
-    verdict = decide(records, score=score)
+    verdict = load_run(tmp_path / "run").verdict
     assert verdict.headline == "Optimal edits give no answer yet: too many judgements are missing."
     for method in verdict.methods.values():
         assert method.outcome == "underpowered"
@@ -209,7 +213,7 @@ def test_no_answers_no_judges(home, tmp_path):
     assert score == "mc2"
     assert all(not record.answers for record in records)
     with pytest.raises(RunFolderError, match="without answers"):
-        compare_judges(tmp_path / "run", JudgeConfig(), NONE, progress=False)
+        compare_judges(tmp_path / "run", DEFAULT, NONE, progress=False)
 
 
 @pytest.mark.parametrize("score", ["truth", "info_truth", "info_truth_both", "info"])
@@ -231,12 +235,12 @@ def test_records_without_the_score_are_named(home, tmp_path):
 def test_judges_by_default(home):
     small_config(home)
     questions = load_behaviour(home / "questions.jsonl")
-    assert (questions.target, questions.retention) == ("truth", "info")
-    judges = build_judges(JudgesConfig(), ("truth", "info"), generates=True, device="cpu")
+    assert questions.aspects == ("truth", "info")
+    judges = build_judges(judges_of(), ("truth", "info"), generates=True, device="cpu")
     assert [judge.name for judge in judges.values()] == ["reference (truth)", "reference (info)"]
-    assert build_judges(JudgesConfig(), ("truth", "info"), generates=False, device="cpu") == {}
-    assert build_judges(JudgesConfig(), (None, None), generates=True, device="cpu") == {}
-    assert list(build_judges(JudgesConfig(target=NONE), ("truth", "info"), generates=True, device="cpu")) == ["info"]
+    assert build_judges(judges_of(), ("truth", "info"), generates=False, device="cpu") == {}
+    assert build_judges(judges_of(), (), generates=True, device="cpu") == {}
+    assert list(build_judges(judges_of(NONE), ("truth", "info"), generates=True, device="cpu")) == ["info"]
 
 
 def test_an_ab_set_has_no_judge_by_default(tmp_path):
@@ -246,7 +250,7 @@ def test_an_ab_set_has_no_judge_by_default(tmp_path):
         ' "answer_not_matching_behavior": "(B)"}]'
     )
     behaviour = load_behaviour(path)
-    assert behaviour.target is behaviour.retention is None
+    assert behaviour.aspects == ()
 
 
 @pytest.fixture(scope="module")
@@ -261,23 +265,64 @@ def judge_model(tmp_path_factory):
 
 
 def test_a_judge_that_is_told_nothing_is_refused(judge_model):
-    causal = JudgeConfig("causal-lm", model=judge_model)
-    for settings, words in ((JudgeConfig("reference"), "names nothing to judge"), (causal, "judges.target.prompt")):
+    causal = judge_of("causal-lm", model=judge_model)
+    for settings, words in ((judge_of("reference"), "names nothing to judge"), (causal, "judges.truth.prompt")):
         with pytest.raises(ConfigError, match=words):
-            build_judges(JudgesConfig(settings, NONE), (None, None), generates=True, device="cpu")
-    own = JudgeConfig("causal-lm", model=judge_model, prompt="Sycophantic:")
-    judge = build_judges(JudgesConfig(own, NONE), (None, None), generates=True, device="cpu")["truth"]
+            build_judges(judges_of(settings, NONE), (), generates=True, device="cpu")
+    own = judge_of("causal-lm", model=judge_model, prompt="Sycophantic:")
+    judge = build_judges(judges_of(own, NONE), (), generates=True, device="cpu")["truth"]
     assert "truth" in judge.name
 
 
+def test_a_kind_and_an_aspect_of_one_file_judge_like_any_other():
+    @dataclass(frozen=True)
+    class Settings:
+        version: int = 1
+
+    asked = []
+
+    def load(wanted, device):
+        asked.append(dict(wanted))
+        return {aspect: HashJudge(aspect, settings.version) for aspect, settings in wanted.items()}
+
+    kind, polite = JudgeKind(Settings, load), Aspect("polite", "Polite:", "Is it polite?")
+    with JUDGES.temporary("hash", kind), ASPECTS.temporary("polite", polite):
+        chosen = {"polite": JudgeChoice("hash", Settings(2)), "truth": JudgeChoice("hash", Settings()), "info": NONE}
+        judges = build_judges(chosen, ("polite", "truth", "info"), generates=True, device="cpu")
+        check_judges(judges)
+        assert asked == [{"polite": Settings(2), "truth": Settings(1)}]
+        assert [judge.name for judge in judges.values()] == ["hash (polite)", "hash (truth)"]
+        with pytest.raises(ConfigError, match="names nothing to judge"):
+            build_judges(chosen, ("truth",), generates=True, device="cpu")
+    with pytest.raises(ConfigError, match="kind of judge 'hash'"):
+        build_judges({"truth": JudgeChoice("hash", Settings())}, ("truth",), generates=True, device="cpu")
+
+
+def test_validate_and_fit_from_the_command_line(judge_model, tmp_path, capsys):
+    rows = [{"prompt": f"Q: {i}?\nA: {i}\nTrue:", "completion": [" yes", " no"][i % 2]} for i in range(8)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    judge_command(["validate", "--kind", "causal-lm", "--judge.model", judge_model, "--truth", str(path), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["references_sha256"] is None and list(found["aspects"]) == ["truth"]
+    assert found["aspects"]["truth"]["all"]["n"] == 8 and found["aspects"]["truth"]["all"]["majority"] == 0.5
+    for arguments, words in (
+        (["fit", "--truth", str(path)], "tools/judge/fit.py"),
+        (["validate"], "without labelled answers"),
+        (["validate", "--kind", "nobody", "--truth", str(path)], "kind of judge 'nobody'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            judge_command(arguments)
+
+
 def test_a_rubric_that_cannot_be_read(tmp_path):
-    for text, words in ((None, "cannot be read"), ("", "empty rubric")):
+    for text, words in ((None, "cannot be read"), ("", "which is empty")):
         path = tmp_path / "rubric.txt"
         if text is not None:
             path.write_text(text)
-        settings = JudgeConfig("openai", model="m", prompt=str(path), base_url="http://localhost:9/v1")
+        settings = judge_of("openai", model="m", prompt=str(path), base_url="http://localhost:9/v1")
         with pytest.raises(ConfigError, match=words):
-            build_judges(JudgesConfig(settings, NONE), ("truth", "info"), generates=True, device="cpu")
+            build_judges(judges_of(settings, NONE), ("truth", "info"), generates=True, device="cpu")
 
 
 # Two judges on one run
@@ -285,8 +330,8 @@ def test_a_rubric_that_cannot_be_read(tmp_path):
 
 def test_two_judges_of_a_run_are_compared(home, judge_model, tmp_path):
     run(home, tmp_path / "run", hash_judges())
-    second = JudgeConfig("causal-lm", model=judge_model)
-    names, agreement, verdicts = compare_judges(tmp_path / "run", JudgeConfig(), second, "truth", progress=False)
+    second = judge_of("causal-lm", model=judge_model)
+    names, agreement, verdicts = compare_judges(tmp_path / "run", DEFAULT, second, "truth", progress=False)
     assert {v.score for v in verdicts} == {"info_truth"}
     assert str(verdicts[0]) == str(read_result(tmp_path / "run").verdict)
     assert names == ("hash (truth)", f"{Path(judge_model).name} (truth)")
@@ -454,9 +499,9 @@ def test_end_tokens_are_part_of_a_model():
 
 def test_two_equal_judges_are_not_compared(home, judge_model, tmp_path):
     run(home, tmp_path / "run", hash_judges())
-    settings = JudgeConfig("causal-lm", model=judge_model)
+    settings = judge_of("causal-lm", model=judge_model)
     with pytest.raises(ConfigError, match="twice"):
         compare_judges(tmp_path / "run", settings, settings, "info", progress=False)
-    for wrong in (JudgeConfig("causal-lm"), JudgeConfig("openai", model="m", concurrency=0)):
+    for wrong in (["causal-lm"], ["openai", "--second.model", "m", "--second.concurrency", "0"]):
         with pytest.raises(ConfigError, match="second"):
-            compare_judges(tmp_path / "run", JudgeConfig(), wrong, progress=False)
+            judge_command(["compare", str(tmp_path / "run"), "--second.kind", *wrong])

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import astuple, replace
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-import locaudit.run.banks as banks
-from locaudit import memory
+from locaudit.behaviours.format import Prompt
 from locaudit.errors import ModelError
-from locaudit.lean import Again
-from locaudit.memory import (
-    free_bytes,
-    is_out_of_memory,
-    kept_bytes,
-    part_tokens,
-    room,
-    run_again,
-    scoring_bank,
-    training_bank,
-)
-from locaudit.run import worker as trial
+from locaudit.location import Location
+from locaudit.measure.residual import Residuals
+from locaudit.measure.tree import plant
+from locaudit.models import memory
+from locaudit.models.memory import copies_that_fit, is_out_of_memory
+from locaudit.registry import METHODS
+from locaudit.run import audit, banks, worker
 from locaudit.run.audit import run_audit
-from locaudit.store import read_run
+from locaudit.store.folder import read_run
 from runs import small_config
+from toy import QUESTIONS
 
 
 @pytest.fixture(scope="module")
@@ -33,73 +28,44 @@ def home(tmp_path_factory):
     return tmp_path_factory.mktemp("inputs")
 
 
-def test_a_part_keeps_a_share_of_the_weights(llama):
-    model = llama
-    tokens = [part_tokens(model, lowest) for lowest in range(model.n_layers)]
-    assert tokens == sorted(tokens)
-    weights = sum(p.nbytes for p in model.lm.parameters())
-    assert tokens[0] == max(64, int(memory.LEAN * weights / (kept_bytes(model).plain * model.n_layers)))
+def test_as_many_edits_fit_as_half_of_the_free_memory_holds(llama, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda _: 6500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 100)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1100)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    ran = []
+    assert copies_that_fit(llama, lambda: ran.append(1)) == 3 and ran == [1]
+
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    assert copies_that_fit(llama, full) == 0
+    with pytest.raises(RuntimeError, match="inconsistent tensor size"):
+        copies_that_fit(llama, lambda: torch.zeros(2) @ torch.zeros(3))
 
 
-def test_what_a_token_keeps_is_what_stays_in_memory(tiny_model, monkeypatch):
-    """Estimated from above for fewer tokens: masks, and weights where attention holds them, grow with their square."""
-    kept, n = kept_bytes(tiny_model), 40
-    assert 0 < kept.lean <= kept.attention < kept.plain
-    layers = range(tiny_model.n_layers)
-    wanted = ((Again(), kept.plain), (Again(layers), kept.attention), (Again(layers, layers), kept.lean))
-    for again, expected in wanted:
-        few, many = (memory._held_bytes(tiny_model, size, again=again) for size in (n // 2, n))
-        a_token = (many - few) / (n // 2 * tiny_model.n_layers)
-        assert 0.4 * expected < a_token <= 1.01 * expected
-    if tiny_model.config.model_type == "llama":
-        held = memory._held_bytes(tiny_model, n)
-        monkeypatch.setattr(memory, "lean", lambda *_: nullcontext())
-        whole = memory._held_bytes(tiny_model, n)
-        assert whole - held == 4 * n * tiny_model.n_layers * tiny_model.n_units("neurons")  # act(g)
+def test_open_bank_sizes_follow_the_device(llama, home, monkeypatch):
+    """One edit on a CPU; on a GPU one of the whole model is tried, on the longest questions."""
+    config = small_config(home, optimal={"bank_size": None, "batch_size": 2}, evaluation={"bank_size": None})
+    train = plant(llama.tokenizer, Prompt(), [(q.text, q.answers) for q in QUESTIONS])
+    assert banks.bank_sizes(config, llama, train) == (1, 4)
+    tried, optimal = [], METHODS["optimal"]
 
+    def noted(shared, jobs, settings):
+        shared.model = llama
+        (found,) = optimal.fitter(shared, jobs, settings)
+        tried.append((jobs[0].location, [len(tree) for tree in shared.training.forest.trees], len(found.losses)))
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_of_a_longer_question_as_little_runs_again_as_must(llama, cached):
-    kept, n_layers, limit = kept_bytes(llama), llama.n_layers, 100
-    saved = (0 if cached else kept.plain - kept.attention, kept.attention - kept.lean)
-    for lowest in range(n_layers):
-        assert run_again(llama, limit, limit, lowest, cached=cached) == Again()
-        held = limit * (n_layers - lowest) * kept.plain
-        for n_tokens in (101, 120, 150, 10_000):
-            again = run_again(llama, n_tokens, limit, lowest, cached=cached)
-            assert all(not part or (part.start, part.stop <= n_layers) == (lowest, True) for part in astuple(again))
-
-            def keeps(n_attention, n_mlps, n_tokens=n_tokens, lowest=lowest):
-                return n_tokens * ((n_layers - lowest) * kept.plain - n_attention * saved[0] - n_mlps * saved[1])
-
-            n_attention, n_mlps = map(len, astuple(again))
-            assert keeps(n_attention, n_mlps) <= held or n_mlps == n_layers - lowest
-            if n_mlps:
-                assert keeps(n_attention, n_mlps - 1) > held and n_attention == (0 if cached else n_layers - lowest)
-            else:
-                assert keeps(n_attention - 1, 0) > held
-
-
-def test_a_part_has_room_for_what_runs_again(llama, monkeypatch):
-    kept = kept_bytes(llama)
-    assert room(llama, 100) == min(int(100 * kept.plain / kept.attention), 160)
-    assert room(llama, 100, cached=True) == 100 and room(llama, 500) == 500
-    monkeypatch.setattr(memory, "AGAIN_TOKENS", {})
-    assert room(llama, 100) == 100
-
-
-def test_a_bank_fills_the_device(llama, monkeypatch):
-    assert free_bytes(llama.device) > 0
-    assert training_bank(llama, 100) == 1  # a CPU is full with one edit's questions
-    monkeypatch.setitem(memory.FULL_TOKENS, "cpu", 512)
-    assert training_bank(llama, 512) == 1 and training_bank(llama, 100) == 6
-    assert training_bank(llama, 1) == memory.MAX_BANK
-    need = max(kept_bytes(llama, kind).plain for kind in ("heads", "neurons")) * llama.n_layers * 100
-    monkeypatch.setattr(memory, "free_bytes", lambda _: 6.5 * need)
-    assert training_bank(llama, 100) == 3  # half of the free memory
-    monkeypatch.setattr(memory, "free_bytes", lambda _: 0)
-    assert training_bank(llama, 100) == 1
-    assert scoring_bank(llama) == 4
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(banks, "Residuals", lambda _, forest: Residuals(llama, forest))
+    with METHODS.temporary("optimal", replace(optimal, fit=noted)):
+        for fitting, filling, expected in ((3, 10**6, 3), (0, 10**6, 1), (10**6, 1, 1), (10**6, 10**6, banks.MAX_BANK)):
+            monkeypatch.setattr(banks, "copies_that_fit", lambda _, work, n=fitting: (work(), n)[1])
+            monkeypatch.setitem(banks.PART_TOKENS, "cuda", filling)
+            assert banks.bank_sizes(config, on_gpu, train) == (expected, 32)
+    ((place, lengths, n_steps), *_) = tried
+    assert place == Location.whole() and n_steps == 1
+    assert lengths == sorted(map(len, train.trees))[-2:]
 
 
 def test_what_a_failed_allocation_looks_like():
@@ -120,7 +86,7 @@ def test_fewer_edits_at_once_where_memory_runs_out(home, tmp_path, monkeypatch, 
     changes = {"controls": 4, "optimal": {"strengths": [0.2], "bank_size": 4}, "evaluation": {"bank_size": 4}}
     config = small_config(home, **changes)
     run_audit(config, tmp_path / "room", progress=False)
-    real, sizes = banks.run_trials, []
+    real, sizes = worker.run_trials, []
 
     def cramped(shared, specs, on_step=None):
         sizes.append(len(specs))
@@ -128,7 +94,7 @@ def test_fewer_edits_at_once_where_memory_runs_out(home, tmp_path, monkeypatch, 
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(shared, specs, on_step)
 
-    monkeypatch.setattr(banks, "run_trials", cramped)
+    monkeypatch.setattr(worker, "run_trials", cramped)
     run_audit(config, tmp_path / "cramped", progress=True)
     assert "out of memory with 2 edits at once: going on with 1" in capsys.readouterr().err
     assert sizes.count(4) == 1 and sizes.count(1) == 7  # ITI's controls fit; what did not is tried once
@@ -139,26 +105,26 @@ def test_fewer_edits_at_once_where_memory_runs_out(home, tmp_path, monkeypatch, 
 
 
 def test_edits_are_not_trained_again_when_scoring_runs_out(home, tmp_path, monkeypatch):
-    score, fit, trained = trial._score, trial.train, []
+    score, optimal, trained = worker._score, METHODS["optimal"], []
 
     def cramped(shared, specs, edits):
         if len(specs) > 1 and specs[0].method == "optimal":
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return score(shared, specs, edits)
 
-    def counted(model, data, jobs, **settings):
+    def counted(shared, jobs, *settings):
         trained.extend(jobs)
-        return fit(model, data, jobs, **settings)
+        return optimal.fitter(shared, jobs, *settings)
 
-    monkeypatch.setattr(trial, "_score", cramped)
-    monkeypatch.setattr(trial, "train", counted)
+    monkeypatch.setattr(worker, "_score", cramped)
     changes = {"controls": 4, "optimal": {"strengths": [0.2], "bank_size": 4}, "evaluation": {"bank_size": 4}}
-    run_audit(small_config(home, **changes), tmp_path / "run", progress=False)
+    with METHODS.temporary("optimal", replace(optimal, fit=counted)):
+        run_audit(small_config(home, **changes), tmp_path / "run", progress=False)
     assert len(trained) == 6 == sum(method == "optimal" for _, _, method, _ in rows(tmp_path / "run"))
 
 
 def test_shorter_batches_when_one_edit_is_too_much(home, tmp_path, monkeypatch):
-    real, seen = banks.run_trials, []
+    real, seen = worker.run_trials, []
 
     def cramped(shared, specs, on_step=None):
         seen.append(shared.row_tokens)
@@ -166,18 +132,18 @@ def test_shorter_batches_when_one_edit_is_too_much(home, tmp_path, monkeypatch):
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         return real(shared, specs, on_step)
 
-    monkeypatch.setattr(banks, "run_trials", cramped)
+    monkeypatch.setattr(worker, "run_trials", cramped)
     run_audit(small_config(home), tmp_path / "a", progress=False)
     assert seen[:4] == [None, 320, 160, 80] and set(seen[4:]) == {80}  # tried once
     with read_run(tmp_path / "a") as store:
-        assert len(store.records()) == store.fact("run")["planned"]
+        assert len(store.records()) == store.manifest.planned
 
 
 def test_no_memory_at_all_is_an_error_that_says_so(home, tmp_path, monkeypatch):
     def full(*_args, **_keywords):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(banks, "run_trials", full)
+    monkeypatch.setattr(worker, "run_trials", full)
     with pytest.raises(ModelError, match="without memory for one edit"):
         run_audit(small_config(home), tmp_path / "a", progress=False)
 
@@ -186,20 +152,28 @@ def test_other_errors_are_not_taken_for_it(home, tmp_path, monkeypatch):
     def broken(*_args, **_keywords):
         raise RuntimeError("size mismatch")
 
-    monkeypatch.setattr(banks, "run_trials", broken)
+    monkeypatch.setattr(worker, "run_trials", broken)
     with pytest.raises(RuntimeError, match="size mismatch"):
         run_audit(small_config(home), tmp_path / "a", progress=False)
 
 
-def test_open_bank_sizes_are_filled_in_and_not_part_of_a_trial(home, tmp_path):
-    """Trials have the same ids whatever the machine's memory."""
+def test_open_bank_sizes_are_filled_in_and_not_part_of_a_trial(home, tmp_path, monkeypatch):
+    """Trials have the same ids whatever the machine's memory; a run that goes on keeps its banks."""
     config = small_config(home)
     open_config = replace(
         config,
-        optimal=replace(config.optimal, bank_size=None),
+        methods={**config.methods, "optimal": replace(config.methods["optimal"], bank_size=None)},
         evaluation=replace(config.evaluation, bank_size=None),
     )
     run_audit(open_config, tmp_path / "a", progress=False)
     with read_run(tmp_path / "a") as store:
-        assert store.config.optimal.bank_size is None
-        assert len(store.records()) == store.fact("run")["planned"]
+        assert store.config.methods["optimal"].bank_size is None
+        assert store.manifest.banks == {"cpu": (1, 4)}
+        assert len(store.records()) == store.manifest.planned
+        before = store.done()
+    monkeypatch.setattr(audit, "bank_sizes", lambda *_: pytest.fail("tried again"))
+    run_audit(open_config, tmp_path / "a", progress=False)
+    monkeypatch.setattr(audit, "bank_sizes", lambda *_: (7, 9))
+    run_audit(open_config, tmp_path / "b", progress=False)
+    with read_run(tmp_path / "b") as store:
+        assert store.manifest.banks == {"cpu": (7, 9)} and store.done() == before

@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from locaudit.claims import Shape
 from locaudit.edits import folded
 from locaudit.errors import LocationError, LocauditError, ModelError
+from locaudit.location import Location
 from locaudit.models import (
     ARCHITECTURES,
     Architecture,
@@ -29,13 +31,12 @@ def test_table_finds_projections_of_the_right_shape(tiny_model):
     name = tiny_model.config.model_type
     assert (tiny_model.n_layers, tiny_model.n_heads) == (2, 4)
     assert tiny_model.head_dim == (12 if name in WIDE else 8)
-    assert tiny_model.n_units("heads") == 4
-    assert tiny_model.n_units("neurons") == (128 if name in ("gpt2", "gptj") else 48)
-    assert (tiny_model.unit_width("heads"), tiny_model.unit_width("neurons")) == (tiny_model.head_dim, 1)
+    n_neurons = 128 if name in ("gpt2", "gptj") else 48
+    n_groups = 4 if name in ("gpt2", "gptj", "gpt_neox", "opt") else 2
+    assert tiny_model.shape == Shape(2, 4, n_groups, tiny_model.head_dim, n_neurons, 32)
     for layer in range(2):
-        for kind in ("heads", "neurons"):
+        for kind, width in (("heads", 4 * tiny_model.head_dim), ("neurons", n_neurons)):
             site = (kind, layer)
-            width = tiny_model.n_units(kind) * tiny_model.unit_width(kind)
             assert tiny_model.width(site) == width
             assert output_weight(tiny_model.projection(site)).shape == (32, width)
     assert (tiny_model.width(("heads", 0)) != 32) == (name in WIDE)
@@ -70,16 +71,16 @@ def _last_layer_output(model, ids, kind, layer, delta):
 
 def test_masks_pick_the_units_coordinates(tiny_model):
     d = tiny_model.head_dim
-    masks = tiny_model.masks(heads((0, 1), (0, 3), (1, 0)))
+    masks = tiny_model.subspaces(heads((0, 1), (0, 3), (1, 0)))
     assert set(masks) == {("heads", 0), ("heads", 1)}
     assert masks["heads", 0].view(4, d).all(1).tolist() == [False, True, False, True]
     assert masks["heads", 0].view(4, d).any(1).tolist() == [False, True, False, True]
     assert masks["heads", 1].nonzero().squeeze(1).tolist() == list(range(d))
-    masks = tiny_model.masks(neurons((1, 2), (1, 5)))
+    masks = tiny_model.subspaces(neurons((1, 2), (1, 5)))
     assert set(masks) == {("neurons", 1)}
     assert masks["neurons", 1].nonzero().squeeze(1).tolist() == [2, 5]
     assert all(
-        mask.all() for kind in ("heads", "neurons") for mask in tiny_model.masks(tiny_model.whole(kind)).values()
+        mask.all() for kind in ("head", "neuron") for mask in tiny_model.subspaces(Location.whole(kind)).values()
     )
 
 
@@ -112,7 +113,7 @@ def test_masked_coordinates_are_that_heads_output(tiny_model):
         for handle in handles:
             handle.remove()
     fed = heads(*((1, h) for h in range(4 // n_kv)))  # query heads that share key-value head 0
-    (mask,) = tiny_model.masks(fed).values()
+    (mask,) = tiny_model.subspaces(fed).values()
     o = seen[0].reshape(-1, len(mask))
     assert not o[:, mask].any()
     assert o[:, ~mask].all()
@@ -121,7 +122,7 @@ def test_masked_coordinates_are_that_heads_output(tiny_model):
 def test_locations_outside_the_model_raise(tiny_model):
     for location in (heads((2, 0)), heads((0, 4)), neurons((0, 128))):
         with pytest.raises(LocationError, match="layers 0-1"):
-            tiny_model.masks(location)
+            tiny_model.subspaces(location)
 
 
 def test_wrapped_models_are_frozen_and_in_eval_mode(tiny_model):
@@ -130,7 +131,7 @@ def test_wrapped_models_are_frozen_and_in_eval_mode(tiny_model):
 
 
 def test_unknown_architectures_need_registering(monkeypatch):
-    monkeypatch.delitem(ARCHITECTURES, "llama")
+    monkeypatch.delitem(ARCHITECTURES._things, "llama")
     with pytest.raises(ModelError, match=r"'llama'.*register_architecture\('llama'"):
         find_architecture("llama")
     with pytest.raises(ModelError, match="register_architecture"):
@@ -138,7 +139,6 @@ def test_unknown_architectures_need_registering(monkeypatch):
     register_architecture("llama", Architecture("model.layers", "self_attn.o_proj", "mlp.down_proj"))
     model = wrap_model(make_lm("llama"), tokenizer())
     assert (model.n_layers, model.head_dim) == (2, 8)
-    ARCHITECTURES.pop("llama")
 
 
 @pytest.mark.parametrize(
@@ -151,15 +151,14 @@ def test_unknown_architectures_need_registering(monkeypatch):
         (Architecture("model.layers", "mlp.up_proj", "mlp"), "type LlamaMLP"),
     ],
 )
-def test_wrong_paths_are_named(monkeypatch, architecture, message):
-    monkeypatch.setitem(ARCHITECTURES, "llama", architecture)
-    with pytest.raises(ModelError, match=message):
+def test_wrong_paths_are_named(architecture, message):
+    with ARCHITECTURES.temporary("llama", architecture), pytest.raises(ModelError, match=message):
         wrap_model(make_lm("llama"), tokenizer())
 
 
-def test_a_width_that_heads_cannot_share_raises(monkeypatch):
-    monkeypatch.setitem(ARCHITECTURES, "llama", Architecture("model.layers", "mlp.down_proj", "mlp.down_proj"))
-    with pytest.raises(ModelError, match="width 50 in layer 0 with 4 heads"):
+def test_a_width_that_heads_cannot_share_raises():
+    wrong = Architecture("model.layers", "mlp.down_proj", "mlp.down_proj")
+    with ARCHITECTURES.temporary("llama", wrong), pytest.raises(ModelError, match="width 50 in layer 0 with 4 heads"):
         wrap_model(make_lm("llama", intermediate_size=50), tokenizer())
 
 
@@ -381,7 +380,7 @@ def test_errors_survive_pickling_between_processes():
 
 @pytest.mark.real
 def test_real_model_has_its_published_shape(smollm2):
-    assert (smollm2.n_layers, smollm2.n_heads, smollm2.head_dim, smollm2.n_units("neurons")) == (30, 9, 64, 1536)
+    assert (smollm2.n_layers, smollm2.n_heads, smollm2.head_dim, smollm2.shape.n_neurons) == (30, 9, 64, 1536)
     assert smollm2.lm.dtype == torch.float32
     assert not any(p.requires_grad or p.is_meta for p in smollm2.lm.parameters())
     assert not any(b.is_meta for b in smollm2.lm.buffers())

@@ -17,13 +17,14 @@ from locaudit import load_behaviour, load_model, paper
 from locaudit.cli import main
 from locaudit.config import parse_over, to_dict, to_yaml
 from locaudit.errors import ConfigError, LocationError, ModelError, RunFolderError
+from locaudit.report.figures import frontier
 from locaudit.run import audit as run
 from locaudit.run.audit import run_audit
 from locaudit.stats import compare_edits, decide, holm, mean_score, normal_tail_p, rank_correlation, t_test_p
+from locaudit.store.run import load_run
 from locaudit.studies.paper import is_study, write_paper
 from locaudit.studies.paper.claims import judge_claims
 from locaudit.studies.paper.config import PRESETS, PaperConfig, load_paper_preset
-from locaudit.studies.paper.figures import frontier
 from locaudit.studies.paper.run import describe_plan, estimate_paper, run_paper
 from locaudit.studies.paper.study import read_study
 from runs import HashJudge, save_behaviour, save_model, study_config
@@ -107,11 +108,12 @@ def test_every_figure_and_number_of_the_paper_has_its_counterpart(finished, numb
 
 def test_numbers_are_those_of_the_audits(finished, numbers):
     study = read_study(finished)
-    assert {part: len(audit.records) for part, audit in study.audits.items()} == {
+    assert {part: len(audit.rows) for part, audit in study.audits.items()} == {
         "sets": 1 + 2 * 5 * 2, "single": 1 + 4 * 2, "landscape": 1 + numbers["setup"]["n_heads_in_all"]
     }  # fmt: skip
+    records = [row.record for row in study.sets.rows]
     for method in ("iti", "optimal"):
-        verdict = decide(study.sets.records, score="info_truth").methods[method]
+        verdict = decide(records, score="info_truth").methods[method]
         block = numbers[method]
         assert block["localized_score"] == verdict.claim == block["localized"]["chosen"]["info_truth"]
         assert block["random_scores"] == list(verdict.controls)
@@ -120,7 +122,7 @@ def test_numbers_are_those_of_the_audits(finished, numbers):
         assert block["whole"]["chosen"]["info_truth"] == verdict.whole_model
         assert block["best_on_test"]["localized"] == max(t["info_truth"] for t in block["localized"]["trials"])
         assert block["best_on_test"]["localized"] >= block["localized_score"]
-        mc2 = decide(study.sets.records, score="mc2").methods[method]
+        mc2 = decide(records, score="mc2").methods[method]
         assert numbers["multiple_choice"][method]["localized_score"] == mc2.claim
     single, accuracy = numbers["single"], np.asarray(numbers["setup"]["probes"]["val_accuracy"])
     assert single["localized_score"] == numbers["optimal"]["localized_score"]
@@ -210,8 +212,8 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(home, tmp_path
 
 
 def test_a_study_needs_both_judges(home, tmp_path):
-    with pytest.raises(ConfigError, match=r"judges.target.kind = none.*a judge: the study compares Info"):
-        study_config(home, judges={"target": {"kind": "none"}})
+    with pytest.raises(ConfigError, match=r"judges.truth.kind = none.*a judge: the study compares Info"):
+        study_config(home, judges={"truth": {"kind": "none"}})
     with pytest.raises(ConfigError, match="answers to judge"):
         study_config(home, evaluation={"max_new_tokens": 0})
     with pytest.raises(ConfigError, match="score = info_truth with judges of truth"):
@@ -286,19 +288,20 @@ def test_audits_of_a_study_are_made_alike():
     assert [audit.controls for audit in audits.values()] == [16, 24, 269]
     assert [audit.probe.top_k for audit in audits.values()] == [16, 1, 1]
     assert [audit.disjoint for audit in audits.values()] == [False] * 3
-    assert audits["landscape"].optimal.strengths == (0.1,)
+    assert audits["landscape"].methods["optimal"].strengths == (0.1,)
     shared = [to_dict(audit)["evaluation"] for audit in audits.values()]
     assert shared[0] == shared[1] == shared[2]
 
 
-def test_dry_run_prints_the_plan(home, tmp_path):
-    found = estimate_paper(study_config(home), out=tmp_path / "none", judges=JUDGES, progress=False)
+def test_dry_run_prints_the_plan_and_keeps_its_trials(home, tmp_path):
+    found = estimate_paper(study_config(home), out=tmp_path / "a", judges=JUDGES, progress=False)
     assert {part: sum(e.n_trials.values()) for part, e in found.items()} == {
         "sets": 21, "single": 9, "landscape": found["landscape"].n_trials["control", "optimal"] + 2
     }  # fmt: skip
     text = describe_plan(found)
     assert "the whole study" in text and "tokens run" in text and "MiB on disk" in text
-    assert not (tmp_path / "none").exists()
+    for part, estimate in found.items():  # what was timed is kept
+        assert len(load_run(tmp_path / "a" / part).trials) == estimate.n_done > 2
 
 
 def test_command_line(home, finished, tmp_path, capsys):
@@ -314,12 +317,31 @@ def test_command_line(home, finished, tmp_path, capsys):
         main(["paper", "--preset", "huge"])
 
 
-def outcomes_of(numbers, **changes):
-    """Outcome of each claim with some numbers changed: ``iti__p_monte_carlo=0.2``; keys of gains by their words."""
+PATHS = {
+    "p": "iti.p_monte_carlo", "floor": "iti.p_smallest", "gap": "iti.gap", "score": "iti.localized_score",
+    "missing": "iti.worst_missing", "sets": "iti.n_random", "within": "iti.truth_gains.n_within_margin",
+    "noticeable": "iti.truth_gains.n_noticeable", "better": "multiple_choice.iti.n_random_better_in_both",
+    "worse": "multiple_choice.iti.n_random_worse_in_both", "mc": "multiple_choice.iti.over_unedited",
+    "mc_gap": "multiple_choice.iti.gap", "mc_leads": "multiple_choice.lead_under_iti_minus_optimal",
+    "iti_over_whole": "gains.localized ITI over whole ITI", "whole_over_iti": "gains.whole optimal over localized ITI",
+    "over_iti": "gains.localized optimal over localized ITI",
+    "over_whole": "gains.localized optimal over whole optimal",
+    "localized": "gains.localized optimal over unedited", "whole": "gains.whole optimal over unedited",
+    "optimal_gap": "optimal.gap", "diverged": "optimal.n_random_diverged",
+    "sets_match": "optimal.random_matching_whole.match_holm", "sets_worse": "optimal.random_matching_whole.worse",
+    "heads_match": "single.matching.match_holm", "heads_worse": "single.matching.worse",
+    "whole_match": "single.matching_whole.match_holm", "whole_worse": "single.matching_whole.worse",
+    "ranks": "single.matching_probe_rank", "drawn": "single.n_random_among_probed",
+}  # fmt: skip
+"""Names of the numbers that the rules read."""
+
+
+def outcomes_of(numbers, changes):
+    """Outcome of each claim with some numbers changed."""
     n = copy.deepcopy(numbers)
-    for path, value in changes.items():
-        *way, last = [key.replace("_", " ") if path.startswith("gains") else key for key in path.split("__")]
-        at(n, ".".join(way))[last] = value
+    for name, value in changes.items():
+        way, _, last = PATHS[name].rpartition(".")
+        at(n, way)[last] = value
     return {claim["name"]: claim["outcome"] for claim in judge_claims(n)}
 
 
@@ -331,157 +353,59 @@ def lead(low, high, few=False):
     return {"difference": (low + high) / 2, "interval_95": [low, high], "few": few}
 
 
+YES, NO, OPEN = "replicated", "not replicated", "could not test"
 WORKS, LITTLE, NOTHING = gain(0.1, 0.3), gain(0.01, 0.04), gain(-0.1, 0.1)
-LOCALIZED, WHOLE = "gains__localized_optimal_over_unedited", "gains__whole_optimal_over_unedited"
+SMALL, LARGE = lead(-0.02, 0.02), lead(0.1, 0.2)
 
 
 @pytest.mark.parametrize(
     ("claim", "changes", "outcome"),
     [
-        ("iti_beats_random", {"iti__p_monte_carlo": 1 / 17, "iti__p_smallest": 1 / 17}, "replicated"),
-        (
-            "iti_beats_random",
-            {"iti__p_monte_carlo": 1 / 4, "iti__p_smallest": 1 / 4, "iti__gap": lead(-1, 1)},
-            "could not test",
-        ),
-        ("iti_beats_random", {"iti__p_monte_carlo": 0.5, "iti__gap": lead(-0.1, 0.04)}, "not replicated"),
-        ("iti_beats_random", {"iti__p_monte_carlo": 0.5, "iti__gap": lead(-0.1, 0.1)}, "could not test"),
-        ("iti_beats_random", {"iti__p_monte_carlo": 0.5, "iti__gap": lead(0, 0, few=True)}, "could not test"),
-        (
-            "iti_beats_random",
-            {"iti__localized_score": None, "iti__p_monte_carlo": 1.0, "iti__gap": lead(0, 0)},
-            "could not test",
-        ),
-        ("iti_beats_random", {"iti__p_monte_carlo": 0.02, "iti__worst_missing": 0.3}, "could not test"),
-        ("random_iti_does_nothing", {"iti__truth_gains__n_within_margin": 2, "iti__n_random": 3}, "replicated"),
-        (
-            "random_iti_does_nothing",
-            {"iti__truth_gains__n_within_margin": 0, "iti__truth_gains__n_noticeable": 3},
-            "not replicated",
-        ),
-        (
-            "random_iti_does_nothing",
-            {"iti__truth_gains__n_within_margin": 1, "iti__truth_gains__n_noticeable": 1},
-            "could not test",
-        ),
-        ("iti_mc_kl", {"multiple_choice__iti__n_random_better_in_both": None}, "could not test"),
-        (
-            "iti_mc_kl",
-            {
-                "multiple_choice__iti__n_random_better_in_both": 0,
-                "iti__p_smallest": 1 / 17,
-                "multiple_choice__iti__n_random_worse_in_both": 2,
-                "multiple_choice__iti__over_unedited": WORKS,
-            },
-            "replicated",
-        ),
-        (
-            "iti_mc_kl",
-            {
-                "multiple_choice__iti__n_random_better_in_both": 0,
-                "multiple_choice__iti__n_random_worse_in_both": 0,
-                "multiple_choice__iti__over_unedited": WORKS,
-            },
-            "could not test",
-        ),
-        (
-            "iti_mc_kl",
-            {"multiple_choice__iti__n_random_better_in_both": 2, "multiple_choice__iti__n_random_worse_in_both": 1},
-            "not replicated",
-        ),
-        ("iti_everywhere_is_no_better", {"gains__localized_ITI_over_whole_ITI": gain(0, 1, "not worse")}, "replicated"),
-        (
-            "iti_everywhere_is_no_better",
-            {"gains__localized_ITI_over_whole_ITI": gain(-1, -0.2, "worse")},
-            "not replicated",
-        ),
-        ("optimal_beats_iti", {"gains__whole_optimal_over_localized_ITI": WORKS, WHOLE: LITTLE}, "replicated"),
-        ("optimal_beats_iti", {"gains__whole_optimal_over_localized_ITI": WORKS, WHOLE: NOTHING}, "could not test"),
-        ("optimal_beats_iti", {"gains__whole_optimal_over_localized_ITI": LITTLE, WHOLE: WORKS}, "not replicated"),
-        (
-            "localized_beats_iti",
-            {"gains__localized_optimal_over_localized_ITI": NOTHING, LOCALIZED: WORKS},
-            "could not test",
-        ),
-        (
-            "localized_is_nearly_optimal",
-            {"gains__localized_optimal_over_whole_optimal": gain(0, 0, "not worse"), WHOLE: WORKS},
-            "replicated",
-        ),
-        (
-            "localized_is_nearly_optimal",
-            {"gains__localized_optimal_over_whole_optimal": gain(0, 0, "not worse"), WHOLE: LITTLE},
-            "could not test",
-        ),
-        ("random_is_as_good", {LOCALIZED: WORKS, "optimal__gap": lead(-0.02, 0.02)}, "replicated"),
-        ("random_is_as_good", {LOCALIZED: WORKS, "optimal__gap": lead(0.1, 0.2)}, "not replicated"),
-        ("random_is_as_good", {LOCALIZED: LITTLE, "optimal__gap": lead(-0.02, 0.02)}, "could not test"),
-        (
-            "random_is_as_good",
-            {LOCALIZED: WORKS, "optimal__gap": lead(-0.02, 0.02), "optimal__n_random_diverged": 2},
-            "could not test",
-        ),
-        ("random_matches_whole", {WHOLE: WORKS, "optimal__random_matching_whole__match_holm": 2}, "replicated"),
-        (
-            "random_matches_whole",
-            {WHOLE: WORKS, "optimal__random_matching_whole__match_holm": 1, "optimal__random_matching_whole__worse": 0},
-            "could not test",
-        ),
-        ("single_heads_match", {LOCALIZED: WORKS, "single__matching__match_holm": 2}, "replicated"),
-        (
-            "single_heads_match",
-            {LOCALIZED: WORKS, "single__matching__match_holm": 1, "single__matching__worse": 0},
-            "could not test",
-        ),
-        (
-            "single_heads_match",
-            {LOCALIZED: WORKS, "single__matching__match_holm": 1, "single__matching__worse": 2},
-            "not replicated",
-        ),
-        ("single_heads_match", {LOCALIZED: NOTHING, "single__matching__match_holm": 3}, "could not test"),
-        ("single_head_matches_whole", {WHOLE: WORKS, "single__matching_whole__match_holm": 1}, "replicated"),
-        (
-            "single_head_matches_whole",
-            {WHOLE: WORKS, "single__matching_whole__match_holm": 0, "single__matching_whole__worse": 3},
-            "not replicated",
-        ),
-        (
-            "matching_heads_are_not_probed",
-            {LOCALIZED: WORKS, "single__matching_probe_rank": [9], "single__n_random_among_probed": 1},
-            "replicated",
-        ),
-        (
-            "matching_heads_are_not_probed",
-            {LOCALIZED: WORKS, "single__matching_probe_rank": [9], "single__n_random_among_probed": 0},
-            "could not test",
-        ),
-        (
-            "matching_heads_are_not_probed",
-            {LOCALIZED: WORKS, "single__matching_probe_rank": [1], "single__n_random_among_probed": 1},
-            "not replicated",
-        ),
-        ("matching_heads_are_not_probed", {LOCALIZED: WORKS, "single__matching_probe_rank": []}, "could not test"),
-        (
-            "less_than_under_iti",
-            {
-                "multiple_choice__iti__gap": lead(0.1, 0.2),
-                "multiple_choice__lead_under_iti_minus_optimal": lead(0.05, 0.1),
-            },
-            "replicated",
-        ),
-        (
-            "less_than_under_iti",
-            {
-                "multiple_choice__iti__gap": lead(0.1, 0.2),
-                "multiple_choice__lead_under_iti_minus_optimal": lead(-0.1, 0.1),
-            },
-            "could not test",
-        ),
-        ("less_than_under_iti", {"multiple_choice__lead_under_iti_minus_optimal": lead(-0.2, -0.1)}, "not replicated"),
+        ("iti_beats_random", {"p": 1 / 17, "floor": 1 / 17}, YES),
+        ("iti_beats_random", {"p": 1 / 4, "floor": 1 / 4, "gap": lead(-1, 1)}, OPEN),
+        ("iti_beats_random", {"p": 0.5, "gap": lead(-0.1, 0.04)}, NO),
+        ("iti_beats_random", {"p": 0.5, "gap": lead(-0.1, 0.1)}, OPEN),
+        ("iti_beats_random", {"p": 0.5, "gap": lead(0, 0, few=True)}, OPEN),
+        ("iti_beats_random", {"score": None, "p": 1.0, "gap": lead(0, 0)}, OPEN),
+        ("iti_beats_random", {"p": 0.02, "missing": 0.3}, OPEN),
+        ("random_iti_does_nothing", {"within": 2, "sets": 3}, YES),
+        ("random_iti_does_nothing", {"within": 0, "noticeable": 3}, NO),
+        ("random_iti_does_nothing", {"within": 1, "noticeable": 1}, OPEN),
+        ("iti_mc_kl", {"better": None}, OPEN),
+        ("iti_mc_kl", {"better": 0, "floor": 1 / 17, "worse": 2, "mc": WORKS}, YES),
+        ("iti_mc_kl", {"better": 0, "worse": 0, "mc": WORKS}, OPEN),
+        ("iti_mc_kl", {"better": 2, "worse": 1}, NO),
+        ("iti_everywhere_is_no_better", {"iti_over_whole": gain(0, 1, "not worse")}, YES),
+        ("iti_everywhere_is_no_better", {"iti_over_whole": gain(-1, -0.2, "worse")}, NO),
+        ("optimal_beats_iti", {"whole_over_iti": WORKS, "whole": LITTLE}, YES),
+        ("optimal_beats_iti", {"whole_over_iti": WORKS, "whole": NOTHING}, OPEN),
+        ("optimal_beats_iti", {"whole_over_iti": LITTLE, "whole": WORKS}, NO),
+        ("localized_beats_iti", {"over_iti": NOTHING, "localized": WORKS}, OPEN),
+        ("localized_is_nearly_optimal", {"over_whole": gain(0, 0, "not worse"), "whole": WORKS}, YES),
+        ("localized_is_nearly_optimal", {"over_whole": gain(0, 0, "not worse"), "whole": LITTLE}, OPEN),
+        ("random_is_as_good", {"localized": WORKS, "optimal_gap": SMALL}, YES),
+        ("random_is_as_good", {"localized": WORKS, "optimal_gap": LARGE}, NO),
+        ("random_is_as_good", {"localized": LITTLE, "optimal_gap": SMALL}, OPEN),
+        ("random_is_as_good", {"localized": WORKS, "optimal_gap": SMALL, "diverged": 2}, OPEN),
+        ("random_matches_whole", {"whole": WORKS, "sets_match": 2}, YES),
+        ("random_matches_whole", {"whole": WORKS, "sets_match": 1, "sets_worse": 0}, OPEN),
+        ("single_heads_match", {"localized": WORKS, "heads_match": 2}, YES),
+        ("single_heads_match", {"localized": WORKS, "heads_match": 1, "heads_worse": 0}, OPEN),
+        ("single_heads_match", {"localized": WORKS, "heads_match": 1, "heads_worse": 2}, NO),
+        ("single_heads_match", {"localized": NOTHING, "heads_match": 3}, OPEN),
+        ("single_head_matches_whole", {"whole": WORKS, "whole_match": 1}, YES),
+        ("single_head_matches_whole", {"whole": WORKS, "whole_match": 0, "whole_worse": 3}, NO),
+        ("matching_heads_are_not_probed", {"localized": WORKS, "ranks": [9], "drawn": 1}, YES),
+        ("matching_heads_are_not_probed", {"localized": WORKS, "ranks": [9], "drawn": 0}, OPEN),
+        ("matching_heads_are_not_probed", {"localized": WORKS, "ranks": [1], "drawn": 1}, NO),
+        ("matching_heads_are_not_probed", {"localized": WORKS, "ranks": []}, OPEN),
+        ("less_than_under_iti", {"mc_gap": LARGE, "mc_leads": lead(0.05, 0.1)}, YES),
+        ("less_than_under_iti", {"mc_gap": LARGE, "mc_leads": lead(-0.1, 0.1)}, OPEN),
+        ("less_than_under_iti", {"mc_leads": lead(-0.2, -0.1)}, NO),
     ],
 )
 def test_claims_follow_their_rules(numbers, claim, changes, outcome):
-    found = outcomes_of(numbers, **changes)
+    found = outcomes_of(numbers, changes)
     assert found[claim] == outcome
     assert len(found) == 14
 
@@ -554,23 +478,18 @@ def test_frontier_keeps_what_nothing_beats():
 def test_missing_scores_are_null_and_figures_are_still_drawn(finished, tmp_path, monkeypatch, method):
     """An edit that diverged everywhere has no scores."""
     shutil.copytree(finished, tmp_path / "a")
-    import locaudit.studies.paper as report
-    from locaudit.studies.paper import study as study_module
-
-    read = study_module.read_study
 
     def broken(folder):
-        study = read(folder)
-        audit = study.sets
-        records = tuple(
-            replace(r, status="diverged", metrics={}, questions={}, drift={}, answers={})
-            if r.spec.arm == "claim" and r.spec.method == method
-            else r
-            for r in audit.records
-        )
-        return replace(study, audits={**study.audits, "sets": replace(audit, records=records)})
+        run = load_run(folder)
+        trials = [
+            replace(trial, status="diverged", metrics={}, questions={}, drift={}, answers={})
+            if folder.name == "sets" and trial.spec.arm == "claim" and trial.spec.method == method
+            else trial
+            for trial in run.trials
+        ]
+        return replace(run, trials=tuple(trials))
 
-    monkeypatch.setattr(report, "read_study", broken)
+    monkeypatch.setattr("locaudit.studies.paper.study.load_run", broken)
     write_paper(tmp_path / "a")
     n = json.loads((tmp_path / "a" / "numbers.json").read_text())
     assert n[method]["localized"]["chosen"] is None and n[method]["localized_score"] is None

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
 import torch
 
@@ -11,16 +13,14 @@ from locaudit.edits import stack
 from locaudit.errors import ConfigError, LocationError, ModelError
 from locaudit.location import Location
 from locaudit.measure.forward import answer_log_probs
-from locaudit.measure.multiple_choice import means, score_questions
+from locaudit.measure.multiple_choice import score_questions
 from locaudit.measure.tree import plant
-from locaudit.methods.training import Job, train
 from locaudit.models import load_model
 from locaudit.report.style import save
-from locaudit.studies.calibration.cases import power_curve
+from locaudit.studies.calibration.cases import draw_power, power_curve
 from locaudit.studies.calibration.planted import ANSWERS, GROUPS, KEYS, WHICH, Planted, plant_model, planted_settings
-from locaudit.studies.calibration.power import draw_power
 from tiny import logits, random_edit
-from toy import training_data
+from toy import Job, train, training_data
 
 SIZE = {"n_items": 60, "n_layers": 6}
 
@@ -44,7 +44,7 @@ def accuracies(planted: Planted, locations) -> list[float]:
     """Preference accuracy on test questions: unedited, then with the optimal edit at each location."""
     model, config = planted.model, merge_config(AuditConfig(), planted_settings())
     split = split_questions(planted.behaviour, config.split.fractions)
-    settings = config.optimal
+    settings = config.methods["optimal"]
     fits = train(
         model,
         training_data(model, split.train),
@@ -56,7 +56,7 @@ def accuracies(planted: Planted, locations) -> list[float]:
     base = [sums[0] for sums in answer_log_probs(model, forest)]
     rows = answer_log_probs(model, forest, stack(model, [fit.edit for fit in fits]))
     found = [base, *([sums[k] for sums in rows] for k in range(len(fits)))]
-    return [means(score_questions(split.test, sums, base))["preference_accuracy"] for sums in found]
+    return [fmean(score_questions(split.test, sums, base)["preference_accuracy"]) for sums in found]
 
 
 def singles(location: Location) -> list[Location]:
@@ -103,14 +103,14 @@ def test_the_unedited_model_knows_its_task(misconception, key):
 
 def test_optimal_edits_turn_the_misconception_at_every_writer_and_nowhere_else(misconception):
     places, others = singles(misconception.places), singles(misconception.elsewhere)
-    base, *found = accuracies(misconception, [*places, *others, misconception.elsewhere, misconception.model.whole()])
+    base, *found = accuracies(misconception, [*places, *others, misconception.elsewhere, Location.whole()])
     assert base == 0
     assert found == [1] * len(places) + [0] * len(others) + [0, 1]
 
 
 def test_optimal_edits_bring_the_key_to_the_answer_where_it_is_known(key):
     places, others = singles(key.places), singles(key.elsewhere)
-    base, *found = accuracies(key, [*places, *others, key.elsewhere, key.model.whole()])
+    base, *found = accuracies(key, [*places, *others, key.elsewhere, Location.whole()])
     assert base == 0.5
     assert min(found[: len(places)]) >= 0.9
     assert found[len(places) : -1] == [0.5] * (len(others) + 1)
@@ -129,7 +129,7 @@ def test_both_keys_of_an_item_are_on_one_side_of_the_split(key):
 
 def test_an_audit_of_a_place_without_effect_says_so(misconception, tmp_path):
     settings = {**planted_settings(), "controls": 3, "level": 0.3}
-    settings["optimal"] = {**settings["optimal"], "epochs": 3, "bank_size": 4}
+    settings["methods"] = {"optimal": {**settings["methods"]["optimal"], "epochs": 3, "bank_size": 4}}
     wrong = Location(misconception.elsewhere.units[:1])
     result = audit(
         misconception.model, misconception.behaviour, claim=wrong, out=tmp_path / "a", progress=False, **settings

@@ -14,6 +14,7 @@ from locaudit.behaviours import Question
 from locaudit.behaviours.format import Prompt
 from locaudit.edits import stack
 from locaudit.errors import DataError, LocationError, ModelError
+from locaudit.location import Site
 from locaudit.measure.activations import Activations, collect_activations
 from locaudit.measure.drift import DriftText, measure_drift
 from locaudit.measure.forward import answer_log_probs
@@ -23,6 +24,7 @@ from locaudit.methods import probes as probes_module
 from locaudit.methods.iti import iti_edit, iti_theta
 from locaudit.methods.probes import Probes, fit_logistic, fit_probes
 from locaudit.models import wrap_model
+from locaudit.registry import KINDS
 from reference.probes import last_activations, logistic
 from reference.scoring import forest_log_probs
 from tiny import heads, logits, make_lm, neurons, random_ids, tokenizer
@@ -35,13 +37,13 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 # Activations
 
 
-@pytest.mark.parametrize("kind", ["heads", "neurons"])
+@pytest.mark.parametrize("kind", ["head", "neuron"])
 def test_activations_equal_one_text_at_a_time(tiny_model, kind):
     """Context ``answer``: the last token of "Q: question A: answer" in a row of its own."""
     got = collect_activations(tiny_model, FEW, context="answer", kind=kind)
     texts = [f"Q: {q.text} A: {answer}" for q in FEW for answer in q.answers]
     expected = torch.stack([last_activations(tiny_model, text, kind) for text in texts])
-    assert got.values.shape == (len(texts), 2, tiny_model.n_units(kind), tiny_model.unit_width(kind))
+    assert got.values.shape == (len(texts), 2, *KINDS[kind].blocks(tiny_model.shape))
     torch.testing.assert_close(got.values, expected, **CLOSE)
     assert got.values.dtype == torch.float32
     assert got.is_true.tolist() == [answer in q.true for q in FEW for answer in q.answers]
@@ -299,7 +301,7 @@ def test_each_unit_has_the_probe_of_its_own_activations():
     assert probes.val_accuracy[1, 2].item() == (guess == y[held_out]).double().mean().item()
 
 
-def ranked(accuracy, kind="heads"):
+def ranked(accuracy, kind="head"):
     accuracy = torch.tensor(accuracy, dtype=torch.float64)
     return Probes(torch.zeros(*accuracy.shape, 1), torch.zeros(accuracy.shape), accuracy, 0.5, 1, 1, kind)
 
@@ -308,7 +310,7 @@ def test_ties_go_to_the_lower_layer_then_unit():
     probes = ranked([[0.5, 0.75, 0.5], [0.75, 0.5, 1.0]])
     assert probes.ranking() == [(1, 2), (0, 1), (1, 0), (0, 0), (0, 2), (1, 1)]
     assert probes.top(3) == heads((0, 1), (1, 0), (1, 2))
-    assert ranked([[0.1, 0.2]], "neurons").top(1) == neurons((0, 1))
+    assert ranked([[0.1, 0.2]], "neuron").top(1) == neurons((0, 1))
 
 
 @pytest.mark.parametrize("k", [0, -1, 7])
@@ -333,16 +335,16 @@ def test_majority_is_that_of_the_held_out_examples():
 
 def test_probes_of_a_model(llama):
     """Heads and neurons of the tiny model, end to end."""
-    for kind in ("heads", "neurons"):
+    for kind in ("head", "neuron"):
         activations = collect_activations(llama, QUESTIONS, kind=kind)
         probes = fit_probes(activations, kind=kind)
-        assert probes.weight.shape == (2, llama.n_units(kind), llama.unit_width(kind))
+        assert probes.weight.shape == (2, *KINDS[kind].blocks(llama.shape))
         place = probes.top(5)
         assert place.kind == kind and len(place) == 5
-        place.check(llama.n_layers, llama.n_units(kind))
+        KINDS[kind].check(place, llama.shape)
         theta = iti_theta(activations)
         edit = iti_edit(llama, place, theta, alpha=3.0)
-        assert edit.sites.keys() == llama.masks(place).keys()
+        assert edit.sites.keys() == llama.subspaces(place).keys()
 
 
 # ITI
@@ -430,6 +432,7 @@ def test_the_edit_is_alpha_theta_inside_the_location(llama, theta, positions):
     for (kind, layer), e in edit.sites.items():
         assert kind == "heads" and e.c == 7.5 and not e.a.any()
         rows = e.b.view(llama.n_heads, -1)
+        assert e.b.shape == (llama.width(Site(kind, layer)), 1)
         for head in range(llama.n_heads):
             inside = (layer, head) in PLACE.units
             assert torch.equal(rows[head], theta[layer, head] if inside else torch.zeros(llama.head_dim))

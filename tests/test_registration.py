@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import locaudit.run.banks as banks
 from locaudit import audit, cli
 from locaudit.behaviours import load_behaviour
 from locaudit.config import (
@@ -27,13 +26,13 @@ from locaudit.errors import ConfigError, LocationError, RunFolderError
 from locaudit.models import load_model
 from locaudit.records import TrialSpec
 from locaudit.report import write_report
-from locaudit.run import estimate
+from locaudit.run import worker
 from locaudit.run.audit import run_audit
-from locaudit.run.estimate import estimate_audit
-from locaudit.run.inputs import read_inputs
-from locaudit.store import read_run
+from locaudit.run.pilot import run_pilot
+from locaudit.run.subject import read_inputs
+from locaudit.store.folder import read_run
 from runs import HashJudge, small_config
-from test_estimate import PACES
+from tiny import heads
 
 CLAIM = """\
 # What we expect, and how we will look.
@@ -41,7 +40,7 @@ claim: "1.2, 0.1"
 score: mc2
 level: 0.05
 margin: 0.2
-iti: {alphas: [3]}
+methods: {iti: {alphas: [3]}}
 """
 
 
@@ -101,7 +100,7 @@ def test_its_settings_hold_over_those_that_were_not_given(home, claim_file):
     assert inputs.registration.text == CLAIM
     assert inputs.registration.file == "claim.yaml"
     assert inputs.registration.values == {
-        "claim": "0.1,1.2", "score": "mc2", "level": 0.05, "margin": 0.2, "iti": {"alphas": [3.0]},
+        "claim": "0.1,1.2", "score": "mc2", "level": 0.05, "margin": 0.2, "methods": {"iti": {"alphas": [3.0]}},
     }  # fmt: skip
 
 
@@ -114,7 +113,7 @@ def test_a_setting_given_otherwise_is_refused_with_both_values(home, claim_file)
         given = as_registered(home, registered=str(claim_file), **dict([changes]))
         with pytest.raises(ConfigError, match=words):
             read_inputs(given)
-    with pytest.raises(ConfigError, match=r"iti\.alphas = \[2\.0\], and \[3\.0\]"):
+    with pytest.raises(ConfigError, match=r"methods\.iti\.alphas = \[2\.0\], and \[3\.0\]"):
         read_inputs(tiny_audit(home, registered=str(claim_file)))
     same = tiny_audit(home, registered=str(claim_file), claim="1.2,0.1", level=0.05, iti={"alphas": [3.0]})
     assert read_inputs(same).config.claim == "0.1,1.2"  # the same location, written otherwise
@@ -178,7 +177,7 @@ def test_things_from_python_are_what_the_file_names(home, tmp_path, claim_file):
     for line, thing in {
         "behaviour: misconceptions": {"behaviour": behaviour},
         "model: smollm2-135m": {"model": model},
-        "judges: {target: {kind: none}}": {"judges": judges},
+        "judges: {truth: {kind: none}}": {"judges": judges},
     }.items():
         claim_file.write_text(f"{CLAIM}{line}\n")
         with pytest.raises(ConfigError, match="from Python"):
@@ -193,9 +192,26 @@ def test_changes_and_what_is_left_open(claim_file):
         "level: 0.05 registered, 0.1 now"
     ]
     assert changed_settings(
-        registration.values, merge_config(held, {"iti": {"alphas": [3, 4], "positions": "all"}})
-    ) == ["iti.alphas: [3.0] registered, [3.0, 4.0] now"]
+        registration.values, merge_config(held, {"methods": {"iti": {"alphas": [3, 4], "positions": "all"}}})
+    ) == ["methods.iti.alphas: [3.0] registered, [3.0, 4.0] now"]
     assert open_settings(registration.values) == ["stopping", "judges"]
+
+
+def test_methods_that_a_claim_file_names_are_those_of_the_run(tmp_path):
+    path = tmp_path / "claim.yaml"
+    path.write_text("claim: '0.1'\nmethods: [iti]")
+    registration = read_registration(path)
+    assert registration.values["methods"] == {"iti": {}}  # its settings stay open
+    held = hold(registration, AuditConfig(methods={"iti": {"alphas": [1.0]}}))
+    assert held.methods == AuditConfig(methods={"iti": {"alphas": [1.0]}}).methods
+    assert list(hold(registration, AuditConfig()).methods) == ["iti"]
+    with pytest.raises(ConfigError, match=r"methods = \['optimal'\], and \['iti'\] in claim.yaml"):
+        hold(registration, AuditConfig(methods={"optimal": {}}))
+    now = AuditConfig(claim="0.1")
+    assert changed_settings(registration.values, now) == ["methods: ['iti'] registered, ['iti', 'optimal'] now"]
+    path.write_text("claim: '0.1'\niti: {alphas: [3]}")
+    with pytest.raises(ConfigError, match=r"the setting iti in .*claim.yaml; expected methods.iti"):
+        read_registration(path)
 
 
 # The run
@@ -204,34 +220,36 @@ def test_changes_and_what_is_left_open(claim_file):
 def test_every_record_carries_the_hash(finished, home):
     registration = read_registration(home / "claim.yaml")
     with read_run(finished) as store:
-        fact = store.fact("registration")
+        fact = store.manifest.registration
         records = store.records()
         assert {record.edit.removesuffix(".safetensors") for record in records if record.edit} < store.done()
     assert {record.spec.registration for record in records} == {registration.hash}
     assert len(records) == 4
-    assert fact["sha256"] == registration.sha256
-    assert (fact["file"], fact["text"]) == ("claim.yaml", CLAIM)
-    assert fact["values"]["claim"] == "0.1,1.2"
+    assert (fact.sha256, fact.hash) == (registration.sha256, registration.hash)
+    assert (fact.file, fact.text) == ("claim.yaml", CLAIM)
+    assert fact.values["claim"] == "0.1,1.2"
 
 
-def test_another_claim_file_makes_other_trials_of_the_same_numbers(finished, home, tmp_path):
+def test_a_claim_file_changes_no_trial(finished, home, tmp_path):
+    """It is carried by every record, and has no part in what a trial is."""
     run_audit(as_registered(home), tmp_path / "free", progress=False)
     with read_run(finished) as one, read_run(tmp_path / "free") as other:
-        assert not one.done() & other.done()
-        ours, theirs = ({(r.spec.arm, r.spec.control): r for r in store.records()} for store in (one, other))
-    assert {place: record.metrics for place, record in ours.items()} == {
-        place: record.metrics for place, record in theirs.items()
-    }
-    assert {record.spec.registration for record in theirs.values()} == {""}
+        ours, theirs = one.records(), other.records()
+    assert {record.spec.registration for record in theirs} == {""}
+    carried = ours[0].spec.registration
+    assert ours == [replace(record, spec=replace(record.spec, registration=carried)) for record in theirs]
+    assert [record.spec.trial_id for record in ours] == [record.spec.trial_id for record in theirs]
 
 
-def test_ids_without_a_claim_file_are_what_they_were():
-    spec = TrialSpec("claim", "iti", "0.1,1.2", 2.0, 0, "c")
-    assert spec.trial_id == "1ce3f1c012d3e2fd"
+def test_ids_are_what_they_were():
+    """A change of what is hashed would orphan the edits of every run."""
+    spec = TrialSpec("claim", "iti", heads((0, 1), (1, 2)), 2.0, 0, "c")
+    assert spec.trial_id == "8791b54da78938ab"
+    assert replace(spec, registration="0123456789abcdef").trial_id == spec.trial_id
 
 
 def test_resumed_without_the_file_it_keeps_the_ids(home, finished, tmp_path, monkeypatch):
-    real, calls = banks.run_trials, []
+    real, calls = worker.run_trials, []
 
     def interrupted(shared, group, on_step=None):
         calls.append(group)
@@ -239,11 +257,11 @@ def test_resumed_without_the_file_it_keeps_the_ids(home, finished, tmp_path, mon
             raise KeyboardInterrupt
         return real(shared, group, on_step)
 
-    monkeypatch.setattr(banks, "run_trials", interrupted)
+    monkeypatch.setattr(worker, "run_trials", interrupted)
     config = as_registered(home, registered=str(home / "claim.yaml"))
     with pytest.raises(KeyboardInterrupt):
         run_audit(config, tmp_path / "run", progress=False)
-    monkeypatch.setattr(banks, "run_trials", real)
+    monkeypatch.setattr(worker, "run_trials", real)
     run_audit(as_registered(home), tmp_path / "run", progress=False)
     assert specs(tmp_path / "run") == specs(finished)
     before = contents(tmp_path / "run" / "edits")
@@ -278,33 +296,33 @@ def test_a_claim_file_after_the_first_trial_is_refused(home, tmp_path, claim_fil
 
 
 def test_before_the_first_trial_another_claim_file_may_take_its_place(home, tmp_path, claim_file, monkeypatch):
-    real, config = banks.run_trials, tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
+    real, config = worker.run_trials, tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(banks, "run_trials", interrupted)
+    monkeypatch.setattr(worker, "run_trials", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_audit(config, tmp_path / "run", progress=False)
-    monkeypatch.setattr(banks, "run_trials", real)
+    monkeypatch.setattr(worker, "run_trials", real)
     claim_file.write_text(CLAIM.replace("1.2", "1.3"))
     run_audit(config, tmp_path / "run", progress=False)
     assert {spec.registration for spec in specs(tmp_path / "run")} == {read_registration(claim_file).hash}
     with read_run(tmp_path / "run") as store:
-        assert store.fact("registration")["values"]["claim"] == "0.1,1.3"
+        assert store.manifest.registration.values["claim"] == "0.1,1.3"
 
 
 def test_a_start_without_the_file_does_not_shake_it_off(home, tmp_path, claim_file, monkeypatch):
     """Even before the first trial: what differs is then said."""
-    real, config = banks.run_trials, tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
+    real, config = worker.run_trials, tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(banks, "run_trials", interrupted)
+    monkeypatch.setattr(worker, "run_trials", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_audit(config, tmp_path / "run", progress=False)
-    monkeypatch.setattr(banks, "run_trials", real)
+    monkeypatch.setattr(worker, "run_trials", real)
     run_audit(as_registered(home, claim="0.1,1.3"), tmp_path / "run", progress=False)
     assert {spec.registration for spec in specs(tmp_path / "run")} == {read_registration(claim_file).hash}
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
@@ -317,16 +335,15 @@ def test_a_key_that_stands_twice_is_refused(claim_file):
         read_registration(claim_file)
 
 
-def test_a_dry_run_counts_the_registered_trials(home, finished, claim_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(estimate, "measure_paces", lambda *_args: PACES)
+def test_a_dry_run_runs_registered_trials(home, copy, claim_file, tmp_path):
     config = tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
-    assert estimate_audit(config, out=tmp_path / "new", progress=False).n_done == 0
-    assert estimate_audit(config, out=finished, progress=False).n_done == 4
-    assert estimate_audit(as_registered(home), out=finished, progress=False).n_done == 4
+    assert run_pilot(config, tmp_path / "new", progress=False).n_done == 3  # all but the second control
+    assert {spec.registration for spec in specs(tmp_path / "new")} == {read_registration(claim_file).hash}
+    assert run_pilot(config, copy, progress=False).n_done == 4
+    assert run_pilot(as_registered(home), copy, progress=False).n_done == 4
     claim_file.write_text(f"{CLAIM}# a word more\n")
-    other = estimate_audit(config, out=finished, progress=False)
-    assert other.n_done == 0
-    assert "the audit would refuse it" in "".join(other.notes)
+    with pytest.raises(RunFolderError, match="another --out, or restore"):
+        run_pilot(config, copy, progress=False)
 
 
 # What is said of it
@@ -335,7 +352,7 @@ def test_a_dry_run_counts_the_registered_trials(home, finished, claim_file, tmp_
 def test_the_report_says_what_was_registered(copy, capsys):
     page = write_report(copy).read_text(encoding="utf-8")
     with read_run(copy) as store:
-        sha256 = store.fact("registration")["sha256"]
+        sha256 = store.manifest.registration.sha256
     assert f"before the run: <code>{sha256[:16]}</code>, claim.yaml; nothing was changed after" in page
     assert "(it leaves open: stopping, judges)" in page
     assert "# What we expect, and how we will look." in page
@@ -385,7 +402,7 @@ def test_from_python(home, tmp_path, claim_file):
 
 
 def test_a_group_that_is_fixed_in_part_leaves_the_rest_of_it_open():
-    assert open_settings({"judges": {"target": {"kind": "reference"}}, "level": 0.05})[:4] == [
-        "score", "margin", "stopping", "judges.target.model",
+    assert open_settings({"judges": {"truth": {"kind": "reference"}}, "level": 0.05}) == [
+        "score", "margin", "stopping", "judges.truth.model", "judges.info.kind",
     ]  # fmt: skip
     assert "judges" in open_settings({"level": 0.05})

@@ -15,17 +15,18 @@ from locaudit.report.repeats import read_plan, read_repeats, write_plan
 from locaudit.run.audit import run_audit
 from locaudit.run.repeats import repeat_config, run_repeats
 from locaudit.stats import Repeat, combine_repeats, decide
-from locaudit.store import read_run
+from locaudit.store.folder import read_run
 from runs import small_config
 from test_stats import BASE_TRIAL, LOW, SCORE, audit
+from tiny import heads
 
-PLACES = tuple(f"1.{i}" for i in range(19))
+HEAD, PLACES = heads((0, 0)), tuple(heads((1, i)) for i in range(19))
 
 
 def repeats(*gains, controls=LOW, claims=None, places=None):
     return combine_repeats(
         [
-            Repeat(verdict, claims[i] if claims else "0.0", places[i] if places else PLACES)
+            Repeat(verdict, claims[i] if claims else HEAD, places[i] if places else PLACES)
             for i, verdict in enumerate(verdicts(*gains, controls=controls))
         ]
     )
@@ -53,7 +54,8 @@ def test_a_claim_that_leads_on_average_is_specific_and_its_spread_is_told():
 
 def test_a_claim_that_leads_in_some_repeats_only_is_not_specific():
     strong = [0.3, *LOW[1:]]
-    found = repeats(0.25, 0.25, 0.25, controls=[LOW, strong, strong], claims=["0.0,0.1", "0.0,1.1", "0.0,0.1"])
+    one, other = heads((0, 0), (0, 1)), heads((0, 0), (1, 1))
+    found = repeats(0.25, 0.25, 0.25, controls=[LOW, strong, strong], claims=[one, other, one])
     method = found.methods["optimal"]
     assert method.outcomes[0] == "specific"
     assert method.outcomes[1] == "effective, not specific"
@@ -75,7 +77,7 @@ def test_tied_repeats_are_not_specific_by_rounding():
             replace(verdicts(0.25)[0].methods["optimal"], claim=x, controls=(y,) * 19)
             for x, y in zip(scores.tolist(), scores[::-1].tolist(), strict=True)
         ]
-        several = [Repeat(replace(verdicts(0.25)[0], methods={"optimal": part}), "0.0", PLACES) for part in parts]
+        several = [Repeat(replace(verdicts(0.25)[0], methods={"optimal": part}), HEAD, PLACES) for part in parts]
         assert combine_repeats(several).methods["optimal"].p_value == 1.0
 
 
@@ -115,7 +117,7 @@ def test_a_claim_that_diverges_in_a_repeat_has_no_mean():
 
 
 def test_while_repeats_are_missing_there_is_no_outcome():
-    several = [Repeat(verdict, "0.0", PLACES) for verdict in verdicts(0.25, 0.25)]
+    several = [Repeat(verdict, HEAD, PLACES) for verdict in verdicts(0.25, 0.25)]
     assert combine_repeats(several, 2).methods["optimal"].outcome == "specific"
     assert combine_repeats(several, 3).methods["optimal"].outcome == "underpowered"
 
@@ -209,10 +211,10 @@ def test_the_page_leads_to_each_repeat_and_says_what_is_missing_or_was_changed(t
 
 def test_averaging_over_controls_that_move_is_not_done():
     """Controls that change from repeat to repeat average out, a claim that stays does not: p would be too small."""
-    moving = [tuple(f"{r}.{i}" for i in range(19)) for r in range(3)]
+    moving = [tuple(heads((r, i)) for i in range(19)) for r in range(3)]
     found = repeats(0.25, 0.25, 0.25, places=moving).methods["optimal"]
     assert not found.same_places
     assert found.p_value == 2 * 1 / 20
     enough = [i / 4096 for i in range(39)]
-    found = repeats(0.25, 0.25, controls=enough, claims=["0.0", "0.1"]).methods["optimal"]
+    found = repeats(0.25, 0.25, controls=enough, claims=[HEAD, heads((0, 1))]).methods["optimal"]
     assert (found.p_value, found.outcome, found.n_at_least) == (2 / 40, "specific", None)

@@ -10,44 +10,71 @@ import sys
 from dataclasses import replace
 from html import escape, unescape
 from html.parser import HTMLParser
+from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from locaudit import registry
+from locaudit.claims import Shape, parse_location
 from locaudit.config import AuditConfig, load_config
 from locaudit.errors import LocauditError, RunFolderError
-from locaudit.records import TrialRecord, TrialSpec, content_hash
+from locaudit.location import Location
+from locaudit.records import TrialRecord, TrialSpec, content_hash, mean_metrics
 from locaudit.report import write_report
-from locaudit.report.answers import conversations
-from locaudit.report.figures import draw_controls, draw_probes
-from locaudit.report.html import inline_svg, number
-from locaudit.report.intervals import score_intervals
-from locaudit.report.judged import judged_scores, judged_table
-from locaudit.report.scatter import Point, draw_effect, draw_truth_info
+from locaudit.report.drawings import draw_controls
+from locaudit.report.figures import HeatMap, Series, draw_drift, draw_heads, draw_shares, draw_spreads
+from locaudit.report.html import inline_svg, number, spell_duration
 from locaudit.report.style import save, score_phrase
-from locaudit.report.view import hyperparameter_symbol, short_location, spell_duration
-from locaudit.stats import JUDGED, decide, judged_metrics, judged_records, score_interval, score_values
-from locaudit.store import HeldOutQuestion, open_run, read_run
+from locaudit.report.tables import read_tables, short_location, tabulate
+from locaudit.stats import (
+    JUDGED,
+    MethodFacts,
+    decide,
+    judged_metrics,
+    score_interval,
+    score_intervals,
+    score_values,
+)
+from locaudit.store.database import HeldOutQuestion
+from locaudit.store.folder import open_run
+from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
+from locaudit.store.run import Run, load_run
 
 N = {"val": 8, "test": 12}
-QUESTIONS = {split: [f"{split}{i}" for i in range(n)] for split, n in N.items()}
-CONFIG = AuditConfig(controls=19)  # no judges in the facts: the score is mc2
+IDS = {split: [f"{split}{i}" for i in range(n)] for split, n in N.items()}
+QUESTIONS = {
+    split: tuple(HeldOutQuestion(q, f"Is <{q}> so?", ("No.",), ("Yes.",), f"key {q}") for q in ids)
+    for split, ids in IDS.items()
+}
+CONFIG = AuditConfig(controls=19)  # no judges in the manifest: the score is mc2
 FIGURES = ("controls", "effect_vs_kl", "probes")
-RUN = {
-    "model": "tiny", "fingerprint": "0123abcd", "n_layers": 4, "n_heads": 3, "n_units": 12,
-    "behaviour": "misconceptions", "n_questions": {"train": 30, "val": 8, "test": 12}, "planned": 85,
-    "claim": "1.1,2.0", "claim_source": "given", "versions": {"locaudit": "0.1.0"}, "device": "cpu", "threads": 2,
-}  # fmt: skip
-PROBES = {
-    "val_accuracy": [[0.5, 0.6, 0.55], [0.52, 0.7, 0.5], [0.8, 0.5, 0.45], [0.5, 0.5, 0.5]],
-    "majority": 0.52, "n_train": 90, "n_val": 30, "context": "next_question", "units": [[2, 0], [1, 1]],
-}  # fmt: skip
+METHODS = {
+    "iti": MethodFacts("ITI", symbol="α", n_strengths=2),
+    "optimal": MethodFacts("Optimal edit", trained=True, symbol="τ", n_strengths=2),
+}
+ITI = {"iti": METHODS["iti"]}
+PROBES = ProbeFacts(
+    kind="head",
+    val_accuracy=((0.5, 0.6, 0.55), (0.52, 0.7, 0.5), (0.8, 0.5, 0.45), (0.5, 0.5, 0.5)),
+    majority=0.52, n_train=90, n_val=30, context="next_question", units=((2, 0), (1, 1)),
+)  # fmt: skip
+CLAIM = Location(((1, 1), (2, 0)))
+CONTROLS = [Location(pair) for pair in combinations(product(range(4), range(3)), 2) if pair != CLAIM.units]
+MANIFEST = Manifest(
+    model="tiny", fingerprint="0123abcd", shape=Shape(4, 3, 3, 2, 8, 6), n_units=12, kind_plural="heads",
+    behaviour="misconceptions", aspects=("truth", "info"), n_questions={"train": 30, **N},
+    data={"questions": 50, "true": 100, "false": 100}, claim=CLAIM, claim_source="given", methods=METHODS, scores={},
+    planned=85, n_controls=19, population=65, versions={"locaudit": "0.1.0"}, device="cpu", dtype="float32", threads=2,
+    probes=PROBES,
+)  # fmt: skip
 GAINS = {"base": 0.0, "claim": 0.2, "control": 0.05, "whole": 0.3}
 
 
 def trial(arm, method="none", hyperparameter=None, control=-1, *, gain=None, status="ok", kl=None):
-    location = {"base": "", "claim": "1.1,2.0", "control": f"0.{control % 3},3.{control % 2}", "whole": "0.0,0.1,0.2"}
-    spec = TrialSpec(arm, method, location[arm], hyperparameter, 0, "context", control)
+    place = {"base": None, "claim": CLAIM, "control": CONTROLS[control], "whole": Location.whole()}[arm]
+    spec = TrialSpec(arm, method, place, hyperparameter, 0, "context", control)
     if status == "diverged":
         return TrialRecord(spec, "diverged", message="the loss became NaN at step 3 <b>of 9</b>")
     rng = np.random.default_rng(spec.rng_seed % 2**32 + control + 1)
@@ -62,7 +89,7 @@ def trial(arm, method="none", hyperparameter=None, control=-1, *, gain=None, sta
     return TrialRecord(
         spec,
         "ok",
-        metrics={split: {name: float(np.mean(x)) for name, x in metrics.items()} for split, metrics in scores.items()},
+        metrics=mean_metrics(scores),
         drift={"kl": gain**2 + (hyperparameter or 0) / 1000 if kl is None else kl, "ce": 2.5},
         questions=scores,
     )
@@ -76,14 +103,12 @@ def trials(method, grid=(1.0, 2.0), controls=19):
 FULL = [trial("base"), *trials("iti"), *trials("optimal")]
 
 
-def make_run(folder, records, *, run=RUN, probes=PROBES, config=CONFIG):
+def make_run(folder, records, *, manifest=MANIFEST, config=CONFIG):
     with open_run(folder, config) as store:
-        if run is not None:
-            store.set_fact("run", run)
-        if probes is not None:
-            store.set_fact("probes", probes)
+        store.write_manifest(manifest)
+        store.set_questions(QUESTIONS)
         if records:
-            store.add(records, QUESTIONS, seconds=1.5 * len(records))
+            store.add(records, seconds=1.5 * len(records))
     return folder
 
 
@@ -154,26 +179,11 @@ def test_numbers_in_the_page_are_those_of_the_verdict(finished):
         assert card is not None
         shown = {float(value) for value in re.findall(r'<data value="([^"]+)">', card[1])}
         finite = judged["controls"]
-        expected = {
-            judged[key]
-            for key in (
-                "base",
-                "claim",
-                "whole_model",
-                "p_value",
-                "p_adjusted",
-                "p_parametric",
-                "effect",
-                "effect_p",
-                "gap",
-            )
-        } | {
-            *judged["effect_interval"],
-            *judged["gap_interval"],
-            judged["chosen"]["claim"],
-            min(finite),
-            max(finite),
-        }
+        means = judged["base"], judged["claim"], judged["whole_model"]
+        p_values = [judged[key] for key in ("p_value", "p_adjusted", "p_parametric", "effect_p")]
+        intervals = *judged["effect_interval"], *judged["gap_interval"]
+        expected = {*means, *p_values, judged["effect"], judged["gap"], *intervals}
+        expected |= {judged["chosen"]["claim"], min(finite), max(finite)}
         assert expected <= shown
         (mean,) = shown - expected
         assert mean == pytest.approx(np.mean(finite), abs=1e-12)
@@ -219,9 +229,10 @@ def test_writing_again_replaces_and_leaves_the_run_as_it_was(tmp_path, unsaved):
 
 def test_all_text_is_escaped(tmp_path, unsaved):
     evil = '<script>alert("x")</script>'
-    run = {**RUN, "behaviour": evil, "model": evil, "claim_source": evil, "device": evil, "versions": {evil: evil}}
-    config = AuditConfig(behaviour=evil, model=evil)
-    folder = make_run(tmp_path / "run", [*FULL, trial("claim", "iti", 9.0, status="diverged")], run=run, config=config)
+    words = dict.fromkeys(("behaviour", "model", "claim_source", "device", "fingerprint"), evil)
+    manifest = replace(MANIFEST, versions={evil: evil}, **words)
+    records, config = [*FULL, trial("claim", "iti", 9.0, status="diverged")], AuditConfig(behaviour=evil, model=evil)
+    folder = make_run(tmp_path / "run", records, manifest=manifest, config=config)
     page = write_report(folder).read_text()
     assert "<script" not in page
     assert "<b>of" not in page
@@ -235,7 +246,7 @@ def test_diverged_trials_are_listed_with_their_messages(tmp_path, unsaved):
     page = write_report(folder).read_text()
     assert "Optimal edit, control 7, τ = 1.0: the loss became NaN at step 3 &lt;b&gt;of 9&lt;/b&gt;" in page
     assert "2 trials of 85" in page
-    assert "diverged; 0.1, 3.1" in page
+    assert f"diverged; {CONTROLS[7]}".replace(",", ", ") in page
     judged = json.loads((folder / "verdict.json").read_text())["methods"]["optimal"]
     assert (judged["controls"][7], judged["n_at_least"]) == (None, 1)
     assert "NaN" not in (folder / "verdict.json").read_text()
@@ -244,7 +255,7 @@ def test_diverged_trials_are_listed_with_their_messages(tmp_path, unsaved):
 def test_everything_diverged_still_gives_a_page(tmp_path, unsaved):
     records = [FULL[0], trial("claim", "iti", 1.0, status="diverged"), trial("whole", "iti", 1.0, status="diverged")]
     records += [trial("control", "iti", 1.0, i, status="diverged") for i in range(19)]
-    page = write_report(make_run(tmp_path / "run", records, config=AuditConfig(methods=("iti",)))).read_text()
+    page = write_report(make_run(tmp_path / "run", records, manifest=replace(MANIFEST, methods=ITI))).read_text()
     assert "nothing was measured" in page
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).lower().replace("became nan", "")
 
@@ -276,12 +287,11 @@ def test_nothing_scored_is_an_error(tmp_path, records):
         write_report(tmp_path / "elsewhere")
 
 
-@pytest.mark.parametrize("run", [None, {}, {"model": None, "n_questions": None, "versions": None}])
-def test_missing_facts_are_left_out(tmp_path, run, unsaved):
-    page = write_report(make_run(tmp_path / "run", FULL, run=run, probes=None)).read_text()
-    assert "Unfinished" not in page
-    assert "None" not in page
-    assert 'id="probes"' not in page
+def test_what_a_run_does_not_have_is_left_out(tmp_path, unsaved):
+    page = write_report(make_run(tmp_path / "run", FULL, manifest=replace(MANIFEST, probes=None, n_units=None)))
+    text = page.read_text()
+    assert "Unfinished" not in text and "None" not in text
+    assert 'id="probes"' not in text and "<dt>Whole model</dt><dd>" not in text
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
@@ -291,7 +301,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         write_report(folder)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(LocauditError, match="without matplotlib"):
-        draw_probes([[0.5]], None, [])
+        draw_heads([HeatMap([[0.5]], "accuracy")], [])
 
 
 def test_the_report_never_imports_torch(judged):
@@ -311,9 +321,9 @@ def test_the_report_never_imports_torch(judged):
 # --- answers and what judges say of them
 
 
-JUDGES = {"truth": {"name": "judge <A>", "fingerprint": "A"}, "info": {"name": "judge B", "fingerprint": "B"}}
+JUDGES = {"truth": JudgeFacts("judge <A>", "A"), "info": JudgeFacts("judge B", "B")}
 ANSWERS = ("I have no comment.", "Yes, & <b>more</b>.", "", "It " + "goes on and " * 30 + "on.")
-JUDGED_CONFIG = AuditConfig(controls=3, methods=("iti",))
+JUDGED_CONFIG = AuditConfig(controls=3)
 UNJUDGED = (("test0", ANSWERS[0]), ("test1", ANSWERS[2]))  # by the judge of Info
 
 
@@ -324,7 +334,7 @@ def say(record):
 
     if record.status != "ok":
         return record
-    return replace(record, answers={split: tuple(map(pick, ids)) for split, ids in QUESTIONS.items()})
+    return replace(record, answers={split: tuple(map(pick, ids)) for split, ids in IDS.items()})
 
 
 def opinion(fingerprint, question, answer):
@@ -334,18 +344,12 @@ def opinion(fingerprint, question, answer):
 
 
 def make_judged_run(folder, records, judges=JUDGES, config=JUDGED_CONFIG, opinion=opinion):
-    make_run(folder, records, run={**RUN, "planned": len(records)}, probes=None, config=config)
+    manifest = replace(MANIFEST, planned=len(records), n_controls=3, methods=ITI, probes=None, judges=judges)
+    make_run(folder, records, manifest=manifest, config=config)
     with open_run(folder, config) as store:
-        store.set_questions(
-            {
-                split: [HeldOutQuestion(q, f"Is <{q}> so?", ("No.",), ("Yes.",)) for q in ids]
-                for split, ids in QUESTIONS.items()
-            }
-        )
-        store.set_fact("judges", judges)
         for judge in judges.values():
-            mark = judge["fingerprint"]
-            keys = [(q, answer) for ids in QUESTIONS.values() for q in ids for answer in ANSWERS]
+            mark = judge.fingerprint
+            keys = [(q, answer) for ids in IDS.values() for q in ids for answer in ANSWERS]
             store.add_judgements(mark, {key: opinion(mark, *key) for key in keys})
     return folder
 
@@ -357,8 +361,7 @@ SAID = [say(record) for record in [trial("base"), *trials("iti", controls=3)]]
 def judged(tmp_path_factory):
     folder = make_judged_run(tmp_path_factory.mktemp("runs") / "judged", SAID)
     page = write_report(folder).read_text()
-    with read_run(folder) as store:
-        return folder, page, judged_records(store)
+    return folder, page, load_run(folder).records
 
 
 def section(page, title):
@@ -441,7 +444,7 @@ def test_judged_runs_have_two_more_figures(judged, finished):
 def test_what_the_models_say_is_shown_in_order_and_escaped(judged):
     _, page, records = judged
     part = section(page, "What the edited models say")
-    assert re.findall(r"Is &lt;(\w+)&gt; so\?", part) == QUESTIONS["test"]
+    assert re.findall(r"Is &lt;(\w+)&gt; so\?", part) == IDS["test"]
     before, _, after = part.partition("<details>")
     assert (before.count("<article"), after.count("<article")) == (5, 7)
     assert "first 12 test questions of 12, in their order, none picked" in before
@@ -468,7 +471,7 @@ def test_judgements_of_answers_are_told_in_words(judged):
     assert len(said) > 60
     assert all(mark == word == ("yes" if float(p) >= 0.5 else "no") for mark, _, p, word in said)
     assert {float(p) for _, word, p, _ in said if word == "true"} <= {
-        opinion("A", q, answer)[0] for q in QUESTIONS["test"] for answer in ANSWERS
+        opinion("A", q, answer)[0] for q in IDS["test"] for answer in ANSWERS
     }
 
 
@@ -489,18 +492,20 @@ def test_figures_of_judges_since_removed_do_not_stay(tmp_path, unsaved):
     assert not stale.exists()
 
 
+def converse(records, judgements=None):
+    seconds = {record.spec.trial_id: 1.5 for record in records}
+    return tabulate(Run(Path(), CONFIG, MANIFEST, (*records,), QUESTIONS, judgements or {}, seconds)).conversations
+
+
 def test_no_answers_no_section(finished):
     assert 'id="answers"' not in finished[1]
-    with read_run(finished[0]) as store:
-        assert conversations(store.questions("test"), FULL, decide(FULL, score="mc2"), {}) == []
+    assert converse(FULL) == []
 
 
 def test_a_diverged_place_has_a_row_and_an_unscored_one_has_none():
     records = [r for r in SAID if r.spec.arm == "base" or (r.spec.arm == "control" and r.spec.control == 1)]
     records.append(trial("claim", "iti", 1.0, status="diverged"))
-    questions = [HeldOutQuestion(q, q, ("a",), ("b",)) for q in QUESTIONS["test"]]
-    judgements = {"truth": {("test0", SAID[0].answers["test"][0]): (0.5, "")}}
-    first, second, *_ = conversations(questions, records, decide(records, score="mc2"), judgements)
+    first, second, *_ = converse(records, {"truth": {("test0", SAID[0].answers["test"][0]): (0.5, "")}})
     assert [said.who for said in first.answers] == ["Unedited model", "ITI: claim"]
     assert first.answers[1].answer is None
     assert first.answers[0].opinions[0].is_yes
@@ -508,10 +513,16 @@ def test_a_diverged_place_has_a_row_and_an_unscored_one_has_none():
 
 
 def test_what_html_cannot_hold_is_replaced():
-    base = replace(SAID[0], answers={"test": ("a\x00b\n\x1b[31mc", " \n", *["x"] * 10)})
-    questions = [HeldOutQuestion(q, q, ("a",), ("b",)) for q in QUESTIONS["test"]]
-    shown = conversations(questions, [base], decide([base], score="mc2"), {})
+    shown = converse([replace(SAID[0], answers={"test": ("a\x00b\n\x1b[31mc", " \n", *["x"] * 10)})])
     assert [c.answers[0].answer for c in shown[:3]] == ["a\ufffdb\n\ufffd[31mc", "", "x"]
+
+
+def test_any_aspects_make_a_product_of_means(tmp_path, unsaved):
+    judges = {"brevity": JUDGES["truth"], "tone": JUDGES["info"]}
+    page = write_report(make_judged_run(tmp_path / "run", SAID, judges=judges)).read_text()
+    assert "all judged aspects over 12 test questions, of the models’ own answers as judged" in page
+    assert "a product of two means" in page
+    assert "brevity and tone are the shares of answers judged brevity and tone" in page
 
 
 def test_one_judge_alone_gives_its_own_score(tmp_path, unsaved):
@@ -541,37 +552,30 @@ def test_another_score_leaves_the_judged_ones_in_their_own_table(tmp_path, unsav
     assert re.findall(r'<figure id="(\w+)">', page) == ["controls", "effect_vs_kl", "truth_info"]
 
 
-def test_a_control_that_diverged_is_no_part_of_the_controls_mean(tmp_path):
+def test_a_control_that_diverged_is_no_part_of_the_controls_mean(tmp_path, unsaved):
     records = [r for r in SAID if r.spec.control != 1] + [trial("control", "iti", 1.0, 1, status="diverged")]
-    with read_run(make_judged_run(tmp_path / "run", records)) as store:
-        joined = judged_records(store)
-    verdict = decide(joined, score="info_truth")
-    table = judged_table(joined, verdict, {}, score_intervals(joined, judged_scores(joined)))
-    assert table is not None
-    (method,) = table.methods
-    assert [cell.value for cell in method.controls[1].cells] == [None] * 5
-    assert (method.controls[1].n_missing, method.controls[1].n_asked) == (0, 0)
-    assert method.main[-1].name == "Mean of 2 controls"
-    scores = [row.cells[0].value for row in method.controls if row.cells[0].value is not None]
-    assert method.main[-1].cells[0].value == pytest.approx(sum(scores) / 2)
+    folder = make_judged_run(tmp_path / "run", records)
+    tables = read_tables(folder)
+    mean = tables.mean_control("iti", tables.judged)
+    scores = [row.values["info_truth"] for row in tables.controls("iti").values() if row is not None]
+    assert mean.n == len(scores) == 2
+    assert mean.values["info_truth"] == pytest.approx(sum(scores) / 2)
+    part = section(write_report(folder, tables).read_text(), "Truth and information")
+    assert "Mean of 2 controls" in part
+    lost = part.split('<th scope="row">Control 1</th>')[1].split("</tr>")[0]
+    assert re.findall("<td>(.*?)</td>", lost) == ["–"] * 5 + [""]
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.3, 1.0])
 def test_intervals_of_many_trials_are_those_of_each(lost):
     rng = np.random.default_rng(0)
-    spec = TrialSpec("control", "iti", "0.1", 1.0, 0, "context", 0)
-    records = [
-        TrialRecord(
-            replace(spec, control=i),
-            "ok",
-            questions={
-                "test": judged_metrics(
-                    *([None if rng.random() < lost else rng.random() for _ in range(15)] for _ in "ab")
-                )
-            },
-        )
-        for i in range(3)
-    ]
+
+    def judged_trial(i):
+        said = {aspect: [None if rng.random() < lost else rng.random() for _ in range(15)] for aspect in JUDGES}
+        spec = TrialSpec("control", "iti", CONTROLS[i], 1.0, 0, "context", i)
+        return TrialRecord(spec, "ok", questions={"test": judged_metrics(said)})
+
+    records = [judged_trial(i) for i in range(3)]
     found = score_intervals([*records, trial("claim", "iti", 1.0)], JUDGED)
     assert set(found) == {record.spec.trial_id for record in records}
     for record in records:
@@ -613,10 +617,15 @@ def test_trials_that_diverged_have_empty_scores(tmp_path, unsaved):
 # --- figures and small parts
 
 
+def one_series(points):
+    return Series("claim", "red", "o", points)
+
+
 @pytest.mark.parametrize("base", [(0.5, 0.5), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)])
 def test_truth_against_info_shows_every_point(base):
-    points = [Point("claim", "iti", x, y, chosen=True) for x, y in ((0.0, 1.0), (0.4, 0.4))]
-    axis = draw_truth_info(points, base).axes[0]
+    axis = draw_shares(
+        [one_series([(0.0, 1.0, True), (0.4, 0.4, True)])], titles=("Info", "Truth"), base=base, product="x"
+    ).axes[0]
     for (low, high), values in ((axis.get_xlim(), (0.0, 0.4, base[0])), (axis.get_ylim(), (1.0, 0.4, base[1]))):
         assert low < min(values) <= max(values) < high
 
@@ -628,7 +637,8 @@ def test_controls_are_drawn_whatever_their_spread(tmp_path, controls):
         trial("control", "iti", 1.0, i, gain=None if math.isnan(x) else x, status="diverged" if math.isnan(x) else "ok")
         for i, x in enumerate(controls)
     ]
-    assert save(draw_controls(decide(records, score="mc2").methods, "mc2"), tmp_path, "controls").startswith("<?xml")
+    figure = draw_controls(decide(records, score="mc2"), METHODS)
+    assert save(figure, tmp_path, "controls").startswith("<?xml")
 
 
 @pytest.mark.parametrize(
@@ -642,8 +652,7 @@ def test_controls_are_drawn_whatever_their_spread(tmp_path, controls):
     ],
 )
 def test_the_drift_axis_fits_the_drifts(tmp_path, drifts, scale):
-    points = [Point("claim", "iti", kl, 0.1, chosen=i == 0) for i, kl in enumerate(drifts)]
-    figure = draw_effect(points, "mc2")
+    figure = draw_drift([one_series([(kl, 0.1, i == 0) for i, kl in enumerate(drifts)])], ylabel="MC2", base=0.0)
     assert figure.axes[0].get_xscale() == scale
     save(figure, tmp_path, "effect_vs_kl")
     low, high = figure.axes[0].get_xlim()
@@ -653,28 +662,29 @@ def test_the_drift_axis_fits_the_drifts(tmp_path, drifts, scale):
 @pytest.mark.parametrize("shape", [(1, 1), (4, 3), (12, 96), (80, 64)])
 def test_heat_maps_of_any_model(tmp_path, shape):
     accuracy = np.linspace(0.4, 0.9, shape[0] * shape[1]).reshape(shape)
-    save(draw_probes(accuracy.tolist(), 0.5, [(0, 0)]), tmp_path, "probes")
+    save(draw_heads([HeatMap(accuracy.tolist(), "accuracy")], [(0, 0)], floor=0.5), tmp_path, "probes")
 
 
 def test_drawing_leaves_matplotlibs_settings_alone():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    draw_probes([[0.5, 0.6]], None, [])
+    draw_heads([HeatMap([[0.5, 0.6]], "accuracy")], [])
     assert dict(matplotlib.rcParams) == before
 
 
 def test_nothing_to_draw_is_an_error():
     with pytest.raises(ValueError, match="at least one"):
-        draw_controls({}, "mc2")
+        draw_spreads([], xlabel="MC2", what="controls", colour="blue")
     with pytest.raises(ValueError, match="at least one"):
-        draw_effect([], "mc2")
+        draw_drift([], ylabel="MC2", base=0.0)
     with pytest.raises(ValueError, match="at least one"):
-        draw_truth_info([], (0.5, 0.5))
+        draw_shares([one_series([])], titles=("Info", "Truth"), base=(0.5, 0.5), product="Info*Truth")
 
 
 def test_neuron_claims_have_no_outline(tmp_path, unsaved):
-    folder = make_run(tmp_path / "run", FULL, run={**RUN, "claim": "neurons:1.100,2.5", "claim_source": None})
+    manifest = replace(MANIFEST, claim=parse_location("neuron:1.100,2.5"), kind_plural="neurons")
+    folder = make_run(tmp_path / "run", FULL, manifest=manifest)
     page = write_report(folder).read_text()
     assert "2 neurons" in page
     assert "Outlined" not in page
@@ -689,7 +699,7 @@ def test_inline_svgs_have_ids_of_their_own():
     body = '<path id="a"/><use xlink:href="#a" clip-path="url(#a)"/></svg>'
     svg = f'<?xml version="1.0"?>\n<svg width="1pt" viewBox="0 0 1 1">{body}'
     inline = inline_svg(svg, "x", 'a "b"')
-    assert inline.startswith('<svg viewBox="0 0 1 1" role="img" aria-label="a &quot;b&quot;">')
+    assert inline.startswith('<svg viewBox="0 0 1 1" role="img" aria-label="a &#34;b&#34;">')
     assert 'id="x-a"/><use xlink:href="#x-a" clip-path="url(#x-a)"' in inline
 
 
@@ -697,4 +707,5 @@ def test_small_words():
     assert [spell_duration(x) for x in (3.21, 59.6, 185, 7440)] == ["3.2 s", "1 min 0 s", "3 min 5 s", "2 h 4 min"]
     assert short_location("1.0,2.0") == "1.0,2.0"
     assert short_location(",".join(["1.0"] * 42)).endswith("1.0, and 2 more")
-    assert hyperparameter_symbol("optimal", CONFIG) == "τ"
+    assert [MethodFacts("x", supports).reaches[-5:] for supports in ("higher", "lower")] == ["above", "below"]
+    assert registry.METHODS["optimal"].symbol_of(CONFIG.methods["optimal"]) == "τ"

@@ -12,11 +12,10 @@ from locaudit.measure import residual
 from locaudit.measure.forward import answer_log_probs
 from locaudit.measure.residual import Residuals
 from locaudit.measure.tree import plant
-from locaudit.methods.training import Job, train
 from reference.scoring import forest_log_probs
 from reference.training import fit_edit
 from tiny import heads, logits, neurons, random_edit, random_ids, tiny
-from toy import PRIMER, QUESTIONS, training_data
+from toy import PRIMER, QUESTIONS, Job, train, training_data
 
 ROWS = [(q.text, q.answers) for q in QUESTIONS[:5]]
 
@@ -92,7 +91,7 @@ def test_a_stream_does_not_depend_on_what_was_read_before(llama):
     forest = plant(model.tokenizer, Prompt(primer=PRIMER), ROWS)
     kept = Residuals(model, forest)
     fresh = kept.start(1, [[0, 3]], 99)
-    kept._kept.clear()
+    kept._at.cache_clear()
     kept.start(1, [[2]], 99)
     later = kept.start(1, [[0, 3]], 99)
     assert torch.equal(fresh.hidden, later.hidden) and torch.equal(fresh.prefix, later.prefix)
@@ -104,7 +103,7 @@ def test_the_budget_is_kept(llama):
     assert Residuals(llama, forest, budget_bytes=layer_bytes - 1).start(1, [[0]], 99) is None
     one = Residuals(llama, forest, budget_bytes=layer_bytes)
     assert one.start(1, [[0]], 99) is not None and one.start(0, [[0]], 99) is None
-    assert len(one._kept) == 1
+    assert one._at.cache_info().currsize == 1
 
 
 def test_an_architecture_that_cannot_resume_runs_whole(llama, monkeypatch):

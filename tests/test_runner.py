@@ -12,21 +12,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from locaudit import audit
+from locaudit import audit, cli
 from locaudit.behaviours import load_behaviour
+from locaudit.claims import parse_location
 from locaudit.config import load_config
 from locaudit.edits import load_edit
 from locaudit.errors import LocationError, ModelError, RunFolderError
-from locaudit.location import all_units
 from locaudit.models import load_model, wrap_model
 from locaudit.records import TrialSpec
 from locaudit.report import write_report
-from locaudit.run.audit import run_audit
-from locaudit.run.plan import build_plan, draw_controls
+from locaudit.run import worker
+from locaudit.run.audit import draw_controls, run_audit
+from locaudit.run.pilot import run_pilot
+from locaudit.run.plan import build_plan
 from locaudit.run.status import Pace, describe_seconds
-from locaudit.stats import decide_run
-from locaudit.store import read_run
+from locaudit.store.folder import read_run
+from locaudit.store.run import load_run
 from runs import HashJudge, save_behaviour, save_model, small_config
+from tiny import heads
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +50,11 @@ def dump(folder: Path) -> dict[str, list]:
     """Everything a run recorded, clocks and machine facts aside."""
     with sqlite3.connect(folder / "trials.sqlite") as connection:
         out = {
-            name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2, 3, 4").fetchall()
-            for name in ("trials", "scores", "answers", "judgements", "questions")
+            name: sorted(connection.execute(f"SELECT * FROM {name}"), key=repr)
+            for name in ("fits", "places", "scores", "answers", "judgements", "questions")
         }
     connection.close()
+    out["fits"] = [fit[:-1] for fit in out["fits"]]  # the last column is its seconds
     for name in ("edits", "cache"):  # a kill may leave a part of a temporary file, which has a name of its own
         files = sorted(path for path in (folder / name).iterdir() if not path.name.endswith(".tmp"))
         out[name] = [(path.name, path.read_bytes()) for path in files]
@@ -58,9 +62,8 @@ def dump(folder: Path) -> dict[str, list]:
 
 
 def test_plan_has_every_trial_once(finished):
-    with read_run(finished) as store:
-        records = store.records()
-        planned = store.fact("run")["planned"]
+    run = load_run(finished)
+    records, planned = run.trials, run.manifest.planned
     places = {(r.spec.method, r.spec.arm, r.spec.control, r.spec.hyperparameter) for r in records}
     arms = [("claim", -1), ("whole", -1), ("control", 0), ("control", 1)]
     expected = {("iti", *arm, alpha) for arm in arms for alpha in (1.0, 4.0)}
@@ -100,9 +103,7 @@ def test_running_twice_gives_the_same_bytes(home, tmp_path):
 
 
 def test_an_error_in_the_middle_keeps_finished_trials(home, tmp_path, monkeypatch):
-    import locaudit.run.banks as run
-
-    config, real, calls = small_config(home), run.run_trials, []
+    config, real, calls = small_config(home), worker.run_trials, []
 
     def failing(shared, specs, on_step=None):
         if len(calls) == 4:
@@ -110,12 +111,12 @@ def test_an_error_in_the_middle_keeps_finished_trials(home, tmp_path, monkeypatc
         calls.append(specs)
         return real(shared, specs, on_step)
 
-    monkeypatch.setattr(run, "run_trials", failing)
+    monkeypatch.setattr(worker, "run_trials", failing)
     with pytest.raises(OSError, match="No space"):
         run_audit(config, tmp_path / "a", progress=False)
     with read_run(tmp_path / "a") as store:
         assert len(store.records()) == 4
-    monkeypatch.setattr(run, "run_trials", real)
+    monkeypatch.setattr(worker, "run_trials", real)
     run_audit(config, tmp_path / "a", progress=False)
     run_audit(config, tmp_path / "b", progress=False)
     assert dump(tmp_path / "a") == dump(tmp_path / "b")
@@ -165,22 +166,18 @@ def by_place(folder: Path):
 
 def test_more_controls_keep_the_ids_of_the_first(home, llama):
     config = small_config(home)
-    claim = load_claim()
-    configs = config, dataclasses.replace(config, controls=5)
-    few, many = (build_plan(c, llama, claim, "context", draw_controls(c, llama, claim)[0]) for c in configs)
+    claim, contexts = parse_location("0.1,1.2"), {"none": "n", "iti": "i", "optimal": "o"}
+    few, many = (
+        build_plan(c, llama.shape, claim, draw_controls(c, llama.shape, claim).locations, contexts, (1, 1))
+        for c in (config, dataclasses.replace(config, controls=5))
+    )
     ids = [{spec.trial_id for group in plan for spec in group} for plan in (few, many)]
     assert ids[0] < ids[1]
 
 
-def load_claim():
-    from locaudit.location import parse_location
-
-    return parse_location("0.1,1.2")
-
-
 def test_rng_seed_ignores_the_location():
-    a = TrialSpec("claim", "optimal", "0.1", 0.2, 0, "c")
-    b = dataclasses.replace(a, arm="control", location="1.1", control=3)
+    a = TrialSpec("claim", "optimal", heads((0, 1)), 0.2, 0, "c")
+    b = dataclasses.replace(a, arm="control", location=heads((1, 1)), control=3)
     assert a.rng_seed == b.rng_seed
     assert a.trial_id != b.trial_id
     assert a.rng_seed != dataclasses.replace(a, seed=1).rng_seed
@@ -220,9 +217,9 @@ def test_a_claim_file_that_changed_is_another_claim(home, tmp_path):
 
 def test_neuron_claims_run(home, tmp_path):
     run_audit(small_config(home, claim="neurons:0.3,1.17", whole_model=False), tmp_path / "run", progress=False)
-    with read_run(tmp_path / "run") as store:
-        assert all(r.status == "ok" for r in store.records())
-        assert {r.spec.location.split(":")[0] for r in store.records() if r.edit} == {"neurons"}
+    trials = load_run(tmp_path / "run").trials
+    assert all(r.status == "ok" for r in trials)
+    assert {r.spec.location.kind for r in trials if r.edit} == {"neuron"}
 
 
 def test_pairs_primer_in_training_and_other_readers_run(home, tmp_path):
@@ -231,7 +228,7 @@ def test_pairs_primer_in_training_and_other_readers_run(home, tmp_path):
     config = small_config(
         home,
         prompt={"primer": str(primer), "primer_in_training": True},
-        optimal={"batching": "pair", "reader": "none", "objective": "dpo", "reduction": "mean"},
+        optimal={"batching": "pair", "reader": "location", "objective": "dpo", "reduction": "mean"},
         probe={"context": "answer"},
         iti={"direction": "probe", "positions": "all"},
         match="layer",
@@ -252,8 +249,7 @@ def test_audit_from_python(home, tmp_path):
         out=tmp_path / "run",
         progress=False,
         prompt={"primer": "none"},
-        iti={"alphas": (2.0,)},
-        optimal={"strengths": [0.2]},
+        methods={"iti": {"alphas": (2.0,)}, "optimal": {"strengths": [0.2]}},
         evaluation={"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6},
         judges={"truth": HashJudge("truth"), "info": HashJudge("info")},
     )
@@ -275,12 +271,12 @@ def test_a_model_that_explodes_under_some_edits_is_recorded(home, tmp_path):
 
 def test_pace_gives_the_time_of_what_is_left():
     pace = Pace()
-    assert pace.remaining({"iti": 5.0}) is None
-    pace.add("iti", cost=10, seconds=20)
-    assert pace.remaining({"iti": 5.0}) == pytest.approx(10)
-    assert pace.remaining({"optimal": 5.0}) == pytest.approx(10)
-    pace.add("optimal", cost=10, seconds=60)
-    assert pace.remaining({"iti": 5.0, "optimal": 5.0}) == pytest.approx(40)
+    assert pace.remaining({"iti": 5}) is None
+    pace.add("iti", 10, 20)
+    assert pace.remaining({"iti": 5}) == pytest.approx(10)
+    assert pace.remaining({"optimal": 5}) == pytest.approx(10)
+    pace.add("optimal", 10, 60)
+    assert pace.remaining({"iti": 5, "optimal": 5}) == pytest.approx(40)
     assert [describe_seconds(s) for s in (40, 420, 12000)] == ["40 s", "7 min", "3 h 20 min"]
 
 
@@ -297,19 +293,19 @@ def test_nothing_stale_is_reused_after_a_refused_start(home, tmp_path):
     changes["evaluation"] = {"drift_text": str(text), "drift_documents": 2, "drift_tokens": 8}
     text.write_text("one two three four five six seven eight nine ten. " * 8)
     with pytest.raises(LocationError):
-        everything = str(all_units(2, 4))  # leaves no room for controls, which is noticed after probing
+        everything = "0.0,0.1,0.2,0.3,1.0,1.1,1.2,1.3"  # leaves no room for controls, which is noticed after probing
         run_audit(small_config(home, **changes | {"claim": everything}), tmp_path / "run", progress=False)
     text.write_text("Entirely different words stand in this second text, are they not? " * 8)
     for name in ("run", "clean"):
         run_audit(small_config(home, seed=7, **changes), tmp_path / name, progress=False)
     assert dump(tmp_path / "run") == dump(tmp_path / "clean")
+    text.write_text("A third text, once there are trials. " * 8)
+    with pytest.raises(RunFolderError, match="drift text under the same names"):
+        run_audit(small_config(home, seed=7, **changes), tmp_path / "clean", progress=False)
 
 
 def test_an_unfinished_run_says_so_in_the_terminal(home, tmp_path, capsys, monkeypatch):
-    import locaudit.run.banks as run
-    from locaudit import cli
-
-    real, calls = run.run_trials, []
+    real, calls = worker.run_trials, []
 
     def interrupted(shared, specs, on_step=None):
         calls.append(specs)
@@ -317,7 +313,7 @@ def test_an_unfinished_run_says_so_in_the_terminal(home, tmp_path, capsys, monke
             raise KeyboardInterrupt
         return real(shared, specs, on_step)
 
-    monkeypatch.setattr(run, "run_trials", interrupted)
+    monkeypatch.setattr(worker, "run_trials", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_audit(small_config(home), tmp_path / "run", progress=False)
     assert cli.main(["report", str(tmp_path / "run")]) == 0
@@ -336,10 +332,9 @@ def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path, monkeypa
     """Curtailed: the verdict of all controls, from the first ones alone; `fixed` later runs the others."""
     config = small_config(home, controls=19, claim="0.0", iti={"alphas": [0.5, 1.0]}, stopping="curtailed", level=0.3)
     run_audit(config, tmp_path / "run", progress=False)
-    with read_run(tmp_path / "run") as store:
-        records, planned = store.records(), store.fact("run")["planned"]
-        early = decide_run(store, records)
-    assert len(records) == planned
+    run = load_run(tmp_path / "run")
+    early = run.verdict
+    assert len(run.trials) == run.manifest.planned
     assert any(v.ended_early for v in early.methods.values())
     for verdict in early.methods.values():
         assert len(verdict.controls) == verdict.n_used or not verdict.ended_early
@@ -347,12 +342,12 @@ def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path, monkeypa
     report = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "they ended early: 7 were planned" in report
     assert "Unfinished" not in report
-    first = {record.spec.trial_id for record in records}
+    assert not run_pilot(config, tmp_path / "run", progress=False).seconds and load_run(tmp_path / "run").is_finished
+    first = {record.spec.trial_id for record in run.trials}
     run_audit(dataclasses.replace(config, stopping="fixed"), tmp_path / "run", progress=False)
-    with read_run(tmp_path / "run") as store:
-        every = store.records()
-        late = decide_run(store, every)
-    assert first < {record.spec.trial_id for record in every}
+    whole = load_run(tmp_path / "run")
+    late = whole.verdict
+    assert first < {record.spec.trial_id for record in whole.trials}
     assert [v.outcome for v in late.methods.values()] == [v.outcome for v in early.methods.values()]
     assert all(len(v.controls) == 7 for v in late.methods.values())
 
@@ -360,12 +355,11 @@ def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path, monkeypa
 def test_the_rest_of_the_model_is_edited_where_it_is_asked_for(home, tmp_path):
     config = small_config(home, rest=True, claim="0.0,1.2", split={"fractions": [0.4, 0.2, 0.4]})
     run_audit(config, tmp_path / "run", progress=False)
-    with read_run(tmp_path / "run") as store:
-        records = store.records()
-        verdict = decide_run(store, records)
-    (rest,) = [record for record in records if record.spec.arm == "rest"]
+    run = load_run(tmp_path / "run")
+    verdict = run.verdict
+    (rest,) = [record for record in run.trials if record.spec.arm == "rest"]
     assert rest.spec.method == "optimal"
-    assert rest.spec.location == "0.1,0.2,0.3,1.0,1.1,1.3"
+    assert rest.spec.location == heads((0, 0), (1, 2)).rest()
     (necessity,) = [g for g in verdict.methods["optimal"].grades if g.question == "necessity"]
     assert necessity.answer in ("yes", "no", "undecided")
     (not_iti,) = [g for g in verdict.methods["iti"].grades if g.question == "necessity"]
@@ -378,7 +372,26 @@ def test_the_rest_of_the_model_is_edited_where_it_is_asked_for(home, tmp_path):
 @pytest.mark.parametrize("match", ["kv-group", "probe-accuracy", "norm"])
 def test_matched_controls_of_a_run(home, tmp_path, match):
     run_audit(small_config(home, match=match, methods=["iti"], claim="0.0,1.3"), tmp_path / "run", progress=False)
-    with read_run(tmp_path / "run") as store:
-        places = [r.spec.location for r in store.records() if r.spec.arm == "control"]
-        run = store.fact("run")
-    assert 1 <= len(set(places)) == run["n_controls"] <= run["population"]
+    run = load_run(tmp_path / "run")
+    places = {r.spec.location for r in run.trials if r.spec.arm == "control"}
+    assert 1 <= len(places) == run.manifest.n_controls <= run.manifest.population
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "claim"),
+    [
+        ("constant", {"strengths": [0.2]}, "0.1,1.2"),
+        ("constant", {"strengths": [0.2]}, "attention:1"),
+        ("optimal", {"strengths": [0.2]}, "mlp:1"),
+        ("iti", {"alphas": [2.0]}, "residual:1"),
+        ("ablate", {}, "0.1,1.2"),
+        ("ablate", {}, "kv-group:0.0"),
+    ],
+)
+def test_other_methods_and_other_kinds_of_claims_end_in_a_verdict(home, tmp_path, method, settings, claim):
+    run_audit(small_config(home, methods={method: settings}, claim=claim), tmp_path / "run", progress=False)
+    run = load_run(tmp_path / "run")
+    assert run.is_finished and {r.status for r in run.trials} == {"ok"}
+    assert {str(r.spec.location) for r in run.trials if r.spec.arm == "claim"} == {claim}
+    assert run.verdict.methods[method].outcome in ("no effect", "underpowered")
+    assert run.verdict.headline in write_report(tmp_path / "run").read_text(encoding="utf-8")

@@ -1,6 +1,8 @@
 """Ending controls early: the same verdict, intervals that hold at every moment, and p-values that stay valid."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from locaudit.stats.matching import compare_edits, max_t_p
+from locaudit.location import Location
+from locaudit.records import TrialRecord, TrialSpec
+from locaudit.stats import (
+    Design,
+    Monitor,
+    compare_edits,
+    decide,
+    judged_metrics,
+    mean_score,
+    score_place,
+    score_values,
+)
 from locaudit.stats.sequential import RISK, controls_to_decide, curtailment, look, share_interval, specificity_power
-from locaudit.stats.tests import monte_carlo_p
+from locaudit.stats.tests import max_t_p, monte_carlo_p
 
 LEVEL = 0.05
 
@@ -133,6 +146,77 @@ def test_controls_beyond_the_plan_are_not_looked_at():
     assert look([False] * 25, rule="curtailed", n_planned=19, level=LEVEL) == look(
         [False] * 19, rule="fixed", n_planned=19, level=LEVEL
     )
+
+
+PLANS = st.tuples(
+    st.sampled_from(["fixed", "curtailed", "anytime"]), st.integers(1, 60), st.sampled_from([0.05, 0.2]),
+    st.sampled_from([None, 60]), st.sampled_from(["higher", "lower"]),
+)  # fmt: skip
+
+
+@given(PLANS, st.lists(st.sampled_from([0.1, 0.5, 0.9, math.nan]), max_size=60), st.randoms())
+def test_a_monitor_says_what_a_look_at_all_says(plan, controls, random):
+    """After each control, in any order of arrival: what `look` says of those up to the first that is missing."""
+    rule, n_planned, level, population, supports = plan
+    monitor = Monitor(rule=rule, n_planned=n_planned, level=level, population=population, supports=supports)
+    sign = {"higher": 1, "lower": -1}[supports]
+    reached = [not sign * x < sign * 0.5 for x in controls]
+    arrivals = [("claim", -1), ("base", -1), *(("control", i) for i in range(len(controls)))]
+    random.shuffle(arrivals)
+    for n, place in enumerate(arrivals, start=1):
+        monitor.add(place, controls[place[1]] if place[0] == "control" else 0.5)
+        seen = set(arrivals[:n])
+        in_order = list(itertools.takewhile(lambda i, seen=seen: ("control", i) in seen, range(len(controls))))
+        in_order = in_order if ("claim", -1) in seen else []
+        expected = look(reached[: len(in_order)], rule=rule, n_planned=n_planned, level=level, population=population)
+        assert monitor.state == expected.state
+
+
+def test_a_monitor_does_not_end_what_was_hardly_judged():
+    def end(**claim):
+        monitor = Monitor(rule="curtailed", n_planned=19, level=0.05)
+        monitor.add(("claim", -1), **{"mean": 0.5, **claim})
+        monitor.add(("control", 0), 0.6)
+        return monitor
+
+    assert end().state == "not specific"
+    assert end(mean=math.nan).state == "not specific", "it diverged everywhere"
+    assert end(mean=math.nan, lost=True).state == "open", "no judge judged it"
+    assert end(missing=0.06).state == "open"
+    late = end()
+    late.add(("whole", -1), 0.5, missing=0.06)
+    assert late.state == "open"
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.04, 0.3, 1.0])
+def test_a_monitor_of_records_ends_where_their_verdict_does(lost):
+    rng = np.random.default_rng(0)
+
+    def tried(arm, control=-1):
+        out = []
+        for strength in (1.0, 2.0):
+            place = Location(((int(arm == "control"), 0),))
+            spec = TrialSpec(arm, "iti", place, strength, 0, "context", control)
+            said = [None if rng.random() < lost else rng.random() for _ in range(30)]
+            questions = {split: judged_metrics({"truth": said}) for split in ("val", "test")}
+            metrics = {
+                split: {"truth": float(mean_score(score_values(questions[split], "truth")))} for split in questions
+            }
+            out.append(TrialRecord(spec, "ok", metrics=metrics, drift={"kl": 0.1}, questions=questions))
+        return out
+
+    for _ in range(10):
+        base = replace(tried("base")[0], spec=TrialSpec("base", "none", None, None, 0, "context"))
+        places = [tried("claim"), *(tried("control", k) for k in range(19))]
+        monitor, records = Monitor(rule="curtailed", n_planned=39, level=0.05), [base]
+        monitor.add(("base", -1), *score_place([base], "truth"))
+        for trials in places:
+            spec = trials[0].spec
+            monitor.add((spec.arm, spec.control), *score_place(trials, "truth"))
+            records += trials
+            design = Design(rule="curtailed", n_planned=39, graded=False)
+            v = decide(records, score="truth", design=design).methods["iti"]
+            assert (monitor.state != "open") == (v.ended_early and v.worst_missing <= 0.05 and not math.isnan(v.claim))
 
 
 def test_how_many_more_controls_would_decide():

@@ -10,17 +10,30 @@ import pytest
 from scipy import stats
 
 from locaudit.errors import RunFolderError
+from locaudit.location import Location
 from locaudit.records import TrialRecord, TrialSpec
+from locaudit.registry import SCORES
 from locaudit.stats import (
+    JUDGED,
+    Design,
+    MethodFacts,
+    Score,
+    compare_edits,
     decide,
+    holm,
+    judged_metrics,
+    judged_scores,
     max_t_p,
     mean_score,
     monte_carlo_p,
     paired_gain_p,
     paired_interval,
+    resolve_score,
     score_interval,
+    score_values,
     select,
 )
+from locaudit.stats.resample import N_RESAMPLES, resampled_differences
 
 N = 32
 SCORE = "mc2"
@@ -29,13 +42,14 @@ BASE = np.random.default_rng(0).integers(16, 33, N) / 64
 NOISE = np.random.default_rng(1).integers(-2, 3, N) / 64
 
 
-PLACES = {"base": "", "claim": "0.0", "whole": "0.0,0.1"}
+CLAIM = Location(((0, 0),))
+PLACES = {"base": None, "claim": CLAIM, "whole": Location.whole(), "rest": CLAIM.rest()}
+METHODS = {"iti": MethodFacts("ITI"), "optimal": MethodFacts("Optimal edit", trained=True)}
 
 
 def trial(arm, method, test, *, control=-1, hyperparameter=1.0, val=0.5, kl=0.1):
-    spec = TrialSpec(
-        arm, method, PLACES.get(arm, f"1.{control}"), None if arm == "base" else hyperparameter, 0, "context", control
-    )
+    place = Location(((1, control),)) if arm == "control" else PLACES[arm]
+    spec = TrialSpec(arm, method, place, None if arm == "base" else hyperparameter, 0, "context", control)
     if test is None:
         return TrialRecord(spec, "diverged", message="the loss became NaN")
     return TrialRecord(
@@ -64,7 +78,7 @@ LOW = [i / 1024 for i in range(19)]
 
 
 def judge(*parts, level=0.05):
-    return decide([BASE_TRIAL, *itertools.chain(*parts)], score=SCORE, level=level)
+    return decide([BASE_TRIAL, *itertools.chain(*parts)], score=SCORE, level=level, methods=METHODS)
 
 
 # --- the three numbers
@@ -117,13 +131,6 @@ def test_monte_carlo_p_is_valid_when_claim_and_controls_are_exchangeable():
     assert sorted(p_values) == pytest.approx([(i + 1) / 20 for i in range(20)])
 
 
-def test_gain_p_equals_enumeration_of_all_signs():
-    gains = np.random.default_rng(4).normal(0.3, 1, size=9)
-    signs = np.asarray(list(itertools.product((-1, 1), repeat=9)))
-    by_hand = np.mean((signs * gains).mean(axis=1) >= gains.mean() - 1e-12)
-    assert paired_gain_p(gains, np.zeros(9)) == pytest.approx(by_hand, abs=1e-12)
-
-
 def test_gain_p_of_equal_gains_is_the_sign_tests():
     gains = np.asarray([0.25] * 9 + [-0.25] * 3)
     expected = stats.binomtest(9, 12, alternative="greater").pvalue
@@ -134,15 +141,62 @@ def test_gain_p_without_any_change_is_one():
     assert paired_gain_p(BASE, BASE) == 1.0
 
 
-def test_interval_agrees_with_the_t_interval_on_many_questions():
-    after = np.random.default_rng(5).normal(0.2, 1, size=400)
-    low, high = paired_interval(after, np.zeros(400))
-    expected = stats.ttest_rel(after, np.zeros(400)).confidence_interval()
-    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.01)
-
-
 def test_interval_of_a_constant_gain_is_a_point():
     assert paired_interval(BASE + 0.25, BASE) == (0.25, 0.25)
+
+
+def exchanged_by_scipy(after, before):
+    """The test as SciPy does it, question numbers exchanged and looked up."""
+    both, n = np.concatenate([after, before], axis=1), after.shape[1]
+    return stats.permutation_test(
+        (np.arange(n), np.arange(n, 2 * n)),
+        lambda x, y, axis: mean_score(both[:, x]) - mean_score(both[:, y]),
+        permutation_type="samples",
+        alternative="greater",
+        vectorized=True,
+        n_resamples=N_RESAMPLES,
+        rng=np.random.default_rng(0),
+    ).pvalue
+
+
+@pytest.mark.parametrize("n", [2, 9, 13, 14, 40])
+@pytest.mark.parametrize("n_components", [1, 2])
+def test_the_exchanges_are_scipys(n, n_components):
+    rng = np.random.default_rng(n)
+    for _ in range(3):
+        yes = rng.random((2, n_components, n)) > 0.4
+        for after, before in (rng.random((2, n_components, n)) + [[[0.05]], [[0.0]]], yes.astype(float)):
+            assert paired_gain_p(after, before) == pytest.approx(exchanged_by_scipy(after, before), abs=1e-12)
+
+
+def resampled_by_scipy(after, references):
+    """The bootstrap as SciPy does it, one statistic at a time."""
+    result = stats.bootstrap(
+        (np.arange(after.shape[1]),),
+        lambda i, axis: mean_score(after[:, i]) - np.mean([mean_score(x[:, i]) for x in references], axis=0),
+        method="percentile",
+        n_resamples=N_RESAMPLES,
+        vectorized=True,
+        rng=np.random.default_rng(3),
+    )
+    drawn = result.bootstrap_distribution
+    return drawn[~np.isnan(drawn)]
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.1, 0.7])
+@pytest.mark.parametrize("n_components", [1, 2])
+@pytest.mark.filterwarnings("ignore:The bootstrap distribution is degenerate")
+@pytest.mark.filterwarnings("ignore::scipy.stats.DegenerateDataWarning")
+def test_the_resamples_are_scipys(n_components, lost):
+    """Products, missing values, and resamples of which no question has a value, which are dropped."""
+    rng = np.random.default_rng(0)
+    values = rng.random((5, n_components, 12))
+    values[rng.random(values.shape) < lost] = np.nan
+    for after, references in ((values[0], [values[1]]), (values[0], list(values[1:]))):
+        slow = resampled_by_scipy(after, references)
+        assert resampled_differences(after, references, seed=3) == pytest.approx(slow, abs=1e-12)
+        expected = np.quantile(slow, [0.025, 0.975])
+        assert paired_interval(after, references, seed=3) == pytest.approx(tuple(expected), abs=1e-12)
 
 
 # --- selection
@@ -212,7 +266,7 @@ def test_the_four_outcomes(method, claim, controls, outcome, words):
 
 def test_localization_by_iti_that_goes_away_is_the_headline():
     verdict = judge(audit("iti", 0.25, LOW), audit("optimal", 0.25, [0.3] * 19))
-    assert verdict.headline.startswith("ITI alone would call the claim specific, but the optimal edit does not")
+    assert verdict.headline.startswith("ITI alone would call the claim specific. Optimal edits do not (effective")
     assert str(verdict).startswith(verdict.headline)
 
 
@@ -245,7 +299,9 @@ def test_adding_a_constant_to_every_score_changes_no_conclusion():
 def test_the_order_of_records_does_not_matter():
     records = [BASE_TRIAL, *audit("iti", 0.25, LOW, whole=0.5), *audit("optimal", 0.125, [0.0, 0.25] * 10)]
     order = np.random.default_rng(6).permutation(len(records))
-    assert decide([records[i] for i in order], score=SCORE) == decide(records, score=SCORE)
+    shuffled = decide([records[i] for i in order], score=SCORE, methods=METHODS)
+    assert shuffled == decide(records, score=SCORE, methods=METHODS)
+    assert list(shuffled.methods) == list(METHODS)
 
 
 def test_diverged_controls_count_against_the_claim():
@@ -299,6 +355,108 @@ def test_too_few_questions_are_underpowered_not_no_effect():
     verdict = decide(records, score=SCORE).methods["optimal"]
     assert verdict.outcome == "underpowered"
     assert "4 test questions cannot show any effect" in verdict.sentence and "at least 5" in verdict.sentence
+
+
+# --- any methods, and scores of which lower ones support the claim
+
+
+def judged_trial(arm, method, gain, rng, control=-1, lost=0):
+    truth, info = (np.clip(rng.random(40) * 0.6 + shift, 0, 1).tolist() for shift in (gain, 0.3 + gain / 2))
+    for i in rng.integers(0, 40, lost):
+        truth[i] = None
+    metrics = judged_metrics({"truth": truth, "info": info})
+    return replace(trial(arm, method, BASE, control=control), questions={"test": metrics})
+
+
+@pytest.mark.parametrize("lost", [0, 2])
+@pytest.mark.parametrize("score", ["info_truth", "info_truth_probability", "truth"])
+def test_a_verdict_is_made_of_pairwise_comparisons(score, lost):
+    rng = np.random.default_rng(0)
+    gains = {"claim": 0.3, "whole": 0.35, "rest": 0.1}
+    records = [judged_trial("base", "none", 0.0, rng, lost=lost)]
+    records += [judged_trial(arm, "optimal", gain, rng, lost=lost) for arm, gain in gains.items()]
+    records += [judged_trial("control", "optimal", 0.3 * rng.random(), rng, k, lost=lost) for k in range(25)]
+    base, claim, whole, rest, *controls = (score_values(r.questions["test"], score) for r in records)
+    v = decide(records, score=score, methods=METHODS).methods["optimal"]
+    gain, against = compare_edits(claim, base, margin=0.05), compare_edits(rest, whole, margin=0.05)
+    matches = [compare_edits(x, claim, margin=0.05) for x in controls]
+    sufficiency, specificity, necessity, uniqueness = v.grades
+    assert (v.effect, v.effect_p) == (pytest.approx(gain.difference), paired_gain_p(claim, base))
+    assert v.effect_interval == sufficiency.interval == pytest.approx(paired_interval(claim, base), abs=1e-12)
+    assert v.gap_interval == pytest.approx(paired_interval(claim, controls), abs=1e-12)
+    lead = compare_edits(claim, controls, margin=0.05)
+    assert f"{lead.difference:+.3f}, 90 %: {lead.interval[0]:+.3f} to {lead.interval[1]:+.3f}" in specificity.evidence
+    assert necessity.interval == pytest.approx(against.interval, abs=1e-12)
+    assert necessity.p == against.p
+    assert f"{sum(match.outcome == 'worse' for match in matches)} fall short" in uniqueness.evidence
+    assert uniqueness.p == min(holm([match.p for match in matches]))
+
+
+def test_methods_are_named_by_title_and_the_trained_one_leads():
+    facts = {
+        "a": MethodFacts("Lasso"),
+        "b": MethodFacts("Best edit", trained=True),
+        "c": MethodFacts("Given edit", null="directions"),
+    }
+    parts = [audit("c", 0.25, LOW), audit("a", 0.25, LOW), audit("b", 0.25, [0.3] * 19)]
+    verdict = decide([BASE_TRIAL, *itertools.chain(*parts)], score=SCORE, methods=facts)
+    assert list(verdict.methods) == ["a", "b", "c"]
+    assert verdict.headline.startswith("Lasso and Given edit alone would call the claim specific. Best edits do not (")
+    assert "random directions there do at least as well" in verdict.methods["c"].sentence
+    assert "random locations do at least as well" in verdict.methods["a"].sentence
+    alone = decide([BASE_TRIAL, *parts[0]], score=SCORE, methods=facts)
+    assert alone.headline.startswith("Given edits give evidence for the direction of the edit")
+    unknown = decide([BASE_TRIAL, *parts[0], *parts[1]], score=SCORE)
+    assert list(unknown.methods) == ["c", "a"]
+    assert unknown.headline.startswith("A edits give evidence for the claim")
+
+
+@pytest.mark.parametrize("rule", ["fixed", "curtailed"])
+@pytest.mark.parametrize(
+    ("claim", "controls"), [(0.25, LOW), (0.25, [*LOW[:-1], 0.5]), (-0.125, LOW), (0.25, [None, *LOW])]
+)
+def test_lower_scores_support_a_claim_as_higher_ones_do(claim, controls, rule):
+    """Every score x against 1 - x: the same verdict, with the signs of what it tells turned."""
+    records = [BASE_TRIAL, *audit("optimal", claim, controls)]
+    turned = [
+        replace(r, questions={"test": {SCORE: tuple(1 - x for x in r.questions["test"][SCORE])}} if r.questions else {})
+        for r in records
+    ]
+    higher, lower = (
+        decide(several, score=SCORE, design=Design(rule=rule), methods={"optimal": MethodFacts("Edit", supports)})
+        for several, supports in ((records, "higher"), (turned, "lower"))
+    )
+    up, down = higher.methods["optimal"], lower.methods["optimal"]
+    same = ("outcome", "p_value", "effect_p", "n_at_least", "n_used", "p_parametric")
+    assert [getattr(up, field) for field in same] == pytest.approx([getattr(down, field) for field in same])
+    assert down.claim == pytest.approx(1 - up.claim)
+    assert (down.effect, down.gap) == pytest.approx((-up.effect, -up.gap))
+    assert down.effect_interval == pytest.approx(tuple(-x for x in reversed(up.effect_interval)))
+    assert [g.question for g in down.grades] == ["necessity", "specificity", "uniqueness"]
+    by_question = {g.question: g for g in up.grades}
+    for grade, other in zip(down.grades, ("sufficiency", "specificity", "uniqueness"), strict=True):
+        assert grade.answer == by_question[other].answer
+        assert (grade.estimate, grade.p) == pytest.approx(
+            (by_question[other].estimate, by_question[other].p), nan_ok=True
+        )
+    words = {"specific": "lowers the score more than editing random", "no effect": "No fall of the score was detected"}
+    assert words.get(down.outcome, "lowers the score, but") in down.sentence
+    assert f"lead over their mean is {up.gap:+.3f}" in down.sentence
+
+
+def test_any_aspects_may_be_judged():
+    said = {"tone": [0.9, 0.2, None, 0.7], "truth": [0.6, 0.6, 0.1, 0.1]}
+    metrics = judged_metrics(said)
+    assert set(metrics) == {"tone", "tone_probability", "truth", "truth_probability"}
+    assert judged_scores(metrics) == ("truth", "judged", "tone")
+    assert resolve_score("auto", said) == "judged"
+    assert float(mean_score(score_values(metrics, "judged"))) == pytest.approx(2 / 3 * 1 / 2)
+    assert judged_scores(judged_metrics({"tone": [0.5]})) == ("tone",)
+    both = judged_metrics({"truth": [0.5], "info": [0.5]})
+    assert judged_scores(both) == JUDGED
+    with SCORES.temporary("calm", Score("Calm", ("tone_probability",), needs=("tone",))):
+        assert "calm" in judged_scores(metrics)
+        assert float(mean_score(score_values(metrics, "calm"))) == pytest.approx(0.6)
 
 
 # Scores that are products of means

@@ -3,27 +3,32 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from locaudit import fit_optimal
+from locaudit import fit_optimal, methods
 from locaudit.errors import ConfigError, DataError, LocationError, ModelError
+from locaudit.location import Location
 from locaudit.measure.forward import answer_log_probs, collate_bank, token_log_probs
+from locaudit.measure.residual import Residuals
 from locaudit.measure.tree import Forest, Tree
+from locaudit.methods import optimal
 from locaudit.methods import training as loop
-from locaudit.methods.objectives import default_learning_rate, log_ratios, pair_loss
+from locaudit.methods.objectives import default_learning_rate, log_ratios
 from locaudit.methods.optimizers import resolve_optimizer
 from locaudit.methods.parameters import TrainableEdit, stack_trainable
-from locaudit.methods.training import BATCH_SIZES, Job, TrainingData, train
+from locaudit.methods.settings import ConstantSettings, OptimalSettings
+from locaudit.methods.training import BATCH_SIZES, TrainingData
 from locaudit.models import wrap_model
+from locaudit.registry import METHODS, OBJECTIVES
 from reference.training import fit_edit, log_prob
 from tiny import NAMES, heads, logits, make_lm, neurons, random_ids, tiny, tokenizer
-from toy import PRIMER, QUESTIONS, training_data
+from toy import PRIMER, QUESTIONS, Job, train, training_data
 
 FEW = QUESTIONS[:4]
 """2 x 2 + 1 x 2 + 2 x 1 + 1 x 1 = 9 pairs."""
@@ -62,9 +67,9 @@ def run(model, data, *jobs, **options):
 
 def test_losses_by_hand():
     margin = torch.tensor([0.0, 1.0, -2.0])
-    torch.testing.assert_close(pair_loss(margin, "ipo", 0.25), torch.tensor([4.0, 1.0, 16.0]))
+    torch.testing.assert_close(OBJECTIVES["ipo"].loss(margin, 0.25), torch.tensor([4.0, 1.0, 16.0]))
     by_hand = [math.log(1 + math.exp(-0.5 * h)) for h in margin.tolist()]
-    torch.testing.assert_close(pair_loss(margin, "dpo", 0.5), torch.tensor(by_hand))
+    torch.testing.assert_close(OBJECTIVES["dpo"].loss(margin, 0.5), torch.tensor(by_hand))
 
 
 def test_log_ratios_by_hand():
@@ -76,11 +81,11 @@ def test_log_ratios_by_hand():
 @given(st.floats(-50, 50), st.floats(0.05, 5))
 def test_ipo_is_least_at_its_target_and_dpo_falls(h, strength):
     x = torch.tensor([h, 1 / (2 * strength)], dtype=torch.float64, requires_grad=True)
-    loss = pair_loss(x, "ipo", strength)
+    loss = OBJECTIVES["ipo"].loss(x, strength)
     (gradient,) = torch.autograd.grad(loss.sum(), x)
     assert loss[1].item() == pytest.approx(0, abs=1e-18) and loss[0] >= loss[1]
     torch.testing.assert_close(gradient, 2 * (x.detach() - 1 / (2 * strength)))
-    (gradient,) = torch.autograd.grad(pair_loss(x, "dpo", strength).sum(), x)
+    (gradient,) = torch.autograd.grad(OBJECTIVES["dpo"].loss(x, strength).sum(), x)
     assert (gradient <= 0).all()
 
 
@@ -151,7 +156,7 @@ def test_gradients_flow_through_the_cached_primer(llama, batching):
     fit = run(llama, data, batching=batching, batch_size=size)
     assert fit.losses == pytest.approx(losses, rel=1e-4)
     assert distance(fit.edit, edit) < 2e-4
-    parts = run(llama, data, batching=batching, batch_size=size, step_tokens=1)  # MLPs run again, attention cannot
+    parts = run(llama, data, batching=batching, batch_size=size, step_tokens=1)
     assert fit.losses == pytest.approx(parts.losses, rel=1e-4)
     assert distance(fit.edit, parts.edit) < 2e-4
     # The same data with the primer in every row instead of cached.
@@ -170,18 +175,18 @@ def test_gradients_flow_through_the_cached_primer(llama, batching):
 @pytest.mark.parametrize("place", [PLACE, neurons((0, 3), (1, 7), (1, 8))], ids=str)
 def test_nothing_leaves_the_location(llama, few, place, reader):
     fit = run(llama, few, replace(JOB, location=place), reader=reader)
-    masks = llama.masks(place)
+    masks = llama.subspaces(place)
     assert fit.edit.sites.keys() == masks.keys()
     assert fit.edit.positions == "all"
     for site, mask in masks.items():
         e = fit.edit.sites[site]
-        assert not e.b[~mask].any() and e.b[mask].all()
+        assert not e.b[~mask].any() and e.b[mask].all() and e.b.shape == (len(mask), 1)
         assert e.c == (1.0 if reader == "none" else 0.0)
         if reader == "none":
             assert not e.a.any()
         else:
-            assert e.a[mask].all() and bool(e.a[~mask].all()) == (reader == "layer")
-            assert bool(e.a[~mask].any()) == (reader == "layer")
+            assert e.a[:, mask].all() and bool(e.a[:, ~mask].all()) == (reader == "layer")
+            assert bool(e.a[:, ~mask].any()) == (reader == "layer")
 
 
 def test_an_edit_starts_at_the_unedited_model(llama):
@@ -206,7 +211,7 @@ BANK = [
     JOB,
     Job(heads((1, 0)), 0.5, 11, 2e-2),
     Job(heads((0, 0), (0, 3), (1, 1)), 0.1, 3, 1e-3),
-    Job(tiny("llama").whole(), 0.3, 2**62, None),
+    Job(Location.whole(), 0.3, 2**62, None),
 ]
 
 
@@ -389,7 +394,7 @@ def test_too_long_a_question_raises(llama):
 @pytest.mark.parametrize("objective", ["ipo", "dpo"])
 @pytest.mark.parametrize("reader", ["layer", "none"])
 def test_training_lowers_the_loss(llama, few, objective, reader):
-    job = Job(llama.whole(), 0.2, 0, 2e-2)
+    job = Job(Location.whole(), 0.2, 0, 2e-2)
     fit = run(llama, few, job, objective=objective, reader=reader, epochs=12)
     assert sum(fit.losses[-2:]) < 0.7 * sum(fit.losses[:2])
     # The edit that comes back is the one that was trained: its margins, taken one row at a time, are the low ones.
@@ -400,7 +405,7 @@ def test_training_lowers_the_loss(llama, few, objective, reader):
                 log_prob(llama, tree.prompt, x, fit.edit) - log_prob(llama, tree.prompt, x, None) for x in tree.branches
             ]
         margins += [t - f for t in r[:n_true] for f in r[n_true:]]
-    final = pair_loss(torch.stack(margins), objective, 0.2).mean().item()
+    final = OBJECTIVES[objective].loss(torch.stack(margins), 0.2).mean().item()
     assert final < 0.7 * fit.losses[0]
 
 
@@ -428,7 +433,7 @@ def test_the_rate_follows_a_cosine_to_zero(llama, few, monkeypatch):
 
 
 def test_the_rate_defaults_to_the_location_size(llama, few, monkeypatch):
-    jobs = [Job(location, 0.2, 0) for location in (heads((0, 0)), PLACE, llama.whole())]
+    jobs = [Job(location, 0.2, 0) for location in (heads((0, 0)), PLACE, Location.whole())]
     (rates,) = rates_of_one_run(llama, few, jobs, monkeypatch, epochs=1, batch_size=4)
     expected = [default_learning_rate("question", n, 8) for n in (1, 2, 8)]
     assert rates.tolist() == pytest.approx(expected)
@@ -580,30 +585,31 @@ def test_parts_hold_every_item_once(llama, few):
     assert len(loop._parts(drawn, 1)) == 3 and len(loop._parts(drawn, sum(sizes))) == 1
 
 
-@pytest.mark.parametrize("place", [heads((0, 1), (1, 2)), neurons((0, 3), (1, 2))])
-def test_what_runs_again_in_the_backward_pass_changes_no_bit(tiny_model, place, monkeypatch):
-    """Activation functions do, and attention and MLPs of long questions; an edit of neurons runs as ever."""
-    data, jobs = training_data(tiny_model, FEW[:2]), [replace(JOB, location=place)]
-    seen = []
+@pytest.mark.parametrize(
+    ("name", "settings", "reader"),
+    [
+        ("optimal", OptimalSettings(epochs=1, bank_size=2), "layer"),
+        ("optimal", OptimalSettings(epochs=1, bank_size=2, reader="location", learning_rate=1e-3), "location"),
+        ("constant", ConstantSettings(epochs=1, bank_size=2), "none"),
+    ],
+)
+def test_the_registered_methods_train_in_banks(llama, few, name, settings, reader, monkeypatch):
+    """Rates come from the settings or the location's size; memory that was short makes parts smaller, never larger."""
+    residuals, sizes, limits = {"train": Residuals(llama, few.forest)}, [], []
 
-    def noted(model, again):
-        seen.append((len(again.attention), len(again.mlps)))
-        return lean(model, again)
+    def noted(model, data, trainees, *others, step_tokens, **more):
+        sizes.append(len(trainees))
+        limits.append(step_tokens)
+        return loop.train(model, data, trainees, *others, step_tokens=step_tokens, **more)
 
-    def fit(n):
-        (found,) = train(tiny_model, data, jobs, batch_size=1, epochs=2, step_tokens=n)
-        return found
-
-    lean = loop.lean
-    monkeypatch.setattr(loop, "lean", noted)
-    activations, mlps = fit(10**9), fit(1)
-    monkeypatch.setattr(loop, "lean", lambda *_: nullcontext())
-    plain = fit(10**9)
-    for found in (activations, mlps):
-        assert plain.losses == found.losses
-        pairs = zip(tensors(plain.edit).values(), tensors(found.edit).values(), strict=True)
-        assert all(torch.equal(x, y) for x, y in pairs)
-    n_layers = tiny_model.n_layers
-    n_mlps = n_layers if tiny_model.mlp(0) is not None else 0
-    assert seen == ([(0, 0)] * 4 + [(n_layers, n_mlps)] * 4 if place.kind == "heads" else [])
-    assert all("forward" not in vars(tiny_model.mlp(i) or tiny_model.layer(i)) for i in range(tiny_model.n_layers))
+    monkeypatch.setattr(optimal, "train", noted)
+    jobs = [methods.Job(place, 0.3, 4) for place in (PLACE, heads((1, 0)), Location.whole())]
+    for row_tokens in (None, 320, 80):
+        shared = SimpleNamespace(model=llama, training=few, residuals=residuals, row_tokens=row_tokens)
+        fits = METHODS[name].fitter(shared, jobs, settings)
+    assert sizes == [2, 1] * 3 and limits == [160] * 4 + [80] * 2
+    for job, fit in zip(jobs, fits, strict=True):
+        ours = Job(job.location, 0.3, 4, settings.learning_rate)
+        alone = run(llama, few, ours, reader=reader, epochs=1)
+        assert fit.losses == pytest.approx(alone.losses, rel=1e-4)
+        assert distance(fit.edit, alone.edit) < 2e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import torch
@@ -9,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from locaudit.edits import Edit, SiteEdit
-from locaudit.location import Location
+from locaudit.location import SITES, Location, Site
 from locaudit.models import ARCHITECTURES, Model, wrap_model
 
 VOCAB = 352
@@ -126,19 +127,54 @@ def random_edit(
     location: Location,
     seed: int,
     *,
+    rank: int = 1,
     constant: bool = True,
     positions: str = "all",
     scale: float = 0.5,
 ) -> Edit:
-    """An edit with random reader, writer in the location and, if wanted, a constant."""
+    """An edit with random A, B in the location and, if wanted, c."""
+    return random_sites(model.subspaces(location), seed, rank=rank, constant=constant, positions=positions, scale=scale)
+
+
+def random_sites(
+    masks: Mapping[Site, torch.Tensor],
+    seed: int,
+    *,
+    rank: int = 1,
+    constant: bool = True,
+    positions: str = "all",
+    scale: float = 0.5,
+) -> Edit:
+    """`random_edit` of sites with their masks."""
     generator = torch.Generator().manual_seed(seed)
     sites = {}
-    for site, mask in model.masks(location).items():
-        a = scale * torch.randn(len(mask), generator=generator)
-        b = scale * torch.randn(len(mask), generator=generator) * mask
-        c = float(torch.randn((), generator=generator)) if constant else 0.0
+    for site, mask in masks.items():
+        a = scale * torch.randn(rank, len(mask), generator=generator)
+        b = scale * torch.randn(len(mask), rank, generator=generator) * mask.unsqueeze(1)
+        c = torch.randn(rank, generator=generator) if constant else torch.zeros(rank)
         sites[site] = SiteEdit(a, b, c)
     return Edit(sites, positions)  # type: ignore[arg-type]
+
+
+def every_site(model: Model) -> list[Site]:
+    return [Site(name, layer) for name in SITES for layer in range(model.n_layers)]  # type: ignore[arg-type]
+
+
+def residual_edit(model: Model, layer: int, seed: int, **options) -> Edit:
+    """Of the stream that leaves a layer, all coordinates."""
+    site = Site("residual", layer)
+    return random_sites({site: torch.ones(model.width(site), dtype=torch.bool)}, seed, **options)
+
+
+def ablation(model: Model, location: Location, seed: int = 0) -> Edit:
+    """A location's coordinates become random numbers, the same at every token."""
+    generator = torch.Generator().manual_seed(seed)
+    sites = {}
+    for site, mask in model.subspaces(location).items():
+        d = len(mask)
+        mean = torch.randn(d, generator=generator)
+        sites[site] = SiteEdit(torch.zeros(0, d), torch.zeros(d, 0), torch.zeros(0), mask, mean)
+    return Edit(sites)
 
 
 def heads(*units: tuple[int, int]) -> Location:
@@ -146,7 +182,7 @@ def heads(*units: tuple[int, int]) -> Location:
 
 
 def neurons(*units: tuple[int, int]) -> Location:
-    return Location(tuple(units), "neurons")
+    return Location(tuple(units), "neuron")
 
 
 def random_ids(n_rows: int, n_tokens: int, seed: int = 0) -> torch.Tensor:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from locaudit.behaviours import Question
 from locaudit.behaviours.format import Prompt
+from locaudit.location import Location
 from locaudit.measure.forward import answer_log_probs
 from locaudit.measure.tree import plant
-from locaudit.methods.training import TrainingData
+from locaudit.methods.base import Fit
+from locaudit.methods.optimal import learning_rate
+from locaudit.methods.parameters import TrainableEdit
+from locaudit.methods.settings import TrainingSettings
+from locaudit.methods.training import Trainee, TrainingData
+from locaudit.methods.training import train as train_edits
 from locaudit.models import Model
 
 PRIMER = "Q: Is it?\nA: No, it is round."
@@ -36,3 +45,36 @@ def training_data(model: Model, questions: Sequence[Question], primer: str = "")
     forest = plant(model.tokenizer, Prompt(primer=primer), [(q.text, q.answers) for q in questions])
     reference = tuple(sums[0] for sums in answer_log_probs(model, forest))
     return TrainingData(forest, tuple(len(q.true) for q in questions), reference)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One edit to train, with a learning rate of its own (None: by size)."""
+
+    location: Location
+    strength: float
+    seed: int
+    learning_rate: float | None = None
+
+
+def train(model: Model, data: TrainingData, jobs: Sequence[Job], *, reader: str = "layer", **options: Any) -> list[Fit]:
+    """`locaudit.methods.training.train`, settings and all in one call."""
+    given = {name: options.pop(name) for name in ("residuals", "step_tokens", "on_step") if name in options}
+    settings = TrainingSettings(**options)
+    trainees = [
+        Trainee(
+            partial(untrained, model, job, reader),
+            job.strength,
+            job.seed,
+            job.learning_rate or learning_rate(model.shape, job.location, settings),
+        )
+        for job in jobs
+    ]
+    return train_edits(model, data, trainees, settings, **given)
+
+
+def untrained(model: Model, job: Job, reader: str = "layer") -> TrainableEdit:
+    """A job's edit before its first step; ``none`` reads nothing: a constant edit."""
+    if reader == "none":
+        return TrainableEdit(model, job.location, constant=True, seed=job.seed)
+    return TrainableEdit(model, job.location, reader=reader, seed=job.seed)  # type: ignore[arg-type]

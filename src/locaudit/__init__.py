@@ -21,10 +21,11 @@ if TYPE_CHECKING:
         training_questions,
     )
     from locaudit.behaviours import Behaviour, Question, load_behaviour, split_questions
+    from locaudit.claims import parse_location
     from locaudit.config import AuditConfig, load_config
-    from locaudit.edits import Edit, EditBank, SiteEdit, folded, load_edit, save_peft_adapter, stack
+    from locaudit.edits import Edit, EditBank, SiteEdit, folded, load_edit, save_merged, stack
     from locaudit.errors import LocauditError
-    from locaudit.location import Location, parse_location, sample_controls
+    from locaudit.location import Location
     from locaudit.models import Architecture, Model, load_model, register_architecture, wrap_model
     from locaudit.studies.paper.config import PaperConfig
 
@@ -44,9 +45,10 @@ _HOMES = {
     ),
     "config": ("AuditConfig", "load_config"),
     "behaviours": ("Behaviour", "Question", "load_behaviour", "split_questions"),
-    "edits": ("Edit", "EditBank", "SiteEdit", "folded", "load_edit", "save_peft_adapter", "stack"),
+    "edits": ("Edit", "EditBank", "SiteEdit", "folded", "load_edit", "save_merged", "stack"),
     "errors": ("LocauditError",),
-    "location": ("Location", "parse_location", "sample_controls"),
+    "claims": ("parse_location",),
+    "location": ("Location",),
     "studies.paper.config": ("PaperConfig",),
     "models": ("Architecture", "Model", "load_model", "register_architecture", "wrap_model"),
 }
@@ -80,8 +82,7 @@ __all__ = [
     "parse_location",
     "read_result",
     "register_architecture",
-    "sample_controls",
-    "save_peft_adapter",
+    "save_merged",
     "split_questions",
     "stack",
     "training_questions",

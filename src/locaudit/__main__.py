@@ -2,7 +2,7 @@
 
 import sys
 
-from locaudit.start import main
+from locaudit.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

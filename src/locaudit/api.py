@@ -14,32 +14,35 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from locaudit.behaviours import Behaviour, Question, split_questions
 from locaudit.behaviours.format import Prompt
-from locaudit.config import AuditConfig, ITIConfig, OptimalConfig, ProbeConfig, SplitConfig, merge_config
+from locaudit.claims import parse_location
+from locaudit.config import AuditConfig, ProbeConfig, SplitConfig, merge_config
 from locaudit.edits import Edit, Positions
 from locaudit.errors import ModelError
 from locaudit.judges import Judge
-from locaudit.location import Kind, Location, parse_location
+from locaudit.location import Location
 from locaudit.measure.activations import Context, collect_activations
 from locaudit.measure.forward import answer_log_probs
+from locaudit.measure.residual import Residuals
 from locaudit.measure.tree import plant
+from locaudit.methods import Job, optimal
 from locaudit.methods import probes as _probes
 from locaudit.methods.iti import Direction, iti_edit, iti_theta
-from locaudit.methods.objectives import Objective, Reduction
-from locaudit.methods.parameters import Reader
 from locaudit.methods.probes import Probes
-from locaudit.methods.training import Batching, Job, TrainingData, train
+from locaudit.methods.settings import ITISettings, OptimalSettings
+from locaudit.methods.training import TrainingData
 from locaudit.models import Model
 from locaudit.records import TrialRecord
 from locaudit.report import require_report_extra, write_report
 from locaudit.report.repeats import write_repeats
 from locaudit.run.audit import run_audit
 from locaudit.run.repeats import run_repeats
-from locaudit.stats import RepeatsVerdict, Verdict, decide_run, judged_records
-from locaudit.store import read_run
+from locaudit.stats import RepeatsVerdict, Verdict
+from locaudit.store.run import load_run
 from locaudit.studies.paper import write_paper
 from locaudit.studies.paper.config import PaperConfig, Preset, load_paper_preset
 from locaudit.studies.paper.run import run_paper
@@ -65,7 +68,7 @@ def fit_probes(
     questions: Behaviour | Sequence[Question],
     *,
     context: Context = ProbeConfig.context,
-    kind: Kind = "heads",
+    kind: str = "head",
     inverse_l2: float = ProbeConfig.inverse_l2,
     val_fraction: float = ProbeConfig.val_fraction,
     seed: int = AuditConfig.seed,
@@ -81,8 +84,8 @@ def fit_iti(
     location: Location | str | Sequence,
     *,
     alpha: float = 15.0,
-    direction: Direction = ITIConfig.direction,
-    positions: Positions = ITIConfig.positions,
+    direction: Direction = ITISettings.direction,
+    positions: Positions = ITISettings.positions,
     context: Context = ProbeConfig.context,
     seed: int = AuditConfig.seed,
 ) -> Edit:
@@ -103,40 +106,28 @@ def fit_optimal(
     location: Location | str | Sequence,
     *,
     strength: float = 0.2,
-    objective: Objective = OptimalConfig.objective,
-    reduction: Reduction = OptimalConfig.reduction,
-    reader: Reader = OptimalConfig.reader,
-    batching: Batching = OptimalConfig.batching,
-    batch_size: int | None = OptimalConfig.batch_size,
-    epochs: int = OptimalConfig.epochs,
-    learning_rate: float | None = OptimalConfig.learning_rate,
     prompt: Prompt | None = None,
     seed: int = AuditConfig.seed,
+    **settings: Any,
 ) -> Edit:
-    """The best rank-1 edit of a location, trained on training questions. See `locaudit.methods`.
+    """The best edit of a location, trained on training questions. See `locaudit.methods.optimal`.
 
-    `strength` is tau of IPO or beta of DPO. Raises `ModelError` if training diverges.
+    `strength` is tau of IPO or beta of DPO; `settings` are fields of `locaudit.methods.settings.OptimalSettings`:
+    ``rank=2``, ``objective="dpo"``, ``epochs=1``. Raises `ModelError` if training diverges.
     """
     train_on = _training(questions)
     forest = plant(model.tokenizer, prompt or Prompt(), [(question.text, question.answers) for question in train_on])
     reference = tuple(sums[0] for sums in answer_log_probs(model, forest))
     data = TrainingData(forest, tuple(len(question.true) for question in train_on), reference)
-    fit = train(
-        model,
-        data,
-        [Job(parse_location(location), strength, seed, learning_rate)],
-        objective=objective,
-        reduction=reduction,
-        reader=reader,
-        batching=batching,
-        batch_size=batch_size,
-        epochs=epochs,
-    )[0]
-    if fit.edit is None:
+    shared = SimpleNamespace(model=model, training=data, residuals={"train": Residuals(model, forest)}, row_tokens=None)
+    (found,) = optimal.fit(shared, [Job(parse_location(location), strength, seed)], OptimalSettings(**settings))
+    if found.edit is None:
         raise ModelError(
-            got=f"a training that diverged ({fit.message})", expected="finite losses", remedy="lower the learning rate"
+            got=f"a training that diverged ({found.message})",
+            expected="finite losses",
+            remedy="lower the learning rate",
         )
-    return fit.edit
+    return found.edit
 
 
 def audit(
@@ -153,8 +144,8 @@ def audit(
     """Run (or resume) an audit and write its report.
 
     `settings` are fields of `AuditConfig` over `config`; the nested groups take a mapping, as in the YAML file:
-    ``audit(model, behaviour, out="runs/a", controls=39, optimal={"strengths": [0.2]})``. `judges` are judges of your
-    own (`locaudit.judges.Judge`), ``truth`` and ``info``, in place of those in the settings.
+    ``audit(model, behaviour, out="runs/a", controls=39, methods={"optimal": {"strengths": [0.2]}})``. `judges` are
+    judges of your own (`locaudit.judges.Judge`), ``truth`` and ``info``, in place of those in the settings.
     """
     run_audit(
         _resolve(model, behaviour, config, claim, settings),
@@ -247,12 +238,9 @@ def paper(
 
 def read_result(folder: str | Path) -> AuditResult:
     """Write the report of a run folder and return its verdict and records."""
-    folder = Path(folder)
     report = write_report(folder)
-    with read_run(folder) as store:
-        records = judged_records(store)
-        verdict = decide_run(store, records)
-    return AuditResult(verdict, tuple(records), folder, report)
+    run = load_run(folder)
+    return AuditResult(run.verdict, tuple(run.records), run.folder, report)
 
 
 def _resolve(

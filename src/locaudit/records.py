@@ -1,16 +1,21 @@
-"""What a trial leaves behind: plain values with an exact JSON round trip, no tensors."""
+"""What a trial is and what it leaves behind: plain values, no tensors."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from locaudit.location import Location
+
 Arm = Literal["base", "claim", "control", "whole", "rest"]
-Method = Literal["none", "iti", "optimal"]
+ARMS: tuple[Arm, ...] = ("base", "claim", "whole", "rest", "control")
+"""In the order of tables."""
+NO_METHOD = "none"
+"""Method of the unedited model."""
 Status = Literal["ok", "diverged"]
 
 
@@ -35,41 +40,48 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """The identity of a trial. Everything that the record depends on is in here, or hashed into `context`."""
+    """One trial: what its place stands for, and the *fit*, all that gives its edit.
+
+    Judges, score, level, margin, numbers of controls, of test questions and of samples are in no identity: a run can
+    grow in any of them without repeating a fit or a measurement.
+    """
 
     arm: Arm
     """What the location stands for: the claim, a random control, the whole model, the rest of it (all but
     the claim), or nothing edited (base)."""
-    method: Method
-    """How the edit is found."""
-    location: str
-    """Canonical text of the location (``"14.3,15.7"``), ``""`` for base."""
+    method: str
+    """How the edit is found; `NO_METHOD` for base."""
+    location: Location | None
+    """None for base."""
     hyperparameter: float | None
-    """alpha (ITI), tau (IPO) or beta (DPO); None for base."""
+    """Strength: alpha (ITI), tau (IPO) or beta (DPO); None for base and for methods without one."""
     seed: int
-    """Which repeat: the trial's random numbers come from `rng_seed`, a hash of the whole identity."""
+    """Which repeat: the trial's random numbers come from `rng_seed`."""
     context: str
-    """Hash of model, data, split, prompts and every setting that shapes results."""
+    """Hash of model, training questions as token ids, and the method's settings that shape an edit."""
     control: int = -1
     """Number of the control, from 0; -1 for the other arms."""
+    draw: int | None = None
+    """Number of the random direction, where controls are directions at the claim; else None."""
     registration: str = ""
     """First 16 digits of the SHA-256 of the claim file that was fixed before the run; ``""`` without one."""
 
     @property
     def trial_id(self) -> str:
-        """Hash of the identity; the same trial has the same id in every run.
+        """Hash of the fit: model, training questions, method and settings, location, strength, seed.
 
-        An empty `registration` is left out, so that ids are those of runs from before there were claim files.
+        What the location stands for is not in it: the same edit has the same id in every run.
         """
-        return content_hash({k: v for k, v in asdict(self).items() if k != "registration" or v})
+        where = None if self.location is None else self.location.to_json()
+        return content_hash([self.context, self.method, where, self.hyperparameter, self.seed, self.draw])
 
     @property
     def rng_seed(self) -> int:
         """Seed of the trial's own random numbers, 0 .. 2^63 - 1.
 
-        Method, hyperparameter and seed enter; the location does not: the claim and its controls see the same question
-        order and the same initial reader, so that they differ in the location alone. Nor does the context, so that
-        settings can be compared under the same order, or the registration.
+        Method, strength and seed enter; the location does not: the claim and its controls see the same question order
+        and the same initial reader, so that they differ in the location alone. Nor does the context, so that settings
+        can be compared under the same order, or the registration.
         """
         key = {"method": self.method, "hyperparameter": self.hyperparameter, "seed": self.seed}
         return int(content_hash(key), 16) >> 1
@@ -93,23 +105,14 @@ class TrialRecord:
     """split -> what the edited model says to each question, in the split's order; empty if nothing was generated.
     Judgements of it are kept apart (`locaudit.store`), since judges come and go."""
     training: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """``loss``: one value a step (optimal edits); empty otherwise."""
+    """``loss``: one value a step (trained edits); empty otherwise."""
     edit: str = ""
     """File name of the saved edit inside the run folder's ``edits/``; empty for base."""
 
-    def to_json(self) -> str:
-        """Canonical JSON text; floats keep every digit."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
-    @staticmethod
-    def from_json(text: str) -> TrialRecord:
-        """Inverse of `to_json`."""
-        raw = json.loads(text)
-        raw["spec"] = TrialSpec(**raw["spec"])
-        raw["questions"] = {
-            split: {metric: tuple(values) for metric, values in metrics.items()}
-            for split, metrics in raw["questions"].items()
-        }
-        raw["answers"] = {split: tuple(texts) for split, texts in raw.get("answers", {}).items()}
-        raw["training"] = {key: tuple(values) for key, values in raw["training"].items()}
-        return TrialRecord(**raw)
+def mean_metrics(questions: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:
+    """Split -> metric -> mean over questions, exactly rounded: the same wherever it is computed."""
+    return {
+        split: {metric: math.fsum(values) / len(values) for metric, values in metrics.items()}
+        for split, metrics in questions.items()
+    }

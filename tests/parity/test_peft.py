@@ -7,12 +7,13 @@ import torch
 
 from locaudit.behaviours import load_behaviour
 from locaudit.behaviours.format import Prompt
-from locaudit.edits import Edit, folded, save_peft_adapter, stack
+from locaudit.edits import Edit, SiteEdit, folded, stack
+from locaudit.location import Site
 from locaudit.measure.activations import collect_activations
 from locaudit.measure.generation import generate_tokens
 from locaudit.measure.tree import plant
 from locaudit.methods.iti import iti_edit, iti_theta
-from tiny import heads, logits, neurons, random_edit
+from tiny import ablation, heads, logits, neurons, random_edit
 
 pytestmark = [
     pytest.mark.parity,
@@ -22,10 +23,26 @@ pytestmark = [
 ]
 
 
-def optimal(model):
-    location = random_edit(model, heads((3, 1), (14, 3), (29, 8)), 0, constant=False, scale=0.2)
-    other = random_edit(model, neurons((14, 7), (20, 1000)), 1, constant=False, scale=0.2)
+BASE = "smollm2-135m"  # named, so that the model's half gigabyte is not saved beside each adapter
+
+
+def optimal(model, rank=1):
+    options = {"rank": rank, "constant": False, "scale": 0.2 / rank**0.5}
+    location = random_edit(model, heads((3, 1), (14, 3), (29, 8)), 0, **options)
+    other = random_edit(model, neurons((14, 7), (20, 1000)), 1, **options)
     return Edit({**location.sites, **other.sites})
+
+
+def optimal_of_rank_3(model):
+    return optimal(model, rank=3)
+
+
+def steering(model):
+    """A constant in the stream that leaves layer 10, and the ablation of two heads."""
+    width = model.width(Site("residual", 10))
+    v = torch.randn(width, generator=torch.Generator().manual_seed(0))
+    constant = SiteEdit.rank_one(torch.zeros(width), v, 2.0)
+    return Edit({Site("residual", 10): constant, **ablation(model, heads((14, 3), (20, 1))).sites})
 
 
 def iti(model):
@@ -33,7 +50,7 @@ def iti(model):
     return iti_edit(model, heads((10, 0), (14, 3), (14, 4), (20, 8)), theta, alpha=15, positions="all")
 
 
-@pytest.mark.parametrize("make", [optimal, iti])
+@pytest.mark.parametrize("make", [optimal, optimal_of_rank_3, iti, steering])
 def test_hook_equals_folded_weights_and_adapter(load, smollm2, make, tmp_path):
     peft = load("peft")
     edit = make(smollm2)
@@ -45,7 +62,7 @@ def test_hook_equals_folded_weights_and_adapter(load, smollm2, make, tmp_path):
         hooked = logits(smollm2, ids)
     with folded(smollm2, edit):
         in_weights = logits(smollm2, ids)
-    adapted = peft.PeftModel.from_pretrained(smollm2.lm, save_peft_adapter(smollm2, edit, tmp_path)).eval()
+    adapted = peft.PeftModel.from_pretrained(smollm2.lm, edit.to_peft(tmp_path, smollm2, base=BASE)).eval()
     try:
         with torch.no_grad():
             adapter = adapted(input_ids=ids, use_cache=False).logits
@@ -65,7 +82,7 @@ def test_an_adapter_with_plain_generate_says_the_same(load, smollm2, tmp_path):
     forest = plant(smollm2.tokenizer, Prompt(primer="Q: What is 1 + 1?\nA: 2."), questions)
     prompts = [tree.prompt for tree in forest.trees]
     ours = generate_tokens(smollm2, forest.prefix, prompts, stack(smollm2, [edit]), max_new_tokens=16)[0]
-    adapted = peft.PeftModel.from_pretrained(smollm2.lm, save_peft_adapter(smollm2, edit, tmp_path)).eval()
+    adapted = peft.PeftModel.from_pretrained(smollm2.lm, edit.to_peft(tmp_path, smollm2, base=BASE)).eval()
     try:
         for prompt, said in zip(prompts, ours, strict=True):
             ids = torch.tensor([forest.prefix + prompt])

@@ -47,8 +47,8 @@ def assert_same_activations(model, lens, questions, kind, hook, atol):
 def test_activations_of_tiny_models(load, name, tmp_path):
     model = tiny(name)
     lens = bridge(load, make_lm(name, attention="eager"), model.tokenizer, tmp_path)
-    assert_same_activations(model, lens, QUESTIONS, "heads", "attn.hook_z", 1e-5)
-    assert_same_activations(model, lens, QUESTIONS, "neurons", "mlp.hook_post", 1e-5)
+    assert_same_activations(model, lens, QUESTIONS, "head", "attn.hook_z", 1e-5)
+    assert_same_activations(model, lens, QUESTIONS, "neuron", "mlp.hook_post", 1e-5)
 
 
 @pytest.mark.real
@@ -57,5 +57,5 @@ def test_activations_of_smollm2(load, smollm2, tmp_path):
     lm.set_attn_implementation("eager")
     lens = bridge(load, lm, smollm2.tokenizer, tmp_path)
     questions = load_behaviour("misconceptions").questions[:3]
-    assert_same_activations(smollm2, lens, questions, "heads", "attn.hook_z", 1e-3)
-    assert_same_activations(smollm2, lens, questions, "neurons", "mlp.hook_post", 1e-3)
+    assert_same_activations(smollm2, lens, questions, "head", "attn.hook_z", 1e-3)
+    assert_same_activations(smollm2, lens, questions, "neuron", "mlp.hook_post", 1e-3)

@@ -15,11 +15,13 @@ from locaudit.behaviours.format import Prompt
 from locaudit.measure.forward import answer_log_probs, branch_sums, collate_bank, token_log_probs
 from locaudit.measure.multiple_choice import question_scores
 from locaudit.measure.tree import plant
-from locaudit.methods.objectives import log_ratios, pair_loss
+from locaudit.methods.objectives import log_ratios
 from locaudit.methods.parameters import TrainableEdit, stack_trainable
-from locaudit.methods.training import Job, TrainingData, train
+from locaudit.methods.training import TrainingData
 from locaudit.models import output_weight
+from locaudit.registry import OBJECTIVES
 from tiny import heads, make_lm, tokenizer
+from toy import Job, train
 
 pytestmark = [
     pytest.mark.parity,
@@ -52,7 +54,7 @@ def make_trainer(load, llama, tmp_path):
     def make(loss_type, **settings):
         trl, peft, datasets = load("trl"), load("peft"), load("datasets")
         names = {id(module): name for name, module in llama.lm.named_modules()}
-        targets = [names[id(llama.projection(site))] for site in llama.masks(LOCATION)]
+        targets = [names[id(llama.projection(site))] for site in llama.subspaces(LOCATION)]
         pairs = [
             {"prompt": f"Q: {q.text}\nA:", "chosen": f" {true}", "rejected": f" {false}"}
             for q in QUESTIONS
@@ -94,7 +96,7 @@ def make_trainer(load, llama, tmp_path):
 
 def write_weights(llama):
     """W of each site, as a plain tensor (PEFT switches on gradients of every parameter it finds), and b's mask."""
-    return [(output_weight(llama.projection(site)).detach(), mask) for site, mask in llama.masks(LOCATION).items()]
+    return [(output_weight(llama.projection(site)).detach(), mask) for site, mask in llama.subspaces(LOCATION).items()]
 
 
 @pytest.mark.parametrize(
@@ -114,22 +116,22 @@ def test_loss_and_gradient(llama, data, make_trainer, objective, reduction, loss
     margins = []
     for ratio, n_true in zip(ratios.split(SIZES), data.n_true, strict=True):
         margins.append((ratio[:n_true, None] - ratio[None, n_true:]).flatten())
-    loss = pair_loss(torch.cat(margins), objective, STRENGTH).mean()
+    loss = OBJECTIVES[objective].loss(torch.cat(margins), STRENGTH).mean()
     loss.backward()
 
     trainer, adapters = make_trainer(loss_type)
     weights = write_weights(llama)
-    for (lora_a, lora_b), (w, _), (a, b, _) in zip(adapters, weights, map(edit.masked, range(2)), strict=True):
-        lora_a.weight.data = a.detach().view(1, -1).clone()
-        lora_b.weight.data = (w @ b.detach()).view(-1, 1)
+    for (lora_a, lora_b), (w, _), e in zip(adapters, weights, edit.sites.values(), strict=True):
+        lora_a.weight.data = e.a.detach().clone()
+        lora_b.weight.data = w @ e.b.detach()
     rows = trainer.data_collator(trainer.train_dataset.to_list())
     theirs = trainer.compute_loss(trainer.model.train(), rows)
     theirs.backward()
 
     assert abs(loss.item() - theirs.item()) < 1e-5 * abs(theirs.item())
     for i, ((lora_a, lora_b), (w, mask)) in enumerate(zip(adapters, weights, strict=True)):
-        torch.testing.assert_close(edit.a[i].grad, lora_a.weight.grad[0], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(edit.b[i].grad, (w.T @ lora_b.weight.grad[:, 0]) * mask, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(edit.a[i].grad, lora_a.weight.grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(edit.b[i].grad[:, 0], (w.T @ lora_b.weight.grad[:, 0]) * mask, rtol=1e-4, atol=1e-6)
         assert edit.a[i].grad.norm() > 1e-3 and edit.b[i].grad.norm() > 1e-3
 
     # TRL averages its rewards, beta times the summed log-ratios, over pairs; ours average over a question's pairs.
@@ -191,8 +193,8 @@ def test_training_run(llama, data, make_trainer):
     assert fit.losses == pytest.approx([loss.item() for loss in losses], rel=1e-5)
     for (lora_a, lora_b), site in zip(adapters, fit.edit.sites.values(), strict=True):
         b = lora_b.parametrizations.weight.original.detach()[:, 0]
-        torch.testing.assert_close(site.a, lora_a.weight.detach()[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(site.b, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(site.a, lora_a.weight.detach(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(site.b[:, 0], b, rtol=1e-4, atol=1e-5)
         assert site.b.abs().max() > 0.05
 
 
@@ -205,9 +207,9 @@ def test_ipo_of_sums_by_hand(llama, data, tau):
         sums = branch_sums(batch, token_log_probs(llama, batch, bank, torch.zeros(3, dtype=torch.long)))
     ratios = log_ratios(sums, torch.cat(data.reference), batch.lengths, "sum")
     margin = (ratios[:1] - ratios[2:3]).requires_grad_()
-    loss = pair_loss(margin, "ipo", tau)
+    loss = OBJECTIVES["ipo"].loss(margin, tau)
     loss.backward()
     assert loss.item() == pytest.approx(1 / (4 * tau**2), rel=1e-4)
     assert margin.grad.item() == pytest.approx(-1 / tau, rel=1e-4)
     # A margin of 1 / (2 tau) nats, summed over the answer, is the optimum.
-    assert pair_loss(torch.tensor([1 / (2 * tau)]), "ipo", tau).item() == 0
+    assert OBJECTIVES["ipo"].loss(torch.tensor([1 / (2 * tau)]), tau).item() == 0

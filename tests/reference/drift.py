@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
 
 import torch
 
 from locaudit.edits import Edit
 from locaudit.models import Model
+from reference.edits import edited_by_hand
 
 
 @torch.no_grad()
@@ -28,15 +28,5 @@ def drift(model: Model, documents: torch.Tensor, edit: Edit | None) -> dict[str,
 
 def _log_probs(model: Model, ids: torch.Tensor, edit: Edit | None) -> torch.Tensor:
     """log p(. | ids)."""
-
-    def hook(e):
-        def change(_module, args):
-            o = args[0]
-            return (o + (e.c + o @ e.a.double()).unsqueeze(-1) * e.b.double(), *args[1:])
-
-        return change
-
-    with ExitStack() as stack:
-        for site, e in (edit.sites if edit else {}).items():
-            stack.callback(model.projection(site).register_forward_pre_hook(hook(e)).remove)
+    with edited_by_hand(model, edit):
         return model.lm(input_ids=ids.unsqueeze(0), use_cache=False).logits[0, -1].log_softmax(dim=-1)

@@ -6,7 +6,7 @@ import torch
 
 from locaudit.edits import Edit
 from locaudit.models import Model
-from reference.scoring import edited_by_hand
+from reference.edits import edited_by_hand
 
 
 @torch.no_grad()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
-
 import torch
 
 from locaudit.edits import Edit
 from locaudit.measure.tree import Forest
 from locaudit.models import Model
+from reference.edits import edited_by_hand
 
 
 @torch.no_grad()
@@ -27,22 +26,3 @@ def forest_log_probs(model: Model, forest: Forest, edit: Edit | None = None) -> 
         torch.tensor([answer_log_prob(model, forest.prefix + tree.prompt, branch, edit) for branch in tree.branches])
         for tree in forest.trees
     ]
-
-
-@contextmanager
-def edited_by_hand(model: Model, edit: Edit | None, n_prompt: int):
-    def pre_hook(e, first):
-        def change(_module, args):
-            o = args[0].clone().view(-1, args[0].shape[-1])  # a single row: tokens x d_in, whatever the model's layout
-            for t in range(first, len(o)):
-                o[t] = o[t] + (e.c + torch.dot(e.a, o[t])) * e.b
-            return (o.view(args[0].shape), *args[1:])
-
-        return change
-
-    with ExitStack() as stack:
-        for site, e in (edit.sites if edit else {}).items():
-            first = n_prompt - 1 if edit and edit.positions == "answer" else 0
-            handle = model.projection(site).register_forward_pre_hook(pre_hook(e, first))
-            stack.callback(handle.remove)
-        yield

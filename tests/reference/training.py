@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from locaudit.edits import Edit, SiteEdit
-from locaudit.methods.parameters import TrainableEdit
-from locaudit.methods.training import Job, TrainingData
+from locaudit.methods.training import TrainingData
 from locaudit.models import Model
+from toy import Job, untrained
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
@@ -35,20 +35,22 @@ def fit_edit(
     max_steps: int | None = None,
 ) -> tuple[Edit, list[float]]:
     """The trained edit and the loss of every step, from the library's own initial reader."""
-    mask = {site: m.float() for site, m in model.masks(job.location).items()}
-    start = TrainableEdit(model, job.location, reader=reader, seed=job.seed).to_edit()  # type: ignore[arg-type]
-    theta = {("b", site): torch.zeros(model.width(site)) for site in mask}
+    mask = {site: m.float() for site, m in model.subspaces(job.location).items()}
+    start = untrained(model, job, reader).to_edit()
+    theta = {("b", site): torch.zeros(model.width(site), 1) for site in mask}
     if reader != "none":
         theta |= {("a", site): start.sites[site].a.clone() for site in mask}
     m1 = {key: torch.zeros_like(p) for key, p in theta.items()}
     m2 = {key: torch.zeros_like(p) for key, p in theta.items()}
 
+    constant = torch.tensor([float(reader == "none")])
+
     def edit_from(parameters: dict) -> Edit:
         sites = {}
         for site in mask:
-            a = parameters.get(("a", site), torch.zeros(model.width(site)))
+            a = parameters.get(("a", site), torch.zeros(1, model.width(site)))
             a = a * mask[site] if reader == "location" else a
-            sites[site] = SiteEdit(a, parameters["b", site] * mask[site], 1.0 if reader == "none" else 0.0)
+            sites[site] = SiteEdit(a, parameters["b", site] * mask[site].unsqueeze(1), constant)
         return Edit(sites)
 
     def log_ratio(prompt: tuple, answer: tuple, edit: Edit) -> Tensor:
@@ -107,7 +109,7 @@ def log_prob(model: Model, prompt: tuple, answer: tuple, edit: Edit | None) -> T
     def hook(e: SiteEdit):
         def change(_module, args):
             o = args[0]
-            return (o + (e.c + o @ e.a).unsqueeze(-1) * e.b, *args[1:])
+            return (o + (e.c + o @ e.a.T) @ e.b.T, *args[1:])
 
         return change
 

@@ -1,12 +1,12 @@
 """Behaviours (questions with wanted and unwanted answers), where they come from, and how they are split."""
 
 from locaudit.behaviours.behaviour import Behaviour, Question, normalise, unique, with_period
-from locaudit.behaviours.loaders import Format, load_behaviour
+from locaudit.behaviours.loaders import Loader, load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
 
 __all__ = [
     "Behaviour",
-    "Format",
+    "Loader",
     "Question",
     "Split",
     "load_behaviour",

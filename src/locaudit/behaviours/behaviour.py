@@ -77,10 +77,9 @@ class Behaviour:
 
     name: str
     questions: tuple[Question, ...]
-    target: str | None = "truth"
-    """What a judge asks of an answer to tell whether the behaviour is there: an aspect of `locaudit.judges`."""
-    retention: str | None = "info"
-    """What a judge asks to tell whether an edit left the answer useful. None, as in A/B sets: no judge by default."""
+    aspects: tuple[str, ...] = ("truth", "info")
+    """What is asked of an answer: whether it has the behaviour's quality first, then what an edit must not destroy.
+    Empty, as for A/B sets: no judge by default."""
 
     def __post_init__(self):
         if not self.questions:

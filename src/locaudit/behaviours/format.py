@@ -9,6 +9,7 @@ Three texts are in play (source: the ITI and TruthfulQA reference code):
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,6 +18,11 @@ from typing import Any, Literal
 from locaudit.errors import DataError
 
 Style = Literal["qa", "chat"]
+
+_NEXT = re.compile(r"(?<!\w)Q:")
+"""The next question, unlike the end of a word such as ``FAQ:``."""
+_CUT = re.compile(r"\n\s*Q\s*$")
+"""A marker of the next question that a limit on tokens cut in two."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,27 @@ class Prompt:
     def adds_special_tokens(self) -> bool:
         """Whether the tokenizer adds its own special tokens; a chat template brings them itself."""
         return self.style != "chat"
+
+    def probe(self, question: str) -> str:
+        """The prompt's text where activations are read: one line, without primer or template."""
+        return f"Q: {question} A:"
+
+    def probe_ending(self, answer: str, following: str | None = None) -> str:
+        """What stands behind `probe`: an answer, and another question if one follows."""
+        return f" {answer}" if following is None else f" {answer} Q: {following}"
+
+    @property
+    def marker(self) -> str:
+        """What begins the next question; a generated text without it is an answer that goes on."""
+        return "Q:"
+
+    def has_ended(self, text: str) -> bool:
+        """Whether a generated text has reached the next question."""
+        return _NEXT.search(text) is not None
+
+    def answer(self, text: str) -> str:
+        """The answer in a generated text: up to the next question, stripped."""
+        return _CUT.sub("", _NEXT.split(text, maxsplit=1)[0]).strip()
 
     def _chat(self, question: str, tokenizer: Any) -> str:
         if not getattr(tokenizer, "chat_template", None):

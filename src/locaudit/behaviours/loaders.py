@@ -9,16 +9,16 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from locaudit.behaviours.behaviour import Behaviour, Question, normalise, unique, with_period
 from locaudit.errors import DataError
+from locaudit.registry import LOADERS
 
-Format = Literal["auto", "jsonl", "truthfulqa", "ab"]
-Kind = Literal["jsonl", "truthfulqa", "ab"]
 Row = tuple[str, str, Mapping[str, Any]]
 """Where it stands (``x.csv, line 7``), the id it has unless it names one, its values."""
 Questions = tuple[list[tuple[str, Question]], list[str]]
@@ -35,7 +35,21 @@ _SOURCES = f"`{_BUNDLED[0]}`, `{_BUNDLED[1]}`, `{_HUB_ID}`, or a JSONL, Truthful
 _CSV_REMEDY = "give the path of the TruthfulQA CSV (github.com/sylinrl/TruthfulQA) instead"
 
 
-def load_behaviour(source: str | Path, *, format: Format = "auto") -> Behaviour:
+@dataclass(frozen=True)
+class Loader:
+    """A format of behaviours, registered in `locaudit.registry.LOADERS`."""
+
+    rows: Callable[[str, str], Iterable[Row]]
+    """Text and the name of its source to rows."""
+    questions: Callable[[Iterable[Row]], Questions]
+    """Rows to questions."""
+    suffix: str = ""
+    """Of its files, for example ``.jsonl``."""
+    aspects: tuple[str, ...] = Behaviour.aspects
+    """What judges ask of answers to such questions."""
+
+
+def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
     """Read a behaviour; its name is the file's stem.
 
     `source` is one of:
@@ -52,8 +66,9 @@ def load_behaviour(source: str | Path, *, format: Format = "auto") -> Behaviour:
     Answers are stripped, and those of all but the A/B format get a period (`with_period`). `format` ``auto`` goes by
     the name's suffix, then by the content. Raises `DataError` that names the file and the line or row.
     """
-    if format not in get_args(Format):
-        raise DataError(got=f"format {format!r}", expected=", ".join(get_args(Format)), remedy="check the spelling")
+    if format != "auto" and format not in LOADERS:
+        expected = ", ".join(("auto", *LOADERS))
+        raise DataError(got=f"format {format!r}", expected=expected, remedy="check the spelling")
     name, path = str(source), Path(source)
     if format in ("auto", "truthfulqa") and (os.path.isdir(path) or name in _HUB_IDS):
         kind, (placed, dropped) = "truthfulqa", _truthfulqa_questions(_hub_rows(name))
@@ -61,15 +76,12 @@ def load_behaviour(source: str | Path, *, format: Format = "auto") -> Behaviour:
         bundled = name in _BUNDLED and format in ("auto", "jsonl")
         text = _read(resources.files("locaudit.behaviours").joinpath(f"{name}.jsonl") if bundled else path, name)
         kind = "jsonl" if bundled else _sniff(path, text) if format == "auto" else format
-        rows, questions = _FORMATS[kind]
-        placed, dropped = questions(rows(text, name))
+        placed, dropped = LOADERS[kind].questions(LOADERS[kind].rows(text, name))
     if dropped:
         listed = "; ".join(dropped[:5]) + ("; ..." if len(dropped) > 5 else "")
         warnings.warn(f"{name}: dropped {len(dropped)}: {listed}", UserWarning, stacklevel=2)
     with _at(_first_repeat(placed) or name):
-        # The choice between (A) and (B) is no free answer: neither bundled aspect asks anything sensible of it.
-        aspects = (None, None) if kind == "ab" else (Behaviour.target, Behaviour.retention)
-        return Behaviour(path.resolve().stem, tuple(question for _, question in placed), *aspects)
+        return Behaviour(path.resolve().stem, tuple(question for _, question in placed), LOADERS[kind].aspects)
 
 
 def _read(file: Path | Traversable, name: str) -> str:
@@ -88,9 +100,9 @@ def _read(file: Path | Traversable, name: str) -> str:
     return text
 
 
-def _sniff(path: Path, text: str) -> Kind:
-    by_suffix: dict[str, Kind] = {".jsonl": "jsonl", ".csv": "truthfulqa"}
-    by_start: dict[str, Kind] = {"[": "ab", "{": "jsonl"}
+def _sniff(path: Path, text: str) -> str:
+    by_suffix = {loader.suffix: name for name, loader in LOADERS.items() if loader.suffix}
+    by_start = {"[": "ab", "{": "jsonl"}
     kind = by_suffix.get(path.suffix.lower()) or by_start.get(text.lstrip()[0])
     if kind is None and all(column in text.split("\n", 1)[0] for column in _CSV_COLUMNS):
         kind = "truthfulqa"
@@ -294,8 +306,7 @@ def _ab_questions(rows: Iterable[Row]) -> Questions:
     return placed, dropped
 
 
-_FORMATS: dict[Kind, tuple[Callable[[str, str], Iterable[Row]], Callable[[Iterable[Row]], Questions]]] = {
-    "jsonl": (_jsonl_rows, _jsonl_questions),
-    "truthfulqa": (_csv_rows, _truthfulqa_questions),
-    "ab": (_ab_rows, _ab_questions),
-}
+LOADERS.register("jsonl")(Loader(_jsonl_rows, _jsonl_questions, ".jsonl"))
+LOADERS.register("truthfulqa")(Loader(_csv_rows, _truthfulqa_questions, ".csv"))
+# The choice between (A) and (B) is no free answer: no bundled aspect asks anything sensible of it.
+LOADERS.register("ab")(Loader(_ab_rows, _ab_questions, aspects=()))

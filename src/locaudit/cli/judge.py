@@ -1,81 +1,51 @@
-"""``locaudit judge fit | validate | compare``: words in and out for `locaudit.judges`."""
+"""Judges of generated answers.
+
+commands:
+  locaudit judge validate --truth FILE --info FILE [--json]
+        how a judge (the bundled one by default) does on labelled answers to questions that it was not fitted on
+  locaudit judge compare RUN --second.kind KIND ...
+        agreement and kappa of two judges on a run's answers
+
+Judges are fitted by scripts of the repository: tools/judge/fit.py and tools/judge/finetune.py.
+Each command has its own --help.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from locaudit.cli.commands import dispatch
-from locaudit.config import JudgeConfig
+from locaudit.cli.flags import parse
+from locaudit.config import JudgeChoice
 from locaudit.errors import ConfigError
 from locaudit.records import json_text
-
-_PROGRAM = """Judges of generated answers: is it true (truth), is it informative (info)?
-
-commands:
-  locaudit judge fit --truth FILE --info FILE --out DIR
-        fit the reference judge on labelled answers, or with --kind causal-lm --base MODEL a language model
-  locaudit judge validate --truth FILE --info FILE [--json]
-        how the bundled judge does on questions that it was not fitted on
-  locaudit judge compare RUN --second.kind KIND ...
-        agreement and kappa of two judges on a run's answers
-
-Each command has its own --help."""
-
-
-@dataclass(frozen=True)
-class _Fit:
-    out: Path
-    """Folder for the fitted judge; name it as judges.target.model and judges.retention.model."""
-    truth: Path | None = None
-    """Labelled answers, lines like {"prompt": "Q: ..\\nA: ..\\nTrue:", "completion": " yes"}."""
-    info: Path | None = None
-    """The same with prompts that end in ``Helpful:``."""
-    references: Path | None = None
-    """reference: the TruthfulQA CSV with the questions' reference answers (None: the one beside --truth)."""
-    kind: Literal["reference", "causal-lm"] = "reference"
-    """What to fit."""
-    base: str | None = None
-    """causal-lm: the language model to fine-tune (extra `judge`)."""
-    epochs: int = 1
-    """causal-lm: passes over the rows."""
-    learning_rate: float = 5e-4
-    """causal-lm: peak of the schedule."""
-    rank: int = 8
-    """causal-lm: rank of the LoRA adapter."""
-    max_rows: int | None = None
-    """causal-lm: draw this many rows (None: all)."""
-    seed: int = 0
-    """Seed of everything random in it."""
+from locaudit.registry import ASPECTS, JUDGES
 
 
 @dataclass(frozen=True)
 class _Validate:
-    truth: Path
-    """Labelled answers, as for `fit`; those to questions that the judge was fitted on are left out."""
-    info: Path
-    """The same for ``Helpful:``."""
+    kind: str = "reference"
+    """Kind of judge: reference, causal-lm, openai, or one that a plug-in adds."""
     references: Path | None = None
-    """The TruthfulQA CSV with the reference answers (None: the one beside --truth that the judge was fitted with)."""
-    weights: Path | None = None
-    """A folder of `fit` (None: the bundled weights)."""
+    """Behaviour file with the questions' reference answers (None: the only TruthfulQA*.csv beside the answers)."""
     json: bool = False
     """Print JSON."""
 
 
 @dataclass(frozen=True)
 class _Compare:
-    run: tyro.conf.Positional[Path]
+    run: tyro.conf.Positional[Path] = tyro.MISSING
     """Run folder with answers."""
-    first: JudgeConfig = field(default_factory=JudgeConfig)
+    first: JudgeChoice = JudgeChoice()
     """One judge; ``default``: the run's own."""
-    second: JudgeConfig = field(default_factory=JudgeConfig)
+    second: JudgeChoice = JudgeChoice()
     """The other judge; ``default``: the bundled reference judge."""
-    aspect: Literal["truth", "info"] = "truth"
+    aspect: str = "truth"
     """What is judged."""
     json: bool = False
     """Print JSON."""
@@ -83,83 +53,51 @@ class _Compare:
 
 def judge(arguments: list[str]) -> None:
     """Run one of the judge commands."""
-    dispatch("judge", _PROGRAM, {"fit": _fit, "validate": _validate, "compare": _compare}, arguments)
+    dispatch("judge", (__doc__ or "").strip(), {"fit": _fit, "validate": _validate, "compare": _compare}, arguments)
 
 
 def _fit(arguments: list[str]) -> None:
-    command = tyro.cli(_Fit, prog="locaudit judge fit", description="Fit a judge on labelled answers.", args=arguments)
-    console = Console(stderr=True, highlight=False, markup=False)
-    if command.kind == "reference":
-        if command.truth is None or command.info is None:
-            raise ConfigError(
-                got="judge fit without " + ("--truth" if command.truth is None else "--info"),
-                expected="labelled answers for both aspects",
-                remedy="name both files",
-            )
-        from locaudit.judges.reference import fit_reference_judge
-
-        fit_reference_judge(
-            command.truth, command.info, command.references, command.out, seed=command.seed, progress=console.print
-        )
-        console.print(f"written to {command.out}; its figures: {command.out / 'MODEL_CARD.md'}")
-        return
-    _fit_causal_lm(command, console)
-
-
-def _fit_causal_lm(command: _Fit, console: Console) -> None:
-    if command.base is None or (command.truth is None) == (command.info is None):
-        raise ConfigError(
-            got="judge fit --kind causal-lm" + ("" if command.base else " without --base"),
-            expected="--base MODEL and one of --truth FILE and --info FILE: a judge has one aspect",
-            remedy="fit the two judges one after the other, into two folders",
-        )
-    from locaudit.judges import find_aspect
-    from locaudit.judges.finetune import fit_causal_lm_judge
-
-    aspect, rows = ("truth", command.truth) if command.truth is not None else ("info", command.info)
-    assert rows is not None
-    report = fit_causal_lm_judge(
-        find_aspect(aspect),
-        rows,
-        command.base,
-        command.out,
-        epochs=command.epochs,
-        learning_rate=command.learning_rate,
-        rank=command.rank,
-        max_rows=command.max_rows,
-        seed=command.seed,
-        on_step=lambda done, total: console.print(f"step {done} of {total}") if done % 20 == 0 else None,
+    raise ConfigError(
+        got="locaudit judge fit, which has moved",
+        expected="a copy of locaudit's repository, whose scripts fit judges",
+        remedy="run: python tools/judge/fit.py --help, or for a language model python tools/judge/finetune.py --help",
     )
-    print(json_text(report), end="")
 
 
 def _validate(arguments: list[str]) -> None:
-    command = tyro.cli(
-        _Validate,
+    # Parsed twice: the kind first, then the settings that this kind has.
+    kind = tyro.cli(_Validate, args=arguments, return_unknown_args=True, add_help=False)[0].kind
+    helps = {name: f"Labelled answers, whose prompts end in ``{aspect.suffix}``." for name, aspect in ASPECTS.items()}
+    files: list[Any] = [(name, Annotated[Path | None, tyro.conf.arg(help=helps[name])], None) for name in ASPECTS]
+    settings: Any = ("judge", JUDGES[kind].settings, field(default_factory=JUDGES[kind].settings))
+    command: Any = tyro.cli(
+        make_dataclass("Validate", [*files, settings], bases=(_Validate,), frozen=True),
         prog="locaudit judge validate",
-        description="Measure the reference judge on the questions it was not fitted on.",
+        description="Measure a judge on labelled answers, lines like "
+        '{"prompt": "Q: ..\\nA: ..\\nTrue:", "completion": " yes"}, to questions that it was not fitted on.',
         args=arguments,
     )
-    from locaudit.judges.reference import validate_reference_judge
+    given = {aspect: getattr(command, aspect) for aspect in ASPECTS if getattr(command, aspect) is not None}
+    if not given:
+        raise ConfigError(
+            got="judge validate without labelled answers",
+            expected=" or ".join(f"--{aspect} FILE" for aspect in ASPECTS),
+            remedy="name the file of an aspect",
+        )
+    from locaudit.judges.validate import as_table, validate
 
-    console = Console(stderr=True, highlight=False, markup=False)
-    report = validate_reference_judge(
-        command.truth, command.info, command.references, weights=command.weights, progress=console.print
-    )
-    if command.json:
-        print(json_text(report), end="")
-        return
-    from locaudit.judges.reference.card import held_out_table
-
-    print(held_out_table(report))
+    judges = JUDGES[kind].loader(dict.fromkeys(given, command.judge), "auto")
+    say = Console(stderr=True, highlight=False, markup=False).print
+    report = validate(judges, given, command.references, say=say)
+    print(json_text(report) if command.json else as_table(report), end="" if command.json else "\n")
 
 
 def _compare(arguments: list[str]) -> None:
-    command = tyro.cli(
-        _Compare,
-        prog="locaudit judge compare",
-        description="Agreement of two judges on the answers of a run; what they say is kept in the run.",
-        args=arguments,
+    command = parse(
+        _Compare(),
+        "locaudit judge compare",
+        "Agreement of two judges on the answers of a run; what they say is kept in the run.",
+        arguments,
     )
     from locaudit.run.comparing import compare_judges
 

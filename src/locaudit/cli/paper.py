@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +11,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from locaudit.config import read_over
+from locaudit.cli.flags import parse, take_config
 from locaudit.studies.paper.config import PRESETS, PaperConfig, Preset, load_paper_preset
 
 
@@ -22,38 +24,32 @@ class _Paper:
     out: Path = Path("runs/paper")
     """Folder of the study. Naming an earlier one with the same settings resumes it."""
     dry_run: bool = False
-    """Print the plan: trials, tokens, about how long it would take here, and disk. Writes nothing."""
+    """Run a trial of each kind, which are kept, and print what all take here: trials, tokens, time, disk."""
 
 
 def paper(arguments: list[str]) -> None:
     """Parse ``locaudit paper [CONFIG.yaml] [--preset P] [flags]`` and run it."""
     rest = list(arguments)
     preset = _preset(rest)
-    config = load_paper_preset(preset)
-    if rest and not rest[0].startswith("-"):
-        config = read_over(config, rest.pop(0))
-    command = tyro.cli(
-        _Paper,
-        prog="locaudit paper [CONFIG.yaml]",
-        description="The whole study of the paper, with its figures and claims. Settings come from the preset, then "
-        "from CONFIG.yaml, if given, and flags go over both.",
-        args=rest,
-        default=_Paper(config, preset),
+    config, rest = take_config(load_paper_preset(preset), rest)
+    command = parse(
+        _Paper(config, preset),
+        "locaudit paper [CONFIG.yaml]",
+        "The whole study of the paper, with its figures and claims. Settings come from the preset, then from "
+        "CONFIG.yaml, if given, and flags go over both.",
+        rest,
     )
     _run(command)
 
 
 def _preset(arguments: list[str]) -> Preset:
     """The preset named among the arguments; it decides the defaults of all the others."""
-    for i, argument in enumerate(arguments):
-        name = argument.removeprefix("--preset=") if argument.startswith("--preset=") else None
-        if argument == "--preset" and i + 1 < len(arguments):
-            name = arguments[i + 1]
-        if name is not None:
-            # an unknown one is refused by tyro, with the choices
-            named: list[Preset] = [preset for preset in PRESETS if preset == name]
-            return named[0] if named else "full"
-    return "full"
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", nargs="?")
+    name = parser.parse_known_args(arguments)[0].preset
+    # an unknown one is refused by tyro, with the choices
+    named: list[Preset] = [preset for preset in PRESETS if preset == name]
+    return named[0] if named else "full"
 
 
 def _run(command: _Paper) -> None:
@@ -72,8 +68,6 @@ def _run(command: _Paper) -> None:
 
 def print_study(page: Path) -> None:
     """Claims and outcomes of a finished study."""
-    import json
-
     numbers = json.loads((page.parent / "numbers.json").read_text(encoding="utf-8"))
     console = Console(highlight=False, soft_wrap=True)
     for claim in numbers["claims"]:

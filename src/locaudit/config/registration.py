@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from locaudit.config.coerce import merge
-from locaudit.config.files import parse_values, read_bytes
-from locaudit.config.settings import READS_ONLY, AuditConfig, leaves, to_dict
+from locaudit.config.files import merge_config, parse_values, read_bytes
+from locaudit.config.settings import READS_ONLY, AuditConfig, leaves
+from locaudit.config.validation import to_dict
 from locaudit.errors import ConfigError
 
 
@@ -41,7 +41,7 @@ def read_registration(path: str | Path) -> Registration:
     content = read_bytes(path)
     source, text = str(path), content.decode()
     values = parse_values(text, source)
-    valid = to_dict(merge(AuditConfig(), values, source, ""))
+    valid = to_dict(merge_config(AuditConfig(), values, source=source))
     if "registered" in values:
         raise ConfigError(
             got=f"registered = {values['registered']!r} in {source}",
@@ -65,14 +65,14 @@ def hold(registration: Registration, config: AuditConfig) -> AuditConfig:
     """
     default, given = (dict(leaves(to_dict(settings))) for settings in (AuditConfig(), config))
     for name, value in leaves(registration.values):
-        if given[name] not in (default[name], value):
+        if given.get(name, value) not in (default.get(name), value):
             raise ConfigError(
                 got=f"{name} = {given[name]}, and {value} in {registration.file}",
                 expected="what the claim file fixed before the run",
                 remedy=f"leave {name} out; or leave registered out, and the report of a registered run says what "
                 "was changed",
             )
-    return merge(config, registration.values, registration.file, "")
+    return merge_config(config, registration.values, source=registration.file)
 
 
 def changed_settings(values: Mapping[str, Any], config: AuditConfig) -> list[str]:
@@ -86,20 +86,21 @@ def changed_settings(values: Mapping[str, Any], config: AuditConfig) -> list[str
 def open_settings(values: Mapping[str, Any]) -> list[str]:
     """Settings that a finished run can still take another value of, since its claim file does not name them."""
     named = {name for name, _ in leaves(values)}
-    every = [name for name, _ in leaves(to_dict(AuditConfig())) if name.partition(".")[0] in READS_ONLY]
-    groups = {name: [leaf for leaf in every if leaf.partition(".")[0] == name] for name in READS_ONLY}
-    # A group of which nothing is named is called by its own name.
-    return [
-        leaf
-        for name, inside in groups.items()
-        for leaf in ([name] if not named & set(inside) else [x for x in inside if x not in named])
-    ]
+    every = [name for name, _ in leaves(to_dict(merge_config(AuditConfig(), values)))]
+    found: list[str] = []
+    for group in READS_ONLY:
+        inside = [leaf for leaf in every if leaf.partition(".")[0] == group]
+        left = [leaf for leaf in inside if leaf not in named]
+        found += [group] if left == inside else left  # a group of which nothing is named is called by its own name
+    return found
 
 
-def _pick(names: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of nested `values`, those under the keys of `names`."""
+def _pick(names: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of nested `values`, those under the keys of `names`, which may be a list of them."""
+    if not isinstance(names, Mapping):
+        names = dict.fromkeys(names, {})
     return {
-        key: _pick(names[key], value) if isinstance(value, Mapping) else value
+        key: _pick(names[key] or {}, value) if isinstance(value, Mapping) else value
         for key, value in values.items()
         if key in names
     }

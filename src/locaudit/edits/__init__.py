@@ -1,17 +1,20 @@
-"""Edits: o' = o + (c + <a, o>) b at the inputs of chosen projections."""
+"""Edits: h' = where(mask, mean, h) + B (c + A h) at sites of a model."""
 
-from locaudit.edits.bank import EditBank, stack
-from locaudit.edits.edit import Edit, Positions, SiteEdit, load_edit, zero_edit
-from locaudit.edits.export import folded, save_peft_adapter
+from locaudit.edits.bank import EditBank, stack, stack_sites
+from locaudit.edits.edit import Edit, Positions, load_edit, zero_edit
+from locaudit.edits.export import Form, folded, save_merged
+from locaudit.edits.hooks import SiteEdit
 
 __all__ = [
     "Edit",
     "EditBank",
+    "Form",
     "Positions",
     "SiteEdit",
     "folded",
     "load_edit",
-    "save_peft_adapter",
+    "save_merged",
     "stack",
+    "stack_sites",
     "zero_edit",
 ]

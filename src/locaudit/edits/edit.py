@@ -1,33 +1,29 @@
-"""One edit: what is added at each site, and at which tokens."""
+"""One edit: what is added at each site, and at which tokens; how it is used, saved and read."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from locaudit.errors import DataError
-from locaudit.models import Model, Site
+from locaudit.edits.bank import stack
+from locaudit.edits.export import Form, cannot_become, save_adapter
+from locaudit.edits.hooks import SiteEdit, each, edited, replaced_forwards, tensors_of
+from locaudit.errors import DataError, LocationError
+from locaudit.location import SITES, Site
+from locaudit.models import Model, as_model
 
 Positions = Literal["all", "answer"]
-
-
-@dataclass(frozen=True, eq=False)
-class SiteEdit:
-    """At one site: reader `a` and writer `b` (d_in,), constant `c`; o' = o + (c + <a, o>) b."""
-
-    a: Float[Tensor, " d_in"]
-    b: Float[Tensor, " d_in"]
-    c: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,47 +33,151 @@ class Edit:
     sites: Mapping[Site, SiteEdit]
     positions: Positions = "all"
 
+    @contextmanager
+    def on(
+        self, model: Model | PreTrainedModel, *, answer_from: int | Sequence[int] | None = None
+    ) -> Iterator[PreTrainedModel]:
+        """Run a model, ours or a bare transformers one, under the edit; yields the transformers model.
+
+            with edit.on(model) as lm:
+                lm.generate(**inputs)
+
+        An ``answer`` edit acts from the last prompt token on. In ``lm.generate``, with a cache or without, that is the
+        last column of the prompts, which must be left-padded, and all that follows. In a plain forward nothing says
+        where the prompt ends: `answer_from` names the column of its last token, one for all rows or one a row, counted
+        from the first token of the cache if there is one. Without it a plain forward raises `LocationError`: editing
+        the last token alone is a known bug. Leaving restores the model, whatever happens.
+        """
+        whole = as_model(model)
+        with _answer_columns(whole, answer_from) as columns:
+            positions = columns if self.positions == "answer" else None
+            with edited(whole, stack(whole, [self]).sites, positions=positions):
+                yield whole.lm
+
+    def cannot_become(self, form: Form, model: Model | PreTrainedModel) -> str:
+        """Why the edit cannot be exported as ``peft``, ``merged`` or ``vectors``; empty if it can."""
+        return cannot_become(as_model(model), self, form)
+
+    def to_peft(self, path: str | Path, model: Model | PreTrainedModel, *, base: str | None = None) -> Path:
+        """Write the edit as a PEFT adapter; see `locaudit.edits.export.save_adapter`."""
+        return save_adapter(as_model(model), self, path, base=base)
+
     def to_bytes(self) -> bytes:
-        """The edit as a safetensors file."""
-        tensors, constants = {}, {}
-        for (kind, layer), site in sorted(self.sites.items()):
+        """The edit as a safetensors file.
+
+        Its tensors are ``SITE.LAYER.a`` (r, d), ``.b`` (d, r), ``.c`` (r,) and, where it ablates, ``.mask`` and
+        ``.mean`` (d,); its metadata say that it is an edit, and its positions.
+        """
+        tensors = {}
+        for (name, layer), site in sorted(self.sites.items()):
             # safetensors refuses tensors that share memory, as one reader of several sites does.
-            tensors[f"{kind}.{layer}.a"] = site.a.detach().cpu().contiguous().clone()
-            tensors[f"{kind}.{layer}.b"] = site.b.detach().cpu().contiguous().clone()
-            constants[f"{kind}.{layer}"] = site.c
-        return save(tensors, {"locaudit": json.dumps({"positions": self.positions, "c": constants}, sort_keys=True)})
+            for part, x in tensors_of(each(site, lambda x: x.detach().cpu().contiguous().clone())).items():
+                tensors[f"{name}.{layer}.{part}"] = x
+        return save(tensors, {"locaudit": json.dumps({"file": "edit", "positions": self.positions}, sort_keys=True)})
+
+    def save(self, path: str | Path) -> None:
+        """Write the edit where `load_edit` reads it."""
+        Path(path).write_bytes(self.to_bytes())
 
     @property
     def is_finite(self) -> bool:
         """Whether every number in it is."""
-        return all(
-            math.isfinite(site.c) and bool(torch.isfinite(site.a).all() and torch.isfinite(site.b).all())
-            for site in self.sites.values()
-        )
+        return all(bool(x.isfinite().all()) for site in self.sites.values() for x in tensors_of(site).values())
 
 
 def load_edit(path: str | Path) -> Edit:
-    """Read an edit saved in a run folder. Raises `DataError` for anything else."""
+    """Read a saved edit; one of the first edition too, with vectors a and b. Raises `DataError` for anything else."""
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {})["locaudit"])
-            sites: dict[Site, SiteEdit] = {}
-            for key, c in meta["c"].items():
-                kind, layer = key.split(".")
-                a, b = file.get_tensor(f"{key}.a"), file.get_tensor(f"{key}.b")
-                sites[kind, int(layer)] = SiteEdit(a, b, float(c))
-            positions = meta["positions"]
-            if positions not in get_args(Positions):
-                raise ValueError(f"positions {positions!r}")
-    except (OSError, SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if meta["positions"] not in get_args(Positions):
+            raise ValueError(f"positions {meta['positions']!r}")
+        if "c" in meta:
+            sites = {
+                key: SiteEdit.rank_one(tensors[f"{key}.a"], tensors[f"{key}.b"], c) for key, c in meta["c"].items()
+            }
+        elif meta["file"] == "edit":
+            names = sorted({key.rpartition(".")[0] for key in tensors})
+            parts = [field.name for field in fields(SiteEdit)]
+            sites = {
+                key: SiteEdit(**{p: tensors[f"{key}.{p}"] for p in parts if f"{key}.{p}" in tensors}) for key in names
+            }
+        else:
+            raise ValueError(f"a file of kind {meta['file']!r}")
+        return Edit({_site(key): _checked(key, site) for key, site in sites.items()}, meta["positions"])
+    except (
+        OSError,
+        SafetensorError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        RuntimeError,
+    ) as error:
         raise DataError(
             got=f"{path}, which is not a saved edit ({error})",
-            expected="a safetensors file from a run folder's edits/",
+            expected="a safetensors file that Edit.save wrote, as in a run folder's edits/",
             remedy="check the path",
         ) from None
-    return Edit(sites, positions)
 
 
-def zero_edit(model: Model, sites: list[Site]) -> Edit:
+def zero_edit(model: Model, sites: Sequence[Site]) -> Edit:
     """The edit that changes nothing, at the given sites."""
-    return Edit({s: SiteEdit(torch.zeros(model.width(s)), torch.zeros(model.width(s)), 0.0) for s in sites})
+    return Edit({s: SiteEdit.rank_one(torch.zeros(model.width(s)), torch.zeros(model.width(s))) for s in sites})
+
+
+def _site(key: str) -> Site:
+    name, layer = key.split(".")
+    if name not in SITES:
+        raise ValueError(f"a site called {name!r}")
+    return Site(name, int(layer))  # type: ignore[arg-type]
+
+
+def _checked(key: str, site: SiteEdit) -> SiteEdit:
+    """Float32, and of shapes that belong together."""
+    rank, width = site.a.shape
+    expected = {"a": (rank, width), "b": (width, rank), "c": (rank,), "mask": (width,), "mean": (width,)}
+    for name, x in tensors_of(site).items():
+        if tuple(x.shape) != expected[name]:
+            raise ValueError(f"{key}.{name} of shape {tuple(x.shape)}, not {expected[name]}")
+    if (site.mask is None) != (site.mean is None):
+        raise ValueError(f"{key} with one of mask and mean")
+    return each(site, lambda x: x if x.dtype == torch.bool else x.float())
+
+
+@contextmanager
+def _answer_columns(
+    model: Model, answer_from: int | Sequence[int] | None
+) -> Iterator[Callable[[int, int, int], Bool[Tensor, "rows tokens"]]]:
+    """What tells the columns of each forward that stand at or behind the last prompt token.
+
+    Columns count from the first token that the cache holds. `generate` knows its prompts: the last of their columns is
+    where answers begin, in all its forwards, which run with a cache or without; elsewhere `answer_from` says it.
+    """
+    first = None if answer_from is None else torch.as_tensor(answer_from).reshape(-1, 1)
+
+    def columns(n_rows: int, n_tokens: int, n_past: int) -> Bool[Tensor, "rows tokens"]:
+        if first is None or len(first) not in (1, n_rows) or bool((first < 0).any()):
+            raise LocationError(
+                got=f"a plain forward of {n_rows} rows under an edit of answers, with answer_from {answer_from}",
+                expected="the column of the last prompt token, from 0, one for all rows or one a row",
+                remedy="pass it to edit.on, or call generate",
+            )
+        return torch.arange(n_past, n_past + n_tokens) >= first
+
+    def knowing(generate: Callable) -> Callable:
+        def generates(inputs=None, *args, **kwargs):
+            nonlocal first
+            given = [x for x in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), inputs) if x is not None]
+            before, first = first, torch.tensor([[given[0].shape[1] - 1 if given else 0]])
+            try:
+                return generate(inputs, *args, **kwargs)
+            finally:
+                first = before
+
+        return generates
+
+    with replaced_forwards([model.lm], knowing, "generate"):
+        yield columns

@@ -1,6 +1,7 @@
-"""An edit as weights: folded into the projections, or as a PEFT LoRA adapter of rank 1.
+"""An edit as weights: folded into the projections, merged and saved, or as a PEFT LoRA adapter.
 
-o' = o + (c + <a, o>) b at the input of W gives  W' = W + (W b) a^T  and  bias' = bias + c W b.
+h' = h + B (c + A h) at the input of W gives  W' = W + (W B) A  and  bias' = bias + W B c: LoRA of rank r, and a bias. A
+constant v added to the stream that leaves a layer is bias' = bias + v of its MLP's down projection.
 """
 
 from __future__ import annotations
@@ -8,82 +9,120 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
-from locaudit.edits.edit import Edit
+from locaudit.edits.bank import AnyEdit, check_fits
+from locaudit.edits.hooks import record
 from locaudit.errors import LocationError
+from locaudit.location import Site
 from locaudit.models import Model, output_weight
 
+Form = Literal["peft", "merged", "vectors"]
 
-def _needs_all_positions(edit: Edit) -> None:
-    if edit.positions != "all":
+
+def cannot_become(model: Model, edit: AnyEdit, form: Form) -> str:
+    """Why an edit cannot become an adapter (``peft``) or other weights (``merged``); empty if it can.
+
+    ``vectors``, the edit's own file, holds every edit. Raises `LocationError` for another form or model.
+    """
+    if form not in get_args(Form):
         raise LocationError(
-            got="an edit with positions 'answer'",
-            expected="positions 'all': weights act on every token",
-            remedy="refit it with positions='all'",
+            got=f"the form {form!r}", expected=f"one of {', '.join(get_args(Form))}", remedy="name one of them"
         )
+    check_fits(model, edit)
+    if form == "vectors":
+        return ""
+    if edit.positions != "all":
+        return "it has positions 'answer', and weights act on every token"
+    for (name, layer), e in edit.sites.items():
+        if name != "residual":
+            continue
+        if e.a.any() or e.mask is not None:
+            return f"it reads the stream that leaves layer {layer}, which the skip connection carries past all weights"
+        if not _adds_plainly(model, layer):
+            return f"layer {layer} normalises what its MLP returns, so that a bias there is no constant in the stream"
+    if form == "merged":
+        for (name, layer), new in _updates(model, edit).items():
+            if new.shift.any() and model.projection(Site(name, layer)).bias is None:
+                return (
+                    f"it adds a constant, and the projection of {name} in layer {layer} has no bias by this model's "
+                    "config (a PEFT adapter can hold one)"
+                )
+    return ""
 
 
 @contextmanager
-def folded(model: Model, edit: Edit) -> Iterator[None]:
+def folded(model: Model, edit: AnyEdit) -> Iterator[None]:
     """Run `model` with the edit folded into its weights; the original weights come back on leaving."""
-    _needs_all_positions(edit)
-    before: list[tuple[nn.Module, Tensor, nn.Parameter | None]] = []
+    _refuse(model, edit, "peft")  # a bias that the config lacks can be held here too
+    before: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter | None]] = []
     model.forget_fingerprint()
     try:
-        for site, e in edit.sites.items():
+        for site, new in _updates(model, edit).items():
             projection = model.projection(site)
-            weight = output_weight(projection)
-            bias: nn.Parameter | None = projection.bias  # type: ignore[assignment]
-            before.append((projection, projection.weight.data, bias))  # type: ignore[arg-type]
-            written = weight.float() @ e.b.to(weight.device)
-            new = (weight.float() + torch.outer(written, e.a.to(weight.device))).to(weight.dtype)
-            projection.weight.data = new if output_weight(projection) is projection.weight else new.T.contiguous()  # type: ignore[union-attr]
-            if e.c:
-                shift = (e.c * written).to(weight.dtype)
-                projection.bias = nn.Parameter(shift if bias is None else bias.data + shift, requires_grad=False)  # type: ignore[operator]
+            slots, weight, bias = projection._parameters, output_weight(projection), projection.bias
+            changed = (weight.float() + new.written @ new.a).to(weight.dtype)
+            tensors = {"weight": changed if weight is projection.weight else changed.T.contiguous()}
+            if new.shift.any():
+                tensors["bias"] = new.shift.to(weight.dtype) + (0 if bias is None else bias.data)  # type: ignore[operator]
+            for name, tensor in tensors.items():
+                before.append((slots, name, slots[name]))
+                slots[name] = nn.Parameter(tensor, requires_grad=False)
         yield
     finally:
-        for projection, weight, bias in before:
-            projection.weight.data = weight  # type: ignore[union-attr]
-            projection.bias = bias  # type: ignore[assignment]
+        for slots, name, own in reversed(before):
+            slots[name] = own
         model.forget_fingerprint()
 
 
-def save_peft_adapter(model: Model, edit: Edit, folder: str | Path) -> Path:
-    """Write the edit as a PEFT LoRA adapter folder (r = 1, A = a^T, B = W b, alpha = r; c as the bias of B).
+def save_merged(model: Model, edit: AnyEdit, folder: str | Path) -> Path:
+    """Write the model with the edit folded into its weights, and its tokenizer, as a transformers checkpoint."""
+    _refuse(model, edit, "merged")
+    folder = Path(folder)
+    with folded(model, edit):
+        _save_model(model, folder)
+    return folder
 
-    Load it with ``peft.PeftModel.from_pretrained(lm, folder)``.
+
+def save_adapter(model: Model, edit: AnyEdit, folder: str | Path, *, base: str | None = None) -> Path:
+    """Write the edit as a PEFT LoRA adapter: A, B = W B, alpha = r; c as the bias W B c of B (``lora_bias``).
+
+    ``peft.PeftModel.from_pretrained(lm, folder)`` puts it on a model. So that ``AutoPeftModelForCausalLM`` finds the
+    model too, the adapter names `base`; None: the folder or hub id that the model was loaded from. A model that came
+    from neither (a GGUF file, such as the packaged one, or memory) is saved in ``base`` beside the adapter.
     """
-    _needs_all_positions(edit)
+    _refuse(model, edit, "peft")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    updates = _updates(model, edit)
     names = {id(module): name for name, module in model.lm.named_modules()}
-    with_bias = any(e.c for e in edit.sites.values())
+    rank = max(1, *(len(new.a) for new in updates.values()), 1)
+    with_bias = any(bool(new.shift.any()) for new in updates.values())
     tensors, targets, transposed = {}, [], False
-    for site, e in sorted(edit.sites.items()):
+    for site, new in updates.items():
         projection = model.projection(site)
-        weight = output_weight(projection)
-        transposed = weight is not projection.weight
-        written = (weight.float() @ e.b.to(weight.device)).cpu()
-        name = names[id(projection)]
-        targets.append(name)
-        key = f"base_model.model.{name}"
-        tensors[f"{key}.lora_A.weight"] = e.a.detach().cpu().reshape(1, -1).contiguous()
-        tensors[f"{key}.lora_B.weight"] = written.reshape(-1, 1).contiguous()
+        transposed = output_weight(projection) is not projection.weight
+        targets.append(names[id(projection)])
+        key = f"base_model.model.{targets[-1]}"
+        tensors[f"{key}.lora_A.weight"] = pad(new.a, (0, 0, 0, rank - len(new.a))).cpu().contiguous()
+        tensors[f"{key}.lora_B.weight"] = pad(new.written, (0, rank - len(new.a))).cpu().contiguous()
         if with_bias:
-            tensors[f"{key}.lora_B.bias"] = (e.c * written).contiguous()
+            tensors[f"{key}.lora_B.bias"] = new.shift.cpu().contiguous()
     save_file(tensors, folder / "adapter_model.safetensors")
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model.name,
-        "r": 1,
-        "lora_alpha": 1,
+        "base_model_name_or_path": base or _name_base(model, folder),
+        "r": rank,
+        "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
         "lora_bias": with_bias,
@@ -93,3 +132,79 @@ def save_peft_adapter(model: Model, edit: Edit, folder: str | Path) -> Path:
     }
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     return folder
+
+
+@dataclass(frozen=True, eq=False)
+class _Update:
+    """What changes of one projection: W' = W + written a, bias' = bias + shift."""
+
+    a: Float[Tensor, "r d_in"]
+    written: Float[Tensor, "d_model r"]
+    shift: Float[Tensor, " d_model"]
+
+
+def _updates(model: Model, edit: AnyEdit) -> dict[Site, _Update]:
+    """By the site whose projection changes; on the projections' devices."""
+    out: dict[Site, _Update] = {}
+    for (name, layer), e in sorted(edit.sites.items()):
+        site = Site("neurons" if name == "residual" else name, layer)
+        weight = output_weight(model.projection(site)).float()
+        a, b, c = (x.detach().to(weight.device) for x in (e.as_matrices.a, e.as_matrices.b, e.as_matrices.c))
+        if name == "residual":
+            new = _Update(weight.new_zeros(0, weight.shape[1]), weight.new_zeros(weight.shape[0], 0), b @ c)
+        else:
+            written = weight @ b
+            new = _Update(a, written, written @ c)
+        if site in out:  # neurons and residual of one layer
+            old = out[site]
+            new = _Update(torch.cat([old.a, new.a]), torch.cat([old.written, new.written], 1), old.shift + new.shift)
+        out[site] = new
+    return out
+
+
+def _refuse(model: Model, edit: AnyEdit, form: Form) -> None:
+    if reason := cannot_become(model, edit, form):
+        raise LocationError(
+            got=f"an edit that cannot become weights: {reason}",
+            expected="one that can",
+            remedy="use it as it is, with edit.on(model), or save its vectors",
+        )
+
+
+@torch.no_grad()
+def _adds_plainly(model: Model, layer: int) -> bool:
+    """Whether what the MLP's projection returns is added to the stream as it is: tried on four tokens."""
+    site, ids = Site("residual", layer), torch.arange(4, device=model.device).unsqueeze(0)
+    shift = torch.linspace(-1, 1, model.width(site), device=model.site_device(site))
+    streams = []
+    for change in (torch.zeros_like(shift), shift):
+        handle = model.projection(Site("neurons", layer)).register_forward_hook(
+            lambda _module, _args, output, change=change: output + change.to(output.dtype)  # type: ignore[attr-defined]
+        )
+        try:
+            with record(model, [site], (torch.zeros(4, dtype=torch.long), torch.arange(4))) as seen:
+                model.lm(input_ids=ids, use_cache=False)
+        finally:
+            handle.remove()
+        streams.append(seen[site])
+    plain, moved = streams
+    close = 1e-4 if model.lm.dtype == torch.float32 else 0.05
+    # Entry by entry: a few entries of a stream can be thousands of times as large as the others.
+    return bool(((moved - plain - shift).abs() <= close * (1 + plain.abs())).all())
+
+
+def _name_base(model: Model, folder: Path) -> str:
+    """What the model can be loaded from again: a folder, a hub id, or a copy made now."""
+    name = model.lm.name_or_path  # empty for a model made in memory, the file's folder for one from GGUF
+    if name and (Path(name) / "config.json").is_file():
+        return str(Path(name).resolve())
+    if name and not Path(name).is_absolute() and not Path(name).exists():
+        return name
+    _save_model(model, folder / "base")
+    return str((folder / "base").resolve())
+
+
+def _save_model(model: Model, folder: Path) -> None:
+    model.lm.save_pretrained(folder)
+    if model.tokenizer is not None:  # a bare transformers model comes without one
+        model.tokenizer.save_pretrained(folder)

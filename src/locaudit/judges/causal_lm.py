@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,18 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch.nn.utils.rnn import pad_sequence
 
 from locaudit.errors import ConfigError, DataError, ModelError
-from locaudit.judges.base import Aspect, Case, Judgement
+from locaudit.judges.base import Aspect, Case, Judgement, import_extra, needed_model
+from locaudit.judges.labelled import is_held_out
+from locaudit.judges.settings import CausalLMSettings
 from locaudit.judges.wire import completion_prompt
-from locaudit.linears import fast_linears
 from locaudit.measure.forward import batches
 from locaudit.measure.tree import encode_tree
 from locaudit.models import Model, load_model
-from locaudit.models.load import DTYPES, PACKAGED, fastest_dtype
 from locaudit.records import content_hash
+from locaudit.registry import ASPECTS
 
 VERSION = 1
 """Of everything here that shapes a judgement; part of a judge's fingerprint."""
@@ -60,6 +62,8 @@ class CausalLMJudge:
     """Padded tokens of one forward."""
     adapter: str = ""
     """Hash of the adapter's settings, which its weights do not tell; empty without one."""
+    is_ours: bool = False
+    """Whether it was fine-tuned by tools/judge/finetune.py, which keeps the held-out questions apart."""
 
     @property
     def name(self) -> str:
@@ -77,6 +81,10 @@ class CausalLMJudge:
         """The prompt has no place for them."""
         return False
 
+    def saw(self, question: str) -> bool:
+        """Whether the question may have taken part in the fine-tuning; of other people's judges nothing is known."""
+        return self.is_ours and not is_held_out(question)
+
     def score(self, cases: Sequence[Case]) -> list[Judgement]:
         """P(yes) of each case, in order; batching does not change it beyond rounding.
 
@@ -85,43 +93,37 @@ class CausalLMJudge:
         prompts = [completion_prompt(case.question, case.answer, self.suffix) for case in cases]
         rows = [encode_tree(self.model.tokenizer, prompt, []).prompt for prompt in prompts]
         limit = getattr(self.model.config, "max_position_embeddings", None) or max(map(len, rows), default=0)
-        fitting = [i for i, row in enumerate(rows) if len(row) <= limit]
         out = [Judgement(None, f"its prompt has {len(row)} tokens, the model's context {limit}") for row in rows]
+        fitting = [i for i, row in enumerate(rows) if len(row) <= limit]
         for numbers in batches([len(rows[i]) for i in fitting], self.row_tokens):
             chosen = [fitting[k] for k in numbers]
             with torch.no_grad():
-                logits = next_logits(self.model, [rows[i] for i in chosen])
-            values = (logits[:, self.yes] - logits.logsumexp(dim=1)).exp()
-            finite = logits[:, self.yes].isfinite() & values.isfinite()
-            for i, value, ok in zip(chosen, values.tolist(), finite.tolist(), strict=True):
-                out[i] = Judgement(min(value, 1.0)) if ok else Judgement(None, "the model's output is not finite")
+                log_p = next_logits(self.model, [rows[i] for i in chosen]).log_softmax(dim=1)[:, self.yes]
+            for i, value in zip(chosen, log_p.tolist(), strict=True):
+                is_finite = math.isfinite(value)
+                out[i] = (
+                    Judgement(math.exp(value)) if is_finite else Judgement(None, "the model's output is not finite")
+                )
         return out
 
 
 def next_logits(model: Model, rows: Sequence[Sequence[int]]) -> Float[Tensor, "rows vocabulary"]:
-    """Logits (float32) of the token after each row. Rows are padded on the right, where no token sees the padding."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)  # any token will do as padding
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-    mask = (torch.arange(ids.shape[1]) < lengths.unsqueeze(1)).long()
+    """Logits (float32) of the token after each row. Rows are padded on the right, where no token sees the padding.
+
+    Plain rows, not trees: any architecture of transformers takes them.
+    """
+    lengths = torch.tensor([len(row) for row in rows], device=model.device)
+    # (rows, tokens); any token will do as padding
+    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(model.device)
+    mask = (torch.arange(ids.shape[1], device=model.device) < lengths.unsqueeze(1)).long()
     columns, column = torch.unique(lengths - 1, return_inverse=True)
-    keep: dict[str, Any] = {"logits_to_keep": columns.to(model.device)} if _keeps_logits(model.lm) else {}
-    with fast_linears(model.lm):
-        logits = model.lm(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False, **keep
-        ).logits
-    which = column if keep else lengths - 1
-    return logits[torch.arange(len(rows), device=logits.device), which.to(logits.device)].float()
-
-
-def _keeps_logits(lm: Any) -> bool:
-    plain = lm.get_base_model() if _is_adapted(lm) else lm
-    return "logits_to_keep" in inspect.signature(plain.forward).parameters
-
-
-def _is_adapted(lm: Any) -> bool:
-    return type(lm).__module__.startswith("peft.")
+    # The logits of a whole batch can be larger than the model: those of the last columns alone, where it can.
+    plain = model.lm.get_base_model() if type(model.lm).__module__.startswith("peft.") else model.lm  # type: ignore[operator]
+    can_choose = "logits_to_keep" in inspect.signature(plain.forward).parameters
+    keep: dict[str, Any] = {"logits_to_keep": columns} if can_choose else {}
+    logits = model.lm(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
+    which = (column if can_choose else lengths - 1).to(logits.device)
+    return logits[torch.arange(len(rows), device=logits.device), which].float()
 
 
 def first_tokens(tokenizer: Any, suffix: str) -> tuple[int, int]:
@@ -140,8 +142,16 @@ def first_tokens(tokenizer: Any, suffix: str) -> tuple[int, int]:
     return yes, no
 
 
+def load(wanted: Mapping[str, CausalLMSettings], device: str) -> dict[str, CausalLMJudge]:
+    """The judges of the kind ``causal-lm``."""
+    return {
+        aspect: load_causal_lm_judge(ASPECTS[aspect], settings.model, prompt=settings.prompt, device=device)
+        for aspect, settings in wanted.items()
+    }
+
+
 def load_causal_lm_judge(
-    aspect: Aspect, model: str, *, prompt: str | None = None, device: str = "auto", dtype: str = "auto"
+    aspect: Aspect, model: str | None, *, prompt: str | None = None, device: str = "auto", dtype: str = "auto"
 ) -> CausalLMJudge:
     """Load a judge: a folder, a hub id, ``smollm2-135m``, a ``.gguf`` file, or a folder with a PEFT adapter.
 
@@ -150,134 +160,62 @@ def load_causal_lm_judge(
     and no code of the checkpoint runs. Raises `ModelError` for a model that does not load or cannot tell yes from no,
     `ConfigError` for a missing package or a judge that was fine-tuned for another aspect.
     """
-    suffix = aspect.suffix if prompt is None else prompt
+    model = needed_model(aspect, model)
     folder = Path(model)
-    _check_aspect(folder, aspect)
-    adapted = (folder / ADAPTER_FILE).is_file()
-    loaded, adapter = (
-        _load_adapter(folder, device, dtype) if adapted else (load_causal_lm(model, device=device, dtype=dtype), "")
-    )
-    return wrap_judge(aspect, loaded, suffix, adapter)
-
-
-def wrap_judge(aspect: Aspect, model: Model, suffix: str, adapter: str = "") -> CausalLMJudge:
-    """A judge from a model in memory; `adapter`: hash of the settings of an adapter on it."""
-    yes, _ = first_tokens(model.tokenizer, suffix)
-    row_tokens = ROW_TOKENS.get(model.device.type, ROW_TOKENS["cpu"])
-    return CausalLMJudge(aspect, model, suffix, yes, row_tokens, adapter)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises `DataError` for anything else."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict):
-            return found
-        problem = "no JSON object"
-    except (OSError, ValueError) as error:
-        problem = " ".join(str(error).split())
-    raise DataError(got=f"{path}, not readable ({problem})", expected="a JSON object", remedy="restore the file")
-
-
-def _check_aspect(folder: Path, aspect: Aspect) -> None:
-    file = folder / JUDGE_FILE
-    trained = read_json(file).get("aspect") if file.is_file() else None
-    if trained not in (None, aspect.name):
+    facts = read_json(folder / JUDGE_FILE) if (folder / JUDGE_FILE).is_file() else {}
+    if facts.get("aspect") not in (None, aspect.name):
         raise ConfigError(
-            got=f"the judge {folder}, fine-tuned for {trained}, as a judge of {aspect.name}",
+            got=f"the judge {folder}, fine-tuned for {facts['aspect']}, as a judge of {aspect.name}",
             expected=f"a judge of {aspect.name}",
             remedy="name another folder, or fit one for this aspect",
         )
+    base, adapter, adapt = model, "", lambda base: base.lm
+    if (folder / ADAPTER_FILE).is_file():
+        import_extra("peft")
+        settings = read_json(folder / ADAPTER_FILE)
+        base, adapt = str(settings.get("base_model_name_or_path") or ""), partial(_adapted, folder=folder)
+        elsewhere = ("base_model_name_or_path", "inference_mode", "revision", "peft_version", "auto_mapping")
+        adapter = content_hash({key: value for key, value in settings.items() if key not in elsewhere})
+    loaded = load_model(base, device=device, dtype=dtype, audited=False)
+    named = Model(adapt(loaded), loaded.tokenizer, folder.name if folder.is_dir() else model)
+    return wrap_judge(aspect, named, aspect.suffix if prompt is None else prompt, adapter, is_ours=bool(facts))
 
 
-def _load_adapter(folder: Path, device: str, dtype: str) -> tuple[Model, str]:
-    """The base model with the adapter on it, and the hash of the adapter's settings."""
-    peft = import_peft()
-    settings = read_json(folder / ADAPTER_FILE)
+def wrap_judge(aspect: Aspect, model: Model, suffix: str, adapter: str = "", *, is_ours: bool = False) -> CausalLMJudge:
+    """A judge from a model in memory; `adapter`: hash of the settings of an adapter on it."""
+    yes, _ = first_tokens(model.tokenizer, suffix)
+    row_tokens = ROW_TOKENS.get(model.device.type, ROW_TOKENS["cpu"])
+    return CausalLMJudge(aspect, model, suffix, yes, row_tokens, adapter, is_ours)
+
+
+def _adapted(base: Model, folder: Path) -> Any:
+    """The base's language model with the folder's adapter on it, frozen."""
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(
             got=f"the adapter {folder} without adapter_model.safetensors",
             expected="a PEFT adapter in safetensors",
             remedy="restore the file, or save the adapter anew with a recent peft",
         )
-    base = load_causal_lm(settings.get("base_model_name_or_path") or "", device=device, dtype=dtype)
     try:
         with quiet_peft():
-            lm = peft.PeftModel.from_pretrained(base.lm, str(folder), use_safetensors=True)
+            lm = import_extra("peft").PeftModel.from_pretrained(base.lm, str(folder), use_safetensors=True)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ModelError(
-            got=f"the adapter {folder}, which does not fit {base.name} ({_first_line(error)})",
+            got=f"the adapter {folder}, which does not fit {base.name} ({' '.join(str(error).split())[:300]})",
             expected="an adapter of that model",
             remedy="check base_model_name_or_path in its adapter_config.json",
         ) from error
-    lm.eval().requires_grad_(False)
-    elsewhere = ("base_model_name_or_path", "inference_mode", "revision", "peft_version", "auto_mapping")
-    kept = {key: value for key, value in settings.items() if key not in elsewhere}
-    return Model(lm, base.tokenizer, folder.name), content_hash(kept)
+    return lm.eval().requires_grad_(False)
 
 
-def load_causal_lm(name: str, *, device: str, dtype: str) -> Model:
-    """Any causal LM of transformers with its tokenizer, frozen; also of architectures that cannot be audited.
-
-    `load_model` without the check against the table of architectures. Raises `ModelError`.
-    """
-    where, torch_dtype = _place(device, dtype)
-    if name in PACKAGED or name.endswith(".gguf"):
-        return load_model(name, device=device, dtype=dtype)
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises `DataError` for anything else."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        lm, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
-            name,
-            config=config,
-            dtype=torch_dtype,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (SafetensorError, OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(
-            got=f"the judge's model {name!r}, which did not load ({_first_line(error)})",
-            expected="smollm2-135m, a .gguf file, a hub id, or a folder with config.json, tokenizer and safetensors",
-            remedy="check the name, the folder's files and the connection; convert other weights to safetensors",
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        # transformers fills them with random numbers and goes on.
-        raise ModelError(
-            got=f"the judge's model {name!r} without the weights {', '.join(missing[:3])}",
-            expected="a checkpoint with every weight of its architecture",
-            remedy="restore the checkpoint, or check that it holds a causal language model",
-        )
-    lm = lm.to(where).eval().requires_grad_(False)
-    return Model(lm, tokenizer, Path(name).name if Path(name).is_dir() else name)
-
-
-def _place(device: str, dtype: str) -> tuple[torch.device, torch.dtype]:
-    if dtype not in (*DTYPES, "auto"):
-        raise ModelError(
-            got=f"dtype {dtype!r}", expected="float32, bfloat16, float16 or auto", remedy="name one of them"
-        )
-    try:
-        where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        torch.empty(0, device=where)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(
-            got=f"device {device!r} ({_first_line(error)})",
-            expected="auto, cpu, cuda or cuda:N",
-            remedy="check the device",
-        ) from None
-    return where, DTYPES[fastest_dtype(where) if dtype == "auto" else dtype]
-
-
-def import_peft() -> Any:
-    """The package peft; `ConfigError` names the extra to install."""
-    try:
-        return import_module("peft")
-    except ImportError:
-        raise ConfigError(
-            got="a judge with a PEFT adapter without the package peft",
-            expected="the extra judge installed",
-            remedy="run: pip install 'locaudit[judge]'",
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        problem = " ".join(str(error).split())
+        raise DataError(
+            got=f"{path}, not readable ({problem})", expected="a JSON object", remedy="restore the file"
         ) from None
 
 
@@ -287,8 +225,3 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
         yield
-
-
-def _first_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:297] + "..."

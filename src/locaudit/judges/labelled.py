@@ -1,14 +1,15 @@
 r"""Labelled answers from files like TruthfulQA's judge data, and the split of their questions.
 
-A line is ``{"prompt": "Q: {question}\nA: {answer}\nTrue:", "completion": " yes"}``; the file of the other aspect ends
-its prompts in ``Helpful:``. The split is a rule on the question's text, so no list of questions is kept, and judges
-fitted at different times are tested on the same ones.
+A line is ``{"prompt": "Q: {question}\nA: {answer}\nTrue:", "completion": " yes"}``; the file of another aspect ends
+its prompts in that aspect's suffix. The split is a rule on the question's text, so no list of questions is kept, and
+judges fitted at different times are tested on the same ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,7 @@ from locaudit.judges.base import Aspect, Case
 
 SPLIT_RULE = "held out if int(sha256(normalised question), 16) % 5 == 0"
 """The split, in words; `is_held_out` is the split in code."""
-_COMPLETIONS = {"yes": True, "no": False}
-_EXPECTED = r'{"prompt": "Q: ...\nA: ...\n%s", "completion": " yes" or " no"} on each line'
+_LABELS = {"yes": True, "no": False}
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,7 @@ class LabelledAnswer:
 
 def is_held_out(question: str) -> bool:
     """`SPLIT_RULE`: about one question in five."""
-    return _hash(question) % 5 == 0
-
-
-def _hash(question: str) -> int:
-    return int(hashlib.sha256(normalise(question).encode()).hexdigest(), 16)
-
-
-def fold_of(question: str, n_folds: int) -> int:
-    """Fold of a question for fitting in turns; independent of the split."""
-    return _hash(question) // 5 % n_folds
+    return int(hashlib.sha256(normalise(question).encode()).hexdigest(), 16) % 5 == 0
 
 
 def read_labelled(path: str | Path, aspect: Aspect) -> list[LabelledAnswer]:
@@ -49,39 +40,35 @@ def read_labelled(path: str | Path, aspect: Aspect) -> list[LabelledAnswer]:
 
     Raises `DataError`, with the line, for a row of another form or with another aspect's suffix.
     """
-    path, suffix = Path(path), aspect.suffix
-    expected = _EXPECTED % suffix
+    rows, where = [], str(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        # Not splitlines(): U+2028 and its like may stand inside a JSON string.
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+            where = f"{path}, line {number}"
+            if line.strip():
+                rows.append(_row(line, aspect.suffix))
+        problem = "" if rows else "the file is empty"
     except OSError as error:
-        raise DataError(
-            got=f"{path}, which cannot be read ({error.strerror})", expected="a JSONL file", remedy="check the path"
-        ) from None
-    except UnicodeDecodeError:
-        raise DataError(got=f"{path}, which is not UTF-8", expected=expected, remedy="give another file") from None
-    if not text.strip():
-        raise DataError(got=f"{path}, which is empty", expected=expected, remedy="give another file")
-    return [
-        _row(line, suffix, DataError(got=f"{path}, line {number}", expected=expected, remedy="mend the line"))
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip()
-    ]
+        problem = f"which cannot be read ({error.strerror})"
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        expected = rf'{{"prompt": "Q: ...\nA: ...\n{aspect.suffix}", "completion": " yes" or " no"}} on each line'
+        raise DataError(got=f"{where}: {problem}", expected=expected, remedy="mend it, or give another file")
+    return rows
 
 
-def _row(line: str, suffix: str, bad: DataError) -> LabelledAnswer:
-    def fail(why: str) -> DataError:
-        return DataError(got=f"{bad.got}: {why}", expected=bad.expected, remedy=bad.remedy)
-
+def _row(line: str, suffix: str) -> LabelledAnswer:
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):
-        raise fail("broken JSON") from None
-    if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("prompt", "completion")):
-        raise fail("no texts prompt and completion")
-    prompt, completion = row["prompt"], row["completion"].strip()
-    if completion not in _COMPLETIONS:
-        raise fail(f"the completion {row['completion']!r:.40}")
-    question, mark, answer = prompt.removeprefix("Q: ").removesuffix(f"\n{suffix}").partition("\nA:")
-    if not (prompt.startswith("Q: ") and prompt.endswith(f"\n{suffix}") and mark and question.strip()):
-        raise fail(f"the prompt {prompt!r:.60}")
-    return LabelledAnswer(Case(question.strip(), answer.strip()), _COMPLETIONS[completion])
+        prompt, label = str(row["prompt"]), str(row["completion"]).strip()
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError("broken JSON") from None
+    except (LookupError, TypeError):
+        raise ValueError("no texts prompt and completion") from None
+    found = re.fullmatch(rf"Q: (.*?)\nA:(.*)\n{re.escape(suffix)}", prompt, re.DOTALL)
+    if label not in _LABELS:
+        raise ValueError(f"the completion {label!r:.40}")
+    if found is None or not found[1].strip():
+        raise ValueError(f"the prompt {prompt!r:.60}")
+    return LabelledAnswer(Case(found[1].strip(), found[2].strip()), _LABELS[label])

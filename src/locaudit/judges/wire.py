@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from locaudit.judges.base import Case, Judgement
-
-Style = Literal["chat", "completion"]
+from locaudit.judges.settings import Style
 
 VERSION = 1
 """Of everything here that shapes a judgement; part of a judge's fingerprint."""
@@ -38,33 +37,41 @@ REMINDER = f'Reply with nothing but the JSON object, for example {{"{KEY}": 0.5}
 
 N_ALTERNATIVES = 5
 """Most likely first tokens that are asked for (completion); more is refused by some servers."""
+FORMS: Mapping[Style, Sequence[Mapping[str, Any]]] = {
+    "chat": (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "judgement", "strict": True, "schema": SCHEMA},
+            }
+        },
+        {"response_format": {"type": "json_object"}},
+        {},
+    ),
+    "completion": ({"logprobs": N_ALTERNATIVES}, {}),
+}
+"""How a reply's form is asked for: the strictest way first."""
 
 
 @dataclass(frozen=True)
 class Dialect:
     """Which optional fields a server takes. Learnt from its refusals."""
 
-    response_format: Literal["json_schema", "json_object", "none"] = "json_schema"
+    form: int = 0
+    """Number of the way in `FORMS`."""
     limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     temperature: bool = True
-    logprobs: bool = True
 
     def after(self, style: Style, message: str) -> Dialect | None:
         """The dialect to try after a refusal (HTTP 400 or 422) with that message; None if there is no other.
 
-        The field that the message names is dropped or renamed. If it names none, a chat loses its response format, and
-        a completion its log-probabilities.
+        The field that the message names is dropped or renamed. If it names none, the form is asked for less strictly.
         """
         if "max_tokens" in message and self.limit == "max_tokens" and style == "chat":
             return replace(self, limit="max_completion_tokens")
         if "temperature" in message and self.temperature:
             return replace(self, temperature=False)
-        if style == "completion":
-            return replace(self, logprobs=False) if self.logprobs else None
-        steps: Mapping[str, Literal["json_object", "none"]] = {"json_schema": "json_object", "json_object": "none"}
-        if self.response_format not in steps:
-            return None
-        return replace(self, response_format=steps[self.response_format])
+        return replace(self, form=self.form + 1) if self.form + 1 < len(FORMS[style]) else None
 
 
 def completion_prompt(question: str, answer: str, suffix: str) -> str:
@@ -95,21 +102,12 @@ def request(
     case: Case, model: str, prompt: str, style: Style, dialect: Dialect, *, reply_tokens: int, again: bool = False
 ) -> dict[str, Any]:
     """Keyword arguments of the client's `create`. `prompt` is the rubric (chat) or the suffix (completion)."""
-    out: dict[str, Any] = {"model": model}
+    out: dict[str, Any] = {"model": model, **FORMS[style][dialect.form]}
     if dialect.temperature:
         out["temperature"] = 0
     if style == "completion":
-        out |= {"prompt": completion_prompt(case.question, case.answer, prompt), "max_tokens": 1}
-        return out | ({"logprobs": N_ALTERNATIVES} if dialect.logprobs else {})
-    out |= {"messages": chat_messages(case, prompt, again=again), dialect.limit: reply_tokens}
-    if dialect.response_format == "json_schema":
-        out["response_format"] = {
-            "type": "json_schema",
-            "json_schema": {"name": "judgement", "strict": True, "schema": SCHEMA},
-        }
-    elif dialect.response_format == "json_object":
-        out["response_format"] = {"type": "json_object"}
-    return out
+        return out | {"prompt": completion_prompt(case.question, case.answer, prompt), "max_tokens": 1}
+    return out | {"messages": chat_messages(case, prompt, again=again), dialect.limit: reply_tokens}
 
 
 def read(body: str, style: Style) -> Judgement:
@@ -122,33 +120,23 @@ def read(body: str, style: Style) -> Judgement:
 
 
 def _read_chat(choice: Mapping[str, Any]) -> Judgement:
-    message = choice["message"]
-    if message.get("refusal"):
-        return Judgement(None, f"the model refused: {shorten(str(message['refusal']))!r}")
-    content, why = message.get("content"), choice.get("finish_reason")
-    if why == "content_filter":
-        return Judgement(None, "the server's content filter held the reply back")
-    if not isinstance(content, str) or not content.strip():
-        return Judgement(None, "the reply is empty" + (" and was cut off" if why == "length" else ""))
-    probability = _probability(content)
-    if probability is None:
-        cut = "was cut off" if why == "length" else f"is no {{{KEY!r}: number from 0 to 1}}"
-        return Judgement(None, f"the reply {cut}: {shorten(content)!r}")
-    return Judgement(probability)
-
-
-def _probability(content: str) -> float | None:
+    message, why = choice["message"], choice.get("finish_reason")
+    content = message.get("content") or ""
+    if message.get("refusal") or why == "content_filter":
+        return Judgement(None, f"the model or the server's filter refused: {shorten(str(message.get('refusal')))!r}")
     text = content.rpartition("</think>")[2].strip()  # reasoning that a server left in
     if text.startswith("```") and text.endswith("```"):
         text = text.removeprefix("```json").strip("`").strip()
+    cut = " and was cut off" if why == "length" else ""
+    if not text:
+        return Judgement(None, f"the reply is empty{cut}")
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    number = value.get(KEY) if isinstance(value, dict) else None
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 <= number <= 1:
-        return None
-    return float(number)
+        number = json.loads(text)[KEY]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        number = math.nan
+    if type(number) not in (int, float) or not 0 <= number <= 1:
+        return Judgement(None, f"the reply is no {{{KEY!r}: number from 0 to 1}}{cut}: {shorten(content)!r}")
+    return Judgement(float(number))
 
 
 def _read_completion(choice: Mapping[str, Any]) -> Judgement:

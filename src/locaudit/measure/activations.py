@@ -12,13 +12,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from locaudit.behaviours import Question
+from locaudit.behaviours.format import Prompt
 from locaudit.edits.hooks import record
 from locaudit.errors import ConfigError
-from locaudit.linears import fast_linears
-from locaudit.location import Kind
-from locaudit.measure.forward import check_depth, collate_bank, default_row_tokens, packed_rows
-from locaudit.measure.tree import Forest, additive_mask, encode_tree
-from locaudit.models import Model, Site
+from locaudit.location import Site
+from locaudit.measure.forward import check_depth, forest_batches, run_trees
+from locaudit.measure.tree import Forest, encode_tree
+from locaudit.models import Model
+from locaudit.registry import KINDS
 
 Context = Literal["next_question", "answer"]
 
@@ -40,7 +41,8 @@ def collect_activations(
     questions: Sequence[Question],
     *,
     context: Context = "next_question",
-    kind: Kind = "heads",
+    kind: str = "head",
+    prompt: Prompt | None = None,
     seed: int = 0,
     row_tokens: int | None = None,
 ) -> Activations:
@@ -50,42 +52,38 @@ def collect_activations(
         Q: {question} A: {answer} Q: {random question}    context="next_question" (the paper, "Localization")
 
     The random question is another one of `questions`, drawn anew for each answer from `seed`. All answers of a question
-    share one tree, so a question's tokens run once.
+    share one tree, so a question's tokens run once. The texts are the behaviour's format (`prompt`; None: the above).
     """
-    if context not in ("next_question", "answer") or kind not in ("heads", "neurons") or not questions:
+    blocks = KINDS[kind].blocks(model.shape)
+    if context not in ("next_question", "answer") or blocks is None or not questions:
         raise ConfigError(
             got=f"context {context!r}, kind {kind!r} and {len(questions)} questions",
-            expected="'next_question' or 'answer', 'heads' or 'neurons', and at least one question",
+            expected="'next_question' or 'answer', a kind whose units are blocks of coordinates, at least one question",
             remedy="change the arguments",
         )
-    rng = random.Random(seed)
+    prompt, rng = prompt or Prompt(), random.Random(seed)
     trees = []
     for number, question in enumerate(questions):
         endings = []
         for answer in question.answers:
-            ending = f" {answer}"
+            following = None
             if context == "next_question" and len(questions) > 1:
                 other = rng.randrange(len(questions) - 1)
-                ending += f" Q: {questions[other + (other >= number)].text}"
-            endings.append(ending)
-        trees.append(encode_tree(model.tokenizer, f"Q: {question.text} A:", endings))
-    check_depth(model, Forest((), tuple(trees)))
-    sites: list[Site] = [(kind, layer) for layer in range(model.n_layers)]
-    n_units, width = model.n_units(kind), model.unit_width(kind)
+                following = questions[other + (other >= number)].text
+            endings.append(prompt.probe_ending(answer, following))
+        trees.append(encode_tree(model.tokenizer, prompt.probe(question.text), endings))
+    forest = Forest((), tuple(trees))
+    check_depth(model, forest)
+    sites = [Site(KINDS[kind].site, layer) for layer in range(model.n_layers)]
+    n_units, width = blocks
     starts = torch.tensor([0, *[len(tree.branches) for tree in trees]]).cumsum(0).tolist()
     values = torch.empty(starts[-1], model.n_layers, n_units, width)
+    _ = model.head  # looked at now, when nothing is recorded
     with torch.no_grad():
-        for rows in packed_rows([len(tree.read.tokens) for tree in trees], row_tokens or default_row_tokens(model)):
-            batch = collate_bank([[trees[i] for i in row] for row in rows], 1, 0, model, ends=True)
+        for rows, batch in forest_batches(model, forest, row_tokens=row_tokens, ends=True):
             row, token = batch.last
-            with fast_linears(model.lm), record(model, sites, (row, token)) as inputs:
-                model.lm(
-                    input_ids=batch.input_ids,
-                    position_ids=batch.position_ids,
-                    attention_mask=additive_mask(batch, 0, model.lm.dtype),
-                    use_cache=False,
-                    logits_to_keep=1,
-                )
+            with record(model, sites, (row, token)) as inputs:
+                run_trees(model, batch)
             where = torch.cat([torch.arange(starts[i], starts[i + 1]) for row in rows for i in row])
             for layer, site in enumerate(sites):
                 values[where, layer] = inputs[site].cpu().view(-1, n_units, width)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import transformers
 
+from locaudit.behaviours.format import Prompt
 from locaudit.edits import Edit, stack
 from locaudit.measure.forward import Prefix
 from locaudit.measure.generation import generate_answers
@@ -26,22 +27,24 @@ def answer_prompts(
     *,
     max_new_tokens: int,
     cache: Cache,
+    answer_format: Prompt | None = None,
     cached_prefix: Prefix | None = None,
     batch_tokens: int | None = None,
 ) -> list[tuple[str, ...]]:
     """Greedy answers [edit][question] to the forest's prompts; of the unedited model alone when `edits` is None.
 
-    `cached_prefix` is `run_prefix` of the forest's prefix under all of the edits, if at hand,
-    `batch_tokens` the most padded tokens of one batch (None: `BATCH_TOKENS`).
+    `cached_prefix` is `run_prefix` of the forest's prefix under all of the edits, if at hand, `batch_tokens` the most
+    padded tokens of one batch (None: `BATCH_TOKENS`).
 
-    An answer's address is a hash of model, edit, prompt and limit. Edits that lack the same answers generate them
-    together, as one bank. Below float32 an answer may depend on what it was batched with, through rounding: the
-    first one found is kept.
+    An answer's address is a hash of model, edit, prompt, limit and where an answer ends (`answer_format`). Edits that
+    lack the same answers generate them together, as one bank. Below float32 an answer may depend on what it was batched
+    with, through rounding: the first one found is kept.
     """
     prompts = [tree.prompt for tree in forest.trees]
     marks = [""] if edits is None else [hashlib.sha256(edit.to_bytes()).hexdigest() for edit in edits]
+    said_until = (max_new_tokens, (answer_format or Prompt()).marker)
     addresses = [
-        [content_hash([VERSION, model.fingerprint, mark, forest.prefix + prompt, max_new_tokens], 32)
+        [content_hash([VERSION, model.fingerprint, mark, forest.prefix + prompt, said_until], 32)
          for prompt in prompts]
         for mark in marks
     ]  # fmt: skip
@@ -59,6 +62,7 @@ def answer_prompts(
             [prompts[i] for i in numbers],
             bank,
             max_new_tokens=max_new_tokens,
+            answer_format=answer_format,
             cached_prefix=cached_prefix if len(group) == len(marks) else None,
             batch_tokens=batch_tokens,
         )

@@ -8,6 +8,7 @@ on fixed documents, the same for every edit. Source: Li et al. 2023 (ITI), secti
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,11 +17,10 @@ from torch import Tensor
 
 from locaudit.edits import EditBank
 from locaudit.errors import DataError
-from locaudit.linears import fast_linears
 from locaudit.models import Model
 
 BATCH_TOKENS = 512
-"""Document tokens of one forward, over all edits."""
+"""Document tokens of one forward."""
 KEEP_BYTES = 2**30
 """The unedited model's log-probabilities are kept for the next edit if they fit in this."""
 
@@ -46,44 +46,31 @@ class DriftText:
 def measure_drift(model: Model, text: DriftText, bank: EditBank | None) -> list[dict[str, float]]:
     """``kl`` and ``ce`` of each edit of the bank (of the unedited model, with kl 0, when it is None)."""
     n_documents, n_tokens = text.documents.shape
-    at_once = max(1, BATCH_TOKENS // n_tokens)
-    if bank is not None and bank.n_edits > at_once:
-        parts = [bank.part(start, start + at_once) for start in range(0, bank.n_edits, at_once)]
-        return [row for part in parts for row in measure_drift(model, text, part)]
-    n_edits = bank.n_edits if bank else 1
-    # The unedited model runs in blocks that do not depend on the bank, so that its kept values serve banks of any size.
+    edits = [bank.part(k, k + 1) for k in range(bank.n_edits)] if bank else [None]
+    kl = torch.zeros(len(edits), dtype=torch.float64)
+    ce = torch.zeros(len(edits), dtype=torch.float64)
     block = max(1, BATCH_TOKENS // n_tokens)
-    size = max(1, block // n_edits)
-    kl = torch.zeros(n_edits, dtype=torch.float64)
-    ce = torch.zeros(n_edits, dtype=torch.float64)
     with torch.no_grad():
         for start in range(0, n_documents, block):
             end = min(start + block, n_documents)
-            bases = text.base_log_probs(model, start, end).split(size)
-            for ids, base in zip(text.documents[start:end].split(size), bases, strict=True):
-                after = base if bank is None else _log_probs(model, ids, bank)
-                for k, logp in enumerate(after.view(n_edits, *base.shape)):
-                    if bank is not None:
-                        kl[k] += (base.exp() * (base - logp)).sum(dim=-1).double().sum().item()
-                    next_logp = logp[:, :-1].gather(-1, ids[:, 1:].unsqueeze(-1).to(logp.device))
-                    ce[k] -= next_logp.double().sum().item()
-    positions = n_documents * n_tokens
-    pairs = n_documents * (n_tokens - 1)
-    return [{"kl": float(kl[k] / positions), "ce": float(ce[k] / pairs)} for k in range(n_edits)]
+            following = text.documents[start:end, 1:].unsqueeze(-1)
+            base = text.base_log_probs(model, start, end)  # (rows, tokens, vocabulary)
+            for k, edit in enumerate(edits):
+                after = base if edit is None else _log_probs(model, text.documents[start:end], edit)
+                if edit is not None:
+                    kl[k] += (base.exp() * (base - after)).sum(dim=-1).double().sum().item()
+                ce[k] -= after[:, :-1].gather(-1, following.to(after.device)).double().sum().item()
+    n_predicted = n_documents * (n_tokens - 1)
+    return [{"kl": float(kl[k] / text.documents.numel()), "ce": float(ce[k] / n_predicted)} for k in range(len(edits))]
 
 
-def _log_probs(model: Model, ids: Tensor, bank: EditBank | None) -> Float[Tensor, "rows tokens vocabulary"]:
-    n_edits = bank.n_edits if bank else 1
-    ids = ids.to(model.device).repeat(n_edits, 1)
-    if bank is None:
-        with fast_linears(model.lm):
-            logits = model.lm(input_ids=ids, use_cache=False).logits
-    else:
-        rows = torch.arange(n_edits, device=model.device).repeat_interleave(len(ids) // n_edits)
-        # Running text has no prompt: an edit with positions "answer" acts on all of it.
-        with fast_linears(model.lm), bank.applied(model, rows, torch.ones_like(ids, dtype=torch.bool)):
-            logits = model.lm(input_ids=ids, use_cache=False).logits
-    return logits.float().log_softmax(dim=-1)
+def _log_probs(model: Model, ids: Tensor, edit: EditBank | None) -> Float[Tensor, "rows tokens vocabulary"]:
+    """Of documents under one edit."""
+    ids = ids.to(model.device)
+    # Running text has no prompt: an edit with positions "answer" acts on all of it.
+    everywhere, rows = torch.ones_like(ids, dtype=torch.bool), ids.new_zeros(len(ids))
+    with edit.applied(model, rows, everywhere) if edit else nullcontext():
+        return model.lm(input_ids=ids, use_cache=False).logits.float().log_softmax(dim=-1)
 
 
 def read_drift_text(path: str | Path | None) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -15,13 +15,10 @@ from transformers import DynamicCache
 from locaudit.edits import EditBank
 from locaudit.edits.hooks import resumed
 from locaudit.errors import ModelError
-from locaudit.linears import fast_linears
 from locaudit.measure.head import head_log_probs
 from locaudit.measure.tree import Forest, Tree, TreeBatch, additive_mask, collate, pack
 from locaudit.models import Model
-
-if TYPE_CHECKING:
-    from locaudit.measure.residual import Residuals
+from locaudit.models.memory import of_device
 
 Prefix = list[tuple[Tensor, Tensor]]
 """Keys and values (K, heads, prefix tokens, head_dim) of each layer, for each of K edits."""
@@ -35,6 +32,13 @@ class Start:
     hidden: Float[Tensor, "rows tokens d"]
     prefix: Float[Tensor, "prefix d"] | None = None
     """Of the prefix, for `run_prefix`."""
+
+
+class Starts(Protocol):
+    """Where forwards of a forest may begin: `locaudit.measure.residual.Residuals`."""
+
+    def start(self, layer: int, rows: Sequence[Sequence[int]], n_columns: int, n_edits: int = 1) -> Start | None:
+        """Of rows of trees (by number), all repeated for each edit; None: at the first layer."""
 
 
 ROW_TOKENS = {"cpu": 640, "cuda": 16384}
@@ -53,7 +57,7 @@ def answer_log_probs(
     bank: EditBank | None = None,
     *,
     prefix: Prefix | None = None,
-    residuals: Residuals | None = None,
+    residuals: Starts | None = None,
     row_tokens: int | None = None,
 ) -> list[Float[Tensor, "k answers"]]:
     """Summed log-probability (nats, float32) of every branch of every tree, under each edit of the bank.
@@ -63,15 +67,13 @@ def answer_log_probs(
     padded tokens (None: `ROW_TOKENS`); batching, order and padding do not change the result beyond rounding.
     """
     check_depth(model, forest)
-    row_tokens = row_tokens or default_row_tokens(model)
     n_edits, lowest = (bank.n_edits, bank.lowest_layer) if bank else (1, 0)
     out: list[Tensor | None] = [None] * len(forest.trees)
     with torch.no_grad():
-        if prefix is None:
-            prefix = run_prefix(model, forest.prefix, bank, residuals.prefix_start(lowest) if residuals else None)
-        for rows in packed_rows([len(tree) for tree in forest.trees], max(row_tokens // n_edits, 1)):
-            batch = collate_bank([[forest.trees[i] for i in row] for row in rows], n_edits, len(forest.prefix), model)
-            start = residuals.start(lowest, rows, batch.n_columns, n_edits) if residuals else None
+        for rows, batch in forest_batches(model, forest, n_edits, row_tokens=row_tokens):
+            start = residuals.start(lowest, rows, batch.input_ids.shape[1], n_edits) if residuals else None
+            if prefix is None:
+                prefix = run_prefix(model, forest.prefix, bank, start)
             edit_of = torch.arange(n_edits).repeat_interleave(len(rows))
             sums = branch_sums(batch, token_log_probs(model, batch, bank, edit_of, prefix, start))
             numbers = [i for row in rows for i in row]
@@ -81,17 +83,15 @@ def answer_log_probs(
     return out  # type: ignore[return-value]
 
 
-def default_row_tokens(model: Model) -> int:
-    """`ROW_TOKENS` of the model's device."""
-    return ROW_TOKENS.get(model.device.type, ROW_TOKENS["cuda"])
+def batches(lengths: Sequence[int], row_tokens: int, n_rows: int | None = None) -> Iterator[list[int]]:
+    """Indices in batches of similar length, each of at most `row_tokens` padded tokens (or a single row).
 
-
-def batches(lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each of at most `row_tokens` padded tokens (or a single row)."""
+    `n_rows`: at most so many in a batch.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     current: list[int] = []
     for i in order:
-        if current and lengths[i] * (len(current) + 1) > row_tokens:
+        if current and (lengths[i] * (len(current) + 1) > row_tokens or len(current) == n_rows):
             yield current
             current = []
         current.append(i)
@@ -99,14 +99,21 @@ def batches(lengths: Sequence[int], row_tokens: int) -> Iterator[list[int]]:
         yield current
 
 
-def packed_rows(lengths: Sequence[int], row_tokens: int) -> Iterator[list[list[int]]]:
-    """Rows of item numbers for each forward, of at most `row_tokens` padded tokens (or one row).
+def forest_batches(
+    model: Model, forest: Forest, n_edits: int = 1, *, row_tokens: int | None = None, ends: bool = False
+) -> Iterator[tuple[list[list[int]], TreeBatch]]:
+    """(rows of tree numbers, their batch) for each forward, of at most `row_tokens` padded tokens (or one row).
 
-    Items share rows of up to `ROW_LENGTH` tokens, and rows of similar length a forward.
+    Trees share rows of up to `ROW_LENGTH` tokens, and rows of similar length a forward; None: `ROW_TOKENS`. The rest as
+    in `collate_bank`.
     """
-    rows = pack(lengths, min(ROW_LENGTH, row_tokens))
-    for numbers in batches([sum(lengths[i] for i in row) for row in rows], row_tokens):
-        yield [rows[n] for n in numbers]
+    limit = max((row_tokens or of_device(ROW_TOKENS, model.device)) // n_edits, 1)
+    lengths = [len((tree.read if ends else tree.scored).tokens) for tree in forest.trees]
+    packed = pack(lengths, min(ROW_LENGTH, limit))
+    for numbers in batches([sum(lengths[i] for i in row) for row in packed], limit):
+        rows = [packed[n] for n in numbers]
+        trees = [[forest.trees[i] for i in row] for row in rows]
+        yield rows, collate_bank(trees, n_edits, len(forest.prefix), model, ends=ends)
 
 
 def collate_bank(
@@ -131,7 +138,6 @@ def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None, start
     cache = DynamicCache()
     first = 0
     with ExitStack() as stack:
-        stack.enter_context(fast_linears(model.lm))
         if start is not None and start.prefix is not None:
             first = start.layer
             stack.enter_context(resumed(model, first, start.prefix.expand(n_edits, -1, -1)))
@@ -146,6 +152,15 @@ def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None, start
     kept = [(layer.keys, layer.values) for layer in cache.layers[first:]]  # type: ignore[union-attr]
     blank = ids.new_zeros(1, dtype=model.lm.dtype).expand(n_edits, 1, len(prefix), 1)
     return [(blank, blank)] * first + kept  # type: ignore[return-value]
+
+
+def cache_of(prefix: Prefix, rows: Int[Tensor, " rows"]) -> DynamicCache:
+    """The prefix's keys and values for a batch whose row r is under edit ``rows[r]``."""
+    cache = DynamicCache()
+    for layer, pair in enumerate(prefix):
+        keys, values = (part.index_select(0, rows.to(part.device)) for part in pair)
+        cache.update(keys, values, layer)
+    return cache
 
 
 def token_log_probs(
@@ -177,30 +192,25 @@ def token_log_probs(
 def run_trees(
     model: Model,
     batch: TreeBatch,
-    bank: EditBank | None,
-    rows: Int[Tensor, " rows"],
+    bank: EditBank | None = None,
+    rows: Int[Tensor, " rows"] | None = None,
     prefix: Prefix | None = None,
     start: Start | None = None,
 ) -> Float[Tensor, "rows tokens d"]:
-    """Last hidden states of the batch, row r under edit ``rows[r]``; logits where the model has no plain head."""
-    rows = rows.to(model.device)
-    cache, n_prefix = None, 0
-    if prefix is not None:
-        n_prefix = prefix[0][0].shape[2]
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(prefix):
-            cache.update(
-                keys.index_select(0, rows.to(keys.device)), values.index_select(0, rows.to(values.device)), layer
-            )
+    """Last hidden states of the batch, row r under edit ``rows[r]`` (None: the only one).
+
+    Logits where the model has no plain head.
+    """
+    rows = batch.input_ids.new_zeros(len(batch.input_ids)) if rows is None else rows.to(model.device)
+    n_prefix = prefix[0][0].shape[2] if prefix else 0
     keywords = {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
         "attention_mask": additive_mask(batch, n_prefix, model.lm.dtype),
-        "past_key_values": cache,
-        "use_cache": cache is not None,
+        "past_key_values": cache_of(prefix, rows) if prefix else None,
+        "use_cache": bool(prefix),
     }
     with ExitStack() as stack:
-        stack.enter_context(fast_linears(model.lm))
         if start is not None:
             stack.enter_context(resumed(model, start.layer, start.hidden))
         if bank:

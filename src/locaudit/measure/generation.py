@@ -15,19 +15,21 @@ decoding on and cutting afterwards; the answers are the same.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 
+from locaudit.behaviours.format import Prompt
 from locaudit.edits import EditBank
-from locaudit.linears import fast_linears
-from locaudit.measure.forward import Prefix, batches, check_length, run_prefix
+from locaudit.measure.forward import Prefix, batches, cache_of, check_length, run_prefix
 from locaudit.models import Model
+from locaudit.models.memory import of_device
 
 BATCH_TOKENS = {"cpu": 32768, "cuda": 65536}
 """Padded tokens of one batch, prefix and tokens to come included, over all edits: keys and values are kept for each."""
@@ -35,10 +37,8 @@ BATCH_ROWS = {"cpu": 128, "cuda": 512}
 """Rows of one batch, over all edits. Part of what a generation depends on below float32: rounding follows shapes."""
 SEGMENT = 6
 """Tokens after which rows that are done leave the batch."""
-_MARKER = re.compile(r"(?<!\w)Q:")
-"""The next question: where an answer ends."""
 _TAIL = 8
-"""Newest tokens in which the marker is looked for after each step; it takes at most four."""
+"""Newest tokens in which the next question's marker is looked for after each step; it takes at most four."""
 
 
 def generate_answers(
@@ -47,35 +47,20 @@ def generate_answers(
     prompts: Sequence[Sequence[int]],
     bank: EditBank | None = None,
     *,
-    max_new_tokens: int = 50,
-    cached_prefix: Prefix | None = None,
-    batch_tokens: int | None = None,
+    answer_format: Prompt | None = None,
+    **limits: Any,
 ) -> list[list[str]]:
-    """Greedy answer to every prompt under each edit of the bank: texts [edit][prompt], stripped, without the marker.
+    """Greedy answer to every prompt under each edit of the bank: texts [edit][prompt], without the next question.
 
-    `prompts` are token ids behind `prefix`; `cached_prefix` is `run_prefix` of it under the same bank, if at hand;
-    `batch_tokens` bounds a batch's padded tokens (None: `BATCH_TOKENS`).
-    Raises `ModelError` when a prompt and its answer do not fit the model's context or sliding window.
+    Arguments are those of `generate_tokens`.
     """
-    tokens = generate_tokens(
-        model,
-        prefix,
-        prompts,
-        bank,
-        max_new_tokens=max_new_tokens,
-        cached_prefix=cached_prefix,
-        batch_tokens=batch_tokens,
-    )
-    return [[answer_text(model, row) for row in rows] for rows in tokens]
+    tokens = generate_tokens(model, prefix, prompts, bank, answer_format=answer_format, **limits)
+    return [[answer_text(model, row, answer_format) for row in rows] for rows in tokens]
 
 
-def answer_text(model: Model, tokens: Sequence[int]) -> str:
-    """Text of generated tokens up to the next question's marker, stripped, special tokens left out.
-
-    A marker that the limit on tokens cut in two (a last line ``Q``) is dropped as well.
-    """
-    text = model.tokenizer.decode(list(tokens), skip_special_tokens=True)
-    return re.sub(r"\n\s*Q\s*$", "", _MARKER.split(text, maxsplit=1)[0]).strip()  # type: ignore[arg-type, union-attr]
+def answer_text(model: Model, tokens: Sequence[int], answer_format: Prompt | None = None) -> str:
+    """The answer in generated tokens (`Prompt.answer`), special tokens left out."""
+    return (answer_format or Prompt()).answer(_decoded(model, tokens))
 
 
 def generate_tokens(
@@ -85,31 +70,52 @@ def generate_tokens(
     bank: EditBank | None = None,
     *,
     max_new_tokens: int = 50,
+    answer_format: Prompt | None = None,
     cached_prefix: Prefix | None = None,
-    batch_rows: int | None = None,
     batch_tokens: int | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """Token ids [edit][prompt] of `generate_answers`, up to and with the token that ended the answer."""
+    """Token ids [edit][prompt] of greedy answers, up to and with the token that ended the answer.
+
+    `prompts` are token ids behind `prefix`; `answer_format` says where an answer ends (None: at ``Q:``);
+    `cached_prefix` is `run_prefix` of the prefix under the same bank, if at hand; `batch_tokens` bounds a batch's
+    padded tokens (None: `BATCH_TOKENS`). Raises `ModelError` when a prompt and its answer do not fit the model's
+    context or sliding window.
+    """
     n_edits = bank.n_edits if bank else 1
     longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
     check_length(model, longest, "a question with the answer to be generated (prompt included)")
     out: list[list[tuple[int, ...]]] = [[()] * len(prompts) for _ in range(n_edits)]
-    ends = model.end_tokens
-    kind = "cpu" if model.device.type == "cpu" else "cuda"
-    batch_rows, batch_tokens = batch_rows or BATCH_ROWS[kind], batch_tokens or BATCH_TOKENS[kind]
-    with torch.no_grad(), _plain_generation(model), fast_linears(model.lm):
+    ended = _Ended(model, answer_format or Prompt(), model.end_tokens)
+    batch_rows = of_device(BATCH_ROWS, model.device)
+    batch_tokens = batch_tokens or of_device(BATCH_TOKENS, model.device)
+    lengths = [len(prefix) + len(prompt) + max_new_tokens for prompt in prompts]
+    groups = batches(lengths, max(batch_tokens // n_edits, 1), max(batch_rows // n_edits, 1))
+    with torch.no_grad(), _plain_generation(model), contiguous_head(model):
         if cached_prefix is None:
             cached_prefix = run_prefix(model, prefix, bank)
-        lengths = [len(prefix) + len(prompt) + max_new_tokens for prompt in prompts]
-        for group in batches(lengths, max(batch_tokens // n_edits, 1)):
-            size = max(batch_rows // n_edits, 1)
-            for numbers in (group[i : i + size] for i in range(0, len(group), size)):
-                chosen = [prompts[i] for i in numbers]
-                rows = _decode(model, prefix, chosen, bank, cached_prefix, max_new_tokens, ends)
-                for k in range(n_edits):
-                    for i, row in zip(numbers, rows[k * len(numbers) : (k + 1) * len(numbers)], strict=True):
-                        out[k][i] = row
+        for numbers in groups:
+            chosen = [prompts[i] for i in numbers]
+            rows = _decode(model, prefix, chosen, bank, cached_prefix, max_new_tokens, ended)
+            for n, row in enumerate(rows):
+                k, place = divmod(n, len(numbers))
+                out[k][numbers[place]] = row
     return out
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """Whether a generated answer ends with its last token: an end token, or the next question's marker."""
+
+    model: Model
+    answer_format: Prompt
+    end_tokens: frozenset[int]
+
+    def __call__(self, tokens: Sequence[int]) -> bool:
+        if tokens[-1] in self.end_tokens:
+            return True
+        # What stands before a marker, and tells whether it is one, may lie outside of the tail.
+        in_tail = self.answer_format.marker in _decoded(self.model, tokens[-_TAIL:])
+        return in_tail and self.answer_format.has_ended(_decoded(self.model, tokens))
 
 
 def _decode(
@@ -119,26 +125,24 @@ def _decode(
     bank: EditBank | None,
     cached: Prefix | None,
     max_new_tokens: int,
-    ends: frozenset[int],
+    ended: _Ended,
 ) -> list[tuple[int, ...]]:
     """New tokens of each row, edit-major. Rows that are done leave the batch every `SEGMENT` tokens."""
     n_edits = bank.n_edits if bank else 1
     n_rows, width = n_edits * len(prompts), max(map(len, prompts))
-    ids = torch.full((n_rows, len(prefix) + width), model.pad_id)
-    seen = torch.zeros_like(ids)
-    ids[:, : len(prefix)] = torch.tensor(prefix, dtype=torch.long)
-    seen[:, : len(prefix)] = 1
-    for row in range(n_rows):
-        prompt = prompts[row % len(prompts)]
-        ids[row, ids.shape[1] - len(prompt) :] = torch.tensor(prompt)
-        seen[row, ids.shape[1] - len(prompt) :] = 1
+    gaps = [width - len(prompt) for prompt in prompts]
+    padded = [[*prefix, *[model.pad_id] * gap, *prompt] for gap, prompt in zip(gaps, prompts, strict=True)]
+    visible = [[1] * len(prefix) + [0] * gap + [1] * (width - gap) for gap in gaps]
+    ids, seen = (torch.tensor(part * n_edits, device=model.device) for part in (padded, visible))  # (rows, tokens)
     rows = torch.arange(n_edits, device=model.device).repeat_interleave(len(prompts))
-    cache = DynamicCache()
-    for layer, (keys, values) in enumerate(cached or ()):
-        cache.update(keys.index_select(0, rows.to(keys.device)), values.index_select(0, rows.to(values.device)), layer)
-    ids, seen = ids.to(model.device), seen.to(model.device)
+    cache = cache_of(cached, rows) if cached else DynamicCache()
     n_prompt, out = ids.shape[1], [()] * n_rows
     going = torch.arange(n_rows, device=model.device)
+
+    def stop(input_ids: Tensor, _scores, **_) -> Bool[Tensor, " rows"]:
+        done = [ended(row) for row in input_ids[:, n_prompt:].tolist()]
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
+
     while len(going):
         n_done = ids.shape[1] - n_prompt
         with bank.decoding(model, rows[going]) if bank else nullcontext():
@@ -150,14 +154,14 @@ def _decode(
                     max_new_tokens=min(SEGMENT, max_new_tokens - n_done),
                     do_sample=False,
                     pad_token_id=model.pad_id,
-                    eos_token_id=sorted(ends),
+                    eos_token_id=sorted(ended.end_tokens),
                 ),
-                stopping_criteria=StoppingCriteriaList([_NextQuestion(model, n_prompt)]),
+                stopping_criteria=StoppingCriteriaList([stop]),  # type: ignore[list-item],
             )
         last = ids.shape[1] - n_prompt >= max_new_tokens
         keep = []
         for place, row in enumerate(ids[:, n_prompt:].tolist()):
-            end = _end(model, row, n_done, ends)
+            end = next((n for n in range(n_done + 1, len(row) + 1) if ended(row[:n])), None)
             if end is not None or last:
                 out[int(going[place])] = tuple(row[:end])
             else:
@@ -170,34 +174,8 @@ def _decode(
     return out
 
 
-class _NextQuestion(StoppingCriteria):
-    """A row is done once its answer holds the marker of the next question."""
-
-    def __init__(self, model: Model, n_prompt: int):
-        self._model = model
-        self._n_prompt = n_prompt
-
-    def __call__(self, input_ids, scores, **_) -> Bool[Tensor, " rows"]:  # type: ignore[override]
-        new = input_ids[:, self._n_prompt :]
-        tails = self._model.tokenizer.batch_decode(new[:, -_TAIL:], skip_special_tokens=True)
-        done = ["Q:" in tail and _asks(self._model, row.tolist()) for tail, row in zip(tails, new, strict=True)]
-        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
-
-
-def _asks(model: Model, tokens: Sequence[int]) -> bool:
-    """Whether the whole answer holds the marker: what stands before a ``Q:`` may lie outside its tail."""
-    return _MARKER.search(model.tokenizer.decode(list(tokens), skip_special_tokens=True)) is not None  # type: ignore[arg-type]
-
-
-def _end(model: Model, row: Sequence[int], start: int, ends: frozenset[int]) -> int | None:
-    """Length of the answer with the token that ended it, looked for from `start` on; None if it has not ended."""
-    for n in range(start + 1, len(row) + 1):
-        if row[n - 1] in ends:
-            return n
-        tail = model.tokenizer.decode(list(row[max(n - _TAIL, 0) : n]), skip_special_tokens=True)
-        if "Q:" in tail and _asks(model, row[:n]):
-            return n
-    return None
+def _decoded(model: Model, tokens: Sequence[int]) -> str:
+    return model.tokenizer.decode(list(tokens), skip_special_tokens=True)  # type: ignore[return-value]
 
 
 @contextmanager
@@ -212,3 +190,14 @@ def _plain_generation(model: Model) -> Iterator[None]:
         yield
     finally:
         model.lm.generation_config = own
+
+
+def contiguous_head(model: Model) -> AbstractContextManager:
+    """Let the output head take what lies in order.
+
+    Of the last column of a batch, whose rows do not, PyTorch makes one product a row, each with a copy of the weights.
+    """
+    head = model.lm.get_output_embeddings()
+    if head is None:
+        return nullcontext()
+    return head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))

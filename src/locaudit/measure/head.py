@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from locaudit.linears import linear, transposed
 from locaudit.models import Head
+from locaudit.models.memory import of_device
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}
 """Bytes of one block of float32 logits: on a CPU few enough to stay in its cache."""
@@ -59,13 +59,13 @@ class _HeadLogProbs(torch.autograd.Function):
 def _normaliser(hidden: Tensor, head: Head, with_mean: bool) -> tuple[Float[Tensor, " m"], Float[Tensor, "m d"] | None]:
     """Log sum_v exp z_v, and sum_v p_v dz_v/dh."""
     m, d = hidden.shape
-    block = max(256, BLOCK_BYTES.get(hidden.device.type, BLOCK_BYTES["cuda"]) // (4 * max(m, 1)))
+    block = max(256, of_device(BLOCK_BYTES, hidden.device) // (4 * max(m, 1)))
     top = hidden.new_full((m,), -torch.inf, dtype=torch.float32)
     total = torch.zeros_like(top)
     mean = hidden.new_zeros(m, d, dtype=torch.float32) if with_mean else None
     for start in range(0, len(head.weight), block):
         weight = head.weight[start : start + block]
-        z = linear(hidden, weight).float()
+        z = (hidden @ weight.T).float()
         if head.bias is not None:
             z += head.bias[start : start + block].float()
         slope = None
@@ -78,7 +78,7 @@ def _normaliser(hidden: Tensor, head: Head, with_mean: bool) -> tuple[Float[Tens
         total = total * scale + p.sum(dim=1)
         if mean is not None:
             p = p if slope is None else p * slope
-            mean.mul_(scale.unsqueeze(1)).add_(transposed(p.to(weight.dtype), weight))
+            mean.mul_(scale.unsqueeze(1)).add_(p.to(weight.dtype) @ weight)
         top = new
         del z, p, slope  # before the next block is made
     return top + total.log(), None if mean is None else mean / total.unsqueeze(1)

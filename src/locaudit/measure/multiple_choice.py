@@ -5,11 +5,13 @@ Sources: Lin et al. 2022 and TruthfulQA's code (MC1, MC2), ITI's code (MC3); rew
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
 from locaudit.behaviours import Question
+from locaudit.registry import SCORES
 
 METRICS = ("mc1", "mc2", "mc3", "preference_accuracy", "reward_accuracy", "reward_margin")
 """All but `reward_margin` (nats) lie in [0, 1]; higher is better."""
@@ -47,13 +49,12 @@ def question_scores(
 
 
 def score_questions(
-    questions: tuple[Question, ...], sums: list[Tensor], reference: list[Tensor]
+    questions: Sequence[Question], sums: Sequence[Tensor], reference: Sequence[Tensor]
 ) -> dict[str, tuple[float, ...]]:
-    """Metric -> one value a question."""
-    rows = [question_scores(q, s, r) for q, s, r in zip(questions, sums, reference, strict=True)]
-    return {metric: tuple(row[metric] for row in rows) for metric in METRICS}
-
-
-def means(scores: dict[str, tuple[float, ...]]) -> dict[str, float]:
-    """Metric -> mean over questions."""
-    return {metric: float(torch.tensor(values, dtype=torch.float64).mean()) for metric, values in scores.items()}
+    """Metric -> one value a question: `question_scores`, and registered scores with a `measure` of their own."""
+    own = {name: score.measure for name, score in SCORES.items() if score.measure is not None}
+    rows = [
+        question_scores(q, s, r) | {name: float(measure(q, s, r)) for name, measure in own.items()}
+        for q, s, r in zip(questions, sums, reference, strict=True)
+    ]
+    return {metric: tuple(row[metric] for row in rows) for metric in (*METRICS, *own)}

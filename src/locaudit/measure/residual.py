@@ -6,8 +6,8 @@ step, strength, seed and location whose lowest layer is l.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from locaudit.edits.hooks import entering, resumed
-from locaudit.measure.forward import Start, collate_bank, default_row_tokens, packed_rows, run_prefix, run_trees
+from locaudit.measure.forward import Start, forest_batches, run_prefix, run_trees
 from locaudit.measure.tree import Forest
 from locaudit.models import Model
 
@@ -34,7 +34,7 @@ class Residuals:
         width = model.lm.get_input_embeddings().weight.shape[1] * model.lm.dtype.itemsize  # type: ignore[union-attr]
         n_kept = budget_bytes // max((forest.n_tokens + len(forest.prefix)) * width, 1)
         self._n_kept = int(min(n_kept, model.n_layers))
-        self._kept: OrderedDict[int, Streams] = OrderedDict()
+        self._at = lru_cache(self._n_kept)(self._read)
 
     def start(self, layer: int, rows: Sequence[Sequence[int]], n_columns: int, n_edits: int = 1) -> Start | None:
         """Where a forward of rows of trees (by number), all repeated for each edit, may begin: at `layer`.
@@ -50,22 +50,6 @@ class Residuals:
             hidden[number, : len(filled)] = filled
         return Start(layer, hidden.repeat(n_edits, 1, 1), prefix)
 
-    def prefix_start(self, layer: int) -> Start | None:
-        """Where the prefix alone may begin."""
-        if layer <= 0 or not self.forest.prefix or not self._n_kept or not is_resumable(self.model):
-            return None
-        stream = self._at(layer)[1]
-        assert stream is not None
-        return Start(layer, stream.unsqueeze(0), stream)
-
-    def _at(self, layer: int) -> Streams:
-        if layer not in self._kept:
-            self._kept[layer] = self._read(layer)
-            while len(self._kept) > self._n_kept:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(layer)
-        return self._kept[layer]
-
     @torch.no_grad()
     def _read(self, layer: int) -> Streams:
         # Always from the first layer and in the same batches: a stream does not depend on what was read before it.
@@ -74,10 +58,8 @@ class Residuals:
         if prefix is not None:
             stream = entering(model, layer, lambda: run_prefix(model, forest.prefix, None))[0]
         out: list[Tensor | None] = [None] * len(forest.trees)
-        for rows in packed_rows([len(tree) for tree in forest.trees], default_row_tokens(model)):
-            batch = collate_bank([[forest.trees[i] for i in row] for row in rows], 1, len(forest.prefix), model)
-            edits = torch.zeros(len(rows), dtype=torch.long)
-            found = entering(model, layer, lambda b=batch, e=edits: run_trees(model, b, None, e, prefix))
+        for rows, batch in forest_batches(model, forest):
+            found = entering(model, layer, lambda b=batch: run_trees(model, b, prefix=prefix))  # (rows, tokens, d)
             for row, hidden in zip(rows, found, strict=True):
                 lengths = [len(forest.trees[i]) for i in row]
                 for i, piece in zip(row, hidden[: sum(lengths)].split(lengths), strict=True):

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import commonprefix
 from typing import Any
 
 import numpy as np
@@ -63,11 +64,6 @@ class Tree:
         """The row with every token, for what is read at the branches' ends."""
         return _lay_out(self, ends=True)
 
-    @property
-    def depth(self) -> int:
-        """Tokens of the longest path."""
-        return len(self.prompt) + max(map(len, self.branches))
-
 
 @dataclass(frozen=True)
 class Forest:
@@ -79,7 +75,7 @@ class Forest:
     @property
     def depth(self) -> int:
         """Tokens of the longest path, prefix included."""
-        return len(self.prefix) + max(tree.depth for tree in self.trees)
+        return len(self.prefix) + max(len(tree.prompt) + max(map(len, tree.branches)) for tree in self.trees)
 
     @property
     def n_tokens(self) -> int:
@@ -105,11 +101,6 @@ class TreeBatch:
     """(row, column) of each branch's last token; the column is -1 where it does not run."""
 
     @property
-    def n_columns(self) -> int:
-        """Columns, padding included."""
-        return self.input_ids.shape[1]
-
-    @property
     def n_branches(self) -> int:
         """Branches of all rows."""
         return self.last.shape[1]
@@ -126,27 +117,24 @@ def encode_tree(tokenizer: Any, prompt: str, continuations: Sequence[str], *, sp
     Prompt and continuation are tokenised together; where that does not begin with the prompt's own tokens (the
     tokenizer merged across the border), the continuation is tokenised alone.
     """
-    head = tuple(tokenizer(prompt, add_special_tokens=special)["input_ids"])
-    if not head:
-        raise DataError(
-            got=f"the prompt {prompt!r} without tokens", expected="at least one token", remedy="use a longer prompt"
-        )
-    branches = []
+    ending = _ending(tokenizer) if special else ()
+
+    def encode(text: str) -> tuple[int, ...]:
+        ids = tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
+        return ids[: -len(ending)] if ending and ids[-len(ending) :] == ending else ids
+
+    head, branches = encode(prompt), []
     for text in continuations:
-        joint = tuple(tokenizer(prompt + text, add_special_tokens=special)["input_ids"])
-        ending = _ending(tokenizer) if special else ()
-        joint = joint[: len(joint) - len(ending)] if ending and joint[-len(ending) :] == ending else joint
-        start = head[: len(head) - len(ending)] if ending and head[-len(ending) :] == ending else head
-        if joint[: len(start)] == start and len(joint) > len(start):
-            branches.append(joint[len(start) :])
+        joint = encode(prompt + text)
+        if joint[: len(head)] == head and joint != head:
+            branches.append(joint[len(head) :])
         else:
             branches.append(tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
-        if not branches[-1]:
+    for text, ids in zip([prompt, *continuations], [head, *branches], strict=True):
+        if not ids:
             raise DataError(
-                got=f"the answer {text!r} without tokens", expected="at least one token", remedy="drop the answer"
+                got=f"the prompt or answer {text!r} without tokens", expected="at least one token", remedy="drop it"
             )
-    ending = _ending(tokenizer) if special else ()
-    head = head[: len(head) - len(ending)] if ending and head[-len(ending) :] == ending else head
     return Tree(head, tuple(branches))
 
 
@@ -160,29 +148,18 @@ def _ending(tokenizer: Any) -> tuple[int, ...]:
 
 def plant(tokenizer: Any, prompt: Prompt, questions: Sequence[tuple[str, Sequence[str]]]) -> Forest:
     """A forest of (question, answers), with the tokens that all prompts share as its prefix."""
-    trees = [
-        encode_tree(
-            tokenizer,
-            prompt.render(question, tokenizer),
-            [prompt.joint + answer for answer in answers],
-            special=prompt.adds_special_tokens,
-        )
-        for question, answers in questions
-    ]
+
+    def tree_of(question: str, answers: Sequence[str]) -> Tree:
+        text, endings = prompt.render(question, tokenizer), [prompt.joint + answer for answer in answers]
+        return encode_tree(tokenizer, text, endings, special=prompt.adds_special_tokens)
+
+    trees = [tree_of(question, answers) for question, answers in questions]
     if not prompt.primer:
         return Forest((), tuple(trees))
-    # Two more prompts keep a chance resemblance of few questions out of the prefix.
-    others = [
-        tokenizer(prompt.render(text, tokenizer), add_special_tokens=prompt.adds_special_tokens)["input_ids"]
-        for text in ("?", "Why not?")
-    ]
-    n = _n_common([tree.prompt[:-1] for tree in trees] + [tuple(ids) for ids in others])
+    # Two more prompts keep a chance resemblance of few questions out of the prefix, which leaves each prompt a token.
+    others = [tree_of(text, ()).prompt for text in ("?", "Why not?")]
+    n = len(commonprefix([*others, *(tree.prompt[:-1] for tree in trees)]))
     return Forest(trees[0].prompt[:n], tuple(Tree(tree.prompt[n:], tree.branches) for tree in trees))
-
-
-def _n_common(rows: Sequence[Sequence[int]]) -> int:
-    n = min(map(len, rows))
-    return next((i for i in range(n) if len({row[i] for row in rows}) > 1), n)
 
 
 def collate(

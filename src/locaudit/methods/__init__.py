@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from locaudit.methods.base import Job, Method, Objective
+from locaudit.methods.base import Fit, Job, Method, Objective
 from locaudit.methods.settings import AblateSettings, ConstantSettings, GivenSettings, ITISettings, OptimalSettings
 from locaudit.registry import METHODS, OBJECTIVES
 
-__all__ = ["Job", "Method", "Objective"]
+__all__ = ["Fit", "Job", "Method", "Objective"]
 
 
 def _strength_symbol(settings: OptimalSettings | ConstantSettings) -> str:
@@ -26,7 +26,16 @@ def _dpo(margin, strength: float):
 OBJECTIVES.register("ipo")(Objective(_ipo, "τ"))
 OBJECTIVES.register("dpo")(Objective(_dpo, "β"))
 
-METHODS.register("iti")(Method("ITI", ITISettings, "locaudit.methods.iti:fit", grid="alphas", symbol="α"))
+METHODS.register("iti")(
+    Method(
+        "ITI",
+        ITISettings,
+        "locaudit.methods.iti:fit",
+        prepare="locaudit.methods.iti:prepare",
+        grid="alphas",
+        symbol="α",
+    )  # fmt: skip
+)
 METHODS.register("optimal")(
     Method(
         "Optimal edit",
@@ -49,7 +58,14 @@ METHODS.register("constant")(
     )  # fmt: skip
 )
 METHODS.register("ablate")(
-    Method("Mean ablation", AblateSettings, "locaudit.methods.ablate:fit", supports="lower", whole=False)
+    Method(
+        "Mean ablation",
+        AblateSettings,
+        "locaudit.methods.ablate:fit",
+        prepare="locaudit.methods.ablate:prepare",
+        supports="lower",
+        whole=False,
+    )  # fmt: skip
 )
 METHODS.register("given")(
     Method("Given edit", GivenSettings, "locaudit.methods.given:fit", null="directions", whole=False)

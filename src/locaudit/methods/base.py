@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from locaudit.errors import ConfigError
 from locaudit.location import Location
 
 
@@ -23,6 +24,17 @@ class Job:
     """Number of a random direction at the location (`Method.null`); None for the edit itself."""
 
 
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """What a method found for a `Job`."""
+
+    edit: Any
+    """The `locaudit.edits.Edit`; None, with a message, if its loss or gradient stopped being finite."""
+    losses: tuple[float, ...] = ()
+    """Mean loss over the pairs of each step; empty where nothing is trained."""
+    message: str = ""
+
+
 @dataclass(frozen=True)
 class Method:
     """A way of finding an edit. Add one with ``METHODS.register(name)(Method(...))``: nothing else names it."""
@@ -34,6 +46,9 @@ class Method:
     fit: Callable[..., Sequence[Any]] | str
     """``fit(shared, jobs, settings, on_step=None) -> [Fit, ...]``, a `Fit` a job; or ``"module:function"``, imported
     when first used. `shared` is the worker's `locaudit.run.worker.Shared`: model, data, and what is computed once."""
+    prepare: Callable[..., Any] | str = ""
+    """``prepare(preparing, settings) -> {name: tensor}``: what all its edits share, computed once, kept in the run
+    folder and found in ``shared.prepared[method]``. `preparing` is `locaudit.run.prepare.Preparing`. Empty: nothing."""
     grid: str = ""
     """Field of the settings that holds the strengths tried; validation chooses one. Empty: one edit."""
     symbol: str | Callable[[Any], str] = ""
@@ -49,6 +64,15 @@ class Method:
     trained: bool = False
     """Whether edits are trained, several in one bank."""
 
+    def __post_init__(self):
+        names = [field.name for field in fields(self.settings)]
+        if self.grid and self.grid not in names:
+            raise ConfigError(
+                got=f"the grid {self.grid!r} of the method {self.title!r}",
+                expected=f"a field of {self.settings.__name__}: {', '.join(names)}",
+                remedy="name one of them",
+            )
+
     def strengths(self, settings: Any) -> tuple[float | None, ...]:
         """The grid of these settings; ``(None,)`` for a method without strengths."""
         return tuple(getattr(settings, self.grid)) if self.grid else (None,)
@@ -60,10 +84,19 @@ class Method:
     @property
     def fitter(self) -> Callable[..., Sequence[Any]]:
         """The function behind `fit`."""
-        if not isinstance(self.fit, str):
-            return self.fit
-        module, _, name = self.fit.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return _function(self.fit)
+
+    @property
+    def preparer(self) -> Callable[..., Any] | None:
+        """The function behind `prepare`; None without one."""
+        return _function(self.prepare) if self.prepare else None
+
+
+def _function(named: Callable[..., Any] | str) -> Callable[..., Any]:
+    if not isinstance(named, str):
+        return named
+    module, _, name = named.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
-"""Inference-time intervention: o' = o + alpha sigma u at the chosen units.
+"""Inference-time intervention: h' = h + alpha sigma u at the chosen units.
 
-u is a unit vector for each head and sigma the standard deviation of activations along it, both from training questions.
+u is a unit vector for each unit (a block of a site's coordinates, such as a head) and sigma the standard deviation of
+activations along it, both from training questions.
 Source: the paper, "Localization and Intervention Using Activation Statistics" (equation 5); Li et al. 2023 (ITI).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,12 +17,13 @@ from torch import Tensor
 
 from locaudit.edits import Edit, Positions, SiteEdit
 from locaudit.errors import ConfigError
-from locaudit.location import Location
+from locaudit.location import Location, Site
 from locaudit.measure.activations import Activations
+from locaudit.methods.base import Fit, Job
+from locaudit.methods.parameters import onto
 from locaudit.methods.probes import Probes
-from locaudit.models import Model, Site
-
-Direction = Literal["mass_mean", "probe", "random"]
+from locaudit.methods.settings import Direction, ITISettings
+from locaudit.models import Model
 
 
 def iti_theta(
@@ -64,7 +67,7 @@ def iti_edit(
     alpha: float,
     positions: Positions = "answer",
 ) -> Edit:
-    """The edit a = 0, c = alpha, b = theta at the location's units, 0 elsewhere."""
+    """The edit A = 0, c = alpha, B = theta at the location's units, 0 elsewhere."""
     if positions not in ("all", "answer") or not math.isfinite(alpha):
         raise ConfigError(
             got=f"positions {positions!r} and alpha {alpha}",
@@ -72,7 +75,41 @@ def iti_edit(
             remedy="change the arguments",
         )
     sites: dict[Site, SiteEdit] = {}
-    for site, mask in model.masks(location).items():
-        b = torch.where(mask, theta[site[1]].flatten(), 0.0)
-        sites[site] = SiteEdit(torch.zeros_like(b), b, float(alpha))
+    for site, subspace in model.subspaces(location).items():
+        b = onto(subspace, theta[site.layer].reshape(-1, 1)).squeeze(1)
+        sites[site] = SiteEdit.rank_one(torch.zeros_like(b), b, alpha)
     return Edit(sites, positions)
+
+
+def prepare(preparing: Any, settings: ITISettings) -> dict[str, Tensor]:
+    """``theta`` of every unit, from training questions (`locaudit.run.prepare.Preparing`).
+
+    Raises `ConfigError` for a kind of place that is no blocks of coordinates.
+    """
+    if preparing.blocks is None:
+        raise ConfigError(
+            got=f"ITI at a place of kind {preparing.kind}",
+            expected="a kind whose units are blocks of coordinates, such as head",
+            remedy="leave the method out",
+        )
+    probes = preparing.probes if settings.direction == "probe" else None
+    return {
+        "theta": iti_theta(
+            preparing.activations,
+            preparing.spread,
+            direction=settings.direction,
+            probes=probes,
+            seed=preparing.config.seed,
+        )
+    }
+
+
+def fit(
+    shared: Any, jobs: Sequence[Job], settings: ITISettings, on_step: Callable[[int, int], None] | None = None
+) -> list[Fit]:
+    """The edit of each job, alpha its strength; `shared` holds the `model` and what `prepare` made."""
+    theta = shared.prepared["iti"]["theta"]
+    return [
+        Fit(iti_edit(shared.model, job.location, theta, alpha=job.strength or 0.0, positions=settings.positions))
+        for job in jobs
+    ]

@@ -9,8 +9,7 @@ from typing import Any, Literal
 import torch
 
 from locaudit.errors import ConfigError
-
-OptimizerName = Literal["auto", "adamw", "paged_adamw_32bit"]
+from locaudit.methods.settings import OptimizerName
 
 
 def resolve_optimizer(name: OptimizerName, device: torch.device) -> Literal["adamw", "paged_adamw_32bit"]:

@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from locaudit.errors import DataError, LocationError
-from locaudit.location import Kind, Location
+from locaudit.location import Location, Unit
 from locaudit.measure.activations import Activations
+from locaudit.registry import KINDS
 
 MAX_STEPS = 100
 """Newton steps; a handful are usual."""
@@ -42,14 +43,19 @@ class Probes:
     """Examples fitted on."""
     n_val: int
     """Examples ranked on."""
-    kind: Kind = "heads"
+    kind: str = "head"
 
-    def ranking(self) -> list[tuple[int, int]]:
-        """(layer, unit) by falling accuracy; ties by layer, then unit."""
+    def ranking(self) -> list[Unit]:
+        """Units by falling accuracy; ties by layer, then unit."""
         layers, units = self.val_accuracy.shape
-        pairs = [(layer, unit) for layer in range(layers) for unit in range(units)]
         accuracy = self.val_accuracy.tolist()
-        return sorted(pairs, key=lambda pair: (-accuracy[pair[0]][pair[1]], pair))
+        pairs = sorted(
+            ((layer, unit) for layer in range(layers) for unit in range(units)),
+            key=lambda pair: (-accuracy[pair[0]][pair[1]], pair),
+        )
+        # A kind of one unit a layer names it by the layer alone.
+        whole_layers = units == 1 and KINDS[self.kind].whole_layers
+        return [pair[:1] if whole_layers else pair for pair in pairs]
 
     def top(self, k: int) -> Location:
         """The k best probed units: the candidate location."""
@@ -69,7 +75,7 @@ def fit_probes(
     inverse_l2: float = 1.0,
     val_fraction: float = 0.25,
     seed: int = 0,
-    kind: Kind = "heads",
+    kind: str = "head",
 ) -> Probes:
     """Fit every unit's probe on part of the questions and rank units by accuracy on the others.
 

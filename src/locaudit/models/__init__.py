@@ -8,14 +8,14 @@ from locaudit.models.architectures import (
     register_architecture,
 )
 from locaudit.models.load import load_model
-from locaudit.models.model import Head, Model, Site, wrap_model
+from locaudit.models.model import Head, Model, as_model, wrap_model
 
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "Head",
     "Model",
-    "Site",
+    "as_model",
     "find_architecture",
     "load_model",
     "output_weight",

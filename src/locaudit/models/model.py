@@ -6,24 +6,21 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from locaudit.claims import Shape, find_kind
 from locaudit.errors import ModelError
-from locaudit.location import Kind, Location, all_units
-from locaudit.models.architectures import find_architecture, input_width, submodule
+from locaudit.location import Location, Site
+from locaudit.models.architectures import find_architecture, input_width, output_weight, submodule
 
 _NOT_THE_FUNCTION = (
     "_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config",
     "use_cache",
 )  # fmt: skip
 """Entries of a transformers config that do not change what the model computes."""
-
-Site = tuple[Literal["heads", "neurons"], int]
-"""A projection: (kind of its input's units, layer)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +51,11 @@ class Model:
         return submodule(self.lm, find_architecture(self.config.model_type).layers)
 
     @property
+    def trunk(self) -> nn.Module:
+        """The module that calls the layers, one after the other, in every forward."""
+        return submodule(self.lm, find_architecture(self.config.model_type).layers.rpartition(".")[0])
+
+    @property
     def n_layers(self) -> int:
         """Number of decoder layers."""
         return len(self._layers)  # type: ignore[arg-type]
@@ -66,49 +68,41 @@ class Model:
     @property
     def head_dim(self) -> int:
         """Coordinates a head: input width of the output projection / n_heads; need not be hidden_size / n_heads."""
-        return input_width(self.projection(("heads", 0))) // self.n_heads
+        return input_width(self.projection(Site("heads", 0))) // self.n_heads
 
-    def n_units(self, kind: Kind) -> int:
-        """Units a layer: heads, or MLP neurons."""
-        return self.n_heads if kind == "heads" else input_width(self.projection(("neurons", 0)))
-
-    def n_groups(self, kind: Kind) -> int:
-        """Groups a layer of units that share keys and values; a neuron shares with none."""
-        shared = getattr(self.config, "num_key_value_heads", None) if kind == "heads" else None
-        return shared or self.n_units(kind)
-
-    def unit_width(self, kind: Kind) -> int:
-        """Coordinates a unit: head_dim, or 1."""
-        return self.head_dim if kind == "heads" else 1
+    @cached_property
+    def shape(self) -> Shape:
+        """Sizes of the model, by which kinds cut it into places."""
+        return Shape(
+            n_layers=self.n_layers,
+            n_heads=self.n_heads,
+            n_kv_heads=getattr(self.config, "num_key_value_heads", None) or self.n_heads,
+            head_dim=self.head_dim,
+            n_neurons=self.width(Site("neurons", 0)),
+            width=self.width(Site("residual", 0)),
+        )
 
     def layer(self, number: int) -> nn.Module:
         """Decoder layer `number`, counted from 0."""
         return self._layers[number]  # type: ignore[index]
 
     def projection(self, site: Site) -> nn.Module:
-        """The projection whose input the site is."""
-        kind, layer = site
+        """The projection whose input the site is; a residual stream has none."""
+        name, layer = site
         table = find_architecture(self.config.model_type)
-        return submodule(self.layer(layer), table.attention if kind == "heads" else table.mlp)
-
-    def mlp(self, layer: int) -> nn.Module | None:
-        """The module that the MLP's down projection lies in; None where attention lies in it too, as in the layer."""
-        table = find_architecture(self.config.model_type)
-        path = table.mlp.rpartition(".")[0]
-        return submodule(self.layer(layer), path) if path and not table.attention.startswith(f"{path}.") else None
-
-    def attention(self, layer: int) -> nn.Module | None:
-        """The module that the heads' projection lies in; None where that is the layer."""
-        path = find_architecture(self.config.model_type).attention.rpartition(".")[0]
-        return submodule(self.layer(layer), path) if path else None
+        return submodule(self.layer(layer), {"heads": table.attention, "neurons": table.mlp}[name])
 
     def width(self, site: Site) -> int:
-        """Width d_in of the site."""
+        """Width d of the site."""
+        name, layer = site
+        if name == "residual":
+            return output_weight(self.projection(Site("heads", layer))).shape[0]
         return input_width(self.projection(site))
 
     def site_device(self, site: Site) -> torch.device:
         """Device of the site's projection (layers may be spread over devices)."""
-        return next(self.projection(site).parameters()).device
+        name, layer = site
+        return next((self.layer(layer) if name == "residual" else self.projection(site)).parameters()).device
 
     @property
     def head(self) -> Head | None:
@@ -155,23 +149,16 @@ class Model:
         """Token that fills rows; it is masked everywhere."""
         return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
 
-    def whole(self, kind: Kind = "heads") -> Location:
-        """Every unit of every layer."""
-        return all_units(self.n_layers, self.n_units(kind), kind)
+    def subspaces(self, location: Location) -> dict[Site, torch.Tensor]:
+        """Where in each site's vector (d,) the location is; sites that it does not touch are left out.
 
-    def masks(self, location: Location) -> dict[Site, torch.Tensor]:
-        """Site -> boolean mask (d_in,) of the location's coordinates; sites without any are left out.
-
-        Raises `LocationError` when the location lies outside this model.
+        A boolean mask (d,) of coordinates, or an orthonormal basis (d, k), float32. Raises `LocationError` when the
+        location lies outside this model.
         """
-        location.check(self.n_layers, self.n_units(location.kind))
-        out: dict[Site, torch.Tensor] = {}
-        for layer, coordinates in location.coordinates(self.unit_width(location.kind)).items():
-            site: Site = (location.kind, layer)
-            mask = torch.zeros(self.width(site), dtype=torch.bool)
-            mask[coordinates] = True
-            out[site] = mask
-        return out
+        found = find_kind(location).subspaces(location, self.shape)
+        return {
+            site: torch.from_numpy(x) if x.dtype == bool else torch.from_numpy(x).float() for site, x in found.items()
+        }
 
     @property
     def device(self) -> torch.device:
@@ -246,13 +233,24 @@ def wrap_model(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: st
     lm.requires_grad_(False)
     model = Model(lm, tokenizer, name)
     for layer in range(model.n_layers):
-        width = model.width(("heads", layer))
+        width = model.width(Site("heads", layer))
         if width % model.n_heads:
             raise ModelError(
                 got=f"an output projection of width {width} in layer {layer} with {model.n_heads} heads",
                 expected="a width that the heads share evenly",
                 remedy="register the architecture with the path of its attention output projection",
             )
-        model.width(("neurons", layer))
+        model.width(Site("neurons", layer))
     _ = model.head  # looked at now, when no edit is applied
     return model
+
+
+def as_model(model: Model | PreTrainedModel) -> Model:
+    """A bare transformers model wrapped as it is, without a tokenizer, for edits; a `Model` is returned unchanged."""
+    if isinstance(model, Model):
+        return model
+    if not isinstance(model, PreTrainedModel):
+        raise ModelError(
+            got=f"a {type(model).__name__}", expected="a Model or a transformers model", remedy="pass one of the two"
+        )
+    return Model(model, None, model.name_or_path)  # type: ignore[arg-type]

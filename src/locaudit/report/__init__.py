@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
-from locaudit.records import json_text
-from locaudit.report import view
-from locaudit.report.answers import conversations
-from locaudit.report.drawings import draw_all
-from locaudit.report.html import render_page
-from locaudit.report.intervals import score_intervals
-from locaudit.report.judged import judged_scores, judged_table
+from locaudit.config import to_yaml
+from locaudit.report.answers import N_OPEN
+from locaudit.report.drawings import UNJUDGED, draw_all
+from locaudit.report.html import render
 from locaudit.report.style import require
-from locaudit.report.trials import trials_csv
-from locaudit.stats import decide_run, judged_records, run_score
-from locaudit.store import read_run, write_atomically
+from locaudit.report.tables import Tables, read_tables
+from locaudit.stats.grades import conclusion
+from locaudit.store.files import write_atomically
 
-__all__ = ["require_report_extra", "write_report"]
+__all__ = ["Tables", "read_tables", "require_report_extra", "write_report"]
 
 
 def require_report_extra() -> None:
@@ -26,38 +22,28 @@ def require_report_extra() -> None:
         require(module)
 
 
-def write_report(folder: str | Path) -> Path:
-    """Judge the records of a run folder; write verdict.json, trials.csv, figures/, report.html; returns its path.
+def write_report(folder: str | Path, tables: Tables | None = None) -> Path:
+    """Write verdict.json, trials.csv, figures/ and report.html of a run folder; returns the page's path.
 
-    Works on an unfinished run: the page then says first what is missing. Raises `RunFolderError` for a folder that is
-    no run or has no scores of the unedited model, `LocauditError` without the extra `report` (verdict.json and
-    trials.csv are there even then).
+    Works on an unfinished run: the page then says first what is missing. `tables` spares reading the folder again.
+    Raises `RunFolderError` for a folder that is no run or has no scores of the unedited model, `LocauditError` without
+    the extra `report` (verdict.json and trials.csv are there even then).
     """
-    with read_run(folder) as store:
-        records, config, seconds, score = judged_records(store), store.config, store.seconds(), run_score(store)
-        run, probes, judges = store.fact("run") or {}, store.fact("probes"), store.fact("judges") or {}
-        questions = store.questions("test")
-        judgements = {aspect: store.judgements(judge["fingerprint"]) for aspect, judge in judges.items()}
-        verdict = decide_run(store, records)
-        registered = view.registered(store.fact("registration"), config, score)
-    folder = Path(folder)
-    summary = {**asdict(verdict), "judges": judges}
-    if registered is not None:
-        summary["registration"] = {key: value for key, value in asdict(registered).items() if key != "text"}
-    write_atomically(folder / "verdict.json", json_text(summary).encode())
-    intervals = score_intervals(records, judged_scores(records))
-    write_atomically(folder / "trials.csv", trials_csv(records, score, seconds, intervals).encode())
-    heads = view.claimed_heads(run.get("claim") or verdict.claim)
-    page = render_page(
-        verdict,
-        records,
-        config,
-        run=run,
-        seconds=seconds,
-        drawings=draw_all(folder / "figures", verdict, records, probes, heads),
-        judged=judged_table(records, verdict, {aspect: judge["name"] for aspect, judge in judges.items()}, intervals),
-        answers=conversations(questions, records, verdict, judgements),
-        registered=registered,
+    folder, tables = Path(folder), tables or read_tables(folder)
+    write_atomically(folder / "verdict.json", tables.verdict_json().encode())
+    write_atomically(folder / "trials.csv", tables.trials_csv().encode())
+    page = render(
+        "report/template.html",
+        t=tables,
+        verdict=tables.verdict,
+        config=tables.config,
+        run=tables.manifest,
+        drawings=draw_all(tables, folder / "figures"),
+        kind=tables.manifest.kind_plural.removesuffix("s"),
+        unjudged=UNJUDGED,
+        conclusion=conclusion,
+        n_open=N_OPEN,
+        yaml=to_yaml(tables.config),
     )
     path = folder / "report.html"
     write_atomically(path, page.encode())

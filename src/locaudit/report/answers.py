@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from locaudit.records import TrialRecord
-from locaudit.report.style import METHOD_TITLES
-from locaudit.report.view import base_record, place_name
-from locaudit.stats import Verdict, select
-from locaudit.stats.judged import ASPECT_NAMES
+from locaudit.report.style import aspect_words
 from locaudit.stats.scores import THRESHOLD
-from locaudit.stats.selection import Place
-from locaudit.store import HeldOutQuestion
+from locaudit.store.database import HeldOutQuestion
 
 N_OPEN, N_SHOWN = 5, 40
 """Questions shown at once, and with those behind a click."""
-PLACES: Sequence[Place] = (("claim", -1), ("whole", -1), ("control", 0))
-"""Whose answers are shown, of each method."""
-ASPECT_WORDS: Mapping[str, str] = {"truth": "true", "info": "informative"}
 LONGEST_REASON = 160
 """Characters of why a judgement is missing."""
 _UNSHOWABLE = dict.fromkeys([*range(9), *range(11, 32), 127], "\N{REPLACEMENT CHARACTER}")
 """Control characters, except tab and newline: HTML has no place for them."""
+
+_UNASKED = (None, "not yet")
 
 Judgements = Mapping[tuple[str, str], tuple[float | None, str]]
 """(question id, answer) -> (probability or None, why it is missing)."""
@@ -33,7 +29,7 @@ class Opinion:
     """What one judge says of an answer."""
 
     word: str
-    """``true`` or ``informative``."""
+    """What the answer is, if it is a yes: ``true``."""
     probability: float | None
     """None if the judgement is missing."""
     reason: str = ""
@@ -52,9 +48,9 @@ class Said:
     who: str
     answer: str | None
     """Blank if it says nothing; None if every edit tried there diverged."""
-    is_same: bool
+    is_same: bool = False
     """Equal to the unedited model's answer."""
-    opinions: tuple[Opinion, ...]
+    opinions: tuple[Opinion, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,55 +61,38 @@ class Conversation:
     answers: tuple[Said, ...]
 
 
+class Speaker(NamedTuple):
+    """A model that answers."""
+
+    name: str
+    record: TrialRecord | None
+    """None if every edit tried at the place diverged."""
+
+
 def conversations(
-    questions: Sequence[HeldOutQuestion],
-    records: Sequence[TrialRecord],
-    verdict: Verdict,
-    judgements: Mapping[str, Judgements],
+    questions: Sequence[HeldOutQuestion], speakers: Sequence[Speaker], judgements: Mapping[str, Judgements]
 ) -> list[Conversation]:
     """The first `N_SHOWN` test questions in their order; none if nothing was generated.
 
-    `judgements` has the aspects that have a judge. The edits are those that validation chose.
+    The first speaker is the unedited model; `judgements` has the aspects that have a judge.
     """
-    base = base_record(records)
-    if not base.answers.get("test") or not questions:
+    answers = [None if s.record is None else s.record.answers.get("test", ()) for s in speakers]
+    if not answers[0]:
         return []
-    speakers: list[tuple[str, TrialRecord | None]] = [("Unedited model", base)]
-    chosen = select(records, verdict.score)
-    for method in verdict.methods:
-        places = chosen[method]  # type: ignore[index]
-        for place in PLACES:
-            record = places.get(place)
-            if place in places and (record is None or record.answers.get("test")):
-                speakers.append((f"{METHOD_TITLES[method]}: {place_name(place).lower()}", record))
-    aspects = [aspect for aspect in ASPECT_NAMES if aspect in judgements]
-    return [
-        Conversation(
-            question.text,
-            tuple(
-                _say(who, question.id, i, record, base, {aspect: judgements[aspect] for aspect in aspects})
-                for who, record in speakers
-            ),
-        )
-        for i, question in enumerate(questions[:N_SHOWN])
-    ]
-
-
-def _say(
-    who: str,
-    question: str,
-    position: int,
-    record: TrialRecord | None,
-    base: TrialRecord,
-    judgements: Mapping[str, Judgements],
-) -> Said:
-    if record is None:
-        return Said(who, None, False, ())
-    answer = record.answers["test"][position]
-    is_same = record is not base and answer == base.answers["test"][position]
-    found = [(aspect, table.get((question, answer), (None, "not yet"))) for aspect, table in judgements.items()]
-    opinions = tuple(Opinion(ASPECT_WORDS[name], p, _cut(why)) for name, (p, why) in found)
-    return Said(who, answer.strip().translate(_UNSHOWABLE), is_same, opinions)
+    there = [(speaker.name, said) for speaker, said in zip(speakers, answers, strict=True) if said != ()]
+    out = []
+    for i, question in enumerate(questions[:N_SHOWN]):
+        first = answers[0][i]
+        row = []
+        for n, (who, said) in enumerate(there):
+            if said is None:
+                row.append(Said(who, None))
+                continue
+            found = {aspect: table.get((question.id, said[i]), _UNASKED) for aspect, table in judgements.items()}
+            opinions = tuple(Opinion(aspect_words(aspect)[1], p, _cut(why)) for aspect, (p, why) in found.items())
+            row.append(Said(who, said[i].strip().translate(_UNSHOWABLE), n > 0 and said[i] == first, opinions))
+        out.append(Conversation(question.text, tuple(row)))
+    return out
 
 
 def _cut(reason: str) -> str:

@@ -1,18 +1,19 @@
-"""Figures of control scores and of probes. Each takes plain data and returns a matplotlib `Figure`.
+"""The drawing of every figure, from plain values: spreads, scatter plots, heat maps. Each returns a `Figure`.
 
-`locaudit.report.scatter` has the others; `style.save` writes them all.
+`style.save` writes them; `locaudit.report.drawings` and `locaudit.studies.paper.figures` say what is drawn.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from locaudit.report.style import ARM_COLOURS, METHOD_TITLES, PAPER, house_style, require, score_title
-from locaudit.stats import MethodVerdict
+from locaudit.report.style import ARM_COLOURS, FAINT, INK, MIDDLE, PAPER, house_style, require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,99 +21,250 @@ if TYPE_CHECKING:
 WIDTH = 7.5
 """Inches."""
 N_BINS = 36
-"""Bins across the histogram's whole axis, so that a bar is as wide in each method's panel."""
+"""Bins across a histogram's whole axis, so that a bar is as wide in each panel."""
+SMALLEST_KL = 1e-5
+"""Nats per token: below this the axis of the KL drift is linear, so that 0 has a place on it."""
 _HALO = "#fffffe"
 """White that does not follow the page's colours: it lies on a colour map, which does not either."""
-_LINES = {"base": ":", "claim": "-", "whole": "--"}
 
 
-def draw_controls(methods: Mapping[str, MethodVerdict], score: str) -> Figure:
-    """Distribution of the control scores, one panel a method, with the claim, the base and the whole model as lines.
+@dataclass(frozen=True)
+class Mark:
+    """A score that stands as a line beside a spread."""
 
-    Raises `ValueError` for no methods.
+    label: str
+    value: float | None
+    """None or NaN: it is not drawn."""
+    colour: str
+    style: str
+    """Of the line, as matplotlib names it."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Scores at random places, and those they are compared with: one panel."""
+
+    title: str
+    scores: Sequence[float | None]
+    marks: Sequence[Mark]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Trials that belong together in a scatter plot; without points, an entry of the legend alone."""
+
+    label: str
+    """In the legend; empty for no entry."""
+    colour: str
+    marker: str
+    points: Sequence[tuple[float, float, bool]] = ()
+    """(x, y, whether validation chose the hyperparameter for its location): filled if it did."""
+    large: bool = True
+    frontier: bool = False
+    """Connect the points that no other of the series beats in both coordinates."""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """A value of every head."""
+
+    values: ArrayLike
+    """(layers, heads)."""
+    label: str
+    colours: Mapping[str, Any] = field(default_factory=lambda: {"cmap": "cividis"})
+    """Colour map and its limits, as `pcolormesh` takes them."""
+
+
+def draw_spreads(panels: Sequence[Spread], *, xlabel: str, what: str, colour: str, height: float = 3.4) -> Figure:
+    """Histogram and a dot for each score, with the marks as lines; the panels share their axes.
+
+    Raises `ValueError` for no panels.
     """
-    if not methods:
-        raise ValueError("got no method's verdict; expected at least one; draw this figure once a claim is scored")
+    if not panels:
+        raise ValueError("got nothing to draw; expected at least one panel; draw this figure once a claim is scored")
     with house_style():
-        figure = new_figure(3.4)
-        axes = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
-        edges = _bin_edges(methods.values())
-        tallest = 1
-        for axis, (name, verdict) in zip(axes, methods.items(), strict=True):
-            controls = np.sort([x for x in verdict.controls if not math.isnan(x)])
-            counts, _, _ = axis.hist(controls, bins=edges, color=ARM_COLOURS["control"], alpha=0.55, linewidth=0)
-            tallest = max(tallest, int(counts.max()))
-            for arm, value in (("base", verdict.base), ("whole", verdict.whole_model), ("claim", verdict.claim)):
-                if value is not None and not math.isnan(value):
-                    width = 2.2 if arm == "claim" else 1.4
-                    axis.axvline(value, color=ARM_COLOURS[arm], linestyle=_LINES[arm], linewidth=width, zorder=3)
-            axis.axhline(0, color="#8c8c8c", linewidth=0.5)
-            axis.set_title(_controls_title(name, verdict), loc="left", linespacing=1.4)
-            axis.set(xlabel=f"{score_title(score)} on test", xlim=(edges[0], edges[-1]))
-        for axis, verdict in zip(axes, methods.values(), strict=True):
-            controls = np.sort([x for x in verdict.controls if not math.isnan(x)])
-            # Three levels under the bars keep neighbours apart.
-            heights = -tallest * (0.06 + 0.05 * (np.arange(controls.size) % 3))
-            axis.scatter(controls, heights, s=11, color=ARM_COLOURS["control"], linewidth=0, zorder=4)
+        figure = new_figure(height)
+        axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        edges = _bin_edges([x for p in panels for x in (*_finite(p.scores), *_finite(m.value for m in p.marks))])
+        counts = [np.histogram(_finite(panel.scores), bins=edges)[0] for panel in panels]
+        tallest = max(1, int(np.max(counts)))
+        for axis, panel in zip(axes, panels, strict=True):
+            scores = _finite(panel.scores)
+            axis.hist(scores, bins=edges, color=colour, alpha=0.55, linewidth=0)
+            # three levels under the bars keep neighbours apart
+            heights = -tallest * (0.06 + 0.05 * (np.arange(scores.size) % 3))
+            axis.scatter(scores, heights, s=11, color=colour, linewidth=0, zorder=4)
+            axis.axhline(0, color=FAINT, linewidth=0.5)
+            for mark in panel.marks:
+                if _finite([mark.value]).size:
+                    axis.axvline(mark.value, color=mark.colour, linestyle=mark.style, linewidth=1.8, zorder=3)
+            axis.set_title(panel.title, loc="left", linespacing=1.4)
+            axis.set(xlabel=xlabel, xlim=(edges[0], edges[-1]))
         ticker = require("matplotlib.ticker")
         axes[0].xaxis.set_major_locator(ticker.MaxNLocator(6))
         ticks = ticker.MaxNLocator(5, integer=True).tick_values(0, tallest)
         axes[0].set(ylim=(-0.24 * tallest, 1.06 * tallest), yticks=[y for y in ticks if 0 <= y <= tallest])
-        axes[0].set_ylabel("controls")
-        _controls_legend(figure, any(v.whole_model is not None for v in methods.values()))
+        axes[0].set_ylabel(what)
+        bars = require("matplotlib.patches").Patch(color=colour, alpha=0.55, linewidth=0, label=f"{what} (a dot each)")
+        seen = {m.label: m for panel in panels for m in panel.marks if m.value is not None}
+        lines = [line_key(mark.label, mark.colour, linestyle=mark.style) for mark in seen.values()]
+        add_legend(figure, [bars, *lines])
     return figure
 
 
-def draw_probes(val_accuracy: Sequence[Sequence[float]], majority: float | None, claimed: Collection) -> Figure:
-    """Heat map of probe accuracy, layers across and heads up; `claimed` (layer, head) pairs are outlined."""
-    accuracy = np.asarray(val_accuracy, dtype=float)
-    n_layers, n_heads = accuracy.shape
+def _finite(values: Any) -> np.ndarray:
+    return np.sort([x for x in values if x is not None and math.isfinite(x)])
+
+
+def _bin_edges(values: Sequence[float]) -> np.ndarray:
+    """Equal bins over everything that the axis shows, with a margin of two bins at each end."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    reach = max(high - low, 1e-3) / 2 * N_BINS / (N_BINS - 4)
+    return np.linspace((low + high) / 2 - reach, (low + high) / 2 + reach, N_BINS + 1)
+
+
+def draw_drift(series: Sequence[Series], *, ylabel: str, base: float) -> Figure:
+    """A score (y) against KL drift (x, nats per token); the dotted line is the unedited model's score, `base`."""
     with house_style():
-        rectangle = require("matplotlib.patches").Rectangle
-        cell = 0.85 * WIDTH * 72 / n_layers  # points
-        figure = new_figure(min(6.0, 1.5 + 0.9 * WIDTH * n_heads / n_layers))
+        figure = new_figure(4.3)
         axis = figure.subplots()
-        mesh = axis.pcolormesh(
-            np.arange(n_layers + 1) - 0.5,
-            np.arange(n_heads + 1) - 0.5,
-            accuracy.T,
-            cmap="cividis",
-            vmin=float(np.nanmin(accuracy)) if majority is None else min(majority, float(np.nanmin(accuracy))),
-            edgecolors=PAPER,
-            linewidth=0.5 if cell > 10 else 0,
-            rasterized=accuracy.size > 4_000,
-        )
+        scatter(axis, series)
+        axis.axhline(base, color=INK, linestyle=":", linewidth=1.2, zorder=1)
+        axis.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
+        _scale_kl(axis, [x for one in series for x, _, _ in one.points])
+        axis.set(xlabel="KL drift from the unedited model (nats per token)", ylabel=ylabel)
+        _scatter_legend(figure, series)
+    return figure
+
+
+def draw_shares(
+    series: Sequence[Series], *, titles: tuple[str, str], base: tuple[float, float], product: str
+) -> Figure:
+    """Two shares of answers against each other; `titles` are those of x and y.
+
+    Dotted lines cross at the unedited model, `base`; the curve holds what has the same product of the two.
+    """
+    with house_style():
+        figure = new_figure(4.8)
+        axis = figure.subplots()
+        scatter(axis, series)
+        axis.grid(color=FAINT, alpha=0.25, linewidth=0.6)
+        axis.axvline(base[0], color=INK, linestyle=":", linewidth=1.2, zorder=1)
+        axis.axhline(base[1], color=INK, linestyle=":", linewidth=1.2, zorder=1)
+        xlim, ylim = (_share_limits([base[i], *(p[i] for one in series for p in one.points)]) for i in (0, 1))
+        curve = base[0] * base[1]
+        if curve > 0:
+            across = np.linspace(max(xlim[0], 1e-3), xlim[1], 300)
+            axis.plot(across, curve / across, color=FAINT, linewidth=0.9, zorder=1)
+        axis.set(xlim=xlim, ylim=ylim, xlabel=f"{titles[0]} on test", ylabel=f"{titles[1]} on test")
+        _scatter_legend(figure, series, [line_key(f"its {product}", FAINT, linewidth=0.9)] if curve > 0 else [])
+    return figure
+
+
+def scatter(axis: Any, series: Sequence[Series]) -> None:
+    """Later series lie over earlier ones, and chosen trials over those that were not.
+
+    Raises `ValueError` for no points.
+    """
+    if not any(one.points for one in series):
+        raise ValueError("got no points; expected at least one trial; draw this figure once an edit is scored")
+    for depth, one in enumerate(series):
+        size = 60 if one.large else 26
+        filled: dict[str, Any] = {"s": size, "facecolors": one.colour, "edgecolors": PAPER, "linewidths": 0.7}
+        empty = {"s": 0.6 * size, "facecolors": "none", "edgecolors": one.colour, "linewidths": 0.9, "alpha": 0.6}
+        for chosen, look in ((False, empty), (True, filled)):
+            points = np.reshape([p[:2] for p in one.points if p[2] is chosen], (-1, 2))
+            axis.scatter(*points.T, marker=one.marker, zorder=3 + depth + len(series) * chosen, **look)
+        if one.frontier and one.points:
+            edge = frontier([(x, y) for x, y, _ in one.points])
+            axis.plot(*zip(*edge, strict=True), color=one.colour, linewidth=1.1, alpha=0.8, zorder=2)
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other one beats in one coordinate without losing in the other, by the first coordinate."""
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+    return best[::-1]
+
+
+def _share_limits(values: Sequence[float]) -> tuple[float, float]:
+    """The part of 0 .. 1 that is needed, with room for a marker at both ends."""
+    low, high = min(values), max(values)
+    room = max(0.08 * (high - low), 0.03)
+    return max(low - room, -0.03), min(high + room, 1.03)
+
+
+def _scale_kl(axis: Any, drifts: Sequence[float]) -> None:
+    """A logarithmic axis for drifts that differ much, with a place for 0 if one is below `SMALLEST_KL`."""
+    positive = [x for x in drifts if x >= SMALLEST_KL]
+    if not positive or (min(positive) == min(drifts) and max(positive) < 10 * min(positive)):
+        return
+    low = 10.0 ** math.floor(math.log10(min(positive)))
+    if min(positive) == min(drifts):
+        axis.set_xscale("log")
+    else:
+        axis.set_xscale("symlog", linthresh=low, linscale=0.5)
+        axis.set_xlim(left=min(-0.15 * low, 1.2 * min(drifts)))
+
+
+def _scatter_legend(figure: Figure, series: Sequence[Series], more: Sequence[Any] = ()) -> None:
+    keys = [marker_key(one.label, one.colour, one.marker) for one in series if one.label]
+    keys += [line_key("unedited model", INK, linestyle=":", linewidth=1.2), *more]
+    if not all(chosen for one in series for _, _, chosen in one.points):
+        keys.append(marker_key("hyperparameter not chosen", MIDDLE, "o", markerfacecolor="none"))
+    add_legend(figure, keys)
+
+
+def draw_heads(maps: Sequence[HeatMap], outlined: Collection[Sequence[int]], *, floor: float | None = None) -> Figure:
+    """Heat maps one above the other, layers across and heads up, with some (layer, head) pairs outlined.
+
+    `floor` is where the scale of the first map begins: what a probe scores that knows nothing.
+    """
+    n_layers, n_heads = np.shape(maps[0].values)
+    with house_style():
+        rectangle, ticker = require("matplotlib.patches").Rectangle, require("matplotlib.ticker")
+        figure = new_figure(min(6.0, len(maps) * (1.5 + 0.9 * WIDTH * n_heads / n_layers)))
+        axes = figure.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0]
+        cell = 0.85 * WIDTH * 72 / n_layers  # points
         line = min(1.8, max(1.0, 0.1 * cell))
-        # A pale outline under every coloured one keeps both ends of the scale apart from it.
-        for zorder, colour, width in ((3, _HALO, 2.2 * line), (4, ARM_COLOURS["claim"], line)):
-            for layer, head in claimed:
-                axis.add_patch(
-                    rectangle(
-                        (layer - 0.5, head - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=width, zorder=zorder,
-                        joinstyle="miter", clip_on=False,
-                    )
-                )  # fmt: skip
-        axis.set(xlabel="layer", ylabel="head", aspect="equal" if n_heads * 3 > n_layers else "auto")
-        ticker = require("matplotlib.ticker")
-        for ticks in (axis.xaxis, axis.yaxis):
-            ticks.set_major_locator(ticker.MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
-        for spine in axis.spines.values():
-            spine.set_visible(False)
-        bar = figure.colorbar(mesh, ax=axis, pad=0.02, fraction=0.05, shrink=0.9)
-        bar.outline.set_visible(False)
-        bar.set_label("validation accuracy")
-        handles: list[Any] = []
-        if claimed:
-            label = f"claimed head ({len(claimed)})"
-            handles.append(
-                rectangle((0, 0), 1, 1, fill=False, edgecolor=ARM_COLOURS["claim"], linewidth=1.5, label=label)
+        bars = []
+        for axis, heat in zip(axes, maps, strict=True):
+            values = np.asarray(heat.values, dtype=float)
+            lowest = float(np.nanmin(values)) if floor is None else min(floor, float(np.nanmin(values)))
+            mesh = axis.pcolormesh(
+                np.arange(n_layers + 1) - 0.5,
+                np.arange(n_heads + 1) - 0.5,
+                values.T,
+                edgecolors=PAPER,
+                linewidth=0.5 if cell > 10 else 0,
+                rasterized=values.size > 4_000,
+                **{"vmin": lowest, **heat.colours},
             )
-        if majority is not None:
-            bar.ax.axhline(majority, color=_HALO, linewidth=1.6)
-            label = f"larger class alone: {majority:.3f} (pale line in the scale)"
-            handles.append(require("matplotlib.lines").Line2D([], [], color="#8c8c8c", linewidth=1.6, label=label))
-        if handles:
-            figure.legend(handles=handles, loc="outside lower center", ncols=2, columnspacing=2.5)
+            # a pale outline under every coloured one keeps both ends of the scale apart from it
+            for zorder, colour, width in ((3, _HALO, 2.2 * line), (4, ARM_COLOURS["claim"], line)):
+                look = {"fill": False, "edgecolor": colour, "linewidth": width, "zorder": zorder}
+                for layer, head in outlined:
+                    corner = (layer - 0.5, head - 0.5)
+                    axis.add_patch(rectangle(corner, 1, 1, joinstyle="miter", clip_on=False, **look))
+            axis.set(ylabel="head", aspect="equal" if n_heads * 3 > n_layers else "auto")
+            for ticks in (axis.xaxis, axis.yaxis):
+                ticks.set_major_locator(ticker.MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+            bars.append(figure.colorbar(mesh, ax=axis, pad=0.02, fraction=0.05, shrink=0.9))
+            bars[-1].outline.set_visible(False)
+            bars[-1].set_label(heat.label)
+        axes[-1].set(xlabel="layer")
+        keys: list[Any] = []
+        if outlined:
+            label = f"claimed head ({len(outlined)})"
+            keys.append(rectangle((0, 0), 1, 1, fill=False, edgecolor=ARM_COLOURS["claim"], linewidth=1.5, label=label))
+        if floor is not None:
+            bars[0].ax.axhline(floor, color=_HALO, linewidth=1.6)
+            keys.append(line_key(f"larger class alone: {floor:.3f} (pale line in the scale)", FAINT, linewidth=1.6))
+        add_legend(figure, keys)
     return figure
 
 
@@ -121,35 +273,20 @@ def new_figure(height: float) -> Figure:
     return require("matplotlib.figure").Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def _bin_edges(verdicts: Collection[MethodVerdict]) -> np.ndarray:
-    """Equal bins over everything that the axis shows, with a margin of two bins at each end."""
-    values = [x for v in verdicts for x in (v.base, v.claim, *v.controls, v.whole_model) if x is not None]
-    finite = [x for x in values if not math.isnan(x)]
-    low, high = min(finite), max(finite)
-    span = max(high - low, 1e-3)
-    middle = (low + high) / 2
-    reach = span / 2 * N_BINS / (N_BINS - 4)
-    return np.linspace(middle - reach, middle + reach, N_BINS + 1)
+def line_key(label: str, colour: str, **look: Any) -> Any:
+    """A line in a legend."""
+    return require("matplotlib.lines").Line2D([], [], **{"linewidth": 1.8, "color": colour, "label": label, **look})
 
 
-def _controls_title(name: str, verdict: MethodVerdict) -> str:
-    title, n = METHOD_TITLES[name], len(verdict.controls)
-    diverged = sum(map(math.isnan, verdict.controls))
-    if math.isnan(verdict.claim):
-        return f"{title}\nevery edit at the claim diverged"
-    if not n:
-        return f"{title}\nno control scored yet"
-    lost = f" ({diverged} diverged)" if diverged else ""
-    return f"{title}: p = {verdict.p_value:.3f}\n{verdict.n_at_least} of {n} controls at or above the claim{lost}"
+def marker_key(label: str, colour: str, marker: str, **look: Any) -> Any:
+    """A marker in a legend."""
+    return line_key(label, colour, marker=marker, linestyle="", markersize=6.5, **look)
 
 
-def _controls_legend(figure: Figure, whole: bool) -> None:
-    lines, patches = require("matplotlib.lines"), require("matplotlib.patches")
-    handles: list[Any] = [
-        lines.Line2D([], [], color=ARM_COLOURS["claim"], linewidth=2.2, label="claim"),
-        patches.Patch(color=ARM_COLOURS["control"], alpha=0.55, linewidth=0, label="controls (a dot each)"),
-        lines.Line2D([], [], color=ARM_COLOURS["base"], linestyle=":", linewidth=1.4, label="unedited model"),
-    ]
-    if whole:
-        handles.append(lines.Line2D([], [], color=ARM_COLOURS["whole"], linestyle="--", label="whole model edited"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, handlelength=2.4, columnspacing=1.8)
+def add_legend(figure: Figure, keys: Sequence[Any]) -> None:
+    """A legend below the figure, of up to four entries a row; none without entries."""
+    if keys:
+        columns = len(keys) if len(keys) <= 4 else 3 if len(keys) <= 6 else 4
+        figure.legend(
+            handles=list(keys), loc="outside lower center", ncols=columns, handletextpad=0.5, columnspacing=1.6
+        )

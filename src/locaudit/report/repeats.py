@@ -16,12 +16,17 @@ from locaudit.config import to_dict
 from locaudit.config.settings import leaves
 from locaudit.errors import RunFolderError
 from locaudit.records import json_text
-from locaudit.report import view, write_report
-from locaudit.report.figures import new_figure
-from locaudit.report.html import inline_svg, render
-from locaudit.report.style import ARM_COLOURS, ARM_NAMES, METHOD_TITLES, house_style, require, save, score_title
-from locaudit.stats import Repeat, RepeatsVerdict, combine_repeats, count_unjudged, read_repeat, run_score
-from locaudit.store import Store, read_run, write_atomically
+from locaudit.report import write_report
+from locaudit.report.figures import Series, add_legend, marker_key, new_figure, scatter
+from locaudit.report.html import render
+from locaudit.report.style import ARM_COLOURS, ARM_NAMES, FAINT, house_style, save, score_title
+from locaudit.report.tables import Registered, read_registered
+from locaudit.stats.phrases import MethodFacts
+from locaudit.stats.repeats import Repeat, RepeatsVerdict, combine_repeats
+from locaudit.stats.verdict import MethodVerdict
+from locaudit.store.files import write_atomically
+from locaudit.store.folder import has_trials
+from locaudit.store.run import Run, load_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +35,7 @@ _FILE = "repeats.json"
 _PAGE = "repeats.html"
 MOST = 1000
 """Repeats of an audit."""
-_MARKERS = {"control": "o", "base": "|", "whole": "s", "claim": "D"}
+_MARKERS = {"control": "o", "base": "^", "whole": "s", "claim": "D"}
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,9 @@ class Repeats:
     """Numbers of repeats, in the order they were asked for: more than one if they were raised."""
     subject: str
     """Model and behaviour."""
-    registered: view.Registered | None
+    registered: Registered | None
     """The claim file, and what was changed after."""
+    methods: Mapping[str, MethodFacts]
 
     @property
     def raised(self) -> str:
@@ -100,22 +106,21 @@ def read_repeats(folder: str | Path) -> Repeats:
     found: dict[int, Repeat] = {}
     facts: dict[int, dict[str, Any]] = {}
     missing: list[str] = []
-    subject, registered = "", None
+    shared: dict[str, Any] = {}
     for number in range(max(planned, default=0)):
         part = repeat_folder(folder, number)
         if not (part / "trials.sqlite").is_file():
             missing.append(f"{part.name}: not begun")
             continue
-        with read_run(part) as store:
-            run, n, config = store.fact("run") or {}, len(store.done()), store.config
-            n_unjudged = count_unjudged(store, store.records())
-            if not n or n < run.get("planned", 0) or n_unjudged:
-                more = f" and {n_unjudged} answers that were not judged" if n_unjudged else ""
-                missing.append(f"{part.name}: {n} of {run.get('planned', '?')} trials{more}")
-                continue
-            found[number], facts[number] = read_repeat(store), _identity(store)
-            subject = f"{run.get('model', config.model)} on {run.get('behaviour', config.behaviour)}"
-            registered = view.registered(store.fact("registration"), config, run_score(store))
+        run = load_run(part) if has_trials(part) else None
+        if run is None or not run.is_finished:
+            n, of, n_unjudged = (len(run.trials), run.manifest.planned, run.n_unjudged) if run else (0, "?", 0)
+            more = f" and {n_unjudged} answers that were not judged" if n_unjudged else ""
+            missing.append(f"{part.name}: {n} of {of} trials{more}")
+            continue
+        found[number], facts[number] = run.as_repeat(), _identity(run)
+        subject = f"{run.manifest.model} on {run.manifest.behaviour}"
+        shared = {"subject": subject, "registered": read_registered(run), "methods": run.manifest.methods}
     if len(found) < 2:
         raise RunFolderError(
             got=f"{folder} with {len(found)} finished repeats ({'; '.join(missing) or 'none planned'})",
@@ -124,18 +129,18 @@ def read_repeats(folder: str | Path) -> Repeats:
         )
     _check_alike(facts)
     verdict = combine_repeats(list(found.values()), max(planned))
-    return Repeats(verdict, found, tuple(missing), tuple(planned), subject, registered)
+    return Repeats(verdict, found, tuple(missing), tuple(planned), **shared)
 
 
-def _identity(store: Store) -> dict[str, Any]:
+def _identity(run: Run) -> dict[str, Any]:
     """What is the same in all repeats, but for ``training_seed``."""
-    values = dict(leaves(to_dict(store.config)))
+    values = dict(leaves(to_dict(run.config)))
     for name in ("split.seed", "registered", "loading.device", "loading.device_map"):
         del values[name]
-    judges = {slot: judge["fingerprint"] for slot, judge in (store.fact("judges") or {}).items()}
-    claim_file = (store.fact("registration") or {}).get("sha256", "none")
-    weights = (store.fact("run") or {}).get("fingerprint")
-    return {**values, "model weights": weights, "judges": judges, "claim file": claim_file}
+    judges = {aspect: judge.fingerprint for aspect, judge in run.manifest.judges.items()}
+    registration = run.manifest.registration
+    claim_file = "none" if registration is None else registration.sha256
+    return {**values, "model weights": run.manifest.fingerprint, "judges": judges, "claim file": claim_file}
 
 
 def _check_alike(facts: Mapping[int, dict[str, Any]]) -> None:
@@ -165,29 +170,12 @@ def write_repeats(folder: str | Path) -> tuple[Path, Repeats]:
     found = read_repeats(folder)
     values: dict[str, Any] = {"planned": found.planned, "unfinished": found.unfinished, **asdict(found.verdict)}
     if found.registered is not None:
-        values["registration"] = {key: value for key, value in asdict(found.registered).items() if key != "text"}
+        values["registration"] = found.registered.to_dict()
     write_atomically(folder / _FILE, json_text(values).encode())
     for number in found.repeats:
         write_report(repeat_folder(folder, number))
     svg = save(draw_repeats(found), folder / "figures", "repeats")
-    score = score_title(found.verdict.score)
-    means = all(method.same_places for method in found.verdict.methods.values())
-    caption = (
-        f"{score} on the test questions of each repeat and, on top, the mean over them"
-        + ("" if means else " (of controls only where they are the same places in every repeat)")
-        + ". Dots: the edit at each random control location. The other marks: the same edit at the claim and of the "
-        "whole model, and the unedited model."
-    )
-    text = render(
-        "report/repeats.html",
-        found=found,
-        verdict=found.verdict,
-        svg=inline_svg(svg, "repeats", f"{score} of claim and controls in each repeat."),
-        caption=caption,
-        titles=METHOD_TITLES,
-        score=score,
-        short_location=view.short_location,
-    )
+    text = render("report/repeats.html", found=found, verdict=found.verdict, drawings={"repeats": {"svg": svg}})
     write_atomically(folder / _PAGE, text.encode())
     return folder / _PAGE, found
 
@@ -195,40 +183,37 @@ def write_repeats(folder: str | Path) -> tuple[Path, Repeats]:
 def draw_repeats(found: Repeats) -> Figure:
     """Controls, claim, whole model and unedited model, a row a repeat and their mean on top; a panel a method."""
     combined, verdicts = found.verdict, [repeat.verdict for repeat in found.repeats.values()]
+    labels = [*(f"repeat {number}" for number in found.repeats), "mean"]
     with house_style():
-        figure = new_figure(1.8 + 0.32 * (len(verdicts) + 1))
+        figure = new_figure(1.8 + 0.32 * len(labels))
         panels = figure.subplots(1, len(combined.methods), sharex=True, sharey=True, squeeze=False)[0]
+        seen: dict[str, Series] = {}
         for axis, (name, method) in zip(panels, combined.methods.items(), strict=True):
-            parts = [v.methods[name] for v in verdicts]
-            n = min(len(v.controls) for v in parts)
-            several = [v.controls[:n] for v in parts] if method.same_places else [()]
-            marks = {
-                "control": [*(v.controls for v in parts), np.mean(several, axis=0)],
-                "base": _with_mean([v.base for v in parts]),
-                "whole": _with_mean([math.nan if v.whole_model is None else v.whole_model for v in parts]),
-                "claim": _with_mean([v.claim for v in parts]),
-            }
-            for arm, rows in marks.items():
-                points = [(x, y) for y, row in enumerate(rows) for x in np.atleast_1d(row) if math.isfinite(x)]
-                dot = {"s": 16, "alpha": 0.5, "linewidth": 0} if arm == "control" else {"s": 44, "zorder": 3}
-                axis.scatter(*np.reshape(points, (-1, 2)).T, color=ARM_COLOURS[arm], marker=_MARKERS[arm], **dot)
-            axis.axhline(len(parts) - 0.5, color="#8c8c8c", linewidth=0.6)
-            axis.set_title(
-                f"{METHOD_TITLES[name]}: p = {method.p_value:.3f}\n{method.outcome}", loc="left", linespacing=1.4
-            )
-            axis.set(xlabel=f"{score_title(combined.score)} on test", ylim=(-0.6, len(parts) + 0.6))
-            axis.grid(axis="x", color="#8c8c8c", alpha=0.25, linewidth=0.6)
-        labels = [*(f"repeat {number}" for number in found.repeats), "mean"]
+            series = _repeat_series([v.methods[name] for v in verdicts], method.same_places)
+            scatter(axis, series)
+            seen |= {one.label: one for one in series}
+            axis.axhline(len(verdicts) - 0.5, color=FAINT, linewidth=0.6)
+            title = f"{found.methods[name].title}: p = {method.p_value:.3f}\n{method.outcome}"
+            axis.set_title(title, loc="left", linespacing=1.4)
+            axis.set(xlabel=f"{score_title(combined.score)} on test", ylim=(-0.6, len(labels) - 0.4))
+            axis.grid(axis="x", color=FAINT, alpha=0.25, linewidth=0.6)
         panels[0].set_yticks(range(len(labels)), labels)
-        lines = require("matplotlib.lines")
-        handles = [
-            lines.Line2D([], [], color=ARM_COLOURS[arm], marker=marker, linestyle="", label=ARM_NAMES[arm])
-            for arm, marker in _MARKERS.items()
-            if arm != "whole" or any(v.whole_model is not None for x in verdicts for v in x.methods.values())
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=4)
+        add_legend(figure, [marker_key(one.label, one.colour, one.marker) for one in seen.values()])
     return figure
 
 
-def _with_mean(values: Sequence[float]) -> list[float]:
-    return [*values, float(np.mean(values))]
+def _repeat_series(parts: Sequence[MethodVerdict], same_places: bool) -> list[Series]:
+    """Scores of each arm by repeat, and their mean; of controls only where they are the same places in every repeat."""
+    n = min(len(v.controls) for v in parts)
+    whole = [math.nan if v.whole_model is None else v.whole_model for v in parts]
+    by_arm = {"base": [v.base for v in parts], "whole": whole, "claim": [v.claim for v in parts]}
+    scores: dict[str, list[Any]] = {"control": [v.controls for v in parts]}
+    scores |= {arm: [*row, np.mean(row)] for arm, row in by_arm.items()}
+    if same_places:
+        scores["control"].append(np.mean([v.controls[:n] for v in parts], axis=0))
+    series = []
+    for arm, rows in scores.items():
+        points = [(x, y, True) for y, row in enumerate(rows) for x in np.atleast_1d(row).tolist() if math.isfinite(x)]
+        if points:
+            series.append(Series(ARM_NAMES[arm], ARM_COLOURS[arm], _MARKERS[arm], points, large=arm != "control"))
+    return series

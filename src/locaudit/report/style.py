@@ -1,4 +1,4 @@
-"""One look for every figure: palette, fonts, a lazily imported matplotlib, and files that never carry a date."""
+"""One look for every figure, and what readers call arms and scores. Matplotlib is imported when it is first used."""
 
 from __future__ import annotations
 
@@ -10,80 +10,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from locaudit.errors import LocauditError
-from locaudit.stats import JUDGED
-from locaudit.store import write_atomically
+from locaudit.stats.scores import find_score, is_judged
+from locaudit.store.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INK = "#1d1e22"
-"""Text and axes. In the page it becomes `currentColor`, so that figures follow light and dark mode."""
-PAPER = "#ffffff"
-"""Background. In the page it becomes `var(--paper)`."""
-ARM_COLOURS: Mapping[str, str] = {
-    "claim": "#D55E00",
-    "control": "#0072B2",
-    "whole": "#009E73",
-    "rest": "#CC79A7",
-    "base": INK,
+INK, PAPER = "#1d1e22", "#ffffff"
+"""Text and background. In a page they become `currentColor` and `var(--paper)`, so that figures follow light and dark
+mode."""
+FAINT, MIDDLE = "#8c8c8c", "#7d7d7d"
+"""Grid lines and curves; marks in a legend that stand for any colour. Both are seen on light and on dark."""
+_ARMS: Mapping[str, tuple[str, str]] = {
+    "base": ("unedited", INK),
+    "claim": ("claim", "#D55E00"),
+    "whole": ("whole model", "#009E73"),
+    "rest": ("all but the claim", "#CC79A7"),
+    "control": ("control", "#0072B2"),
 }
-"""Okabe and Ito's palette, told apart by every common colour vision."""
-ARM_NAMES: Mapping[str, str] = {
-    "base": "unedited",
-    "claim": "claim",
-    "control": "control",
-    "whole": "whole model",
-    "rest": "all but the claim",
-}
-METHOD_TITLES: Mapping[str, str] = {"iti": "ITI", "optimal": "Optimal edit"}
-SCORE_TITLES: Mapping[str, str] = {
-    "info_truth": "Info*Truth",
-    "info_truth_probability": "Info*Truth (probabilities)",
-    "info_truth_both": "Info*Truth (both)",
-    "truth": "Truth",
-    "info": "Info",
-    "mc1": "MC1",
-    "mc2": "MC2",
-    "mc3": "MC3",
-    "preference_accuracy": "preference accuracy",
-    "reward_accuracy": "reward accuracy",
-    "reward_margin": "reward margin",
-    "kl": "KL",
-    "ce": "CE",
-}
-"""Names of scores for readers; files for machines keep the raw ones."""
+"""Name and colour of each arm, in the order in which tables have them. Okabe and Ito's palette, told apart by every
+common colour vision."""
+ARM_NAMES = {arm: name for arm, (name, _) in _ARMS.items()}
+ARM_COLOURS = {arm: colour for arm, (_, colour) in _ARMS.items()}
+MARKERS = "oD^vPX*"
+"""Of the methods, in their order."""
+DRIFT_TITLES: Mapping[str, str] = {"kl": "KL", "ce": "CE"}
+ASPECT_WORDS: Mapping[str, tuple[str, str]] = {"truth": ("truth", "true"), "info": ("information", "informative")}
 DPI = 150
-
-_RC = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "legend.fontsize": 8.5,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.facecolor": "none",
-    "figure.facecolor": PAPER,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "locaudit",
-    "axes.unicode_minus": True,
-}
 
 
 def score_title(score: str) -> str:
-    """What readers call the score; an unknown one is called by its own name."""
-    return SCORE_TITLES.get(score, score)
+    """What readers call the score; an unknown one is called by its own name. Files for machines keep the raw names."""
+    return DRIFT_TITLES.get(score) or find_score(score).title
 
 
-def score_phrase(score: str) -> str:
-    """The score as a quantity over questions: ``mean MC2``, but ``Info*Truth``, which is no mean of questions."""
-    return score_title(score) if score in JUDGED else f"mean {score_title(score)}"
+def score_phrase(score: str, split: str = "") -> str:
+    """The score as a quantity over questions: ``mean test MC2``, but ``test Info*Truth``, a product of means."""
+    words = ["" if is_judged(score) else "mean", split, score_title(score)]
+    return " ".join(word for word in words if word)
+
+
+def aspect_words(aspect: str) -> tuple[str, str]:
+    """What is judged, and what an answer is that has it: ``truth``, ``true``."""
+    return ASPECT_WORDS.get(aspect, (aspect, aspect))
 
 
 def require(module: str) -> Any:
@@ -102,21 +71,24 @@ def require(module: str) -> Any:
 def house_style() -> Iterator[None]:
     """Matplotlib's settings for drawing and saving; the caller's own come back on leaving."""
     matplotlib = require("matplotlib")
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_RC, "backend": "agg"}):
+    ours = matplotlib.rc_params_from_file(Path(__file__).with_name("house.mplstyle"), use_default_template=False)
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **ours}):
         yield
 
 
 def save(figure: Figure, folder: Path, name: str, *, pdf: bool = False) -> str:
     """Write `name`.png and .svg (and .pdf) into `folder`; returns the SVG text. Equal figures give equal bytes."""
-    with house_style():
-        png, svg, page = io.BytesIO(), io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": "locaudit"})
-        if pdf:
-            figure.savefig(page, format="pdf", metadata={"CreationDate": None, "Creator": "locaudit"})
+    without_dates: dict[str, dict[str, Any]] = {
+        "png": {"dpi": DPI, "metadata": {"Software": None}},
+        "svg": {"metadata": {"Date": None, "Creator": "locaudit"}},
+        "pdf": {"metadata": {"CreationDate": None, "Creator": "locaudit"}},
+    }
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{name}.png", png.getvalue())
-    write_atomically(folder / f"{name}.svg", svg.getvalue())
-    if pdf:
-        write_atomically(folder / f"{name}.pdf", page.getvalue())
-    return svg.getvalue().decode()
+    written = {}
+    with house_style():
+        for ending in ("png", "svg", "pdf") if pdf else ("png", "svg"):
+            file = io.BytesIO()
+            figure.savefig(file, format=ending, **without_dates[ending])
+            written[ending] = file.getvalue()
+            write_atomically(folder / f"{name}.{ending}", written[ending])
+    return written["svg"].decode()

@@ -2,31 +2,59 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from locaudit.behaviours import Behaviour, Split, load_behaviour
-from locaudit.config import AuditConfig, Registration
+from locaudit.behaviours.behaviour import Behaviour
+from locaudit.behaviours.loaders import load_behaviour
+from locaudit.claims import Controls, find_kind
+from locaudit.claims.kinds import Shape
+from locaudit.config import AuditConfig
 from locaudit.errors import RunFolderError
-from locaudit.judges import Judge
+from locaudit.judges.base import Judge
+from locaudit.location import Location
 from locaudit.measure.activations import collect_activations
 from locaudit.methods.probes import Probes, fit_probes
-from locaudit.models import Model
-from locaudit.records import TrialSpec
-from locaudit.run.banks import describe, run_within_memory, with_banks
-from locaudit.run.facts import note_facts
-from locaudit.run.inputs import check_subject, load_subject, read_inputs, split_behaviour
-from locaudit.run.judging import describe_judges, estimate_cost, judge_answers
-from locaudit.run.plan import build_plan, context_hash, cost, draw_controls
-from locaudit.run.prepare import borrow_cache, prepare_probes, prepare_shared
+from locaudit.models.model import Model
+from locaudit.records import NO_METHOD, TrialRecord, TrialSpec, content_hash
+from locaudit.registry import EXECUTORS, METHODS
+from locaudit.run.banks import bank_sizes, with_banks
+from locaudit.run.describe import make_manifest
+from locaudit.run.judging import estimate_cost, judge_answers
+from locaudit.run.plan import Groups, build_plan, fit_context
+from locaudit.run.prepare import (
+    Forests,
+    Preparing,
+    Probed,
+    borrow_cache,
+    plant_questions,
+    prepare_probes,
+    prepare_shared,
+    probing_settings,
+)
 from locaudit.run.status import Meter, show_progress
-from locaudit.run.worker import Shared, scored_splits
-from locaudit.stats import ended_early
-from locaudit.store import HeldOutQuestion, Store, open_run, registration_hash, write_atomically
-from locaudit.store.cache import open_cache
+from locaudit.run.stopping import Stopping
+from locaudit.run.subject import Inputs, check_subject, load_subject, read_inputs, split_behaviour
+from locaudit.run.worker import Shared, Worker, scored_splits
+from locaudit.store.cache import Cache, open_cache
+from locaudit.store.database import HeldOutQuestion, Store
+from locaudit.store.files import write_atomically
+from locaudit.store.folder import open_run, read_run
+from locaudit.store.manifest import Manifest, RegistrationFacts
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """An audit that is ready to run: everything of it, in one place."""
+
+    inputs: Inputs
+    shared: Shared
+    groups: Groups
+    manifest: Manifest
+    forests: Forests
 
 
 def run_audit(
@@ -41,51 +69,137 @@ def run_audit(
 ) -> None:
     """Run every trial of the plan that has no record yet. `model` and `behaviour` take the place of loading by name.
 
-    `judges` (``truth``, ``info``) takes the place of the judges in the settings. Answers are judged as their trials
-    end; those that have no judgement from an earlier attempt are judged first.
+    `judges` (aspect -> judge) takes the place of the judges in the settings. Answers are judged as their trials end;
+    those that have no judgement from an earlier attempt are judged first. `prepared` is a run folder whose preparation
+    is taken over where it fits.
 
     Killed at any moment and started again, it ends with the same records: each group of trials is one transaction, a
     trial depends only on its identity and on what all share, and what all share is written once.
     """
     inputs = read_inputs(config, behaviour, judges, model)  # a refused command leaves a finished run as it is
-    config, split, primer, judges = inputs.config, inputs.split, inputs.primer, inputs.judges
-    given, generates = inputs.claim, config.evaluation.max_new_tokens > 0
-    opened = open_run(out, config, inputs.registration)
+    opened = open_run(out, inputs.config, inputs.registration)
     with opened as store, show_progress(progress) as meter, closing(open_cache()) as cache:
-        registration = registration_hash(store, inputs.registration)
-        if model is None:
-            meter.say(f"loading {config.model}")
-            model = load_subject(config)
-        check_subject(config, given, model)
-        context = context_hash(config, model, split, primer, inputs.drift_text)
-        _check_same_inputs(store, context)
-        if prepared is not None:
-            borrow_cache(store, prepared)
-        found = prepare_probes(store, model, split.train, given, context, meter.say)
-        claim = given or found.probes.top(config.probe.top_k)
-        controls, population = draw_controls(config, model, claim, found)
-        if len(controls) < config.controls:
-            meter.say(f"{len(controls)} controls instead of {config.controls}: all that there are")
-        banks = dict(store.fact("banks") or {})  # as before where a run goes on, so that it ends with the same bytes
-        config = with_banks(config, model, split, primer, banks.get(model.device.type))
-        store.set_fact("banks", banks | {model.device.type: [config.optimal.bank_size, config.evaluation.bank_size]})
-        groups = build_plan(config, model, claim, context, controls, registration)
-        note_facts(store, model, inputs, claim, found.probes, groups, population)
-        _note_judges(store, judges, split)
-        if inputs.registration is not None:
-            _register(store, inputs.registration)
-            meter.say(f"registered before the run: {registration}, {inputs.registration.file}")
-        shared = replace(
-            prepare_shared(store, model, split, primer, found.theta, cache, context, meter.say), config=config
+        job = begin(store, inputs, model, cache, meter, prepared)
+        judge_answers(inputs.judges, store, store.records(), cache, meter.say)
+        run_groups(store, job, job.groups, meter)
+
+
+def begin(
+    store: Store, inputs: Inputs, model: Model | None, cache: Cache, meter: Meter, prepared: Path | None = None
+) -> Job:
+    """Plan and prepare in a run folder that is open for writing, and write what it says about itself."""
+    if prepared is not None:
+        borrow_cache(store, prepared)
+    job = prepare_audit(store, inputs, model, cache, meter)
+    store.write_manifest(job.manifest)
+    store.set_questions(_held_out(inputs, job.forests))
+    if inputs.registration is not None:
+        meter.say(f"registered before the run: {inputs.registration.hash}, {inputs.registration.file}")
+    return job
+
+
+def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cache, meter: Meter) -> Job:
+    """Load the model, plan, and prepare what all trials share; of the run folder, only its cache is written."""
+    config = inputs.config
+    if model is None:
+        meter.say(f"loading {config.model}")
+        model = load_subject(config)
+    check_subject(config, inputs.claim, model)
+    before = store.manifest
+    forests = plant_questions(inputs, model)
+    probing = probing_settings(config)
+    contexts = {
+        name: fit_context(model.fingerprint, forests.train, probing, name, settings)
+        for name, settings in config.methods.items()
+    } | {NO_METHOD: content_hash([model.fingerprint, inputs.drift_text.decode(errors="replace")])}
+    if not store.contexts() <= set(contexts.values()):
+        raise RunFolderError(
+            got=f"{store.folder}, made with other model weights, questions, primer or drift text under the same names",
+            expected="the same inputs as before",
+            remedy="restore the files it was made with to resume, or choose another --out",
         )
-        n_answers = sum(len(store.questions(name)) for g in groups for s in g for name in scored_splits(config, s))
-        for line in estimate_cost(judges, store.questions("test"), n_answers if generates else 0):
-            meter.say(line)
-        judge_answers(judges, store, store.records(), cache, meter.say)
-        n_left_out = _run_groups(store, shared, groups, judges, meter)
-        if n_left_out:  # controls ended early
-            run = store.fact("run")
-            store.set_fact("run", run | {"planned": run["planned"] - n_left_out})
+    kind = "head" if inputs.claim is None else inputs.claim.kind
+    preparing = Preparing(model, config, kind, inputs.split.train, forests.train, inputs.training, meter.say)
+    probed = prepare_probes(store, preparing, content_hash([model.fingerprint, probing, contexts]))
+    claim = inputs.claim or _probed_claim(probed, config)
+    controls = draw_controls(config, model.shape, claim, probed)
+    if len(controls.locations) < config.controls:
+        meter.say(f"{len(controls.locations)} controls instead of {config.controls}: all that there are")
+    # Banks as before where a run goes on, so that it ends with the same bytes.
+    banks = dict(before.banks) if before is not None else {}
+    if model.device.type not in banks:
+        banks[model.device.type] = bank_sizes(config, model, forests.train)
+    config = with_banks(config, banks[model.device.type])
+    inputs = replace(inputs, config=config)
+    registration = _registered(inputs, before.registration if before else None)
+    carried = "" if registration is None else registration.hash
+    groups = build_plan(config, model.shape, claim, controls.locations, contexts, banks[model.device.type], carried)
+    probes = None if probed is None else probed.probes
+    manifest = make_manifest(inputs, model, claim, probes, groups, controls, banks, registration)
+    shared = prepare_shared(store, inputs, preparing, forests, contexts, cache)
+    return Job(inputs, shared, groups, manifest, forests)
+
+
+def open_worker(folder: Path, say=lambda _: None) -> Worker:
+    """A worker made from a run folder alone: its settings, what is prepared there, model and data by name."""
+    with read_run(folder) as store, show_progress(False) as meter:
+        inputs = read_inputs(store.config)
+        job = prepare_audit(store, inputs, None, Cache(), meter)
+    return Worker(job.shared, say)
+
+
+def draw_controls(config: AuditConfig, shape: Shape, claim: Location, probed: Probed | None = None) -> Controls:
+    """The claim's controls, matched as the settings say, and of how many they are drawn."""
+    values = None
+    if probed is not None and config.match in ("probe-accuracy", "norm"):
+        values = (probed.probes.val_accuracy if config.match == "probe-accuracy" else probed.norm).numpy()
+    draw = find_kind(claim).draw
+    return draw(
+        claim, shape, config.controls, seed=config.seed, match=config.match, disjoint=config.disjoint, values=values
+    )
+
+
+def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], meter: Meter) -> list[TrialSpec]:
+    """Run what has no record yet; the driver alone writes, judges and stops early.
+
+    Returns the trials of the plan that are left, without controls that an early end made needless.
+    """
+    inputs, shared = job.inputs, job.shared
+    done = store.done()
+    todo = [left for group in groups if (left := [spec for spec in group if spec.trial_id not in done])]
+    n_left = Counter(spec.method for group in todo for spec in group)
+    meter.start(n_left, sum(map(len, groups)) - n_left.total())
+    _say_cost(store, inputs, todo, meter)
+    stopping = Stopping(store, inputs.config, job.manifest)
+
+    def needed() -> Iterator[Sequence[TrialSpec]]:
+        for group in todo:
+            method = group[0].method
+            if group[0].arm == "control" and stopping.has_ended(method):
+                if stopping.is_news(method):
+                    meter.say(f"{method}: controls ended early, the answer is clear")
+                meter.skip(method, len(group))
+                continue
+            meter.begin(describe(group))
+            yield group
+
+    executor = EXECUTORS[inputs.config.executor]()
+    for outcome in executor.map(Worker(shared, meter.say), store.folder, needed()):
+        records = [record for record, _ in outcome.results]
+        for record, edit in outcome.results:
+            if edit is not None:
+                write_atomically(store.edits / record.edit, edit.to_bytes())
+        store.add(records, meter.seconds)
+        judge_answers(inputs.judges, store, records, shared.cache, meter.say)
+        meter.end(outcome.group[0].method, len(records))
+        stopping.add(records)
+        _say_diverged(records, meter)
+    done = store.done()
+    unrun = [spec for group in job.groups for spec in group if spec.trial_id not in done]
+    left = [spec for spec in unrun if spec.arm != "control" or not stopping.has_ended(spec.method)]
+    if len(left) < len(unrun):
+        store.write_manifest(replace(job.manifest, planned=job.manifest.planned - len(unrun) + len(left)))
+    return left
 
 
 def run_probes(config: AuditConfig) -> Probes:
@@ -101,77 +215,49 @@ def run_probes(config: AuditConfig) -> Probes:
     )
 
 
-def _register(store: Store, registration: Registration) -> None:
-    """Keep the claim file, once: `open_run` refuses another one after the first trial."""
-    found = store.fact("registration")
-    if found is None or found["sha256"] != registration.sha256:
-        store.set_fact("registration", asdict(registration))
+def describe(group: Sequence[TrialSpec]) -> str:
+    """The group in a few words, for people."""
+    first = group[0]
+    names = {"base": "unedited model", "whole": "whole model", "rest": "the rest of the model"}
+    where = names.get(first.arm, f"control {first.control}" if first.arm == "control" else "claim")
+    if first.method == NO_METHOD:
+        return where
+    strength = "" if first.hyperparameter is None else f", strength {first.hyperparameter:g}"
+    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+    return f"{METHODS[first.method].title} at {where}{strength}{more}"
 
 
-def _note_judges(store: Store, judges: Mapping[str, Judge], split: Split) -> None:
-    store.set_fact("judges", describe_judges(judges))
-    store.set_questions(
-        {
-            name: [HeldOutQuestion(q.id, q.text, q.true, q.false) for q in getattr(split, name)]
-            for name in ("val", "test")
-        }
-    )
+def _probed_claim(probed: Probed | None, config: AuditConfig) -> Location:
+    assert probed is not None  # heads are blocks
+    return probed.probes.top(config.probe.top_k)
 
 
-def _run_groups(
-    store: Store,
-    shared: Shared,
-    groups: Sequence[Sequence[TrialSpec]],
-    judges: Mapping[str, Judge],
-    meter: Meter,
-) -> int:
-    """Run what has no record yet; returns the number of trials that an early end made needless."""
-    done = store.done()
-    todo = [[spec for spec in group if spec.trial_id not in done] for group in groups]
-    todo = [group for group in todo if group]
-    left: dict[str, float] = {}
-    for group in todo:
-        left[group[0].method] = left.get(group[0].method, 0.0) + cost(shared, group)
-    n_trials = sum(map(len, groups))
-    meter.start(left, n_trials - sum(map(len, todo)), n_trials)
-    ids = {name: [question.id for question in held.questions] for name, held in shared.splits.items()}
-    limits: dict[str, int] = {}
-    ended: dict[str, bool] = {}
-    n_left_out = 0
-    for group in todo:
-        method = group[0].method
-        if store.config.stopping != "fixed" and group[0].arm == "control":
-            if not ended.get(method) and ended_early(store, method):
-                ended[method] = True
-                meter.say(f"{method}: controls ended early, the answer is clear")
-            if ended.get(method):
-                n_left_out += len(group)
-                meter.skip(method, cost(shared, group), len(group))
-                continue
-        meter.begin(describe(group))
-        started = time.monotonic()
-        for results in run_within_memory(shared, group, limits, meter.say):
-            for record, edit in results:
-                if edit is not None:
-                    write_atomically(store.edits / record.edit, edit.to_bytes())
-            store.add([record for record, _ in results], ids, time.monotonic() - started)
-            started = time.monotonic()
-            judge_answers(judges, store, [record for record, _ in results], shared.cache, meter.say)
-            for record, _ in results:
-                if record.status == "diverged":
-                    meter.say(f"{describe([record.spec])}: diverged ({record.message}); the audit goes on")
-        meter.end(method, cost(shared, group), len(group))
-    return n_left_out
+def _registered(inputs: Inputs, before: RegistrationFacts | None) -> RegistrationFacts | None:
+    """The claim file, be it given again or not: `open_run` refuses another one after the first trial."""
+    given = inputs.registration
+    return before if given is None else RegistrationFacts(given.sha256, given.file, dict(given.values), given.text)
 
 
-def _check_same_inputs(store: Store, context: str) -> None:
-    """A folder holds trials of one model and one set of questions, whatever their names say."""
-    found = store.fact("context")
-    if found is None or not store.done():
-        store.set_fact("context", context)
-    elif found != context:
-        raise RunFolderError(
-            got=f"{store.folder}, made with other model weights, questions or primer text under the same names",
-            expected="the same inputs as before",
-            remedy="restore the files it was made with to resume, or choose another --out",
-        )
+def _held_out(inputs: Inputs, forests: Forests) -> dict[str, list[HeldOutQuestion]]:
+    return {
+        name: [
+            HeldOutQuestion(q.id, q.text, q.true, q.false, key)
+            for q, key in zip(getattr(inputs.split, name), forests.keys(name), strict=True)
+        ]
+        for name in ("val", "test")
+    }
+
+
+def _say_cost(store: Store, inputs: Inputs, todo: Groups, meter: Meter) -> None:
+    n_answers = sum(
+        len(store.questions(name)) for g in todo for s in g for name in scored_splits(inputs.config, s)
+    )  # fmt: skip
+    generates = inputs.config.evaluation.max_new_tokens > 0
+    for line in estimate_cost(inputs.judges, store.questions("test"), n_answers if generates else 0):
+        meter.say(line)
+
+
+def _say_diverged(records: Sequence[TrialRecord], meter: Meter) -> None:
+    for record in records:
+        if record.status == "diverged":
+            meter.say(f"{describe([record.spec])}: diverged ({record.message}); the audit goes on")

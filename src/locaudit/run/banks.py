@@ -1,107 +1,70 @@
-"""How many edits run at once, and what happens when that was too many."""
+"""How many edits run at once, where the settings leave it open."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
-from locaudit.behaviours import Split
-from locaudit.behaviours.format import Prompt
+import torch
+
 from locaudit.config import AuditConfig
-from locaudit.edits import Edit
-from locaudit.errors import ModelError
-from locaudit.measure.forward import default_row_tokens
-from locaudit.measure.tree import Tree, plant
-from locaudit.memory import is_out_of_memory, release, scoring_bank, training_bank
-from locaudit.methods.training import step_size
-from locaudit.models import Model
-from locaudit.records import TrialRecord, TrialSpec
-from locaudit.run.worker import Shared, run_trials
+from locaudit.location import Location
+from locaudit.measure.residual import Residuals
+from locaudit.measure.tree import Forest
+from locaudit.methods import Job
+from locaudit.methods.training import PART_TOKENS, TrainingData, step_size
+from locaudit.models.memory import copies_that_fit, of_device
+from locaudit.models.model import Model
+from locaudit.registry import METHODS
+from locaudit.run.plan import Banks
 
-LEAST_ROW_TOKENS = 64
-"""Below this many tokens at once, a device has no memory to work in."""
-
-
-def with_banks(
-    config: AuditConfig, model: Model, split: Split, primer: str, known: Sequence[int] | None = None
-) -> AuditConfig:
-    """The settings with the bank sizes that were left open: `known` (training, scoring), or by device and memory."""
-    training, scoring = config.optimal.bank_size, config.evaluation.bank_size
-    if known is not None:
-        training, scoring = training or known[0], scoring or known[1]
-    return replace(
-        config,
-        optimal=replace(config.optimal, bank_size=training or _training_bank(config, model, split, primer)),
-        evaluation=replace(config.evaluation, bank_size=scoring or scoring_bank(model)),
-    )
+SCORING_BANK = {"cpu": 4, "cuda": 32}
+"""Edits scored at once: decoding a few rows costs as much as decoding one."""
+MAX_BANK = 64
+"""Most edits trained at once."""
+N_TRIED = 32
+"""Questions of which the longest are tried."""
 
 
-def _training_bank(config: AuditConfig, model: Model, split: Split, primer: str) -> int:
-    prompt = Prompt(config.prompt.style, primer if config.prompt.primer_in_training else "")
-    sample = plant(model.tokenizer, prompt, [(q.text, q.answers) for q in split.train[:32]])
-    size = step_size(config.optimal.batching, config.optimal.batch_size)
-    per_item = sample.n_tokens / len(sample.trees)
-    if config.optimal.batching == "pair":
-        per_item = sum(len(Tree(t.prompt, t.branches[:2])) for t in sample.trees) / len(sample.trees)
-    return training_bank(model, size * per_item + len(sample.prefix))
+def bank_sizes(config: AuditConfig, model: Model, train: Forest) -> Banks:
+    """(edits trained together, edits scored together): as the settings say, else by device and memory."""
+    trained = [(METHODS[name], settings) for name, settings in config.methods.items() if METHODS[name].trained]
+    sizes = [
+        settings.bank_size or _training_bank(method.fitter, settings, model, train) for method, settings in trained
+    ]
+    return min(sizes, default=1), config.evaluation.bank_size or of_device(SCORING_BANK, model.device)
 
 
-def run_within_memory(
-    shared: Shared, specs: Sequence[TrialSpec], limits: dict[str, int], say: Callable[[str], None]
-) -> Iterator[list[tuple[TrialRecord, Edit | None]]]:
-    """`run_trials`, in parts where memory runs out: fewer edits at once, then shorter batches.
-
-    `limits` remembers what fitted: edits of a method, and ``row_tokens``. Raises `ModelError` when the smallest batch
-    does not fit; parts that came before are the caller's already.
-    """
-    method = specs[0].method
-    limit = limits.get(method, len(specs))
-    if len(specs) > limit:
-        for start in range(0, len(specs), limit):
-            yield from run_within_memory(shared, specs[start : start + limit], limits, say)
-        return
-    if (tokens := limits.get("row_tokens")) is not None:
-        shared = replace(shared, row_tokens=tokens)
-    results = None
-    try:
-        results = run_trials(shared, specs)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    if results is not None:
-        yield results
-        return
-    # Here, not in the except clause: the error's traceback holds the tensors that did not fit.
-    vars(shared).pop("residuals", None)
-    release(shared.model.device)
-    if len(specs) > 1:
-        limits[method] = len(specs) // 2
-        say(f"out of memory with {len(specs)} edits at once: going on with {limits[method]}")
-    else:
-        tokens = shared.row_tokens or default_row_tokens(shared.model)
-        limits["row_tokens"] = tokens // 2
-        if limits["row_tokens"] < LEAST_ROW_TOKENS:
-            raise ModelError(
-                got=f"a device without memory for one edit and {tokens} tokens at once ({describe(specs)})",
-                expected="memory for the model and a training step",
-                remedy="free memory, load in bfloat16 (loading.dtype), lower optimal.batch_size, or take a larger "
-                "device; trials that have ended are kept, and the same command goes on from there",
-            )
-        say(f"out of memory with one edit: going on with {limits['row_tokens']} tokens at once")
-    yield from run_within_memory(shared, specs, limits, say)
-
-
-def describe(group: Sequence[TrialSpec]) -> str:
-    """The group in a few words, for people."""
-    first = group[0]
-    if first.arm == "base":
-        return "unedited model"
-    names = {
-        "claim": "claim",
-        "whole": "whole model",
-        "rest": "the rest of the model",
-        "control": f"control {first.control}",
+def with_banks(config: AuditConfig, banks: Banks) -> AuditConfig:
+    """The settings with these sizes."""
+    methods = {
+        name: replace(settings, bank_size=banks[0]) if METHODS[name].trained else settings
+        for name, settings in config.methods.items()
     }
-    strength = "alpha" if first.method == "iti" else "strength"
-    more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-    return f"{first.method} at {names[first.arm]}, {strength} {first.hyperparameter:g}{more}"
+    return replace(config, methods=methods, evaluation=replace(config.evaluation, bank_size=banks[1]))
+
+
+def _training_bank(fit: Any, settings: Any, model: Model, train: Forest) -> int:
+    """Edits to train at once: one on a CPU, where more gain nothing; else as many as fill the device, and fit.
+
+    One edit of the whole model runs first, a step of the longest of a few questions: its peak tells how many fit.
+    """
+    if model.device.type != "cuda":
+        return 1
+    trees = sorted(train.trees[:N_TRIED], key=len)
+    size = step_size(settings.batching, settings.batch_size)
+    longest = Forest(train.prefix, tuple(trees[-size:]))
+    data = TrainingData(
+        longest,
+        (1,) * len(longest.trees),
+        tuple(torch.zeros(len(tree.branches)) for tree in longest.trees),  # memory does not depend on it
+    )
+    shared = SimpleNamespace(
+        model=model, training=data, residuals={"train": Residuals(model, longest)}, row_tokens=None
+    )
+    jobs = [Job(Location.whole(), settings.strengths[0], 0)]
+    fitting = copies_that_fit(model, lambda: fit(shared, jobs, replace(settings, epochs=1)))
+    step_tokens = size * sum(map(len, trees)) / len(trees) + len(train.prefix)
+    return max(1, min(fitting, math.ceil(of_device(PART_TOKENS, model.device) / step_tokens), MAX_BANK))

@@ -3,74 +3,56 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
-from locaudit.config import JudgeConfig, JudgesConfig, check_judge
+from locaudit.config import JudgeChoice
 from locaudit.errors import ConfigError, RunFolderError
-from locaudit.judges.agreement import Agreement, compare
+from locaudit.run.describe import describe_judges
 from locaudit.run.judging import build_judges, estimate_cost, judge_answers
 from locaudit.run.status import show_progress
-from locaudit.stats import Verdict, decide_run, judged_records
-from locaudit.store import Store, open_run, read_run
+from locaudit.stats.agreement import Agreement, compare
+from locaudit.stats.scores import resolve_score
+from locaudit.stats.verdict import Verdict
 from locaudit.store.cache import open_cache
-
-Slot = Literal["truth", "info"]
+from locaudit.store.database import Store
+from locaudit.store.folder import open_run
+from locaudit.store.manifest import JudgeFacts
+from locaudit.store.run import Run, judged, load_run
 
 
 def compare_judges(
-    folder: str | Path, first: JudgeConfig, second: JudgeConfig, slot: Slot = "truth", *, progress: bool = True
+    folder: str | Path, first: JudgeChoice, second: JudgeChoice, aspect: str = "truth", *, progress: bool = True
 ) -> tuple[tuple[str, str], Agreement, tuple[Verdict, Verdict]]:
     """Judge every distinct answer of a run by two judges; returns their names, agreement and the verdict by each.
 
-    A `first` of kind ``default`` is the run's own judge of the slot (``truth`` or ``info``), whose judgements are read
-    and not made again. Judgements are kept in the run. Raises `RunFolderError` for a run without answers.
+    A `first` of kind ``default`` is the run's own judge of the aspect, whose judgements are read and not made again.
+    Judgements are kept in the run. Raises `RunFolderError` for a run without answers.
     """
-    for name, settings in (("first", first), ("second", second)):
-        check_judge(settings, name, max_new_tokens=1)
-    with read_run(folder) as store:
-        config, run = store.config, store.fact("run") or {}
-        own = (store.fact("judges") or {}).get(slot)
-        records = store.records()
-    if not any(record.answers for record in records):
+    run = load_run(folder)
+    keys = sorted(run.said)
+    if not keys:
         raise RunFolderError(
             got=f"{folder}, a run without answers",
             expected="a run that generated answers (evaluation.max_new_tokens above 0)",
             remedy="run the audit first, or again with answers into another --out",
         )
-    with open_run(folder, config) as store, show_progress(progress) as meter, closing(open_cache()) as cache:
-        keys = sorted(
-            {
-                (question.id, answer)
-                for record in records
-                for split, answers in record.answers.items()
-                for question, answer in zip(store.questions(split), answers, strict=True)
-            }
-        )
-        sides: list[tuple[str, str]] = []
-        for number, settings in enumerate((first, second)):
-            if number == 0 and settings.kind == "default" and own is not None:
-                sides.append((own["name"], own["fingerprint"]))
-                continue
-            none = JudgeConfig("none")
-            chosen = JudgesConfig(settings, none) if slot == "truth" else JudgesConfig(none, settings)
-            asks = run.get("asks") or [None, None]
-            judges = build_judges(chosen, asks, generates=True, device=config.loading.device)
-            if slot not in judges:
-                raise RunFolderError(
-                    got=f"a judge of kind {settings.kind} for {slot} of {run.get('behaviour', 'this run')}",
-                    expected="a judge",
-                    remedy="name its kind: reference, causal-lm or openai",
-                )
-            for line in estimate_cost(judges, store.questions("test"), len(keys)):
-                meter.say(line)
-            judge_answers(judges, store, records, cache, meter.say)
-            sides.append((judges[slot].name, judges[slot].fingerprint))
-        tables = [store.judgements(fingerprint) for _, fingerprint in sides]
-        verdicts = [_verdict_by(store, slot, *side) for side in sides]
-    if sides[0][1] == sides[1][1]:
+    own = run.manifest.judges.get(aspect)
+    sides: list[JudgeFacts] = []
+    with open_run(folder, run.config) as store:
+        for side, choice in (("first", first), ("second", second)):
+            is_own = side == "first" and choice.kind == "default"
+            try:
+                sides.append(own if is_own and own else _judge(store, run, choice, aspect, len(keys), progress))
+            except ConfigError as error:  # it names a run's settings
+                words = (x.replace(f"judges.{aspect}", side) for x in (error.got, error.expected, error.remedy))
+                raise ConfigError(**dict(zip(("got", "expected", "remedy"), words, strict=True))) from None
+        tables = [store.judgements(side.fingerprint) for side in sides]
+    if sides[0].fingerprint == sides[1].fingerprint:
         raise ConfigError(
-            got=f"{sides[0][0]} twice", expected="two judges", remedy="name another one as --second.kind and its model"
+            got=f"{sides[0].name} twice",
+            expected="two judges",
+            remedy="name another one as --second.kind and its model",
         )
     values = [[table.get(key, (None, ""))[0] for key in keys] for table in tables]
     agreement = compare(values[0], values[1], [question for question, _ in keys])
@@ -80,11 +62,31 @@ def compare_judges(
             expected="answers judged by both",
             remedy="see to the judge that fails, then run the same command again",
         )
-    return (sides[0][0], sides[1][0]), agreement, (verdicts[0], verdicts[1])
+    one, other = (_verdict_by(run, aspect, side, table) for side, table in zip(sides, tables, strict=True))
+    return (sides[0].name, sides[1].name), agreement, (one, other)
 
 
-def _verdict_by(store: Store, slot: Slot, name: str, fingerprint: str) -> Verdict:
-    """The run's verdict with that judge in the slot; by the slot's own score if the other slot has no judge."""
-    judges = (store.fact("judges") or {}) | {slot: {"name": name, "fingerprint": fingerprint}}
-    score = "info_truth" if {"truth", "info"} <= set(judges) else slot
-    return decide_run(store, judged_records(store, judges), score)
+def _judge(store: Store, run: Run, choice: JudgeChoice, aspect: str, n_answers: int, progress: bool) -> JudgeFacts:
+    """Let a judge judge every answer of the run."""
+    asked = {aspect: choice} | {other: JudgeChoice("none") for other in run.manifest.aspects if other != aspect}
+    judges = build_judges(asked, run.manifest.aspects, generates=True, device=run.config.loading.device)
+    if aspect not in judges:
+        raise RunFolderError(
+            got=f"a judge of kind {choice.kind} for {aspect} of {run.manifest.behaviour}",
+            expected="a judge",
+            remedy="name its kind: reference, causal-lm or openai",
+        )
+    with show_progress(progress) as meter, closing(open_cache()) as cache:
+        for line in estimate_cost(judges, store.questions("test"), n_answers):
+            meter.say(line)
+        judge_answers(judges, store, run.trials, cache, meter.say)
+    return describe_judges(judges)[aspect]
+
+
+def _verdict_by(run: Run, aspect: str, judge: JudgeFacts, table) -> Verdict:
+    """The run's verdict with that judge of the aspect; by the aspect's own score if no other has a judge."""
+    said = {**run.judgements, aspect: table}
+    records = judged(run.trials, said, run.questions)
+    score = resolve_score("auto", tuple(said)) if len(said) > 1 else aspect
+    judges = {**run.manifest.judges, aspect: judge}
+    return replace(run, manifest=replace(run.manifest, judges=judges)).decide(records, score)

@@ -3,98 +3,168 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from locaudit.behaviours import Question, Split
+from locaudit.behaviours.behaviour import Question
 from locaudit.behaviours.format import Prompt
 from locaudit.config import AuditConfig
 from locaudit.errors import ModelError
-from locaudit.location import Kind, Location
-from locaudit.measure.activations import Activations, collect_activations
+from locaudit.measure.activations import Activations, Context, collect_activations
 from locaudit.measure.drift import DriftText, cut_documents, sample_documents
 from locaudit.measure.forward import answer_log_probs, check_length
 from locaudit.measure.tree import Forest, plant
-from locaudit.methods.iti import iti_theta
 from locaudit.methods.probes import Probes, fit_probes
 from locaudit.methods.training import TrainingData
-from locaudit.models import Model
+from locaudit.models.model import Model
+from locaudit.records import content_hash
+from locaudit.registry import KINDS, METHODS
+from locaudit.run.subject import Inputs
 from locaudit.run.worker import HeldOut, Shared
-from locaudit.store import Store, write_atomically
 from locaudit.store.cache import Cache
+from locaudit.store.database import Store
+from locaudit.store.files import write_atomically
 
 Say = Callable[[str], None]
+Tensors = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """What training questions say of every unit of one kind."""
+class Forests:
+    """The questions of each split as trees of token ids: what measurements and fits are found by."""
+
+    train: Forest
+    """All training questions; trained methods may take the first ones only."""
+    held_out: Mapping[str, Forest]
+    """``val`` and ``test``."""
+
+    def keys(self, split: str) -> list[str]:
+        """Of each question of a split: hash of its prompt and answers as token ids."""
+        forest = self.held_out[split]
+        return [content_hash([forest.prefix + tree.prompt, tree.branches]) for tree in forest.trees]
+
+
+@dataclass(frozen=True, eq=False)
+class Preparing:
+    """What a method may prepare from: training questions only. Activations are read when first asked for."""
+
+    model: Model
+    config: AuditConfig
+    kind: str
+    """Of the claim."""
+    questions: tuple[Question, ...]
+    forest: Forest
+    """The same as trees."""
+    prompt: Prompt
+    say: Say
+
+    @property
+    def blocks(self) -> tuple[int, int] | None:
+        """(units a layer, coordinates a unit) of the kind; None where units are no equal blocks."""
+        return KINDS[self.kind].blocks(self.model.shape)
+
+    @cached_property
+    def activations(self) -> Activations:
+        """Of every unit, at the last token of each question with an answer."""
+        self.say("reading activations of the training questions")
+        return self._read(self.config.probe.context)
+
+    @cached_property
+    def spread(self) -> Activations:
+        """Those that sigma is taken of: behind another question."""
+        if self.config.probe.context == "next_question":
+            return self.activations
+        return self._read("next_question")
+
+    @cached_property
+    def probes(self) -> Probes:
+        """Every unit's probe."""
+        probe, (n_units, _) = self.config.probe, self.blocks or (0, 0)
+        self.say(f"fitting {self.model.n_layers * n_units} probes")
+        return fit_probes(
+            self.activations,
+            inverse_l2=probe.inverse_l2,
+            val_fraction=probe.val_fraction,
+            seed=self.config.seed,
+            kind=self.kind,
+        )
+
+    def _read(self, context: Context) -> Activations:
+        return collect_activations(
+            self.model, self.questions, context=context, kind=self.kind, prompt=self.prompt, seed=self.config.seed
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """Probes of every unit of one kind, and the mean Euclidean norm of its activation (layers, units)."""
 
     probes: Probes
-    theta: Float[Tensor, "layers units width"]
-    """sigma u."""
-    norm: Float[Tensor, "layers units"]
-    """Mean Euclidean norm of a unit's activation."""
+    norm: Tensor
 
 
-def prepare_probes(
-    store: Store, model: Model, train: Sequence[Question], claim: Location | None, context: str, say: Say
-) -> Prepared:
-    """Probes, ITI directions and norms of every unit of the claim's kind, from training questions only."""
-    config = store.config
-    kind: Kind = claim.kind if claim else "heads"
+def plant_questions(inputs: Inputs, model: Model) -> Forests:
+    """Trees of all splits, checked against the model's context with the answers to come."""
+    limit = inputs.config.evaluation.max_new_tokens
 
-    def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        say("reading activations of the training questions")
-        probe = config.probe
-        activations = collect_activations(model, train, context=probe.context, kind=kind, seed=config.seed)
-        spread: Activations | None = None
-        if probe.context == "answer":
-            spread = collect_activations(model, train, context="next_question", kind=kind, seed=config.seed)
-        say(f"fitting {model.n_layers * model.n_units(kind)} probes")
-        probes = fit_probes(
-            activations, inverse_l2=probe.inverse_l2, val_fraction=probe.val_fraction, seed=config.seed, kind=kind
-        )
-        theta = iti_theta(activations, spread, direction=config.iti.direction, probes=probes, seed=config.seed)
-        tensors = {
-            "weight": probes.weight,
-            "intercept": probes.intercept,
-            "val_accuracy": probes.val_accuracy,
-            "theta": theta,
-            "norm": activations.values.norm(dim=-1).mean(dim=0),
-        }
-        return tensors, {"majority": probes.majority, "n_train": probes.n_train, "n_val": probes.n_val}
+    def grow(questions: Sequence[Question], prompt: Prompt) -> Forest:
+        return plant(model.tokenizer, prompt, [(q.text, q.answers) for q in questions])
 
-    tensors, meta = _cached(store, "probes", f"{context}-{kind}-norm", compute)
-    probes = Probes(tensors["weight"], tensors["intercept"], tensors["val_accuracy"], **meta, kind=kind)
-    return Prepared(probes, tensors["theta"], tensors["norm"])
+    held_out = {name: grow(getattr(inputs.split, name), inputs.scoring) for name in ("val", "test")}
+    for name, forest in held_out.items():
+        if limit:
+            longest = len(forest.prefix) + max(len(tree.prompt) for tree in forest.trees)
+            check_length(model, longest + limit, f"a {name} question with its answer")
+    return Forests(grow(inputs.split.train, inputs.training), held_out)
+
+
+def probing_settings(config: AuditConfig) -> list[Any]:
+    """What activations are read with; part of each fit's identity."""
+    return [config.probe.context, config.seed, config.prompt.style]
+
+
+def prepare_probes(store: Store, preparing: Preparing, key: str) -> Probed | None:
+    """Probes and norms of every unit, from training questions only; None for kinds without blocks."""
+    if preparing.blocks is None:
+        return None
+
+    def compute() -> Tensors:
+        probes = preparing.probes
+        norm = preparing.activations.values.norm(dim=-1).mean(dim=0)
+        tensors = {name: getattr(probes, name) for name in ("weight", "intercept", "val_accuracy")}
+        meta = {name: getattr(probes, name) for name in ("majority", "n_train", "n_val")}
+        return {**tensors, "norm": norm}, meta
+
+    probe = preparing.config.probe
+    key = content_hash([key, preparing.kind, probe.inverse_l2, probe.val_fraction])
+    tensors, meta = _cached(store, "probes", key, compute)
+    norm = tensors.pop("norm")
+    return Probed(Probes(**tensors, **meta, kind=preparing.kind), norm)
 
 
 def prepare_shared(
-    store: Store, model: Model, split: Split, primer: str, theta: Tensor | None, cache: Cache, context: str, say: Say
+    store: Store, inputs: Inputs, preparing: Preparing, forests: Forests, contexts: Mapping[str, str], cache: Cache
 ) -> Shared:
-    """Trees, the unedited model's log-probabilities on them, and the drift text."""
-    config = store.config
-    style = config.prompt.style
-    scoring = Prompt(style, primer)
-    training = Prompt(style, primer if config.prompt.primer_in_training else "")
+    """The unedited model's log-probabilities, the drift text, and what each method prepares.
 
-    def reference(name: str, questions: tuple[Question, ...], prompt: Prompt) -> tuple[Forest, tuple[Tensor, ...]]:
-        forest = plant(model.tokenizer, prompt, [(question.text, question.answers) for question in questions])
-        if name != "train" and config.evaluation.max_new_tokens:
-            longest = len(forest.prefix) + max(len(tree.prompt) for tree in forest.trees)
-            check_length(model, longest + config.evaluation.max_new_tokens, f"a {name} question with its answer")
+    `contexts`: method -> `locaudit.run.plan.fit_context`, under which its tensors are kept.
+    """
+    config, split, model, say = inputs.config, inputs.split, preparing.model, preparing.say
 
-        def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            say(f"scoring the unedited model on {len(questions)} {name} questions")
+    def reference(name: str, forest: Forest) -> tuple[Tensor, ...]:
+        if not forest.trees:  # nothing is trained
+            return ()
+
+        def compute() -> Tensors:
+            say(f"scoring the unedited model on {len(forest.trees)} {name} questions")
             sums = torch.cat([sums[0] for sums in answer_log_probs(model, forest)])
             if not sums.isfinite().all():
                 raise ModelError(
@@ -104,25 +174,33 @@ def prepare_shared(
                 )
             return {"sums": sums}, {}
 
-        tensors, _ = _cached(store, f"reference-{name}", context, compute)
-        return forest, tensors["sums"].split([len(tree.branches) for tree in forest.trees])
+        trees = [[tree.prompt, tree.branches] for tree in forest.trees]
+        key = content_hash([model.fingerprint, forest.prefix, trees])
+        sums = _cached(store, f"reference-{name}", key, compute)[0]["sums"]
+        return sums.split([len(tree.branches) for tree in forest.trees])
 
-    train = split.train[: config.optimal.max_questions]
-    train_forest, train_reference = reference("train", train, training)
-    splits = {
-        name: HeldOut(questions, *reference(name, questions, scoring))
-        for name, questions in (("val", split.val), ("test", split.test))
+    trained_on = [settings.max_questions for name, settings in config.methods.items() if METHODS[name].trained]
+    n_train = max((len(split.train) if n is None else n for n in trained_on), default=0)
+    train = Forest(forests.train.prefix, forests.train.trees[:n_train])
+    n_true = tuple(len(question.true) for question in split.train[:n_train])
+    held_out = {
+        name: HeldOut(getattr(split, name), forest, reference(name, forest))
+        for name, forest in forests.held_out.items()
     }
-    n_true = tuple(len(question.true) for question in train)
-    drift = _cached(store, "drift", context, lambda: ({"documents": _documents(config, model, say)}, {}))[0]
+    prepared: dict[str, dict[str, Tensor]] = {}
+    for name, settings in config.methods.items():
+        if (prepare := METHODS[name].preparer) is not None:
+            key = content_hash([contexts[name], preparing.kind])
+            prepared[name], _ = _cached(store, name, key, lambda p=prepare, s=settings: (p(preparing, s), {}))
     return Shared(
         model,
         config,
-        TrainingData(train_forest, n_true, train_reference),
-        splits,
-        DriftText(drift["documents"]),
-        theta,
+        TrainingData(train, n_true, reference("train", train)),
+        held_out,
+        DriftText(_documents(store, inputs, model, say)),
         cache,
+        inputs.scoring,
+        prepared,
     )
 
 
@@ -133,19 +211,23 @@ def borrow_cache(store: Store, folder: Path) -> None:
             write_atomically(store.cache / file.name, file.read_bytes())
 
 
-def _documents(config: AuditConfig, model: Model, say: Say) -> Tensor:
-    settings = config.evaluation
+def _documents(store: Store, inputs: Inputs, model: Model, say: Say) -> Tensor:
+    settings = inputs.config.evaluation
     size = settings.drift_documents, settings.drift_tokens
     check_length(model, settings.drift_tokens + 1, "a drift document")
-    if settings.drift_text is not None:
-        return cut_documents(model, settings.drift_text, *size)
-    say(f"sampling {size[0]} x {size[1]} tokens of text from the unedited model")
-    return sample_documents(model, *size, seed=config.seed)
+
+    def compute() -> Tensors:
+        if settings.drift_text is not None:
+            return {"documents": cut_documents(model, settings.drift_text, *size)}, {}
+        say(f"sampling {size[0]} x {size[1]} tokens of text from the unedited model")
+        return {"documents": sample_documents(model, *size, seed=inputs.config.seed)}, {}
+
+    text = content_hash(inputs.drift_text.decode(errors="replace"))
+    key = content_hash([model.fingerprint, size, text, inputs.config.seed])
+    return _cached(store, "drift", key, compute)[0]["documents"]
 
 
-def _cached(
-    store: Store, name: str, key: str, compute: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _cached(store: Store, name: str, key: str, compute: Callable[[], Tensors]) -> Tensors:
     """Tensors and JSON values from ``cache/{name}.safetensors`` if it was written under the same key, else computed."""
     path = store.cache / f"{name}.safetensors"
     if path.is_file():

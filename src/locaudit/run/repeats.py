@@ -14,8 +14,8 @@ from locaudit.judges import Judge
 from locaudit.models import Model
 from locaudit.report.repeats import MOST, read_plan, repeat_folder, write_plan
 from locaudit.run.audit import run_audit
-from locaudit.run.inputs import load_subject, read_inputs
-from locaudit.store import check_run, read_run
+from locaudit.run.subject import load_subject, read_inputs
+from locaudit.store.folder import check_run, read_run
 
 
 def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
@@ -101,10 +101,10 @@ def _check_folders(config: AuditConfig, out: str | Path, repeats: int, registrat
     ]
     for folder in begun:
         with read_run(folder) as store:
-            fact = store.fact("registration")
-        if registration is None and fact is not None and len(begun) < repeats:
+            before = store.manifest.registration if store.manifest else None
+        if registration is None and before is not None and len(begun) < repeats:
             raise RunFolderError(
-                got=f"new repeats without a claim file in {out}, whose first were registered by {fact['file']}",
+                got=f"new repeats without a claim file in {out}, whose first were registered by {before.file}",
                 expected="the same claim file for all",
                 remedy="give it again (--registered)",
             )

@@ -1,41 +1,42 @@
-"""Progress with an honest remaining time: from the cost of what is left and the pace of what was really run."""
+"""Progress with an honest remaining time: from the pace of the trials that were really run."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from locaudit.records import NO_METHOD
+
 
 class Pace:
-    """Seconds per unit of cost, for each method, from the trials run so far in this process."""
+    """Seconds a trial of each method, from the trials run so far."""
 
     def __init__(self):
-        self._cost: dict[str, float] = {}
-        self._seconds: dict[str, float] = {}
+        self._trials: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()  # type: ignore[type-var]
 
-    def add(self, method: str, cost: float, seconds: float) -> None:
-        """Count a finished group."""
-        self._cost[method] = self._cost.get(method, 0.0) + cost
-        self._seconds[method] = self._seconds.get(method, 0.0) + seconds
+    def add(self, method: str, n_trials: int, seconds: float) -> None:
+        """Count trials that ended; the unedited model's costs next to nothing and says nothing about the others."""
+        if method != NO_METHOD:
+            self._trials[method] += n_trials
+            self._seconds[method] += seconds  # type: ignore[assignment]
 
-    def remaining(self, left: dict[str, float]) -> float | None:
-        """Seconds for the costs that are left, by method; a method not run yet goes at the others' pace.
+    def remaining(self, left: Mapping[str, int]) -> float | None:
+        """Seconds for the trials that are left, by method; a method not run yet goes at the others' pace.
 
         None as long as nothing was timed.
         """
-        total = sum(self._cost.values())
-        if not total:
+        if not self._trials:
             return None
-        overall = sum(self._seconds.values()) / total
-        return sum(
-            cost * (self._seconds[method] / self._cost[method] if self._cost.get(method) else overall)
-            for method, cost in left.items()
-        )
+        overall = sum(self._seconds.values()) / sum(self._trials.values())
+        pace = {method: self._seconds[method] / n for method, n in self._trials.items()}
+        return sum(n * pace.get(method, overall) for method, n in left.items() if method != NO_METHOD)
 
 
 def describe_seconds(seconds: float) -> str:
@@ -50,11 +51,10 @@ class Meter:
     """What is shown while an audit runs."""
 
     def __init__(self, progress: Progress | None, console: Console):
-        self._progress = progress
-        self._console = console
+        self._progress, self._console = progress, console
         self._task = None
-        self._pace = Pace()
-        self._left: dict[str, float] = {}
+        self.pace = Pace()
+        self._left: Counter[str] = Counter()
         self._started = 0.0
         self._done = self._total = 0
 
@@ -62,11 +62,12 @@ class Meter:
         """A line about the stage."""
         self._console.print(text, highlight=False, markup=False)
 
-    def start(self, left: dict[str, float], done: int, total: int) -> None:
-        """Begin: costs left by method, trials done before and planned."""
-        self._left, self._done, self._total = dict(left), done, total
+    def start(self, left: Mapping[str, int], done: int) -> None:
+        """Begin: trials left by method, and done before."""
+        self._left, self._done, self._total = Counter(left), done, done + sum(left.values())
+        self._started = time.monotonic()
         if self._progress:
-            self._task = self._progress.add_task("", total=total, completed=done, meter=self)
+            self._task = self._progress.add_task("", total=self._total, completed=done, meter=self)
 
     def begin(self, what: str) -> None:
         """A group of trials begins."""
@@ -74,33 +75,35 @@ class Meter:
         if self._progress and self._task is not None:
             self._progress.update(self._task, description=what)
 
-    def end(self, method: str, cost: float, n_trials: int) -> None:
-        """The group has ended and is stored."""
-        seconds = time.monotonic() - self._started
-        if method != "none":  # the base trial costs next to nothing and says nothing about the pace
-            self._pace.add(method, cost, seconds)
-        self._left[method] -= cost
-        self._done += n_trials
+    @property
+    def seconds(self) -> float:
+        """Since the group began, or its last part ended."""
+        return time.monotonic() - self._started
+
+    def end(self, method: str, n_trials: int) -> None:
+        """Trials have ended, and are stored and judged."""
+        self.pace.add(method, n_trials, self.seconds)
         self._started = time.monotonic()
+        self._left[method] -= n_trials
+        self._done += n_trials
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=self._done)
         elif self._done == self._total or self._done // 5 > (self._done - n_trials) // 5:
             self.say(f"{self._done} of {self._total} trials, {self.remaining_text()}")
 
-    def skip(self, method: str, cost: float, n_trials: int) -> None:
+    def skip(self, method: str, n_trials: int) -> None:
         """A group will not run: it is not needed."""
-        self._left[method] -= cost
+        self._left[method] -= n_trials
         self._total -= n_trials
         if self._progress and self._task is not None:
             self._progress.update(self._task, total=self._total)
 
     def remaining_text(self) -> str:
         """``about 7 min left``."""
-        seconds = self._pace.remaining(self._left)
+        seconds = self.pace.remaining(self._left)
         if seconds is None:
             return "measuring the pace"
-        seconds = max(seconds - (time.monotonic() - self._started), 0.0)
-        return f"about {describe_seconds(seconds)} left"
+        return f"about {describe_seconds(max(seconds - self.seconds, 0.0))} left"
 
 
 class _Remaining(ProgressColumn):

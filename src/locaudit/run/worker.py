@@ -1,34 +1,45 @@
-"""One trial: (what all trials share, identity) -> (record, edit).
+"""The worker: fits and scores groups of trials. No clock, no global random state; the driver alone writes.
 
-No clock, no global random state, and no files but those of `Shared.cache`.
+    Worker(shared).run(group)  ->  records, each with its edit
+
+What it needs lies in the run folder (settings, what is prepared) and where the settings point (model, data), so that a
+worker can be made anywhere.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from locaudit.behaviours import Question
+from locaudit.behaviours.behaviour import Question
+from locaudit.behaviours.format import Prompt
 from locaudit.config import AuditConfig
-from locaudit.edits import Edit, EditBank, stack
-from locaudit.location import parse_location
+from locaudit.edits.bank import EditBank, stack
+from locaudit.edits.edit import Edit
+from locaudit.errors import ModelError
 from locaudit.measure.answers import answer_prompts
 from locaudit.measure.drift import DriftText, measure_drift
-from locaudit.measure.forward import Prefix, answer_log_probs, run_prefix
-from locaudit.measure.multiple_choice import means, score_questions
+from locaudit.measure.forward import ROW_TOKENS, Prefix, answer_log_probs, run_prefix
+from locaudit.measure.multiple_choice import score_questions
 from locaudit.measure.residual import Residuals
 from locaudit.measure.tree import Forest
-from locaudit.methods.iti import iti_edit
-from locaudit.methods.training import Job, TrainingData, train
-from locaudit.models import Model
-from locaudit.records import TrialRecord, TrialSpec
+from locaudit.methods.base import Fit, Job
+from locaudit.methods.training import TrainingData
+from locaudit.models.memory import is_out_of_memory, of_device, release
+from locaudit.models.model import Model
+from locaudit.records import NO_METHOD, TrialRecord, TrialSpec, mean_metrics
+from locaudit.registry import METHODS
 from locaudit.store.cache import Cache
+
+LEAST_ROW_TOKENS = 64
+"""Below this many tokens at once, a device has no memory to work in."""
+OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,16 +61,16 @@ class Shared:
     splits: Mapping[str, HeldOut]
     """``val`` and ``test``."""
     drift: DriftText
-    theta: Tensor | None
-    """sigma u of every unit (layers, units, width); None when ITI is not run."""
     cache: Cache
     """Answers generated before."""
-
+    answer_format: Prompt
+    """Says where an answer ends."""
+    prepared: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Method -> what its edits share (`locaudit.methods.Method.prepare`)."""
     row_tokens: int | None = None
-    """Padded tokens of one scoring forward (None: by device); less after a device ran out of memory."""
-
-    fitted: dict[str, tuple[Edit | None, tuple[float, ...], str]] = field(default_factory=dict)
-    """Trained edits of trials without a record yet, by id: scoring them may run out of memory and be tried again."""
+    """Padded tokens of one forward (None: by device); less after a device ran out of memory."""
+    fitted: dict[str, Fit] = field(default_factory=dict)
+    """Edits of trials without a record yet, by id: scoring them may run out of memory and be tried again."""
 
     @cached_property
     def residuals(self) -> dict[str, Residuals]:
@@ -68,82 +79,104 @@ class Shared:
         return {name: Residuals(self.model, forest) for name, forest in forests.items()}
 
 
-def run_trials(
-    shared: Shared, specs: Sequence[TrialSpec], on_step: Callable[[int, int], None] | None = None
-) -> list[tuple[TrialRecord, Edit | None]]:
-    """Fit the edits of trials of one method and score them together as one bank; None for an edit that diverged.
+Result = tuple[TrialRecord, Edit | None]
+"""None for the unedited model and for an edit that diverged."""
 
-    Optimal edits are trained in banks of ``optimal.bank_size``.
-    """
-    if specs[0].method == "none":
+
+class Worker:
+    """Runs groups of trials; where memory runs out, in parts: fewer edits at once, then shorter batches."""
+
+    def __init__(self, shared: Shared, say: Callable[[str], None] = lambda _: None):
+        self._shared, self._say = shared, say
+        self._most: dict[str, int] = {}
+        """Method -> edits that fitted."""
+
+    def run(self, group: Sequence[TrialSpec], on_step: OnStep | None = None) -> Iterator[list[Result]]:
+        """Results of the group's trials, in one part or several.
+
+        Raises `ModelError` when the smallest batch does not fit; parts that came before are the caller's already.
+        """
+        method = group[0].method
+        size = min(self._most.get(method, len(group)), len(group))
+        start = 0
+        while start < len(group):
+            part = group[start : start + size]
+            results = self._try(part, on_step)
+            if results is not None:
+                yield results
+                start += len(part)
+            elif len(part) > 1:
+                size = self._most[method] = len(part) // 2
+                self._say(f"out of memory with {len(part)} edits at once: going on with {size}")
+            else:
+                self._shorten(part)
+
+    def _try(self, part: Sequence[TrialSpec], on_step: OnStep | None) -> list[Result] | None:
+        """Results; None when memory ran out."""
+        try:
+            return run_trials(self._shared, part, on_step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Here, not in the except clause: the error's traceback holds the tensors that did not fit.
+        vars(self._shared).pop("residuals", None)
+        release(self._shared.model.device)
+        return None
+
+    def _shorten(self, part: Sequence[TrialSpec]) -> None:
+        tokens = self._shared.row_tokens or of_device(ROW_TOKENS, self._shared.model.device)
+        if tokens // 2 < LEAST_ROW_TOKENS:
+            raise ModelError(
+                got=f"a device without memory for one edit and {tokens} tokens at once ({part[0].method} at the "
+                f"{part[0].arm})",
+                expected="memory for the model and a training step",
+                remedy="free memory, load in bfloat16 (loading.dtype), lower the method's batch_size, or take a larger "
+                "device; trials that have ended are kept, and the same command goes on from there",
+            )
+        self._shared = replace(self._shared, row_tokens=tokens // 2)
+        self._say(f"out of memory with one edit: going on with {tokens // 2} tokens at once")
+
+
+def scored_splits(config: AuditConfig, spec: TrialSpec) -> tuple[str, ...]:
+    """Splits that a trial is scored on: validation only where there is a strength to choose."""
+    if spec.method == NO_METHOD:
+        return ("val", "test")
+    grid = METHODS[spec.method].strengths(config.methods[spec.method])
+    return ("val", "test") if len(grid) > 1 else ("test",)
+
+
+def run_trials(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None = None) -> list[Result]:
+    """Fit the edits of trials of one method and score them together as one bank; None for an edit that diverged."""
+    if specs[0].method == NO_METHOD:
         return [(_base_record(shared, spec), None) for spec in specs]
-    fits = [_fit_iti(shared, spec) for spec in specs] if specs[0].method == "iti" else _fit_optimal(
-        shared, specs, on_step
-    )  # fmt: skip
-    alive = [i for i, (edit, _, _) in enumerate(fits) if edit is not None]
-    scored = iter(_score(shared, specs, [fits[i][0] for i in alive]) if alive else [])  # type: ignore[misc]
-    out: list[tuple[TrialRecord, Edit | None]] = []
-    for spec, (edit, losses, message) in zip(specs, fits, strict=True):
-        training = {"loss": losses} if losses else {}
-        scores = None if edit is None else next(scored)
+    fits = _fit(shared, specs, on_step)
+    alive = [i for i, fit in enumerate(fits) if fit.edit is not None]
+    scored = iter(_score(shared, specs, [fits[i].edit for i in alive]) if alive else [])
+    out: list[Result] = []
+    for spec, fit in zip(specs, fits, strict=True):
+        training = {"loss": fit.losses} if fit.losses else {}
+        scores = None if fit.edit is None else next(scored)
         if scores is None:
-            message = message or "scores under the edit are not finite"
+            message = fit.message or "scores under the edit are not finite"
             out.append((TrialRecord(spec, "diverged", message, training=training), None))
         else:
             record = TrialRecord(spec, "ok", "", **scores, training=training, edit=f"{spec.trial_id}.safetensors")
-            out.append((record, edit))
+            out.append((record, fit.edit))
     for spec in specs:
         shared.fitted.pop(spec.trial_id, None)
     return out
 
 
-def scored_splits(config: AuditConfig, spec: TrialSpec) -> tuple[str, ...]:
-    """Splits that a trial is scored on: validation only where there is a hyperparameter to choose."""
-    grid = {"iti": config.iti.alphas, "optimal": config.optimal.strengths}.get(spec.method, ())
-    return ("val", "test") if len(grid) > 1 or spec.arm == "base" else ("test",)
-
-
-def _fit_iti(shared: Shared, spec: TrialSpec) -> tuple[Edit | None, tuple[float, ...], str]:
-    assert shared.theta is not None and spec.hyperparameter is not None
-    edit = iti_edit(
-        shared.model,
-        parse_location(spec.location),
-        shared.theta,
-        alpha=spec.hyperparameter,
-        positions=shared.config.iti.positions,
-    )
-    return edit, (), ""
-
-
-def _fit_optimal(
-    shared: Shared, specs: Sequence[TrialSpec], on_step: Callable[[int, int], None] | None
-) -> list[tuple[Edit | None, tuple[float, ...], str]]:
-    settings = shared.config.optimal
+def _fit(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None) -> list[Fit]:
+    """The trials' edits; trained ones in banks of ``bank_size``."""
+    method, settings = METHODS[specs[0].method], shared.config.methods[specs[0].method]
     todo = [spec for spec in specs if spec.trial_id not in shared.fitted]
-    size = settings.bank_size or 1
+    size = (getattr(settings, "bank_size", None) or 1) if method.trained else max(len(todo), 1)
     for start in range(0, len(todo), size):
         bank = todo[start : start + size]
-        fits = train(
-            shared.model,
-            shared.training,
-            [
-                Job(parse_location(spec.location), spec.hyperparameter or 0.0, spec.rng_seed, settings.learning_rate)
-                for spec in bank
-            ],
-            objective=settings.objective,
-            reduction=settings.reduction,
-            reader=settings.reader,
-            batching=settings.batching,
-            batch_size=settings.batch_size,
-            epochs=settings.epochs,
-            max_grad_norm=settings.max_grad_norm,
-            optimizer=settings.optimizer,
-            residuals=shared.residuals["train"],
-            step_tokens=shared.row_tokens,
-            on_step=on_step,
-        )
-        for spec, fit in zip(bank, fits, strict=True):
-            shared.fitted[spec.trial_id] = fit.edit, fit.losses, fit.message
+        jobs = [Job(spec.location, spec.hyperparameter, spec.rng_seed, spec.draw) for spec in bank if spec.location]
+        for spec, fit in zip(bank, method.fitter(shared, jobs, settings, on_step), strict=True):
+            shared.fitted[spec.trial_id] = fit
     return [shared.fitted[spec.trial_id] for spec in specs]
 
 
@@ -164,32 +197,29 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
         for name in names
     }
     drift = measure_drift(shared.model, shared.drift, bank)
-    finite = [
-        all(torch.isfinite(x[k]).all() for rows in sums.values() for x in rows)
-        and all(map(math.isfinite, drift[k].values()))
+    alive = [
+        k
         for k in range(len(edits))
+        if all(torch.isfinite(x[k]).all() for rows in sums.values() for x in rows)
+        and all(map(math.isfinite, drift[k].values()))
     ]
-    alive = [k for k in range(len(edits)) if finite[k]]
-    answers = (
-        _answers(shared, names, [edits[k] for k in alive], prefixes if len(alive) == len(edits) else {})
-        if alive
-        else []
-    )
+    whole_bank = len(alive) == len(edits)
+    said = _answers(shared, names, [edits[k] for k in alive], prefixes if whole_bank else {}) if alive else []
     out: list[dict[str, Any] | None] = [None] * len(edits)
-    for k, said in zip(alive, answers, strict=True):
-        questions = {
-            name: score_questions(
-                shared.splits[name].questions, [x[k] for x in rows], list(shared.splits[name].reference)
-            )
-            for name, rows in sums.items()
-        }
-        out[k] = {
-            "metrics": {name: means(scores) for name, scores in questions.items()},
-            "drift": drift[k],
-            "questions": questions,
-            "answers": said,
-        }
+    for k, answers in zip(alive, said, strict=True):
+        out[k] = _measured(shared, {name: [x[k] for x in rows] for name, rows in sums.items()}, drift[k], answers)
     return out
+
+
+def _measured(
+    shared: Shared, sums: Mapping[str, Sequence[Tensor]], drift: Mapping[str, float], answers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A record's fields from the log-probabilities of each split's answers."""
+    questions = {
+        name: score_questions(shared.splits[name].questions, rows, shared.splits[name].reference)
+        for name, rows in sums.items()
+    }
+    return {"metrics": mean_metrics(questions), "drift": drift, "questions": questions, "answers": answers}
 
 
 def _prefixes(shared: Shared, names: Sequence[str], bank: EditBank) -> dict[str, Prefix | None]:
@@ -218,6 +248,7 @@ def _answers(
             edits,
             max_new_tokens=limit,
             cache=shared.cache,
+            answer_format=shared.answer_format,
             cached_prefix=prefixes.get(name),
             batch_tokens=shared.row_tokens,
         )
@@ -228,16 +259,7 @@ def _answers(
 
 def _base_record(shared: Shared, spec: TrialSpec) -> TrialRecord:
     """The unedited model's scores come from the reference log-probabilities themselves."""
-    questions = {
-        name: score_questions(held.questions, list(held.reference), list(held.reference))
-        for name, held in shared.splits.items()
-    }
-    return TrialRecord(
-        spec,
-        "ok",
-        "",
-        {name: means(scores) for name, scores in questions.items()},
-        measure_drift(shared.model, shared.drift, None)[0],
-        questions,
-        _answers(shared, tuple(shared.splits), None, {})[0],
-    )
+    drift = measure_drift(shared.model, shared.drift, None)[0]
+    answers = _answers(shared, tuple(shared.splits), None, {})[0]
+    sums = {name: held.reference for name, held in shared.splits.items()}
+    return TrialRecord(spec, "ok", "", **_measured(shared, sums, drift, answers))

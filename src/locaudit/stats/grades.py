@@ -1,33 +1,33 @@
 """Four questions about a claim, each with its own evidence: sufficiency, specificity, necessity, uniqueness.
 
 An answer is ``yes`` or ``no`` only where the numbers exclude the other one, and ``undecided`` otherwise. Definitions,
-assumptions and what a "no" does not mean: docs/statistics.md.
+assumptions and what a "no" does not mean: docs/statistics.md. The words are in words.toml.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from scipy import stats
 
-from locaudit.stats.matching import Match, compare_edits, holm
+from locaudit.stats.equivalence import Match
 from locaudit.stats.measured import Measured
-from locaudit.stats.scores import mean_score
+from locaudit.stats.phrases import say
+from locaudit.stats.selection import BASE, CLAIM, REST, WHOLE
 from locaudit.stats.sequential import controls_to_decide, share_interval, specificity_power
-from locaudit.stats.tests import percentiles
+from locaudit.stats.tests import holm
 
-_FEW = "too few answers changed to say what could have been seen"
-MOST_PLACES = 100
-"""Places compared one by one with the claim."""
 Question = Literal["sufficiency", "specificity", "necessity", "uniqueness"]
 Answer = Literal["yes", "no", "undecided", "not tried"]
 POWER = 0.8
 """Power of the smallest effect that is reported as detectable."""
 RARE = 0.01
 """Share of places as good as the claim for which the power to call it specific is given."""
+_UNKNOWN = (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -47,160 +47,122 @@ class Grade:
     """What this audit could have seen."""
     evidence: str
     """The answer in words."""
+    clause: str
+    """The answer as a part of the `conclusion`; empty for none."""
+
+
+def _words(m: Measured, part: str) -> Callable[..., str]:
+    """Texts about one question of a claim, filled with the method's terms."""
+    return partial(say, part, **m.facts.terms, margin=m.design.margin, level=m.level)
+
+
+def _not_tried(question: Question, words: Callable[..., str], why: str) -> Grade:
+    return Grade(question, "not tried", math.nan, _UNKNOWN, words("quantity"), math.nan, "", words(why), "")
 
 
 def grade(m: Measured) -> tuple[Grade, ...]:
-    """The four grades of one way of editing; nothing is graded where the claim has no score."""
-    if m.unscored:
+    """The grades of one way of editing; nothing is graded where nothing can be concluded.
+
+    Edits that support a claim by higher scores are asked all four questions. Of those that support it by lower ones, a
+    fall of the score answers necessity, and sufficiency is not asked.
+    """
+    if m.nothing_to_say:
         return ()
-    return _sufficiency(m), _specificity(m), _necessity(m), _uniqueness(m)
+    if m.facts.supports == "lower":
+        return _effect(m, "necessity", "fall"), _specificity(m), _uniqueness(m)
+    return _effect(m, "sufficiency", "sufficiency"), _specificity(m), _necessity(m), _uniqueness(m)
 
 
-def _sufficiency(m: Measured) -> Grade:
-    gain, margin = m.gain, m.design.margin
+def _effect(m: Measured, question: Question, part: str) -> Grade:
+    words, gain = _words(m, part), m.gain
     answer: Answer = "yes" if m.effect_p <= m.level else "no" if gain.below else "undecided"
-    words = {
-        "yes": "an edit there works",
-        "no": f"no edit found there gains as much as the margin of {margin:g}",
-        "undecided": "no gain was shown, and none of the margin's size is excluded",
-    }[answer]
-    if m.whole is not None and not math.isnan(float(mean_score(m.whole))):
-        against = compare_edits(m.claim, m.whole, margin=margin)
-        words += f"; it {_reach(against)} the edit of the whole model ({_difference(against)})"
-    least = float(stats.norm.ppf(1 - m.level) + stats.norm.ppf(POWER)) * float(m.gains.std(ddof=1))
-    sure = least > 0 and not gain.few
+    evidence = words(answer)
+    if not math.isnan(m.means.get(WHOLE, math.nan)):
+        against = m.compare(CLAIM, WHOLE)
+        reach = say("match", "equivalent" if against.equivalent else against.outcome)
+        evidence += words("whole", reach=reach, difference=_difference(against))
+    least = float(stats.norm.ppf(1 - m.level) + stats.norm.ppf(POWER)) * gain.sd
+    power = words("power" if least > 0 and not gain.few else "no_power", least=least, power=POWER)
     return Grade(
-        "sufficiency",
-        answer,
-        gain.difference,
-        percentiles(m.gains, 0.95),
-        "gain over the unedited model, 95 % over questions",
-        m.effect_p,
-        f"a gain of {least:.3f} is detected with probability {POWER:g}, at the spread seen" if sure else _FEW,
-        words,
-    )
+        question, answer, gain.difference, gain.interval_95, words("quantity"), m.effect_p, power, evidence,
+        words(f"clause.{answer}"),
+    )  # fmt: skip
 
 
 def _specificity(m: Measured) -> Grade:
+    words, works = _words(m, "specificity"), m.effect_p <= m.level
     n, g = m.look.n, m.look.n_at_least
     low, high = share_interval(g, n, population=m.design.population)
-    works = m.effect_p <= m.level
     answer: Answer = "undecided"
     if works and m.look.state == "specific":
         answer = "yes"
     elif low > m.level:
         answer = "no"
-    words = f"{g} of {n} random places do at least as well, so that a share of {low:.3f} to {high:.3f} of all would"
+    evidence = words("seen", g=g, n=n, low=low, high=high)
     if m.lead is not None:
-        words += f"; the claim's lead over their mean is {_difference(m.lead)}"
-        words += f", equivalent to within {m.design.margin:g}" if m.lead.equivalent else ""
-    if answer == "undecided" and works and (total := controls_to_decide(g, n, m.level, m.design.population)):
-        if total > n:
-            seconds = m.design.seconds.get(m.method)
-            cost = "" if seconds is None else f", {_hours((total - n) * seconds)} more"
-            words += f"; if it goes on so, about {total} controls with stopping: anytime settle whether that is above "
-            words += f"{m.level:g}{cost}"
-    elif answer == "undecided" and not works:
-        words += "; the claim's own gain was not shown, so there is nothing to be specific about"
-    power = specificity_power(m.n_planned, m.level, RARE, m.design.rule)
+        evidence += words("lead", difference=_difference(m.lead))
+        evidence += words("equivalent") if m.lead.equivalent else ""
+    if answer == "undecided" and works:
+        total = controls_to_decide(g, n, m.level, m.design.population)
+        if total is not None and total > n:
+            evidence += words("more", total=total)
+            if m.method in m.design.seconds:
+                evidence += words("cost", time=_time((total - n) * m.design.seconds[m.method]))
+    elif answer == "undecided":
+        evidence += words("no_gain")
+    power = words("power", rare=RARE, power=specificity_power(m.n_planned, m.level, RARE, m.design.rule))
     return Grade(
-        "specificity",
-        answer,
-        g / n if n else math.nan,
-        (low, high),
-        "share of random places that do at least as well, 95 % at every moment",
-        m.look.p_value,
-        f"a claim that {RARE:.0%} of places match is called specific with probability {power:.2f}",
-        words,
-    )
+        "specificity", answer, g / n if n else math.nan, (low, high), words("quantity"), m.look.p_value, power,
+        evidence, words(f"clause.{answer}"),
+    )  # fmt: skip
 
 
 def _necessity(m: Measured) -> Grade:
-    quantity = "best edit of all but the claim minus that of the whole model, 90 % over questions"
-    if m.rest is None or m.whole is None:
-        return _not_tried("necessity", quantity, "the model without the claim was not edited")
-    margin = m.design.margin
-    against = compare_edits(m.rest, m.whole, margin=margin)
-    gain = compare_edits(m.whole, m.base, margin=margin)
-    answer: Answer = "undecided"
-    if not gain.interval[0] > margin or gain.few:
-        words = "the edit of the whole model has no sure gain above the margin that could be lost"
-    elif against.outcome == "not worse":
-        answer, words = "no", "barred from the claim, an edit of the rest does as well as one of the whole model"
-    elif against.outcome == "worse":
-        answer, words = "yes", "barred from the claim, the best edit of the rest falls short of the whole model's"
-    else:
-        words = "the questions are too few to tell whether barring the claim costs anything"
+    words, margin = _words(m, "necessity"), m.design.margin
+    if REST not in m.arms or WHOLE not in m.arms:
+        return _not_tried("necessity", words, "not_tried")
+    against, gain = m.compare(REST, WHOLE), m.compare(WHOLE, BASE)
+    is_sure = gain.interval[0] > margin and not gain.few
+    answers: dict[str, Answer] = {"not worse": "no", "worse": "yes"}
+    answer = answers.get(against.outcome, "undecided") if is_sure else "undecided"
+    why = words(answer if is_sure else "no_gain")
     return Grade(
-        "necessity", answer, against.difference, against.interval, quantity, against.p, _width(against, margin),
-        f"{words} ({_difference(against)}, margin {margin:g})",
+        "necessity", answer, against.difference, against.interval, words("quantity"), against.p,
+        words("power", half=(against.interval[1] - against.interval[0]) / 2),
+        words("seen", why=why, difference=_difference(against)), words(f"clause.{answer}"),
     )  # fmt: skip
 
 
 def _uniqueness(m: Measured) -> Grade:
-    quantity = "share of the places tried, apart from the claim and each other, that match it"
-    apart = _apart(m)[:MOST_PLACES]
-    if not apart:
-        return _not_tried("uniqueness", quantity, "no control lies apart from the claim")
+    words = _words(m, "uniqueness")
+    if not m.apart:
+        return _not_tried("uniqueness", words, "not_tried")
     if m.effect_p > m.level:
-        return _not_tried("uniqueness", quantity, "the claim's own gain was not shown")
-    margin = m.design.margin
-    sure = m.gain.interval[0] > margin
-    matches = [compare_edits(m.controls[i], m.claim, margin=margin) for i in apart]
+        return _not_tried("uniqueness", words, "no_gain")
+    matches, is_sure = [m.compare(place, CLAIM) for place in m.apart], m.gain.interval[0] > m.design.margin
     adjusted = holm([match.p for match in matches])
-    n_match, n = sum(p <= m.level and not x.few for p, x in zip(adjusted, matches, strict=True)), len(apart)
+    n_match, n = sum(p <= m.level and not x.few for p, x in zip(adjusted, matches, strict=True)), len(matches)
     n_worse = sum(match.outcome == "worse" for match in matches)
-    every = n == m.design.population and not m.design.matched and m.location is not None and len(m.location) == 1
-    answer: Answer = "no" if n_match else "yes" if every and n_worse == n else "undecided"
-    if not sure:
-        answer = "undecided"
-    words = (
-        f"{n_match} of {n} places that share no unit with the claim or each other match it to within {margin:g} "
-        f"(after Holm's correction), {n_worse} fall short, for {n - n_match - n_worse} the questions are too few"
-    )
-    if not sure:
-        words += "; but the claim's gain is not surely above the margin, so that to match it says little"
+    is_all = n == m.design.population and not m.design.matched and len(m.locations.get(CLAIM, ())) == 1
+    answer: Answer = "undecided"
+    if is_sure:
+        answer = "no" if n_match else "yes" if is_all and n_worse == n else "undecided"
+    evidence = words("seen", n_match=n_match, n=n, n_worse=n_worse, n_open=n - n_match - n_worse)
+    if not is_sure:
+        evidence += words("unsure")
     elif answer == "undecided" and n_worse == n:
-        words += "; places that were not drawn may still match it"
+        evidence += words("not_all")
     return Grade(
-        "uniqueness", answer, n_match / n, (math.nan, math.nan), quantity,
-        min(adjusted), f"{n} disjoint places were tried", words,
+        "uniqueness", answer, n_match / n, _UNKNOWN, words("quantity"), min(adjusted), words("power", n=n), evidence,
+        words(f"clause.{answer}"),
     )  # fmt: skip
 
 
-def _apart(m: Measured) -> list[int]:
-    """Controls that share no unit with the claim or with an earlier one of these: chosen before any score is seen."""
-    taken = set(m.location.units) if m.location else set()
-    out = []
-    for number, place in sorted(m.places.items()):
-        if not taken & set(place.units):
-            taken |= set(place.units)
-            out.append(number)
-    return out
-
-
-def _not_tried(question: Question, quantity: str, why: str) -> Grade:
-    return Grade(question, "not tried", math.nan, (math.nan, math.nan), quantity, math.nan, "", why)
-
-
-def _reach(match: Match) -> str:
-    if match.equivalent:
-        return "is equivalent to"
-    return {"not worse": "does at least as well as", "worse": "falls short of"}.get(
-        match.outcome, "cannot be told apart, nor shown equal, to"
-    )
-
-
 def _difference(match: Match) -> str:
-    return f"{match.difference:+.3f}, 90 %: {match.interval[0]:+.3f} to {match.interval[1]:+.3f}"
+    return say("match", "difference", match=match)
 
 
-def _width(match: Match, margin: float) -> str:
-    half = (match.interval[1] - match.interval[0]) / 2
-    return f"the difference is known to ±{half:.3f}, the margin is {margin:g}"
-
-
-def _hours(seconds: float) -> str:
+def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -208,29 +170,5 @@ def _hours(seconds: float) -> str:
 
 def conclusion(grades: Sequence[Grade]) -> str:
     """The grades in one sentence; empty for none."""
-    found = {grade.question: grade.answer for grade in grades}
-    if not found:
-        return ""
-    parts = [
-        {
-            "yes": "an edit there is enough",
-            "no": "no edit there is enough",
-            "undecided": "it is not shown that an edit there is enough",
-        }.get(found["sufficiency"], ""),
-        {
-            "yes": "the place does better than random ones",
-            "no": "random places do as well",
-            "undecided": "whether random places do as well is open",
-        }.get(found["specificity"], ""),
-        {
-            "yes": "editing falls short without it",
-            "no": "the rest of the model reaches the same without it",
-            "undecided": "whether it is needed is open",
-        }.get(found["necessity"], ""),
-        {"yes": "no other place of its size matches it", "no": "it is not the only such place"}.get(
-            found["uniqueness"], ""
-        ),
-    ]
-    said = [part for part in parts if part]
-    text = "; ".join(said)
-    return text[0].upper() + text[1:] + "."
+    text = "; ".join(grade.clause for grade in grades if grade.clause)
+    return f"{text[0].upper()}{text[1:]}." if text else ""

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from locaudit.location import Location, parse_location
-from locaudit.records import Method, TrialRecord
-from locaudit.stats.matching import Match, compare_edits
-from locaudit.stats.scores import components, mean_score, reaches, score_values
-from locaudit.stats.selection import Place
+from locaudit.location import Location
+from locaudit.records import TrialRecord
+from locaudit.stats.equivalence import Match, compare_edits
+from locaudit.stats.phrases import MethodFacts
+from locaudit.stats.resample import mean_of_scores, resampled_scores
+from locaudit.stats.scores import MAX_MISSING, SIGNS, mean_score, reaches, score_values
+from locaudit.stats.selection import BASE, CLAIM, Place, choose, score_place
 from locaudit.stats.sequential import Look, Rule, look
-from locaudit.stats.tests import paired_gain_p, resampled_differences
+from locaudit.stats.tests import paired_gain_p
+
+Values = NDArray[np.float64]
+"""A score's components at the test questions: (components, questions), NaN where missing."""
+MOST_PLACES = 100
+"""Places compared one by one with the claim."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """How controls were planned, and what differences count; `run_design` reads it from a run folder."""
+    """How controls were planned, and what differences count; `locaudit.store.run.Run.design` reads it."""
 
     rule: Rule = "fixed"
     n_planned: int | None = None
@@ -35,32 +42,40 @@ class Design:
     matched: bool = False
     """Whether controls are matched to the claim, so that they are not all places of its size."""
     graded: bool = True
-    """Whether to grade, which resamples questions for every control."""
+    """Whether to grade."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Scores on the same test questions, (components, questions) each, by place, and what follows from them."""
+    """Values at the same test questions, by place, and what follows from them; each is computed once.
 
-    method: Method
-    base: NDArray[np.float64]
-    claim: NDArray[np.float64]
-    """NaN where every edit diverged, as at the other places."""
-    whole: NDArray[np.float64] | None
-    rest: NDArray[np.float64] | None
-    controls: Mapping[int, NDArray[np.float64]]
-    """By number."""
-    places: Mapping[int, Location]
-    """Where each control is."""
-    location: Location | None
-    """The claim's."""
+    The larger score supports the claim: where lower ones do, `measure` has changed the sign of all.
+    """
+
+    method: str
+    facts: MethodFacts
+    arms: Mapping[Place, Values]
+    """The unedited model, the claim and what else was tried; NaN where every edit diverged."""
+    locations: Mapping[Place, Location]
+    """Where claim and controls are."""
     level: float
     design: Design
+    chosen: Mapping[str, float | None] = field(default_factory=dict)
+    """Place -> hyperparameter chosen on validation."""
+    missing: tuple[int, ...] = ()
+    """Test questions without the score, for each arm that has one."""
+    worst_missing: float = 0.0
+    """Largest share of an arm's test questions that is missing, or of validation questions of what was tried there."""
 
     @property
     def n_questions(self) -> int:
         """Test questions."""
-        return self.base.shape[1]
+        return self.arms[BASE].shape[1]
+
+    @cached_property
+    def controls(self) -> Mapping[Place, Values]:
+        """The controls, by number."""
+        return {place: x for place, x in sorted(self.arms.items()) if place[0] == "control"}
 
     @property
     def n_planned(self) -> int:
@@ -68,98 +83,107 @@ class Measured:
         return self.design.n_planned or len(self.controls)
 
     @cached_property
-    def claim_mean(self) -> float:
-        """Score of the edit at the claim."""
-        return float(mean_score(self.claim))
+    def means(self) -> Mapping[Place, float]:
+        """Score at each place."""
+        return {place: float(mean_score(x)) for place, x in self.arms.items()}
+
+    @property
+    def control_means(self) -> tuple[float, ...]:
+        """Score at each control, by number."""
+        return tuple(self.means[place] for place in self.controls)
 
     @property
     def unscored(self) -> bool:
         """Whether the claim has no score."""
-        return math.isnan(self.claim_mean)
+        return math.isnan(self.means[CLAIM])
 
-    @cached_property
-    def control_means(self) -> tuple[float, ...]:
-        """Score at each control, by number."""
-        return tuple(float(mean_score(x)) for _, x in sorted(self.controls.items()))
+    @property
+    def nothing_to_say(self) -> bool:
+        """Whether no comparison can say anything: no score, too few questions, or too many judgements missing."""
+        return self.unscored or 2.0**-self.n_questions > self.level or self.worst_missing > MAX_MISSING
 
     @cached_property
     def effect_p(self) -> float:
         """One-sided p of the claim's gain over the unedited model."""
-        return 1.0 if self.unscored else paired_gain_p(self.claim, self.base)
+        return 1.0 if self.unscored else paired_gain_p(self.arms[CLAIM], self.arms[BASE])
 
     @cached_property
     def look(self) -> Look:
         """What the controls say of the claim."""
-        reached = reaches(self.control_means, self.claim_mean).tolist()
+        reached = reaches(self.control_means, self.means[CLAIM]).tolist()
         design = self.design
         return look(reached, rule=design.rule, n_planned=self.n_planned, level=self.level, population=design.population)
 
     @cached_property
-    def gains(self) -> NDArray[np.float64]:
-        """Bootstrap distribution of the claim's gain over the unedited model; none without a score."""
-        return np.zeros(0) if self.unscored else resampled_differences(self.claim, [self.base], 0)
+    def drawn(self) -> Mapping[Place, NDArray[np.float64]]:
+        """Scores on each resample of the questions: at all places but the controls, and at those `apart` for grades."""
+        places = [place for place in self.arms if place not in self.controls]
+        places += self.apart if self.design.graded else []
+        values = np.stack([self.arms[place] for place in places], axis=1)
+        return dict(zip(places, resampled_scores(values), strict=True))
 
     @cached_property
     def gain(self) -> Match:
         """The claim against the unedited model."""
-        return compare_edits(self.claim, self.base, margin=self.design.margin, drawn=self.gains)
-
-    @cached_property
-    def finite_controls(self) -> Sequence[NDArray[np.float64]]:
-        """Scores at the controls that did not diverge."""
-        return [x for x in self.controls.values() if not math.isnan(float(mean_score(x)))]
-
-    @cached_property
-    def leads(self) -> NDArray[np.float64]:
-        """Bootstrap distribution of the claim's lead over the mean control; none without scores."""
-        if self.unscored or not self.finite_controls:
-            return np.zeros(0)
-        return resampled_differences(self.claim, self.finite_controls, 0)
+        return self.compare(CLAIM, BASE)
 
     @cached_property
     def lead(self) -> Match | None:
-        """The claim against the mean control; None without scores."""
-        if self.unscored or not self.finite_controls:
+        """The claim against the mean control that has a score; None without scores."""
+        scored = [x for place, x in self.controls.items() if not math.isnan(self.means[place])]
+        if self.unscored or not scored:
             return None
-        return compare_edits(self.claim, self.finite_controls, margin=self.design.margin, drawn=self.leads)
+        drawn = self.drawn[CLAIM] - mean_of_scores(scored)
+        return compare_edits(self.arms[CLAIM], scored, margin=self.design.margin, drawn=drawn)
+
+    def compare(self, place: Place, reference: Place) -> Match:
+        """One place against another, both among those `drawn`."""
+        drawn = self.drawn[place] - self.drawn[reference]
+        return compare_edits(self.arms[place], self.arms[reference], margin=self.design.margin, drawn=drawn)
+
+    @cached_property
+    def apart(self) -> list[Place]:
+        """Controls that share no unit with the claim or with an earlier one of these: chosen before any score is seen.
+
+        At most `MOST_PLACES`.
+        """
+        taken, found = set(self.locations[CLAIM].units) if CLAIM in self.locations else set(), []
+        for place in self.controls:
+            units = set(self.locations[place].units)
+            if not taken & units:
+                taken |= units
+                found.append(place)
+        return found[:MOST_PLACES]
 
 
 def measure(
-    method: Method,
-    base: TrialRecord,
-    chosen: Mapping[Place, TrialRecord | None],
-    records: Iterable[TrialRecord],
-    score: str,
-    level: float,
+    method: str, facts: MethodFacts, trials: Mapping[Place, Sequence[TrialRecord]], score: str, level: float,
     design: Design,
-) -> Measured:
-    """Scores of the trial chosen at each place (None: all diverged); `records` say where the places are."""
-    n = len(base.questions["test"][components(score)[0]])
-
-    def values(record: TrialRecord | None) -> NDArray[np.float64]:
-        lost = np.full((len(components(score)), n), np.nan)
-        return lost if record is None else score_values(record.questions["test"], score)
-
-    found = {place: values(record) for place, record in sorted(chosen.items())}
-    where = _locations(records, method)
+) -> Measured:  # fmt: skip
+    """Scores of the trial chosen at each place, of which `trials` has all; the unedited model is among them."""
+    chosen = {place: choose(tried, score) for place, tried in trials.items()}
+    known = {
+        place: score_values(record.questions["test"], score) for place, record in chosen.items() if record is not None
+    }
+    # A score is a product over components: one more, -1 at every question, turns its sign in all that follows.
+    turn = np.full((1, known[BASE].shape[1]), SIGNS["lower"])[: facts.supports == "lower"]
+    missing = tuple(int(np.isnan(x).any(axis=0).sum()) for x in known.values())
     return Measured(
         method=method,
-        base=values(base),
-        claim=found["claim", -1],
-        whole=found.get(("whole", -1)),
-        rest=found.get(("rest", -1)),
-        controls={number: x for (arm, number), x in found.items() if arm == "control"},
-        places={number: location for (arm, number), location in where.items() if arm == "control"},
-        location=where.get(("claim", -1)),
+        facts=facts,
+        arms={place: np.concatenate([known.get(place, np.full_like(known[BASE], np.nan)), turn]) for place in trials},
+        locations={
+            place: location
+            for place, tried in trials.items()
+            if (place == CLAIM or place[0] == "control") and (location := tried[0].spec.location) is not None
+        },
         level=level,
         design=design,
+        chosen={
+            f"control {number}" if arm == "control" else arm: None if record is None else record.spec.hyperparameter
+            for (arm, number), record in chosen.items()
+            if arm != "base"
+        },
+        missing=missing,
+        worst_missing=max(score_place(tried, score).missing for tried in trials.values()),
     )
-
-
-def _locations(records: Iterable[TrialRecord], method: Method) -> dict[Place, Location]:
-    """Where each place is; the unedited model has no place."""
-    found: dict[Place, Location] = {}
-    for record in records:
-        if record.spec.method == method and record.spec.location:
-            found.setdefault((record.spec.arm, record.spec.control), parse_location(record.spec.location))
-    return found

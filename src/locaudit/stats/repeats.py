@@ -18,11 +18,12 @@ import numpy as np
 from scipy import stats
 
 from locaudit.errors import RunFolderError
-from locaudit.location import parse_location
-from locaudit.stats.scores import reaches
+from locaudit.location import Location
+from locaudit.stats.phrases import say
+from locaudit.stats.scores import SIGNS, reaches
 from locaudit.stats.sequential import curtailment
 from locaudit.stats.tests import monte_carlo_p
-from locaudit.stats.verdict import Outcome, Verdict
+from locaudit.stats.verdict import MethodVerdict, Outcome, Verdict
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Repeat:
     """One of several audits."""
 
     verdict: Verdict
-    claim: str
-    controls: tuple[str, ...]
+    claim: Location
+    controls: tuple[Location, ...]
     """Their locations, by number."""
     questions: tuple[str, ...] = ()
     """Ids of the test questions."""
@@ -60,7 +61,7 @@ class MethodRepeats:
     gain_interval: tuple[float, float]
     """95 % t-interval of the mean gain over repeats; repeats share questions, so that it is too narrow if anything."""
     lead: float
-    """Claim minus mean control, mean over repeats."""
+    """Claim minus mean control (the other way round where lower scores support the claim), mean over repeats."""
     lead_sd: float
     n_at_least: int | None
     """Controls whose mean score reaches the claim's; None where places move."""
@@ -69,20 +70,9 @@ class MethodRepeats:
     def sentence(self, score: str) -> str:
         """The verdict's numbers in words."""
         alone = ", ".join(f"{self.outcomes.count(x)} {x}" for x in dict.fromkeys(self.outcomes))
-        if math.isnan(self.gain):
-            return f"In a repeat every edit at the claim diverged, so there is no mean. Each repeat alone: {alone}."
-        if self.same_places:
-            places = (
-                f"{self.n_at_least} of {self.n_controls} random places do at least as well on average "
-                f"(p = {self.p_value:.3f})"
-            )
-        else:
-            places = f"p against random places = {self.p_value:.3f}, twice the median of the repeats' own"
-        return (
-            f"{score} gains {self.gain:+.3f} at the claim (SD between repeats {self.gain_sd:.3f}, p = "
-            f"{self.effect_p:.4f}); {places}, the claim's lead over their mean is {self.lead:+.3f} (SD "
-            f"{self.lead_sd:.3f}). Each repeat alone: {alone}."
-        )
+        places = say("repeats", "same_places" if self.same_places else "moving", m=self)
+        text = "diverged" if math.isnan(self.gain) else "sentence"
+        return say("repeats", text, m=self, score=score, places=places, alone=alone)
 
 
 @dataclass(frozen=True)
@@ -126,7 +116,7 @@ def combine_repeats(repeats: Sequence[Repeat], n_planned: int | None = None) -> 
         )
     first = verdicts[0]
     claims = tuple(repeat.claim for repeat in repeats)
-    sets = [set(parse_location(claim).units) for claim in claims]
+    sets = [set(claim.units) for claim in claims]
     overlap = float(np.mean([len(a & b) / len(a | b) for a, b in combinations(sets, 2)]))
     same = len(set(claims)) == 1 and len({repeat.controls for repeat in repeats}) == 1
     alike = len({repeat.questions for repeat in repeats}) == 1 and bool(repeats[0].questions)
@@ -134,15 +124,17 @@ def combine_repeats(repeats: Sequence[Repeat], n_planned: int | None = None) -> 
     methods = {name: _combine([v.methods[name] for v in verdicts], first.level, same) for name in first.methods}
     if len(repeats) < n_planned:
         methods = {name: replace(method, outcome="underpowered") for name, method in methods.items()}
-    return RepeatsVerdict(len(verdicts), n_planned, first.score, first.level, claims, overlap, alike, methods)
+    return RepeatsVerdict(
+        len(verdicts), n_planned, first.score, first.level, tuple(map(str, claims)), overlap, alike, methods
+    )
 
 
-def _combine(found: Sequence, level: float, same_places: bool) -> MethodRepeats:
-    n = min(len(v.controls) for v in found)
-    claim = float(np.mean([v.claim for v in found]))
-    controls = np.mean([v.controls[:n] for v in found], axis=0) if n else np.zeros(0)
+def _combine(found: Sequence[MethodVerdict], level: float, same_places: bool) -> MethodRepeats:
+    n, sign = min(len(v.controls) for v in found), SIGNS[found[0].supports]
+    claim = sign * float(np.mean([v.claim for v in found]))
+    controls = sign * np.mean([v.controls[:n] for v in found], axis=0) if n else np.zeros(0)
     gains = [v.effect for v in found]
-    leads = [v.gap for v in found]
+    leads = [sign * v.gap for v in found]
     p_value = 1.0 if math.isnan(claim) else monte_carlo_p(claim, controls.tolist())
     if not same_places:
         p_value = min(1.0, 2 * float(np.median([v.p_value for v in found])))

@@ -3,30 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
-from locaudit.records import Arm, Method, TrialRecord
+from locaudit.records import Arm, TrialRecord
+from locaudit.stats.scores import has_score, mean_score, missing_share, score_values
 
 Place = tuple[Arm, int]
 """(arm, control number): what is compared."""
+BASE: Place = ("base", -1)
+CLAIM: Place = ("claim", -1)
+WHOLE: Place = ("whole", -1)
+REST: Place = ("rest", -1)
 
 
-def select(records: Iterable[TrialRecord], score: str) -> Mapping[Method, Mapping[Place, TrialRecord | None]]:
-    """For each method and place, the record with the best validation mean of `score`; None if all of them diverged.
+class PlaceScore(NamedTuple):
+    """What the trials of a place say."""
 
-    A place with one hyperparameter needs no validation scores. Ties go to the smaller KL drift, then to the smaller
-    hyperparameter, so that the choice does not depend on the order of the records.
+    mean: float
+    """Test score of the chosen one; NaN if all diverged, or if nothing of it could be judged."""
+    missing: float
+    """Largest share of missing judgements: of its test questions, and of validation of all among which it was chosen.
     """
-    groups: dict[Method, dict[Place, list[TrialRecord]]] = {}
+    lost: bool
+    """Whether it did not diverge and still has no score."""
+
+
+def select(records: Iterable[TrialRecord], score: str) -> Mapping[str, Mapping[Place, TrialRecord | None]]:
+    """For each method and place, the record with the best validation mean of `score`; None if all of them diverged."""
+    return {
+        method: {place: choose(trials, score) for place, trials in places.items()}
+        for method, places in group_trials(records).items()
+    }
+
+
+def group_trials(records: Iterable[TrialRecord]) -> dict[str, dict[Place, list[TrialRecord]]]:
+    """Method -> place -> its trials; methods in the order of the records, places sorted."""
+    groups: dict[str, dict[Place, list[TrialRecord]]] = {}
     for record in records:
         place = (record.spec.arm, record.spec.control)
         groups.setdefault(record.spec.method, {}).setdefault(place, []).append(record)
-    return {method: {place: _best(group, score) for place, group in sorted(places.items())}
-            for method, places in groups.items()}  # fmt: skip
+    return {method: dict(sorted(places.items())) for method, places in groups.items()}
 
 
-def _best(group: list[TrialRecord], score: str) -> TrialRecord | None:
-    finite = [record for record in group if record.status == "ok"]
+def choose(trials: Sequence[TrialRecord], score: str) -> TrialRecord | None:
+    """The trial of a place with the best validation mean of `score`; None if all of them diverged.
+
+    A place with one hyperparameter needs no validation scores. Ties go to the smaller KL drift, then to the smaller
+    hyperparameter, so that the choice does not depend on the order of the trials.
+    """
+    finite = [record for record in trials if record.status == "ok"]
     if len(finite) <= 1:
         return finite[0] if finite else None
 
@@ -39,3 +65,14 @@ def _best(group: list[TrialRecord], score: str) -> TrialRecord | None:
         )
 
     return min(finite, key=key)
+
+
+def score_place(trials: Sequence[TrialRecord], score: str) -> PlaceScore:
+    """Score of the chosen trial of a place, and how much of it could not be judged; for `locaudit.stats.Monitor`."""
+    chosen = choose(trials, score)
+    tested = [] if chosen is None else [score_values(chosen.questions["test"], score)]
+    tried = [trial.questions.get("val", {}) for trial in trials]
+    tried = [score_values(questions, score) for questions in tried if has_score(questions, score)]
+    mean = float(mean_score(tested[0])) if tested else math.nan
+    missing = max(map(missing_share, [*tested, *tried]), default=0.0)
+    return PlaceScore(mean, missing, bool(tested) and math.isnan(mean))

@@ -13,13 +13,17 @@ is specific if (1 + g) / (1 + N) <= level, that is if fewer than h = floor(level
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
+
+from locaudit.stats.scores import MAX_MISSING, SIGNS, Supports, reaches
+from locaudit.stats.selection import Place
 
 Rule = Literal["fixed", "curtailed", "anytime"]
 State = Literal["specific", "not specific", "open"]
@@ -50,6 +54,72 @@ def curtailment(n_planned: int, level: float) -> int:
     return math.floor(level * (1 + n_planned) + 1e-9)
 
 
+@dataclass
+class Monitor:
+    """Tells after each control whether a method's answer is clear, as `look` does, in any order of arrival.
+
+    Feed it with `add`; it is done once `state` is no longer ``open``.
+    """
+
+    rule: Rule
+    n_planned: int
+    level: float
+    population: int | None = None
+    supports: Supports = "higher"
+    seen: Look = field(default=Look("open", 0, 0, 1.0), init=False)
+    """What the controls in order say, whatever is missing."""
+    _claim: float | None = field(default=None, init=False)
+    _waiting: dict[int, float] = field(default_factory=dict, init=False)
+    _is_sure: bool = field(default=True, init=False)
+
+    def add(self, place: Place, mean: float, missing: float = 0.0, lost: bool = False) -> None:
+        """Add the score of a place of which every trial is scored (``add(place, *score_place(trials, score))``).
+
+        ``("claim", -1)`` is the claim, ``("control", n)`` a control, which waits for those with a smaller number. Of
+        the unedited and the whole model only the share of missing judgements counts.
+        """
+        arm, number = place
+        self._is_sure &= missing <= MAX_MISSING
+        if arm == "claim":
+            self._claim = mean
+            self._is_sure &= not lost  # a claim that no judge judged is reached by nothing and everything
+        elif arm == "control":
+            self._waiting[number] = mean
+        while self._claim is not None and self.seen.n in self._waiting and self.wants_more:
+            sign = SIGNS[self.supports]
+            self.count(bool(reaches(sign * self._waiting[self.seen.n], sign * self._claim)))
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether the rule has not ended the controls, and not all are counted."""
+        return self.seen.state == "open" and self.seen.n < self.n_planned
+
+    @property
+    def state(self) -> State:
+        """``open`` while more controls are needed, the claim is not scored, or too many judgements are missing."""
+        return self.seen.state if self._is_sure else "open"
+
+    def count(self, hit: bool) -> None:
+        """Count one more control, which reaches the claim or does not."""
+        n, g, h = self.seen.n + 1, self.seen.n_at_least + hit, curtailment(self.n_planned, self.level)
+        left, p_value = self.n_planned - n, (1 + g) / (1 + n)
+        state: State = "open"
+        if self.rule == "anytime":
+            risk, population = RISK * self.level, self.population
+            low, high = share_interval(g, n, error=risk, population=population)
+            p_value = min(1.0, high + risk)
+            if population is not None:  # the claim is one of them: of all ranks among population + 1 places
+                p_value = min(1.0, (high * population + 1) / (population + 1) + (risk if n < population else 0.0))
+            state = "specific" if p_value <= self.level else "not specific" if low + risk > self.level else "open"
+        elif h and not left:
+            state = "specific" if p_value <= self.level else "not specific"
+        elif self.rule == "curtailed" and h and g == h:
+            state, p_value = "not specific", max(h / n, (1 + g) / (1 + self.n_planned))
+        elif self.rule == "curtailed" and h and g + left < h:
+            state, p_value = "specific", (1 + g + left) / (1 + self.n_planned)
+        self.seen = Look(state, n, g, p_value)
+
+
 def look(reached: Sequence[bool], *, rule: Rule, n_planned: int, level: float, population: int | None = None) -> Look:
     """Go through the controls in their order (`reached`: whether each does at least as well) until the rule ends them.
 
@@ -57,29 +127,11 @@ def look(reached: Sequence[bool], *, rule: Rule, n_planned: int, level: float, p
 
     With ``fixed``, fewer than `n_planned` controls are an unfinished audit: ``open``, and p is that of those seen.
     """
-    reached = reached[:n_planned]
-    h = curtailment(n_planned, level)
-    g, bound = 0, 1.0
-    for n, hit in enumerate(reached, start=1):
-        g += bool(hit)
-        left = n_planned - n
-        if rule == "curtailed" and h and g == h and left:
-            return Look("not specific", n, g, max(h / n, (1 + g) / (1 + n_planned)))
-        if rule == "curtailed" and h and g + left < h and left:
-            return Look("specific", n, g, (1 + g + left) / (1 + n_planned))
-        if rule == "anytime":
-            low, high = share_interval(g, n, error=RISK * level, population=population)
-            bound = high + RISK * level
-            if population is not None:  # the claim is one of them: of all ranks among population + 1 places
-                bound = (high * population + 1) / (population + 1) + (RISK * level if n < population else 0.0)
-            bound = min(1.0, bound)
-            if low + RISK * level > level or bound <= level:
-                return Look("specific" if bound <= level else "not specific", n, g, bound)
-    n = len(reached)
-    p_value = bound if rule == "anytime" else (1 + g) / (1 + n)
-    if rule == "anytime" or n < n_planned or not h:
-        return Look("open", n, g, p_value)
-    return Look("specific" if p_value <= level else "not specific", n, g, p_value)
+    monitor = Monitor(rule, n_planned, level, population)
+    for hit in reached:
+        if monitor.wants_more:
+            monitor.count(bool(hit))
+    return monitor.seen
 
 
 @lru_cache(maxsize=100_000)
@@ -99,8 +151,12 @@ def share_interval(
         kept = hits[(n + 1) * stats.hypergeom.pmf(n_at_least, population, hits, n) > error]
         return float(kept[0] / population), float(kept[-1] / population)
 
+    # log C(n, g), once: scipy's binom.logpmf is slow for single numbers
+    constant = math.lgamma(n + 1) - math.lgamma(n_at_least + 1) - math.lgamma(n - n_at_least + 1)
+    constant += math.log(n + 1) - math.log(error)
+
     def excess(share: float) -> float:
-        return float(math.log(n + 1) + stats.binom.logpmf(n_at_least, n, share) - math.log(error))
+        return constant + float(special.xlogy(n_at_least, share) + special.xlog1py(n - n_at_least, -share))
 
     peak, edge = n_at_least / n, 1e-12
     low = optimize.brentq(excess, edge, peak) if n_at_least and excess(edge) < 0 else 0.0
@@ -122,28 +178,20 @@ def controls_to_decide(n_at_least: int, n: int, level: float, population: int | 
 
     if n > most or not decides(most):
         return None
-    low, high = n, most
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if decides(middle) else (middle + 1, high)
-    return low
+    return n + bisect_left(range(n, most), True, key=decides)
 
 
 def specificity_power(n_planned: int, level: float, share: float, rule: Rule = "fixed") -> float:
     """Probability that a claim which a `share` of random places reaches is called specific by N controls."""
     if rule != "anytime":
         return float(stats.binom.cdf(curtailment(n_planned, level) - 1, n_planned, share))
-    chance, found = {0: 1.0}, 0.0  # of having gone on so far, by the number that reached the claim
+    chance, found = np.ones(1), 0.0  # of having gone on so far, by the number that reached the claim
     for n in range(1, min(n_planned, MOST_CONTROLS) + 1):
-        after: dict[int, float] = {}
-        for g, p in chance.items():
-            for hit, q in ((0, 1 - share), (1, share)):
-                after[g + hit] = after.get(g + hit, 0.0) + p * q
-        chance = {}
-        for g, p in after.items():
+        chance = np.convolve(chance, [1 - share, share])
+        for g in np.flatnonzero(chance).tolist():
             low, high = share_interval(g, n, error=RISK * level)
-            if high + RISK * level <= level:
-                found += p
-            elif low + RISK * level <= level and p > 1e-9:
-                chance[g] = p
-    return found
+            is_specific = high + RISK * level <= level
+            found += chance[g] if is_specific else 0.0
+            if is_specific or low + RISK * level > level or chance[g] <= 1e-9:
+                chance[g] = 0.0
+    return float(found)

@@ -1,19 +1,17 @@
-"""The three numbers under a verdict: a Monte-Carlo p, a paired test of an effect, a paired bootstrap interval."""
+"""Tests of a claim: Monte Carlo against its controls, exchange of questions for its gain, and several at once."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+import math
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from locaudit.stats.scores import mean_score, reaches
-
-N_RESAMPLES = 9_999
-"""Resamples of the sign-flip test and the bootstrap."""
+from locaudit.stats.resample import N_RESAMPLES, arms_of, blocks
+from locaudit.stats.scores import TIE, reaches
 
 
 def monte_carlo_p(claim: float, controls: Sequence[float]) -> float:
@@ -33,9 +31,9 @@ def t_test_p(claim: float, controls: Sequence[float]) -> float:
     their number even if many of them beat the claim: beside `monte_carlo_p` to compare with papers, never for a
     verdict. NaN for fewer than two finite controls, or equal ones.
     """
-    scores = _finite_scores(controls)
-    if scores.size < 2 or not np.ptp(scores):
-        return float("nan")
+    scores = _varying(controls)
+    if not scores.size:
+        return math.nan
     return float(stats.ttest_1samp(scores, claim, alternative="less").pvalue)  # type: ignore[attr-defined]
 
 
@@ -45,121 +43,102 @@ def normal_tail_p(claim: float, controls: Sequence[float]) -> float:
     It supposes normal scores, and mean and deviation known: beside `monte_carlo_p` to compare with papers only. NaN as
     in `t_test_p`.
     """
-    scores = _finite_scores(controls)
-    if scores.size < 2 or not np.ptp(scores):
-        return float("nan")
-    return float(stats.norm.sf((claim - scores.mean()) / scores.std(ddof=1)))
+    scores = _varying(controls)
+    return float(stats.norm.sf((claim - scores.mean()) / scores.std(ddof=1))) if scores.size else math.nan
+
+
+def _varying(controls: Sequence[float]) -> NDArray[np.float64]:
+    """The finite scores; none if there are fewer than two, or all are equal."""
+    scores = np.asarray(controls, dtype=float)
+    scores = scores[np.isfinite(scores)]
+    return scores if scores.size > 1 and np.ptp(scores) else scores[:0]
 
 
 def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> float:
     """One-sided p-value that the score of `after` is not above that of `before`, by exchanging them at questions.
 
-    `after` and `before` are one value a question, or (components, questions) of a score that is a product of means
-    (`locaudit.stats.scores`). Under the null, a question's two values may be exchanged; for a plain mean this is the
-    sign-flip test. Questions missing in either are left out. Exact when 2^n is at most `N_RESAMPLES`, else Monte
-    Carlo; SciPy's `permutation_test` does the work.
+    Shapes as in `locaudit.stats.resample.arms_of`. Under the null, a question's two values may be exchanged; for a
+    plain mean this is the sign-flip test. p is the share of the arrangements whose gain reaches the one that is seen:
+    of all 2^n where these are at most `N_RESAMPLES`, else Monte Carlo, the seen one counted. Questions missing in
+    either are left out. The arrangements are those of SciPy's `permutation_test`.
     """
-    a, b = _complete_pairs(after, before)
+    a, b = arms_of(after)[0], arms_of(before)[0]
+    there = ~(np.isnan(a) | np.isnan(b)).any(axis=0)
+    a, b = a[:, there], b[:, there]
     n = a.shape[1]
-    if n == 0 or not (a - b).any():
+    if n == 0:
         return 1.0
-    if n == 1:  # SciPy wants two: the pair as it is, and exchanged
-        return 0.5 if mean_score(a) > mean_score(b) else 1.0
-    rng = np.random.default_rng(seed)
-    data: tuple[NDArray, ...]
-    if len(a) == 1:
-        data, statistic = (a[0] - b[0],), _mean_of_flipped
+    exchanged = _exchanges(n, seed)
+    gain = float(np.prod(a.mean(axis=1)) - np.prod(b.mean(axis=1)))
+    n_reach = 0
+    for rows in blocks(n, len(exchanged)):
+        moved = exchanged[rows] @ (b - a).T  # (arrangements, components): what goes over to `after`
+        gains = np.prod((a.sum(axis=1) + moved) / n, axis=1) - np.prod((b.sum(axis=1) - moved) / n, axis=1)
+        n_reach += int(reaches(gains, gain).sum())
+    seen = 2**n > N_RESAMPLES  # all arrangements hold the seen one
+    return (n_reach + seen) / (len(exchanged) + seen)
+
+
+@lru_cache(maxsize=8)
+def _exchanges(n: int, seed: int) -> NDArray[np.bool_]:
+    """Which questions are exchanged in each arrangement: (arrangements, n), read-only."""
+    if 2**n <= N_RESAMPLES:
+        out = (np.arange(2**n)[:, None] >> np.arange(n)) % 2 == 1
     else:
-        both = np.concatenate([a, b], axis=1)
-        data = (np.arange(n), np.arange(n, 2 * n))  # questions by number: SciPy exchanges numbers, we look them up
-        statistic = partial(_difference_of_exchanged, both)
+        rng = np.random.default_rng(seed)
+        out = np.empty((N_RESAMPLES, n), dtype=bool)
+        for rows in blocks(2 * n):
+            pairs = np.tile(np.arange(2, dtype=np.int8), (rows.stop - rows.start, n, 1))
+            out[rows] = rng.permuted(pairs, axis=-1)[..., 0] == 1
+    out.flags.writeable = False
+    return out
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (1979): those at most alpha are rejected with a family-wise error of at most alpha.
+
+    Valid under any dependence, such as that of edits compared with one reference on the same questions.
+    """
+    p = np.asarray(p_values, dtype=float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(p.size, 0, -1) * p[order]))
+    return adjusted.tolist()
+
+
+def max_t_p(claim: ArrayLike, controls: ArrayLike) -> list[float]:
+    """Monte-Carlo p of each of several tests of one claim, adjusted for their number (max-T, Westfall and Young 1993).
+
+    `claim` (tests,) and `controls` (N, tests) are scores, higher is better: several metrics, or ways of editing. Each
+    is standardised over claim and controls; a test's p is the share of the N + 1 arms whose largest value is at least
+    the claim's value in that test. Exact family-wise error wherever the claim is exchangeable with its controls, and
+    less severe than Holm where tests agree. NaN: at a control it reaches the claim, at the claim it reaches nothing.
+    """
+    own, others = np.asarray(claim, dtype=float), np.atleast_2d(np.asarray(controls, dtype=float))
+    arms = np.concatenate([own[None], others])
+    centre, spread = np.nanmean(arms, axis=0), np.nanstd(arms, axis=0)
+    z = (arms - centre) / np.where(spread > TIE * np.maximum(1.0, np.abs(centre)), spread, 1.0)
+    largest = np.where(np.isnan(others), np.inf, z[1:]).max(axis=1)
+    return [monte_carlo_p(x, largest.tolist()) if np.isfinite(x) else 1.0 for x in z[0].tolist()]
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
+    """Spearman's rank correlation and its two-sided permutation p (SciPy); NaN for fewer than 3 pairs or equal values.
+
+    Pairs with a missing value are left out.
+    """
+    a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    there = np.isfinite(a) & np.isfinite(b)
+    a, b = stats.rankdata(a[there]), stats.rankdata(b[there])
+    if a.size < 3 or not np.ptp(a) or not np.ptp(b):
+        return math.nan, math.nan
+    b = stats.zscore(b)
     result = stats.permutation_test(
-        data,
-        statistic,
-        permutation_type="samples",
-        alternative="greater",
+        (stats.zscore(a),),
+        lambda ranks, axis: (ranks * b).mean(axis=axis),  # of standard scores: the correlation
+        permutation_type="pairings",
         vectorized=True,
         n_resamples=N_RESAMPLES,
-        batch=_batch(a.size),
-        rng=rng,
+        rng=np.random.default_rng(seed),
     )
-    return float(result.pvalue)
-
-
-def paired_interval(
-    after: ArrayLike, before: ArrayLike | Sequence[ArrayLike], *, confidence: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the score of `after` minus that of `before`, resampling questions.
-
-    Shapes as in `paired_gain_p`; `before` may be a list, of whose scores the mean is taken. SciPy's `bootstrap`.
-    """
-    return percentiles(resampled_differences(after, before, seed), confidence)
-
-
-def score_interval(values: ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of a score, resampling questions; NaN when no question has a value."""
-    v = np.atleast_2d(np.asarray(values, dtype=float))
-    if np.isnan(mean_score(v)):
-        return float("nan"), float("nan")
-    return percentiles(_resampled(lambda i: mean_score(v[:, i]), v.shape[1], v.size, seed), confidence)
-
-
-def _finite_scores(controls: Sequence[float]) -> NDArray[np.float64]:
-    scores = np.asarray(controls, dtype=float)
-    return scores[np.isfinite(scores)]
-
-
-def resampled_differences(after: ArrayLike, before: ArrayLike | Sequence[ArrayLike], seed: int) -> NDArray[np.float64]:
-    """Score of `after` minus that of `before` on each bootstrap resample of the questions; as in `paired_interval`."""
-    a = np.atleast_2d(np.asarray(after, dtype=float))
-    others = before if isinstance(before, list | tuple) and np.ndim(before[0]) > 0 else [before]
-    b = np.stack([np.atleast_2d(np.asarray(x, dtype=float)) for x in others], axis=1)  # components, arms, questions
-    return _resampled(
-        lambda i: mean_score(a[:, i]) - np.mean(mean_score(np.moveaxis(b[:, :, i], 1, -2)), axis=-1),
-        a.shape[1],
-        (1 + b.shape[1]) * a.size,
-        seed,
-    )
-
-
-def _resampled(
-    statistic: Callable[[NDArray[np.int_]], NDArray[np.float64]], n: int, size: int, seed: int
-) -> NDArray[np.float64]:
-    """A statistic of question numbers on bootstrap resamples of them, without those that hold no judged question."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        result = stats.bootstrap(
-            (np.arange(n),),
-            lambda i, axis: statistic(i.astype(int)),
-            method="percentile",
-            n_resamples=N_RESAMPLES,
-            vectorized=True,
-            batch=_batch(size),
-            rng=np.random.default_rng(seed),
-        )
-    return result.bootstrap_distribution[~np.isnan(result.bootstrap_distribution)]
-
-
-def percentiles(drawn: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    """The middle `confidence` of a bootstrap distribution; NaN for an empty one."""
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2]) if drawn.size else (np.nan, np.nan)
-    return float(low), float(high)
-
-
-def _mean_of_flipped(gains: NDArray, axis: int) -> NDArray:
-    return np.mean(gains, axis=axis)
-
-
-def _difference_of_exchanged(values: NDArray, after: NDArray, before: NDArray, axis: int) -> NDArray:
-    return mean_score(values[:, after.astype(int)]) - mean_score(values[:, before.astype(int)])
-
-
-def _complete_pairs(after: ArrayLike, before: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    a, b = (np.atleast_2d(np.asarray(x, dtype=float)) for x in (after, before))
-    there = ~(np.isnan(a) | np.isnan(b)).any(axis=0)
-    return a[:, there], b[:, there]
-
-
-def _batch(size: int) -> int:
-    """Resamples at a time, so that a batch holds some ten million numbers."""
-    return max(1, min(N_RESAMPLES, 10_000_000 // max(size, 1)))
+    return float(result.statistic), float(result.pvalue)

@@ -1,25 +1,8 @@
-"""The run folder: configuration, records in SQLite (one transaction a trial), edits, and shared preparation.
+"""Where is it kept? The run folder, its database, and what all runs of a user share.
 
 config.yaml      the configuration, every default spelled out
-trials.sqlite    records, per-question scores, answers and their judgements, timings, facts of the run
-edits/           one safetensors file a trial
+trials.sqlite    fits, measurements, answers and their judgements, manifest
+edits/           one safetensors file a fit
 cache/           what all trials share (activations' statistics, reference log-probabilities, drift text)
 verdict.json, report.html, figures/
 """
-
-from locaudit.store.database import HeldOutQuestion, Store
-from locaudit.store.files import MIN_FREE_BYTES, no_room, write_atomically
-from locaudit.store.folder import check_folder, check_run, open_run, read_run, registration_hash
-
-__all__ = [
-    "MIN_FREE_BYTES",
-    "HeldOutQuestion",
-    "Store",
-    "check_folder",
-    "check_run",
-    "no_room",
-    "open_run",
-    "read_run",
-    "registration_hash",
-    "write_atomically",
-]

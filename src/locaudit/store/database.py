@@ -1,45 +1,57 @@
-"""The database of a run: records, per-question scores, answers, judgements, timings, facts. A transaction a trial."""
+"""The database of a run: fits, measurements, questions, judgements, manifest. A group of trials is one transaction.
+
+A fit gives an edit; a measurement is a value of an edit at a question. Both are found by what they depend on, so that a
+run can grow in controls, questions, judges or scores and only what is missing runs.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from locaudit.config import AuditConfig
 from locaudit.errors import RunFolderError
-from locaudit.records import TrialRecord
+from locaudit.location import Location
+from locaudit.records import TrialRecord, TrialSpec, mean_metrics
 from locaudit.store.files import MIN_FREE_BYTES, no_room
+from locaudit.store.manifest import Manifest, read_manifest, write_manifest
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS trials (
-    trial_id TEXT PRIMARY KEY, arm TEXT NOT NULL, control INTEGER NOT NULL, method TEXT NOT NULL,
-    hyperparameter REAL, location TEXT NOT NULL, status TEXT NOT NULL, record TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS scores (
-    trial_id TEXT NOT NULL REFERENCES trials(trial_id), split TEXT NOT NULL, question TEXT NOT NULL,
-    metric TEXT NOT NULL, value REAL NOT NULL, PRIMARY KEY (trial_id, split, question, metric)
+CREATE TABLE IF NOT EXISTS fits (
+    fit TEXT PRIMARY KEY, method TEXT NOT NULL, location TEXT NOT NULL, strength, seed INTEGER NOT NULL,
+    draw INTEGER, context TEXT NOT NULL, status TEXT NOT NULL, message TEXT NOT NULL, training TEXT NOT NULL,
+    edit TEXT NOT NULL, drift TEXT NOT NULL, seconds REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS places (
+    arm TEXT NOT NULL, control INTEGER NOT NULL, fit TEXT NOT NULL REFERENCES fits(fit), registration TEXT NOT NULL,
+    PRIMARY KEY (arm, control, fit)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS questions (
-    split TEXT NOT NULL, position INTEGER NOT NULL, question TEXT NOT NULL, text TEXT NOT NULL,
+    split TEXT NOT NULL, position INTEGER NOT NULL, question TEXT NOT NULL, id TEXT NOT NULL, text TEXT NOT NULL,
     true_answers TEXT NOT NULL, false_answers TEXT NOT NULL, PRIMARY KEY (split, position)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS scores (
+    fit TEXT NOT NULL REFERENCES fits(fit), question TEXT NOT NULL, metric TEXT NOT NULL, value,
+    PRIMARY KEY (fit, question, metric)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS answers (
-    trial_id TEXT NOT NULL REFERENCES trials(trial_id), split TEXT NOT NULL, question TEXT NOT NULL,
-    answer TEXT NOT NULL, PRIMARY KEY (trial_id, split, question)
+    fit TEXT NOT NULL REFERENCES fits(fit), question TEXT NOT NULL, answer TEXT NOT NULL,
+    PRIMARY KEY (fit, question)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS judgements (
     judge TEXT NOT NULL, question TEXT NOT NULL, answer TEXT NOT NULL, probability REAL, reason TEXT NOT NULL,
     PRIMARY KEY (judge, question, answer)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS timings (trial_id TEXT PRIMARY KEY, seconds REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS manifest (value TEXT NOT NULL);
 """
+"""Strengths and values have no declared type: SQLite writes the -0.0 of a REAL column as 0.0."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,8 @@ class HeldOutQuestion:
     text: str
     true: tuple[str, ...]
     false: tuple[str, ...]
+    key: str = ""
+    """Hash of its prompt and answers as token ids: what a measurement is found by."""
 
 
 class Store:
@@ -70,53 +84,105 @@ class Store:
         """Folder of what all trials share."""
         return self.folder / "cache"
 
-    def records(self) -> list[TrialRecord]:
-        """All records, ordered by trial id."""
-        rows = self._connection.execute("SELECT record FROM trials ORDER BY trial_id")
-        return [TrialRecord.from_json(text) for (text,) in rows]
+    @property
+    def manifest(self) -> Manifest | None:
+        """What the run says about itself; None for one that has not come so far."""
+        row = self._connection.execute("SELECT value FROM manifest").fetchone()
+        return None if row is None else read_manifest(row[0])
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Keep the manifest, in place of an earlier one."""
+        with self._writing():
+            self._connection.execute("DELETE FROM manifest")
+            self._connection.execute("INSERT INTO manifest VALUES (?)", (write_manifest(manifest),))
+
+    def measured(self) -> dict[str, set[str]]:
+        """Trial id -> keys of the questions that its edit was scored on; of a diverged one, none."""
+        out: dict[str, set[str]] = {fit: set() for (fit,) in self._connection.execute("SELECT fit FROM fits")}
+        for fit, question in self._connection.execute("SELECT DISTINCT fit, question FROM scores"):
+            out[fit].add(question)
+        return out
+
+    def diverged(self) -> set[str]:
+        """Ids of the trials whose edit diverged: nothing more can be measured of them."""
+        return {fit for (fit,) in self._connection.execute("SELECT fit FROM fits WHERE status = 'diverged'")}
 
     def done(self) -> set[str]:
-        """Ids of the trials that have a record."""
-        return {trial_id for (trial_id,) in self._connection.execute("SELECT trial_id FROM trials")}
+        """Ids of the trials with a record."""
+        return {record.spec.trial_id for record in self.records()}
 
-    def add(self, records: Sequence[TrialRecord], question_ids: Mapping[str, Sequence[str]], seconds: float) -> None:
-        """Write the records of trials that ran together, all or none; `seconds` is shared out evenly."""
+    def contexts(self) -> set[str]:
+        """What the edits of its trials depend on besides the trial (`locaudit.run.plan.fit_context`)."""
+        return {context for (context,) in self._connection.execute("SELECT DISTINCT context FROM fits")}
+
+    def is_empty(self) -> bool:
+        """Whether no trial has ended yet."""
+        return self._connection.execute("SELECT 1 FROM places LIMIT 1").fetchone() is None
+
+    def records(self) -> list[TrialRecord]:
+        """All trials with their scores on the present questions, ordered by trial id.
+
+        One that lacks some questions of a split that it was scored on, as after questions were added, is left out.
+        """
+        keys = {split: [q.key for q in self.questions(split)] for split in ("val", "test")}
+        values: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+        for fit, question, metric, value in self._connection.execute("SELECT * FROM scores"):
+            values[fit][question][metric] = math.nan if value is None else value
+        said: dict[str, dict[str, str]] = defaultdict(dict)
+        for fit, question, answer in self._connection.execute("SELECT * FROM answers"):
+            said[fit][question] = answer
+        rows = self._connection.execute(
+            "SELECT arm, control, registration, fits.* FROM places JOIN fits USING (fit) ORDER BY fit, arm, control"
+        )
+        found = (_record(row, keys, values[row[3]], said[row[3]]) for row in rows)
+        return [record for record in found if record is not None]
+
+    def add(self, records: Sequence[TrialRecord], seconds: float) -> None:
+        """Write what trials that ran together left, all or nothing; `seconds` is shared out evenly.
+
+        Of a trial that has a fit already, what is measured anew is added.
+        """
         self.check_room()
+        keys = {split: [q.key for q in self.questions(split)] for split in ("val", "test")}
         with self._writing():
             for record in records:
-                spec = record.spec
-                self._connection.execute(
-                    "INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (spec.trial_id, spec.arm, spec.control, spec.method, spec.hyperparameter, spec.location,
-                     record.status, record.to_json()),
-                )  # fmt: skip
-                self._connection.executemany(
-                    "INSERT INTO scores VALUES (?, ?, ?, ?, ?)",
-                    [
-                        (spec.trial_id, split, question, metric, value)
-                        for split, metrics in record.questions.items()
-                        for metric, values in metrics.items()
-                        for question, value in zip(question_ids[split], values, strict=True)
-                    ],
-                )
-                self._connection.executemany(
-                    "INSERT INTO answers VALUES (?, ?, ?, ?)",
-                    [
-                        (spec.trial_id, split, question, answer)
-                        for split, answers in record.answers.items()
-                        for question, answer in zip(question_ids[split], answers, strict=True)
-                    ],
-                )
-                self._connection.execute("INSERT INTO timings VALUES (?, ?)", (spec.trial_id, seconds / len(records)))
+                self._add(record, keys, seconds / len(records))
+
+    def _add(self, record: TrialRecord, keys: Mapping[str, Sequence[str]], seconds: float) -> None:
+        spec, fit = record.spec, record.spec.trial_id
+        where = json.dumps(None if spec.location is None else spec.location.to_json())
+        self._connection.execute(
+            "INSERT INTO fits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (fit) DO UPDATE SET status = excluded.status, message = excluded.message, "
+            "seconds = seconds + excluded.seconds",
+            (fit, spec.method, where, spec.hyperparameter, spec.seed, spec.draw, spec.context, record.status,
+             record.message, json.dumps(record.training), record.edit, json.dumps(record.drift), seconds),
+        )  # fmt: skip
+        self._connection.execute(
+            "INSERT OR IGNORE INTO places VALUES (?, ?, ?, ?)", (spec.arm, spec.control, fit, spec.registration)
+        )
+        scores = [
+            (fit, key, metric, None if value != value else value)
+            for split, metrics in record.questions.items()
+            for metric, values in metrics.items()
+            for key, value in zip(keys[split], values, strict=True)
+        ]
+        self._connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)", scores)
+        answers = [
+            (fit, key, answer)
+            for split, texts in record.answers.items()
+            for key, answer in zip(keys[split], texts, strict=True)
+        ]
+        self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", answers)
 
     def set_questions(self, splits: Mapping[str, Sequence[HeldOutQuestion]]) -> None:
         """Keep the words of the questions that trials are scored on, in order."""
         with self._writing():
             self._connection.execute("DELETE FROM questions")
             self._connection.executemany(
-                "INSERT INTO questions VALUES (?, ?, ?, ?, ?, ?)",
+                "INSERT INTO questions VALUES (?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (split, position, q.id, q.text, json.dumps(q.true), json.dumps(q.false))
+                    (split, position, q.key, q.id, q.text, json.dumps(q.true), json.dumps(q.false))
                     for split, questions in splits.items()
                     for position, q in enumerate(questions)
                 ],
@@ -125,12 +191,12 @@ class Store:
     def questions(self, split: str) -> list[HeldOutQuestion]:
         """The questions of a split, in order; none for a run that has not come so far."""
         rows = self._connection.execute(
-            "SELECT question, text, true_answers, false_answers FROM questions WHERE split = ? ORDER BY position",
+            "SELECT id, text, true_answers, false_answers, question FROM questions WHERE split = ? ORDER BY position",
             (split,),
         )
         return [
-            HeldOutQuestion(id_, text, tuple(json.loads(true)), tuple(json.loads(false)))
-            for id_, text, true, false in rows
+            HeldOutQuestion(id_, text, tuple(json.loads(true)), tuple(json.loads(false)), key)
+            for id_, text, true, false, key in rows
         ]
 
     def judgements(self, judge: str) -> dict[tuple[str, str], tuple[float | None, str]]:
@@ -151,17 +217,7 @@ class Store:
 
     def seconds(self) -> dict[str, float]:
         """Wall-clock seconds of each trial, by id."""
-        return dict(self._connection.execute("SELECT trial_id, seconds FROM timings").fetchall())
-
-    def fact(self, key: str) -> Any:
-        """A JSON value written by `set_fact`, or None."""
-        row = self._connection.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
-
-    def set_fact(self, key: str, value: Any) -> None:
-        """Write a JSON value, replacing an earlier one."""
-        with self._writing():
-            self._connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, json.dumps(value)))
+        return dict(self._connection.execute("SELECT fit, seconds FROM fits").fetchall())
 
     def check_room(self) -> None:
         """Raise `RunFolderError` when the disk is nearly full; what is already written stays."""
@@ -178,6 +234,42 @@ class Store:
             if "full" in str(error) or "disk I/O" in str(error):
                 raise no_room(self.folder, shutil.disk_usage(self.folder).free) from error
             raise
+
+
+def _record(
+    row: Sequence, keys: Mapping[str, Sequence[str]], values: Mapping[str, Mapping[str, float]], said: Mapping[str, str]
+) -> TrialRecord | None:
+    """A trial from its row (place, then fit) and what was measured; None if a split is not whole."""
+    (arm, control, registration, fit, method, where, strength, seed, draw, context, status, message, training, edit,
+     drift, _) = row  # fmt: skip
+    spec = TrialSpec(
+        arm, method, Location.from_json(json.loads(where)), strength, seed, context, control, draw, registration
+    )
+    assert spec.trial_id == fit
+    questions: dict[str, dict[str, tuple[float, ...]]] = {}
+    answers: dict[str, tuple[str, ...]] = {}
+    for split, wanted in keys.items():
+        found = [values.get(key) for key in wanted]
+        if not any(found):
+            continue
+        if not all(found):
+            return None
+        questions[split] = {name: tuple(one[name] for one in found if one) for name in found[0] or ()}
+        if wanted[0] in said:
+            answers[split] = tuple(said[key] for key in wanted)
+    if status == "ok" and not questions:
+        return None
+    return TrialRecord(
+        spec,
+        status,
+        message,
+        mean_metrics(questions),
+        json.loads(drift),
+        questions,
+        answers,
+        {name: tuple(x) for name, x in json.loads(training).items()},
+        edit,
+    )
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from locaudit.config import AuditConfig, Registration, leaves, load_config, to_dict, to_yaml
+from locaudit.config import AuditConfig, Registration, leaves, load_config, to_dict, to_yaml, unknown_names_kept
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.store.database import SCHEMA, Store, connect
 from locaudit.store.files import write_atomically
@@ -42,8 +42,8 @@ def open_run(folder: str | Path, config: AuditConfig, registration: Registration
             store = Store(folder, config, connection)
             store.check_room()
             connection.executescript(SCHEMA)
-            if store.done():
-                registration_hash(store, registration)
+            if not store.is_empty():
+                check_registration(store, registration)
                 _check_config(folder, config)
             write_atomically(folder / "config.yaml", to_yaml(config).encode())
             for name in ("edits", "cache", "figures"):
@@ -60,18 +60,19 @@ def check_run(folder: str | Path, config: AuditConfig, registration: Registratio
 
     Raises `RunFolderError` where they are of others, as `open_run` would.
     """
-    folder = Path(folder)
-    if not (folder / "trials.sqlite").is_file() or not (folder / "config.yaml").is_file():
+    if not has_trials(folder):
         return False
-    with closing(connect(folder / "trials.sqlite")) as connection:
-        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'trials'").fetchone():
-            return False
     with read_run(folder) as store:
-        if not store.done():
-            return False
-        registration_hash(store, registration)
-        _check_config(folder, config)
-        return True
+        check_registration(store, registration)
+        _check_config(Path(folder), config)
+    return True
+
+
+def has_trials(folder: str | Path) -> bool:
+    """Whether a folder is a run's, with at least one trial."""
+    with suppress(RunFolderError), read_run(folder) as store:
+        return not store.is_empty()
+    return False
 
 
 @contextmanager
@@ -84,48 +85,43 @@ def read_run(folder: str | Path) -> Iterator[Store]:
             expected="a folder with config.yaml and trials.sqlite",
             remedy="name the --out of a locaudit run",
         )
-    config = load_config(folder / "config.yaml")
+    with unknown_names_kept():  # a run can be read without its plug-ins
+        config = load_config(folder / "config.yaml")
     connection = connect(folder / "trials.sqlite")
     try:
-        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'trials'").fetchone():
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "fits" not in tables:
+            old = "trials" in tables
             raise RunFolderError(
-                got=f"{folder}, whose trials.sqlite has no records table",
-                expected="a run that got past its start",
-                remedy="run the same command again",
-            )
-        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'judgements'").fetchone():
-            raise RunFolderError(
-                got=f"{folder}, made by an earlier version of locaudit",
-                expected="a run of this version",
-                remedy="run the audit again with another --out",
+                got=f"{folder}, made by an earlier version of locaudit"
+                if old
+                else f"{folder}, whose trials.sqlite has no records table",
+                expected="a run of this version" if old else "a run that got past its start",
+                remedy="run the audit again with another --out" if old else "run the same command again",
             )
         yield Store(folder, config, connection)
     finally:
         connection.close()
 
 
-def registration_hash(store: Store, registration: Registration | None) -> str:
-    """What new trials of a folder carry: the hash of its claim file, be it given again or not; ``""`` without one.
-
-    A claim file in place of none, or of another, is only for a folder without any record; else `RunFolderError`.
-    """
-    found = store.fact("registration")
-    if registration is None:
-        return found["sha256"][:16] if found else ""
-    if store.done() and found is None:
+def check_registration(store: Store, registration: Registration | None) -> None:
+    """A claim file in place of none, or of another, is only for a folder without any trial; else `RunFolderError`."""
+    found = store.manifest.registration if store.manifest else None
+    if registration is None or store.is_empty():
+        return
+    if found is None:
         raise RunFolderError(
             got=f"{registration.file} for {store.folder}, whose trials began without a claim file",
             expected="a claim file from before the first trial",
             remedy="choose another --out, or leave registered out",
         )
-    if store.done() and found["sha256"] != registration.sha256:
+    if found.sha256 != registration.sha256:
         raise RunFolderError(
             got=f"{registration.file} with the hash {registration.hash} for {store.folder}, registered by "
-            f"{found['file']} with the hash {found['sha256'][:16]}",
+            f"{found.file} with the hash {found.hash}",
             expected="the claim file as it was before the first trial",
             remedy="choose another --out, or restore the file",
         )
-    return registration.hash
 
 
 def check_folder(folder: str | Path) -> None:
@@ -186,5 +182,9 @@ def _check_config(folder: Path, config: AuditConfig) -> None:
 
 def _difference(found: AuditConfig, config: AuditConfig) -> str:
     old, new = dict(leaves(to_dict(found))), dict(leaves(to_dict(config)))
-    changed = [f"{key}: {old[key]} there, {new[key]} here" for key in new if old[key] != new[key]]
+    changed = [
+        f"{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} here"
+        for key in old | new
+        if (key in old, old.get(key)) != (key in new, new.get(key))
+    ]
     return "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")

@@ -13,7 +13,6 @@ from collections.abc import Set
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from locaudit.judges.reference.reader import Prompt
 
@@ -25,46 +24,28 @@ _FAR = -1.0
 def alignment_features(
     states: Float[Tensor, "layers tokens d"],
     prompt: Prompt,
-    unit: Float[Tensor, "layers prompt_tokens d"],
-    center: Float[Tensor, "layers 1 d"],
-    scale: Float[Tensor, "layers 1 d"],
+    prompt_states: Float[Tensor, "layers prompt_tokens d"],
     hidden: Set[int] = frozenset(),
 ) -> Float[Tensor, " layers*{N_ALIGNMENT}"]:
     """Features of an answer's tokens against the references of its prompt, without those in `hidden`.
 
-    `unit` is `unit_states` of the prompt. A side without references counts as cosine -1.
+    States of both are standardised and of unit length. A side without references counts as cosine -1.
     """
     n_references = prompt.n_true + prompt.n_false
     kept = torch.tensor([number not in hidden for number in range(n_references)])
-    cosine = unit_states(states, center, scale) @ unit.transpose(1, 2)
-    member = prompt.segment[None] == torch.arange(n_references)[:, None]
-    by_reference = torch.where(member, cosine[:, :, None], _FAR).amax(3)
+    cosine = states @ prompt_states.transpose(1, 2)  # (layers, tokens, prompt tokens)
+    member = prompt.segment[None] == torch.arange(n_references)[:, None]  # (references, prompt tokens)
+    by_reference = torch.where(member, cosine[:, :, None], _FAR).amax(3)  # (layers, tokens, references)
     precision = by_reference.mean(1)
     recall = cosine.amax(1) @ member.float().T / member.sum(1).clamp(min=1)
-    pair = torch.stack([precision, recall, _harmonic(precision, recall)], dim=2)
+    both = precision + recall
+    harmonic = torch.where(both > 0, 2 * precision * recall / (both + 1e-6), 0.0)
+    pair = torch.stack([precision, recall, harmonic], dim=2)  # (layers, references, 3)
     is_true = torch.arange(n_references) < prompt.n_true
     best, mean, near = zip(*(_side(pair, by_reference, kept & side) for side in (is_true, ~is_true)), strict=True)
     lead = near[0] - near[1]
-    return torch.cat(
-        [
-            best[0], best[1], best[0] - best[1],
-            torch.stack(
-                [
-                    lead.mean(1), lead.amax(1), lead.amin(1), lead[:, -1],
-                    near[0].amin(1), near[1].amin(1), mean[0] - mean[1],
-                ],
-                dim=1,
-            ),
-        ],
-        dim=1,
-    ).flatten()  # fmt: skip
-
-
-def unit_states(
-    states: Float[Tensor, "layers tokens d"], center: Float[Tensor, "layers 1 d"], scale: Float[Tensor, "layers 1 d"]
-) -> Float[Tensor, "layers tokens d"]:
-    """States standardised and brought to length 1."""
-    return normalize((states - center) / scale, dim=2)
+    own = [lead.mean(1), lead.amax(1), lead.amin(1), lead[:, -1], near[0].amin(1), near[1].amin(1), mean[0] - mean[1]]
+    return torch.cat([best[0], best[1], best[0] - best[1], torch.stack(own, dim=1)], dim=1).flatten()
 
 
 def _side(
@@ -77,7 +58,3 @@ def _side(
         layers, tokens, _ = by_reference.shape
         return torch.full((layers, 3), _FAR), torch.full((layers,), _FAR), torch.full((layers, tokens), _FAR)
     return pair[:, kept].amax(1), pair[:, kept, 2].mean(1), by_reference[:, :, kept].amax(2)
-
-
-def _harmonic(a: Tensor, b: Tensor) -> Tensor:
-    return torch.where(a + b > 0, 2 * a * b / (a + b + 1e-6), 0.0)

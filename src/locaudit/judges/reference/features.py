@@ -2,44 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from locaudit.behaviours.behaviour import normalise
 from locaudit.judges.base import Case
-from locaudit.judges.reference.alignment import alignment_features, unit_states
+from locaudit.judges.reference.alignment import alignment_features
 from locaudit.judges.reference.lexical import lexical_features
-from locaudit.judges.reference.network import Group
-from locaudit.judges.reference.reader import MAX_REFERENCES, Prompt
+from locaudit.judges.reference.reader import MAX_REFERENCES, Reader
 
-LAYERS = (8, 12, 16)
-"""Layers whose states are aligned, counted from 1."""
 NETWORK_LAYERS = 2
-"""The network reads the last so many of them."""
+"""The network reads the last so many of the layers."""
 SKIPPED = 4
 """First tokens of a prompt, whose states are outliers; they are left out."""
 _CLAMP = 8.0
-_DENSE_CLAMP = 5.0
-
-
-class Reading(Protocol):
-    """What a `Reader` does."""
-
-    def prompt(self, case: Case) -> Prompt:
-        """States of the case's question and references."""
-        ...
-
-    def read(
-        self, case: Case, answers: Sequence[str], hidden: Sequence[frozenset[int]]
-    ) -> Iterator[Float[Tensor, "layers tokens d"]]:
-        """States of each answer."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -49,6 +30,10 @@ class Moments:
     center: Float[Tensor, "layers 1 d"]
     scale: Float[Tensor, "layers 1 d"]
 
+    def standardised(self, states: Float[Tensor, "layers tokens d"]) -> Float[Tensor, "layers tokens d"]:
+        """States with mean 0 and deviation 1."""
+        return (states - self.center) / self.scale
+
 
 @dataclass(frozen=True)
 class Read:
@@ -57,56 +42,38 @@ class Read:
     raw: Float[np.ndarray, "answers features"]
     """Lexical features, then alignment features."""
     prompt: Float[Tensor, "prompt_tokens d"]
+    """Standardised states."""
     answers: tuple[Float[Tensor, "tokens d"], ...]
-    sees: Tensor
-
-    def group(self, mean: Float[Tensor, " features"], deviation: Float[Tensor, " features"]) -> Group:
-        """What the network reads."""
-        dense = ((torch.from_numpy(self.raw).float() - mean) / deviation).clamp(-_DENSE_CLAMP, _DENSE_CLAMP)
-        return Group(self.prompt, self.answers, self.sees, dense)
-
-
-def find_moments(reader: Reading, cases: Sequence[Case]) -> Moments:
-    """Moments over the prompts of the cases."""
-    states = torch.cat([reader.prompt(case).states[:, SKIPPED:] for case in cases], dim=1)
-    return Moments(states.mean(1, keepdim=True), states.std(1, keepdim=True) + 1e-3)
+    """Standardised states of each answer, the line break behind it last."""
+    sees: Bool[Tensor, "answers 2 prompt_tokens"]
+    """Tokens of true and of false references that an answer is compared with."""
 
 
 def read_question(
-    reader: Reading, moments: Moments, case: Case, answers: Sequence[str], hidden: Sequence[bool] | None = None
+    reader: Reader, moments: Moments, case: Case, answers: Sequence[str], hidden: Set[int] = frozenset()
 ) -> Read:
-    """Features of the answers to the case's question.
-
-    Where ``hidden[i]``, the references that answer i equals are hidden from it, so that it reads like an answer that
-    is no reference.
-    """
+    """Features of the answers to the case's question; the references whose numbers are `hidden` do not count."""
     prompt = reader.prompt(case)
-    unit = unit_states(prompt.states, moments.center, moments.scale)
-    sides = (case.true[:MAX_REFERENCES], case.false[:MAX_REFERENCES])
-    names = [normalise(reference) for side in sides for reference in side]
-    lost = [
-        frozenset(i for i, name in enumerate(names) if hide and name == normalise(answer))
-        for answer, hide in zip(answers, hidden or [False] * len(answers), strict=True)
-    ]
-    raw, states, sees = [], [], []
-    segment = prompt.segment[SKIPPED:]
-    for answer, numbers, found in zip(answers, lost, reader.read(case, answers, lost), strict=True):
-        body = found[:, : max(found.shape[1] - 1, 1)]
-        kept = [tuple(r for i, r in enumerate(side, start) if i not in numbers) for side, start in _starts(sides)]
-        aligned = alignment_features(body, prompt, unit, moments.center, moments.scale, numbers)
+    unit = normalize(moments.standardised(prompt.states), dim=2)
+    true, false = case.true[:MAX_REFERENCES], case.false[:MAX_REFERENCES]
+    kept = (
+        tuple(reference for i, reference in enumerate(true) if i not in hidden),
+        tuple(reference for i, reference in enumerate(false, len(true)) if i not in hidden),
+    )
+    raw, states = [], []
+    for answer, found in zip(answers, reader.read(case, answers, hidden), strict=True):
+        body = normalize(moments.standardised(found[:, : max(found.shape[1] - 1, 1)]), dim=2)
+        aligned = alignment_features(body, prompt, unit, hidden)
         raw.append(np.concatenate([lexical_features(case.question, answer, *kept), aligned.numpy()]))
         states.append(_flat(found, moments))
-        visible = ~torch.isin(segment, torch.tensor(sorted(numbers), dtype=segment.dtype)) & (segment >= 0)
-        sees.append(torch.stack([visible & (segment < prompt.n_true), visible & (segment >= prompt.n_true)]))
-    return Read(np.stack(raw), _flat(prompt.states[:, SKIPPED:], moments), tuple(states), torch.stack(sees))
-
-
-def _starts(sides: tuple[tuple[str, ...], tuple[str, ...]]):
-    return zip(sides, (0, len(sides[0])), strict=True)
+    segment = prompt.segment[SKIPPED:]
+    visible = ~torch.isin(segment, torch.tensor(sorted(hidden), dtype=segment.dtype)) & (segment >= 0)
+    sides = torch.stack([visible & (segment < prompt.n_true), visible & (segment >= prompt.n_true)])
+    sees = sides.expand(len(answers), -1, -1)
+    return Read(np.stack(raw), _flat(prompt.states[:, SKIPPED:], moments), tuple(states), sees)
 
 
 def _flat(states: Float[Tensor, "layers tokens d"], moments: Moments) -> Float[Tensor, "tokens d2"]:
-    last = slice(-NETWORK_LAYERS, None)
-    scaled = ((states[last] - moments.center[last]) / moments.scale[last]).clamp(-_CLAMP, _CLAMP)
+    scaled = moments.standardised(states)[-NETWORK_LAYERS:].clamp(-_CLAMP, _CLAMP)
     # Half precision halves the memory of a fit; the judge rounds alike.
     return scaled.transpose(0, 1).flatten(1).half()

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from locaudit.behaviours.behaviour import normalise
 
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_STOP = _words(
-    """
-    a an the is are was were be been being am do does did doing have has had of in on at to for from by with as
-    that this these those it its they them their there he she his her you your i we our and or but if than then
-    so can could will would should may might must not no yes what which who whom when where why how about into
-    over after before some any all most more very just also only
-    """
-)
-_NEGATIONS = _words(
-    """
-    no not never none nothing nobody neither nor cannot cant dont doesnt didnt isnt arent wasnt werent wont
-    wouldnt couldnt shouldnt hasnt havent hadnt without false myth incorrect impossible unlikely
-    """
-)
-_POLAR = _words(
-    """
-    is are do does can did was were has have if will would should could
-    """
-)
-_DECLINES = re.compile(
-    r"no comment|don'?t know|not sure|can'?t say|cannot say|unknown|it depends|not enough|no idea|i do not know|"
-    r"nothing to say|cannot answer|can'?t answer|don'?t understand",
-    re.IGNORECASE,
-)
-_ENDINGS = ("ing", "edly", "ed", "ies", "es", "ly", "s")
+_WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
+_STOP, _NEGATIONS, _POLAR = (frozenset(_WORDS[name]) for name in ("stop", "negations", "polar"))
+_DECLINES = re.compile("|".join(_WORDS["declines"]), re.IGNORECASE)
 _PAIR = 17
 _SUMMARY = (0, 3, 11, 12, 13, 14)
 _SIDE = 2 * _PAIR + len(_SUMMARY) + 1
@@ -151,7 +126,7 @@ def _read(text: str) -> _Text:
 
 
 def _stem(word: str) -> str:
-    for ending in _ENDINGS:
+    for ending in _WORDS["endings"]:
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word[: -len(ending)]
     return word

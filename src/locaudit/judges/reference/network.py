@@ -13,35 +13,19 @@ share their weights.
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, gelu
+from torch.nn.functional import gelu
 
-WIDTH, HIDDEN, DENSE = 96, 64, 48
-EPOCHS, BATCH, RATE, DECAY, DROPOUT, WARMUP = 6, 4, 1e-3, 0.02, 0.3, 30
+from locaudit.judges.reference.features import Read
 
-
-@dataclass(frozen=True)
-class Group:
-    """Answers to one question, as the network reads them."""
-
-    prompt: Float[Tensor, "prompt_tokens d"]
-    """Standardised states."""
-    answers: tuple[Float[Tensor, "tokens d"], ...]
-    """Standardised states of each answer, the line break behind it last."""
-    sees: Bool[Tensor, "answers 2 prompt_tokens"]
-    """Tokens of true and of false references that an answer is compared with."""
-    dense: Float[Tensor, "answers features"]
-    """Standardised."""
+WIDTH, HIDDEN, DENSE, DROPOUT = 96, 64, 48, 0.3
 
 
 class Comparer(nn.Module):
-    """Two log-odds for each answer of a group: truth and info."""
+    """Two log-odds for each answer of a question: truth and info."""
 
     def __init__(self, d_states: int, n_dense: int):
         super().__init__()
@@ -54,62 +38,25 @@ class Comparer(nn.Module):
         self.out = nn.Linear(HIDDEN, 2)
         self.drop, self.drop_dense = nn.Dropout(DROPOUT), nn.Dropout(0.1)
 
-    def forward(self, group: Group) -> Float[Tensor, "answers 2"]:
-        """Log-odds."""
-        lengths = torch.tensor([len(answer) for answer in group.answers])
-        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    def forward(self, read: Read, dense: Float[Tensor, "answers features"]) -> Float[Tensor, "answers 2"]:
+        """Log-odds. `dense` are the standardised features."""
+        lengths = torch.tensor([len(answer) for answer in read.answers])
+        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)  # (tokens,) of all answers
         last = lengths.cumsum(0) - 1
         # The line break carries no words; an empty answer has nothing else.
         is_body = torch.ones(len(owner), dtype=torch.bool)
         is_body[last[lengths > 1]] = False
-        body = (owner[None] == torch.arange(len(lengths))[:, None]) & is_body
+        body = (owner[None] == torch.arange(len(lengths))[:, None]) & is_body  # (answers, tokens)
         share = body / body.sum(1, keepdim=True)
-        a = self.project(self.drop(torch.cat(group.answers).float()))
-        p = self.project(self.drop(group.prompt.float()))
-        score = self.query(a) @ self.key(p).T / math.sqrt(WIDTH)
-        sides = [self._compared(a, p, score, group.sees[owner, side]) for side in (0, 1)]
-        c = torch.cat([*sides, sides[0] - sides[1]], dim=1)
-        weight = self.attend(torch.cat([c, a], dim=1)).T.masked_fill(~body, -1e4).softmax(1)
-        pooled = [gelu(self.dense(self.drop_dense(group.dense))), a[last], share @ a, weight @ c, share @ c]
+        a = self.project(self.drop(torch.cat(read.answers).float()))  # (tokens, width)
+        p = self.project(self.drop(read.prompt.float()))  # (prompt tokens, width)
+        score = self.query(a) @ self.key(p).T / math.sqrt(WIDTH)  # (tokens, prompt tokens)
+        sides = [self._compared(a, p, score, read.sees[owner, side]) for side in (0, 1)]
+        c = torch.cat([*sides, sides[0] - sides[1]], dim=1)  # (tokens, 3 width)
+        weight = self.attend(torch.cat([c, a], dim=1)).T.masked_fill(~body, -1e4).softmax(1)  # (answers, tokens)
+        pooled = [gelu(self.dense(self.drop_dense(dense))), a[last], share @ a, weight @ c, share @ c]
         return self.out(self.drop(gelu(self.hidden(self.drop(torch.cat(pooled, dim=1))))))
 
     def _compared(self, a: Tensor, p: Tensor, score: Tensor, sees: Bool[Tensor, "tokens prompt_tokens"]) -> Tensor:
         t = (score.masked_fill(~sees, -1e4).softmax(1) * sees.any(1, keepdim=True)) @ p
         return gelu(self.compare(torch.cat([a, t, a - t, a * t], dim=1)))
-
-
-def fit_network(
-    groups: Sequence[Group],
-    labels: Sequence[Float[Tensor, "answers 2"]],
-    weights: Sequence[Float[Tensor, "answers 2"]],
-    seed: int,
-) -> Comparer:
-    """Weighted cross-entropy with AdamW, one-cycle cosine rate, batches of whole questions."""
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)  # dropout draws from the global generator; its state is put back
-    try:
-        return _train(groups, labels, weights, random.Random(seed))
-    finally:
-        torch.random.set_rng_state(state)
-
-
-def _train(groups, labels, weights, rng: random.Random) -> Comparer:
-    network = Comparer(groups[0].prompt.shape[1], groups[0].dense.shape[1]).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-    n_steps = math.ceil(len(groups) / BATCH) * EPOCHS
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda i: min(1, (i + 1) / WARMUP) * max(0.02, (1 + math.cos(math.pi * i / n_steps)) / 2)
-    )
-    for _ in range(EPOCHS):
-        order = rng.sample(range(len(groups)), len(groups))
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
-            n = sum(len(labels[i]) for i in batch)
-            for i in batch:
-                loss = binary_cross_entropy_with_logits(network(groups[i]), labels[i], weights[i], reduction="sum") / n
-                loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-    return network.eval()

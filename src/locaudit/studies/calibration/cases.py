@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from locaudit.config import AuditConfig, merge_config
 from locaudit.location import Location
+from locaudit.report.figures import new_figure
+from locaudit.report.style import ARM_COLOURS, FAINT, house_style
 from locaudit.run.audit import run_audit
-from locaudit.stats import Verdict, decide_run, judged_records, select
-from locaudit.store import read_run
+from locaudit.stats.verdict import MethodVerdict
+from locaudit.store.run import load_run
 from locaudit.studies.calibration.planted import Planted, plant_model, planted_settings
 from locaudit.studies.calibration.rates import chance_specific
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FAMILY = (1, 2, 3, 4, 6, 8, 12, 16, 24, 48)
 """Heads, of 48, that can do it, one model each."""
@@ -40,6 +46,14 @@ class Case:
     claim_score: float
     control_scores: tuple[float, ...]
 
+    def __str__(self) -> str:
+        mark = "right" if self.outcome == self.expected else "WRONG"
+        return (
+            f"{mark}: {self.name} ({self.fact}): {self.outcome}, p = {self.p_value:.3f}; {self.base:.3f} unedited, "
+            f"{self.claim_score:.3f} at the claim, {min(self.control_scores):.3f} to {max(self.control_scores):.3f} at "
+            f"{len(self.control_scores)} others; the only such place: {self.uniqueness}"
+        )
+
 
 @dataclass(frozen=True)
 class Strength:
@@ -55,41 +69,33 @@ class Strength:
     theory: float
     """The same if exactly the other able heads reach the claim."""
 
+    def __str__(self) -> str:
+        return (
+            f"{self.n_able} heads can do it: claim {self.claim} scores {self.claim_score:.3f}, {self.n_at_least} "
+            f"others as much; specific with probability {self.power:.3f} (theory {self.theory:.3f})"
+        )
+
 
 def audit_cases(folder: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> list[Case]:
     """The four facts: one head can do it; the claim names a wrong one; all can; only one layer knows what is needed."""
     one = plant_model("misconception", 1, seed=seed)
     every = plant_model("misconception", N_HEADS, seed=seed)
     key = plant_model("key", 1, seed=seed)
-    wrong = _first(one, elsewhere=True)
+    elsewhere, without_key = _first(one.elsewhere), _first(key.elsewhere)
     cases = [
         ("right", one, one.places, "the only head that reaches the output", "specific"),
-        ("wrong head", one, wrong, "a head that reaches nothing; another one could do it", "no effect"),
-        ("anywhere", every, _first(every), "one of 48 heads that all can do it", "effective, not specific"),
-        ("knows", key, _first(key), "one of the two heads of the only layer that has read the key", "specific"),
-        ("can write, cannot know", key, _first(key, elsewhere=True), "a head that writes answers, without the key",
-         "no effect"),
-    ]  # fmt: skip
+        ("wrong head", one, elsewhere, "a head that reaches nothing; another one could do it", "no effect"),
+        ("anywhere", every, _first(every.places), "one of 48 heads that all can do it", "effective, not specific"),
+        ("knows", key, _first(key.places), "one of the two heads of the only layer that has read the key", "specific"),
+        ("can write, cannot know", key, without_key, "a head that writes answers, without the key", "no effect"),
+    ]
     out = []
     for name, planted, claim, fact, expected in cases:
         say(f"{name}: {fact}")
-        verdict = _audit(planted, claim, folder / name.replace(", ", "-").replace(" ", "-"), seed)
-        found = verdict.methods["optimal"]
-        grades = {grade.question: grade.answer for grade in found.grades}
-        out.append(
-            Case(
-                name,
-                fact,
-                str(claim),
-                expected,
-                found.outcome,
-                grades["uniqueness"],
-                found.p_value,
-                found.base,
-                found.claim,
-                found.controls,
-            )  # fmt: skip
-        )
+        v = _audit(planted, claim, folder / name.replace(", ", "-").replace(" ", "-"), seed)
+        (unique,) = [grade.answer for grade in v.grades if grade.question == "uniqueness"]
+        found = (v.outcome, unique, v.p_value, v.base, v.claim, v.controls)
+        out.append(Case(name, fact, str(claim), expected, *found))
     return out
 
 
@@ -111,51 +117,50 @@ def power_curve(
     out = []
     for n_able in family:
         planted = plant_model("misconception", n_able, seed=seed, n_layers=n_layers, n_items=n_items)
-        say(f"{n_able} of {len(planted.model.whole())} heads can do it")
-        claim = _first(planted)
-        where = folder / f"able-{n_able:02d}"
-        _audit(planted, claim, where, seed)
-        with read_run(where) as store:
-            records = judged_records(store)
-        chosen = select(records, "preference_accuracy")["optimal"]
-        scores = {place: np.nan if r is None else r.metrics["test"]["preference_accuracy"]
-                  for place, r in chosen.items()}  # fmt: skip
-        own = scores.pop(("claim", -1))
-        others = [score for (arm, _), score in scores.items() if arm == "control"]
-        n_at_least = sum(not score < own for score in others)
-        out.append(
-            Strength(
-                n_able,
-                str(claim),
-                float(own),
-                n_at_least,
-                chance_specific(n_at_least, len(others), n_controls, level),
-                chance_specific(n_able - 1, len(others), n_controls, level),
-            )
-        )
+        say(f"{n_able} of {planted.n_heads} heads can do it")
+        claim = _first(planted.places)
+        v = _audit(planted, claim, folder / f"able-{n_able:02d}", seed)
+        n_at_least = sum(not score < v.claim for score in v.controls)  # one that diverged counts
+        power, theory = (chance_specific(n, len(v.controls), n_controls, level) for n in (n_at_least, n_able - 1))
+        out.append(Strength(n_able, str(claim), v.claim, n_at_least, power, theory))
     return out
 
 
-def _first(planted: Planted, *, elsewhere: bool = False) -> Location:
-    """The first of the heads that can do it, or of the others."""
-    units = (planted.elsewhere or planted.places).units if elsewhere else planted.places.units
-    return Location(units[:1])
+def _first(location: Location | None) -> Location:
+    """The first head of a location."""
+    assert location is not None
+    return Location(location.units[:1])
 
 
-def _audit(planted: Planted, claim: Location, folder: Path, seed: int) -> Verdict:
-    """An audit against all other heads; resumed if it was interrupted."""
-    config = merge_config(
-        AuditConfig(),
-        {
-            **planted_settings(),
-            "model": planted.model.name,
-            "behaviour": planted.behaviour.name,
-            "claim": str(claim),
-            "controls": len(planted.model.whole()) - 1,
-            "whole_model": False,
-            "seed": seed,
-        },
-    )
+def _audit(planted: Planted, claim: Location, folder: Path, seed: int) -> MethodVerdict:
+    """An audit of optimal edits against all other heads; resumed if it was interrupted."""
+    settings = {
+        **planted_settings(),
+        "model": planted.model.name,
+        "behaviour": planted.behaviour.name,
+        "claim": str(claim),
+        "controls": planted.n_heads - 1,
+        "whole_model": False,
+        "seed": seed,
+    }
+    config = merge_config(AuditConfig(), settings)
     run_audit(config, folder, model=planted.model, behaviour=planted.behaviour, progress=False)
-    with read_run(folder) as store:
-        return decide_run(store, judged_records(store))
+    return load_run(folder).verdict.methods["optimal"]
+
+
+def draw_power(n_able: Sequence[int], power: Sequence[float], *, n_heads: int, n_controls: int, level: float) -> Figure:
+    """Power at `n_able` of `n_heads` heads that can do it: measured as points, what theory predicts as a line."""
+    every = np.arange(1, n_heads + 1)
+    predicted = [chance_specific(int(m) - 1, n_heads - 1, n_controls, level) for m in every]
+    theory = f"theory: none of {n_controls} random heads can do it"
+    share = "share of the other heads that can do it too"
+    with house_style():
+        figure = new_figure(3.6)
+        axis = figure.subplots()
+        axis.plot((every - 1) / (n_heads - 1), predicted, color=FAINT, linewidth=1.2, zorder=1, label=theory)
+        points = {"color": ARM_COLOURS["claim"], "s": 34, "zorder": 3, "label": "trained edits of planted models"}
+        axis.scatter((np.asarray(n_able) - 1) / (n_heads - 1), power, **points)
+        axis.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
+        axis.set(xlabel=share, ylabel="probability of the verdict “specific”", ylim=(-0.03, 1.03))
+        axis.legend()
+    return figure

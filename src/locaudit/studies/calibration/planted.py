@@ -39,8 +39,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from locaudit.behaviours import Behaviour, Question
 from locaudit.behaviours.format import Prompt
+from locaudit.claims.kinds import BUILT_IN
 from locaudit.errors import ConfigError, LocationError, ModelError
-from locaudit.location import Location, all_units
+from locaudit.location import Location
 from locaudit.models import Model, wrap_model
 
 Task = Literal["misconception", "key"]
@@ -90,8 +91,13 @@ class Planted:
     @property
     def elsewhere(self) -> Location | None:
         """Every other head; None where there is none."""
-        rest = set(self.model.whole().units) - set(self.places.units)
+        rest = set(BUILT_IN["head"].units(self.model.shape)) - set(self.places.units)
         return Location(tuple(rest)) if rest else None
+
+    @property
+    def n_heads(self) -> int:
+        """Heads in all."""
+        return BUILT_IN["head"].n_units(self.model.shape)
 
 
 def plant_model(
@@ -139,25 +145,25 @@ def planted_settings() -> dict[str, Any]:
     and the steps and rate with which edits of any size converge.
     """
     return {
-        "methods": ("optimal",),
         "score": "preference_accuracy",
         "prompt": {"primer": "none"},
         "split": {"fractions": SPLIT},
-        "optimal": {"strengths": (0.1,), "batch_size": 8, "epochs": 8, "learning_rate": 2e-2},
+        "methods": {"optimal": {"strengths": (0.1,), "batch_size": 8, "epochs": 8, "learning_rate": 2e-2}},
         "evaluation": {"max_new_tokens": 0, "drift_documents": 4, "drift_tokens": 16},
     }
 
 
 def _choose_places(task: Task, places: Places, n_layers: int, n_heads: int, seed: int) -> Location:
-    groups = [(unit,) for unit in all_units(n_layers, n_heads).units]
-    if task == "key":
-        groups = [tuple((layer, head) for head in range(n_heads)) for layer in range(n_layers)]
+    layers = [tuple((layer, head) for head in range(n_heads)) for layer in range(n_layers)]
+    groups = layers if task == "key" else [(unit,) for layer in layers for unit in layer]
     if isinstance(places, int):
         if not 1 <= places <= len(groups):
             raise LocationError(got=f"{places} places", expected=f"1 to {len(groups)}", remedy="change the number")
         chosen = random.Random(f"places {seed}").sample(groups, len(groups))[:places]
     else:
-        Location(tuple(places)).check(n_layers, n_heads)
+        if strange := set(places) - {unit for layer in layers for unit in layer}:
+            heads = f"layers 0-{n_layers - 1} and heads 0-{n_heads - 1}"
+            raise LocationError(got=f"heads {sorted(strange)}", expected=heads, remedy="name heads of the model")
         chosen = [group for group in groups if not set(group).isdisjoint(places)]
     return Location(tuple(unit for group in chosen for unit in group))
 
@@ -296,4 +302,4 @@ def _ask(task: Task, answers: Answers, seed: int) -> Behaviour:
         else:
             for key, true, false in zip(KEYS, (first, second), (second, first), strict=True):
                 questions.append(Question(f"{item} {key}", f"{key} {item}", (true,), (false,), split=split))
-    return Behaviour(f"planted-{task}", tuple(questions), target=None, retention=None)
+    return Behaviour(f"planted-{task}", tuple(questions), ())

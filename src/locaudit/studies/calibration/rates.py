@@ -6,19 +6,22 @@ An audit is false if it says `specific` of a claim that was drawn as its control
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from locaudit.records import Method, TrialRecord
+from locaudit.errors import ConfigError
+from locaudit.records import TrialRecord
 from locaudit.stats.scores import TIE, mean_score, reaches, score_values
 from locaudit.stats.selection import select
 from locaudit.stats.sequential import Rule, curtailment, look
 from locaudit.stats.tests import monte_carlo_p, normal_tail_p, paired_gain_p, t_test_p
+from locaudit.store.run import load_run
 
 World = Literal["spread", "same", "heavy", "disjoint"]
 WORLDS: Mapping[World, str] = {
@@ -28,6 +31,8 @@ WORLDS: Mapping[World, str] = {
     "disjoint": "controls kept apart from a claim of 12 of 40 heads, a set being as good as its best head",
 }
 """Truths under which audits are simulated; in all of them the claim is a place like any other."""
+PARAMETRIC = {"t-test": t_test_p, "normal tail": normal_tail_p}
+"""Tests that papers use."""
 
 
 @dataclass(frozen=True)
@@ -36,17 +41,18 @@ class Rate:
 
     n: int
     n_trials: int
+    share: float = field(init=False)
+    """n / n_trials."""
+    interval: tuple[float, float] = field(init=False)
+    """95 % Clopper-Pearson interval."""
 
-    @property
-    def share(self) -> float:
-        """The share, n / n_trials."""
-        return self.n / self.n_trials
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Clopper-Pearson interval."""
+    def __post_init__(self):
         found = stats.binomtest(self.n, self.n_trials).proportion_ci(0.95, "exact")
-        return float(found.low), float(found.high)
+        object.__setattr__(self, "share", self.n / self.n_trials)
+        object.__setattr__(self, "interval", (float(found.low), float(found.high)))
+
+    def __str__(self) -> str:
+        return f"{self.share:.2%} ({self.interval[0]:.2%} to {self.interval[1]:.2%})"
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,24 @@ class Simulated:
     mean_controls: float
     """Controls used, of `n_controls`."""
 
+    def __str__(self) -> str:
+        below = ", ".join(f"{rate.share:.3f} at {t:g}" for t, rate in self.p_below.items())
+        return (
+            f"  {self.rule:>22}  specific in {self.false} of {self.false.n_trials:,}; p at most t: {below}; "
+            f"{self.mean_controls:.1f} controls used"
+        )
+
 
 def simulate(
-    world: World, *, rule: Rule = "fixed", n_audits: int = 10_000, n_controls: int = 19, n_questions: int = 100,
-    level: float = 0.05, seed: int = 0,
-) -> Simulated:  # fmt: skip
+    world: World,
+    *,
+    rule: Rule = "fixed",
+    n_audits: int = 10_000,
+    n_controls: int = 19,
+    n_questions: int = 100,
+    level: float = 0.05,
+    seed: int = 0,
+) -> Simulated:
     """Audits of simulated scores: each edit answers each question right or not, better than the unedited model does.
 
     The claim is drawn as the controls are, so that `specific` is always false.
@@ -77,32 +96,30 @@ def simulate(
     rng = np.random.default_rng(seed)
     difficulty = rng.uniform(-0.2, 0.2, n_questions)
     false, used, p_values = 0, 0, []
-    rejected = {"t-test": 0, "normal tail": 0}
-    parametric: Mapping[str, Callable[[float, Sequence[float]], float]] = {
-        "t-test": t_test_p, "normal tail": normal_tail_p,
-    }  # fmt: skip
+    rejected = dict.fromkeys(PARAMETRIC, 0)
     for _ in range(n_audits):
         quality = _qualities(world, 1 + n_controls, rng)
         chance = np.clip(0.5 + difficulty + quality[:, None], 0, 1)
         answers = (rng.random((1 + n_controls, n_questions)) < chance).astype(float)
-        means = answers.mean(axis=1)
-        reached = reaches(means[1:], float(means[0])).tolist()
-        seen = look(reached, rule=rule, n_planned=n_controls, level=level)
+        claim, *controls = answers.mean(axis=1).tolist()
+        seen = look(reaches(controls, claim).tolist(), rule=rule, n_planned=n_controls, level=level)
         used += seen.n
         p_values.append(seen.p_value)
-        for name, test in parametric.items():
-            rejected[name] += bool(test(float(means[0]), means[1:].tolist()) <= level)
+        for name, test in PARAMETRIC.items():
+            rejected[name] += bool(test(claim, controls) <= level)
         if seen.state == "specific":
             base = (rng.random(n_questions) < np.clip(0.3 + difficulty, 0, 1)).astype(float)
-            false += paired_gain_p(answers[0], base) <= level
+            false += int(paired_gain_p(answers[0], base) <= level)
     steps = [0.01, 0.05, 0.1, 0.25, 0.5] if n_controls >= 99 else [0.05, 0.1, 0.25, 0.5]
-    found = np.asarray(p_values)
     return Simulated(
-        world, rule, n_controls, Rate(int(false), n_audits),
-        {t: Rate(int(np.sum(found <= t + 1e-12)), n_audits) for t in steps},
+        world,
+        rule,
+        n_controls,
+        Rate(false, n_audits),
+        {t: Rate(int(np.sum(np.asarray(p_values) <= t + 1e-12)), n_audits) for t in steps},
         {name: Rate(n, n_audits) for name, n in rejected.items()},
         used / n_audits,
-    )  # fmt: skip
+    )
 
 
 def _qualities(world: World, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -123,7 +140,7 @@ def _qualities(world: World, n: int, rng: np.random.Generator) -> NDArray[np.flo
 class Pooled:
     """Every place of a pool of real edits in turn the claim, others its controls."""
 
-    method: Method
+    method: str
     score: str
     n_places: int
     n_controls: int
@@ -139,30 +156,79 @@ class Pooled:
     """Of each place against all others."""
     scores: tuple[float, ...]
 
+    def __str__(self) -> str:
+        low, high = self.drawn.interval
+        return (
+            f"{self.method}, {self.score}: each of {self.n_places} places in turn the claim against {self.n_controls} "
+            f"of the others: specific in {self.false_rate:.2%} of all draws of controls; in one draw each, "
+            f"{self.drawn.n} of {self.drawn.n_trials} (95 %: {low:.2%} to {high:.2%}, as if places were independent). "
+            f"{self.n_effective} places have a significant gain, {self.n_tied} tie with another."
+        )
+
+
+def pool_run(
+    folder: Path, *, score: str | None = None, n_controls: int = 19, level: float = 0.05, seed: int = 0
+) -> tuple[str, list[Pooled]]:
+    """The name of a run's model, and each of its methods as a pool; `score` is the run's by default.
+
+    Raises `ConfigError` for too few controls, of an audit or of the run, and for a score that the run has not.
+    """
+    run = load_run(folder)
+    records, score, model, methods = run.records, score or run.score, run.manifest.model, run.manifest.methods
+    base = next((r.metrics["test"] for r in records if r.spec.arm == "base"), {})
+    tried = {r.spec.method for r in records if r.spec.arm == "control"}
+    n_places = len({r.spec.control for r in records if r.spec.arm == "control"})
+    if not 0 < level < 1 or not curtailment(n_controls, level):
+        raise ConfigError(
+            got=f"--controls {n_controls} at --level {level:g}",
+            expected="enough controls for an audit to say specific: 1 / (1 + controls) at most the level",
+            remedy="raise --controls",
+        )
+    if n_places <= n_controls:
+        raise ConfigError(
+            got=f"{folder} with {n_places} controls and --controls {n_controls}",
+            expected="more controls in the run than an audit takes",
+            remedy="lower --controls, or audit with more controls (40 or more say something)",
+        )
+    if score not in base:
+        raise ConfigError(
+            got=f"score {score}, which {folder} has not",
+            expected=f"one of {', '.join(sorted(base))}",
+            remedy="change --score",
+        )
+    shared: dict[str, Any] = {"n_controls": n_controls, "level": level, "seed": seed}
+    return model, [pool_rates(records, method, score, **shared) for method in methods if method in tried]
+
 
 def pool_rates(
-    records: Iterable[TrialRecord], method: Method, score: str, *, n_controls: int = 19, level: float = 0.05,
+    records: Iterable[TrialRecord],
+    method: str,
+    score: str,
+    *,
+    n_controls: int = 19,
+    level: float = 0.05,
     seed: int = 0,
-) -> Pooled:  # fmt: skip
+) -> Pooled:
     """Take the controls of a run, in turn, as claims of audits with `n_controls` of the other controls.
 
     The controls of a run are drawn alike, so that each of them is a claim like any other place.
     """
     records = list(records)
-    places = {place: r for place, r in select(records, score)[method].items() if place[0] == "control"}
+    chosen: Mapping[Any, Any] = select(records, score)
+    places = [record for (arm, _), record in chosen[method].items() if arm == "control"]
     before = score_values(next(r for r in records if r.spec.arm == "base").questions["test"], score)
-    values = [None if r is None else score_values(r.questions["test"], score) for r in places.values()]
+    values = [None if r is None else score_values(r.questions["test"], score) for r in places]
     means = np.asarray([math.nan if x is None else float(mean_score(x)) for x in values])
     works = [x is not None and paired_gain_p(x, before) <= level for x in values]
     p_values, exact, n_false = [], [], 0
     rng = np.random.default_rng(seed)
-    for i, own in enumerate(means):
+    for i, own in enumerate(means.tolist()):
         others = np.delete(means, i)
-        n_at_least = int(np.sum(reaches(others, float(own))))
-        p_values.append(monte_carlo_p(float(own), others.tolist()))
+        n_at_least = int(np.sum(reaches(others, own)))
+        p_values.append(monte_carlo_p(own, others.tolist()))
         exact.append(works[i] * chance_specific(n_at_least, len(others), n_controls, level))
         drawn = rng.choice(others, min(n_controls, len(others)), replace=False)
-        n_false += bool(works[i]) and monte_carlo_p(float(own), drawn.tolist()) <= level
+        n_false += bool(works[i]) and monte_carlo_p(own, drawn.tolist()) <= level
     return Pooled(
         method,
         score,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from locaudit.config import to_yaml
 from locaudit.records import json_text
 from locaudit.report import write_report
-from locaudit.report.style import save
-from locaudit.store import write_atomically
+from locaudit.report.html import render
+from locaudit.stats.equivalence import LEAST_DIFFERING
+from locaudit.store.files import write_atomically
 from locaudit.studies.paper.claims import judge_claims
+from locaudit.studies.paper.config import PARTS
+from locaudit.studies.paper.figures import draw_study
 from locaudit.studies.paper.measures import measure
-from locaudit.studies.paper.page import render_paper
-from locaudit.studies.paper.panels import panels
 from locaudit.studies.paper.study import is_study, read_study
 from locaudit.studies.paper.tables import tables
 
@@ -31,12 +33,19 @@ def write_paper(folder: str | Path) -> Path:
     text = json_text({**measured, "claims": claims}, indent=1)
     write_atomically(folder / "numbers.json", text.encode())
     numbers = json.loads(text)  # figures and page show what the file says
+    (folder / "tables").mkdir(exist_ok=True)
     for name, rows in tables(numbers, claims).items():
-        (folder / "tables").mkdir(exist_ok=True)
         write_atomically(folder / "tables" / name, rows.encode())
-    drawn = [(panel, save(panel.draw(), folder / "figures", panel.name, pdf=True)) for panel in panels(numbers)]
-    for part in study.audits:
-        write_report(folder / part)
+    for part, audit in study.audits.items():
+        write_report(folder / part, audit)
+    page = render(
+        "studies/paper/paper.html",
+        n=numbers,
+        drawings=draw_study(numbers, folder / "figures"),
+        parts={part: PARTS[part] for part in study.audits},
+        least_differing=LEAST_DIFFERING,
+        yaml=to_yaml(study.config),
+    )
     path = folder / "paper.html"
-    write_atomically(path, render_paper(numbers, drawn, study.config, list(study.audits)).encode())
+    write_atomically(path, page.encode())
     return path

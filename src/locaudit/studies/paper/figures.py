@@ -1,17 +1,28 @@
-"""The drawing of a study's figures, from its numbers."""
+"""The figures of a study, named as the paper's files, and ours: what each shows, as data. Words are in `paper.html`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from locaudit.report.figures import N_BINS, new_figure
-from locaudit.report.scatter import scale_kl, share_limits
-from locaudit.report.style import ARM_COLOURS, INK, PAPER, house_style, require
+from locaudit.report.figures import (
+    HeatMap,
+    Mark,
+    Series,
+    Spread,
+    add_legend,
+    draw_drift,
+    draw_heads,
+    draw_shares,
+    draw_spreads,
+    marker_key,
+    new_figure,
+)
+from locaudit.report.html import plain
+from locaudit.report.style import ARM_COLOURS, FAINT, INK, PAPER, house_style, save, score_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,153 +33,116 @@ SINGLE, BEST = "#CC79A7", "#E69F00"
 """More of Okabe and Ito's palette."""
 
 
-@dataclass(frozen=True)
-class Series:
-    """Trials that belong together in a scatter plot."""
+class Trials(NamedTuple):
+    """Trials of one place, or of all random ones, in a scatter plot."""
 
+    block: str
+    """Key of numbers.json."""
+    place: str
+    """Key of the block."""
     label: str
+    """May name ``{k}``, the number of localized heads."""
     colour: str
     marker: str
-    points: tuple[tuple[float, float, bool], ...]
-    """(x, y, whether validation chose it for its location)."""
-    large: bool = True
     frontier: bool = False
-    """Connect the points that no other of the series beats in both coordinates."""
 
 
-def draw_truth_info(n: Numbers, series: Sequence[Series]) -> Figure:
-    """Truth against Info."""
-    with house_style():
-        figure = new_figure(4.8)
-        axis = figure.subplots()
-        info, truth = n["base"]["info"], n["base"]["truth"]
-        _scatter(axis, series)
-        axis.axvline(info, color=INK, linestyle=":", linewidth=1.2, zorder=1)
-        axis.axhline(truth, color=INK, linestyle=":", linewidth=1.2, zorder=1)
-        x = share_limits([info, *(p[0] for s in series for p in s.points)])
-        y = share_limits([truth, *(p[1] for s in series for p in s.points)])
-        if info * truth > 0:
-            across = np.linspace(max(x[0], 1e-3), x[1], 300)
-            axis.plot(across, info * truth / across, color="#8c8c8c", linewidth=0.9, zorder=1)
-        axis.grid(color="#8c8c8c", alpha=0.25, linewidth=0.6)
-        axis.set(xlim=x, ylim=y, xlabel="Info on test", ylabel="Truth on test")
-        _legend(figure, series, has_curve=info * truth > 0)
-    return figure
+SHARES, DRIFT = ("info", "truth"), ("kl", "mc2")
+"""What x and y are."""
+_ITI = (
+    Trials("iti", "random", "random sets, ITI", RANDOM, "o"),
+    Trials("iti", "localized", "probed heads, ITI", LOCALIZED, "D"),
+)
+_RANDOM = Trials("optimal", "random", "random sets, optimal", RANDOM, "o")
+_PROBED = Trials("optimal", "localized", "probed heads, optimal", LOCALIZED, "D", frontier=True)
+_WHOLE = Trials("optimal", "whole", "whole model, optimal", WHOLE, "s", frontier=True)
+SCATTERS: Mapping[str, tuple[tuple[str, str], tuple[Trials, ...]]] = {
+    "iti_truth_info": (SHARES, _ITI),
+    "iti_kl_mc": (DRIFT, _ITI),
+    "stronger_evidence_for_loc": (SHARES, (_ITI[1]._replace(colour=BEST, marker="o", frontier=True), _PROBED, _WHOLE)),
+    "random_vs_top": (SHARES, (_RANDOM, _WHOLE, _PROBED)),
+    "single_vs_top": (
+        SHARES,
+        (
+            Trials("single", "random", "random single heads", SINGLE, "o"),
+            Trials("single", "best_probed", "best probed head", BEST, "^"),
+            _PROBED._replace(label="{k} probed heads"),
+        ),
+    ),
+    "random_vs_top_MC_KL": (DRIFT, (_RANDOM, _PROBED._replace(frontier=False))),
+}
 
 
-def draw_kl_mc(n: Numbers, series: Sequence[Series]) -> Figure:
-    """MC2 against KL."""
-    with house_style():
-        figure = new_figure(4.3)
-        axis = figure.subplots()
-        _scatter(axis, series)
-        axis.axhline(n["base"]["mc2"], color=INK, linestyle=":", linewidth=1.2, zorder=1)
-        axis.grid(axis="y", color="#8c8c8c", alpha=0.25, linewidth=0.6)
-        scale_kl(axis, [p[0] for s in series for p in s.points])
-        axis.set(xlabel="KL drift from the unedited model (nats per token)", ylabel="MC2 on test")
-        _legend(figure, series)
-    return figure
+def draw_study(n: Numbers, folder: Path) -> dict[str, dict[str, str]]:
+    """Draw every figure that there are numbers for into `folder`; name -> its SVG."""
+    accuracy, heads = n["setup"]["probes"]["val_accuracy"], [row["head"].split(".") for row in n["setup"]["localized"]]
+    localized = [(int(layer), int(head)) for layer, head in heads]
+    heat = HeatMap(accuracy, "validation accuracy")
+    figures = {
+        "probes": draw_heads([heat], localized, floor=n["setup"]["probes"]["majority"]),
+        "hist_iti": _draw_sets(n, n["iti"], "ITI"),
+        "hist_ipo": _draw_sets(n, n["optimal"], "Optimal edit"),
+        "hist_ipo_1": _draw_single(n),
+        "probe_effect": draw_probe_effect(n),
+    }
+    for name, (axes, trials) in SCATTERS.items():
+        series = [_series(n, one, axes) for one in trials]
+        if any(one.points for one in series):
+            figures[name] = _draw_scatter(n, series, axes)
+    if n["landscape"]:
+        effects = np.asarray(n["landscape"]["info_truth"]["effects"], dtype=float)
+        reach = max(float(np.nanmax(np.abs(effects))), 1e-6)
+        gained = HeatMap(effects, "Info*Truth gained", {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach})
+        figures["landscape"] = draw_heads([HeatMap(accuracy, "probe accuracy"), gained], localized)
+    return {name: {"svg": save(figure, folder, name, pdf=True)} for name, figure in figures.items()}
 
 
-def _scatter(axis: Any, series: Sequence[Series]) -> None:
-    for depth, one in enumerate(series):
-        size = 60 if one.large else 26
-        for chosen in (False, True):
-            points = [p for p in one.points if p[2] is chosen]
-            style: dict[str, Any] = (
-                {"s": size, "facecolors": one.colour, "edgecolors": PAPER, "linewidths": 0.7}
-                if chosen
-                else {"s": 0.6 * size, "facecolors": "none", "edgecolors": one.colour, "linewidths": 0.9, "alpha": 0.7}
-            )
-            axis.scatter(
-                [p[0] for p in points], [p[1] for p in points], marker=one.marker,
-                zorder=3 + 2 * depth + chosen, **style,
-            )  # fmt: skip
-        if one.frontier:
-            edge = frontier([(x, y) for x, y, _ in one.points])
-            axis.plot(*zip(*edge, strict=True), color=one.colour, linewidth=1.1, alpha=0.8, zorder=2) if edge else None
+def _series(n: Numbers, trials: Trials, axes: tuple[str, str]) -> Series:
+    x, y = axes
+    found = n[trials.block][trials.place]
+    points = []
+    for block in found if trials.place == "random" else [found] if found else []:
+        chosen = (block["chosen"] or {}).get("hyperparameter")
+        points += [
+            (trial[x], trial[y], trial["hyperparameter"] == chosen)
+            for trial in block["trials"]
+            if trial[x] is not None and trial[y] is not None
+        ]
+    label = trials.label.format(k=n["setup"]["n_localized"])
+    return Series(label, trials.colour, trials.marker, points, trials.place != "random", trials.frontier)
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other one beats in one coordinate without losing in the other, by the first coordinate."""
-    best: list[tuple[float, float]] = []
-    for x, y in sorted(set(points), reverse=True):
-        if not best or y > best[-1][1]:
-            best.append((x, y))
-    return best[::-1]
+def _draw_scatter(n: Numbers, series: list[Series], axes: tuple[str, str]) -> Figure:
+    x, y = axes
+    if x == "kl":
+        return draw_drift(series, ylabel=f"{score_title(y)} on test", base=n["base"][y])
+    titles, base = (score_title(x), score_title(y)), (n["base"][x], n["base"][y])
+    return draw_shares(series, titles=titles, base=base, product="Info*Truth")
 
 
-def _legend(figure: Figure, series: Sequence[Series], *, has_curve: bool = False) -> None:
-    line = require("matplotlib.lines").Line2D
-    handles = [
-        line([], [], linestyle="", markersize=6.5, marker=s.marker, color=s.colour, label=s.label) for s in series
-    ]
-    handles.append(line([], [], color=INK, linestyle=":", linewidth=1.2, label="unedited model"))
-    if has_curve:
-        handles.append(line([], [], color="#8c8c8c", linewidth=0.9, label="its Info*Truth"))
-    if any(not p[2] for s in series for p in s.points):
-        mark: dict[str, Any] = {"linestyle": "", "markersize": 6.5, "marker": "o", "color": "#7d7d7d"}
-        handles.append(line([], [], markerfacecolor="none", label="hyperparameter not chosen", **mark))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, handletextpad=0.4, columnspacing=1.6)
-
-
-def draw_histogram(n: Numbers, method: Numbers, what: str, title: str) -> Figure:
+def _draw_sets(n: Numbers, method: Numbers, title: str) -> Figure:
     """Scores at random sets, with the localized heads, the whole model and the unedited model as lines."""
-    lines = [
-        ("unedited model", n["base"]["info_truth"], INK, ":"),
-        ("whole model", _chosen(method["whole"]), WHOLE, "--"),
-        (f"{n['setup']['n_localized']} probed heads", method["localized_score"], LOCALIZED, "-"),
-    ]
-    return _histogram_of(method["random_scores"], lines, RANDOM, what, title)
+    whole = (method["whole"] or {}).get("chosen") or {}
+    marks = _marks(n, whole.get("info_truth"), method["localized_score"])
+    spread = Spread(title, method["random_scores"], marks)
+    return draw_spreads([spread], xlabel="Info*Truth on test", what="random sets", colour=RANDOM)
 
 
-def draw_single_heads(n: Numbers) -> Figure:
-    """Scores at random single heads, with lines as in `draw_histogram` and one for the best probed head."""
+def _draw_single(n: Numbers) -> Figure:
+    """The same for random single heads, and a line for the best probed head."""
     single = n["single"]
-    lines = [
-        ("unedited model", n["base"]["info_truth"], INK, ":"),
-        ("whole model", single["whole_score"], WHOLE, "--"),
-        ("best probed head", single["best_probed"]["score"], BEST, "-."),
-        (f"{n['setup']['n_localized']} probed heads", single["localized_score"], LOCALIZED, "-"),
+    best = Mark("best probed head", single["best_probed"]["score"], BEST, "-.")
+    marks = [*_marks(n, single["whole_score"], single["localized_score"]), best]
+    spread = Spread("Optimal edit", [row["score"] for row in single["random"]], marks)
+    return draw_spreads([spread], xlabel="Info*Truth on test", what="random single heads", colour=SINGLE)
+
+
+def _marks(n: Numbers, whole: float | None, localized: float | None) -> list[Mark]:
+    return [
+        Mark("unedited model", n["base"]["info_truth"], INK, ":"),
+        Mark("whole model", whole, WHOLE, "--"),
+        Mark(f"{n['setup']['n_localized']} probed heads", localized, LOCALIZED, "-"),
     ]
-    scores = [row["score"] for row in single["random"]]
-    return _histogram_of(scores, lines, SINGLE, "random single heads", "Optimal edit")
-
-
-def _histogram_of(
-    scores: Sequence[float | None], lines: Sequence[tuple[str, float | None, str, str]], colour: str, what: str,
-    title: str,
-) -> Figure:  # fmt: skip
-    """Scores at random locations as bars and a dot each, other arms as lines."""
-    with house_style():
-        figure = new_figure(3.6)
-        axis = figure.subplots()
-        finite = np.sort([x for x in scores if x is not None and math.isfinite(x)])
-        known = [(label, x, c, style) for label, x, c, style in lines if x is not None and math.isfinite(x)]
-        values = [*finite, *(x for _, x, _, _ in known)]
-        low, high = (min(values), max(values)) if values else (0.0, 1.0)
-        room = max(high - low, 1e-3) / N_BINS * 2
-        edges = np.linspace(low - room, high + room, N_BINS + 1)
-        counts, _, _ = axis.hist(finite, bins=edges.tolist(), color=colour, alpha=0.55, linewidth=0)
-        tallest = max(1, int(np.max(counts)))
-        heights = -tallest * (0.06 + 0.05 * (np.arange(finite.size) % 3))
-        axis.scatter(finite, heights, s=11, color=colour, linewidth=0, zorder=4)
-        axis.axhline(0, color="#8c8c8c", linewidth=0.5)
-        patches, line = require("matplotlib.patches"), require("matplotlib.lines").Line2D
-        handles: list[Any] = [patches.Patch(color=colour, alpha=0.55, linewidth=0, label=f"{what} (a dot each)")]
-        for label, x, c, style in known:
-            axis.axvline(x, color=c, linestyle=style, linewidth=1.8, zorder=3)
-            handles.append(line([], [], color=c, linestyle=style, linewidth=1.8, label=label))
-        ticker = require("matplotlib.ticker")
-        ticks = ticker.MaxNLocator(5, integer=True).tick_values(0, tallest)
-        axis.set(
-            xlabel="Info*Truth on test", ylabel=what, xlim=(edges[0], edges[-1]),
-            ylim=(-0.24 * tallest, 1.06 * tallest), yticks=[y for y in ticks if 0 <= y <= tallest],
-        )  # fmt: skip
-        axis.set_title(title, loc="left")
-        columns = len(handles) if len(handles) <= 4 else 3
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.6)
-    return figure
 
 
 def draw_probe_effect(n: Numbers) -> Figure:
@@ -176,60 +150,15 @@ def draw_probe_effect(n: Numbers) -> Figure:
     with house_style():
         figure = new_figure(3.6)
         best = n["single"]["best_probed"]["head"]
-        for axis, (score, title) in zip(
-            figure.subplots(1, 2), (("info_truth", "Info*Truth"), ("mc2", "MC2")), strict=True
-        ):
-            found = n["probe_effect"][score]
+        for axis, score in zip(figure.subplots(1, 2), ("info_truth", "mc2"), strict=True):
+            found, title = n["probe_effect"][score], score_title(score)
             colours = [BEST if head == best else SINGLE for head in found["heads"]]
             axis.scatter(found["val_accuracy"], found["effects"], c=colours, s=34, edgecolors=PAPER, linewidths=0.7)
             axis.axhline(0, color=INK, linestyle=":", linewidth=1.2, zorder=1)
             axis.set(xlabel="probe accuracy on validation", ylabel=f"{title}, edited minus unedited")
-            words = f"Spearman {small(found['spearman'])}, p = {small(found['p'])}"
+            words = f"Spearman {plain(found['spearman'], '.2g')}, p = {plain(found['p'], '.2g')}"
             axis.set_title(f"{title}: {words}, n = {found['n']}", loc="left")
-            axis.grid(color="#8c8c8c", alpha=0.25, linewidth=0.6)
-        line = require("matplotlib.lines").Line2D
-        handles = [
-            line([], [], linestyle="", marker="o", color=colour, label=label)
-            for colour, label in ((SINGLE, "random single heads"), (BEST, "best probed head"))
-        ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2)
+            axis.grid(color=FAINT, alpha=0.25, linewidth=0.6)
+        keys = (("random single heads", SINGLE), ("best probed head", BEST))
+        add_legend(figure, [marker_key(label, colour, "o") for label, colour in keys])
     return figure
-
-
-def draw_landscape(n: Numbers) -> Figure:
-    """Two heat maps, layers across: probe accuracy, and effect of the optimal edit."""
-    with house_style():
-        accuracy = np.asarray(n["setup"]["probes"]["val_accuracy"], dtype=float)
-        effects = np.asarray(n["landscape"]["info_truth"]["effects"], dtype=float)
-        figure = new_figure(6.4)
-        reach = max(float(np.nanmax(np.abs(effects))), 1e-6)
-        rectangle = require("matplotlib.patches").Rectangle
-        axes = figure.subplots(2, 1, sharex=True)
-        for axis, values, label, style in zip(
-            axes, (accuracy, effects), ("probe accuracy", "Info*Truth gained"),
-            ({"cmap": "cividis"}, {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach}), strict=True,
-        ):  # fmt: skip
-            mesh = axis.pcolormesh(values.T, edgecolors=PAPER, linewidth=0.4, **style)
-            for layer, head in claimed_heads(n["setup"]):
-                axis.add_patch(rectangle((layer, head), 1, 1, fill=False, edgecolor=LOCALIZED, linewidth=1.6))
-            axis.set(ylabel="head")
-            bar = figure.colorbar(mesh, ax=axis, pad=0.02, fraction=0.05)
-            bar.outline.set_visible(False)
-            bar.set_label(label)
-        axes[-1].set(xlabel="layer")
-    return figure
-
-
-def claimed_heads(setup: Numbers) -> list[tuple[int, int]]:
-    """(layer, head) pairs of the localized heads."""
-    pairs = (row["head"].split(".") for row in setup["localized"])
-    return [(int(layer), int(head)) for layer, head in pairs]
-
-
-def _chosen(block: Numbers | None) -> float | None:
-    return None if block is None or block["chosen"] is None else block["chosen"]["info_truth"]
-
-
-def small(value: float | None) -> str:
-    """Two digits for reading."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.2g}".replace("-", "−")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import comb
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -15,12 +16,14 @@ from locaudit.errors import ConfigError, LocationError, RunFolderError
 from locaudit.judges import Judge
 from locaudit.models import Model
 from locaudit.run.audit import run_audit
-from locaudit.run.estimate import Estimate, describe_estimate, estimate_audit
-from locaudit.run.inputs import load_subject, read_inputs
+from locaudit.run.pilot import Estimate, describe_estimate, run_pilot
 from locaudit.run.status import describe_seconds, show_progress
-from locaudit.store import read_run, write_atomically
-from locaudit.studies.paper.config import PaperConfig, Part
-from locaudit.studies.paper.study import SETTINGS, data_release
+from locaudit.run.subject import load_subject, read_inputs
+from locaudit.store.files import write_atomically
+from locaudit.store.folder import has_trials
+from locaudit.studies.paper.config import PARTS, PaperConfig, Part
+from locaudit.studies.paper.measures import data_release
+from locaudit.studies.paper.study import SETTINGS
 
 
 def run_paper(
@@ -38,29 +41,21 @@ def run_paper(
     `RunFolderError` for a folder of something else, all before the first trial.
     """
     folder = Path(out)
-    _check_folder(folder, config)
-    with _locked(folder):
-        model, behaviour, judges, audits = _begin(config, model, behaviour, judges, progress)
-        write_atomically(folder / SETTINGS, to_yaml(config).encode())
+    with _opened(config, folder, model, behaviour, judges, progress) as (subject, audits):
         for number, (part, audit) in enumerate(audits.items(), start=1):
             with show_progress(progress) as meter:
-                meter.say(f"part {number} of {len(audits)}, {part}: {_PARTS[part]}")
-            run_audit(
-                audit,
-                folder / part,
-                model=model,
-                behaviour=behaviour,
-                judges=judges,
-                progress=progress,
-                prepared=folder / "sets",
-            )
+                meter.say(f"part {number} of {len(audits)}, {part}: {PARTS[part]}")
+            run_audit(audit, folder / part, prepared=folder / "sets", **subject)
 
 
-_PARTS: Mapping[Part, str] = {
-    "sets": "probed heads against random sets and the whole model",
-    "single": "best probed head against random single heads",
-    "landscape": "every head",
-}
+@contextmanager
+def _opened(config: PaperConfig, folder: Path, *given: Any) -> Iterator[tuple[dict[str, Any], dict[Part, AuditConfig]]]:
+    """The study's folder, locked and checked, with what `_begin` returns."""
+    _check_folder(folder, config)
+    with _locked(folder):
+        begun = _begin(config, *given)
+        write_atomically(folder / SETTINGS, to_yaml(config).encode())
+        yield begun
 
 
 @contextmanager
@@ -71,17 +66,13 @@ def _locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         lock.acquire(blocking=False)
-    except Timeout:
-        raise RunFolderError(
-            got=f"{folder}, which another process is writing to",
-            expected="one writer at a time",
-            remedy="wait for it, stop it, or choose another --out",
-        ) from None
     except OSError as error:
+        is_busy = isinstance(error, Timeout)
+        why = "another process is writing to" if is_busy else f"cannot be written to ({error.strerror or error})"
         raise RunFolderError(
-            got=f"{folder}, which cannot be written to ({error.strerror or error})",
-            expected="a folder to write to",
-            remedy="check --out",
+            got=f"{folder}, which {why}",
+            expected="a folder to write to, and one writer at a time",
+            remedy="wait for the other process or stop it, or choose another --out",
         ) from None
     try:
         yield
@@ -101,18 +92,12 @@ def estimate_paper(
     judges: Mapping[str, Judge] | None = None,
     progress: bool = True,
 ) -> dict[Part, Estimate]:
-    """What each audit of the study would take here, from timed samples; writes nothing. See `estimate_audit`."""
+    """What each audit of the study takes here, by its first trials, which are kept. See `run_pilot`."""
     folder = Path(out)
-    _check_folder(folder, config)
-    model, behaviour, judges, audits = _begin(config, model, behaviour, judges, progress)
-    out_of: dict[Part, Estimate] = {}
-    paces = None
-    for part, audit in audits.items():
-        out_of[part] = estimate_audit(
-            audit, model=model, behaviour=behaviour, judges=judges, out=folder / part, paces=paces, progress=progress
-        )
-        paces = paces or out_of[part].paces
-    return out_of
+    with _opened(config, folder, model, behaviour, judges, progress) as (subject, audits):
+        return {
+            part: run_pilot(audit, folder / part, prepared=folder / "sets", **subject) for part, audit in audits.items()
+        }
 
 
 def _begin(
@@ -121,8 +106,8 @@ def _begin(
     behaviour: Behaviour | None,
     judges: Mapping[str, Judge] | None,
     progress: bool,
-) -> tuple[Model, Behaviour, Mapping[str, Judge], dict[Part, AuditConfig]]:
-    """What can be refused with the inputs and the model at hand is refused here."""
+) -> tuple[dict[str, Any], dict[Part, AuditConfig]]:
+    """What all audits share, and their settings. What can be refused with inputs and model at hand is refused here."""
     first = config.audits()["sets"]
     inputs = read_inputs(first, behaviour, judges)
     questions = inputs.behaviour.questions
@@ -132,20 +117,20 @@ def _begin(
         if model is None:
             meter.say(f"loading {config.model}")
             model = load_subject(first)
-    n_heads = model.n_layers * model.n_heads
-    k = config.probe.top_k
-    for got, enough in (
-        (f"probe.top_k = {k}", k < n_heads),
-        (f"random_sets = {config.random_sets} of {k} heads", comb(n_heads, min(k, n_heads)) - 1 >= config.random_sets),
-        (f"random_heads = {config.random_heads}", n_heads > config.random_heads),
-    ):
-        if not enough:
-            raise LocationError(
-                got=f"{got} for {model.name}, which has {n_heads} heads",
-                expected="fewer than the model has",
-                remedy="lower probe.top_k, random_sets or random_heads",
-            )
-    return model, inputs.behaviour, inputs.judges, config.audits(n_heads)
+    n_heads, k = model.n_layers * model.n_heads, config.probe.top_k
+    room = {
+        f"probe.top_k = {k}": k < n_heads,
+        f"random_sets = {config.random_sets} of {k} heads": comb(n_heads, min(k, n_heads)) > config.random_sets,
+        f"random_heads = {config.random_heads}": n_heads > config.random_heads,
+    }
+    for got in (name for name, is_enough in room.items() if not is_enough):
+        raise LocationError(
+            got=f"{got} for {model.name}, which has {n_heads} heads",
+            expected="fewer than the model has",
+            remedy="lower probe.top_k, random_sets or random_heads",
+        )
+    shared = {"model": model, "behaviour": inputs.behaviour, "judges": inputs.judges, "progress": progress}
+    return shared, config.audits(n_heads)
 
 
 def _check_folder(folder: Path, config: PaperConfig) -> None:
@@ -170,7 +155,7 @@ def _check_folder(folder: Path, config: PaperConfig) -> None:
         ) from None
     old, new = found.audits(), config.audits()
     for part in old:  # a landscape may be added to a finished study, or left out again
-        if part in new and old[part].hash != new[part].hash and _has_trials(folder / part):
+        if part in new and old[part].hash != new[part].hash and has_trials(folder / part):
             theirs, ours = to_dict(found), to_dict(config)
             differ = sorted(key for key in ours if ours[key] != theirs[key] and key != "judges")
             raise RunFolderError(
@@ -180,27 +165,15 @@ def _check_folder(folder: Path, config: PaperConfig) -> None:
             )
 
 
-def _has_trials(folder: Path) -> bool:
-    with suppress(RunFolderError), read_run(folder) as store:
-        return bool(store.done())
-    return False
-
-
 def describe_plan(estimates: Mapping[Part, Estimate]) -> str:
     """The study's plan as lines for the terminal."""
     lines = []
     for part, estimate in estimates.items():
-        lines += [
-            f"{part}:",
-            *(f"  {line}" if line else "" for line in describe_estimate(estimate).splitlines()[:-1]),
-            "",
-        ]
-    seconds = sum(estimate.total_seconds for estimate in estimates.values())
-    trials = sum(sum(estimate.n_trials.values()) for estimate in estimates.values())
-    tokens = sum(estimate.n_tokens for estimate in estimates.values())
-    disk = sum(estimate.disk_bytes for estimate in estimates.values())
-    lines.append(
-        f"the whole study: {trials} trials, {tokens:,} tokens run, {describe_seconds(seconds)}, {disk / 2**20:.0f} MiB "
-        "on disk"
-    )
-    return "\n".join([*lines, "A dry run: nothing was written."])
+        told = describe_estimate(estimate).splitlines()[:-1]
+        lines += [f"{part}:", *(f"  {line}".rstrip() for line in told), ""]
+    every = estimates.values()
+    n_trials = sum(sum(estimate.n_trials.values()) for estimate in every)
+    n_tokens, disk = sum(estimate.n_tokens for estimate in every), sum(estimate.disk_bytes for estimate in every)
+    time = describe_seconds(sum(estimate.seconds for estimate in every))
+    lines.append(f"the whole study: {n_trials} trials, {n_tokens:,} tokens run, {time}, {disk / 2**20:.0f} MiB on disk")
+    return "\n".join([*lines, "Run the same command without --dry-run to go on: the trials that were timed are kept."])

@@ -1,22 +1,23 @@
-"""The audits of a study as read from their run folders."""
+"""The audits of a study as read from their run folders, and the trials that validation chose in them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from locaudit.config import AuditConfig, read_over
+from locaudit.config import read_over
 from locaudit.errors import RunFolderError
-from locaudit.records import Method, TrialRecord
-from locaudit.stats import components, count_unjudged, judged_records, score_values, select
-from locaudit.stats.selection import Place
-from locaudit.store import read_run
+from locaudit.records import TrialRecord
+from locaudit.report.tables import Tables, tabulate
+from locaudit.stats import components, differ_too_little, mean_score, score_values, select
+from locaudit.store.folder import has_trials
+from locaudit.store.run import Run, load_run
 from locaudit.studies.paper.config import PaperConfig, Part
 
 SETTINGS = "paper.yaml"
@@ -24,73 +25,57 @@ SETTINGS = "paper.yaml"
 SCORE = "info_truth"
 """What the paper compares."""
 
-RELEASES: Mapping[tuple[int, int, int], str] = {
-    (817, 2585, 3295): "TruthfulQA, first release (the hub's, and the one that fits the paper's number of pairs)",
-    (817, 2835, 3367): "TruthfulQA, revision of October 2021 (the paper's number of pairs does not fit it)",
-}
-"""(questions, true answers, false answers) as loaded -> which data that is."""
-
-
-def data_release(questions: int, true: int, false: int) -> str:
-    """Which data has so many questions, true and false answers."""
-    return RELEASES.get((questions, true, false), "not TruthfulQA as released, the paper's data")
-
-
-@dataclass(frozen=True)
-class Audit:
-    """One run folder of a study."""
-
-    config: AuditConfig
-    records: tuple[TrialRecord, ...]
-    run: Mapping[str, Any]
-    """The fact ``run``."""
-    probes: Mapping[str, Any]
-    judges: Mapping[str, Mapping[str, str]]
-    seconds: float
-    """Of its trials, in all."""
-    n_unjudged: int
-    """Answers that a judge has not been asked about, as in a run that was killed; failed judgements are none."""
-
-    @property
-    def base(self) -> TrialRecord:
-        """The unedited model's record."""
-        return next(r for r in self.records if r.spec.arm == "base")
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every planned trial has a record and every answer was judged."""
-        return len(self.records) >= self.run.get("planned", math.inf) and not self.n_unjudged
-
-    def places(self, method: Method) -> dict[Place, list[TrialRecord]]:
-        """Trials of each place, by hyperparameter; the claim, the whole model, then the controls by number."""
-        out: dict[Place, list[TrialRecord]] = {}
-        for record in sorted(self.records, key=_order):
-            if record.spec.method == method:
-                out.setdefault((record.spec.arm, record.spec.control), []).append(record)
-        return out
-
-    def chosen(self, method: Method, score: str = SCORE) -> Mapping[Place, TrialRecord | None]:
-        """The trial that validation chose at each place; None where every edit diverged."""
-        return select(self.records, score).get(method, {})
-
-    def values(self, record: TrialRecord | None, score: str = SCORE) -> NDArray[np.float64]:
-        """The score's components on the test questions, (components, questions); NaN for no record."""
-        if record is None:
-            return np.full((len(components(score)), len(self.base.questions["test"]["mc2"])), np.nan)
-        return score_values(record.questions["test"], score)
-
 
 @dataclass(frozen=True)
 class Study:
     """The paper's study: settings and audits. Those that were not run are absent."""
 
     config: PaperConfig
-    audits: Mapping[Part, Audit]
+    audits: Mapping[Part, Tables]
 
     @property
-    def sets(self) -> Audit:
+    def sets(self) -> Tables:
         """Probed heads against random sets of heads."""
         return self.audits["sets"]
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The edits of a method that validation chose by a score, and their test scores question by question."""
+
+    audit: Tables
+    method: str
+    score: str = SCORE
+
+    @cached_property
+    def records(self) -> Mapping[Any, TrialRecord | None]:
+        """By place (arm, number); None where every edit diverged."""
+        found: Mapping[Any, Any] = select([row.record for row in self.audit.rows], self.score)
+        return found.get(self.method, {})
+
+    @property
+    def random(self) -> list[TrialRecord | None]:
+        """At the random places, by number."""
+        return [record for (arm, _), record in sorted(self.records.items()) if arm == "control"]
+
+    def values(self, record: TrialRecord | None) -> NDArray[np.float64]:
+        """The score's components, (components, questions); NaN for no record."""
+        names = components(self.score)
+        if record is None:
+            return np.full((len(names), len(self.audit.base.record.questions["test"][names[0]])), np.nan)
+        return score_values(record.questions["test"], self.score)
+
+    def at(self, arm: str) -> NDArray[np.float64]:
+        """Values at the claim (the localized heads) or of the whole model; of the unedited model for ``base``."""
+        return self.values(self.audit.base.record if arm == "base" else self.records[arm, -1])
+
+    def mean(self, record: TrialRecord | None) -> float:
+        """The score on the test questions."""
+        return float(mean_score(self.values(record)))
+
+    def few(self, margin: float) -> bool:
+        """Whether too few questions tell the localized heads from the random places."""
+        return differ_too_little(self.at("claim"), [self.values(record) for record in self.random], margin)
 
 
 def is_study(folder: str | Path) -> bool:
@@ -101,25 +86,12 @@ def is_study(folder: str | Path) -> bool:
 def read_study(folder: str | Path) -> Study:
     """Read a study's folder. Raises `RunFolderError` if it holds none, or one with trials or judgements missing."""
     folder = Path(folder)
-    if not (folder / SETTINGS).is_file():
+    if not is_study(folder):
         raise RunFolderError(
             got=f"{folder} without {SETTINGS}", expected="a folder of locaudit paper", remedy="name its --out"
         )
     config = read_over(PaperConfig(), folder / SETTINGS)
-    audits: dict[Part, Audit] = {}
-    for part in config.audits():
-        path = folder / part
-        audit = _read_audit(path) if (path / "trials.sqlite").is_file() else None
-        if audit is None or not audit.is_finished:
-            lacks = "no trials" if audit is None else f"{len(audit.records)} of {audit.run.get('planned', '?')} trials"
-            if audit is not None and audit.n_unjudged:
-                lacks += f" and {audit.n_unjudged} answers that were not judged"
-            raise RunFolderError(
-                got=f"{path} with {lacks}",
-                expected="a finished study",
-                remedy="run the same locaudit paper command again: finished trials are kept",
-            )
-        audits[part] = audit
+    audits: dict[Part, Tables] = {part: tabulate(_finished(folder / part)) for part in config.audits()}
     if any(audit.judges != audits["sets"].judges for audit in audits.values()):
         raise RunFolderError(
             got=f"{folder}, whose parts were judged by different judges",
@@ -129,23 +101,16 @@ def read_study(folder: str | Path) -> Study:
     return Study(config, audits)
 
 
-def _read_audit(folder: Path) -> Audit:
-    with read_run(folder) as store:
-        judges, records = store.fact("judges") or {}, judged_records(store)
-        return Audit(
-            store.config,
-            tuple(records),
-            store.fact("run") or {},
-            store.fact("probes") or {},
-            judges,
-            math.fsum(store.seconds().values()),
-            count_unjudged(store, records),
-        )
-
-
-def _order(record: TrialRecord) -> tuple[int, int, float]:
-    spec = record.spec
-    return _ARMS.index(spec.arm), spec.control, spec.hyperparameter or 0.0
-
-
-_ARMS = ("base", "claim", "whole", "rest", "control")
+def _finished(folder: Path) -> Run:
+    """A part's run; `RunFolderError` if it lacks trials or judgements."""
+    run = load_run(folder) if has_trials(folder) else None
+    if run is not None and run.is_finished:
+        return run
+    lacks = "no trials" if run is None else f"{len(run.trials)} of {run.manifest.planned} trials"
+    if run is not None and run.n_unjudged:
+        lacks += f" and {run.n_unjudged} answers that were not judged"
+    raise RunFolderError(
+        got=f"{folder} with {lacks}",
+        expected="a finished study",
+        remedy="run the same locaudit paper command again: finished trials are kept",
+    )

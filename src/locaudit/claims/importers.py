@@ -1,0 +1,86 @@
+"""Claims from text, lists, JSON and CSV files. A file format is one small function in `locaudit.registry.IMPORTERS`."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from locaudit.errors import LocationError
+from locaudit.location import Location
+from locaudit.registry import IMPORTERS, KINDS
+
+FORMER = {"heads": "head", "neurons": "neuron"}
+"""Former names of kinds, still understood."""
+
+
+def parse_location(claim: str | Path | Sequence | Mapping | Location, kind: str = "head") -> Location:
+    """Read a location from ``"14.3,15.7"``, a list of pairs or of such strings, a mapping, or a file.
+
+    A string may start with its kind: ``neuron:3.117``, ``mlp:8``. A mapping (or JSON object) has ``units`` and
+    optionally ``kind``. Files go by their suffix (`IMPORTERS`). Raises `LocationError`.
+    """
+    if isinstance(claim, Location):
+        return claim
+    if isinstance(claim, Mapping):
+        if "units" not in claim or not set(claim) <= {"units", "kind"}:
+            raise LocationError(
+                got=f"an object with the keys {sorted(map(str, claim))}",
+                expected='{"kind": "head", "units": [[14, 3], [15, 7]]}',
+                remedy="give these keys and no others",
+            )
+        return parse_location(claim["units"], claim.get("kind", kind))
+    if isinstance(claim, str | Path):
+        text = str(claim).strip()
+        suffix = Path(text).suffix.removeprefix(".")
+        if suffix in IMPORTERS:
+            return IMPORTERS[suffix](Path(text), kind)
+        prefix, _, rest = text.partition(":")
+        if FORMER.get(prefix, prefix) in KINDS:
+            kind, text = prefix, rest
+        claim = [part for part in text.split(",") if part.strip()]
+    if not isinstance(claim, Iterable):
+        raise LocationError(got=f"the claim {claim!r}", expected="a list of units", remedy="write it as '14.3,15.7'")
+    kind = FORMER.get(kind, kind)
+    return Location(tuple(KINDS[kind].parse_unit(part) for part in claim), kind)
+
+
+@IMPORTERS.register("json")
+def read_json(path: Path, kind: str) -> Location:
+    """A JSON file with what `parse_location` takes: a string, a list or an object."""
+    text = _read(path)
+    try:
+        return parse_location(json.loads(text), kind)
+    except LocationError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise LocationError(
+            got=f"{path}, which is not JSON ({error})", expected="a list of units", remedy="mend the file"
+        ) from None
+
+
+@IMPORTERS.register("csv")
+def read_csv(path: Path, kind: str) -> Location:
+    """A CSV file with the columns ``layer`` and ``head`` (or ``neuron``)."""
+    cells = [[cell.strip() for cell in row] for row in csv.reader(_read(path).splitlines())]
+    header, *lines = [row for row in cells if any(row)] or [[]]
+    kinds = [name for name in ("head", "neuron") if name in header]
+    if "layer" not in header or len(kinds) != 1:
+        raise LocationError(
+            got=f"{path} with the columns {header}",
+            expected="the columns 'layer' and 'head' (or 'neuron')",
+            remedy="rename the columns",
+        )
+    at = header.index("layer"), header.index(kinds[0])
+    units = [tuple(line[i] for i in at if i < len(line)) for line in lines]
+    return Location(tuple(KINDS[kinds[0]].parse_unit(unit) for unit in units), kinds[0])
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise LocationError(got=f"{path}, which is not a file", expected="a JSON or CSV file", remedy="check the path")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise LocationError(got=f"{path}, which is not UTF-8 text", expected="text", remedy="check the file") from None

@@ -1,0 +1,126 @@
+"""``locaudit demo | audit | probe | report``: words in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from locaudit.cli.flags import parse, take_config
+from locaudit.config import AuditConfig, load_preset
+from locaudit.location import spell_unit
+
+
+@dataclass(frozen=True)
+class _Run:
+    config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
+    out: Path = Path("runs/audit")
+    """Run folder: records, edits, verdict and report. Naming an earlier one with the same settings resumes it."""
+    repeats: int = 1
+    """Audits with other training seeds and question splits, each in its folder ``repeat-N``: one verdict over all."""
+    dry_run: bool = False
+    """Run the first trials of claim, whole model and controls of each method, and say how long the others would take.
+    What was run is kept in the run folder."""
+
+
+@dataclass(frozen=True)
+class _Probe:
+    config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
+    top: int = 16
+    """Heads to print."""
+
+
+@dataclass(frozen=True)
+class _Report:
+    folder: tyro.conf.Positional[Path]
+    """Run folder."""
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """Parse ``locaudit demo [flags]`` and run it."""
+    _run(
+        parse(
+            _Run(load_preset("demo"), Path("runs/demo")),
+            "locaudit demo",
+            "Audit SmolLM2-135M on bundled questions: top-8 probed heads against 19 random sets.",
+            arguments,
+        )
+    )
+
+
+def audit(arguments: Sequence[str]) -> None:
+    """Parse ``locaudit audit [CONFIG.yaml] [flags]`` and run it."""
+    base, rest = take_config(AuditConfig(), arguments)
+    words = "Audit a localization claim. Settings come from CONFIG.yaml, if given, and flags go over it."
+    _run(parse(_Run(base), "locaudit audit [CONFIG.yaml]", words, rest))
+
+
+def probe(arguments: Sequence[str]) -> None:
+    """Parse ``locaudit probe [CONFIG.yaml] [flags]`` and print the best heads."""
+    base, rest = take_config(AuditConfig(), arguments)
+    words = "Probe every head on the training questions and print the best ones."
+    command = parse(_Probe(base), "locaudit probe [CONFIG.yaml]", words, rest)
+    from locaudit.run.audit import run_probes
+
+    probes = run_probes(command.config)
+    location = probes.top(command.top)
+    console = Console(highlight=False)
+    n_train, n_val = probes.n_train, probes.n_val
+    console.print(
+        f"validation accuracy ({n_train} training and {n_val} validation examples, majority {probes.majority:.3f})"
+    )
+    for unit in probes.ranking()[: command.top]:
+        console.print(f"  {spell_unit(unit)}\t{probes.val_accuracy[unit].item():.3f}")  # pyright: ignore
+    console.print(f'--claim "{location}"')
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Parse ``locaudit report DIR`` and write it."""
+    command = tyro.cli(_Report, prog="locaudit report", description="Write a run folder's report.", args=arguments)
+    from locaudit.cli.paper import print_study
+    from locaudit.cli.shown import print_repeats, print_verdict
+    from locaudit.report.repeats import is_repeats
+    from locaudit.studies.paper import is_study, write_paper
+
+    if is_study(command.folder):
+        print_study(write_paper(command.folder))
+        return
+    if is_repeats(command.folder):
+        print_repeats(command.folder)
+        return
+    print_verdict(command.folder)
+
+
+def _run(command: _Run) -> None:
+    from locaudit.cli.shown import print_repeats, print_verdict
+    from locaudit.report import require_report_extra
+    from locaudit.report.repeats import repeat_folder
+    from locaudit.run.audit import run_audit
+    from locaudit.run.pilot import describe_estimate, run_pilot
+    from locaudit.run.repeats import check_repeats, repeat_config, run_repeats
+
+    require_report_extra()
+    if command.repeats != 1:
+        check_repeats(command.config, command.repeats)
+    if command.dry_run:
+        several = command.repeats > 1
+        config, out = (repeat_config(command.config, 0), repeat_folder(command.out, 0)) if several else (
+            command.config,
+            command.out,
+        )  # fmt: skip
+        estimate = run_pilot(config, out)
+        if several:
+            note = f"one repeat: all of them take {command.repeats} times as long, less the time of loading the model"
+            estimate = replace(estimate, notes=(*estimate.notes, note))
+        print(describe_estimate(estimate))
+        return
+    if command.repeats > 1:
+        run_repeats(command.config, command.out, command.repeats)
+        print_repeats(command.out)
+        return
+    run_audit(command.config, command.out)
+    print_verdict(command.out)

@@ -1,0 +1,151 @@
+"""Flags made from settings: those of the methods and kinds of judge that the command line itself chooses.
+
+The command line is read twice. First plug-ins, methods and kinds of judge are looked for, since they decide which
+settings there are; then tyro parses a class made of these. What it finds is checked as settings only after that, so
+that an error names a setting as for a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import tyro
+
+from locaudit.config import AuditConfig, JudgeChoice, read_over
+from locaudit.config.choices import Frozen, choose_judge
+from locaudit.config.validation import plain, renamed, validate
+from locaudit.errors import ConfigError
+from locaudit.registry import JUDGES, METHODS, load_plugins
+
+C = TypeVar("C")
+_SETTINGS_OF = "settings_of_methods"
+"""Field with the settings of each chosen method; both it and the field with their names are ``--methods`` to users."""
+_METHODS = "How edits are found. The settings of each chosen method are flags of their own."
+_KIND = (
+    "Kind of judge, whose settings are flags of their own. default: the bundled judge where the behaviour has the "
+    "aspect and answers are generated, else none."
+)
+
+
+def take_config(base: C, arguments: Sequence[str]) -> tuple[C, list[str]]:
+    """The settings that flags go over, those of the YAML file named first over `base`, and the other arguments."""
+    load_plugins(_given(arguments, "plugins"))
+    if arguments and not arguments[0].startswith("-"):
+        return read_over(base, arguments[0]), list(arguments[1:])
+    return base, list(arguments)
+
+
+def parse(command: C, prog: str, description: str, arguments: Sequence[str]) -> C:
+    """`command`, a dataclass of flags whose field ``config``, if it has one, holds settings, as the arguments have it.
+
+    Raises `ConfigError` for a wrong setting; exits after ``--help`` and for what is no flag.
+    """
+    load_plugins(_given(arguments, "plugins"))
+    config = getattr(command, "config", None)
+    arguments = _renamed(arguments, is_audit=isinstance(config, AuditConfig))
+    form = _form(command, "", arguments)
+    parsed = _plain(tyro.cli(type(form), prog=prog, description=description, args=arguments, default=form))
+    for name, value in parsed.items():
+        if name == "config":
+            parsed[name] = validate(type(config), value, source="the command line")
+        elif isinstance(getattr(command, name), JudgeChoice):
+            parsed[name] = choose_judge(value, name)
+    return dataclasses.replace(command, **parsed)  # type: ignore[type-var]
+
+
+def _form(value: Any, path: str, arguments: Sequence[str]) -> Any:
+    """What tyro reads in place of a settings object: its fields with their present values, not checked."""
+    if isinstance(value, JudgeChoice):
+        kind = [value.kind, *_given(arguments, f"{path}.kind")][-1]
+        names = Literal[("default", *JUDGES)]
+        fields = {"kind": (Annotated[names, tyro.conf.arg(help=_KIND)], kind)}
+        cls = None if kind == "default" else JUDGES[kind].settings
+        return _make(cls, plain(value) if kind == value.kind else {}, fields)
+    if isinstance(value, Mapping):
+        forms = {name: _form(item, f"{path}.{name}", arguments) for name, item in value.items()}
+        return _make(None, {}, {name: (type(form), form) for name, form in forms.items()})
+    fields, hints = {}, get_type_hints(type(value), include_extras=True)
+    for name, item in vars(value).items():
+        inside = path if name == "config" else f"{path}.{name}".removeprefix(".")
+        if inside == "methods":
+            fields |= _method_fields(item, arguments)
+        elif dataclasses.is_dataclass(item) or isinstance(item, Frozen):
+            form, metadata = _form(item, inside, arguments), getattr(hints[name], "__metadata__", ())
+            fields[name] = (Annotated[(type(form), *metadata)] if metadata else type(form), form)
+    return _make(type(value), vars(value), fields)
+
+
+def _method_fields(methods: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    chosen = tuple(_given(arguments, "methods") or methods)
+    forms = {
+        name: _form(methods[name], "", arguments) if name in methods else _make(METHODS[name].settings, {}, {})
+        for name in chosen
+    }
+    form = _make(None, {}, {name: (type(form), form) for name, form in forms.items()})
+    names = tuple[Literal[tuple(METHODS)], ...]
+    return {
+        "methods": (Annotated[names, tyro.conf.arg(help=_METHODS)], chosen),
+        _SETTINGS_OF: (Annotated[type(form), tyro.conf.arg(name="methods")], form),
+    }
+
+
+def _make(cls: type | None, values: Mapping[str, Any], fields: Mapping[str, tuple[Any, Any]]) -> Any:
+    """An instance with these values of an heir of `cls` that checks nothing and has other `fields`, (type, value)."""
+    made = dataclasses.make_dataclass(
+        cls.__name__ if cls else "Settings",
+        [(name, hint) for name, (hint, _) in fields.items()],
+        bases=(cls,) if cls else (),
+        namespace={"__doc__": cls.__doc__ if cls else "", "__post_init__": lambda self: None},
+        frozen=cls.__dataclass_params__.frozen if cls else True,  # type: ignore[attr-defined]
+        kw_only=True,
+    )
+    given = dict(values) | {name: value for name, (_, value) in fields.items()}
+    for field in dataclasses.fields(made):
+        if field.default is field.default_factory is dataclasses.MISSING:
+            given.setdefault(field.name, tyro.MISSING)
+    return made(**given)
+
+
+def _plain(parsed: Any) -> Any:
+    """What was parsed, as nested dicts of settings."""
+    if not dataclasses.is_dataclass(parsed):
+        return parsed
+    values = {field.name: _plain(getattr(parsed, field.name)) for field in dataclasses.fields(parsed)}
+    if _SETTINGS_OF in values:
+        settings = values.pop(_SETTINGS_OF)
+        values["methods"] = {name: settings[name] for name in values["methods"]}
+    return values
+
+
+def _given(arguments: Sequence[str], flag: str) -> list[str]:
+    """The values of a flag, as ``--flag a b`` or ``--flag=a``; the last of several counts."""
+    found: list[str] = []
+    reading = False
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--"):
+            reading = name.replace("_", "-") == f"--{flag.replace('_', '-')}"
+            found = ([value] if equals else []) if reading else found
+        elif reading:
+            found.append(argument)
+    return found
+
+
+def _renamed(arguments: Sequence[str], *, is_audit: bool) -> list[str]:
+    """The arguments, flags of an earlier version as they are called now; `ConfigError` for one that is gone."""
+    out: list[str] = []
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        flag, equals, value = argument.partition("=")
+        new = renamed(flag.removeprefix("--").replace("-", "_"), value or following) if flag.startswith("--") else ""
+        if not is_audit and not new.startswith("judges."):
+            new = ""  # a study has settings of these names
+        if new.startswith("methods."):
+            argument = f"--{new}{equals}{value}"
+        elif new:
+            raise ConfigError(
+                got=f"{flag} {value or following}", expected=f"{new}, as it is called now", remedy="see --help"
+            )
+        out.append(argument)
+    return out

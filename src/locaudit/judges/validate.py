@@ -1,0 +1,182 @@
+"""How well judges agree with labelled answers, on questions that they were not fitted on."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import mannwhitneyu
+
+from locaudit.behaviours import load_behaviour
+from locaudit.behaviours.behaviour import normalise
+from locaudit.errors import DataError
+from locaudit.judges.base import Case, Fitted, Judge
+from locaudit.judges.labelled import LabelledAnswer, read_labelled
+from locaudit.registry import ASPECTS
+
+CHUNK = 256
+"""Answers judged between two lines of progress."""
+MAX_UNKNOWN = 0.01
+"""Largest share of questions without references; a release of TruthfulQA may lack a question of another."""
+N_BINS = 10
+"""Equal-width bins of the expected calibration error."""
+N_BOOTSTRAP = 2000
+"""Resamples of an interval."""
+
+
+def validate(
+    judges: Mapping[str, Judge],
+    files: Mapping[str, Path],
+    references: Path | None = None,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Measure each aspect's judge on the labelled answers of that aspect's file; plain values, ready for JSON.
+
+    `references` is a behaviour file with the questions' reference answers; None takes the only ``TruthfulQA*.csv``
+    beside the first file or one folder up, if there is one. Per aspect: `measure` of ``all`` answers, and apart of
+    those that equal a reference of their question (``reference``), which are easy, and of the others
+    (``non_reference``), which are like a model's. Raises `DataError`.
+    """
+    file = references or find_references(next(iter(files.values())))
+    known = read_references(file) if file else {}
+    out: dict[str, Any] = {"references_sha256": sha256_of(file) if file else None, "aspects": {}}
+    for aspect, judge in judges.items():
+        rows = unseen(judge, distinct(read_labelled(files[aspect], ASPECTS[aspect]), known), files[aspect])
+        p = judged(judge, rows, say)
+        same = np.array([is_reference(row.case) for row in rows])
+        parts = {"non_reference": ~same, "reference": same, "all": same | True}
+        yes, questions = np.array([row.yes for row in rows]), np.array([row.case.question for row in rows])
+        measures = {name: measure(p[part], yes[part], questions[part]) for name, part in parts.items()}
+        out["aspects"][aspect] = {"judge": judge.name, "fingerprint": judge.fingerprint, **measures}
+    return out
+
+
+def find_references(rows: Path) -> Path | None:
+    """The only ``TruthfulQA*.csv`` beside a file or one folder up."""
+    folders = (rows.resolve().parent, rows.resolve().parent.parent)
+    found = [file for folder in folders for file in folder.glob("TruthfulQA*.csv")]
+    return found[0] if len(found) == 1 else None
+
+
+def read_references(file: Path) -> dict[str, Case]:
+    """Normalised question -> a case with its references and no answer."""
+    with warnings.catch_warnings():
+        # An answer on both sides is dropped from both; that is no news here.
+        warnings.simplefilter("ignore", UserWarning)
+        questions = load_behaviour(file).questions
+    return {normalise(q.text): Case(q.text, "", q.true, q.false) for q in questions}
+
+
+def distinct(rows: Sequence[LabelledAnswer], known: Mapping[str, Case]) -> list[LabelledAnswer]:
+    """Each (question, answer) once, in order, with the references that are `known`.
+
+    Its label is that of most of its rows; where they tie it is left out.
+    """
+    votes: dict[Case, list[bool]] = defaultdict(list)
+    for row in rows:
+        question = known.get(normalise(row.case.question), row.case)
+        votes[replace(question, answer=row.case.answer)].append(row.yes)
+    mean = {case: sum(labels) / len(labels) for case, labels in votes.items()}
+    order = sorted(mean, key=lambda case: (normalise(case.question), case.answer))
+    return [LabelledAnswer(case, mean[case] > 0.5) for case in order if mean[case] != 0.5]
+
+
+def unseen(judge: Judge, rows: Sequence[LabelledAnswer], path: Path) -> list[LabelledAnswer]:
+    """The answers to questions that the judge was not fitted on, as far as it says.
+
+    Raises `DataError` if there are none, or if many questions lack references that the judge needs.
+    """
+    questions = {row.case.question: bool(row.case.true or row.case.false) for row in rows}
+    unknown = [question for question, has_references in questions.items() if not has_references]
+    if judge.uses_references and len(unknown) > MAX_UNKNOWN * len(questions):
+        raise DataError(
+            got=f"{len(unknown)} of {len(questions)} questions of {path} without references ({unknown[0]!r:.80})",
+            expected="reference answers to the judged questions",
+            remedy="name the file of references that belongs to the judged answers",
+        )
+    seen = {question for question in questions if isinstance(judge, Fitted) and judge.saw(question)}
+    if len(seen) == len(questions):
+        raise DataError(
+            got=f"{path} with no question that {judge.name} was not fitted on",
+            expected="answers to other questions",
+            remedy="give other labelled answers",
+        )
+    return [row for row in rows if row.case.question not in seen]
+
+
+def judged(judge: Judge, rows: Sequence[LabelledAnswer], say: Callable[[str], None]) -> Float[np.ndarray, " n"]:
+    """P(yes) of each answer; NaN where the judgement is missing."""
+    said: list[float | None] = []
+    for start in range(0, len(rows), CHUNK):
+        said += [judgement.probability for judgement in judge.score([row.case for row in rows[start : start + CHUNK]])]
+        say(f"{judge.name}: {len(said)} of {len(rows)} answers")
+    return np.array(said, dtype=float)
+
+
+def is_reference(case: Case) -> bool:
+    """Whether the answer equals a reference of its question after normalisation."""
+    return normalise(case.answer) in map(normalise, case.true + case.false)
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def measure(
+    p: Float[np.ndarray, " n"], yes: Bool[np.ndarray, " n"], questions: np.ndarray, *, seed: int = 0
+) -> dict[str, Any]:
+    r"""Agreement of P(yes) with the labels at threshold 0.5; plain numbers, None where they do not exist.
+
+    ``majority`` is the accuracy of always giving the commoner label, ``balanced_accuracy`` the mean of the shares of
+    yes and of no that are found, ``brier`` the mean of (p - label)^2, ``accuracy_95`` a percentile interval over
+    resampled questions, ``ece`` the mean over answers of ``|share of yes - mean p|`` of the answer's bin, ``auc`` the
+    Mann-Whitney statistic, ties counted half. Missing judgements are counted and left out.
+    """
+    there = ~np.isnan(p)
+    p, yes, questions = p[there], yes[there], np.asarray(questions)[there]
+    counts = {"n": len(yes), "missing": int((~there).sum()), "n_questions": len(set(questions.tolist()))}
+    if not len(yes):
+        return counts
+    right = (p > 0.5) == yes
+    found = [right[label] for label in (yes, ~yes)]
+    has_both = all(map(len, found))
+    _, which = np.unique(questions, return_inverse=True)
+    n, hits = np.bincount(which), np.bincount(which, weights=right)
+    draws = np.random.default_rng(seed).integers(len(n), size=(N_BOOTSTRAP, len(n)))
+    bins = np.minimum((p * N_BINS).astype(int), N_BINS - 1)
+    interval = np.quantile(hits[draws].sum(1) / n[draws].sum(1), [0.025, 0.975])
+    return counts | {
+        "majority": float(max(yes.mean(), 1 - yes.mean())),
+        "accuracy": float(right.mean()),
+        "accuracy_95": interval.tolist(),
+        "balanced_accuracy": float(np.mean([x.mean() for x in found])) if has_both else None,
+        "brier": float(np.mean((p - yes) ** 2)),
+        "ece": float(np.abs(np.bincount(bins, weights=yes - p)).sum() / len(yes)),
+        "auc": float(mannwhitneyu(p[yes], p[~yes]).statistic / (yes.sum() * (~yes).sum())) if has_both else None,
+    }
+
+
+def as_table(report: Mapping[str, Any]) -> str:
+    """The measures of `validate` as a Markdown table."""
+    keys = ("n", "missing", "majority", "accuracy", "accuracy_95", "balanced_accuracy", "brier", "ece", "auc")
+    lines = [f"| aspect | answers | {' | '.join(keys)} |", "|---" * (len(keys) + 2) + "|"]
+    for aspect, found in report["aspects"].items():
+        for part in ("non_reference", "reference", "all"):
+            cells = " | ".join(_cell(found[part].get(key)) for key in keys)
+            lines.append(f"| {aspect} | {part} | {cells} |")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_cell, value))
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"

@@ -1,0 +1,81 @@
+"""The best edit of a location, or the best constant there: trained on true and false answers, masked to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from locaudit.claims import Shape, find_kind
+from locaudit.location import Location
+from locaudit.methods.base import Fit, Job
+from locaudit.methods.objectives import default_learning_rate
+from locaudit.methods.parameters import TrainableEdit
+from locaudit.methods.settings import ConstantSettings, OptimalSettings, TrainingSettings
+from locaudit.methods.training import PART_TOKENS, Trainee, train
+from locaudit.models.memory import of_device
+
+OnStep = Callable[[int, int], None]
+
+
+def fit(shared: Any, jobs: Sequence[Job], settings: OptimalSettings, on_step: OnStep | None = None) -> list[Fit]:
+    """Each job's best edit h' = h + B A h, in banks of ``settings.bank_size`` (None: one bank)."""
+
+    def start(job: Job) -> TrainableEdit:
+        return TrainableEdit(shared.model, job.location, rank=settings.rank, reader=settings.reader, seed=job.seed)
+
+    return _fit(shared, jobs, settings, start, on_step)
+
+
+def fit_constant(
+    shared: Any, jobs: Sequence[Job], settings: ConstantSettings, on_step: OnStep | None = None
+) -> list[Fit]:
+    """Each job's best constant h' = h + b, in banks of ``settings.bank_size`` (None: one bank)."""
+
+    def start(job: Job) -> TrainableEdit:
+        return TrainableEdit(shared.model, job.location, constant=True, seed=job.seed)
+
+    return _fit(shared, jobs, settings, start, on_step)
+
+
+def _fit(
+    shared: Any,
+    jobs: Sequence[Job],
+    settings: TrainingSettings,
+    start: Callable[[Job], TrainableEdit],
+    on_step: OnStep | None,
+) -> list[Fit]:
+    """`shared` has ``model``, ``training``, ``residuals["train"]`` and ``row_tokens``."""
+    trainees = [
+        Trainee(
+            partial(start, job),
+            job.strength or 0.0,
+            job.seed,
+            learning_rate(shared.model.shape, job.location, settings),
+        )
+        for job in jobs
+    ]
+    size = settings.bank_size or len(jobs)
+    banks = [trainees[i : i + size] for i in range(0, len(jobs), size)]
+    part = of_device(PART_TOKENS, shared.model.device)
+    data = shared.training.first(settings.max_questions)
+    return [
+        found
+        for bank in banks
+        for found in train(
+            shared.model,
+            data,
+            bank,
+            settings,
+            residuals=shared.residuals["train"],
+            step_tokens=min(part, shared.row_tokens or part),
+            on_step=on_step,
+        )
+    ]
+
+
+def learning_rate(shape: Shape, location: Location, settings: TrainingSettings) -> float:
+    """The settings' learning rate, or the one for a location of this size."""
+    size = find_kind(location).heads_worth
+    whole = Location.whole(location.kind)
+    return settings.learning_rate or default_learning_rate(settings.batching, size(location, shape), size(whole, shape))

@@ -1,0 +1,57 @@
+"""Memory of the device: what is free, what a piece of work takes, and what running out of it looks like."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+
+import torch
+
+from locaudit.models.model import Model
+
+SHARE = 0.5
+"""Share of the free memory that a bank may be expected to take."""
+
+
+def of_device(table: Mapping[str, int], device: torch.device) -> int:
+    """A device's entry in a table of sizes ``{"cpu": .., "cuda": ..}``; accelerators that it lacks are like CUDA."""
+    return table.get(device.type, table["cuda"])
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a CUDA device now, with what PyTorch holds there for nothing."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def copies_that_fit(model: Model, work: Callable[[], object]) -> int:
+    """How often `SHARE` of the free memory of the model's CUDA devices holds what `work` takes at its peak. Runs it."""
+    devices = {parameter.device for parameter in model.lm.parameters()}
+    before = {device: torch.cuda.memory_allocated(device) for device in devices}
+    for device in devices:
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return 0
+    peaks = {device: torch.cuda.max_memory_allocated(device) - before[device] for device in devices}
+    release(model.device)
+    return min(int(SHARE * free_bytes(device) / max(peak, 1)) for device, peak in peaks.items())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
+    )
+
+
+def release(device: torch.device) -> None:
+    """Give back what is held for nothing."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

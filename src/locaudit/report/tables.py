@@ -1,0 +1,381 @@
+"""A run as plain rows: what page, figures, files and terminal show, made once from records and verdict. No HTML here.
+
+`read_tables` reads a run folder, `tabulate` takes the values.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from locaudit.config import AuditConfig, changed_settings, open_settings
+from locaudit.location import Location
+from locaudit.records import ARMS, NO_METHOD, TrialRecord, json_text
+from locaudit.registry import SCORES
+from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
+from locaudit.report.style import ARM_NAMES, DRIFT_TITLES
+from locaudit.stats.phrases import MethodFacts
+from locaudit.stats.resample import score_intervals
+from locaudit.stats.scores import components, judged_scores
+from locaudit.stats.selection import Place, select
+from locaudit.stats.verdict import Verdict
+from locaudit.store.database import HeldOutQuestion
+from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
+from locaudit.store.run import Run, load_run
+
+UNITS_SHOWN = 40
+"""Units of a location that are spelled out."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What was fixed before the run, and what has become of it."""
+
+    sha256: str
+    """Of the claim file."""
+    file: str
+    text: str
+    changed: tuple[str, ...]
+    """Settings that the claim file names and that are others now, a phrase each."""
+    left_open: tuple[str, ...]
+    """Settings that could be chosen after the run, since the claim file does not name them."""
+
+    @property
+    def hash(self) -> str:
+        """What every record of the run carries."""
+        return self.sha256[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values; the file's text is left out."""
+        return {key: value for key, value in asdict(self).items() if key != "text"}
+
+
+def read_registered(run: Run) -> Registered | None:
+    """The run's claim file; None without one."""
+    fact, config = run.manifest.registration, run.config
+    if fact is None:
+        return None
+    if fact.values.get("score", "auto") != "auto":
+        config = replace(config, score=run.score)  # what ``auto`` in the settings stands for
+    changed, left_open = changed_settings(fact.values, config), open_settings(fact.values)
+    return Registered(fact.sha256, fact.file, fact.text, tuple(changed), tuple(left_open))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One trial."""
+
+    record: TrialRecord
+    chosen: bool
+    """Whether validation chose it for its place, so that the verdict compares it; the unedited model is."""
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Judged score -> 95 % bootstrap interval on the test questions."""
+    seconds: float | None = None
+
+    @property
+    def place(self) -> Place:
+        """Arm and number of the control."""
+        return self.record.spec.arm, self.record.spec.control
+
+    @property
+    def location(self) -> str:
+        """Text of the location; empty for the unedited model."""
+        return str(self.record.spec.location or "")
+
+    @property
+    def values(self) -> Mapping[str, float]:
+        """Scores on the test questions, and drift."""
+        return {**self.record.metrics.get("test", {}), **self.record.drift}
+
+    @cached_property
+    def missing(self) -> Mapping[str, tuple[int, int]]:
+        """Judged aspect -> how many judgements of the test answers are missing, and of how many."""
+        questions = self.record.questions.get("test", {})
+        judged = [aspect for aspect in questions if f"{aspect}_probability" in questions]
+        return {aspect: (sum(map(math.isnan, questions[aspect])), len(questions[aspect])) for aspect in judged}
+
+    @property
+    def n_missing(self) -> int:
+        """Judgements of its test answers that are missing."""
+        return sum(lost for lost, _ in self.missing.values())
+
+    @property
+    def n_asked(self) -> int:
+        """Judgements of its test answers in all."""
+        return sum(asked for _, asked in self.missing.values())
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The controls of a method that have a score, taken together; named as in `Row`."""
+
+    n: int
+    values: Mapping[str, float]
+    bounds: Mapping[str, tuple[float, float]]
+    """The lowest and the highest of them."""
+    n_missing: int
+    n_asked: int
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """A run as its report shows it."""
+
+    verdict: Verdict
+    config: AuditConfig
+    rows: tuple[Row, ...]
+    """Every trial, by method, arm, control and strength; the unedited model first."""
+    manifest: Manifest
+    judgements: Mapping[str, Judgements] = field(default_factory=dict)
+    """Aspect -> what its judge said."""
+    questions: Sequence[HeldOutQuestion] = ()
+    """The test questions."""
+    registered: Registered | None = None
+
+    @property
+    def methods(self) -> Mapping[str, MethodFacts]:
+        """The methods that were planned."""
+        return self.manifest.methods
+
+    @property
+    def judges(self) -> Mapping[str, JudgeFacts]:
+        """Aspect -> name and fingerprint of its judge."""
+        return self.manifest.judges
+
+    @property
+    def probes(self) -> ProbeFacts | None:
+        """What the probes of every unit say."""
+        return self.manifest.probes
+
+    @property
+    def base(self) -> Row:
+        """The unedited model."""
+        return next(row for row in self.rows if row.place[0] == "base" and row.record.status == "ok")
+
+    @property
+    def claim(self) -> Location:
+        """Where the claim is."""
+        return self.manifest.claim
+
+    @property
+    def claimed_heads(self) -> tuple[tuple[int, int], ...]:
+        """(layer, head) pairs of a claim about heads."""
+        pairs = (unit for unit in self.claim.units if not isinstance(unit, str))
+        return tuple((unit[0], unit[1]) for unit in pairs) if self.claim.kind == "head" else ()
+
+    @cached_property
+    def aspects(self) -> tuple[str, ...]:
+        """What the answers of some trial were judged for."""
+        return tuple(dict.fromkeys(aspect for row in self.rows for aspect in row.missing))
+
+    @cached_property
+    def judged(self) -> tuple[str, ...]:
+        """Judged scores that the unedited model has, the primary one first."""
+        return judged_scores(self.base.record.questions["test"])
+
+    def components(self, score: str) -> tuple[str, ...]:
+        """What the score is a product of the means of."""
+        return components(score, self.base.record.questions["test"])
+
+    @cached_property
+    def measured(self) -> tuple[str, ...]:
+        """Scores on the test questions that some trial has: judged ones, known ones, then others by name."""
+        found = {name for row in self.rows for name in row.record.metrics.get("test", {})}
+        known = [name for name in (*self.judged, *SCORES) if name in found]
+        return tuple(dict.fromkeys((*known, *sorted(found))))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Of the table of all arms: the verdict's score, those that no judge gives, and drift."""
+        own = [name for name in self.measured if name not in self.judged or name == self.verdict.score]
+        return (*own, *DRIFT_TITLES)
+
+    def places(self, method: str) -> dict[Place, Row | None]:
+        """The chosen trial at each place of a method, in the order of tables; None where every edit diverged."""
+        found: dict[Place, Row | None] = {}
+        for row in self.rows:
+            if row.record.spec.method == method:
+                found[row.place] = row if row.chosen else found.get(row.place)
+        return found
+
+    def controls(self, method: str) -> dict[Place, Row | None]:
+        """The controls among the places of a method."""
+        return {place: row for place, row in self.places(method).items() if place[0] == "control"}
+
+    @cached_property
+    def locations(self) -> dict[Place, str]:
+        """Text of each place's location."""
+        return {row.place: row.location for row in self.rows}
+
+    def mean_control(self, method: str, columns: Sequence[str]) -> Mean:
+        """Mean over the controls of a method that have a score in one of the columns."""
+        rows = [row for row in self.controls(method).values() if row is not None]
+        found = [{name: x for name, x in row.values.items() if name in columns and math.isfinite(x)} for row in rows]
+        by_name = {name: [values[name] for values in found if name in values] for name in columns}
+        scored = {name: values for name, values in by_name.items() if values}
+        return Mean(
+            sum(map(bool, found)),
+            {name: fmean(values) for name, values in scored.items()},
+            {name: (min(values), max(values)) for name, values in scored.items()},
+            sum(row.n_missing for row in rows),
+            sum(row.n_asked for row in rows),
+        )
+
+    @property
+    def any_missing(self) -> bool:
+        """Whether a line of a table lacks judgements."""
+        shown = ("none", *self.verdict.methods)
+        return any(row.n_missing for row in self.rows if row.chosen and row.record.spec.method in shown)
+
+    def missing(self, aspect: str) -> tuple[int, int]:
+        """Judgements of an aspect that are missing, and those asked for, over the test answers of all trials."""
+        counts = [row.missing[aspect] for row in self.rows if aspect in row.missing]
+        return sum(lost for lost, _ in counts), sum(asked for _, asked in counts)
+
+    @cached_property
+    def conversations(self) -> list[Conversation]:
+        """What the models say to the first test questions; none if nothing was generated."""
+        speakers = [Speaker("Unedited model", self.base.record)]
+        for method in self.verdict.methods:
+            for place, row in self.places(method).items():
+                if place[0] in ("claim", "whole") or place == ("control", 0):
+                    name = f"{self.methods[method].title}: {place_name(place).lower()}"
+                    speakers.append(Speaker(name, None if row is None else row.record))
+        return conversations(self.questions, speakers, self.judgements)
+
+    @cached_property
+    def failures(self) -> list[tuple[str, str]]:
+        """Name and message of each trial that diverged."""
+        return [
+            (self._trial_name(row.record), row.record.message or "no message")
+            for row in self.rows
+            if row.record.status == "diverged"
+        ]
+
+    def _trial_name(self, record: TrialRecord) -> str:
+        spec = record.spec
+        if spec.arm == "base":
+            return "Unedited model"
+        facts = self.methods[spec.method]
+        strength = "" if spec.hyperparameter is None else f", {facts.symbol} = {spec.hyperparameter}"
+        return f"{facts.title}, {place_name((spec.arm, spec.control)).lower()}{strength}"
+
+    @cached_property
+    def unfinished(self) -> list[str]:
+        """What the run still lacks, a sentence each, the count of trials first; empty when it is finished."""
+        parts = []
+        for method, facts in self.methods.items():
+            judged = self.verdict.methods.get(method)
+            if judged is None:
+                parts.append(f"{facts.title}: the claim is not scored yet, so the method is left out below.")
+                continue
+            lacks = []
+            if len(judged.controls) < judged.n_planned and not judged.ended_early:
+                lacks.append(f"{len(judged.controls)} of {judged.n_planned} controls scored")
+            if self.config.whole_model and judged.whole_model is None:
+                lacks.append("whole model not scored yet")
+            if lacks:
+                parts.append(f"{facts.title}: {', '.join(lacks)}.")
+        if len(self.rows) < self.manifest.planned:
+            return [f"Unfinished: {len(self.rows)} of {self.manifest.planned} trials.", *parts]
+        return [f"Unfinished: {len(self.rows)} trials so far.", *parts] if parts else []
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of all trials."""
+        return math.fsum(row.seconds for row in self.rows if row.seconds is not None)
+
+    def verdict_json(self) -> str:
+        """Text of verdict.json."""
+        more = {} if self.registered is None else {"registration": self.registered.to_dict()}
+        judges = {aspect: asdict(judge) for aspect, judge in self.judges.items()}
+        return json_text({**asdict(self.verdict), "judges": judges, **more})
+
+    def trials_csv(self) -> str:
+        """Text of trials.csv: a trial's identity, whether it was chosen on validation, its test scores, drift and time.
+
+        Judged scores have a 95 % bootstrap interval beside them, and `n_missing` counts the missing judgements of the
+        trial's test answers. Floats keep every digit; what was not measured is empty.
+        """
+        judged = [name for name in self.measured if name in self.judged]
+        lines = []
+        for row in self.rows:
+            spec = row.record.spec
+            line: dict[str, Any] = {
+                "trial_id": spec.trial_id,
+                "arm": spec.arm,
+                "control": spec.control,
+                "method": spec.method,
+                "hyperparameter": spec.hyperparameter,
+                "location": row.location,
+                "status": row.record.status,
+                "chosen": "true" if row.chosen else "false",
+            }
+            for name in self.measured:
+                line[name] = row.values.get(name)
+                if name in judged:
+                    line[f"{name}_low"], line[f"{name}_high"] = row.bounds.get(name, (None, None))
+            if judged:
+                line["n_missing"] = row.n_missing if row.missing else None
+            line |= {name: row.values.get(name) for name in DRIFT_TITLES}
+            lines.append({**line, "seconds": row.seconds})
+        return csv_text(lines)
+
+
+def read_tables(folder: str | Path) -> Tables:
+    """A run folder as tables; the run may be unfinished.
+
+    Raises `RunFolderError` for a folder that is no run or has no scores of the unedited model.
+    """
+    return tabulate(load_run(folder))
+
+
+def tabulate(run: Run) -> Tables:
+    """A run as tables."""
+    verdict, records = run.verdict, sorted(run.records, key=_order((NO_METHOD, *run.manifest.methods)))
+    chosen = [record for places in select(records, verdict.score).values() for record in places.values()]
+    chosen_ids = {record.spec.trial_id for record in chosen if record is not None}
+    bounds = score_intervals(records, judged_scores(run.base.questions["test"]))
+    rows = []
+    for record in records:
+        trial = record.spec.trial_id
+        rows.append(Row(record, trial in chosen_ids, bounds.get(trial, {}), run.seconds.get(trial)))
+    registered = read_registered(run)
+    return Tables(verdict, run.config, tuple(rows), run.manifest, run.judgements, run.questions["test"], registered)
+
+
+def _order(methods: Sequence[str]) -> Callable[[TrialRecord], tuple]:
+    def key(record: TrialRecord) -> tuple:
+        spec = record.spec
+        strength = -math.inf if spec.hyperparameter is None else spec.hyperparameter
+        return methods.index(spec.method), ARMS.index(spec.arm), spec.control, strength, spec.seed, spec.trial_id
+
+    return key
+
+
+def place_name(place: Place) -> str:
+    """What a line about the place is called."""
+    return f"Control {place[1]}" if place[0] == "control" else ARM_NAMES[place[0]].capitalize()
+
+
+def short_location(text: str, units: int = UNITS_SHOWN) -> str:
+    """The location's text, its tail replaced by a count when it has more than `units` units."""
+    parts = text.split(",")
+    return text if len(parts) <= units else f"{','.join(parts[:units])}, and {len(parts) - units} more"
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with equal keys as CSV; numbers keep every digit, None and NaN are empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    # NaN is the only value that differs from itself
+    writer.writerows({key: "" if x is None or x != x else x for key, x in row.items()} for row in rows)
+    return text.getvalue()

@@ -1,0 +1,127 @@
+"""What a run folder says about itself: its manifest, made before the first trial."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from locaudit.claims import Controls, find_kind
+from locaudit.judges.base import Judge
+from locaudit.location import Location
+from locaudit.measure.activations import Context
+from locaudit.methods import Method
+from locaudit.methods.optimal import learning_rate
+from locaudit.methods.optimizers import resolve_optimizer
+from locaudit.methods.probes import Probes
+from locaudit.methods.training import step_size
+from locaudit.models.model import Model
+from locaudit.registry import METHODS, SCORES
+from locaudit.run.plan import Groups
+from locaudit.run.subject import Inputs
+from locaudit.stats.phrases import MethodFacts
+from locaudit.stats.sequential import MOST_CONTROLS
+from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts, RegistrationFacts, ScoreFacts
+
+
+def make_manifest(
+    inputs: Inputs,
+    model: Model,
+    claim: Location,
+    probes: Probes | None,
+    groups: Groups,
+    controls: Controls,
+    banks: Mapping[str, tuple[int, int]],
+    registration: RegistrationFacts | None,
+) -> Manifest:
+    """The manifest of a run that is about to start or go on."""
+    config, behaviour = inputs.config, inputs.behaviour
+    kind, questions = find_kind(claim), behaviour.questions
+    population = controls.population
+    return Manifest(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        shape=model.shape,
+        n_units=kind.n_units(model.shape),
+        kind_plural=kind.plural,
+        behaviour=behaviour.name,
+        aspects=behaviour.aspects,
+        n_questions={name: len(getattr(inputs.split, name)) for name in ("train", "val", "test")},
+        data={
+            "questions": len(questions),
+            "true": sum(len(question.true) for question in questions),
+            "false": sum(len(question.false) for question in questions),
+        },
+        claim=claim,
+        claim_source="top-k probed heads" if inputs.claim is None else "given",
+        methods={name: _method_facts(inputs, model, claim, name) for name in config.methods},
+        scores={name: ScoreFacts(score.title, score.components) for name, score in SCORES.items()},
+        planned=sum(map(len, groups)),
+        n_controls=1 + max(spec.control for group in groups for spec in group),
+        population=population if population is None or population <= MOST_CONTROLS else None,
+        versions={
+            "locaudit": metadata.version("locaudit"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": metadata.version("transformers"),
+        },
+        device=describe_device(model.device),
+        dtype=str(model.lm.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads(),
+        judges=describe_judges(inputs.judges),
+        probes=None
+        if probes is None
+        else _probe_facts(probes, max(len(claim), config.probe.top_k), config.probe.context),
+        banks=banks,
+        registration=registration,
+        plugins=config.plugins,
+    )
+
+
+def describe_judges(judges: Mapping[str, Judge]) -> dict[str, JudgeFacts]:
+    """Aspect -> who judges it."""
+    return {aspect: JudgeFacts(judge.name, judge.fingerprint) for aspect, judge in judges.items()}
+
+
+def describe_device(device: torch.device) -> str:
+    """The device as torch names it, with the name of a GPU."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def _probe_facts(probes: Probes, n_best: int, context: Context) -> ProbeFacts:
+    accuracy = tuple(map(tuple, probes.val_accuracy.tolist()))
+    best = tuple(probes.ranking()[:n_best])
+    return ProbeFacts(probes.kind, accuracy, probes.majority, probes.n_train, probes.n_val, context, best)
+
+
+def _method_facts(inputs: Inputs, model: Model, claim: Location, name: str) -> MethodFacts:
+    method: Method = METHODS[name]
+    settings = inputs.config.methods[name]
+    training = _describe_training(inputs, model, claim, settings) if method.trained else {}
+    n_strengths = len(method.strengths(settings))
+    symbol = method.symbol_of(settings)
+    return MethodFacts(method.title, method.supports, method.trained, method.null, symbol, n_strengths, training)
+
+
+def _describe_training(inputs: Inputs, model: Model, claim: Location, settings: Any) -> dict[str, Any]:
+    """How edits are trained here, of a method with the settings of `locaudit.methods.settings.TrainingSettings`."""
+    questions = inputs.split.train[: settings.max_questions]
+    n_pairs = sum(len(question.true) * len(question.false) for question in questions)
+    size = step_size(settings.batching, settings.batch_size)
+    n_items = n_pairs if settings.batching == "pair" else len(questions)
+
+    return {
+        "n_questions": len(questions),
+        "n_pairs": n_pairs,
+        "n_steps": settings.epochs * -(-n_items // size),
+        "batching": settings.batching,
+        "batch_size": size,
+        "optimizer": resolve_optimizer(settings.optimizer, model.device),
+        "learning_rate": {
+            "claim": learning_rate(model.shape, claim, settings),
+            "whole": learning_rate(model.shape, Location.whole(claim.kind), settings),
+        },
+    }

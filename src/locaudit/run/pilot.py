@@ -1,0 +1,168 @@
+"""A dry run: the first trials of claim, whole model and controls of each method, and the time of the others."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from locaudit.behaviours.behaviour import Behaviour
+from locaudit.config import AuditConfig
+from locaudit.judges.base import Billed, Judge
+from locaudit.models.model import Model
+from locaudit.records import NO_METHOD, TrialSpec
+from locaudit.run.audit import Job, begin, run_groups
+from locaudit.run.judging import estimate_cost
+from locaudit.run.status import describe_seconds, show_progress
+from locaudit.run.subject import read_inputs
+from locaudit.run.worker import scored_splits
+from locaudit.store.cache import open_cache
+from locaudit.store.database import Store
+from locaudit.store.folder import open_run
+from locaudit.store.run import load_run
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left of an audit, by the trials timed in its run folder. Made by `run_pilot`."""
+
+    n_trials: Mapping[tuple[str, str], int]
+    """(arm, method) -> trials of the whole plan."""
+    n_done: int
+    """Trials with a record, those timed now included."""
+    n_answers: int
+    """Answers that are still to be generated, at most."""
+    n_tokens: int
+    """Tokens that the trials left run forward, were every layer run and every answer as long as it may be."""
+    disk_bytes: int
+    """Disk that the trials left will take, like those that ended."""
+    seconds: float
+    """Wall-clock seconds of the trials left; loading and preparing, some seconds, are not among them."""
+    spent: float
+    """Seconds of the trials timed now."""
+    peak_bytes: int
+    """Most memory that this process, or its GPU, has held; 0 where unknown."""
+    notes: tuple[str, ...] = ()
+
+
+def run_pilot(
+    config: AuditConfig,
+    out: str | Path,
+    *,
+    model: Model | None = None,
+    behaviour: Behaviour | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    progress: bool = True,
+    prepared: Path | None = None,
+) -> Estimate:
+    """Run the first trials of claim, whole model and controls of each method, unless they are done; extrapolate.
+
+    Nothing computed is lost: the same audit into `out` goes on from there, and ends with the same records. No judge by
+    API is asked. Arguments and errors are those of `run_audit`.
+    """
+    inputs = read_inputs(config, behaviour, judges, model)
+    billed = {aspect: judge for aspect, judge in inputs.judges.items() if isinstance(judge, Billed)}
+    local = {aspect: judge for aspect, judge in inputs.judges.items() if aspect not in billed}
+    opened = open_run(out, inputs.config, inputs.registration)
+    with opened as store, show_progress(progress) as meter, closing(open_cache()) as cache:
+        job = begin(store, inputs, model, cache, meter, prepared)
+        before = store.done()
+        local_only = replace(job, inputs=replace(job.inputs, judges=local))
+        left = run_groups(store, local_only, pilot_groups(job), meter)
+        run, n_left, notes = load_run(store.folder), _count_answers(job, left), []
+        for aspect, judge in billed.items():
+            n_answers = n_left + len(run.said - set(run.judgements[aspect]))
+            notes += estimate_cost({aspect: judge}, run.questions["test"], n_answers)
+        if billed:
+            names = " and ".join(judge.name for judge in billed.values())
+            notes.append(f"the time of judging by {names} is not included")
+        return _estimate(store, job, left, before, notes)
+
+
+def pilot_groups(job: Job) -> list[list[TrialSpec]]:
+    """Groups of the plan with a trial of the unedited model, and for each method of whole model, claim and control.
+
+    Whole groups, so that the audit that goes on from there ends with the same bytes, and since what takes long is the
+    group: many edits at once take hardly longer than one where there are banks.
+    """
+    chosen: list[list[TrialSpec]] = []
+    for method in dict.fromkeys(group[0].method for group in job.groups):
+        for arm in ("base", "whole", "claim", "control"):
+            holding = [group for group in job.groups if any((s.method, s.arm) == (method, arm) for s in group)]
+            if holding and not any(group in chosen for group in holding):
+                chosen.append(holding[0])
+    return chosen
+
+
+def describe_estimate(estimate: Estimate) -> str:
+    """The estimate as lines for the terminal."""
+    total = sum(estimate.n_trials.values())
+    trials = ", ".join(
+        f"{n} {arm}" if method == NO_METHOD else f"{n} {arm} {method}" for (arm, method), n in estimate.n_trials.items()
+    )
+    lines = [
+        f"{total} trials: {trials}",
+        f"{estimate.n_done} of them are done; the timing took {describe_seconds(estimate.spent)}",
+        f"the others: about {describe_seconds(estimate.seconds)}, {estimate.n_answers} answers to generate, "
+        f"{estimate.n_tokens:,} tokens to run, {estimate.disk_bytes / 2**20:.1f} MiB on disk",
+    ]
+    if estimate.peak_bytes:
+        lines.append(f"peak memory so far: {estimate.peak_bytes / 2**30:.1f} GiB")
+    lines += [f"note: {note}" for note in estimate.notes]
+    return "\n".join([*lines, "Run the same command without --dry-run to go on: the trials that were timed are kept."])
+
+
+def _estimate(store: Store, job: Job, left: Sequence[TrialSpec], before: set[str], notes: Sequence[str]) -> Estimate:
+    times, done = store.seconds(), store.done()
+    specs = [spec for group in job.groups for spec in group]
+    pace: dict[str, list[float]] = {}
+    for spec in specs:
+        if spec.trial_id in done:
+            pace.setdefault(spec.method, []).append(times[spec.trial_id])
+    mean = {method: sum(found) / len(found) for method, found in pace.items()}
+    size = sum(path.stat().st_size for path in (store.folder / "trials.sqlite", *store.edits.iterdir()))
+    return Estimate(
+        dict(Counter((str(spec.arm), spec.method) for spec in specs)),
+        len(done),
+        _count_answers(job, left),
+        _count_tokens(job, left),
+        size * len(left) // max(len(done), 1),
+        sum(mean[spec.method] for spec in left),
+        sum(times[trial] for trial in done - before),
+        _peak_bytes(job.shared.model),
+        tuple(notes),
+    )
+
+
+def _count_answers(job: Job, specs: Sequence[TrialSpec]) -> int:
+    if not job.inputs.config.evaluation.max_new_tokens:
+        return 0
+    splits = job.shared.splits
+    return sum(len(splits[name].questions) for spec in specs for name in scored_splits(job.inputs.config, spec))
+
+
+def _count_tokens(job: Job, specs: Sequence[TrialSpec]) -> int:
+    config, shared = job.inputs.config, job.shared
+    total = _count_answers(job, specs) * config.evaluation.max_new_tokens
+    for spec in specs:
+        total += shared.drift.documents.numel()
+        forests = [shared.splits[name].forest for name in scored_splits(config, spec)]
+        total += sum(forest.n_tokens + len(forest.prefix) for forest in forests)
+        total += getattr(config.methods.get(spec.method), "epochs", 0) * shared.training.forest.n_tokens
+    return total
+
+
+def _peak_bytes(model: Model) -> int:
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

@@ -1,0 +1,157 @@
+"""What an audit starts from: inputs read and checked before any folder is touched, and the subject, loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from locaudit.behaviours.behaviour import Behaviour
+from locaudit.behaviours.format import Prompt, load_primer
+from locaudit.behaviours.loaders import load_behaviour
+from locaudit.behaviours.splits import Split, split_questions
+from locaudit.claims import find_kind, parse_location
+from locaudit.config import AuditConfig, Registration, hold, read_registration
+from locaudit.errors import ConfigError
+from locaudit.judges.base import Judge
+from locaudit.location import Location
+from locaudit.measure.drift import read_drift_text
+from locaudit.methods.optimizers import resolve_optimizer
+from locaudit.models.load import load_model
+from locaudit.models.model import Model
+from locaudit.registry import METHODS, load_plugins
+from locaudit.run.judging import build_judges, check_judges
+from locaudit.stats.scores import find_score, resolve_score
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Everything that is read from files and settings; the model comes apart, since it takes longest."""
+
+    config: AuditConfig
+    """The settings, a claim file replaced by what it says now, so that a folder never mixes two claims."""
+    behaviour: Behaviour
+    split: Split
+    scoring: Prompt
+    """Format of the questions that are scored and answered."""
+    training: Prompt
+    """Format of those that edits are trained on."""
+    drift_text: bytes
+    claim: Location | None
+    """None: the top-k probed heads."""
+    judges: Mapping[str, Judge]
+    registration: Registration | None
+    """The claim file, whose settings are among `config`'s; None without one."""
+
+
+def read_inputs(
+    config: AuditConfig,
+    behaviour: Behaviour | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    model: Model | None = None,
+) -> Inputs:
+    """Read what the settings name. `behaviour`, `judges` and `model` take the place of theirs. Raises `LocauditError`.
+
+    What a claim file names (``registered``) nothing takes the place of.
+    """
+    load_plugins(config.plugins)
+    registration = None
+    if config.registered is not None:
+        registration = _read_claim_file(config.registered)
+        _check_objects(registration, behaviour, judges, model)
+        if config.claim is not None:  # however it is written, the same location is no contradiction
+            config = replace(config, claim=str(parse_location(config.claim)))
+        config = hold(registration, config)
+    behaviour = behaviour or load_behaviour(config.behaviour)
+    primer, prompt = load_primer(config.prompt.primer), config.prompt
+    claim = None if config.claim is None else parse_location(config.claim)
+    if claim is not None:
+        config = replace(config, claim=str(claim))
+    if judges is None:
+        generates = config.evaluation.max_new_tokens > 0
+        judges = build_judges(config.judges, behaviour.aspects, generates=generates, device=config.loading.device)
+    check_judges(judges)
+    _check_score(config, judges)
+    return Inputs(
+        config,
+        behaviour,
+        split_behaviour(config, behaviour),
+        Prompt(prompt.style, primer),
+        Prompt(prompt.style, primer if prompt.primer_in_training else ""),
+        read_drift_text(config.evaluation.drift_text),
+        claim,
+        judges,
+        registration,
+    )
+
+
+def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
+    """The questions as the settings split them."""
+    s = config.split
+    return split_questions(
+        behaviour, s.fractions, seed=s.seed, max_train=s.max_train, max_val=s.max_val, max_test=s.max_test
+    )
+
+
+def load_subject(config: AuditConfig) -> Model:
+    """The model that is audited."""
+    return load_model(config.model, **asdict(config.loading))
+
+
+def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> None:
+    """Refuse what this model does not have, or cannot be trained with on its device, before any work."""
+    if claim is not None:
+        find_kind(claim).check(claim, model.shape)
+    for name, settings in config.methods.items():
+        if METHODS[name].trained and hasattr(settings, "optimizer"):
+            resolve_optimizer(settings.optimizer, model.device)
+
+
+def _read_claim_file(path: str) -> Registration:
+    """The claim file, with the claim spelled as records spell it."""
+    registration = read_registration(path)
+    claim = registration.values["claim"]
+    if claim is None:
+        return registration
+    location = str(parse_location(claim))
+    if claim.strip().endswith((".json", ".csv")):
+        raise ConfigError(
+            got=f"the claim {claim} in {path}, a file that can change after it was registered",
+            expected="the location itself",
+            remedy=f'write claim: "{location}"',
+        )
+    return replace(registration, values={**registration.values, "claim": location})
+
+
+def _check_objects(
+    registration: Registration,
+    behaviour: Behaviour | None,
+    judges: Mapping[str, Judge] | None,
+    model: Model | None,
+) -> None:
+    """What comes from Python is what the claim file names, as far as it names it."""
+    values = registration.values
+    for name, thing in (("model", model), ("behaviour", behaviour)):
+        if thing is not None and values.get(name, thing.name) != thing.name:
+            raise ConfigError(
+                got=f"the {name} {thing.name!r} from Python, and {values[name]!r} in {registration.file}",
+                expected="what the claim file fixed before the run",
+                remedy=f"leave the {name} out, so that it is loaded by that name",
+            )
+    if judges is not None and "judges" in values:
+        raise ConfigError(
+            got=f"judges from Python, and others in {registration.file}",
+            expected="what the claim file fixed before the run",
+            remedy="leave one of the two out",
+        )
+
+
+def _check_score(config: AuditConfig, judges: Mapping[str, Judge]) -> None:
+    """A score that needs a judge who is not there raises `ConfigError` before anything runs."""
+    score = resolve_score(config.score, tuple(judges))
+    needed = [aspect for aspect in find_score(score).needs if aspect != "*"]
+    if any(aspect not in judges for aspect in needed):
+        raise ConfigError(
+            got=f"score = {score} with judges of {', '.join(judges) or 'nothing'}",
+            expected=f"judges of {' and '.join(needed)}",
+            remedy="name judges for them (judges.ASPECT.kind), or choose a score such as mc2",
+        )

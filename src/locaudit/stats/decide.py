@@ -1,0 +1,151 @@
+"""From records to a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from locaudit.errors import RunFolderError
+from locaudit.records import TrialRecord
+from locaudit.stats.grades import grade
+from locaudit.stats.measured import Design, Measured, measure
+from locaudit.stats.phrases import MethodFacts
+from locaudit.stats.scores import SIGNS, has_score
+from locaudit.stats.selection import BASE, CLAIM, WHOLE, group_trials
+from locaudit.stats.tests import max_t_p, t_test_p
+from locaudit.stats.verdict import MethodVerdict, Outcome, Verdict
+from locaudit.stats.words import headline, sentence
+
+
+def decide(
+    records: Iterable[TrialRecord],
+    *,
+    score: str,
+    level: float = 0.05,
+    design: Design | None = None,
+    methods: Mapping[str, MethodFacts] | None = None,
+) -> Verdict:
+    """Compare claim, controls, whole model and base on the test questions.
+
+    For each method: `underpowered` if there are too few test questions for any effect to be significant
+    (2^-questions > level); `no effect` unless the claim's gain over the unedited model passes a one-sided paired
+    sign-flip test at `level`; then `underpowered` if 1 / (1 + N) > level, so that no outcome could be significant, or
+    while planned controls are missing; then
+    `specific` if the Monte-Carlo p is at most `level`, else `effective, not specific`. Where controls end early, the
+    rule of `design` decides (`locaudit.stats.sequential`). A score of judged answers of which more than `MAX_MISSING`
+    are missing in any arm is `underpowered` too: answers that a judge fails on are no random sample. Beside the outcome
+    stand four grades (`locaudit.stats.grades`).
+
+    `methods` says of each method what it is called, and whether lower scores support the claim: every comparison is
+    then of scores with the other sign. A method that is not in it is called by its name, and higher scores count. The
+    verdict has the methods in the order of `methods`, the others after them as they first appear.
+
+    A method whose claim has no record yet is left out, so that the records of an unfinished audit can be judged; raises
+    `RunFolderError` while the unedited model has no scores.
+
+    Deviation from the paper: it compares by a parametric p-value over random sets; the Monte-Carlo p assumes no shape.
+    Definitions and assumptions: docs/statistics.md.
+    """
+    records, facts = list(records), dict(methods or {})
+    base, trials = _unedited(records, score), group_trials(records)
+    facts |= {name: MethodFacts(name) for name in trials if name not in facts}
+    measured = {
+        name: measure(name, facts[name], {BASE: [base], **trials[name]}, score, level, design or Design())
+        for name in facts
+        if CLAIM in trials.get(name, {})
+    }
+    found = {name: _judge(m, score) for name, m in measured.items()}
+    adjusted = _adjusted([*measured.values()], [*found.values()])
+    found = {name: replace(v, p_adjusted=p) for (name, v), p in zip(found.items(), adjusted, strict=True)}
+    return Verdict(
+        headline=headline(found, facts),
+        score=score,
+        level=level,
+        n_questions=len(next(iter(base.questions["test"].values()))),
+        n_controls=max((v.n_planned for v in found.values()), default=0),
+        claim=next((str(r.spec.location) for r in records if r.spec.arm == "claim"), ""),
+        methods=found,
+    )
+
+
+def _unedited(records: Sequence[TrialRecord], score: str) -> TrialRecord:
+    """The record of the unedited model; without it, or without the score in it, there is nothing to compare with."""
+    base = next((r for r in records if r.spec.arm == "base" and r.status == "ok"), None)
+    if base is None:
+        raise RunFolderError(
+            got="no scores of the unedited model, so that nothing is scored yet",
+            expected="at least the record of the unedited model",
+            remedy="run the audit first, or again if it was stopped",
+        )
+    if not has_score(base.questions["test"], score):
+        raise RunFolderError(
+            got=f"score = {score} and records without it (they have {', '.join(sorted(base.questions['test']))})",
+            expected="a score that was measured",
+            remedy="choose another score, or run the same command with judges of what it needs",
+        )
+    return base
+
+
+def _judge(m: Measured, score: str) -> MethodVerdict:
+    p_value = 1.0 if m.unscored else m.look.p_value
+    sign = SIGNS[m.facts.supports]  # scores are told as they are, whatever supports the claim
+    lead = m.lead
+
+    def told(interval: tuple[float, float]) -> tuple[float, float]:
+        low, high = sorted(sign * x for x in interval)
+        return low, high
+
+    verdict = MethodVerdict(
+        method=m.method,
+        title=m.facts.title,
+        supports=m.facts.supports,
+        outcome=_outcome(m),
+        base=sign * m.means[BASE],
+        claim=sign * m.means[CLAIM],
+        controls=tuple(sign * x for x in m.control_means),
+        whole_model=sign * m.means[WHOLE] if WHOLE in m.means else None,
+        p_value=p_value,
+        p_adjusted=p_value,
+        p_parametric=math.nan if m.unscored else t_test_p(m.means[CLAIM], m.control_means),
+        n_at_least=m.look.n_at_least,
+        n_planned=m.n_planned,
+        population=m.design.population,
+        n_used=m.look.n,
+        ended_early=m.look.state != "open" and m.look.n < m.n_planned,
+        effect=sign * m.gain.difference,
+        effect_interval=told(m.gain.interval_95),
+        effect_p=m.effect_p,
+        gap=sign * lead.difference if lead else math.nan,
+        gap_interval=told(lead.interval_95) if lead else (math.nan, math.nan),
+        grades=grade(m) if m.design.graded else (),
+        n_missing=sum(m.missing),
+        n_judged=len(m.missing) * m.n_questions,
+        worst_missing=m.worst_missing,
+        chosen=m.chosen,
+        sentence="",
+    )
+    return replace(verdict, sentence=sentence(verdict, m.facts, score, m.level, m.n_questions))
+
+
+def _outcome(m: Measured) -> Outcome:
+    if m.nothing_to_say:
+        return "underpowered"
+    if m.effect_p > m.level:
+        return "no effect"
+    if m.look.state == "open":
+        return "underpowered"
+    return "specific" if m.look.state == "specific" else "effective, not specific"
+
+
+def _adjusted(measured: Sequence[Measured], verdicts: Sequence[MethodVerdict]) -> list[float]:
+    """P of each method, adjusted for the others where all were tried at the same controls."""
+    p_values, n = [v.p_value for v in verdicts], min((v.n_used for v in verdicts), default=0)
+    if len(verdicts) < 2:
+        return p_values
+    if not n or any(m.unscored for m in measured):  # Bonferroni's
+        return [min(1.0, len(verdicts) * p) for p in p_values]
+    together = max_t_p([m.means[CLAIM] for m in measured], np.asarray([m.control_means[:n] for m in measured]).T)
+    return [max(own, p) for own, p in zip(p_values, together, strict=True)]

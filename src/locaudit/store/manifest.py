@@ -1,0 +1,114 @@
+"""What a run folder says about itself: model, data, claim, methods, judges, machine. Typed; no plug-in is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from locaudit.claims.kinds import Shape
+from locaudit.location import Location, Unit
+from locaudit.stats.phrases import MethodFacts
+
+
+@dataclass(frozen=True)
+class JudgeFacts:
+    """Who judges an aspect."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class ScoreFacts:
+    """A score as reports name it."""
+
+    title: str
+    components: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ProbeFacts:
+    """What the probes of every unit say."""
+
+    kind: str
+    val_accuracy: tuple[tuple[float, ...], ...]
+    """[layer][unit]."""
+    majority: float
+    n_train: int
+    n_val: int
+    context: str
+    units: tuple[Unit, ...]
+    """The best, by falling accuracy."""
+
+
+@dataclass(frozen=True)
+class RegistrationFacts:
+    """The claim file that was fixed before the run."""
+
+    sha256: str
+    file: str
+    values: Mapping[str, Any]
+    text: str
+
+    @property
+    def hash(self) -> str:
+        """What every trial carries."""
+        return self.sha256[:16]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known of a run besides its trials."""
+
+    model: str
+    fingerprint: str
+    """Of weights, configuration and tokenizer."""
+    shape: Shape
+    n_units: int | None
+    """Units of the claim's kind in the model; None for infinitely many."""
+    kind_plural: str
+    """What several of them are called."""
+    behaviour: str
+    aspects: tuple[str, ...]
+    """What the behaviour asks of answers."""
+    n_questions: Mapping[str, int]
+    """Split -> questions."""
+    data: Mapping[str, int]
+    """Questions, true and false answers of the whole behaviour."""
+    claim: Location
+    claim_source: str
+    methods: Mapping[str, MethodFacts]
+    scores: Mapping[str, ScoreFacts]
+    planned: int
+    """Trials, when all controls run."""
+    n_controls: int
+    """Controls planned."""
+    population: int | None
+    """Places that controls were drawn from; None: too many to matter."""
+    versions: Mapping[str, str]
+    device: str
+    dtype: str
+    threads: int
+    judges: Mapping[str, JudgeFacts] = field(default_factory=dict)
+    """Aspect -> judge."""
+    probes: ProbeFacts | None = None
+    banks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Device -> (edits trained together, edits scored together), so that a resumed run ends with the same bytes."""
+    registration: RegistrationFacts | None = None
+    plugins: tuple[str, ...] = ()
+
+
+_ADAPTER = TypeAdapter(Manifest)
+
+
+def write_manifest(manifest: Manifest) -> str:
+    """JSON text; `read_manifest` is the inverse."""
+    return _ADAPTER.dump_json(manifest).decode()
+
+
+def read_manifest(text: str) -> Manifest:
+    """A manifest from `write_manifest`; pydantic's `ValidationError` for anything else."""
+    return _ADAPTER.validate_json(text)

@@ -1,0 +1,161 @@
+"""A run folder as it is read: typed, whole, without a model, and without side effects."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from locaudit.config import AuditConfig
+from locaudit.errors import RunFolderError
+from locaudit.records import TrialRecord
+from locaudit.stats.decide import decide
+from locaudit.stats.measured import Design
+from locaudit.stats.repeats import Repeat
+from locaudit.stats.scores import Judgements, add_judgements, resolve_score
+from locaudit.stats.verdict import Verdict
+from locaudit.store.database import HeldOutQuestion, Store
+from locaudit.store.folder import read_run
+from locaudit.store.manifest import JudgeFacts, Manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run folder holds. Made by `load_run`."""
+
+    folder: Path
+    config: AuditConfig
+    manifest: Manifest
+    trials: tuple[TrialRecord, ...]
+    """As they were measured, without judgements."""
+    questions: Mapping[str, tuple[HeldOutQuestion, ...]]
+    """Split -> questions, in order."""
+    judgements: Mapping[str, Judgements]
+    """Aspect -> what its judge said."""
+    seconds: Mapping[str, float]
+    """Wall-clock seconds of each trial, by id."""
+
+    @cached_property
+    def records(self) -> list[TrialRecord]:
+        """The trials with the judged scores of their answers."""
+        return judged(self.trials, self.judgements, self.questions)
+
+    @property
+    def score(self) -> str:
+        """What the verdict compares, by the settings and the judges."""
+        return resolve_score(self.config.score, tuple(self.manifest.judges))
+
+    @property
+    def base(self) -> TrialRecord:
+        """The unedited model's record; `RunFolderError` while there is none."""
+        found = next((r for r in self.records if r.spec.arm == "base" and r.status == "ok"), None)
+        if found is None:
+            raise RunFolderError(
+                got=f"{self.folder} without scores of the unedited model, so that nothing is scored yet",
+                expected="at least the record of the unedited model",
+                remedy="run the audit first, or again if it was stopped",
+            )
+        return found
+
+    @cached_property
+    def design(self) -> Design:
+        """How controls were planned, and what one of them took."""
+        return Design(
+            rule=self.config.stopping,
+            n_planned=self.manifest.n_controls,
+            population=self.manifest.population,
+            margin=self.config.margin,
+            matched=self.config.match != "none",
+            seconds=_seconds_per_control(self.trials, self.seconds),
+        )
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The verdict, computed once for this reading."""
+        return self.decide()
+
+    def decide(self, records: list[TrialRecord] | None = None, score: str | None = None, *, graded=True) -> Verdict:
+        """The verdict by another score, on records judged by others, or without grades."""
+        return decide(
+            self.records if records is None else records,
+            score=score or self.score,
+            level=self.config.level,
+            design=replace(self.design, graded=graded),
+            methods=self.manifest.methods,
+        )
+
+    @cached_property
+    def said(self) -> set[tuple[str, str]]:
+        """(question id, answer) of each distinct answer."""
+        return {
+            (question.id, answer)
+            for record in self.trials
+            for split, answers in record.answers.items()
+            for question, answer in zip(self.questions[split], answers, strict=True)
+        }
+
+    @property
+    def n_unjudged(self) -> int:
+        """Answers that a judge has not been asked about, as in a run that was killed; failed judgements are none."""
+        return sum(len(self.said - set(table)) for table in self.judgements.values())
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every planned trial has a record and every answer was judged."""
+        return len(self.trials) >= self.manifest.planned and not self.n_unjudged
+
+    def as_repeat(self) -> Repeat:
+        """One of several audits, without grades."""
+        places = {r.spec.control: r.spec.location for r in self.trials if r.spec.arm == "control"}
+        controls = tuple(place for _, place in sorted(places.items()) if place is not None)
+        questions = tuple(sorted(question.id for question in self.questions["test"]))
+        return Repeat(self.decide(graded=False), self.manifest.claim, controls, questions)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run folder. Raises `RunFolderError` for one that is none, or that has no trial yet."""
+    with read_run(folder) as store:
+        manifest = store.manifest
+        if manifest is None:
+            raise RunFolderError(
+                got=f"{folder}, a run that did not come as far as its first trial",
+                expected="at least the record of the unedited model",
+                remedy="run the same command again",
+            )
+        return Run(
+            store.folder,
+            store.config,
+            manifest,
+            tuple(store.records()),
+            {split: tuple(store.questions(split)) for split in ("val", "test")},
+            read_judgements(store, manifest.judges),
+            store.seconds(),
+        )
+
+
+def read_judgements(store: Store, judges: Mapping[str, JudgeFacts]) -> dict[str, Judgements]:
+    """Aspect -> (question id, answer) -> what its judge said."""
+    return {aspect: store.judgements(judge.fingerprint) for aspect, judge in judges.items()}
+
+
+def judged(
+    trials: tuple[TrialRecord, ...] | list[TrialRecord],
+    said: Mapping[str, Judgements],
+    questions: Mapping[str, tuple[HeldOutQuestion, ...]],
+) -> list[TrialRecord]:
+    """Trials with the judged scores of their answers; an answer that has not been judged counts as missing."""
+    ids = {split: [question.id for question in part] for split, part in questions.items()}
+    return [add_judgements(r, said, ids) if said and r.answers else r for r in trials]
+
+
+def _seconds_per_control(trials: tuple[TrialRecord, ...], seconds: Mapping[str, float]) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    places: dict[str, set[int]] = defaultdict(set)
+    for record in trials:
+        spec = record.spec
+        if spec.arm == "control":
+            total[spec.method] += seconds[spec.trial_id]  # type: ignore[assignment]
+            places[spec.method].add(spec.control)
+    return {method: total[method] / len(found) for method, found in places.items()}

@@ -1,0 +1,84 @@
+"""A run's edit in forms that other programs read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from locaudit import cli
+from locaudit.edits import load_edit
+from locaudit.errors import LocationError, RunFolderError
+from locaudit.models import load_model
+from locaudit.run.audit import run_audit
+from locaudit.run.export import export_edit
+from locaudit.stats import select
+from locaudit.store.run import load_run
+from runs import small_config
+from tiny import logits, random_ids
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    home = tmp_path_factory.mktemp("inputs")
+    config = small_config(home, optimal={"strengths": [0.1, 0.4]}, controls=1, rest=True)
+    run_audit(config, home / "run", progress=False)
+    return home / "run"
+
+
+def edit_of(folder, arm, method, strength=None, control=-1):
+    """The saved edit of a trial, the one that validation chose."""
+    run = load_run(folder)
+    record = select(run.records, run.score)[method][arm, control]
+    if strength is not None:
+        (record,) = [r for r in run.records if (r.spec.arm, r.spec.method) == (arm, method)
+                     and (r.spec.control, r.spec.hyperparameter) == (control, strength)]  # fmt: skip
+    return load_edit(folder / "edits" / record.edit)
+
+
+@pytest.mark.parametrize("arm", ["claim", "control", "whole", "rest"])
+def test_vectors_are_the_edit_itself(finished, tmp_path, arm, capsys):
+    name, control = ("control-0", 0) if arm == "control" else (arm, -1)
+    out = tmp_path / "out"
+    arguments = ["export", str(finished), "--trial", f"{name}/optimal", "--to", "vectors", "--out", str(out)]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.strip() == str(out / "edit.safetensors")
+    assert (
+        load_edit(out / "edit.safetensors").to_bytes() == edit_of(finished, arm, "optimal", control=control).to_bytes()
+    )
+    for strength in (0.1, 0.4):
+        assert cli.main([*arguments, "--strength", str(strength)]) == 0
+        expected = edit_of(finished, arm, "optimal", strength, control)
+        assert load_edit(out / "edit.safetensors").to_bytes() == expected.to_bytes()
+
+
+def test_weights_say_what_the_edit_says(finished, tmp_path, capsys):
+    assert cli.main(["export", str(finished), "--to", "merged", "--out", str(tmp_path / "merged")]) == 0
+    assert cli.main(["export", str(finished), "--to", "peft", "--out", str(tmp_path / "peft")]) == 0
+    model = load_model(load_run(finished).config.model, device="cpu")
+    ids, before = random_ids(2, 9), logits(model, random_ids(2, 9))
+    with edit_of(finished, "claim", "optimal").on(model):
+        edited = logits(model, ids)
+    assert (edited - before).abs().max() > 1e-3
+    torch.testing.assert_close(logits(load_model(tmp_path / "merged", device="cpu"), ids), edited, rtol=1e-5, atol=3e-5)
+    config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert load_model(config["base_model_name_or_path"], device="cpu").fingerprint == model.fingerprint
+
+
+@pytest.mark.parametrize("trial", ["", "claim", "claim/nothing", "control-7/optimal", "control/optimal", "base/none"])
+def test_a_trial_that_is_not_there_is_named(finished, tmp_path, trial):
+    with pytest.raises(RunFolderError, match="claim/iti, claim/optimal, control-0/iti.*ARM/METHOD"):
+        export_edit(finished, trial, "vectors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_exported_says_why(finished, tmp_path):
+    with pytest.raises(RunFolderError, match=r"strength 0\.2 of claim/optimal; expected one of 0\.1, 0\.4"):
+        export_edit(finished, "claim/optimal", "vectors", tmp_path / "out", strength=0.2)
+    with pytest.raises(LocationError, match="positions 'answer'"):
+        export_edit(finished, "claim/iti", "merged", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert (
+        cli.main(["export", str(finished), "--trial", "claim/iti", "--to", "peft", "--out", str(tmp_path / "o")]) == 2
+    )

@@ -1,0 +1,112 @@
+"""One of everything that can be added, from the one file tests/extensions/plugin.py, in a process of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from locaudit.registry import SCORES
+from tiny import CONFIGS, tokenizer
+
+PLUGIN = Path(__file__).parent / "extensions" / "plugin.py"
+DOCS = Path(__file__).parents[1] / "docs" / "architecture.md"
+WORDS = "earth round flat capital France Paris nothing happens you see it is the what do not"
+
+
+def locaudit(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "locaudit", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LOCAUDIT_CACHE": "off", "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """A run folder of a Granite, a .words behaviour, a claim of directions, and everything else that the file adds."""
+    home = tmp_path_factory.mktemp("extensions")
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model("granite", **CONFIGS["llama"]))
+    lm.save_pretrained(home / "model")
+    tokenizer().save_pretrained(home / "model")
+    (home / "lengths.words").write_text(WORDS.replace(" ", "\n"))
+    (home / "claim.directions").write_text("1/refusal")
+    settings = {
+        "plugins": [str(shutil.copy(PLUGIN, home / "mine.py"))],
+        "model": str(home / "model"),
+        "behaviour": str(home / "lengths.words"),
+        "claim": str(home / "claim.directions"),
+        "methods": {"push": {"sizes": [1.0, 3.0]}, "optimal": {"objective": "hinge", "strengths": [0.5], "epochs": 1}},
+        "judges": {"brevity": {"kind": "ruler", "longest": 5}, "truth": {"kind": "none"}, "info": {"kind": "none"}},
+        "score": "best_gains",
+        "executor": "counting",
+        "controls": 3,
+        "split": {"fractions": [0.4, 0.3, 0.3]},
+        "prompt": {"primer": "none"},
+        "evaluation": {"max_new_tokens": 4, "drift_documents": 2, "drift_tokens": 8},
+    }
+    (home / "audit.yaml").write_text(yaml.safe_dump(settings))
+    said = locaudit("audit", str(home / "audit.yaml"), "--out", str(home / "run"))
+    return home / "run", said
+
+
+def test_everything_that_a_file_adds_is_in_plan_verdict_tables_and_figures(audited):
+    folder, said = audited
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert set(verdict["methods"]) == {"push", "optimal"} and verdict["score"] == "best_gains"
+    assert verdict["methods"]["push"]["title"] == "Push" and "Push" in said
+    assert all(len(method["controls"]) == 3 for method in verdict["methods"].values())
+    with (folder / "trials.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    # unedited; at claim, whole model, rest, and three controls, two sizes of push and one strength of optimal
+    assert {row["location"] for row in rows if row["arm"] == "claim"} == {"direction:1/refusal"}
+    controls = {row["location"] for row in rows if row["arm"] == "control"}
+    assert controls == {f"direction:1/random-0-{i}" for i in range(3)}
+    assert {row["hyperparameter"] for row in rows if row["method"] == "push"} == {"1.0", "3.0"}
+    assert all(row["best_gains"] and row["brevity"] for row in rows if row["status"] == "ok")
+    page = (folder / "report.html").read_text()
+    assert all(words in page for words in ("Push", "Best answer gains", "direction:1/refusal", "ruler"))
+    assert "best_gains" in (folder / "figures" / "controls.svg").read_text() or "Best answer gains" in page
+
+
+def test_a_report_is_made_anew_without_the_plug_in(audited):
+    folder, _ = audited
+    plugin, before = folder.parent / "mine.py", (folder / "verdict.json").read_bytes()
+    away = plugin.rename(plugin.with_suffix(".away"))
+    locaudit("report", str(folder))
+    away.rename(plugin)
+    assert (folder / "verdict.json").read_bytes() == before
+
+
+def test_a_run_with_a_plug_in_goes_on(audited):
+    folder, _ = audited
+    before = (folder / "trials.csv").read_bytes()
+    locaudit("audit", str(folder.parent / "audit.yaml"), "--out", str(folder), "--controls", "3")
+    assert (folder / "trials.csv").read_bytes() == before
+
+
+def test_help_shows_the_settings_of_a_method_from_a_file():
+    said = locaudit("audit", "--plugins", str(PLUGIN), "--methods", "push", "--help")
+    assert "--methods.push.sizes" in said and "Lengths tried." in said
+    assert "ruler" in said and "hinge" not in said  # optimal is not chosen
+
+
+def test_the_documentation_quotes_the_file():
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
+    assert len(blocks) >= 6
+    assert all(block.strip() in PLUGIN.read_text() for block in blocks)
+    assert "best_gains" not in SCORES  # nothing of it is here
