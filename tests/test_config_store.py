@@ -29,6 +29,7 @@ from locaudit.config import (
     LoadingConfig,
     ProbeConfig,
     PromptConfig,
+    Registration,
     SplitConfig,
     load_config,
     parse_config,
@@ -46,7 +47,7 @@ from locaudit.stats.phrases import MethodFacts
 from locaudit.store.database import HeldOutQuestion
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import open_run, read_run
-from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts, RegistrationFacts, ScoreFacts
+from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
 from tiny import heads
 
 DEFAULT = AuditConfig()
@@ -489,7 +490,6 @@ def make_manifest(device="cuda:0") -> Manifest:
         claim=claim,
         claim_source="given",
         methods={"iti": MethodFacts("ITI", training={"rate": 1 / 3})},
-        scores={"mc2": ScoreFacts("MC2", ("mc2",))},
         planned=9,
         n_controls=2,
         population=None,
@@ -500,7 +500,7 @@ def make_manifest(device="cuda:0") -> Manifest:
         judges={"truth": JudgeFacts("j", "f")},
         probes=ProbeFacts("head", ((0.1 + 0.2, 1.0),), 0.5, 4, 2, "answer", claim.units),
         banks={"cuda": (3, 32)},
-        registration=RegistrationFacts("0" * 64, "claim.yaml", {"claim": "14.3", "level": None}, "claim: '14.3'"),
+        registration=Registration("0" * 64, "claim.yaml", {"claim": "14.3", "level": None}, "claim: '14.3'"),
         plugins=("json",),
     )
 

@@ -65,7 +65,7 @@ CONTROLS = [Location(pair) for pair in combinations(product(range(4), range(3)),
 MANIFEST = Manifest(
     model="tiny", fingerprint="0123abcd", shape=Shape(4, 3, 3, 2, 8, 6), n_units=12, kind_plural="heads",
     behaviour="misconceptions", aspects=("truth", "info"), n_questions={"train": 30, **N},
-    data={"questions": 50, "true": 100, "false": 100}, claim=CLAIM, claim_source="given", methods=METHODS, scores={},
+    data={"questions": 50, "true": 100, "false": 100}, claim=CLAIM, claim_source="given", methods=METHODS,
     planned=85, n_controls=19, population=65, versions={"locaudit": "0.1.0"}, device="cpu", dtype="float32", threads=2,
     probes=PROBES,
 )  # fmt: skip

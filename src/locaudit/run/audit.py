@@ -12,7 +12,7 @@ from locaudit.behaviours.behaviour import Behaviour
 from locaudit.behaviours.loaders import load_behaviour
 from locaudit.claims import Controls, find_kind
 from locaudit.claims.kinds import Shape
-from locaudit.config import AuditConfig
+from locaudit.config import AuditConfig, Registration
 from locaudit.errors import RunFolderError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
@@ -43,7 +43,7 @@ from locaudit.store.cache import Cache, open_cache
 from locaudit.store.database import HeldOutQuestion, Store
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import open_run, read_run
-from locaudit.store.manifest import Manifest, RegistrationFacts
+from locaudit.store.manifest import Manifest
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,10 +232,10 @@ def _probed_claim(probed: Probed | None, config: AuditConfig) -> Location:
     return probed.probes.top(config.probe.top_k)
 
 
-def _registered(inputs: Inputs, before: RegistrationFacts | None) -> RegistrationFacts | None:
+def _registered(inputs: Inputs, before: Registration | None) -> Registration | None:
     """The claim file, be it given again or not: `open_run` refuses another one after the first trial."""
     given = inputs.registration
-    return before if given is None else RegistrationFacts(given.sha256, given.file, dict(given.values), given.text)
+    return before if given is None else given
 
 
 def _held_out(inputs: Inputs, forests: Forests) -> dict[str, list[HeldOutQuestion]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from locaudit.claims import Controls, find_kind
+from locaudit.config import Registration
 from locaudit.judges.base import Judge
 from locaudit.location import Location
 from locaudit.measure.activations import Context
@@ -19,12 +20,12 @@ from locaudit.methods.optimizers import resolve_optimizer
 from locaudit.methods.probes import Probes
 from locaudit.methods.training import step_size
 from locaudit.models.model import Model
-from locaudit.registry import METHODS, SCORES
+from locaudit.registry import METHODS
 from locaudit.run.plan import Groups
 from locaudit.run.subject import Inputs
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.sequential import MOST_CONTROLS
-from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts, RegistrationFacts, ScoreFacts
+from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
 
 
 def make_manifest(
@@ -35,7 +36,7 @@ def make_manifest(
     groups: Groups,
     controls: Controls,
     banks: Mapping[str, tuple[int, int]],
-    registration: RegistrationFacts | None,
+    registration: Registration | None,
 ) -> Manifest:
     """The manifest of a run that is about to start or go on."""
     config, behaviour = inputs.config, inputs.behaviour
@@ -58,7 +59,6 @@ def make_manifest(
         claim=claim,
         claim_source="top-k probed heads" if inputs.claim is None else "given",
         methods={name: _method_facts(inputs, model, claim, name) for name in config.methods},
-        scores={name: ScoreFacts(score.title, score.components) for name, score in SCORES.items()},
         planned=sum(map(len, groups)),
         n_controls=1 + max(spec.control for group in groups for spec in group),
         population=population if population is None or population <= MOST_CONTROLS else None,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic import TypeAdapter
 
 from locaudit.claims.kinds import Shape
+from locaudit.config import Registration
 from locaudit.location import Location, Unit
 from locaudit.stats.phrases import MethodFacts
 
@@ -19,14 +19,6 @@ class JudgeFacts:
 
     name: str
     fingerprint: str
-
-
-@dataclass(frozen=True)
-class ScoreFacts:
-    """A score as reports name it."""
-
-    title: str
-    components: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -42,21 +34,6 @@ class ProbeFacts:
     context: str
     units: tuple[Unit, ...]
     """The best, by falling accuracy."""
-
-
-@dataclass(frozen=True)
-class RegistrationFacts:
-    """The claim file that was fixed before the run."""
-
-    sha256: str
-    file: str
-    values: Mapping[str, Any]
-    text: str
-
-    @property
-    def hash(self) -> str:
-        """What every trial carries."""
-        return self.sha256[:16]
 
 
 @dataclass(frozen=True)
@@ -81,7 +58,6 @@ class Manifest:
     claim: Location
     claim_source: str
     methods: Mapping[str, MethodFacts]
-    scores: Mapping[str, ScoreFacts]
     planned: int
     """Trials, when all controls run."""
     n_controls: int
@@ -97,7 +73,7 @@ class Manifest:
     probes: ProbeFacts | None = None
     banks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     """Device -> (edits trained together, edits scored together), so that a resumed run ends with the same bytes."""
-    registration: RegistrationFacts | None = None
+    registration: Registration | None = None
     plugins: tuple[str, ...] = ()
 
 
