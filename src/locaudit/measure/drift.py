@@ -88,9 +88,7 @@ def read_drift_text(path: str | Path | None) -> bytes:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
-        raise DataError(
-            got=f"{path}, which is not UTF-8 text", expected="a text file in UTF-8", remedy="convert it"
-        ) from None
+        raise DataError(got=f"{path}, which is not UTF-8 text", expected="UTF-8", remedy="convert the file") from None
     return content
 
 

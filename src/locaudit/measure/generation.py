@@ -140,9 +140,8 @@ def _decode(
     gaps = [width - len(prompt) for prompt in prompts]
     padded = [[*prefix, *[model.pad_id] * gap, *prompt] for gap, prompt in zip(gaps, prompts, strict=True)]
     visible = [[1] * len(prefix) + [0] * gap + [1] * (width - gap) for gap in gaps]
-    ids, seen = (
-        torch.tensor(part * n_edits, device=model.device) for part in (padded, visible)
-    )  # both (K N, P + width)
+    # Both (K N, P + width); `seen` is 0 at padding.
+    ids, seen = (torch.tensor(part * n_edits, device=model.device) for part in (padded, visible))
     rows = torch.arange(n_edits, device=model.device).repeat_interleave(len(prompts))  # (K N,): the edit of each row
     cache = cache_of(cached, rows) if cached else DynamicCache()
     n_prompt, out = ids.shape[1], [()] * n_rows
