@@ -104,7 +104,7 @@ def train(
 
     `on_step` is called with (steps done, steps in all). An edit whose loss or gradient becomes NaN or infinite stops
     and is returned as a `Fit` without an edit; the others go on. Raises `ConfigError` for wrong settings, `DataError`
-    without training questions, `ModelError` for a question longer than the context, or weights created under inference_mode.
+    without training questions, `ModelError` for a question longer than the context or weights made in inference mode.
     """
     _check(model, trainees, settings)
     check_depth(model, data.forest)
