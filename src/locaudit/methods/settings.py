@@ -77,7 +77,7 @@ class AblateSettings:
 
 @checked
 class GivenSettings:
-    """An edit from a file: a steering vector, an ITI bias, an adapter."""
+    """An edit of your own, such as a steering vector, from a file that `Edit.save` wrote."""
 
     file: str | None = None
-    """Path of the edit, a safetensors file written by `Edit.save`."""
+    """Path of the edit's file."""
