@@ -33,7 +33,7 @@ class Activations:
     """
 
     values: Float[Tensor, "n layers units width"]
-    """float32, on the CPU."""
+    """Activations of every example and unit: `width` coordinates each, float32, on the CPU."""
     is_true: Bool[Tensor, " n"]
     """Whether the example's answer is true."""
     question: Int[Tensor, " n"]

@@ -57,13 +57,17 @@ from locaudit.errors import DataError
 
 @dataclass(frozen=True)
 class Layout:
-    """One tree as columns of a row: the prompt first, then each distinct answer token, parents before children."""
+    """The columns of one tree: the prompt, then the answers' tokens, with those of a shared beginning only once.
+
+    Every column comes after its parent, the column of the token before it.
+    """
 
     tokens: tuple[int, ...]
+    """Token id of each column."""
     positions: tuple[int, ...]
-    """Position id of each column, from 0: how many tokens come before it on its path."""
+    """Position id of each column, from 0: how many tokens come before its token on the token's path."""
     parents: tuple[int, ...]
-    """Column of the token before it on its path; -1 for the first token of the prompt."""
+    """For each column, the column of the token before it on its path; -1 for the first token of the prompt."""
     edges: tuple[tuple[int, int], ...]
     """(column that predicts, predicted token id) of each prediction; one that several branches share is listed once."""
     paths: tuple[tuple[int, ...], ...]
@@ -180,9 +184,9 @@ def _ending(tokenizer: Any) -> tuple[int, ...]:
 
 
 def plant(tokenizer: Any, prompt: Prompt, questions: Sequence[tuple[str, Sequence[str]]]) -> Forest:
-    """Tokenise (question, answers) pairs into a forest; its prefix are the tokens that all prompts with a primer share.
+    """Tokenise (question, answers) pairs into a forest.
 
-    Without a primer the prefix is empty.
+    With a primer, the tokens with which all prompts begin become the forest's prefix. Without one, the prefix is empty.
     """
 
     def tree_of(question: str, answers: Sequence[str]) -> Tree:

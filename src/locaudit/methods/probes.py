@@ -23,7 +23,7 @@ from locaudit.measure.activations import Activations
 from locaudit.registry import KINDS
 
 MAX_STEPS = 100
-"""Most Newton steps; a handful usually suffice."""
+"""Maximal number of Newton steps; a handful usually suffice."""
 TOLERANCE = 1e-8
 """Newton's method stops when the largest gradient entry is at most this times C n."""
 CHUNK_BYTES = 256 * 2**20

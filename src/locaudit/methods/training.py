@@ -280,7 +280,7 @@ def _margins(
     edits: Sequence[TrainableEdit],
     reduction: Reduction,
 ) -> list[Float[Tensor, " pairs"]]:
-    """The margins h = r(y+) - r(y-) of one part: for each edit a tensor (pairs,), in nats."""
+    """The margins h = r(y+) - r(y-) of one part: for each edit a tensor (pairs,), in nats (per token with ``mean``)."""
     bank, prefix_ids = stack_trainable(edits), residuals.forest.prefix
     # Items of one edit share rows; items of different edits never do. `filled` has the items of each row, over all
     # edits; from here on `drawn` has each edit's items in the order in which they stand in its rows.
