@@ -63,8 +63,7 @@ def collect_activations(
     if context not in ("next_question", "answer") or blocks is None or not questions:
         raise ConfigError(
             got=f"context {context!r}, kind {kind!r} and {len(questions)} questions",
-            expected="the context 'next_question' or 'answer', a kind whose units are blocks of coordinates (such as "
-            "head), and at least one question",
+            expected="'next_question' or 'answer', a kind whose units are blocks of coordinates, at least one question",
             remedy="correct whichever of them is wrong",
         )
     prompt, rng = prompt or Prompt(), random.Random(seed)

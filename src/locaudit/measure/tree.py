@@ -168,9 +168,7 @@ def encode_tree(tokenizer: Any, prompt: str, continuations: Sequence[str], *, sp
     for text, ids in zip([prompt, *continuations], [head, *branches], strict=True):
         if not ids:
             raise DataError(
-                got=f"the prompt or answer {text!r}, which has no tokens",
-                expected="at least one token",
-                remedy="remove it from the data",
+                got=f"the prompt or answer {text!r} without tokens", expected="at least one token", remedy="remove it"
             )
     return Tree(head, tuple(branches))
 
