@@ -225,7 +225,7 @@ def test_checking_names_what_lies_outside():
         heads.check(CLAIM, shape_of(15, 8))
     with pytest.raises(LocationError, match=r"15\.7.*heads 0-6"):
         heads.check(CLAIM, shape_of(16, 7))
-    with pytest.raises(LocationError, match="something left"):
+    with pytest.raises(LocationError, match="expected some left over"):
         heads.check(every_head(2, 2).rest(), shape_of(2, 2))
 
 
@@ -330,7 +330,7 @@ def test_strata_are_layers_groups_of_shared_keys_or_tenths_by_value():
     assert set(Counter(strata.values()).values()) == {40 // N_BINS}
     bins = [[values[layer][unit] for (layer, unit), stratum in strata.items() if stratum == i] for i in range(N_BINS)]
     assert all(max(low) <= min(high) for low, high in zip(bins, bins[1:], strict=False))
-    with pytest.raises(LocationError, match="matching by norm without its values"):
+    with pytest.raises(LocationError, match="matching by norm without values"):
         unit_strata("norm", 4, 10)
 
 

@@ -120,7 +120,7 @@ def test_help_shows_the_flags_of_what_is_chosen_and_names_the_rest(capsys, monke
     default = help_of(capsys, "audit")
     for name in (*METHODS, *JUDGES):
         assert name in default
-    assert "--methods.iti.alphas" in default and "Strengths tried" in default
+    assert "--methods.iti.alphas" in default and "Strengths alpha to try" in default
     assert "--methods.constant.strengths" not in default and "--judges.truth.base-url" not in default
     other = help_of(capsys, "audit", "--methods", "constant", "--judges.truth.kind", "openai")
     assert "--methods.constant.strengths" in other and "--methods.iti.alphas" not in other

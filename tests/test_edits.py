@@ -245,7 +245,7 @@ def test_streams_become_weights_where_a_bias_reaches_them(tiny_model, tmp_path):
     edit, ids = steering(tiny_model, 1), random_ids(2, 9)
     why = edit.cannot_become("peft", tiny_model)
     if tiny_model.config.model_type in POST_NORM:
-        assert "normalises what its MLP returns" in why
+        assert "normalises its MLP's output" in why
     else:
         assert not why
         hooked = run(tiny_model, edit, ids)
@@ -257,7 +257,7 @@ def test_streams_become_weights_where_a_bias_reaches_them(tiny_model, tmp_path):
     )
     for reads in (residual_edit(tiny_model, 0, 1), Edit({Site("residual", 0): mean})):
         for form in ("peft", "merged"):
-            assert "it reads the stream that leaves layer 0" in reads.cannot_become(form, tiny_model)
+            assert "it reads the residual stream of layer 0" in reads.cannot_become(form, tiny_model)
         with pytest.raises(LocationError, match="the skip connection"):
             reads.to_peft(tmp_path / "adapter", tiny_model)
         assert not reads.cannot_become("vectors", tiny_model)

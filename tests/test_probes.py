@@ -323,7 +323,7 @@ def test_top_k_is_bounded_by_the_model(k):
 
 @pytest.mark.parametrize(("n", "fraction"), [(1, 0.25), (2, 0.1), (2, 0.9), (20, 0.01)])
 def test_too_few_questions_to_split_raise(n, fraction):
-    with pytest.raises(DataError, match="at least one question on each side"):
+    with pytest.raises(DataError, match="at least one question to fit on and one held out"):
         fit_probes(activations_of(n_questions=n), val_fraction=fraction)
 
 

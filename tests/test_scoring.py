@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from locaudit.behaviours.format import Prompt
 from locaudit.edits import stack
 from locaudit.errors import DataError, ModelError
+from locaudit.measure import tree as tree_module
 from locaudit.measure.forward import answer_log_probs, batches, branch_sums, token_log_probs
 from locaudit.measure.tree import Forest, Tree, collate, encode_tree, pack, plant
 from locaudit.models import wrap_model
@@ -245,6 +246,22 @@ def test_collated_mask_sees_the_prompt_and_its_own_path():
     assert batch.last.T.tolist() == [[0, 3], [0, 4], [0, 6], [1, 1]]
     assert batch.lengths.tolist() == [2, 1, 3, 1]
     assert branch_sums(batch, torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])).tolist() == [3.0, 4.0, 25.0, 32.0]
+
+
+def test_the_worked_example_of_the_tree_module():
+    words = ["Was", "it", "?", "No", ",", "never", "is", "Yes"]
+    was, it, question, no, comma, never, is_, yes = range(len(words))
+    tree = Tree((was, it, question), ((no, comma, never), (no, comma, it, is_), (yes, it, is_)))
+    rows = [line.split() for line in tree_module.__doc__.splitlines()]
+    table = {cells[0]: cells for cells in rows if cells}
+    assert [words[token] for token in tree.scored.tokens] == table["token"][1:]
+    assert list(tree.scored.positions) == [int(cell) for cell in table["position"][2:10]]
+    assert list(tree.scored.parents) == [int(cell) for cell in table["parent"][1:9]]
+    mask = [[cell == "1" for cell in cells[1:9]] for cells in rows if len(cells) > 8 and set(cells[1:9]) <= {"1", "."}]
+    assert collate([[tree]]).visible[0].tolist() == mask
+    named = [(column, words[token]) for column, token in tree.scored.edges]
+    assert named == [(2, "No"), (3, ","), (4, "never"), (4, "it"), (5, "is"), (2, "Yes"), (6, "it"), (7, "is")]
+    assert tree.scored.paths == ((0, 1, 2), (0, 1, 3, 4), (5, 6, 7))
 
 
 def test_trees_of_one_row_do_not_see_each_other():

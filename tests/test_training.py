@@ -555,7 +555,7 @@ def test_the_optimizer_is_the_papers_where_it_can_run(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert resolve_optimizer("auto", cuda) == "adamw"
     for device in (cpu, cuda):
-        with pytest.raises(ConfigError, match=r"got optimizer paged_adamw_32bit .*expected CUDA and the package"):
+        with pytest.raises(ConfigError, match=r"got optimizer paged_adamw_32bit .*expected a CUDA device and"):
             resolve_optimizer("paged_adamw_32bit", device)
 
 

@@ -1,8 +1,11 @@
-"""Errors that say what was got, what was expected and what to do about it."""
+"""Errors for bad input, which state what was got, what was expected and what to do about it."""
 
 
 class LocauditError(ValueError):
-    """Bad input: one line, ``got ...; expected ...; remedy``. The command line prints it and exits with code 2."""
+    """Bad input, described in one line: ``got ...; expected ...; remedy``.
+
+    The command line prints this line and exits with code 2.
+    """
 
     def __init__(self, *, got: str, expected: str, remedy: str):
         self.got, self.expected, self.remedy = got, expected, remedy
@@ -17,20 +20,20 @@ def _rebuild(cls: type[LocauditError], got: str, expected: str, remedy: str) -> 
 
 
 class ConfigError(LocauditError):
-    """A setting that is unknown, of the wrong type or out of range."""
+    """A setting is unknown, of the wrong type or out of range."""
 
 
 class DataError(LocauditError):
-    """A behaviour or text file that is not what it says, or questions that cannot be used."""
+    """A data file is not in the expected format, or its questions cannot be used."""
 
 
 class LocationError(LocauditError):
-    """A location that does not parse, is empty, too large or outside the model."""
+    """A location cannot be read, is empty, too large or outside the model, or an edit does not fit it."""
 
 
 class ModelError(LocauditError):
-    """A model, tokenizer or architecture that cannot be audited."""
+    """A model, tokenizer or architecture cannot be audited."""
 
 
 class RunFolderError(LocauditError):
-    """A run folder of another configuration, in use, damaged or without room on disk."""
+    """A run folder belongs to another configuration, is in use or damaged, or the disk is full."""

@@ -1,8 +1,8 @@
-"""A location: units of one kind. A value object from the command line to the record; text only at the edges.
+"""Locations: the place in a model where an edit acts, as a set of units of one kind.
 
-Units are opaque ids: tuples of whole numbers such as ``(layer, head)``, or names. What they mean, which coordinates
-they have and how controls are drawn is their kind's business (`locaudit.claims.kinds`). "The whole model" and "all but
-the claim" are scopes, not lists of a million units.
+A unit is an identifier: a tuple of whole numbers such as ``(layer, head)``, or a name. Its kind defines what it means,
+which coordinates it has and how controls are drawn (`locaudit.claims.kinds`). "The whole model" and "everything but the
+claim" are scopes, so that they need not list a million units.
 """
 
 from __future__ import annotations
@@ -21,89 +21,96 @@ Scope = Literal["listed", "whole", "rest"]
 
 
 SITES = ("heads", "neurons", "residual")
-"""Names of sites."""
+"""Names of sites: the vectors in each layer that can be edited (see `Site`)."""
 
 
 class Site(NamedTuple):
-    """Where a vector is, in which layer."""
+    """A vector in one layer of the model, at every token."""
 
     name: str
-    """``heads``: input of attention's output projection; ``neurons``: input of the MLP's down projection;
-    ``residual``: the stream that leaves the layer."""
+    """``heads``: input of the attention output projection, all heads' outputs side by side; ``neurons``: input of the
+    MLP's down projection; ``residual``: the residual stream after the layer."""
     layer: int
+    """The decoder layer, from 0."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """Units of one kind, sorted and without repeats; or the whole model, or all of it but the units."""
+    """Units of one kind, sorted and without repeats, or the whole model, or everything but some units.
+
+    Raises `LocationError` for a location that is empty, has a negative number, or names a unit twice.
+    """
 
     units: tuple[Unit, ...] = ()
     kind: str = "head"
-    """Name of the kind, which says what the units are."""
+    """Name of the kind of the units, such as ``head``."""
     scope: Scope = "listed"
-    """``listed``: the units; ``whole``: every unit of the model (`units` is empty); ``rest``: every other unit."""
+    """``listed``: these units; ``whole``: all units of the model (`units` is empty); ``rest``: all but these units."""
 
     def __post_init__(self):
         units = tuple(unit if isinstance(unit, str) else tuple(int(x) for x in unit) for unit in self.units)
         if bool(units) == (self.scope == "whole"):
             raise LocationError(
                 got="an empty location" if not units else f"the whole model and {len(units)} units",
-                expected="at least one unit" if not units else "no units beside the whole model",
+                expected="at least one unit" if not units else "either the whole model or a list of units",
                 remedy="name units like '14.3,15.7'",
             )
         if any(x < 0 for unit in units if not isinstance(unit, str) for x in unit):
             raise LocationError(
-                got=f"a negative index in {units}", expected="layers and units from 0", remedy="count from 0"
+                got=f"a negative number in {units}", expected="layers and units from 0", remedy="count from 0"
             )
         repeated = [spell_unit(unit) for unit, n in Counter(units).items() if n > 1]
         if repeated:
             raise LocationError(
                 got=f"{', '.join(sorted(repeated))} named more than once",
                 expected="each unit once",
-                remedy="drop the repeats: the size of a location sets the size of its controls",
+                remedy="remove the repeats: controls have as many units as the location",
             )
         object.__setattr__(self, "units", tuple(sorted(units, key=order_of)))
 
     @classmethod
     def whole(cls, kind: str = "head") -> Location:
-        """Every unit of that kind in the model."""
+        """The location of all units of a kind."""
         return cls((), kind, "whole")
 
     def rest(self) -> Location:
-        """Everything but these units."""
+        """The location of all units but these."""
         return Location(self.units, self.kind, "rest")
 
     def __len__(self) -> int:
-        """Units named: of ``rest``, those left out; 0 of the whole model."""
+        """Number of units listed: for ``rest`` those left out, for ``whole`` 0."""
         return len(self.units)
 
     def __bool__(self) -> bool:
         return True
 
     def __str__(self) -> str:
-        """``14.3,15.7``, ``neuron:3.117``, ``*`` (the whole model), ``*-14.3`` (all but that); heads have no prefix."""
+        """The location as text: ``14.3,15.7``, ``*`` (the whole model), ``*-14.3`` (all but that).
+
+        Kinds other than heads are named first: ``neuron:3.117``.
+        """
         text = ",".join(map(spell_unit, self.units))
         text = {"listed": text, "whole": "*", "rest": f"*-{text}"}[self.scope]
         return text if self.kind == "head" else f"{self.kind}:{text}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for a record; `from_json` is the inverse."""
+        """The location as plain JSON values, to be read with `from_json`."""
         units = [unit if isinstance(unit, str) else list(unit) for unit in self.units]
         return {"kind": self.kind, "scope": self.scope, "units": units}
 
     @staticmethod
     def from_json(value: Mapping[str, Any] | None) -> Location | None:
-        """A location from `to_json`; None, the unedited model's, stays None."""
+        """Read a location from `to_json`; None (the unedited model has no location) stays None."""
         return None if value is None else Location(tuple(value["units"]), value["kind"], value["scope"])
 
 
 def spell_unit(unit: Unit) -> str:
-    """``14.3`` for ``(14, 3)``; a name as it is."""
+    """A unit as text: ``14.3`` for ``(14, 3)``; a name is unchanged."""
     return unit if isinstance(unit, str) else ".".join(map(str, unit))
 
 
 def order_of(unit: Unit) -> tuple[int, tuple[int, ...], str]:
-    """Sort key: numbers before names."""
+    """Sort key of a unit: numbers come before names."""
     return (1, (), unit) if isinstance(unit, str) else (0, unit, "")
 
 
@@ -111,7 +118,7 @@ _NUMBERS = re.compile(r"^\s*\d+(?:\s*[.:]\s*\d+)*\s*$", re.ASCII)
 
 
 def read_numbers(part: object, n: int) -> tuple[int, ...] | None:
-    """`n` whole numbers from ``"14.3"``, ``"14:3"``, ``(14, 3)`` or ``("14", "3")``; None for anything else."""
+    """Read `n` whole numbers from ``"14.3"``, ``"14:3"``, ``(14, 3)`` or ``("14", "3")``; None for anything else."""
     if isinstance(part, str):
         found = [int(x) for x in re.split(r"[.:]", part)] if _NUMBERS.match(part) else []
     elif isinstance(part, int) and not isinstance(part, bool):

@@ -1,4 +1,4 @@
-"""What a trial is and what it leaves behind: plain values, no tensors."""
+"""A trial (`TrialSpec`) and its result (`TrialRecord`), as plain values without tensors."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from locaudit.location import Location
 
 Arm = Literal["base", "claim", "control", "whole", "rest"]
 ARMS: tuple[Arm, ...] = ("base", "claim", "whole", "rest", "control")
-"""In the order of tables."""
+"""All arms, in the order of tables."""
 NO_METHOD = "none"
-"""Method of the unedited model."""
+"""The `method` of trials of the unedited model."""
 Status = Literal["ok", "diverged"]
 
 
@@ -26,7 +26,7 @@ def content_hash(value: Any, length: int = 16) -> str:
 
 
 def json_text(value: Any, indent: int = 2) -> str:
-    """Indented JSON of nested values; a number that is missing (NaN, infinite) is null."""
+    """Nested values as indented JSON; NaN and infinite numbers become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -40,48 +40,49 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """One trial: what its place stands for, and the *fit*, all that gives its edit.
+    """One trial: an edit to be found and scored, and the role of its location in the comparison.
 
-    Judges, score, level, margin, numbers of controls, of test questions and of samples are in no identity: a run can
-    grow in any of them without repeating a fit or a measurement.
+    Whatever determines the edit is called the *fit*, and `trial_id` is its hash. Judges, score, level, margin and the
+    numbers of controls, test questions and samples are not part of it: a run can be extended in any of them without
+    repeating a fit or a measurement.
     """
 
     arm: Arm
-    """What the location stands for: the claim, a random control, the whole model, the rest of it (all but
-    the claim), or nothing edited (base)."""
+    """Role of the location: the claim, a random control, the whole model, the rest (everything but the claim), or base
+    (the unedited model)."""
     method: str
-    """How the edit is found; `NO_METHOD` for base."""
+    """Name of the method that finds the edit; `NO_METHOD` for base."""
     location: Location | None
-    """None for base."""
+    """Where the edit acts; None for base."""
     hyperparameter: float | None
     """Strength: alpha (ITI), tau (IPO) or beta (DPO); None for base and for methods without one."""
     seed: int
-    """Which repeat: the trial's random numbers come from `rng_seed`."""
+    """The run's training seed, different for each repeat; `rng_seed` derives the trial's own seed from it."""
     context: str
-    """Hash of model, training questions as token ids, and the method's settings that shape an edit."""
+    """Hash of the model, the training questions (as token ids) and the method's settings that affect the edit."""
     control: int = -1
-    """Number of the control, from 0; -1 for the other arms."""
+    """Number of the control, from 0; -1 for other arms."""
     draw: int | None = None
-    """Number of the random direction, where controls are directions at the claim; else None."""
+    """Number of the random direction, if controls are random directions at the claim; else None."""
     registration: str = ""
-    """First 16 digits of the SHA-256 of the claim file that was fixed before the run; ``""`` without one."""
+    """First 16 digits of the SHA-256 of the claim file that was registered before the run; empty without one."""
 
     @property
     def trial_id(self) -> str:
-        """Hash of the fit: model, training questions, method and settings, location, strength, seed.
+        """Hash of the fit: model, training questions, method and settings, location, strength and seed.
 
-        What the location stands for is not in it: the same edit has the same id in every run.
+        The arm is not part of it, so the same edit has the same id in every run.
         """
         where = None if self.location is None else self.location.to_json()
         return content_hash([self.context, self.method, where, self.hyperparameter, self.seed, self.draw])
 
     @property
     def rng_seed(self) -> int:
-        """Seed of the trial's own random numbers, 0 .. 2^63 - 1.
+        """Seed of the trial's random numbers, 0 to 2^63 - 1: a hash of method, strength and seed.
 
-        Method, strength and seed enter; the location does not: the claim and its controls see the same question order
-        and the same initial reader, so that they differ in the location alone. Nor does the context, so that settings
-        can be compared under the same order, or the registration.
+        The location is not part of it. The claim and its controls thus see the questions in the same order and start
+        from the same A, and differ in the location only. The context and the registration are not part of it either,
+        so that settings can be compared under the same order.
         """
         key = {"method": self.method, "hyperparameter": self.hyperparameter, "seed": self.seed}
         return int(content_hash(key), 16) >> 1
@@ -89,29 +90,33 @@ class TrialSpec:
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """The outcome of one trial. Wall-clock times are kept apart, so that equal trials have equal records."""
+    """The result of one trial.
+
+    It has no wall-clock times (they are stored separately), so equal trials have equal records.
+    """
 
     spec: TrialSpec
     status: Status
-    """``diverged``: a loss, edit or score became NaN or infinite; such a record has no scores and a `message`."""
+    """``ok``, or ``diverged`` if a loss, edit or score became NaN or infinite; such a record has no scores."""
     message: str = ""
+    """Why the trial diverged."""
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """split (``val``, ``test``) -> metric -> mean over questions."""
     drift: Mapping[str, float] = field(default_factory=dict)
-    """``kl`` and ``ce`` in nats per token on the fixed documents."""
+    """``kl`` and ``ce`` on the fixed documents, in nats per token."""
     questions: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
-    """split -> metric -> one value a question, in the split's order."""
+    """split -> metric -> one value per question, in the split's order."""
     answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """split -> what the edited model says to each question, in the split's order; empty if nothing was generated.
-    Judgements of it are kept apart (`locaudit.store`), since judges come and go."""
+    """split -> the edited model's answer to each question, in the split's order; empty if none was generated. How
+    judges rate the answers is stored separately (`locaudit.store`), because judges can be added later."""
     training: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """``loss``: one value a step (trained edits); empty otherwise."""
+    """``loss`` -> one value per training step; empty if the edit was not trained."""
     edit: str = ""
     """File name of the saved edit inside the run folder's ``edits/``; empty for base."""
 
 
 def mean_metrics(questions: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:
-    """Split -> metric -> mean over questions, exactly rounded: the same wherever it is computed."""
+    """Average over questions: split -> metric -> mean. Sums are exactly rounded, the same on every machine."""
     return {
         split: {metric: math.fsum(values) / len(values) for metric, values in metrics.items()}
         for split, metrics in questions.items()

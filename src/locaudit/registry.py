@@ -1,13 +1,14 @@
-"""What can be added to locaudit from one file: one small registry for each kind of thing.
+"""Registries: methods, kinds of places, scores, judges and other parts, each found under its name.
 
     from locaudit.registry import SCORES
 
     @SCORES.register("shortness")
     class Shortness: ...
 
-A thing is found under its name. Built-in modules are imported when a registry is first asked; another package adds its
-own by an entry point of the group ``locaudit.<registry>``, a user by ``plugins: [module or file.py]`` in the settings
-(`load_plugins`), which driver, workers and reports import alike.
+Everything registered can be used by name in the settings; no other code has to name it. There are three ways to add
+something. Built-in modules register theirs when a registry is first read. Another package names its own in an entry
+point of the group ``locaudit.<registry>``. A user lists modules or files in the settings, ``plugins: [mine.py]``, which
+are imported wherever a run or a report needs them (`load_plugins`).
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, Any]):
-    """Name -> thing, in the order of registration. An unknown name raises `ConfigError` with the near ones."""
+    """A mapping from names to registered parts, in order of registration.
+
+    An unknown name raises `ConfigError`, which lists the known names and suggests the most similar one.
+    """
 
     def __init__(self, group: str, what: str, *modules: str):
         self.group, self.what = group, what
@@ -38,7 +42,10 @@ class Registry(Mapping[str, Any]):
         self._filled = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that adds a class, function or value under `name`; a name that is taken raises `ConfigError`."""
+        """Return a decorator that registers a class, function or value under `name`.
+
+        Raises `ConfigError` if the name already belongs to another one.
+        """
 
         def add(thing: T) -> T:
             if self._things.get(name, thing) is not thing:
@@ -52,7 +59,7 @@ class Registry(Mapping[str, Any]):
 
     @contextmanager
     def temporary(self, name: str, thing: Any) -> Iterator[None]:
-        """Add a thing for a while, in place of one of that name if there is one; for tests."""
+        """Register `thing` within a ``with`` block, replacing one of the same name; meant for tests."""
         self._fill()
         before = dict(self._things)
         self._things[name] = thing
@@ -70,7 +77,7 @@ class Registry(Mapping[str, Any]):
             raise ConfigError(
                 got=f"the {self.what} {name!r}",
                 expected=f"one of {', '.join(self._things)}",
-                remedy=f"did you mean {near[0]!r}?" if near else "check the spelling, or name its file in plugins",
+                remedy=f"did you mean {near[0]!r}?" if near else "check the spelling, or list its file in plugins",
             ) from None
 
     def __contains__(self, name: object) -> bool:
@@ -98,29 +105,29 @@ class Registry(Mapping[str, Any]):
 METHODS = Registry("methods", "method", "locaudit.methods")
 """Ways of finding an edit: `locaudit.methods.Method`."""
 KINDS = Registry("kinds", "kind of place", "locaudit.claims.kinds")
-"""Ways of cutting a model into places: `locaudit.claims.kinds.Kind`."""
+"""Kinds of places: `locaudit.claims.kinds.Kind`."""
 OBJECTIVES = Registry("objectives", "objective", "locaudit.methods")
-"""Losses over answer pairs that optimal edits are trained with: `locaudit.methods.Objective`."""
+"""Training losses over answer pairs: `locaudit.methods.Objective`."""
 SCORES = Registry("scores", "score", "locaudit.stats.scores")
-"""What a verdict compares: `locaudit.stats.scores.Score`."""
+"""Scores that a verdict can compare: `locaudit.stats.scores.Score`."""
 JUDGES = Registry("judges", "kind of judge", "locaudit.judges")
-"""Who judges answers: `locaudit.judges.JudgeKind`."""
+"""Kinds of judges of generated answers: `locaudit.judges.JudgeKind`."""
 ASPECTS = Registry("aspects", "judged aspect", "locaudit.judges")
-"""What is asked of an answer: `locaudit.judges.Aspect`."""
+"""What judges rate in an answer, such as its truth: `locaudit.judges.Aspect`."""
 IMPORTERS = Registry("importers", "claim format", "locaudit.claims.importers")
-"""Readers of claim files, by format."""
+"""Readers of claim files, by file suffix."""
 LOADERS = Registry("loaders", "behaviour format", "locaudit.behaviours.loaders")
-"""Readers of behaviours, by format."""
+"""Readers of behaviours (questions with answers), by name of the format."""
 EXECUTORS = Registry("executors", "executor", "locaudit.run.executors")
-"""Where trials run: `locaudit.run.executors.Executor`."""
+"""Ways of running trials: `locaudit.run.executors.Executor`."""
 ARCHITECTURES = Registry("architectures", "architecture", "locaudit.models.architectures")
-"""transformers' ``config.model_type`` -> `locaudit.models.Architecture`."""
+"""Supported architectures, by transformers' ``config.model_type``: `locaudit.models.Architecture`."""
 
 
 def load_plugins(plugins: Sequence[str]) -> None:
-    """Import modules by name, or files by path, that add to the registries; a second time does nothing.
+    """Import plug-ins, given as module names or paths of Python files; importing one again does nothing.
 
-    Raises `ConfigError` for one that cannot be imported, whatever it raises.
+    Raises `ConfigError` if a plug-in cannot be imported, whatever error it raises itself.
     """
     for plugin in plugins:
         try:
@@ -130,8 +137,8 @@ def load_plugins(plugins: Sequence[str]) -> None:
         except Exception as error:  # a plug-in may raise anything
             raise ConfigError(
                 got=f"the plug-in {plugin}, which cannot be imported ({type(error).__name__}: {error})",
-                expected="a module's name, or the path of a Python file",
-                remedy="check plugins, and that the file imports by itself",
+                expected="the name of a module, or the path of a Python file",
+                remedy="check the setting plugins, and that Python can import the file by itself",
             ) from error
 
 
@@ -142,7 +149,7 @@ def _import_file(path: Path) -> None:
         return
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(got=f"{path}, which is not a file", expected="a Python file", remedy="check plugins")
+        raise ConfigError(got=f"{path}, which is not a file", expected="a Python file", remedy="check its path")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

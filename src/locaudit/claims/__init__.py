@@ -1,4 +1,4 @@
-"""What is claimed? Kinds of places, their controls, and the files that claims come in."""
+"""What is claimed? Kinds of places, random controls for a claim, and readers of claims from text and files."""
 
 from locaudit.claims.importers import parse_location
 from locaudit.claims.kinds import Controls, Kind, Shape, find_kind

@@ -1,4 +1,4 @@
-"""Random controls of a claim: as many units in each stratum as the claim has, every such set with the same chance."""
+"""Random controls for a claim: sets with as many units in each stratum as the claim, drawn uniformly."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from locaudit.errors import LocationError
 from locaudit.location import Location, Unit, order_of
 
 Strata = Mapping[Unit, int]
-"""Stratum of every unit of the model."""
+"""The stratum (group) of every unit of the model, as a number."""
 
 
 def sample_controls(claim: Location, strata: Strata, n: int, *, seed: int, disjoint: bool = False) -> list[Location]:
-    """`n` different random locations of the claim's size and kind, or all that there are if those are fewer.
+    """Draw `n` different random locations of the claim's kind and size, or all possible ones if there are fewer.
 
-    Each control has as many units in each stratum as the claim. Any such set but the claim itself may come, the same
-    chance for each, so that a claim drawn in the same way is exchangeable with its controls: the first k of them are
-    the same for every n. `disjoint` keeps the claim's units out of the controls. Raises `LocationError` when no such
-    set exists.
+    A control has as many units in each stratum as the claim. It is drawn uniformly from all such sets except the claim
+    itself, so a claim that was drawn in the same way is exchangeable with its controls. The first k controls are the
+    same for every n. `disjoint` excludes sets that share units with the claim. Raises `LocationError` if no control
+    is possible.
 
-    Disjoint controls answer another question (is there as good a place *elsewhere*?), and a random claim that happens
-    to hold the model's best unit beats all of them: with a claim of k of the model's n units, the false-positive rate
-    can reach about k / n where that exceeds the level. For a claim of one unit, the two are the same.
+    Disjoint controls test another null hypothesis, that the claim is no better than places *elsewhere*. A random claim
+    that happens to contain the model's best unit then beats all of its controls. With a claim of k of the model's n
+    units, the false-positive rate can therefore be as high as about k / n, where that exceeds the level. For a claim
+    of one unit, disjoint controls are the same as others.
     """
     taken = set(claim.units) if disjoint else set()
     wanted = Counter(strata[unit] for unit in claim.units)
@@ -37,7 +38,7 @@ def sample_controls(claim: Location, strata: Strata, n: int, *, seed: int, disjo
         raise LocationError(
             got=f"a claim of {len(claim)} {claim.kind} units that leaves no room for a control",
             expected=f"at least one {'disjoint ' if disjoint else 'other '}set of its size",
-            remedy="take a smaller claim, looser matching (match: none), or controls that may overlap it",
+            remedy="use a smaller claim, looser matching (match: none), or controls that may overlap the claim",
         )
     rng = random.Random(seed)
     found: dict[tuple[Unit, ...], Location] = {}
@@ -50,7 +51,7 @@ def sample_controls(claim: Location, strata: Strata, n: int, *, seed: int, disjo
 
 
 def count_controls(claim: Location, strata: Strata, *, disjoint: bool = False) -> int:
-    """How many locations could be a control: the space that `sample_controls` draws from."""
+    """Number of possible controls: the size of the set that `sample_controls` draws from."""
     taken = set(claim.units) if disjoint else set()
     room = Counter(stratum for unit, stratum in strata.items() if unit not in taken)
     wanted = Counter(strata[unit] for unit in claim.units)

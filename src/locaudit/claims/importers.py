@@ -1,4 +1,4 @@
-"""Claims from text, lists, JSON and CSV files. A file format is one small function in `locaudit.registry.IMPORTERS`."""
+"""Readers of claims from text, lists, JSON and CSV; file formats are functions in `locaudit.registry.IMPORTERS`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from locaudit.location import Location
 from locaudit.registry import IMPORTERS, KINDS
 
 FORMER = {"heads": "head", "neurons": "neuron"}
-"""Former names of kinds, still understood."""
+"""Older names of kinds, which are still accepted."""
 
 
 def parse_location(claim: str | Path | Sequence | Mapping | Location, kind: str = "head") -> Location:
-    """Read a location from ``"14.3,15.7"``, a list of pairs or of such strings, a mapping, or a file.
+    """Read a location from a string like ``"14.3,15.7"``, a list of such units, a mapping, or a file.
 
-    A string may start with its kind: ``neuron:3.117``, ``mlp:8``. A mapping (or JSON object) has ``units`` and
-    optionally ``kind``. Files go by their suffix (`IMPORTERS`). Raises `LocationError`.
+    A string may begin with the kind of its units: ``neuron:3.117``, ``mlp:8``; otherwise they are of the given `kind`.
+    A list holds strings or pairs. A mapping (or JSON object) has the key ``units`` and optionally ``kind``. A file is
+    read by the importer registered for its suffix (`IMPORTERS`). Raises `LocationError` for anything else.
     """
     if isinstance(claim, Location):
         return claim
@@ -28,7 +29,7 @@ def parse_location(claim: str | Path | Sequence | Mapping | Location, kind: str 
             raise LocationError(
                 got=f"an object with the keys {sorted(map(str, claim))}",
                 expected='{"kind": "head", "units": [[14, 3], [15, 7]]}',
-                remedy="give these keys and no others",
+                remedy="use these keys and no others",
             )
         return parse_location(claim["units"], claim.get("kind", kind))
     if isinstance(claim, str | Path):
@@ -48,7 +49,7 @@ def parse_location(claim: str | Path | Sequence | Mapping | Location, kind: str 
 
 @IMPORTERS.register("json")
 def read_json(path: Path, kind: str) -> Location:
-    """A JSON file with what `parse_location` takes: a string, a list or an object."""
+    """Read a JSON file with a claim as `parse_location` takes it: a string, a list or an object."""
     text = _read(path)
     try:
         return parse_location(json.loads(text), kind)
@@ -56,13 +57,13 @@ def read_json(path: Path, kind: str) -> Location:
         raise
     except (ValueError, RecursionError) as error:
         raise LocationError(
-            got=f"{path}, which is not JSON ({error})", expected="a list of units", remedy="mend the file"
+            got=f"{path}, which is not JSON ({error})", expected="a list of units", remedy="fix the file"
         ) from None
 
 
 @IMPORTERS.register("csv")
 def read_csv(path: Path, kind: str) -> Location:
-    """A CSV file with the columns ``layer`` and ``head`` (or ``neuron``)."""
+    """Read a CSV file with the columns ``layer`` and ``head`` (or ``neuron``), one line per unit."""
     cells = [[cell.strip() for cell in row] for row in csv.reader(_read(path).splitlines())]
     header, *lines = [row for row in cells if any(row)] or [[]]
     kinds = [name for name in ("head", "neuron") if name in header]

@@ -1,14 +1,18 @@
-"""Kinds of places: how a site is cut into units, and how controls of a claim are drawn.
+"""Kinds of places: what a unit is, which coordinates it has, and how controls for a claim are drawn.
 
-A site is where the model has a vector; a kind says what a unit is there. Units of the built-in kinds are equal blocks
-of a site's coordinates:
+A site is a vector in a layer that can be edited (`locaudit.location.Site`). A kind divides sites into units. In the
+built-in kinds, a unit is a block of a site's coordinates, and all blocks have the same size:
 
-    head, kv-group, attention    of ``heads``: one head, the heads that share keys and values, all heads of a layer
-    neuron, mlp                  of ``neurons``: one neuron, all neurons of a layer
-    residual                     of ``residual``: a layer's stream
+    kind         site        a unit is
+    head         heads       one attention head
+    kv-group     heads       the attention heads that share keys and values
+    attention    heads       all heads of a layer
+    neuron       neurons     one hidden neuron of an MLP
+    mlp          neurons     all neurons of a layer
+    residual     residual    the residual stream after a layer
 
-Another kind is one class with the methods of `Kind`, registered in `locaudit.registry.KINDS`; its units may be anything
-with a name, and lie in any subspace.
+To add a kind, register a class with the methods of `Kind` in `locaudit.registry.KINDS`. Its units may have any names
+and lie in any subspace of a site.
 """
 
 from __future__ import annotations
@@ -26,53 +30,55 @@ from locaudit.location import Location, Site, Unit, order_of, read_numbers, spel
 from locaudit.registry import KINDS
 
 Match = Literal["none", "layer", "kv-group", "probe-accuracy", "norm"]
-"""What controls share with the claim."""
+"""What controls have in common with the claim."""
 N_BINS, LEAST_IN_BIN = 10, 4
-"""Bins of matching by a value, and units that a bin has at least: a model of few units has fewer bins."""
+"""Matching by a value uses at most `N_BINS` bins; in small models fewer, of at least `LEAST_IN_BIN` units each."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model."""
+    """The sizes of a model on which locations depend."""
 
     n_layers: int
     n_heads: int
-    """Query heads a layer."""
+    """Query heads per layer."""
     n_kv_heads: int
-    """Groups of heads that share keys and values, a layer."""
+    """Key-value heads per layer: groups of query heads that share keys and values."""
     head_dim: int
+    """Coordinates per head."""
     n_neurons: int
-    """Hidden neurons of a layer's MLP."""
+    """Hidden neurons per layer's MLP."""
     width: int
-    """Of the residual stream."""
+    """Width of the residual stream."""
 
 
 class Controls(NamedTuple):
-    """Controls of a claim, and of how many they were drawn (None: infinitely many, or too many to count)."""
+    """Controls drawn for a claim, and how many possible controls there are."""
 
     locations: list[Location]
     population: int | None
+    """Number of possible controls; None if there are infinitely many or too many to count."""
 
 
 class Kind(Protocol):
-    """A kind of place."""
+    """The interface of a kind of place."""
 
     @property
     def plural(self) -> str:
-        """What several units are called."""
+        """Plural of a unit's name, for texts: ``heads``."""
         ...
 
     @property
     def site(self) -> str:
-        """Name of the site that its units lie in."""
+        """Name of the site whose vectors the units are part of."""
         ...
 
     def parse_unit(self, part: object) -> Unit:
-        """A unit from text or numbers; `LocationError` for what is none."""
+        """Read a unit from text or numbers; raises `LocationError` if it is not one."""
         ...
 
     def n_units(self, shape: Shape) -> int | None:
-        """Units in the model; None for infinitely many."""
+        """Number of units in the model; None if there are infinitely many."""
         ...
 
     def check(self, location: Location, shape: Shape) -> None:
@@ -80,80 +86,86 @@ class Kind(Protocol):
         ...
 
     def subspaces(self, location: Location, shape: Shape) -> dict[Site, NDArray]:
-        """Where in each site's vector (d,) the location is; sites that it does not touch are left out.
+        """The subspace of each site's vector (d,) that belongs to the location, for the sites that it touches.
 
-        A mask of coordinates (d,), bool; or a basis (d, k) of orthonormal columns.
+        A subspace is a boolean mask (d,) of coordinates or a basis (d, k) with orthonormal columns.
         """
         ...
 
     def blocks(self, shape: Shape) -> tuple[int, int] | None:
-        """(units a layer, coordinates a unit) where units cut each layer's coordinates into equal blocks, in order.
+        """(units per layer, coordinates per unit), if units are equal consecutive blocks of a site's coordinates.
 
-        None for other kinds: they have no probes and no ITI directions.
+        None for other kinds; there are no probes and no ITI directions for them.
         """
         ...
 
     def heads_worth(self, location: Location, shape: Shape) -> float:
-        """Size of the location in heads, by which a starting learning rate is chosen."""
+        """Size of the location in heads, from which the default learning rate is chosen."""
         ...
 
     def draw(
         self, claim: Location, shape: Shape, n: int, *, seed: int, match: Match, disjoint: bool, values: NDArray | None
     ) -> Controls:
-        """`n` controls of the claim; the first k are the same for every n. `values` (layers, units) for matching."""
+        """Draw `n` controls for the claim; the first k must be the same for every n.
+
+        `values` (layers, units) are the values to match if `match` is ``probe-accuracy`` or ``norm``, else None.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Units that are equal blocks of a site's coordinates: ``(layer, block)``, or ``(layer,)`` for one a layer."""
+    """A kind whose units are equal blocks of a site's coordinates.
+
+    A unit is ``(layer, block)``, or ``(layer,)`` if it is a whole layer.
+    """
 
     plural: str
     site: str
     per_layer: Callable[[Shape], int]
-    """Units a layer."""
+    """Units per layer."""
     coordinates: Callable[[Shape], int]
-    """Coordinates a unit."""
+    """Coordinates per unit."""
     worth: Callable[[Shape], float]
-    """Heads that a unit is worth."""
+    """Size of a unit in heads, for the default learning rate."""
     whole_layers: bool = False
-    """Whether a unit is a whole layer, named by its number alone."""
+    """Whether a unit is a whole layer, named by the layer's number only."""
 
     def parse_unit(self, part: object) -> Unit:
-        """``14.3``, ``(14, 3)``; ``14`` where a unit is a layer."""
+        """Read a unit from ``"14.3"`` or ``(14, 3)``, or from ``"14"`` if a unit is a whole layer."""
         numbers = read_numbers(part, 1 if self.whole_layers else 2)
         if numbers is None:
             form = "a layer's number, like 14" if self.whole_layers else "LAYER.UNIT with whole numbers, like 14.3"
             raise LocationError(
                 got=f"the unit {part!r}",
                 expected=form if self.whole_layers else f"{form}, or a pair [14, 3]",
-                remedy="write a claim as '14.3,15.7' or 'mlp:8', or give a JSON or CSV file",
+                remedy="write a claim as '14.3,15.7' or 'mlp:8', or name a JSON or CSV file",
             )
         return numbers
 
     def units(self, shape: Shape) -> list[Unit]:
-        """Every unit, by layer, then block."""
+        """All units, ordered by layer, then block."""
         layers = range(shape.n_layers)
         if self.whole_layers:
             return [(layer,) for layer in layers]
         return [(layer, unit) for layer in layers for unit in range(self.per_layer(shape))]
 
     def n_units(self, shape: Shape) -> int:
-        """Units in the model."""
+        """Number of units in the model."""
         return shape.n_layers * self.per_layer(shape)
 
     def blocks(self, shape: Shape) -> tuple[int, int]:
-        """(units a layer, coordinates a unit)."""
+        """(units per layer, coordinates per unit)."""
         return self.per_layer(shape), self.coordinates(shape)
 
     def heads_worth(self, location: Location, shape: Shape) -> float:
-        """Size in heads; the whole model's is that of all its heads."""
+        """Size of the location in heads; the whole model has the size of all its heads."""
         every = self.n_units(shape)
         n = {"listed": len(location), "whole": every, "rest": every - len(location)}[location.scope]
         return n * self.worth(shape)
 
     def check(self, location: Location, shape: Shape) -> None:
-        """Every unit is in the model, and of ``rest`` something is left."""
+        """Raise `LocationError` if a unit is not in the model, or if ``rest`` leaves nothing."""
         n = self.per_layer(shape)
         bad = [u for u in location.units if isinstance(u, str) or u[0] >= shape.n_layers or _place(u)[1] >= n]
         if bad:
@@ -161,17 +173,18 @@ class Blocks:
             raise LocationError(
                 got=f"{self.plural} {', '.join(map(spell_unit, bad[:5]))}{' ...' if len(bad) > 5 else ''}",
                 expected=f"layers 0-{shape.n_layers - 1}{units} (this model's shape)",
-                remedy="check the claim's numbering (layer.unit, both from 0) and the model it was made for",
+                remedy="check the numbering (LAYER.UNIT, both from 0) and which model the claim was made for",
             )
         if location.scope == "rest" and len(location) >= self.n_units(shape):
             raise LocationError(
-                got=f"all but every one of the model's {self.plural}", expected="something left", remedy="claim less"
+                got=f"a claim of all {self.plural} of the model", expected="some left over", remedy="claim fewer"
             )
 
     def subspaces(self, location: Location, shape: Shape) -> dict[Site, NDArray]:
-        """Masks (d,) of coordinates."""
+        """The location as a boolean mask (d,) of coordinates for each site that it touches."""
         self.check(location, shape)
         per_layer, width = self.blocks(shape)
+        # (layers, units): the listed units; all units (``whole``); all but the listed ones (``rest``).
         chosen = np.full((shape.n_layers, per_layer), location.scope != "listed")
         for unit in location.units:
             layer, block = _place(unit)
@@ -179,11 +192,15 @@ class Blocks:
         return {Site(self.site, i): np.repeat(row, width) for i, row in enumerate(chosen) if row.any()}
 
     def strata(self, match: Match, shape: Shape, values: Sequence[Sequence[float]] | NDArray | None = None) -> Strata:
-        """Stratum of every unit: a control has as many units in each stratum as the claim.
+        """The stratum of every unit; a control has as many units in each stratum as the claim.
 
-        ``none``: one stratum. ``layer``: the layer. ``kv-group``: heads of a layer that share keys and values.
-        ``probe-accuracy`` and ``norm``: up to `N_BINS` bins of equal size by rank of `values` (layers x units); ties by
-        layer, then unit.
+            none                    all units are in one stratum
+            layer                   the units of a layer
+            kv-group                the heads of a layer that share keys and values
+            probe-accuracy, norm    up to `N_BINS` bins of equal size, by rank of `values` (layers, units); ties are
+                                    ordered by layer, then unit
+
+        Raises `LocationError` if values are needed and missing.
         """
         units = self.units(shape)
         if match == "none":
@@ -199,9 +216,9 @@ class Blocks:
             }
         if values is None:
             raise LocationError(
-                got=f"matching by {match} without its values",
+                got=f"matching by {match} without values",
                 expected="a value for every unit",
-                remedy="pass values (layers x units)",
+                remedy="pass values (layers, units)",
             )
         value = dict(zip(units, np.asarray(values, dtype=float).ravel().tolist(), strict=True))
         ranked = sorted(units, key=lambda unit: (value[unit], order_of(unit)))
@@ -211,7 +228,7 @@ class Blocks:
     def draw(
         self, claim: Location, shape: Shape, n: int, *, seed: int, match: Match, disjoint: bool, values: NDArray | None
     ) -> Controls:
-        """Random sets of as many units in each stratum, drawn as `sample_controls` says."""
+        """Draw random sets with as many units in each stratum as the claim; see `sample_controls`."""
         self.check(claim, shape)
         strata = self.strata(match, shape, values)
         found = sample_controls(claim, strata, n, seed=seed, disjoint=disjoint)
@@ -219,7 +236,7 @@ class Blocks:
 
 
 def _place(unit: Unit) -> tuple[int, int]:
-    """(layer, block); a unit that is a whole layer is its block 0."""
+    """(layer, block) of a unit; a whole layer is block 0."""
     assert not isinstance(unit, str)  # `Blocks.check` has refused it
     return unit[0], unit[1] if len(unit) > 1 else 0
 
@@ -240,11 +257,12 @@ BUILT_IN: Mapping[str, Blocks] = {
     "mlp": Blocks("MLP layers", "neurons", lambda s: 1, lambda s: s.n_neurons, lambda s: s.n_heads, True),
     "residual": Blocks("residual streams", "residual", lambda s: 1, lambda s: s.width, lambda s: s.n_heads, True),
 }
-"""Learning rates were measured for heads (docs/learning-rates.md); other kinds start at those of as many heads."""
+"""The built-in kinds. Default learning rates were measured for heads (docs/learning-rates.md); a unit of another kind
+gets the rate of as many heads as its `worth`."""
 for _name, _kind in BUILT_IN.items():
     KINDS.register(_name)(_kind)
 
 
 def find_kind(location: Location) -> Kind:
-    """The location's kind; `ConfigError` for one that no plug-in has registered."""
+    """The kind of a location; raises `ConfigError` if no kind of that name is registered."""
     return KINDS[location.kind]

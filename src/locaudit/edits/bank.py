@@ -1,4 +1,15 @@
-"""K edits as rows of one batch, so that one frozen model runs under all of them at once."""
+"""Banks: K edits in one batch, so that a single forward runs the model under all of them.
+
+A bank stacks the tensors of K edits site by site: A (K, r, d), B (K, d, r), c (K, r). Each row of a batch names the
+edit it runs under. Example: K = 2 edits of rank 1 on a batch with 4 rows of T tokens, ``rows = [0, 0, 1, 1]``:
+
+    h         (4, T, d)    vectors at the site
+    A[rows]   (4, 1, d)    rows 0 and 1 get edit 0's A, rows 2 and 3 edit 1's
+    h A^T + c (4, T, 1)    strength of the edit at each token
+    delta     (4, T, d)    strength times B[rows] (4, d, 1), added to h
+
+Edits may have different sites and ranks. Missing ones are filled with zeros, which change nothing.
+"""
 
 from __future__ import annotations
 
@@ -19,45 +30,51 @@ from locaudit.models import Model
 
 
 class AnyEdit(Protocol):
-    """What a bank and an export need of an edit; `locaudit.edits.Edit` is one."""
+    """What banks and exports need to know of an edit; `locaudit.edits.Edit` provides it."""
 
     @property
     def sites(self) -> Mapping[Site, SiteEdit]:
-        """What it does at each site."""
+        """The edit's tensors at each site."""
         ...
 
     @property
     def positions(self) -> Literal["all", "answer"]:
-        """The tokens that it acts on."""
+        """The tokens it acts on: ``all``, or ``answer`` (from the last prompt token on)."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class EditBank:
-    """K edits, stacked. A site that an edit leaves alone has zeros there."""
+    """K edits, stacked site by site; at a site that an edit does not have, its tensors are zero."""
 
     sites: Mapping[Site, SiteTensors]
     answer_only: tuple[bool, ...]
-    """For each edit, whether it acts from the last prompt token on only."""
+    """For each edit, whether it acts only from the last prompt token on (positions ``answer``)."""
 
     @property
     def n_edits(self) -> int:
-        """K."""
+        """The number of edits, K."""
         return len(self.answer_only)
 
     @property
     def lowest_layer(self) -> int:
-        """The lowest layer that an edit acts in: what enters it is the unedited model's. 0 for edits without sites."""
+        """The lowest layer that any of the edits changes; 0 for edits without sites.
+
+        The residual stream that enters this layer is the same as in the unedited model.
+        """
         return min((layer for _, layer in self.sites), default=0)
 
     def part(self, start: int, end: int) -> EditBank:
-        """The bank of the edits ``start:end`` alone."""
+        """A bank of the edits ``start:end`` only."""
         sites = {key: each(site, lambda x: x[start:end]) for key, site in self.sites.items()}
         return EditBank(sites, self.answer_only[start:end])
 
     @contextmanager
     def applied(self, model: Model, rows: Int[Tensor, " rows"], answer_positions: Positions) -> Iterator[None]:
-        """Run `model` with row r under edit ``rows[r]``; `answer_positions` are those an ``answer`` edit acts on."""
+        """Run forwards of `model` with row r under edit ``rows[r]``.
+
+        `answer_positions` (rows, tokens) marks the tokens an ``answer`` edit acts on; edits of all tokens ignore it.
+        """
         everywhere = ~torch.tensor(self.answer_only, device=rows.device)[rows].unsqueeze(-1)  # (rows, 1)
 
         def positions(n_rows: int, n_tokens: int, n_past: int) -> Bool[Tensor, "rows tokens"]:
@@ -69,16 +86,19 @@ class EditBank:
             yield
 
     def decoding(self, model: Model, rows: Int[Tensor, " rows"]) -> AbstractContextManager[None]:
-        """Generate with row r, left-padded, under edit ``rows[r]``.
+        """Run `generate` on left-padded prompts, with row r under edit ``rows[r]``.
 
-        The last column of every forward is the last prompt token or an answer's newest token: an ``answer`` edit acts
-        there and nowhere else.
+        In every forward, the last column is the last prompt token or the newest answer token of each row. An ``answer``
+        edit acts on that column only.
         """
         return self.applied(model, rows, lambda _rows, n, _past: torch.arange(n, device=rows.device) == n - 1)
 
 
 def stack(model: Model, edits: Sequence[AnyEdit]) -> EditBank:
-    """The bank of the given edits, on the devices of their sites. Raises `LocationError` if one does not fit."""
+    """Stack edits into a bank, each site on the device of its layer.
+
+    Raises `LocationError` for an edit made for a model of another shape.
+    """
     for edit in edits:
         check_fits(model, edit)
     placed = [{site: each(e, lambda x, s=site: x.to(model.site_device(s))) for site, e in edit.sites.items()}
@@ -87,12 +107,13 @@ def stack(model: Model, edits: Sequence[AnyEdit]) -> EditBank:
 
 
 def stack_sites(edits: Sequence[Mapping[Site, SiteEdit]], answer_only: tuple[bool, ...]) -> EditBank:
-    """The bank of edits whose tensors lie where they are used; differentiable in them."""
+    """Stack edits given as site -> tensors, which must be on the right devices; gradients flow back to the tensors."""
     keys = sorted({site for edit in edits for site in edit})
     return EditBank({site: _stack_site([edit.get(site) for edit in edits]) for site in keys}, answer_only)
 
 
 def _stack_site(edits: Sequence[SiteEdit | None]) -> SiteTensors:
+    """Stack K edits of one site; None, for an edit without this site, becomes an edit of rank 0."""
     like = next(e for e in edits if e is not None)
     width, rank = len(like.b), max(len(e.c) for e in edits if e is not None)
     nothing = SiteEdit(like.a.new_zeros(0, width), like.a.new_zeros(width, 0), like.a.new_zeros(0))
@@ -100,6 +121,7 @@ def _stack_site(edits: Sequence[SiteEdit | None]) -> SiteTensors:
     if any(e.mask is not None for e in filled):
         no_mask = like.a.new_zeros(width)
         filled = [e if e.mask is not None else replace(e, mask=no_mask.bool(), mean=no_mask) for e in filled]
+    # Ranks are filled up with zero rows of A, zero columns of B and zeros of c: to A (r, d), B (d, r), c (r,).
     padded = [
         replace(
             e,
@@ -113,12 +135,12 @@ def _stack_site(edits: Sequence[SiteEdit | None]) -> SiteTensors:
 
 
 def check_fits(model: Model, edit: AnyEdit) -> None:
-    """Raise `LocationError` for an edit of sites that this model does not have."""
+    """Raise `LocationError` if the edit has sites, or widths of sites, that this model does not have."""
     for (name, layer), e in edit.sites.items():
         if layer >= model.n_layers or len(e.b) != model.width(Site(name, layer)):
             raise LocationError(
-                got=f"an edit of {len(e.b)} {name} coordinates in layer {layer}",
+                got=f"an edit of {len(e.b)} coordinates at {name} in layer {layer}",
                 expected=f"layers 0-{model.n_layers - 1} and {model.width(Site(name, 0))} coordinates "
                 "(this model's shape)",
-                remedy="use the edit with the model that it was made for",
+                remedy="use the edit with the model it was made for",
             )

@@ -1,4 +1,4 @@
-"""One edit: what is added at each site, and at which tokens; how it is used, saved and read."""
+"""One edit: what it changes at each site and at which tokens; running a model under it, saving and loading it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ Positions = Literal["all", "answer"]
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """An edit of a model: site -> `SiteEdit`, acting on all tokens or from the last prompt token on (``answer``)."""
+    """An edit of a model: h' = where(mask, mean, h) + B (c + A h) at each of its sites (`SiteEdit`).
+
+    With `positions` ``all`` it acts on every token, with ``answer`` on the last prompt token and all tokens after it.
+    """
 
     sites: Mapping[Site, SiteEdit]
     positions: Positions = "all"
@@ -37,16 +40,17 @@ class Edit:
     def on(
         self, model: Model | PreTrainedModel, *, answer_from: int | Sequence[int] | None = None
     ) -> Iterator[PreTrainedModel]:
-        """Run a model, ours or a bare transformers one, under the edit; yields the transformers model.
+        """Run a model under this edit: a `Model` or a plain transformers model. Yields the transformers model.
 
             with edit.on(model) as lm:
                 lm.generate(**inputs)
 
-        An ``answer`` edit acts from the last prompt token on. In ``lm.generate``, with a cache or without, that is the
-        last column of the prompts, which must be left-padded, and all that follows. In a plain forward nothing says
-        where the prompt ends: `answer_from` names the column of its last token, one for all rows or one a row, counted
-        from the first token of the cache if there is one. Without it a plain forward raises `LocationError`: editing
-        the last token alone is a known bug. Leaving restores the model, whatever happens.
+        Leaving the ``with`` block restores the model, also after an exception.
+
+        An ``answer`` edit needs to know where the prompt ends. In ``lm.generate``, with or without a KV cache, that is
+        the last column of the prompts, which must be left-padded. A plain forward cannot know it: pass the column of
+        the last prompt token as `answer_from`, one number for all rows or one per row. With a KV cache, columns count
+        from the first cached token. Without `answer_from`, a plain forward raises `LocationError`.
         """
         whole = as_model(model)
         with _answer_columns(whole, answer_from) as columns:
@@ -55,38 +59,38 @@ class Edit:
                 yield whole.lm
 
     def cannot_become(self, form: Form, model: Model | PreTrainedModel) -> str:
-        """Why the edit cannot be exported as ``peft``, ``merged`` or ``vectors``; empty if it can."""
+        """Why the edit cannot be exported as ``peft``, ``merged`` or ``vectors``; an empty string if it can."""
         return cannot_become(as_model(model), self, form)
 
     def to_peft(self, path: str | Path, model: Model | PreTrainedModel, *, base: str | None = None) -> Path:
-        """Write the edit as a PEFT adapter; see `locaudit.edits.export.save_adapter`."""
+        """Save the edit as a PEFT LoRA adapter; see `locaudit.edits.export.save_adapter`."""
         return save_adapter(as_model(model), self, path, base=base)
 
     def to_bytes(self) -> bytes:
-        """The edit as a safetensors file.
+        """The edit in the safetensors format.
 
-        Its tensors are ``SITE.LAYER.a`` (r, d), ``.b`` (d, r), ``.c`` (r,) and, where it ablates, ``.mask`` and
-        ``.mean`` (d,); its metadata say that it is an edit, and its positions.
+        The tensors of a site are ``SITE.LAYER.a`` (r, d), ``.b`` (d, r), ``.c`` (r,) and, for an ablation, ``.mask``
+        and ``.mean`` (d,). The metadata mark the file as an edit and hold its `positions`.
         """
         tensors = {}
         for (name, layer), site in sorted(self.sites.items()):
-            # safetensors refuses tensors that share memory, as one reader of several sites does.
+            # Cloned because safetensors refuses tensors that share memory, as when several sites have the same A.
             for part, x in tensors_of(each(site, lambda x: x.detach().cpu().contiguous().clone())).items():
                 tensors[f"{name}.{layer}.{part}"] = x
         return save(tensors, {"locaudit": json.dumps({"file": "edit", "positions": self.positions}, sort_keys=True)})
 
     def save(self, path: str | Path) -> None:
-        """Write the edit where `load_edit` reads it."""
+        """Save the edit to a file, to be read with `load_edit`."""
         Path(path).write_bytes(self.to_bytes())
 
     @property
     def is_finite(self) -> bool:
-        """Whether every number in it is."""
+        """Whether the edit has no NaN and no infinite number."""
         return all(bool(x.isfinite().all()) for site in self.sites.values() for x in tensors_of(site).values())
 
 
 def load_edit(path: str | Path) -> Edit:
-    """Read a saved edit; one of the first edition too, with vectors a and b. Raises `DataError` for anything else."""
+    """Load an edit that `Edit.save` wrote, also in the older format with vectors a and b. Raises `DataError`."""
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {})["locaudit"])
@@ -118,13 +122,13 @@ def load_edit(path: str | Path) -> Edit:
     ) as error:
         raise DataError(
             got=f"{path}, which is not a saved edit ({error})",
-            expected="a safetensors file that Edit.save wrote, as in a run folder's edits/",
+            expected="a safetensors file written by Edit.save, such as those in a run folder's edits/",
             remedy="check the path",
         ) from None
 
 
 def zero_edit(model: Model, sites: Sequence[Site]) -> Edit:
-    """The edit that changes nothing, at the given sites."""
+    """An edit at the given sites that changes nothing."""
     return Edit({s: SiteEdit.rank_one(torch.zeros(model.width(s)), torch.zeros(model.width(s))) for s in sites})
 
 
@@ -136,14 +140,14 @@ def _site(key: str) -> Site:
 
 
 def _checked(key: str, site: SiteEdit) -> SiteEdit:
-    """Float32, and of shapes that belong together."""
+    """The site's edit in float32; raises `ValueError` if the shapes of its tensors do not match."""
     rank, width = site.a.shape
     expected = {"a": (rank, width), "b": (width, rank), "c": (rank,), "mask": (width,), "mean": (width,)}
     for name, x in tensors_of(site).items():
         if tuple(x.shape) != expected[name]:
-            raise ValueError(f"{key}.{name} of shape {tuple(x.shape)}, not {expected[name]}")
+            raise ValueError(f"{key}.{name} has shape {tuple(x.shape)}, not {expected[name]}")
     if (site.mask is None) != (site.mean is None):
-        raise ValueError(f"{key} with one of mask and mean")
+        raise ValueError(f"{key} has only one of mask and mean")
     return each(site, lambda x: x if x.dtype == torch.bool else x.float())
 
 
@@ -151,23 +155,23 @@ def _checked(key: str, site: SiteEdit) -> SiteEdit:
 def _answer_columns(
     model: Model, answer_from: int | Sequence[int] | None
 ) -> Iterator[Callable[[int, int, int], Bool[Tensor, "rows tokens"]]]:
-    """What tells the columns of each forward that stand at or behind the last prompt token.
+    """Yield a function that marks, for each forward, the columns from the last prompt token on: (rows, tokens).
 
-    Columns count from the first token that the cache holds. `generate` knows its prompts: the last of their columns is
-    where answers begin, in all its forwards, which run with a cache or without; elsewhere `answer_from` says it.
+    Columns count from the first token in the KV cache. Inside `generate`, which is wrapped here, the last prompt token
+    is the last column of the prompts it was given. In any other forward `answer_from` names its column.
     """
     first = None if answer_from is None else torch.as_tensor(answer_from).reshape(-1, 1)
 
     def columns(n_rows: int, n_tokens: int, n_past: int) -> Bool[Tensor, "rows tokens"]:
         if first is None or len(first) not in (1, n_rows) or bool((first < 0).any()):
             raise LocationError(
-                got=f"a plain forward of {n_rows} rows under an edit of answers, with answer_from {answer_from}",
-                expected="the column of the last prompt token, from 0, one for all rows or one a row",
-                remedy="pass it to edit.on, or call generate",
+                got=f"a plain forward of {n_rows} rows, under an edit of answer tokens, with answer_from={answer_from}",
+                expected="the column of the last prompt token, from 0: one number for all rows or one per row",
+                remedy="pass it as edit.on(model, answer_from=...), or call generate",
             )
         return torch.arange(n_past, n_past + n_tokens) >= first
 
-    def knowing(generate: Callable) -> Callable:
+    def wrap_generate(generate: Callable) -> Callable:
         def generates(inputs=None, *args, **kwargs):
             nonlocal first
             given = [x for x in (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), inputs) if x is not None]
@@ -179,5 +183,5 @@ def _answer_columns(
 
         return generates
 
-    with replaced_forwards([model.lm], knowing, "generate"):
+    with replaced_forwards([model.lm], wrap_generate, "generate"):
         yield columns

@@ -1,7 +1,11 @@
-"""An edit as weights: folded into the projections, merged and saved, or as a PEFT LoRA adapter.
+"""Edits as weights: folded into the model, saved as a merged checkpoint, or saved as a PEFT LoRA adapter.
 
-h' = h + B (c + A h) at the input of W gives  W' = W + (W B) A  and  bias' = bias + W B c: LoRA of rank r, and a bias. A
-constant v added to the stream that leaves a layer is bias' = bias + v of its MLP's down projection.
+An edit h' = h + B (c + A h) of the input h of a projection W is a change of its weights:
+
+    W h' + bias = (W + W B A) h + (bias + W B c)
+
+so W' = W + (W B) A, a LoRA update of rank r, and bias' = bias + W B c. A constant v added to a layer's residual stream
+is a bias of its MLP's down projection: bias' = bias + v.
 """
 
 from __future__ import annotations
@@ -29,13 +33,14 @@ Form = Literal["peft", "merged", "vectors"]
 
 
 def cannot_become(model: Model, edit: AnyEdit, form: Form) -> str:
-    """Why an edit cannot become an adapter (``peft``) or other weights (``merged``); empty if it can.
+    """Why an edit cannot become a PEFT adapter (``peft``) or merged weights (``merged``); an empty string if it can.
 
-    ``vectors``, the edit's own file, holds every edit. Raises `LocationError` for another form or model.
+    Every edit can be saved as ``vectors``, its own file format. Raises `LocationError` for an unknown form or an edit
+    made for another model.
     """
     if form not in get_args(Form):
         raise LocationError(
-            got=f"the form {form!r}", expected=f"one of {', '.join(get_args(Form))}", remedy="name one of them"
+            got=f"the form {form!r}", expected=f"one of {', '.join(get_args(Form))}", remedy="choose one of them"
         )
     check_fits(model, edit)
     if form == "vectors":
@@ -46,23 +51,26 @@ def cannot_become(model: Model, edit: AnyEdit, form: Form) -> str:
         if name != "residual":
             continue
         if e.a.any() or e.mask is not None:
-            return f"it reads the stream that leaves layer {layer}, which the skip connection carries past all weights"
+            return f"it reads the residual stream of layer {layer}, which the skip connection carries past all weights"
         if not _adds_plainly(model, layer):
-            return f"layer {layer} normalises what its MLP returns, so that a bias there is no constant in the stream"
+            return f"layer {layer} normalises its MLP's output, so a bias there does not add a constant to the stream"
     if form == "merged":
         for (name, layer), new in _updates(model, edit).items():
             if new.shift.any() and model.projection(Site(name, layer)).bias is None:
                 return (
-                    f"it adds a constant, and the projection of {name} in layer {layer} has no bias by this model's "
-                    "config (a PEFT adapter can hold one)"
+                    f"it adds a constant, but the projection of {name} in layer {layer} has no bias by this model's "
+                    "config (a PEFT adapter can have one)"
                 )
     return ""
 
 
 @contextmanager
 def folded(model: Model, edit: AnyEdit) -> Iterator[None]:
-    """Run `model` with the edit folded into its weights; the original weights come back on leaving."""
-    _refuse(model, edit, "peft")  # a bias that the config lacks can be held here too
+    """Run `model` with the edit folded into its weights; leaving restores the original weights.
+
+    Raises `LocationError` for an edit that cannot become weights.
+    """
+    _refuse(model, edit, "peft")  # as in an adapter, a projection without a bias can be given one
     before: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter | None]] = []
     model.forget_fingerprint()
     try:
@@ -84,7 +92,10 @@ def folded(model: Model, edit: AnyEdit) -> Iterator[None]:
 
 
 def save_merged(model: Model, edit: AnyEdit, folder: str | Path) -> Path:
-    """Write the model with the edit folded into its weights, and its tokenizer, as a transformers checkpoint."""
+    """Save the edited model as a transformers checkpoint: its weights with the edit folded in, and its tokenizer.
+
+    Raises `LocationError` for an edit that cannot become such weights.
+    """
     _refuse(model, edit, "merged")
     folder = Path(folder)
     with folded(model, edit):
@@ -93,11 +104,12 @@ def save_merged(model: Model, edit: AnyEdit, folder: str | Path) -> Path:
 
 
 def save_adapter(model: Model, edit: AnyEdit, folder: str | Path, *, base: str | None = None) -> Path:
-    """Write the edit as a PEFT LoRA adapter: A, B = W B, alpha = r; c as the bias W B c of B (``lora_bias``).
+    """Save the edit as a PEFT LoRA adapter with lora_A = A, lora_B = W B, alpha = r and the bias W B c (``lora_bias``).
 
-    ``peft.PeftModel.from_pretrained(lm, folder)`` puts it on a model. So that ``AutoPeftModelForCausalLM`` finds the
-    model too, the adapter names `base`; None: the folder or hub id that the model was loaded from. A model that came
-    from neither (a GGUF file, such as the packaged one, or memory) is saved in ``base`` beside the adapter.
+    Load it with ``peft.PeftModel.from_pretrained(lm, folder)``. The adapter also names its base model, so that
+    ``AutoPeftModelForCausalLM`` can load both. That name is `base` or, if None, the folder or hub id from which the
+    model was loaded. A model loaded from a GGUF file (such as the bundled one) or built in memory has neither: a copy
+    is saved in the subfolder ``base``. Raises `LocationError` for an edit that cannot become weights.
     """
     _refuse(model, edit, "peft")
     folder = Path(folder)
@@ -136,7 +148,7 @@ def save_adapter(model: Model, edit: AnyEdit, folder: str | Path, *, base: str |
 
 @dataclass(frozen=True, eq=False)
 class _Update:
-    """What changes of one projection: W' = W + written a, bias' = bias + shift."""
+    """How the weights of one projection change: W' = W + written a, bias' = bias + shift, with written = W B."""
 
     a: Float[Tensor, "r d_in"]
     written: Float[Tensor, "d_model r"]
@@ -144,7 +156,7 @@ class _Update:
 
 
 def _updates(model: Model, edit: AnyEdit) -> dict[Site, _Update]:
-    """By the site whose projection changes; on the projections' devices."""
+    """The weight update of every projection that the edit changes, on that projection's device."""
     out: dict[Site, _Update] = {}
     for (name, layer), e in sorted(edit.sites.items()):
         site = Site("neurons" if name == "residual" else name, layer)
@@ -155,7 +167,7 @@ def _updates(model: Model, edit: AnyEdit) -> dict[Site, _Update]:
         else:
             written = weight @ b
             new = _Update(a, written, written @ c)
-        if site in out:  # neurons and residual of one layer
+        if site in out:  # the edit has both neurons and residual in this layer, which change the same projection
             old = out[site]
             new = _Update(torch.cat([old.a, new.a]), torch.cat([old.written, new.written], 1), old.shift + new.shift)
         out[site] = new
@@ -166,14 +178,14 @@ def _refuse(model: Model, edit: AnyEdit, form: Form) -> None:
     if reason := cannot_become(model, edit, form):
         raise LocationError(
             got=f"an edit that cannot become weights: {reason}",
-            expected="one that can",
-            remedy="use it as it is, with edit.on(model), or save its vectors",
+            expected="an edit that can",
+            remedy="run the model under it with edit.on(model), or export it as vectors",
         )
 
 
 @torch.no_grad()
 def _adds_plainly(model: Model, layer: int) -> bool:
-    """Whether what the MLP's projection returns is added to the stream as it is: tried on four tokens."""
+    """Whether the layer adds its MLP's output to the residual stream unchanged; tested by a forward of four tokens."""
     site, ids = Site("residual", layer), torch.arange(4, device=model.device).unsqueeze(0)
     shift = torch.linspace(-1, 1, model.width(site), device=model.site_device(site))
     streams = []
@@ -189,13 +201,13 @@ def _adds_plainly(model: Model, layer: int) -> bool:
         streams.append(seen[site])
     plain, moved = streams
     close = 1e-4 if model.lm.dtype == torch.float32 else 0.05
-    # Entry by entry: a few entries of a stream can be thousands of times as large as the others.
+    # Compared entry by entry, because some entries of a residual stream are thousands of times larger than others.
     return bool(((moved - plain - shift).abs() <= close * (1 + plain.abs())).all())
 
 
 def _name_base(model: Model, folder: Path) -> str:
-    """What the model can be loaded from again: a folder, a hub id, or a copy made now."""
-    name = model.lm.name_or_path  # empty for a model made in memory, the file's folder for one from GGUF
+    """The folder or hub id from which the model can be loaded again; if there is none, a copy is saved now."""
+    name = model.lm.name_or_path  # empty for a model built in memory, the file's folder for one from a GGUF file
     if name and (Path(name) / "config.json").is_file():
         return str(Path(name).resolve())
     if name and not Path(name).is_absolute() and not Path(name).exists():
@@ -206,5 +218,5 @@ def _name_base(model: Model, folder: Path) -> str:
 
 def _save_model(model: Model, folder: Path) -> None:
     model.lm.save_pretrained(folder)
-    if model.tokenizer is not None:  # a bare transformers model comes without one
+    if model.tokenizer is not None:  # a plain transformers model has none
         model.tokenizer.save_pretrained(folder)

@@ -1,6 +1,8 @@
-"""Reading and changing vectors at sites, inside context managers only.
+"""Hooks that read or change the vectors at a model's sites, always inside a context manager.
 
-The one formula of the library, h' = where(mask, mean, h) + B (c + A h), is applied here and nowhere else.
+A site is the input of an attention output projection (``heads``), the input of an MLP down projection (``neurons``) or
+the output of a decoder layer (``residual``). `apply_edit` is the only place that applies the formula of an edit,
+h' = where(mask, mean, h) + B (c + A h).
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from locaudit.models import Model
 
 @dataclass(frozen=True, eq=False)
 class SiteEdit:
-    """One edit of one site: h' = where(mask, mean, h) + B (c + A h), all float32.
+    """An edit at one site: h' = where(mask, mean, h) + B (c + A h), in float32, where h has d coordinates.
 
-    Mask and mean are there for ablations only, whose rank may be 0. Raises `LocationError` for shapes that do not fit.
+    `mask` and `mean` are for ablations only: masked coordinates become their mean. An ablation may have rank r = 0.
+    Raises `LocationError` if the shapes of A, B and c do not match.
     """
 
     a: Float[Tensor, "r d"]
@@ -36,18 +39,22 @@ class SiteEdit:
         if self.a.dim() != 2 or self.b.shape != self.a.T.shape or self.c.shape != self.a.shape[:1]:
             raise LocationError(
                 got=f"an edit with A {tuple(self.a.shape)}, B {tuple(self.b.shape)} and c {tuple(self.c.shape)}",
-                expected="A (r, d), B (d, r) and c (r,), of d coordinates and any rank r",
-                remedy="transpose, or take SiteEdit.rank_one for vectors",
+                expected="A (r, d), B (d, r) and c (r,), with d coordinates and any rank r",
+                remedy="transpose A or B, or use SiteEdit.rank_one for vectors",
             )
 
     @staticmethod
     def rank_one(a: Float[Tensor, " d"], b: Float[Tensor, " d"], c: float = 0.0) -> SiteEdit:
-        """H' = h + (c + <a, h>) b; with a = 0 and c = 1, b is a steering vector."""
+        """The edit h' = h + (c + <a, h>) b of two vectors; with a = 0 and c = 1, b is a steering vector."""
         return SiteEdit(a.unsqueeze(0), b.unsqueeze(1), torch.tensor([float(c)], device=b.device))
 
     @property
     def as_matrices(self) -> SiteEdit:
-        """The same edit without a mask: with P the masked coordinates, A = [A; -P^T], B = [B, P], c = [c; P^T mean]."""
+        """The same edit without a mask, as matrices: A' = [A; -P^T], B' = [B, P], c' = [c; P^T mean].
+
+        P (d, masked) has one column per masked coordinate, the unit vector of that coordinate. Its part of the formula
+        is P (P^T mean - P^T h): it subtracts what h has there and adds the mean.
+        """
         if self.mask is None or self.mean is None:
             return self
         p = torch.eye(len(self.mask))[:, self.mask]  # (d, masked)
@@ -58,7 +65,10 @@ class SiteEdit:
 
 @dataclass(frozen=True, eq=False)
 class SiteTensors:
-    """K edits of one site, edits of lower rank padded with zeros; mask and mean if one of them has these."""
+    """K edits of one site, stacked; lower ranks are padded with zeros.
+
+    `mask` and `mean` are None unless one of the edits is an ablation; the masks of the other edits are then all False.
+    """
 
     a: Float[Tensor, "k r d"]
     b: Float[Tensor, "k d r"]
@@ -71,13 +81,13 @@ _S = TypeVar("_S", SiteEdit, SiteTensors)
 
 
 def tensors_of(site: SiteEdit | SiteTensors) -> dict[str, Tensor]:
-    """Its tensors by name, those that are there."""
+    """The tensors by field name, without those that are None."""
     found = {field.name: getattr(site, field.name) for field in fields(site)}
     return {name: x for name, x in found.items() if x is not None}
 
 
 def each(site: _S, change: Callable[[Tensor], Tensor]) -> _S:
-    """The same with every tensor changed."""
+    """Apply `change` to every tensor of a site's edit and return the result."""
     return replace(site, **{name: change(x) for name, x in tensors_of(site).items()})
 
 
@@ -87,15 +97,16 @@ def apply_edit(
     rows: Int[Tensor, " rows"] | None,
     positions: Bool[Tensor, "rows tokens"] | None,
 ) -> Float[Tensor, "rows tokens d"]:
-    """H' = where(mask, mean, h) + B (c + A h), for each row with the edit that `rows` names (None: the only one).
+    """Compute h' = where(mask, mean, h) + B (c + A h), row r with edit ``rows[r]`` (None: edit 0 for all rows).
 
-    The strength c + A h and the product with B are float32; the result has h's dtype. Positions that are False stay as
-    they are, bit for bit. With B = 0, or A = 0 and c = 0, and no mask, h' equals h exactly.
+    c + A h and its product with B are computed in float32; the result has h's dtype. Tokens whose `positions` entry is
+    False stay bit for bit as they are. So does h if B = 0, or A = 0 and c = 0, and there is no mask.
     """
+    # `one` has the edit of each row: A (rows, r, d), B (rows, d, r), c (rows, r); without `rows`, no first dimension.
     if rows is None:
         one = each(site, lambda x: x[0])
     else:
-        # Not x[rows], whose gradient is not repeatable to the bit on a CPU with several threads.
+        # Not x[rows]: on a CPU with several threads, its gradient is not the same bit for bit in every run.
         of_row = rows.to(h.device)
         one = each(site, lambda x: x.index_select(0, of_row))
     strength = h.float() @ one.a.mT + one.c.unsqueeze(-2)  # (rows, tokens, r)
@@ -104,14 +115,14 @@ def apply_edit(
     if acts is not None:
         delta = delta.masked_fill(~acts, 0.0)
     if one.mask is not None and one.mean is not None:
-        mask = one.mask.unsqueeze(-2)  # (rows or nothing, 1, d)
+        mask = one.mask.unsqueeze(-2)  # (rows, 1, d), or (1, d) without `rows`
         h = torch.where(mask if acts is None else mask & acts, one.mean.to(h.dtype).unsqueeze(-2), h)
     return h + delta.to(h.dtype)
 
 
 Positions = Bool[Tensor, "rows tokens"] | Callable[[int, int, int], Bool[Tensor, "rows tokens"]]
-"""Tokens that an edit acts on, or a function that gives them for a forward of so many rows and tokens, behind so many
-tokens in the cache."""
+"""The tokens that an edit acts on: a mask, or a function ``(n_rows, n_tokens, n_past)`` that returns the mask of a
+forward of n_rows rows and n_tokens new tokens behind n_past tokens in the KV cache."""
 
 
 @contextmanager
@@ -122,10 +133,10 @@ def edited(
     rows: Int[Tensor, " rows"] | None = None,
     positions: Positions | None = None,
 ) -> Iterator[None]:
-    """Run forwards of `model.lm` with edited sites; leaving restores the model, whatever happens.
+    """Run forwards of `model.lm` with edited sites; leaving restores the model, also after an exception.
 
-    `rows` names the edit of each batch row, `positions` the tokens it acts on (None: all). Raises `ModelError` on
-    leaving if a forward ran but never reached one of the sites: an edit that does nothing must not pass unnoticed.
+    `rows` names the edit of each batch row (None: edit 0), `positions` the tokens that edits act on (None: all). Raises
+    `ModelError` on leaving if a forward ran without calling one of the sites, since the edit then had no effect.
     """
 
     def edit(site: SiteTensors) -> _Change:
@@ -143,7 +154,11 @@ def edited(
 def record(
     model: Model, sites: Sequence[Site], at: tuple[Int[Tensor, " n"], Int[Tensor, " n"]]
 ) -> Iterator[dict[Site, Float[Tensor, "n d"]]]:
-    """Collect the sites' vectors at the (row, token) index pairs `at` of the next forward, float32; no gradients."""
+    """Record the vectors at some sites in the next forward, in float32 and without gradients.
+
+    `at` is a pair of index tensors, (row, token), of the n positions to record. Yields a dictionary that the forward
+    fills with site -> vectors (n, d).
+    """
     out: dict[Site, Tensor] = {}
     row, token = at
 
@@ -159,11 +174,14 @@ def record(
 
 
 class _Enough(Exception):
-    """What was wanted of a forward is known."""
+    """Raised by a hook to stop a forward as soon as its result is known."""
 
 
 def entering(model: Model, layer: int, forward: Callable[[], object]) -> Float[Tensor, "rows tokens d"]:
-    """The residual stream that enters decoder layer `layer` (from 1) when `forward` runs; the rest of it is not run."""
+    """The residual stream that enters decoder layer `layer` (at least 1) when `forward` is called.
+
+    The forward is stopped there: higher layers do not run.
+    """
     found: list[Tensor] = []
 
     def stop(h: Tensor, _n_past: int) -> Tensor:
@@ -177,7 +195,10 @@ def entering(model: Model, layer: int, forward: Callable[[], object]) -> Float[T
 
 @contextmanager
 def resumed(model: Model, layer: int, hidden: Float[Tensor, "rows tokens d"]) -> Iterator[None]:
-    """Run forwards from decoder layer `layer` (from 1) on, with `hidden` as what enters it; no layer below it runs."""
+    """Start forwards at decoder layer `layer` (at least 1), with `hidden` as the residual stream that enters it.
+
+    The layers below do not run: each is replaced by a function that returns `hidden`.
+    """
 
     def idle(*args, **kwargs):
         stream = hidden.to((args[0] if args else kwargs["hidden_states"]).device)
@@ -191,8 +212,9 @@ def resumed(model: Model, layer: int, hidden: Float[Tensor, "rows tokens d"]) ->
 def replaced_forwards(
     modules: Sequence[nn.Module], replaced: Callable[[Callable], Callable], method: str = "forward"
 ) -> Iterator[None]:
-    """Give modules another `forward` (or other method), made of their own; leaving gives it back."""
-    own = [module.__dict__.get(method) for module in modules]  # accelerate keeps one there
+    """Replace the `forward` (or another method) of modules by ``replaced(original)``; leaving restores it."""
+    # Usually None, because the method belongs to the class; accelerate sets one on the instance.
+    own = [module.__dict__.get(method) for module in modules]
     try:
         for module in modules:
             setattr(module, method, replaced(getattr(module, method)))
@@ -206,14 +228,15 @@ def replaced_forwards(
 
 
 _Change = Callable[[Float[Tensor, "rows tokens d"], int], Float[Tensor, "rows tokens d"]]
-"""From a site's vectors, and the number of tokens in the cache before them, to what takes their place."""
+"""``change(h, n_past)`` returns what replaces a site's vectors h; n_past is the number of tokens in the KV cache."""
 
 
 @contextmanager
 def _site_hooks(model: Model, changes: Mapping[Site, _Change]) -> Iterator[None]:
+    """Hook every site so that its vectors become ``change(h, n_past)``; remove the hooks on leaving."""
     handles = []
     reached: set[Site] = set()
-    forwards: list[tuple[int, int]] = []  # rows, and tokens in the cache, of each
+    forwards: list[tuple[int, int]] = []  # of each forward: number of rows, and of tokens already in the KV cache
 
     def note(_module, args, kwargs) -> None:
         given = [x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None]
@@ -223,7 +246,7 @@ def _site_hooks(model: Model, changes: Mapping[Site, _Change]) -> Iterator[None]
     def changed(site: Site, h: Tensor) -> Tensor:
         reached.add(site)
         n_rows, n_past = forwards[-1]
-        # OPT flattens (rows, tokens) before its MLP projection.
+        # OPT flattens h to (rows x tokens, d) before its MLP projection.
         wide = h if h.dim() == 3 else h.view(n_rows, -1, h.shape[-1])
         return changes[site](wide, n_past).view(h.shape)
 
@@ -232,7 +255,7 @@ def _site_hooks(model: Model, changes: Mapping[Site, _Change]) -> Iterator[None]
 
     def at_output(site: Site):
         def post(_module, _args, output):
-            if isinstance(output, tuple):  # some architectures' layers return more than the stream
+            if isinstance(output, tuple):  # in some architectures, layers return more than the residual stream
                 return changed(site, output[0]), *output[1:]
             return changed(site, output)
 
@@ -254,6 +277,6 @@ def _site_hooks(model: Model, changes: Mapping[Site, _Change]) -> Iterator[None]
     if forwards and missed:
         raise ModelError(
             got=f"a forward pass that never reached {missed[0][0]} in layer {missed[0][1]}",
-            expected="every edited or recorded site to be reached",
-            remedy="register the architecture with the paths of the layers and projections its forward really calls",
+            expected="a forward that calls every edited or recorded site",
+            remedy="register the architecture with the paths of the modules that its forward really calls",
         )

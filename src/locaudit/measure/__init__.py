@@ -1,1 +1,1 @@
-"""What does an edit do? Answer trees and forwards, generation, drift, activations, scores of a question."""
+"""What does an edit do? Answer log-probabilities and the scores from them, generated answers, drift, activations."""

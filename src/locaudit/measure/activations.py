@@ -1,4 +1,4 @@
-"""Head (or neuron) activations at the last token of question-answer texts."""
+"""Activations of heads (or other units) at the last token of question-answer texts, for probes and ITI."""
 
 from __future__ import annotations
 
@@ -26,14 +26,18 @@ Context = Literal["next_question", "answer"]
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """Inputs of the projections at each example's last token; an example is a question with one of its answers."""
+    """Activations of every unit for n examples; an example is a question with one of its answers.
+
+    They are read at the example's last token: for heads and neurons the input of the projection, for the residual
+    stream the layer's output.
+    """
 
     values: Float[Tensor, "n layers units width"]
-    """float32, on the CPU."""
+    """Activations of every example and unit: `width` coordinates each, float32, on the CPU."""
     is_true: Bool[Tensor, " n"]
-    """Whether the answer is a true one."""
+    """Whether the example's answer is true."""
     question: Int[Tensor, " n"]
-    """Number of the example's question in the list that was given."""
+    """Index of the example's question in the list of questions."""
 
 
 def collect_activations(
@@ -46,20 +50,21 @@ def collect_activations(
     seed: int = 0,
     row_tokens: int | None = None,
 ) -> Activations:
-    """Activations of every unit for every answer, read at the last token.
+    """Read the activations of every unit of a kind at the last token of every question-answer text.
 
         Q: {question} A: {answer}                         context="answer"
         Q: {question} A: {answer} Q: {random question}    context="next_question" (the paper, "Localization")
 
-    The random question is another one of `questions`, drawn anew for each answer from `seed`. All answers of a question
-    share one tree, so a question's tokens run once. The texts are the behaviour's format (`prompt`; None: the above).
+    For each answer another random question of the list is drawn, from `seed`. `prompt` sets the format of the text
+    (None: the one shown). All answers of a question share one tree, so the question's tokens run once. Raises
+    `ConfigError` for a kind whose units are not blocks of coordinates, `ModelError` if a text does not fit the context.
     """
     blocks = KINDS[kind].blocks(model.shape)
     if context not in ("next_question", "answer") or blocks is None or not questions:
         raise ConfigError(
             got=f"context {context!r}, kind {kind!r} and {len(questions)} questions",
             expected="'next_question' or 'answer', a kind whose units are blocks of coordinates, at least one question",
-            remedy="change the arguments",
+            remedy="correct whichever of them is wrong",
         )
     prompt, rng = prompt or Prompt(), random.Random(seed)
     trees = []
@@ -78,15 +83,16 @@ def collect_activations(
     n_units, width = blocks
     starts = torch.tensor([0, *[len(tree.branches) for tree in trees]]).cumsum(0).tolist()
     values = torch.empty(starts[-1], model.n_layers, n_units, width)
-    _ = model.head  # looked at now, when nothing is recorded
+    _ = model.head  # finding the head runs a forward, which must not happen while activations are recorded
     with torch.no_grad():
         for rows, batch in forest_batches(model, forest, row_tokens=row_tokens, ends=True):
-            row, token = batch.last
+            row, token = batch.last  # each answer's last token: (answers,) each
             with record(model, sites, (row, token)) as inputs:
                 run_trees(model, batch)
+            # Examples are numbered by question, then answer; rows hold the questions in another order.
             where = torch.cat([torch.arange(starts[i], starts[i + 1]) for row in rows for i in row])
             for layer, site in enumerate(sites):
-                values[where, layer] = inputs[site].cpu().view(-1, n_units, width)
+                values[where, layer] = inputs[site].cpu().view(-1, n_units, width)  # from (answers, units x width)
     return Activations(
         values,
         torch.tensor([i < len(q.true) for q in questions for i in range(len(q.answers))]),

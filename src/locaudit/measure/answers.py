@@ -1,4 +1,4 @@
-"""Answers of a split's questions under several edits, none of them generated twice."""
+"""Generated answers under several edits, with a cache so that no answer is generated twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from locaudit.records import content_hash
 from locaudit.store.cache import Cache
 
 VERSION = (3, transformers.__version__)
-"""Part of every address: the same model, edit and prompt may give another answer under another one."""
+"""Part of every cache key: another version of this code or of transformers may generate other answers."""
 
 
 def answer_prompts(
@@ -31,14 +31,14 @@ def answer_prompts(
     cached_prefix: Prefix | None = None,
     batch_tokens: int | None = None,
 ) -> list[tuple[str, ...]]:
-    """Greedy answers [edit][question] to the forest's prompts; of the unedited model alone when `edits` is None.
+    """Greedy answers to the forest's prompts, ``[edit][question]``; of the unedited model if `edits` is None.
 
-    `cached_prefix` is `run_prefix` of the forest's prefix under all of the edits, if at hand, `batch_tokens` the most
-    padded tokens of one batch (None: `BATCH_TOKENS`).
+    Pass `cached_prefix` if `run_prefix` of the forest's prefix under all the edits was already computed. `batch_tokens`
+    is the most padded tokens in a batch (None: `BATCH_TOKENS`). The other arguments are those of `generate_tokens`.
 
-    An answer's address is a hash of model, edit, prompt, limit and where an answer ends (`answer_format`). Edits that
-    lack the same answers generate them together, as one bank. Below float32 an answer may depend on what it was batched
-    with, through rounding: the first one found is kept.
+    An answer's cache key is a hash of the model, the edit, the prompt, `max_new_tokens` and the marker at which an
+    answer ends. Edits that lack answers to the same questions generate them together, as one bank. Below float32 an
+    answer can depend on the rest of its batch, through rounding; the cache keeps the first one generated.
     """
     prompts = [tree.prompt for tree in forest.trees]
     marks = [""] if edits is None else [hashlib.sha256(edit.to_bytes()).hexdigest() for edit in edits]
@@ -49,7 +49,7 @@ def answer_prompts(
         for mark in marks
     ]  # fmt: skip
     found = cache.get([address for row in addresses for address in row])
-    lacking: dict[tuple[int, ...], list[int]] = {}
+    lacking: dict[tuple[int, ...], list[int]] = {}  # question numbers without an answer -> the edits that lack them
     for k, row in enumerate(addresses):
         numbers = tuple(i for i, address in enumerate(row) if address not in found)
         if numbers:

@@ -1,9 +1,10 @@
-"""What an edit does to ordinary text: KL from the unedited model, and cross-entropy.
+"""Drift: how far an edit changes the model's predictions on ordinary text.
 
-    KL = mean over positions of sum_v p_0(v) log(p_0(v) / p_edit(v)),  full vocabulary, float32, nats
-    CE = mean over next tokens of -log p_edit(token), nats
+    KL = mean over positions of sum_v p_0(v) log(p_0(v) / p_edit(v)),  full vocabulary, float32, nats per token
+    CE = mean over next tokens of -log p_edit(token), nats per token
 
-on fixed documents, the same for every edit. Source: Li et al. 2023 (ITI), section 4 and its code.
+p_0 is the unedited model. The documents are the same for every edit. Source: Li et al. 2023 (ITI), section 4 and its
+code.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from locaudit.errors import DataError
 from locaudit.models import Model
 
 BATCH_TOKENS = 512
-"""Document tokens of one forward."""
+"""Document tokens in one forward."""
 KEEP_BYTES = 2**30
-"""The unedited model's log-probabilities are kept for the next edit if they fit in this."""
+"""The unedited model's log-probabilities are kept in memory for the next edit if they need no more than this."""
 
 
 class DriftText:
-    """Fixed documents, with the unedited model's log-probabilities kept when they fit."""
+    """Fixed documents, and a cache of the unedited model's log-probabilities on them."""
 
     def __init__(self, documents: Int[Tensor, "documents tokens"]):
         self.documents = documents
         self._base: dict[int, Tensor] = {}
 
     def base_log_probs(self, model: Model, start: int, end: int) -> Float[Tensor, "rows tokens vocabulary"]:
-        """Log p_0 on documents ``start:end``."""
+        """Log-probabilities log p_0 of the unedited model on documents ``start:end``."""
         if start in self._base:
             return self._base[start]
         base = _log_probs(model, self.documents[start:end], None)
@@ -44,7 +45,10 @@ class DriftText:
 
 
 def measure_drift(model: Model, text: DriftText, bank: EditBank | None) -> list[dict[str, float]]:
-    """``kl`` and ``ce`` of each edit of the bank (of the unedited model, with kl 0, when it is None)."""
+    """Measure ``kl`` and ``ce``, in nats per token, for each edit of the bank.
+
+    Without a bank, one result for the unedited model, whose ``kl`` is 0.
+    """
     n_documents, n_tokens = text.documents.shape
     edits = [bank.part(k, k + 1) for k in range(bank.n_edits)] if bank else [None]
     kl = torch.zeros(len(edits), dtype=torch.float64)
@@ -53,7 +57,7 @@ def measure_drift(model: Model, text: DriftText, bank: EditBank | None) -> list[
     with torch.no_grad():
         for start in range(0, n_documents, block):
             end = min(start + block, n_documents)
-            following = text.documents[start:end, 1:].unsqueeze(-1)
+            following = text.documents[start:end, 1:].unsqueeze(-1)  # (rows, tokens - 1, 1): the next tokens
             base = text.base_log_probs(model, start, end)  # (rows, tokens, vocabulary)
             for k, edit in enumerate(edits):
                 after = base if edit is None else _log_probs(model, text.documents[start:end], edit)
@@ -65,7 +69,7 @@ def measure_drift(model: Model, text: DriftText, bank: EditBank | None) -> list[
 
 
 def _log_probs(model: Model, ids: Tensor, edit: EditBank | None) -> Float[Tensor, "rows tokens vocabulary"]:
-    """Of documents under one edit."""
+    """Log-probabilities of every next token on documents, under one edit or none."""
     ids = ids.to(model.device)
     # Running text has no prompt: an edit with positions "answer" acts on all of it.
     everywhere, rows = torch.ones_like(ids, dtype=torch.bool), ids.new_zeros(len(ids))
@@ -74,7 +78,7 @@ def _log_probs(model: Model, ids: Tensor, edit: EditBank | None) -> Float[Tensor
 
 
 def read_drift_text(path: str | Path | None) -> bytes:
-    """Content of a UTF-8 text file; empty for None. Raises `DataError`."""
+    """Read a text file's bytes; empty for None. Raises `DataError` if it is missing or not UTF-8."""
     if path is None:
         return b""
     path = Path(path)
@@ -84,14 +88,14 @@ def read_drift_text(path: str | Path | None) -> bytes:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
-        raise DataError(got=f"{path}, which is not UTF-8 text", expected="a text file", remedy="check it") from None
+        raise DataError(got=f"{path}, which is not UTF-8 text", expected="UTF-8", remedy="convert the file") from None
     return content
 
 
 def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: int) -> Int[Tensor, "documents tokens"]:
-    """Documents of `n_tokens` tokens from a text file, evenly spread over it. Raises `DataError` if it is too short."""
+    """Cut documents of `n_tokens` tokens from a text file, at even distances. Raises `DataError` if it is too short."""
     text = read_drift_text(path).decode("utf-8")
-    # Enough text for the documents, so that a large file is not tokenised whole; 8 characters a token are plenty.
+    # Tokenise only a piece of each chunk, not the whole file; 8 characters per token are plenty.
     chunk = max(len(text) // n_documents, 1)
     rows = []
     for i in range(n_documents):
@@ -99,20 +103,23 @@ def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: in
         ids = model.tokenizer(piece, add_special_tokens=False)["input_ids"][:n_tokens]
         if len(ids) < n_tokens:
             raise DataError(
-                got=f"{path} with {len(text)} characters",
+                got=f"{path}, which has {len(text)} characters",
                 expected=f"enough text for {n_documents} documents of {n_tokens} tokens",
-                remedy="give more text, or lower evaluation.drift_documents or evaluation.drift_tokens",
+                remedy="use a longer text, or lower evaluation.drift_documents or evaluation.drift_tokens",
             )
         rows.append(ids)
     return torch.tensor(rows)
 
 
 def sample_documents(model: Model, n_documents: int, n_tokens: int, seed: int) -> Int[Tensor, "documents tokens"]:
-    """Documents sampled from the unedited model (temperature 1, full vocabulary) after its BOS (or EOS) token."""
+    """Sample documents from the unedited model at temperature 1, starting from its BOS token (or else EOS).
+
+    The start token is not part of the document. `seed` fixes the sample; torch's global random state is left as it was.
+    """
     tokenizer = model.tokenizer
     known = (tokenizer.bos_token_id, tokenizer.eos_token_id, model.pad_id)
     start = next(token for token in known if token is not None)
-    first = torch.tensor([[start]], device=model.device).expand(n_documents, 1)
+    first = torch.tensor([[start]], device=model.device).expand(n_documents, 1)  # (documents, 1)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         torch.manual_seed(seed)

@@ -1,4 +1,16 @@
-"""Log-probabilities of answers, from trees, under K edits at once."""
+"""Log-probabilities of answers, computed from answer trees under K edits at once.
+
+From a forest of trees to one number per answer:
+
+1. `pack` puts several trees into a row of up to `ROW_LENGTH` tokens, and `batches` puts rows of similar length into one
+   forward. Three trees of 100, 150 and 90 columns become the rows [150, 100] and [90].
+2. `collate_bank` repeats the rows for each edit, one edit after the other. With K = 2 edits and R = 2 rows the batch
+   has K R = 4 rows: row 0 under edit 0, row 1 under edit 0, row 0 under edit 1, row 1 under edit 1.
+3. `run_prefix` runs the tokens that all prompts share once per edit, and `cache_of` copies its KV cache to every row.
+4. `run_trees` runs the batch and returns the last hidden states (K R, tokens, d). With a `Start`, it begins at the
+   lowest edited layer instead of the embedding.
+5. `token_log_probs` gives the log-probability of each predicted token, `branch_sums` adds them up for each answer.
+"""
 
 from __future__ import annotations
 
@@ -21,34 +33,37 @@ from locaudit.models import Model
 from locaudit.models.memory import of_device
 
 Prefix = list[tuple[Tensor, Tensor]]
-"""Keys and values (K, heads, prefix tokens, head_dim) of each layer, for each of K edits."""
+"""The prefix's KV cache under K edits: for each layer, keys and values (K, KV heads, prefix tokens, head_dim)."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A forward that begins at a decoder layer, with the residual stream that enters it."""
+    """Where a forward begins if it skips the lowest decoder layers, which no edit changes."""
 
     layer: int
+    """The first decoder layer that runs."""
     hidden: Float[Tensor, "rows tokens d"]
+    """The residual stream that enters `layer`, for each row of the batch."""
     prefix: Float[Tensor, "prefix d"] | None = None
-    """Of the prefix, for `run_prefix`."""
+    """The same of the forest's prefix, which `run_prefix` needs; None without a prefix."""
 
 
 class Starts(Protocol):
-    """Where forwards of a forest may begin: `locaudit.measure.residual.Residuals`."""
+    """Gives the `Start` of a forward; implemented by `locaudit.measure.residual.Residuals`."""
 
     def start(self, layer: int, rows: Sequence[Sequence[int]], n_columns: int, n_edits: int = 1) -> Start | None:
-        """Of rows of trees (by number), all repeated for each edit; None: at the first layer."""
+        """Start at `layer` for rows of trees, given by number and repeated for each edit; None: run all layers."""
 
 
 ROW_TOKENS = {"cpu": 640, "cuda": 16384}
-"""Padded tokens of one forward when scoring, over all rows and edits, by device."""
+"""Tokens in one forward when scoring, by device: rows x padded length, counted over all edits."""
 
 ROW_LENGTH = 256
-"""Tokens up to which trees share a row: fewer rows pad less and repeat the prefix less, longer ones attend more."""
+"""Trees share a row up to this many tokens. Longer rows need less padding and fewer copies of the prefix's cache, but
+attention costs more."""
 
 BUCKET = 32
-"""Rows of 16-bit models are padded to a multiple of this: kernels are made for each new shape."""
+"""Rows of 16-bit models are padded to a multiple of this, because a new kernel is built for each new shape."""
 
 
 def answer_log_probs(
@@ -60,11 +75,12 @@ def answer_log_probs(
     residuals: Starts | None = None,
     row_tokens: int | None = None,
 ) -> list[Float[Tensor, "k answers"]]:
-    """Summed log-probability (nats, float32) of every branch of every tree, under each edit of the bank.
+    """Log-probability of every answer of every tree under each edit of the bank: sums over tokens, in nats, float32.
 
-    The forest's prefix runs once for each edit; `prefix` is `run_prefix` of it under the same bank, if at hand.
-    With the forest's `residuals` at hand, forwards begin at the lowest edited layer. A forward takes `row_tokens`
-    padded tokens (None: `ROW_TOKENS`); batching, order and padding do not change the result beyond rounding.
+    One tensor (K, answers) per tree; K = 1, the unedited model, without a bank. Pass `prefix` if `run_prefix` of the
+    forest's prefix under the same bank was already computed. With `residuals` of this forest, forwards begin at the
+    lowest edited layer. `row_tokens` is the most padded tokens in a forward (None: `ROW_TOKENS`). Batching, order and
+    padding change the result by rounding only. Raises `ModelError` if a path does not fit the model's context.
     """
     check_depth(model, forest)
     n_edits, lowest = (bank.n_edits, bank.lowest_layer) if bank else (1, 0)
@@ -74,9 +90,10 @@ def answer_log_probs(
             start = residuals.start(lowest, rows, batch.input_ids.shape[1], n_edits) if residuals else None
             if prefix is None:
                 prefix = run_prefix(model, forest.prefix, bank, start)
-            edit_of = torch.arange(n_edits).repeat_interleave(len(rows))
-            sums = branch_sums(batch, token_log_probs(model, batch, bank, edit_of, prefix, start))
+            edit_of = torch.arange(n_edits).repeat_interleave(len(rows))  # (K R,): 0 0 1 1 for K = 2, R = 2
+            sums = branch_sums(batch, token_log_probs(model, batch, bank, edit_of, prefix, start))  # (K branches,)
             numbers = [i for row in rows for i in row]
+            # The rows of one edit stand together, so its branches do too: (K, branches), then cut by tree.
             pieces = sums.view(n_edits, -1).split([len(forest.trees[i].branches) for i in numbers], dim=1)
             for i, piece in zip(numbers, pieces, strict=True):
                 out[i] = piece.cpu()
@@ -84,9 +101,10 @@ def answer_log_probs(
 
 
 def batches(lengths: Sequence[int], row_tokens: int, n_rows: int | None = None) -> Iterator[list[int]]:
-    """Indices in batches of similar length, each of at most `row_tokens` padded tokens (or a single row).
+    """Group rows of similar length: indices of each batch, shortest rows first.
 
-    `n_rows`: at most so many in a batch.
+    A batch has at most `row_tokens` tokens after padding to its longest row, unless it is a single row, and at most
+    `n_rows` rows (None: any number).
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     current: list[int] = []
@@ -102,10 +120,10 @@ def batches(lengths: Sequence[int], row_tokens: int, n_rows: int | None = None) 
 def forest_batches(
     model: Model, forest: Forest, n_edits: int = 1, *, row_tokens: int | None = None, ends: bool = False
 ) -> Iterator[tuple[list[list[int]], TreeBatch]]:
-    """(rows of tree numbers, their batch) for each forward, of at most `row_tokens` padded tokens (or one row).
+    """Pack a forest into batches: for each forward, the tree numbers of each row, and the batch.
 
-    Trees share rows of up to `ROW_LENGTH` tokens, and rows of similar length a forward; None: `ROW_TOKENS`. The rest as
-    in `collate_bank`.
+    The batch holds those rows once for each of `n_edits` edits, at most `row_tokens` padded tokens in all (None:
+    `ROW_TOKENS`) or one row per edit. With `ends`, the branches' last tokens run too.
     """
     limit = max((row_tokens or of_device(ROW_TOKENS, model.device)) // n_edits, 1)
     lengths = [len((tree.read if ends else tree.scored).tokens) for tree in forest.trees]
@@ -119,29 +137,31 @@ def forest_batches(
 def collate_bank(
     rows: Sequence[Sequence[Tree]], n_edits: int, n_prefix: int, model: Model, *, ends: bool = False
 ) -> TreeBatch:
-    """The rows, once for each edit (edit-major), on the model's device."""
+    """Collate rows of trees for K edits, on the model's device: all rows of edit 0, then all rows of edit 1, ..."""
     multiple = BUCKET if model.lm.dtype != torch.float32 else 1
     batch = collate(list(rows) * n_edits, n_prefix=n_prefix, pad_id=model.pad_id, ends=ends, multiple=multiple)
     return replace(batch, **{f.name: getattr(batch, f.name).to(model.device) for f in fields(batch)})
 
 
 def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None, start: Start | None = None) -> Prefix | None:
-    """Keys and values of the prefix under each edit; gradients flow where they are enabled.
+    """Run the prefix once under each edit and return its KV cache; None for an empty prefix.
 
-    Below the layer of `start` they are empty of content: nothing reads them there.
+    Gradients flow through it if they are enabled. With a `start`, layers below it do not run, and their keys and values
+    are placeholders: nothing reads them, because the rows skip those layers too.
     """
     if not prefix:
         return None
     n_edits = bank.n_edits if bank else 1
-    ids = torch.tensor(prefix, device=model.device).expand(n_edits, -1)
+    ids = torch.tensor(prefix, device=model.device).expand(n_edits, -1)  # (K, P): row k runs under edit k
     rows = torch.arange(n_edits, device=model.device)
     cache = DynamicCache()
     first = 0
     with ExitStack() as stack:
         if start is not None and start.prefix is not None:
             first = start.layer
-            stack.enter_context(resumed(model, first, start.prefix.expand(n_edits, -1, -1)))
+            stack.enter_context(resumed(model, first, start.prefix.expand(n_edits, -1, -1)))  # (K, P, d)
         if bank:
+            # No token of the prefix is an answer token: an ``answer`` edit leaves it alone.
             stack.enter_context(bank.applied(model, rows, torch.zeros_like(ids, dtype=torch.bool)))
         model.lm.base_model(
             input_ids=ids,
@@ -150,15 +170,16 @@ def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None, start
             use_cache=True,
         )
     kept = [(layer.keys, layer.values) for layer in cache.layers[first:]]  # type: ignore[union-attr]
+    # transformers reads the cache's length from its first layer: the placeholders (K, 1, P, 1) have P tokens.
     blank = ids.new_zeros(1, dtype=model.lm.dtype).expand(n_edits, 1, len(prefix), 1)
     return [(blank, blank)] * first + kept  # type: ignore[return-value]
 
 
 def cache_of(prefix: Prefix, rows: Int[Tensor, " rows"]) -> DynamicCache:
-    """The prefix's keys and values for a batch whose row r is under edit ``rows[r]``."""
+    """Copy the prefix's KV cache to the rows of a batch; row r gets that of edit ``rows[r]``."""
     cache = DynamicCache()
     for layer, pair in enumerate(prefix):
-        keys, values = (part.index_select(0, rows.to(part.device)) for part in pair)
+        keys, values = (part.index_select(0, rows.to(part.device)) for part in pair)  # (rows, heads, P, head_dim)
         cache.update(keys, values, layer)
     return cache
 
@@ -171,16 +192,17 @@ def token_log_probs(
     prefix: Prefix | None = None,
     start: Start | None = None,
 ) -> Float[Tensor, " n"]:
-    """Log-probability (nats, float32) of each target token of the batch, row r under edit ``rows[r]``.
+    """Log-probability (nats, float32) of each of the batch's n predictions, row r under edit ``rows[r]``.
 
-    Logits exist only for columns that some target is predicted from, and only a block of the vocabulary at a time.
+    Logits are computed only at columns from which something is predicted, for a block of the vocabulary at a time.
     """
     row, predictor, token = batch.target
-    # A column that several tokens are predicted from is taken once, and rows by index_select: indexing adds up the
-    # gradients of repeats in no fixed order on a CPU with several threads, and training would not repeat to the bit.
+    # `where` (m,) numbers, over the flattened batch, the m columns that predict something; prediction i is made from
+    # where[which[i]]. Each column is taken once, with index_select: plain indexing with repeats adds up gradients in no
+    # fixed order on a CPU with several threads, and training would no longer repeat bit for bit.
     where, which = torch.unique(row * batch.input_ids.shape[1] + predictor, return_inverse=True)
-    states = run_trees(model, batch, bank, rows, prefix, start).flatten(0, 1)
-    chosen = states.index_select(0, where.to(states.device))
+    states = run_trees(model, batch, bank, rows, prefix, start).flatten(0, 1)  # (rows tokens, d)
+    chosen = states.index_select(0, where.to(states.device))  # (m, d), or logits (m, vocabulary)
     if model.head is not None:
         device = model.head.weight.device
         return head_log_probs(chosen.to(device), model.head, which.to(device), token.to(device))
@@ -197,9 +219,9 @@ def run_trees(
     prefix: Prefix | None = None,
     start: Start | None = None,
 ) -> Float[Tensor, "rows tokens d"]:
-    """Last hidden states of the batch, row r under edit ``rows[r]`` (None: the only one).
+    """Run the batch, row r under edit ``rows[r]`` (None: edit 0), and return its last hidden states.
 
-    Logits where the model has no plain head.
+    Logits (rows, tokens, vocabulary) instead if the model's output head is one that `Head` cannot describe.
     """
     rows = batch.input_ids.new_zeros(len(batch.input_ids)) if rows is None else rows.to(model.device)
     n_prefix = prefix[0][0].shape[2] if prefix else 0
@@ -221,18 +243,18 @@ def run_trees(
 
 
 def branch_sums(batch: TreeBatch, values: Float[Tensor, " n"]) -> Float[Tensor, " branches"]:
-    """Sum of the targets' values over each branch."""
+    """Sum the values of the batch's predictions over each branch: log-probabilities of tokens to those of answers."""
     branch, step = batch.path.to(values.device)
     return values.new_zeros(batch.n_branches).index_add(0, branch, values.index_select(0, step))
 
 
 def check_depth(model: Model, forest: Forest) -> None:
-    """Raise `ModelError` when a path is longer than the model's context or its sliding window."""
+    """Raise `ModelError` if a path of the forest is longer than the model's context or its sliding window."""
     check_length(model, forest.depth, "a question with an answer (prompt included)")
 
 
 def check_length(model: Model, n_tokens: int, what: str) -> None:
-    """Raise `ModelError` when `n_tokens` are more than the model's context or its sliding window."""
+    """Raise `ModelError` if `n_tokens` exceeds the model's context or its sliding window; `what` names the text."""
     limits = {
         "context": getattr(model.config, "max_position_embeddings", None),
         "sliding window": getattr(model.config, "sliding_window", None),
@@ -240,8 +262,8 @@ def check_length(model: Model, n_tokens: int, what: str) -> None:
     for name, limit in limits.items():
         if limit is not None and n_tokens > limit:
             raise ModelError(
-                got=f"{what} of {n_tokens} tokens and a {name} of {limit}",
+                got=f"{what} of {n_tokens} tokens, for a model with a {name} of {limit} tokens",
                 expected=f"at most {limit} tokens",
-                remedy="drop long questions, shorten prompt.primer, evaluation.max_new_tokens or "
-                "evaluation.drift_tokens, or take another model",
+                remedy="remove long questions, shorten prompt.primer, lower evaluation.max_new_tokens or "
+                "evaluation.drift_tokens, or use another model",
             )

@@ -1,16 +1,19 @@
-r"""What an edited model says: greedy answers, many questions and many edits in one batch.
+r"""Generation under edits: greedy answers to many questions under many edits, in one batch.
 
-transformers' own `generate` decodes. A batch is left-padded behind the prefix that all prompts share:
+transformers' own `generate` decodes. The prompts are left-padded, after the prefix that all of them share:
 
-    cached          prefilled, then decoded one column at a time
-    p p p p p | - - q q q | a a a ...
-    p p p p p | q q q q q | a a a ...
+    KV cache          one forward     one token per forward
+    p p p p p       | - - q q q     | a a a ...            edit 0, question 0
+    p p p p p       | q q q q q     | a a a ...            edit 0, question 1
+    p p p p p       | - - q q q     | a a a ...            edit 1, question 0
+    p p p p p       | q q q q q     | a a a ...            edit 1, question 1
 
-The prefix runs once for each edit, and its keys and values serve every row. The last column of every forward is the
-last prompt token or the newest answer token of every row, which is where an ``answer`` edit (ITI) acts.
+With K edits and N prompts a batch has K N rows, all prompts of edit 0 first. The prefix runs once per edit, and its KV
+cache is copied to that edit's rows. In every forward, the last column holds the last prompt token or the newest answer
+token of each row. An ``answer`` edit (ITI) acts there only.
 
-Source: TruthfulQA's generation task and ITI's code. Deviation: rows stop at the next question's marker instead of
-decoding on and cutting afterwards; the answers are the same.
+Source: TruthfulQA's generation task and ITI's code. Deviation: a row stops at the next question's marker ("Q:"),
+where the original decodes on and cuts the text afterwards; the answers are the same.
 """
 
 from __future__ import annotations
@@ -32,13 +35,14 @@ from locaudit.models import Model
 from locaudit.models.memory import of_device
 
 BATCH_TOKENS = {"cpu": 32768, "cuda": 65536}
-"""Padded tokens of one batch, prefix and tokens to come included, over all edits: keys and values are kept for each."""
+"""Tokens in one batch over all edits, by device: they bound the KV cache. Counted are prefix, padding, prompt and the
+answer's maximal length."""
 BATCH_ROWS = {"cpu": 128, "cuda": 512}
-"""Rows of one batch, over all edits. Part of what a generation depends on below float32: rounding follows shapes."""
+"""Rows in one batch over all edits, by device. Below float32, answers can depend on it: rounding varies with shapes."""
 SEGMENT = 6
-"""Tokens after which rows that are done leave the batch."""
+"""After each segment of this many tokens, rows whose answer has ended are removed from the batch."""
 _TAIL = 8
-"""Newest tokens in which the next question's marker is looked for after each step; it takes at most four."""
+"""After each step, the next question's marker is looked for in this many of the newest tokens; it has at most four."""
 
 
 def generate_answers(
@@ -50,16 +54,16 @@ def generate_answers(
     answer_format: Prompt | None = None,
     **limits: Any,
 ) -> list[list[str]]:
-    """Greedy answer to every prompt under each edit of the bank: texts [edit][prompt], without the next question.
+    """Greedy answers as text, ``[edit][prompt]``, cut where the next question begins.
 
-    Arguments are those of `generate_tokens`.
+    Takes the arguments of `generate_tokens`.
     """
     tokens = generate_tokens(model, prefix, prompts, bank, answer_format=answer_format, **limits)
     return [[answer_text(model, row, answer_format) for row in rows] for rows in tokens]
 
 
 def answer_text(model: Model, tokens: Sequence[int], answer_format: Prompt | None = None) -> str:
-    """The answer in generated tokens (`Prompt.answer`), special tokens left out."""
+    """Decode generated tokens without special tokens, and cut the text where the answer ends (`Prompt.answer`)."""
     return (answer_format or Prompt()).answer(_decoded(model, tokens))
 
 
@@ -74,12 +78,12 @@ def generate_tokens(
     cached_prefix: Prefix | None = None,
     batch_tokens: int | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """Token ids [edit][prompt] of greedy answers, up to and with the token that ended the answer.
+    """Token ids of greedy answers, ``[edit][prompt]``, including the token that ended each answer.
 
-    `prompts` are token ids behind `prefix`; `answer_format` says where an answer ends (None: at ``Q:``);
-    `cached_prefix` is `run_prefix` of the prefix under the same bank, if at hand; `batch_tokens` bounds a batch's
-    padded tokens (None: `BATCH_TOKENS`). Raises `ModelError` when a prompt and its answer do not fit the model's
-    context or sliding window.
+    `prefix` holds the token ids that all prompts begin with, `prompts` the rest of each. `answer_format` tells where an
+    answer ends (None: at ``Q:``). Pass `cached_prefix` if `run_prefix` of the prefix under the same bank was already
+    computed. `batch_tokens` is the most padded tokens in a batch (None: `BATCH_TOKENS`). Raises `ModelError` if a
+    prompt with its answer does not fit the model's context or sliding window.
     """
     n_edits = bank.n_edits if bank else 1
     longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
@@ -97,14 +101,14 @@ def generate_tokens(
             chosen = [prompts[i] for i in numbers]
             rows = _decode(model, prefix, chosen, bank, cached_prefix, max_new_tokens, ended)
             for n, row in enumerate(rows):
-                k, place = divmod(n, len(numbers))
+                k, place = divmod(n, len(numbers))  # row n is prompt `place` of the batch under edit k
                 out[k][numbers[place]] = row
     return out
 
 
 @dataclass(frozen=True)
 class _Ended:
-    """Whether a generated answer ends with its last token: an end token, or the next question's marker."""
+    """Tells whether a generated answer has ended: at an end-of-text token or at the next question's marker."""
 
     model: Model
     answer_format: Prompt
@@ -113,7 +117,7 @@ class _Ended:
     def __call__(self, tokens: Sequence[int]) -> bool:
         if tokens[-1] in self.end_tokens:
             return True
-        # What stands before a marker, and tells whether it is one, may lie outside of the tail.
+        # The tail is a cheap first test. Whether its "Q:" really is a marker can depend on earlier text.
         in_tail = self.answer_format.marker in _decoded(self.model, tokens[-_TAIL:])
         return in_tail and self.answer_format.has_ended(_decoded(self.model, tokens))
 
@@ -127,23 +131,28 @@ def _decode(
     max_new_tokens: int,
     ended: _Ended,
 ) -> list[tuple[int, ...]]:
-    """New tokens of each row, edit-major. Rows that are done leave the batch every `SEGMENT` tokens."""
+    """Generate one batch: the new tokens of each of its K N rows, all prompts of edit 0 first.
+
+    `generate` is called for `SEGMENT` tokens at a time. In between, rows whose answer has ended leave the batch.
+    """
     n_edits = bank.n_edits if bank else 1
     n_rows, width = n_edits * len(prompts), max(map(len, prompts))
     gaps = [width - len(prompt) for prompt in prompts]
     padded = [[*prefix, *[model.pad_id] * gap, *prompt] for gap, prompt in zip(gaps, prompts, strict=True)]
     visible = [[1] * len(prefix) + [0] * gap + [1] * (width - gap) for gap in gaps]
-    ids, seen = (torch.tensor(part * n_edits, device=model.device) for part in (padded, visible))  # (rows, tokens)
-    rows = torch.arange(n_edits, device=model.device).repeat_interleave(len(prompts))
+    # Both (K N, P + width); `seen` is 0 at padding.
+    ids, seen = (torch.tensor(part * n_edits, device=model.device) for part in (padded, visible))
+    rows = torch.arange(n_edits, device=model.device).repeat_interleave(len(prompts))  # (K N,): the edit of each row
     cache = cache_of(cached, rows) if cached else DynamicCache()
     n_prompt, out = ids.shape[1], [()] * n_rows
-    going = torch.arange(n_rows, device=model.device)
+    going = torch.arange(n_rows, device=model.device)  # numbers of the rows still in the batch
 
     def stop(input_ids: Tensor, _scores, **_) -> Bool[Tensor, " rows"]:
         done = [ended(row) for row in input_ids[:, n_prompt:].tolist()]
         return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
     while len(going):
+        # With n of the K N rows left: ids (n, P + width + n_done), seen the same, cache with n rows.
         n_done = ids.shape[1] - n_prompt
         with bank.decoding(model, rows[going]) if bank else nullcontext():
             ids = model.lm.generate(  # type: ignore[operator]
@@ -160,6 +169,7 @@ def _decode(
             )
         last = ids.shape[1] - n_prompt >= max_new_tokens
         keep = []
+        # `generate` goes on until all rows have ended: find where each row's answer first ended in this segment.
         for place, row in enumerate(ids[:, n_prompt:].tolist()):
             end = next((n for n in range(n_done + 1, len(row) + 1) if ended(row[:n])), None)
             if end is not None or last:
@@ -180,9 +190,9 @@ def _decoded(model: Model, tokens: Sequence[int]) -> str:
 
 @contextmanager
 def _plain_generation(model: Model) -> Iterator[None]:
-    """Let the checkpoint's own generation settings (penalties, sampling) rest.
+    """Switch off the checkpoint's own generation settings, such as sampling and penalties.
 
-    transformers fills whatever a caller leaves open from them.
+    transformers would use them for every setting that the caller leaves open.
     """
     own = model.lm.generation_config
     model.lm.generation_config = GenerationConfig()
@@ -193,9 +203,10 @@ def _plain_generation(model: Model) -> Iterator[None]:
 
 
 def contiguous_head(model: Model) -> AbstractContextManager:
-    """Let the output head take what lies in order.
+    """Make the output head's input contiguous in memory, which is faster.
 
-    Of the last column of a batch, whose rows do not, PyTorch makes one product a row, each with a copy of the weights.
+    In generation the head gets a slice, the last column of a batch. For such an input PyTorch computes a separate
+    product for each row, copying the head's weights each time.
     """
     head = model.lm.get_output_embeddings()
     if head is None:

@@ -1,7 +1,7 @@
-"""Below the lowest edited layer nothing changes: residual streams kept there, so that forwards start from them.
+"""Cached residual streams, from which forwards start at the lowest edited layer.
 
-An edit of layer l leaves what enters layer l as it was. That is read once from the unedited model and serves every
-step, strength, seed and location whose lowest layer is l.
+An edit whose lowest layer is l does not change the residual stream that enters layer l. That stream is read once from
+the unedited model. It then serves every training step, strength and seed, and all locations with that lowest layer.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from locaudit.measure.tree import Forest
 from locaudit.models import Model
 
 BUDGET_BYTES = 2**30
-"""Most that is kept of one forest; the layers used longest ago go first."""
+"""Memory for one forest's cached streams; the least recently used layers are dropped first."""
 
 Streams = tuple[tuple[Float[Tensor, "tokens d"], ...], Float[Tensor, "prefix d"] | None]
-"""Of each tree, and of the prefix."""
+"""The residual stream entering one layer: of each tree's columns, and of the prefix (None without one)."""
 
 
 class Residuals:
-    """A forest's residual streams under the unedited model, by the layer that they enter; read when first needed."""
+    """Cache of a forest's residual streams in the unedited model, one entry per layer, computed when first needed."""
 
     def __init__(self, model: Model, forest: Forest, *, budget_bytes: int = BUDGET_BYTES):
         self.model, self.forest = model, forest
@@ -37,22 +37,24 @@ class Residuals:
         self._at = lru_cache(self._n_kept)(self._read)
 
     def start(self, layer: int, rows: Sequence[Sequence[int]], n_columns: int, n_edits: int = 1) -> Start | None:
-        """Where a forward of rows of trees (by number), all repeated for each edit, may begin: at `layer`.
+        """The `Start` at `layer` of a forward over rows of trees, given by number, repeated for each edit.
 
-        None if nothing would be saved, one layer is more than the budget, or the architecture does not allow it.
+        `n_columns` is the batch's padded length. None, so that the forward runs all layers, if `layer` is 0, one
+        layer's streams exceed the budget, or the architecture cannot start in the middle (`is_resumable`).
         """
         if layer <= 0 or not self._n_kept or not is_resumable(self.model):
             return None
         streams, prefix = self._at(layer)
-        hidden = streams[0].new_zeros(len(rows), n_columns, streams[0].shape[1])
+        hidden = streams[0].new_zeros(len(rows), n_columns, streams[0].shape[1])  # (rows, tokens, d), 0 at padding
         for number, row in enumerate(rows):
             filled = torch.cat([streams[i] for i in row])
             hidden[number, : len(filled)] = filled
-        return Start(layer, hidden.repeat(n_edits, 1, 1), prefix)
+        return Start(layer, hidden.repeat(n_edits, 1, 1), prefix)  # (K rows, tokens, d): all rows of edit 0 first
 
     @torch.no_grad()
     def _read(self, layer: int) -> Streams:
-        # Always from the first layer and in the same batches: a stream does not depend on what was read before it.
+        # Always computed from the first layer and in the same batches, so that rounding does not depend on which other
+        # layers are in the cache.
         model, forest = self.model, self.forest
         prefix, stream = run_prefix(model, forest.prefix, None), None
         if prefix is not None:
@@ -62,6 +64,7 @@ class Residuals:
             found = entering(model, layer, lambda b=batch: run_trees(model, b, prefix=prefix))  # (rows, tokens, d)
             for row, hidden in zip(rows, found, strict=True):
                 lengths = [len(forest.trees[i]) for i in row]
+                # Cut the row's columns, without padding, into the pieces of its trees: (columns of tree i, d).
                 for i, piece in zip(row, hidden[: sum(lengths)].split(lengths), strict=True):
                     out[i] = piece.clone()
         return tuple(out), stream  # type: ignore[return-value]
@@ -71,7 +74,10 @@ _RESUMABLE: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
 
 
 def is_resumable(model: Model) -> bool:
-    """Whether a forward started in the middle layer ends as a whole one does (tried once, on four tokens)."""
+    """Whether a forward that starts in the middle layer gives the same result as a full one.
+
+    Tested once per model, on four tokens, to 1e-5 of the largest entry.
+    """
     if model not in _RESUMABLE:
         ids = torch.arange(4, device=model.device).unsqueeze(0)
         layer = model.n_layers // 2

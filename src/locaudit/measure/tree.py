@@ -1,12 +1,41 @@
-"""Answer trees: all answers of a question in one row.
+"""Answer trees: all answers of a question are scored in one row of a batch.
 
-    answers    No, it is.   No, never.   Yes.
-    tokens     q q q | No , it is never Yes        the last token of an answer predicts nothing: it is not run
-    positions  0 1 2 | 3  4 5  6  5     3
+Tokens that answers share run once: the prompt, and any beginning that several answers have in common. Position ids and
+the attention mask give every answer the same context as in a row of its own, so its log-probability is the same.
 
-The question stands once, and so do the tokens that answers begin with in common. Position ids count along each path
-from the question on, and the mask lets a token see its own path only, so every answer is computed as if it stood alone
-in its row. Several trees fill a row in the same way, so that hardly any padding runs.
+A worked example: the prompt "Was it ?" with the answers "No , never", "No , it is" and "Yes it is", a token per word.
+
+                      +-- No -- , --+-- [never]
+    Was -- it -- ? ---+             +-- it -- [is]
+                      +-- Yes -- it -- [is]
+
+The last token of an answer (in brackets) is predicted, but nothing is predicted from it: it gets no column. The row
+has 8 columns; one row per answer would take 3 rows of up to 5 columns.
+
+    column        0    1    2    3    4    5    6    7
+    token         Was  it   ?    No   ,    it   Yes  it
+    position id   0    1    2    3    4    5    3    4       along the token's own path
+    parent        -1   0    1    2    3    4    2    6       column of the token before it on its path
+    predicts                No   ,    never is  it   is
+                            Yes       it
+
+    mask (row: query column, column: key column; 1 = may attend)
+
+        Was   1 . . . . . . .
+        it    1 1 . . . . . .
+        ?     1 1 1 . . . . .
+        No    1 1 1 1 . . . .
+        ,     1 1 1 1 1 . . .
+        it    1 1 1 1 1 1 . .
+        Yes   1 1 1 . . . 1 .       the prompt and itself, but not the answers that begin with "No"
+        it    1 1 1 . . . 1 1
+
+`Layout.edges` lists the 8 predictions as (column, token): 0 (2, No), 1 (3, ","), 2 (4, never), 3 (4, it), 4 (5, is),
+5 (2, Yes), 6 (6, it), 7 (7, is). `Layout.paths` lists the predictions of each answer: (0, 1, 2), (0, 1, 3, 4) and
+(5, 6, 7). So log p("No , it is") is the sum of the log-probabilities of predictions 0, 1, 3 and 4.
+
+Several trees can stand side by side in one row: positions start again with each tree, and the mask is block-diagonal.
+Behind a prefix of P cached tokens, P is added to every position id and every token attends to the whole prefix.
 """
 
 from __future__ import annotations
@@ -28,94 +57,100 @@ from locaudit.errors import DataError
 
 @dataclass(frozen=True)
 class Layout:
-    """One row: the prompt, then each distinct beginning of a branch once, parents before children."""
+    """The columns of one tree: the prompt, then the answers' tokens, with those of a shared beginning only once.
+
+    Every column comes after its parent, the column of the token before it.
+    """
 
     tokens: tuple[int, ...]
+    """Token id of each column."""
     positions: tuple[int, ...]
-    """Of each token on its path, from 0."""
+    """Position id of each column, from 0: how many tokens come before its token on the token's path."""
     parents: tuple[int, ...]
-    """Column of the token before it on its path; -1 for the first."""
+    """For each column, the column of the token before it on its path; -1 for the first token of the prompt."""
     edges: tuple[tuple[int, int], ...]
-    """(column that predicts it, token): each predicted token of the branches, once."""
+    """(column that predicts, predicted token id) of each prediction; one that several branches share is listed once."""
     paths: tuple[tuple[int, ...], ...]
-    """Edges of each branch."""
+    """For each branch, the indices into `edges` of its tokens, in order."""
     last: tuple[int, ...]
-    """Column of each branch's last token; -1 where it does not run."""
+    """Column of each branch's last token; -1 if that token has no column."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """Token ids of one prompt and of the branches that follow it."""
+    """Token ids of a prompt and of the branches (answers) that may follow it."""
 
     prompt: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
 
     def __len__(self) -> int:
-        """Tokens that run when the branches are scored."""
+        """Number of columns of `scored`."""
         return len(self.scored.tokens)
 
     @cached_property
     def scored(self) -> Layout:
-        """The row in which the branches' tokens are predicted: without those that predict nothing themselves."""
+        """The columns needed to score the branches: all tokens but those from which nothing is predicted."""
         return _lay_out(self, ends=False)
 
     @cached_property
     def read(self) -> Layout:
-        """The row with every token, for what is read at the branches' ends."""
+        """A column for every token, so that activations can be read at each branch's last token."""
         return _lay_out(self, ends=True)
 
 
 @dataclass(frozen=True)
 class Forest:
-    """Trees of several prompts that begin with the same `prefix` (such as a primer), which they leave out."""
+    """Trees whose prompts all begin with the same tokens, such as a primer: `prefix` holds them, the trees do not."""
 
     prefix: tuple[int, ...]
     trees: tuple[Tree, ...]
 
     @property
     def depth(self) -> int:
-        """Tokens of the longest path, prefix included."""
+        """Length in tokens of the longest path: prefix, prompt and branch."""
         return len(self.prefix) + max(len(tree.prompt) + max(map(len, tree.branches)) for tree in self.trees)
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of all trees, without the prefix."""
+        """Number of columns of all trees, without the prefix."""
         return sum(map(len, self.trees))
 
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Right-padded rows of one or more trees."""
+    """Rows of one or more trees side by side, right-padded to one length: the tensors of one forward pass."""
 
     input_ids: Int[Tensor, "rows tokens"]
     position_ids: Int[Tensor, "rows tokens"]
     visible: Bool[Tensor, "rows tokens tokens"]
-    """visible[r, i, j]: token i of row r may attend to token j."""
+    """Attention mask: in row r, the token in column i may attend to the one in column j if ``visible[r, i, j]``."""
     answer_positions: Bool[Tensor, "rows tokens"]
-    """From the last prompt token on: every token that an answer's probability is read from."""
+    """True from each prompt's last token on: the columns from which answer tokens are predicted, where an ``answer``
+    edit acts."""
     target: Int[Tensor, "3 n"]
-    """(row, column that predicts it, token id) of each predicted token; what branches share is there once."""
+    """(row, column that predicts, predicted token id) of each of the n predictions; branches share predictions."""
     path: Int[Tensor, "2 steps"]
-    """(branch, its target): every token of every branch, branches counted through all rows."""
+    """(branch, index into `target`) of every token of every branch; branches are numbered across all rows."""
     last: Int[Tensor, "2 branches"]
-    """(row, column) of each branch's last token; the column is -1 where it does not run."""
+    """(row, column) of each branch's last token; the column is -1 if that token does not run."""
 
     @property
     def n_branches(self) -> int:
-        """Branches of all rows."""
+        """Number of branches in all rows."""
         return self.last.shape[1]
 
     @property
     def lengths(self) -> Int[Tensor, " branches"]:
-        """Tokens of each branch."""
+        """Length of each branch in tokens."""
         return torch.bincount(self.path[0], minlength=self.n_branches)
 
 
 def encode_tree(tokenizer: Any, prompt: str, continuations: Sequence[str], *, special: bool = True) -> Tree:
-    """Tokenise a prompt and its continuations so that the continuations' tokens are known by construction.
+    """Tokenise a prompt and its continuations into a tree.
 
-    Prompt and continuation are tokenised together; where that does not begin with the prompt's own tokens (the
-    tokenizer merged across the border), the continuation is tokenised alone.
+    Each continuation is tokenised together with the prompt. If the result does not begin with the prompt's own tokens,
+    because the tokenizer merged characters across the border, the continuation is tokenised alone. `special` adds the
+    tokenizer's special tokens (BOS). Raises `DataError` for a prompt or continuation without tokens.
     """
     ending = _ending(tokenizer) if special else ()
 
@@ -133,13 +168,13 @@ def encode_tree(tokenizer: Any, prompt: str, continuations: Sequence[str], *, sp
     for text, ids in zip([prompt, *continuations], [head, *branches], strict=True):
         if not ids:
             raise DataError(
-                got=f"the prompt or answer {text!r} without tokens", expected="at least one token", remedy="drop it"
+                got=f"the prompt or answer {text!r} without tokens", expected="at least one token", remedy="remove it"
             )
     return Tree(head, tuple(branches))
 
 
 def _ending(tokenizer: Any) -> tuple[int, ...]:
-    """Special tokens that the tokenizer puts after every text (T5-like tokenizers add EOS); they are not scored."""
+    """Special tokens that the tokenizer appends to every text (T5-like ones append EOS); they are not scored."""
     plain = tuple(tokenizer("a", add_special_tokens=False)["input_ids"])
     full = tuple(tokenizer("a", add_special_tokens=True)["input_ids"])
     at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), None)
@@ -147,7 +182,10 @@ def _ending(tokenizer: Any) -> tuple[int, ...]:
 
 
 def plant(tokenizer: Any, prompt: Prompt, questions: Sequence[tuple[str, Sequence[str]]]) -> Forest:
-    """A forest of (question, answers), with the tokens that all prompts share as its prefix."""
+    """Tokenise (question, answers) pairs into a forest.
+
+    With a primer, the tokens with which all prompts begin become the forest's prefix. Without one, the prefix is empty.
+    """
 
     def tree_of(question: str, answers: Sequence[str]) -> Tree:
         text, endings = prompt.render(question, tokenizer), [prompt.joint + answer for answer in answers]
@@ -156,7 +194,8 @@ def plant(tokenizer: Any, prompt: Prompt, questions: Sequence[tuple[str, Sequenc
     trees = [tree_of(question, answers) for question, answers in questions]
     if not prompt.primer:
         return Forest((), tuple(trees))
-    # Two more prompts keep a chance resemblance of few questions out of the prefix, which leaves each prompt a token.
+    # With few questions, all could happen to begin alike: two more prompts keep such words out of the prefix.
+    # `prompt[:-1]` leaves each tree at least one prompt token, from which the first answer token is predicted.
     others = [tree_of(text, ()).prompt for text in ("?", "Why not?")]
     n = len(commonprefix([*others, *(tree.prompt[:-1] for tree in trees)]))
     return Forest(trees[0].prompt[:n], tuple(Tree(tree.prompt[n:], tree.branches) for tree in trees))
@@ -165,10 +204,11 @@ def plant(tokenizer: Any, prompt: Prompt, questions: Sequence[tuple[str, Sequenc
 def collate(
     rows: Sequence[Sequence[Tree]], *, n_prefix: int = 0, pad_id: int = 0, ends: bool = False, multiple: int = 1
 ) -> TreeBatch:
-    """Rows of trees as a batch whose positions start at `n_prefix`; trees of one row do not see each other.
+    """Put trees into the rows of a batch; ``rows[r]`` are the trees of row r, which do not attend to each other.
 
-    Rows are padded to the longest, and that to a multiple of `multiple`. Padding sees only itself and is seen by
-    nothing. `ends` runs the branches' last tokens too, which nothing is predicted from.
+    Position ids start at `n_prefix`. Rows are padded to the longest one, rounded up to a multiple of `multiple`. A
+    padding token attends only to itself, and no other token attends to it. With `ends`, the branches' last tokens run
+    too (`Tree.read`).
     """
     layouts = [[tree.read if ends else tree.scored for tree in row] for row in rows]
     n_rows, n_tokens = len(rows), max(sum(len(layout.tokens) for layout in row) for row in layouts)
@@ -181,31 +221,37 @@ def collate(
     steps: list[tuple[int, int]] = []
     last: list[tuple[int, int]] = []
     for number, row in enumerate(rows):
-        at = 0
+        at = 0  # first column of the next tree
         for tree, layout in zip(row, layouts[number], strict=True):
             end = at + len(layout.tokens)
             input_ids[number, at:end] = layout.tokens
             position_ids[number, at:end] = layout.positions
             answers[number, at + len(tree.prompt) - 1 : end] = True
+            # Each token attends to what its parent attends to, and to itself (the diagonal). Parents stand first.
             for column in range(1, len(layout.tokens)):
                 visible[number, at + column] |= visible[number, at + layout.parents[column]]
+            # Branches and targets are numbered across rows: shift this tree's numbers by those already there.
             steps += [(len(last) + b, len(targets) + edge) for b, path in enumerate(layout.paths) for edge in path]
             targets += [(number, at + column, token) for column, token in layout.edges]
             last += [(number, at + column if column >= 0 else -1) for column in layout.last]
             at = end
     return TreeBatch(
-        torch.from_numpy(input_ids),
-        torch.from_numpy(position_ids) + n_prefix,
-        torch.from_numpy(visible),
-        torch.from_numpy(answers),
-        torch.tensor(targets).T,
-        torch.tensor(steps).T,
-        torch.tensor(last).T,
+        torch.from_numpy(input_ids),  # (rows, tokens)
+        torch.from_numpy(position_ids) + n_prefix,  # (rows, tokens)
+        torch.from_numpy(visible),  # (rows, tokens, tokens)
+        torch.from_numpy(answers),  # (rows, tokens)
+        torch.tensor(targets).T,  # (3, predictions)
+        torch.tensor(steps).T,  # (2, tokens of all branches)
+        torch.tensor(last).T,  # (2, branches)
     )
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Numbers of the items that share a row: each row at most `capacity` tokens, or a single item; longest first."""
+    """Distribute items over rows of at most `capacity` tokens: the item numbers of each row.
+
+    First-fit decreasing: the longest item first, each into the first row with room for it. An item longer than
+    `capacity` gets a row of its own. ``pack([7, 3, 5, 2], 8)`` is ``[[0], [2, 1], [3]]``.
+    """
     rows: list[list[int]] = []
     left: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
@@ -220,10 +266,12 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def _lay_out(tree: Tree, *, ends: bool) -> Layout:
+    """Columns of a tree; `ends` gives the branches' last tokens a column too."""
     n_prompt = len(tree.prompt)
     tokens, positions, parents = list(tree.prompt), list(range(n_prompt)), list(range(-1, n_prompt - 1))
-    columns: dict[tuple[int, int], int] = {}
-    edges: dict[tuple[int, int], int] = {}
+    # An edge (column that predicts, token) is the same for two branches exactly if they agree up to that token.
+    columns: dict[tuple[int, int], int] = {}  # edge -> column of its token, if it has one
+    edges: dict[tuple[int, int], int] = {}  # edge -> its index, in order of first use
     paths, last = [], []
     for branch in tree.branches:
         column, path = n_prompt - 1, []
@@ -235,15 +283,19 @@ def _lay_out(tree: Tree, *, ends: bool) -> Layout:
                 tokens.append(token)
                 positions.append(positions[column] + 1)
                 parents.append(column)
-            column = columns.get(edge, -1)
+            column = columns.get(edge, -1)  # -1 only at the branch's last token
         paths.append(tuple(path))
         last.append(column)
     return Layout(tuple(tokens), tuple(positions), tuple(parents), tuple(edges), tuple(paths), tuple(last))
 
 
 def additive_mask(batch: TreeBatch, n_prefix: int, dtype: torch.dtype) -> Float[Tensor, "rows 1 tokens seen"]:
-    """The 4-D mask of a batch behind `n_prefix` cached tokens: 0 where visible, the dtype's minimum elsewhere."""
+    """The attention mask that transformers adds to attention scores, for a batch behind `n_prefix` cached tokens.
+
+    It is 0 where a token may attend and the dtype's minimum elsewhere; `seen` counts prefix and row, P + tokens.
+    """
     rows, tokens = batch.input_ids.shape
+    # Every token attends to the whole prefix: (rows, tokens, P) ones, then (rows, tokens, tokens).
     visible = torch.cat([batch.visible.new_ones(rows, tokens, n_prefix), batch.visible], dim=2)
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min).unsqueeze(1)

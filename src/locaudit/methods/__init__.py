@@ -1,4 +1,4 @@
-"""How is an edit found? Built-in methods and objectives by name; their code is imported when it first runs."""
+"""How is an edit found? Registers the built-in methods and objectives; a method's code is imported at first use."""
 
 from __future__ import annotations
 

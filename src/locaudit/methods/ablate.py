@@ -1,7 +1,7 @@
-"""Mean ablation of a location: h' has the mean of h in the location's subspace, and is h outside it.
+"""Mean ablation: h is replaced by its mean in the location's subspace and unchanged outside it.
 
-With P the subspace's basis, h' = h + P P^T (mean - h). Coordinates are stored as a mask and a mean, which is exact in
-every dtype; any other basis as matrices, A = -P^T, B = P, c = P^T mean.
+With an orthonormal basis P (d, k) of the subspace, h' = h + P P^T (mean - h). A set of coordinates is stored as a mask
+and a mean, which is exact in every dtype. Any other subspace is stored as matrices: A = -P^T, B = P, c = P^T mean.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from locaudit.registry import KINDS
 
 
 def prepare(preparing: Any, settings: AblateSettings) -> dict[str, Tensor]:
-    """``SITE.LAYER`` -> mean (d,) of the site's vectors over all tokens of the training texts, for every layer."""
+    """Mean vector (d,) of every layer's site over all tokens of the training texts, by the name ``SITE.LAYER``."""
     name = KINDS[preparing.kind].site
     sites = [Site(name, layer) for layer in range(preparing.model.n_layers)]
     preparing.say(f"reading mean activations ({name})")
@@ -38,7 +38,7 @@ def prepare(preparing: Any, settings: AblateSettings) -> dict[str, Tensor]:
 def fit(
     shared: Any, jobs: Sequence[Job], settings: AblateSettings, on_step: Callable[[int, int], None] | None = None
 ) -> list[Fit]:
-    """The ablation of each job's location; `shared` holds the `model` and what `prepare` made."""
+    """The mean ablation of each job's location, with the means that `prepare` computed (``shared.prepared``)."""
     means = shared.prepared["ablate"]
     return [
         Fit(Edit({site: mean_ablation(subspace, means[f"{site.name}.{site.layer}"])
@@ -48,7 +48,7 @@ def fit(
 
 
 def mean_ablation(subspace: Subspace, mean: Float[Tensor, " d"]) -> SiteEdit:
-    """The edit of one site that puts the mean in place of what h has in the subspace."""
+    """The edit of one site that replaces h by its mean in the subspace."""
     width = len(mean)
     if subspace.dtype == torch.bool:
         return SiteEdit(mean.new_zeros(0, width), mean.new_zeros(width, 0), mean.new_zeros(0), subspace, mean)
@@ -59,20 +59,19 @@ def mean_ablation(subspace: Subspace, mean: Float[Tensor, " d"]) -> SiteEdit:
 def collect_means(
     model: Model, forest: Forest, sites: Sequence[Site], *, row_tokens: int | None = None
 ) -> dict[Site, Float[Tensor, " d"]]:
-    """Mean of each site's vectors over all tokens of the forest's prompts and answers, float32, on the CPU.
+    """Mean of each site's vectors over the tokens of the forest's prompts and answers, in float32 on the CPU.
 
-    A prompt counts once, and so does what a question's answers begin with in common; the prefix of all prompts, if
-    there is one, does not count.
+    A question's prompt counts once, and so do tokens with which several of its answers begin. The prefix that all
+    prompts share does not count. `row_tokens` is the most padded tokens in a forward.
     """
     check_depth(model, forest)
     totals = {site: torch.zeros(model.width(site), dtype=torch.float64) for site in sites}
     n_tokens = [len(tree.read.tokens) for tree in forest.trees]
     prefix = run_prefix(model, forest.prefix, None)
     for rows, batch in forest_batches(model, forest, row_tokens=row_tokens, ends=True):
-        filled = torch.tensor([sum(n_tokens[i] for i in row) for row in rows])
-        row, token = (torch.arange(batch.input_ids.shape[1]) < filled.unsqueeze(1)).nonzero(
-            as_tuple=True
-        )  # padding left out
+        filled = torch.tensor([sum(n_tokens[i] for i in row) for row in rows])  # (rows,): tokens without padding
+        # Indices (n,) of all tokens that are not padding.
+        row, token = (torch.arange(batch.input_ids.shape[1]) < filled.unsqueeze(1)).nonzero(as_tuple=True)
         with record(model, sites, (row, token)) as seen:
             run_trees(model, batch, prefix=prefix)
         for site in sites:

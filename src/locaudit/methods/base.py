@@ -1,4 +1,4 @@
-"""What a method is: a name, settings, and a function that finds edits. No torch here."""
+"""The interface of a method: a title, settings and a function that finds edits. This file does not import torch."""
 
 from __future__ import annotations
 
@@ -13,56 +13,61 @@ from locaudit.location import Location
 
 @dataclass(frozen=True)
 class Job:
-    """One edit to find."""
+    """One edit to find: at which location, with which strength and seed."""
 
     location: Location
     strength: float | None
-    """A value of the method's grid; None for a method without one."""
+    """A value of the method's grid of strengths; None for a method without a grid."""
     seed: int
-    """Of the order of questions and the initial reader: the same for a claim and its controls."""
+    """Seed of the order of training questions and of the initial A; the same for the claim and its controls."""
     draw: int | None = None
-    """Number of a random direction at the location (`Method.null`); None for the edit itself."""
+    """Number of the random direction at the location, if controls are directions (`Method.null`); else None."""
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """What a method found for a `Job`."""
+    """The result of a `Job`."""
 
     edit: Any
-    """The `locaudit.edits.Edit`; None, with a message, if its loss or gradient stopped being finite."""
+    """The `locaudit.edits.Edit`; None, with a `message`, if a loss, gradient or edit became NaN or infinite."""
     losses: tuple[float, ...] = ()
-    """Mean loss over the pairs of each step; empty where nothing is trained."""
+    """For each training step, the mean loss over its answer pairs; empty if nothing is trained."""
     message: str = ""
+    """Why there is no edit; empty if there is one."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way of finding an edit. Add one with ``METHODS.register(name)(Method(...))``: nothing else names it."""
+    """A way of finding edits. ``METHODS.register(name)(Method(...))`` adds one; no other code has to name it."""
 
     title: str
-    """What readers call it, for example ``Optimal edit``."""
+    """Name in reports, for example ``Optimal edit``."""
     settings: type
-    """A dataclass whose fields all have defaults and docstrings: keys of ``methods.NAME`` in YAML, and flags."""
+    """A dataclass whose fields all have defaults and docstrings. They become keys of ``methods.NAME`` in YAML and
+    flags of the command line."""
     fit: Callable[..., Sequence[Any]] | str
-    """``fit(shared, jobs, settings, on_step=None) -> [Fit, ...]``, a `Fit` a job; or ``"module:function"``, imported
-    when first used. `shared` is the worker's `locaudit.run.worker.Shared`: model, data, and what is computed once."""
+    """``fit(shared, jobs, settings, on_step=None)`` returns one `Fit` per job. May be given as ``"module:function"``,
+    which is imported at first use. `shared` is a `locaudit.run.worker.Shared`: the model, the data and everything that
+    is computed once for all trials. ``on_step(done, total)`` reports progress."""
     prepare: Callable[..., Any] | str = ""
-    """``prepare(preparing, settings) -> {name: tensor}``: what all its edits share, computed once, kept in the run
-    folder and found in ``shared.prepared[method]``. `preparing` is `locaudit.run.prepare.Preparing`. Empty: nothing."""
+    """``prepare(preparing, settings)`` computes tensors that all edits of the method share, as {name: tensor}. It runs
+    once; the tensors are saved in the run folder and passed on as ``shared.prepared[method]``. `preparing` is a
+    `locaudit.run.prepare.Preparing`. Empty for a method that needs none."""
     grid: str = ""
-    """Field of the settings that holds the strengths tried; validation chooses one. Empty: one edit."""
+    """Name of the settings field with the strengths to try, one of which is chosen on validation questions. Empty for
+    a method without a strength: it makes a single edit per location."""
     symbol: str | Callable[[Any], str] = ""
-    """Of the strength, for example ``α``; may depend on the settings."""
+    """Symbol of the strength, for example ``α``, or a function from the settings to the symbol."""
     supports: Literal["higher", "lower"] = "higher"
-    """Whether higher or lower scores support the claim."""
+    """Whether a higher or a lower score at the claim supports the claim."""
     null: Literal["places", "directions"] = "places"
-    """Controls are random places of the claim's kind and size, or random directions at the claim (`Job.draw`)."""
+    """What controls are: random places of the claim's kind and size, or random directions at the claim (`Job.draw`)."""
     whole: bool = True
-    """Whether the whole model is edited too, as the ceiling."""
+    """Whether the whole model is edited too, as an upper reference for the effect size."""
     rest: bool = False
-    """Whether everything but the claim is edited too: is the claim needed?"""
+    """Whether everything but the claim is edited too, to test whether the claim is necessary."""
     trained: bool = False
-    """Whether edits are trained, several in one bank."""
+    """Whether edits are trained; several can then be trained together in one bank."""
 
     def __post_init__(self):
         names = [field.name for field in fields(self.settings)]
@@ -70,25 +75,25 @@ class Method:
             raise ConfigError(
                 got=f"the grid {self.grid!r} of the method {self.title!r}",
                 expected=f"a field of {self.settings.__name__}: {', '.join(names)}",
-                remedy="name one of them",
+                remedy="set grid to one of them",
             )
 
     def strengths(self, settings: Any) -> tuple[float | None, ...]:
-        """The grid of these settings; ``(None,)`` for a method without strengths."""
+        """The strengths to try under these settings; ``(None,)`` for a method without strengths."""
         return tuple(getattr(settings, self.grid)) if self.grid else (None,)
 
     def symbol_of(self, settings: Any) -> str:
-        """The strength's symbol under these settings."""
+        """The symbol of the strength under these settings."""
         return self.symbol(settings) if callable(self.symbol) else self.symbol
 
     @property
     def fitter(self) -> Callable[..., Sequence[Any]]:
-        """The function behind `fit`."""
+        """The function that `fit` names, imported if necessary."""
         return _function(self.fit)
 
     @property
     def preparer(self) -> Callable[..., Any] | None:
-        """The function behind `prepare`; None without one."""
+        """The function that `prepare` names, imported if necessary; None if there is none."""
         return _function(self.prepare) if self.prepare else None
 
 
@@ -101,9 +106,10 @@ def _function(named: Callable[..., Any] | str) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss over (true, false) answer pairs."""
+    """A training loss over pairs of a true and a false answer."""
 
     loss: Callable[[Any, float], Any]
-    """``loss(margin, strength)``, elementwise: margin h = r(y+) - r(y-) (pairs,), strength a number."""
+    """``loss(margin, strength)`` of each pair: margins h = r(y+) - r(y-) (pairs,) to losses (pairs,); strength is a
+    number."""
     symbol: str
-    """Of the strength, for example ``τ``."""
+    """Symbol of the strength, for example ``τ``."""

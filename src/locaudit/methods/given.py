@@ -1,4 +1,4 @@
-"""A user's edit from a file, and its null: the same norm in random directions of the same place."""
+"""A user's own edit from a file; its null distribution is random directions of the same norm at the same place."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from locaudit.records import content_hash
 def fit(
     shared: Any, jobs: Sequence[Job], settings: GivenSettings, on_step: Callable[[int, int], None] | None = None
 ) -> list[Fit]:
-    """The file's edit, or `Job.draw` random directions for it; `shared` holds the `model`.
+    """The edit in the file, or for a job with a `draw` the same edit in random directions (`random_directions`).
 
-    Raises `ConfigError` without a file, `DataError` for one that holds no edit, `LocationError` for an edit that acts
-    outside the job's location.
+    Raises `ConfigError` if no file is set, `DataError` if the file is not an edit, and `LocationError` if the edit
+    changes anything outside the job's location.
     """
     if settings.file is None:
-        raise ConfigError(got="no edit", expected="its file", remedy="set methods.given.file")
+        raise ConfigError(got="no file", expected="a file with an edit", remedy="set methods.given.file")
     edit = load_edit(settings.file)
     return [Fit(_at(edit, shared.model.subspaces(job.location), job)) for job in jobs]
 
 
 def random_directions(site: SiteEdit, subspace: Subspace, generator: torch.Generator) -> SiteEdit:
-    """The site's edit with each column of B, and the mean of an ablation, turned to a random direction of the subspace.
+    """Replace each column of B, and an ablation's mean, by a random direction in the subspace with the same norm.
 
-    Directions are uniform on the subspace's sphere, norms as before.
+    Directions are uniform on the unit sphere of the subspace.
     """
 
     def turned(columns: Float[Tensor, "d r"]) -> Float[Tensor, "d r"]:
@@ -45,19 +45,20 @@ def random_directions(site: SiteEdit, subspace: Subspace, generator: torch.Gener
     changed = replace(site, b=turned(site.b))
     if site.mask is None or site.mean is None:
         return changed
-    inside = (site.mean * site.mask).unsqueeze(1)  # the rest of the mean is not used
+    inside = (site.mean * site.mask).unsqueeze(1)  # (d, 1); outside the mask the mean is not used
     return replace(changed, mean=turned(inside).squeeze(1))
 
 
 def _at(edit: Edit, subspaces: dict[Any, Subspace], job: Job) -> Edit:
     for site, e in edit.sites.items():
         subspace = subspaces.get(site, torch.zeros(len(e.b), dtype=torch.bool))
+        # The columns (d, r) or (d, r + 1) that the edit writes to: B, and the mask of an ablation.
         written = e.b if e.mask is None else torch.cat([e.b, e.mask.float().unsqueeze(1)], dim=1)
         if len(subspace) != len(e.b) or (onto(subspace, written) - written).norm() > 1e-4 * written.norm():
             raise LocationError(
                 got=f"an edit of {site[0]} in layer {site[1]} that writes outside of {job.location}",
-                expected="an edit of the location that is audited",
-                remedy="name the place that the edit writes to as the claim",
+                expected="an edit of the claimed location only",
+                remedy="claim the place that the edit writes to",
             )
     if job.draw is None:
         return edit

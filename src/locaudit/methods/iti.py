@@ -1,7 +1,7 @@
-"""Inference-time intervention: h' = h + alpha sigma u at the chosen units.
+"""Inference-time intervention (ITI): h' = h + alpha sigma u at each unit of the location.
 
-u is a unit vector for each unit (a block of a site's coordinates, such as a head) and sigma the standard deviation of
-activations along it, both from training questions.
+A unit is a block of a site's coordinates, such as a head. Its direction u has norm 1, and sigma is the standard
+deviation of its activations along u. Both come from training questions.
 Source: the paper, "Localization and Intervention Using Activation Statistics" (equation 5); Li et al. 2023 (ITI).
 """
 
@@ -34,13 +34,18 @@ def iti_theta(
     probes: Probes | None = None,
     seed: int = 0,
 ) -> Float[Tensor, "layers units width"]:
-    """Theta = sigma u of every unit.
+    """The vector theta = sigma u of every unit of the model.
 
-    ``mass_mean``: u is the mean activation of true answers minus that of false ones; ``probe``: the probe's weight
-    (needs `probes`); ``random``: uniform on the sphere, from `seed`. sigma is the standard deviation (of the
-    population, as the reference has it) of `spread`'s activations along u, of `activations`' own when it is None. A
-    unit whose activations do not vary gets theta = 0.
+    `direction` chooses u, which is then normalised:
+
+        mass_mean   mean activation of true answers minus mean activation of false answers
+        probe       weight of the unit's probe (needs `probes`)
+        random      uniform on the unit sphere, from `seed`
+
+    sigma is the population standard deviation (dividing by n, as in ITI's code) along u of the activations in `spread`,
+    or of `activations` themselves if `spread` is None. A unit whose activations do not vary gets theta = 0.
     """
+    # x (n, layers, units, width), y (n,); u (layers, units, width)
     x, y = activations.values, activations.is_true
     if direction == "mass_mean":
         raw = x[y].mean(dim=0) - x[~y].mean(dim=0)
@@ -52,10 +57,10 @@ def iti_theta(
         raw = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed))
     else:
         raise ConfigError(
-            got=f"the direction {direction!r}", expected="'mass_mean', 'probe' or 'random'", remedy="name one of them"
+            got=f"the direction {direction!r}", expected="'mass_mean', 'probe' or 'random'", remedy="choose one of them"
         )
     u = torch.nn.functional.normalize(raw, dim=-1)
-    along = torch.einsum("nluw,luw->nlu", (activations if spread is None else spread).values, u)
+    along = torch.einsum("nluw,luw->nlu", (activations if spread is None else spread).values, u)  # (n, layers, units)
     return along.std(dim=0, correction=0).unsqueeze(-1) * u
 
 
@@ -67,30 +72,34 @@ def iti_edit(
     alpha: float,
     positions: Positions = "answer",
 ) -> Edit:
-    """The edit A = 0, c = alpha, B = theta at the location's units, 0 elsewhere."""
+    """The edit h' = h + alpha theta: A = 0, c = alpha, and B is theta at the location's units and 0 elsewhere.
+
+    Raises `ConfigError` for other positions or an alpha that is not finite.
+    """
     if positions not in ("all", "answer") or not math.isfinite(alpha):
         raise ConfigError(
             got=f"positions {positions!r} and alpha {alpha}",
-            expected="'all' or 'answer', and a finite number",
-            remedy="change the arguments",
+            expected="positions 'all' or 'answer', and a finite alpha",
+            remedy="correct the one that is wrong",
         )
     sites: dict[Site, SiteEdit] = {}
     for site, subspace in model.subspaces(location).items():
+        # The layer's theta (units, width) as one column (d, 1), set to 0 outside the location.
         b = onto(subspace, theta[site.layer].reshape(-1, 1)).squeeze(1)
         sites[site] = SiteEdit.rank_one(torch.zeros_like(b), b, alpha)
     return Edit(sites, positions)
 
 
 def prepare(preparing: Any, settings: ITISettings) -> dict[str, Tensor]:
-    """``theta`` of every unit, from training questions (`locaudit.run.prepare.Preparing`).
+    """Compute ``theta`` of every unit from the training questions (`locaudit.run.prepare.Preparing`).
 
-    Raises `ConfigError` for a kind of place that is no blocks of coordinates.
+    Raises `ConfigError` for a kind of place whose units are not blocks of coordinates.
     """
     if preparing.blocks is None:
         raise ConfigError(
-            got=f"ITI at a place of kind {preparing.kind}",
+            got=f"the method iti with places of the kind {preparing.kind}",
             expected="a kind whose units are blocks of coordinates, such as head",
-            remedy="leave the method out",
+            remedy="leave iti out of the methods",
         )
     probes = preparing.probes if settings.direction == "probe" else None
     return {
@@ -107,7 +116,7 @@ def prepare(preparing: Any, settings: ITISettings) -> dict[str, Tensor]:
 def fit(
     shared: Any, jobs: Sequence[Job], settings: ITISettings, on_step: Callable[[int, int], None] | None = None
 ) -> list[Fit]:
-    """The edit of each job, alpha its strength; `shared` holds the `model` and what `prepare` made."""
+    """The ITI edit of each job, with its strength as alpha and the theta that `prepare` computed."""
     theta = shared.prepared["iti"]["theta"]
     return [
         Fit(iti_edit(shared.model, job.location, theta, alpha=job.strength or 0.0, positions=settings.positions))

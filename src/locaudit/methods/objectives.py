@@ -1,13 +1,14 @@
-"""What the losses over (true, false) answer pairs need, and the learning rates that go with them.
+"""Log-ratios of answers, from which the training losses are computed, and default learning rates.
 
-With r(y) = log pi_edit(y|x) - log pi_0(y|x) and the margin h = r(y+) - r(y-):
+With the log-ratio r(y) = log pi_edit(y|x) - log pi_0(y|x) of an answer, and the margin h = r(y+) - r(y-) of a pair:
 
     IPO  (h - 1 / (2 tau))^2          the paper, "Fitting the Alignment Objective"; Azar et al. 2024, equation 17
     DPO  -log sigmoid(beta h)         Rafailov et al. 2023, equation 7
 
-(`locaudit.registry.OBJECTIVES`). The paper prints argmax in front of IPO's sum; the loss is minimised. Its log-ratios
-are sums over answer tokens (``reduction="sum"``); TRL's IPO divides each by its own length (``"mean"``). The two aim at
-very different edits: 1 / (2 tau) is a margin in nats per answer, or per token.
+The losses themselves are in `locaudit.registry.OBJECTIVES`. They are minimised, although the paper prints argmax in
+front of IPO's sum. The paper's log-ratios are sums over answer tokens (``reduction="sum"``); TRL's IPO divides each by
+the answer's length (``"mean"``). This matters: IPO's target margin 1 / (2 tau) is in nats per answer with ``sum`` and
+in nats per token with ``mean``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,11 @@ def log_ratios(
     lengths: Int[Tensor, " answers"],
     reduction: Reduction,
 ) -> Float[Tensor, " answers"]:
-    """r(y) of each answer from summed log-probabilities; ``mean`` divides by the answer's length in tokens."""
+    """Log-ratio r(y) of each answer, in nats.
+
+    `edited` and `reference` are log-probabilities of the answers, summed over tokens. The reduction ``mean`` divides
+    the log-ratio by the answer's length in tokens.
+    """
     ratio = edited - reference
     return ratio / lengths if reduction == "mean" else ratio
 
@@ -35,15 +40,15 @@ LEARNING_RATES: dict[str, tuple[tuple[int, float], ...]] = {
     "pair": ((1, 2e-3), (16, 5e-4), (1024, 1e-4)),
     "question": ((1, 2e-2), (16, 1e-2), (1024, 3e-3)),
 }
-"""(location's size in heads, learning rate) anchors for each way of batching."""
+"""Anchors (size of the location in heads, learning rate) for each way of batching."""
 
 
 def default_learning_rate(batching: Batching, heads_worth: float, n_heads: float) -> float:
-    """Learning rate for a location that is worth so many heads, of a model that is worth `n_heads` in all.
+    """Learning rate for a location whose size is `heads_worth` heads, in a model of `n_heads` heads.
 
-    ``pair``: the paper's 2e-3 for 1 head, 5e-4 for 16, 1e-4 for all 1024 of its model; ``question``: the rates of
-    docs/learning-rates.md at the same anchors. Between anchors the logarithm of the rate is linear in that of the size,
-    and the whole model always takes the last anchor.
+    With ``pair`` batching, the paper's rates: 2e-3 for 1 head, 5e-4 for 16 and 1e-4 for all 1024 heads of its model.
+    With ``question`` batching, the rates of docs/learning-rates.md at the same sizes. Between these sizes the rate is
+    interpolated linearly on logarithmic scales. The whole model always gets the last rate.
     """
     anchors = LEARNING_RATES[batching]
     if heads_worth < n_heads:

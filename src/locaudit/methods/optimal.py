@@ -1,4 +1,4 @@
-"""The best edit of a location, or the best constant there: trained on true and false answers, masked to it."""
+"""Optimal and constant edits: trained on true and false answers, and restricted to the location."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OnStep = Callable[[int, int], None]
 
 
 def fit(shared: Any, jobs: Sequence[Job], settings: OptimalSettings, on_step: OnStep | None = None) -> list[Fit]:
-    """Each job's best edit h' = h + B A h, in banks of ``settings.bank_size`` (None: one bank)."""
+    """Train each job's edit h' = h + B A h, ``settings.bank_size`` edits at a time (None: all together)."""
 
     def start(job: Job) -> TrainableEdit:
         return TrainableEdit(shared.model, job.location, rank=settings.rank, reader=settings.reader, seed=job.seed)
@@ -30,7 +30,7 @@ def fit(shared: Any, jobs: Sequence[Job], settings: OptimalSettings, on_step: On
 def fit_constant(
     shared: Any, jobs: Sequence[Job], settings: ConstantSettings, on_step: OnStep | None = None
 ) -> list[Fit]:
-    """Each job's best constant h' = h + b, in banks of ``settings.bank_size`` (None: one bank)."""
+    """Train each job's constant edit h' = h + b, ``settings.bank_size`` edits at a time (None: all together)."""
 
     def start(job: Job) -> TrainableEdit:
         return TrainableEdit(shared.model, job.location, constant=True, seed=job.seed)
@@ -45,7 +45,7 @@ def _fit(
     start: Callable[[Job], TrainableEdit],
     on_step: OnStep | None,
 ) -> list[Fit]:
-    """`shared` has ``model``, ``training``, ``residuals["train"]`` and ``row_tokens``."""
+    """Train one edit per job, in banks. Reads `shared`'s model, training data, cached residuals and row_tokens."""
     trainees = [
         Trainee(
             partial(start, job),
@@ -75,7 +75,7 @@ def _fit(
 
 
 def learning_rate(shape: Shape, location: Location, settings: TrainingSettings) -> float:
-    """The settings' learning rate, or the one for a location of this size."""
+    """The learning rate in the settings or, if None, the default for a location of this size."""
     size = find_kind(location).heads_worth
     whole = Location.whole(location.kind)
     return settings.learning_rate or default_learning_rate(settings.batching, size(location, shape), size(whole, shape))

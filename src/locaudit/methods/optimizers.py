@@ -1,4 +1,4 @@
-"""Which optimiser trains the edits."""
+"""The optimiser that trains edits: AdamW, or its paged form from bitsandbytes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from locaudit.methods.settings import OptimizerName
 
 
 def resolve_optimizer(name: OptimizerName, device: torch.device) -> Literal["adamw", "paged_adamw_32bit"]:
-    """``auto`` is the paper's ``paged_adamw_32bit`` where bitsandbytes and CUDA are there, else ``adamw``.
+    """Resolve ``auto``: the paper's ``paged_adamw_32bit`` if CUDA and bitsandbytes are available, else ``adamw``.
 
-    Both make the same update in float32; the paged one keeps its state in memory that the GPU may move to the host.
-    Raises `ConfigError` for the paged one where it cannot run.
+    Both make the same update in float32. The paged one keeps its state in memory that can move from the GPU to the
+    host. Raises `ConfigError` if the paged one is asked for and cannot run.
     """
     has_paged = device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
     if name == "auto":
@@ -24,8 +24,8 @@ def resolve_optimizer(name: OptimizerName, device: torch.device) -> Literal["ada
     if name == "paged_adamw_32bit" and not has_paged:
         raise ConfigError(
             got=f"optimizer paged_adamw_32bit on {device.type}, or without bitsandbytes",
-            expected="CUDA and the package bitsandbytes",
-            remedy="take the optimizer auto or adamw, or pip install bitsandbytes",
+            expected="a CUDA device and the package bitsandbytes",
+            remedy="use the optimizer auto or adamw, or pip install bitsandbytes",
         )
     return name
 
@@ -33,7 +33,7 @@ def resolve_optimizer(name: OptimizerName, device: torch.device) -> Literal["ada
 def make_optimizer(
     name: OptimizerName, groups: Sequence[dict[str, Any]], device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW without weight decay over parameter groups with an ``lr`` each."""
+    """AdamW without weight decay; every parameter group has its own ``lr``."""
     if resolve_optimizer(name, device) == "adamw":
         return torch.optim.AdamW(list(groups), weight_decay=0.0)
     from bitsandbytes.optim import PagedAdamW32bit  # pyright: ignore[reportMissingImports]

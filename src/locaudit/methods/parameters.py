@@ -1,4 +1,4 @@
-"""Trainable edits: per site A (r, d) and B (d, r), B's columns in the location's subspace."""
+"""Trainable edits: at each site a low-rank update B A whose output lies in the location's subspace."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from locaudit.models import Model
 
 Reader = Literal["layer", "location"]
 Subspace = Bool[Tensor, " d"] | Float[Tensor, "d k"]
-"""Of a location at a site: its coordinates as a mask, or an orthonormal basis Q where it is none of coordinates."""
+"""The subspace of a site's vectors that belongs to a location: a mask of coordinates, or an orthonormal basis Q."""
 
 
 def onto(subspace: Subspace, columns: Float[Tensor, "d r"]) -> Float[Tensor, "d r"]:
-    """Orthogonal projection of columns onto a subspace: masked, or Q Q^T columns."""
+    """Project columns orthogonally onto a subspace: zero the rows outside a mask, or Q Q^T columns for a basis Q."""
     if subspace.dtype == torch.bool:
         return columns * subspace.unsqueeze(-1)
     return subspace @ (subspace.T @ columns)
 
 
 class TrainableEdit(nn.Module):
-    """The paper's reparameterised LoRA at one location: h' = h + B A h, B's columns in the location's subspace.
+    """An edit h' = h + B A h with trainable A (r, d) and B (d, r) at each site of one location.
 
-    The paper's rank is 1. `reader` says what A may read: ``layer`` all of h (the paper), ``location`` the location's
-    subspace only. A `constant` edit reads nothing: h' = h + b, b trained (the paper's footnote). B starts at 0, so
-    training starts at the unedited model; A starts uniform in +-1/sqrt(d), as LoRA's A does in PEFT, drawn per layer
-    from `seed` so that locations sharing a layer share its reader's start.
+    The columns of B are projected onto the location's subspace, so the edit writes only there. What it reads depends on
+    `reader`: A may read all of h (``layer``, as in the paper) or only the location's subspace (``location``). The paper
+    uses rank 1. A `constant` edit reads nothing: h' = h + b with trainable b (the paper's footnote).
+
+    B starts at 0, so training starts at the unedited model. A starts uniform in +-1/sqrt(d), as LoRA's A in PEFT. It is
+    drawn from `seed` and the layer, so edits of different locations start with the same A in a layer that they share.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class TrainableEdit(nn.Module):
 
     @property
     def sites(self) -> Mapping[Site, SiteEdit]:
-        """The edit of each site as it is now, differentiable in the parameters."""
+        """The current edit of each site; gradients flow back to the parameters."""
         out = {}
         for (site, subspace), a, b in zip(self.subspaces.items(), self.a, self.b, strict=True):
             reads = onto(subspace, a.T).T if self.reader == "location" and not self.constant else a
@@ -72,10 +74,10 @@ class TrainableEdit(nn.Module):
         return out
 
     def to_edit(self) -> Edit:
-        """The edit as it is now, without gradients, on the CPU."""
+        """A copy of the current edit on the CPU, without gradients."""
         return Edit({site: each(e, lambda x: x.detach().cpu().clone()) for site, e in self.sites.items()})
 
 
 def stack_trainable(edits: Sequence[TrainableEdit]) -> EditBank:
-    """The bank of trainable edits as they are now, differentiable in their parameters."""
+    """Stack the current edits into a bank; gradients flow back to their parameters."""
     return stack_sites([edit.sites for edit in edits], (False,) * len(edits))

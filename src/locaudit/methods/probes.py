@@ -1,10 +1,11 @@
-"""Linear probes of every unit, fitted together by Newton's method, and the ranking that gives a candidate location.
+"""Linear probes: one logistic regression per unit, all fitted together by Newton's method, and the units' ranking.
 
-For each unit, with C the inverse regularisation and y in {0, 1},
+For each unit, with activations x_i, labels y_i in {0, 1} and inverse regularisation C,
 
     min over w, v:  C sum_i [log(1 + exp(z_i)) - y_i z_i] + |w|^2 / 2,   z_i = <w, x_i> + v
 
-which is scikit-learn's ``LogisticRegression(C=C)``: activations unscaled, the intercept v not penalised.
+This is scikit-learn's ``LogisticRegression(C=C)``: activations are not scaled, the intercept v is not penalised.
+The best-ranked units are the candidate location.
 """
 
 from __future__ import annotations
@@ -22,48 +23,52 @@ from locaudit.measure.activations import Activations
 from locaudit.registry import KINDS
 
 MAX_STEPS = 100
-"""Newton steps; a handful are usual."""
+"""Maximal number of Newton steps; a handful usually suffice."""
 TOLERANCE = 1e-8
-"""Largest gradient entry, relative to C n."""
+"""Newton's method stops when the largest gradient entry is at most this times C n."""
 CHUNK_BYTES = 256 * 2**20
-"""Memory for one chunk of units' float64 features."""
+"""Units are fitted in chunks whose float64 features take at most this much memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """One probe a unit."""
+    """The fitted probes of all units."""
 
     weight: Float[Tensor, "layers units width"]
     intercept: Float[Tensor, "layers units"]
     val_accuracy: Float[Tensor, "layers units"]
-    """On held-out questions among those given."""
+    """Accuracy on the held-out part of the training questions."""
     majority: float
-    """Share of the larger class among the held-out examples: what a constant guess reaches."""
+    """Share of the larger class among the held-out examples: the accuracy of always guessing it."""
     n_train: int
-    """Examples fitted on."""
+    """Number of examples that probes were fitted on."""
     n_val: int
-    """Examples ranked on."""
+    """Number of held-out examples that units were ranked on."""
     kind: str = "head"
+    """Kind of place that the units are."""
 
     def ranking(self) -> list[Unit]:
-        """Units by falling accuracy; ties by layer, then unit."""
+        """Units from best to worst held-out accuracy; ties are ordered by layer, then unit."""
         layers, units = self.val_accuracy.shape
         accuracy = self.val_accuracy.tolist()
         pairs = sorted(
             ((layer, unit) for layer in range(layers) for unit in range(units)),
             key=lambda pair: (-accuracy[pair[0]][pair[1]], pair),
         )
-        # A kind of one unit a layer names it by the layer alone.
+        # Kinds whose unit is a whole layer name it (layer,), without a unit number.
         whole_layers = units == 1 and KINDS[self.kind].whole_layers
         return [pair[:1] if whole_layers else pair for pair in pairs]
 
     def top(self, k: int) -> Location:
-        """The k best probed units: the candidate location."""
+        """The k units with the best held-out accuracy, as a candidate location.
+
+        Raises `LocationError` if k is not between 1 and the number of units.
+        """
         ranking = self.ranking()
         if not 1 <= k <= len(ranking):
             raise LocationError(
-                got=f"top {k} of {len(ranking)} {self.kind}",
-                expected=f"1 to {len(ranking)}",
+                got=f"the top {k} units of {len(ranking)} ({self.kind})",
+                expected=f"a number from 1 to {len(ranking)}",
                 remedy="change probe.top_k",
             )
         return Location(tuple(ranking[:k]), self.kind)
@@ -77,10 +82,11 @@ def fit_probes(
     seed: int = 0,
     kind: str = "head",
 ) -> Probes:
-    """Fit every unit's probe on part of the questions and rank units by accuracy on the others.
+    """Fit every unit's probe on some of the questions and measure its accuracy on the others.
 
-    The split is by question, drawn from `seed`. Source: the paper, "Localization and Intervention Using Activation
-    Statistics"; Li et al. 2023 (ITI), section 3.1.
+    `val_fraction` of the questions, drawn from `seed`, are held out. All answers of a question are on the same side of
+    the split. Raises `DataError` if either side is empty, or the examples to fit on are of one class only. Source: the
+    paper, "Localization and Intervention Using Activation Statistics"; Li et al. 2023 (ITI), section 3.1.
     """
     n_questions = int(activations.question.max()) + 1
     order = list(range(n_questions))
@@ -88,14 +94,15 @@ def fit_probes(
     n_val = round(val_fraction * n_questions)
     if not 0 < n_val < n_questions:
         raise DataError(
-            got=f"{n_questions} training questions, of which {n_val} to rank probes on",
-            expected="at least one question on each side",
-            remedy="give more questions, or change probe.val_fraction",
+            got=f"{n_questions} training questions, of which {n_val} are held out to rank probes",
+            expected="at least one question to fit on and one held out",
+            remedy="use more questions, or change probe.val_fraction",
         )
     is_val = torch.isin(activations.question, torch.tensor(order[:n_val]))
+    # x: (n, layers, units, width) -> (m, n, width), with m = layers x units; y: (n,)
     x, y = activations.values.flatten(1, 2).transpose(0, 1), activations.is_true
     weight, intercept = fit_logistic(x[:, ~is_val], y[~is_val], inverse_l2=inverse_l2)
-    scores = torch.einsum("mnd,md->mn", x[:, is_val].double(), weight) + intercept.unsqueeze(1)
+    scores = torch.einsum("mnd,md->mn", x[:, is_val].double(), weight) + intercept.unsqueeze(1)  # (m, n_val)
     accuracy = ((scores > 0) == y[is_val]).double().mean(dim=1)
     layers, units = activations.values.shape[1:3]
     share = y[is_val].double().mean().item()
@@ -113,13 +120,14 @@ def fit_probes(
 def fit_logistic(
     x: Float[Tensor, "m n d"], y: Bool[Tensor, " n"], *, inverse_l2: float = 1.0
 ) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:
-    """L2 logistic regressions of one set of labels on `m` sets of features; float64 weights and intercepts.
+    """Fit `m` L2-regularised logistic regressions with the same labels; float64 weights (m, d) and intercepts (m,).
 
-    Damped Newton steps, all problems at once; a step that does not lower a problem's objective is halved. The objective
-    is strictly convex in w, so the answer is unique. Raises `DataError` when only one class is present.
+    All problems take Newton steps together. Where a step would raise a problem's objective, that problem's step is
+    halved until it does not. The objective is strictly convex in w, so the solution is unique. Raises `DataError` if
+    only one class is present.
     """
     if y.all() or not y.any():
-        raise DataError(got="examples of one class only", expected="both classes", remedy="give more questions")
+        raise DataError(got="examples of one class only", expected="both classes", remedy="use more questions")
     m, n, d = x.shape
     chunk = max(1, CHUNK_BYTES // (8 * n * (d + 1)))
     parts = [_newton(part.double(), y.double(), inverse_l2) for part in x.split(chunk)]
@@ -128,26 +136,28 @@ def fit_logistic(
 
 
 def _newton(x: Float[Tensor, "m n d"], y: Float[Tensor, " n"], c: float) -> Float[Tensor, "m d1"]:
+    """Solve m problems at once; each row of the result is (w, v), so d1 = d + 1."""
     m, n, d = x.shape
-    x = torch.cat([x, x.new_ones(m, n, 1)], dim=2)
+    x = torch.cat([x, x.new_ones(m, n, 1)], dim=2)  # (m, n, d + 1): the last feature, 1, belongs to the intercept
     ridge = torch.ones(d + 1, dtype=x.dtype)
-    ridge[d] = 0.0
+    ridge[d] = 0.0  # the intercept is not penalised
     theta = x.new_zeros(m, d + 1)
 
-    def objective(t: Tensor) -> Tensor:
+    def objective(t: Tensor) -> Tensor:  # (m, d + 1) -> (m,)
         z = torch.einsum("mnd,md->mn", x, t)
         loss = torch.nn.functional.softplus(z) - y * z
         return c * loss.sum(dim=1) + (ridge * t * t).sum(dim=1) / 2
 
     value = objective(theta)
     for _ in range(MAX_STEPS):
-        p = torch.sigmoid(torch.einsum("mnd,md->mn", x, theta))
-        gradient = c * torch.einsum("mnd,mn->md", x, p - y) + ridge * theta
+        p = torch.sigmoid(torch.einsum("mnd,md->mn", x, theta))  # (m, n)
+        gradient = c * torch.einsum("mnd,mn->md", x, p - y) + ridge * theta  # (m, d + 1)
         if gradient.abs().max() <= TOLERANCE * c * n:
             break
+        # Hessian C X^T diag(p (1 - p)) X + diag(ridge): (m, d + 1, d + 1). The 1e-12 keeps it invertible.
         curvature = c * (x * (p * (1 - p)).unsqueeze(2)).transpose(1, 2) @ x + torch.diag(ridge + 1e-12)
-        step = torch.linalg.solve(curvature, gradient)
-        size = x.new_ones(m, 1)
+        step = torch.linalg.solve(curvature, gradient)  # (m, d + 1)
+        size = x.new_ones(m, 1)  # step size of each problem, halved below where its objective would rise
         proposed, new = theta, value
         for _ in range(30):
             proposed = theta - size * step
@@ -156,7 +166,7 @@ def _newton(x: Float[Tensor, "m n d"], y: Float[Tensor, " n"], c: float) -> Floa
             if not worse.any():
                 break
             size = torch.where(worse.unsqueeze(1), size / 2, size)
-        better = (new < value).unsqueeze(1)
+        better = (new < value).unsqueeze(1)  # problems that are not better any more keep their solution
         theta = torch.where(better, proposed, theta)
         if not better.any():
             break

@@ -1,4 +1,4 @@
-"""Settings of each built-in method, every default once. No torch here."""
+"""Settings of the built-in methods, with their defaults. This file does not import torch."""
 
 from __future__ import annotations
 
@@ -16,68 +16,68 @@ OptimizerName = Literal["auto", "adamw", "paged_adamw_32bit"]
 
 @checked
 class ITISettings:
-    """Inference-time intervention: h + alpha sigma u."""
+    """Inference-time intervention: h' = h + alpha sigma u."""
 
     direction: Direction = "mass_mean"
-    """u: difference of the class means, the probe's weights, or random; unit norm for each unit."""
+    """Direction u of each unit: difference of the class means, the probe's weights, or random."""
     alphas: Grid = (5.0, 10.0, 15.0, 20.0)
-    """Strengths tried; the best on validation is scored on test."""
+    """Strengths alpha to try; the best one on validation questions is scored on test questions."""
     positions: Positions = "answer"
-    """Tokens edited: all, or from the last prompt token on (what ITI does while decoding)."""
+    """Tokens that are edited: all, or those from the last prompt token on (as ITI does while decoding)."""
 
 
 @checked
 class TrainingSettings:
-    """How edits are trained."""
+    """Settings of the methods that train edits."""
 
     objective: str = "ipo"
-    """Loss over (true, false) answer pairs: ``ipo``, ``dpo``, or one that a plug-in adds."""
+    """Loss over pairs of a true and a false answer: ``ipo``, ``dpo``, or one added by a plug-in."""
     reduction: Reduction = "sum"
-    """Log-ratio of an answer: summed over its tokens (the paper) or averaged (TRL's IPO)."""
+    """Log-ratio of an answer: sum over its tokens (as in the paper) or mean (as in TRL's IPO)."""
     strengths: PositiveGrid = (0.1, 0.2, 0.3, 0.4, 0.5)
-    """tau of IPO (or beta of DPO); the best on validation is scored on test."""
+    """Values of IPO's tau (or DPO's beta) to try; the best one on validation questions is scored on test questions."""
     batching: Batching = "question"
-    """A step takes questions with all their pairs, or single pairs (the paper)."""
+    """Whether a training step takes whole questions, with all their pairs, or single pairs (as in the paper)."""
     batch_size: Count | None = None
-    """Questions or pairs a step; None: 2 questions, or the paper's 4 pairs."""
+    """Questions or pairs per training step; None: 2 questions, or the paper's 4 pairs."""
     epochs: Count = 2
     """Passes over the training questions or pairs."""
     max_questions: Count | None = None
-    """Train on at most this many of the training questions; probes and ITI read them all (None: all)."""
+    """Train edits on at most this many training questions (None: all). Probes and ITI always use all of them."""
     learning_rate: Positive | None = None
-    """None: by batching, kind and size of the location (`locaudit.methods.objectives.default_learning_rate`)."""
+    """Peak learning rate; None: chosen by `batching` and the location's size (see docs/learning-rates.md)."""
     max_grad_norm: Positive = 1.0
-    """Gradients of each edit are clipped to this norm (the default of transformers' Trainer)."""
+    """Each edit's gradient is clipped to this norm; 1.0 is the default of transformers' Trainer."""
     optimizer: OptimizerName = "adamw"
-    """AdamW, or its paged form, the paper's, which needs bitsandbytes and CUDA; ``auto``: the paged one if it can."""
+    """AdamW, or the paper's paged AdamW, which needs bitsandbytes and CUDA; ``auto``: the paged one if available."""
     bank_size: Count | None = None
-    """Edits trained together as rows of one batch; None: one on a CPU; on a GPU, as many as half of its free memory
-    holds, by the peak of the first."""
+    """Number of edits trained together as rows of one batch. None: one on a CPU; on a GPU, as many as fit into half of
+    its free memory, judged by the peak memory of training the first edit."""
 
 
 @checked
 class OptimalSettings(TrainingSettings):
-    """The best edit of a location: trained, masked to it."""
+    """The optimal edit of a location: a trained low-rank update that writes only there."""
 
     rank: Count = 1
-    """r of h' = h + B A h; 1 is the paper's."""
+    """Rank r of the update h' = h + B A h; the paper uses 1."""
     reader: Reader = "layer"
-    """What A reads: the whole layer (the paper), or the location alone."""
+    """What A reads: the whole vector of the layer (as in the paper), or only the location."""
 
 
 @checked
 class ConstantSettings(TrainingSettings):
-    """The best constant at a location (the paper's footnote): h' = h + b, b trained."""
+    """The optimal constant at a location (the paper's footnote): h' = h + b with trained b."""
 
 
 @checked
 class AblateSettings:
-    """Mean ablation: the location's activations become their mean over training tokens. It has no settings."""
+    """Mean ablation: the location's activations become their mean over the training texts. No settings."""
 
 
 @checked
 class GivenSettings:
-    """An edit from a file: a steering vector, an ITI bias, an adapter."""
+    """An edit of your own, such as a steering vector, from a file that `Edit.save` wrote."""
 
     file: str | None = None
-    """The edit, a safetensors file as `Edit.save` writes it."""
+    """Path of the edit's file."""

@@ -1,4 +1,16 @@
-"""One training loop for K edits: each step, every edit gets its own batch as rows of one forward."""
+"""Training of K edits in one loop: in each step, every edit has its own questions, as rows of one forward.
+
+A step with K = 2 edits and 2 questions per edit:
+
+1. Each edit draws its questions, in an order that depends on its own seed.
+2. If a step is larger than `PART_TOKENS` tokens per edit, `_parts` splits it; gradients of the parts add up.
+3. `_margins` packs each edit's trees into rows. Suppose edit 0's two trees fit in one row and edit 1's need two: the
+   batch has 3 rows, and ``edit_of = [0, 1, 1]`` names the edit of each. The forward gives the log-probability of every
+   answer, from it the log-ratio r(y), and for each (true, false) pair the margin h = r(y+) - r(y-).
+4. `_backward` averages the loss, such as (h - 1 / (2 tau))^2, over each edit's pairs. The K means are added and
+   differentiated together. Each depends on its own edit's parameters only, so the edits do not influence each other.
+5. Each edit's gradient is clipped by itself, and one AdamW step updates all edits, each at its own learning rate.
+"""
 
 from __future__ import annotations
 
@@ -25,30 +37,29 @@ from locaudit.models.memory import of_device
 from locaudit.registry import OBJECTIVES
 
 BATCH_SIZES: dict[str, int] = {"question": 2, "pair": 4}
-"""Questions, or pairs (the paper's), a step."""
+"""Questions per step, or pairs per step (4 in the paper)."""
 
 PART_TOKENS = {"cpu": 160, "cuda": 16384}
-"""Tokens of an edit that run forward and backward at once, by device: more take more memory, and hardly less time a
-token."""
+"""Tokens per edit in one forward and backward pass, by device. More would need more memory and hardly save time."""
 
 
 def step_size(batching: Batching, batch_size: int | None) -> int:
-    """Questions or pairs of a step; `batch_size` where it is set."""
+    """Number of questions or pairs in a step: `batch_size`, or the default if it is None."""
     return batch_size or BATCH_SIZES[batching]
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingData:
-    """Training questions as trees whose first branches are the true answers, with the unedited model's scores."""
+    """Training questions as answer trees, true answers first, with the unedited model's log-probabilities."""
 
     forest: Forest
     n_true: tuple[int, ...]
-    """True answers of each tree."""
+    """Number of true answers of each tree; they are its first branches."""
     reference: tuple[Tensor, ...]
-    """log pi_0 of each tree's branches, summed over tokens."""
+    """For each tree, log pi_0 (answers,) of its answers: log-probabilities in nats, summed over tokens."""
 
     def first(self, n: int | None) -> TrainingData:
-        """The first `n` questions (None: all)."""
+        """The data restricted to the first `n` questions (None: all)."""
         if n is None or n >= len(self.forest.trees):
             return self
         return TrainingData(Forest(self.forest.prefix, self.forest.trees[:n]), self.n_true[:n], self.reference[:n])
@@ -59,12 +70,13 @@ class Trainee:
     """One edit to train."""
 
     start: Callable[[], TrainableEdit]
-    """The edit before its first step."""
+    """Makes the edit in its initial state."""
     strength: float
-    """Of the objective: tau of IPO, beta of DPO."""
+    """Strength of the objective: tau of IPO, beta of DPO."""
     seed: int
-    """Of the order of questions."""
+    """Seed of the order in which it sees the questions."""
     learning_rate: float
+    """Learning rate of the first step, before the cosine decay."""
 
 
 @torch.inference_mode(False)
@@ -79,19 +91,20 @@ def train(
     step_tokens: int | None = None,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Fit]:
-    """Train edits as rows of one batch; they do not influence each other.
+    """Train several edits together, as rows of one batch; each ends as if it were trained alone, up to rounding.
 
-    Per step and edit the loss is the mean of the objective over the pairs of its batch: all true-false pairs of
-    `batch_size` questions, from their trees (``question``), or `batch_size` single pairs (``pair``, the paper). AdamW
-    without weight decay (`optimizer` may name its paged form), cosine schedule to 0 without warm-up, gradients clipped
-    to `max_grad_norm` for each edit (transformers' Trainer does so by default). Every edit sees every question or pair
-    `epochs` times, in an order of its own seed. An edit whose loss or gradient is not finite stops, alone.
+    In each step, an edit's loss is the mean of the objective over the pairs of its batch. With ``question`` batching
+    these are all (true, false) pairs of `batch_size` questions, with ``pair`` batching `batch_size` single pairs (as in
+    the paper). Every edit sees every question or pair `epochs` times. The optimiser is AdamW without weight decay, with
+    a cosine schedule to 0 without warm-up, and each edit's gradient is clipped to the norm `max_grad_norm`.
 
-    Weights are frozen, so gradients stop at the lowest edited layer, and forwards start there from residual streams
-    read once; `residuals` keeps those of ``data.forest`` for other calls. A step of more than `step_tokens` tokens an
-    edit (None: `PART_TOKENS`) runs in parts, whose gradients add up: the same step in less memory.
+    The model's weights are frozen, so forwards can start at the lowest edited layer, from cached residual streams.
+    `residuals` is the cache of ``data.forest``; pass it to share it between calls. A step of more than `step_tokens`
+    tokens per edit (None: `PART_TOKENS`) runs in parts, whose gradients add up to those of the whole step.
 
-    `on_step` is called with (steps done, steps in all).
+    `on_step` is called with (steps done, steps in all). An edit whose loss or gradient becomes NaN or infinite stops
+    and is returned as a `Fit` without an edit; the others go on. Raises `ConfigError` for wrong settings, `DataError`
+    without training questions, `ModelError` for a question longer than the context or weights made in inference mode.
     """
     _check(model, trainees, settings)
     check_depth(model, data.forest)
@@ -109,7 +122,7 @@ def train(
     schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda t: 0.5 * (1 + math.cos(math.pi * t / n_steps)))
     limit = step_tokens or of_device(PART_TOKENS, model.device)
     for step in range(n_steps):
-        drawn = [[items[i] for i in run.order[step]] for run in runs]
+        drawn = [[items[i] for i in run.order[step]] for run in runs]  # [edit][question or pair]
         adamw.zero_grad(set_to_none=True)
         losses = _backward(model, residuals, drawn, runs, settings, limit)
         for run, loss in zip(runs, losses, strict=True):
@@ -135,27 +148,30 @@ def _check(model: Model, trainees: Sequence[Trainee], settings: TrainingSettings
     ]
     for ok, got, expected in checks:
         if not ok:
-            raise ConfigError(got=got, expected=expected, remedy="change the argument")
+            raise ConfigError(got=got, expected=expected, remedy="correct this setting of the method")
     if any(parameter.is_inference() for parameter in model.lm.parameters()):
         raise ModelError(
-            got="a model whose weights were made under torch.inference_mode",
-            expected="weights that a backward pass may use",
+            got="a model whose weights were created under torch.inference_mode",
+            expected="weights that autograd can use in a backward pass",
             remedy="load the model outside of inference_mode",
         )
 
 
 @dataclass(frozen=True)
 class _Item:
-    """What a step draws: a tree, its pairs as branch numbers, and its reference scores."""
+    """What a step draws: a question with all its answers or, with ``pair`` batching, with two of them."""
 
     number: int
-    """Of its tree among all items'."""
+    """Number of the tree in the forest whose residual streams are cached."""
     tree: Tree
     pairs: tuple[tuple[int, int], ...]
+    """(true, false) pairs of answers, as branch numbers of the tree."""
     reference: Tensor
+    """Log-probabilities (answers,) of the tree's answers in the unedited model."""
 
 
 def _items(data: TrainingData, batching: Batching) -> list[_Item]:
+    """One item per question or, with ``pair`` batching, one per pair: a tree of two branches."""
     items = []
     for tree, n_true, reference in zip(data.forest.trees, data.n_true, data.reference, strict=True):
         pairs = [(t, f) for t in range(n_true) for f in range(n_true, len(tree.branches))]
@@ -166,12 +182,12 @@ def _items(data: TrainingData, batching: Batching) -> list[_Item]:
                 pair = Tree(tree.prompt, (tree.branches[t], tree.branches[f]))
                 items.append(_Item(len(items), pair, ((0, 1),), reference[[t, f]]))
     if not items:
-        raise DataError(got="no training question", expected="at least one", remedy="check split.max_train")
+        raise DataError(got="no training questions", expected="at least one", remedy="check split.max_train")
     return items
 
 
 def _order(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
-    """Item numbers of each step."""
+    """Item numbers of each step; every epoch is shuffled, and its last step may be smaller."""
     rng = random.Random(seed)
     steps = []
     for _ in range(epochs):
@@ -183,17 +199,17 @@ def _order(n: int, size: int, epochs: int, seed: int) -> list[list[int]]:
 
 @dataclass(eq=False)
 class _Run:
-    """An edit on its way through the steps."""
+    """The state of one edit during training."""
 
     trainee: Trainee
     edit: TrainableEdit
     order: list[list[int]]
     losses: list[float] = field(default_factory=list)
     stopped: str = ""
-    """Why it stopped before the last step."""
+    """Why it stopped before the last step; empty while it has not."""
 
     def end_step(self, loss: float, max_grad_norm: float, step: str) -> None:
-        """Clip the gradient; stop at a number that is not finite."""
+        """Record the loss and clip the gradient; stop this edit if either is NaN or infinite."""
         if not self.stopped:
             self.losses.append(loss)
             norm = torch.nn.utils.clip_grad_norm_(self.edit.parameters(), max_grad_norm)
@@ -201,10 +217,11 @@ class _Run:
                 self.stopped = f"loss {loss:g}, gradient norm {norm.item():g} at {step}"
         if self.stopped:
             for parameter in self.edit.parameters():
-                parameter.data.zero_()  # its rows stay in the batch, and finite
+                parameter.data.zero_()  # its rows stay in the batch: a zero edit keeps them finite
                 parameter.grad = None
 
     def fit(self) -> Fit:
+        """The result: the trained edit and its losses, or why there is none."""
         edit = self.edit.to_edit()
         if not self.stopped and not edit.is_finite:
             self.stopped = "the trained edit is not finite"
@@ -219,30 +236,33 @@ def _backward(
     settings: TrainingSettings,
     limit: int,
 ) -> list[float]:
-    """Each edit's loss on the items of its step, `drawn`; gradients of all parts add up in the edits."""
+    """Run one step forward and backward: each edit's loss (K numbers); gradients add up in the edits' parameters."""
     loss_of = OBJECTIVES[settings.objective].loss
     n_pairs = [sum(len(item.pairs) for item in items) for items in drawn]
     total = torch.zeros(len(runs), device=model.device)
     for part in _parts(drawn, limit):
         margins = _margins(model, residuals, part, [run.edit for run in runs], settings.reduction)
+        # A part has only some of an edit's pairs; dividing by all n pairs makes the parts add up to the step's mean.
         shares = [
             loss_of(margin, run.trainee.strength).sum() / n
             for margin, run, n in zip(margins, runs, n_pairs, strict=True)
         ]
         found = torch.stack(shares)  # (K,)
+        # A loss that is not finite is left out, so that it does not spoil the gradients of the other edits.
         torch.where(found.isfinite(), found, 0.0).sum().backward()
         total += found.detach().to(total.device)
     return total.tolist()
 
 
 def _parts(drawn: Sequence[Sequence[_Item]], limit: int) -> list[list[list[_Item]]]:
-    """A step's items in parts of at most `limit` tokens an edit, or of one item; every edit has items in each part.
+    """Split a step's items, ``drawn[edit]``, into parts of at most `limit` tokens per edit, or of one item per edit.
 
-    Edits draw as many items as each other, so a part takes as many of each.
+    All edits draw equally many items, and each part takes equally many of every edit. With a limit of 160 tokens, an
+    edit that draws trees of 100, 50 and 90 tokens has two parts: [100, 50] and [90].
     """
     parts: list[list[list[_Item]]] = []
     held = [0] * len(drawn)
-    for row in zip(*drawn, strict=True):
+    for row in zip(*drawn, strict=True):  # the next item of every edit
         sizes = [len(item.tree) for item in row]
         if not parts or any(tokens + size > limit for tokens, size in zip(held, sizes, strict=True)):
             parts.append([[] for _ in drawn])
@@ -260,21 +280,23 @@ def _margins(
     edits: Sequence[TrainableEdit],
     reduction: Reduction,
 ) -> list[Float[Tensor, " pairs"]]:
-    """The margin r(y+) - r(y-) of each pair of each edit's items."""
+    """The margins h = r(y+) - r(y-) of one part: for each edit a tensor (pairs,), in nats (per token with ``mean``)."""
     bank, prefix_ids = stack_trainable(edits), residuals.forest.prefix
-    # An edit's items share rows; from here on they stand in the order of the rows.
+    # Items of one edit share rows; items of different edits never do. `filled` has the items of each row, over all
+    # edits; from here on `drawn` has each edit's items in the order in which they stand in its rows.
     packed = [pack([len(item.tree) for item in items], ROW_LENGTH) for items in drawn]
     filled = [[items[i] for i in row] for items, rows in zip(drawn, packed, strict=True) for row in rows]
     drawn = [[items[i] for row in rows for i in row] for items, rows in zip(drawn, packed, strict=True)]
     batch = collate_bank([[item.tree for item in row] for row in filled], 1, len(prefix_ids), model)
-    edit_of = torch.tensor([k for k, rows in enumerate(packed) for _ in rows])  # (rows,)
+    edit_of = torch.tensor([k for k, rows in enumerate(packed) for _ in rows])  # (rows,): such as 0 1 1
     numbers = [[item.number for item in row] for row in filled]
     start = residuals.start(bank.lowest_layer, numbers, batch.input_ids.shape[1])
-    prefix = run_prefix(model, prefix_ids, bank, start)
+    prefix = run_prefix(model, prefix_ids, bank, start)  # KV cache for each of the K edits, with gradients
     sums = branch_sums(batch, token_log_probs(model, batch, bank, edit_of, prefix, start))  # (branches,)
+    # (branches,), in the same order: by edit, then item, then branch.
     reference = torch.cat([item.reference for items in drawn for item in items]).to(sums.device)
-    ratios = log_ratios(sums, reference, batch.lengths.to(sums.device), reduction)
-    margins, first = [], 0
+    ratios = log_ratios(sums, reference, batch.lengths.to(sums.device), reduction)  # (branches,)
+    margins, first = [], 0  # first: number of the next item's first branch
     for items in drawn:
         true, false = [], []
         for item in items:
