@@ -1,5 +1,8 @@
 """Errors that say what was got, what was expected and what to do about it."""
 
+import importlib
+from typing import Any
+
 
 class LocauditError(ValueError):
     """Bad input: one line, ``got ...; expected ...; remedy``. The command line prints it and exits with code 2."""
@@ -34,3 +37,15 @@ class ModelError(LocauditError):
 
 class RunFolderError(LocauditError):
     """A run folder of another configuration, in use, damaged or without room on disk."""
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Import a module that an optional extra of locaudit installs; `ConfigError` names the extra if it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ConfigError(
+            got=f"an environment without the package {module.partition('.')[0]}",
+            expected=f"the packages of the extra {extra!r}",
+            remedy=f"run: pip install 'locaudit[{extra}]'",
+        ) from None
