@@ -6,9 +6,9 @@ to the second half after the bundled primer, and generates greedy answers to the
 log-probabilities, building trainers and tokenising are timed on both sides.
 
 The chain trains one adapter after another with `trl.DPOTrainer`, scores one row per answer in batches, as
-lm-evaluation-harness does, and generates one prompt at a time. It gets these advantages: reference log-probabilities
-are computed once for all trials, gradient checkpointing is off, log-softmax is taken at the answers' tokens only, the
-adapter's parametrisation is removed before the evaluation, and stopping criteria are built before the clock starts.
+lm-evaluation-harness does, and generates one prompt at a time. It gets these advantages. Reference log-probabilities
+are computed once for all trials, and gradient checkpointing is off. Log-softmax is taken at the answers' tokens only,
+and the adapter's parametrisation is removed before the evaluation. Stopping criteria are built before the clock starts.
 """
 
 from __future__ import annotations

@@ -162,8 +162,8 @@ def load_causal_lm_judge(
     auto (bfloat16 if the device supports it natively). Weights come from safetensors or GGUF, and no code from the
     checkpoint is run.
 
-    Raises `ModelError` if the model does not load or its `` yes`` and `` no`` begin with the same token, `ConfigError`
-    for a missing package or a judge that was fine-tuned for another aspect.
+    Raises `ModelError` if the model does not load, or if its `` yes`` and `` no`` begin with the same token. Raises
+    `ConfigError` for a missing package or a judge that was fine-tuned for another aspect.
     """
     model = needed_model(aspect, model)
     folder = Path(model)

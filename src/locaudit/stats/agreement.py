@@ -1,8 +1,9 @@
 """How well two judges agree on the same answers: Cohen's kappa with bootstrap intervals.
 
-kappa = (p_o - p_e) / (1 - p_e), where p_o is the observed agreement (share of answers with the same verdict from both)
-and p_e the agreement expected by chance, given how often each judge says yes. A verdict is yes if P(yes) >= threshold.
-Source: Cohen 1960.
+    kappa = (p_o - p_e) / (1 - p_e)
+
+p_o is the observed agreement: the share of answers with the same verdict from both judges. p_e is the agreement
+expected by chance, given how often each judge says yes. A verdict is yes if P(yes) >= threshold. Source: Cohen 1960.
 """
 
 from __future__ import annotations

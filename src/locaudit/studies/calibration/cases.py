@@ -51,7 +51,7 @@ class Case:
         return (
             f"{mark}: {self.name} ({self.fact}): {self.outcome}, p = {self.p_value:.3f}; {self.base:.3f} unedited, "
             f"{self.claim_score:.3f} at the claim, {min(self.control_scores):.3f} to {max(self.control_scores):.3f} at "
-            f"{len(self.control_scores)} others; the only such place: {self.uniqueness}"
+            f"{len(self.control_scores)} other heads; unique: {self.uniqueness}"
         )
 
 
@@ -71,8 +71,8 @@ class Strength:
 
     def __str__(self) -> str:
         return (
-            f"{self.n_able} heads can do it: claim {self.claim} scores {self.claim_score:.3f}, {self.n_at_least} "
-            f"others as much; specific with probability {self.power:.3f} (theory {self.theory:.3f})"
+            f"{self.n_able} able heads: claim {self.claim} scores {self.claim_score:.3f}, {self.n_at_least} "
+            f"other heads at least as much; specific with probability {self.power:.3f} (theory {self.theory:.3f})"
         )
 
 
@@ -86,11 +86,17 @@ def audit_cases(folder: Path, *, seed: int = 0, say: Callable[[str], None] = pri
     key = plant_model("key", 1, seed=seed)
     elsewhere, without_key = _first(one.elsewhere), _first(key.elsewhere)
     cases = [
-        ("right", one, one.places, "the only head that reaches the output", "specific"),
-        ("wrong head", one, elsewhere, "a head that reaches nothing; another one could do it", "no effect"),
-        ("anywhere", every, _first(every.places), "one of 48 heads that all can do it", "effective, not specific"),
-        ("knows", key, _first(key.places), "one of the two heads of the only layer that has read the key", "specific"),
-        ("can write, cannot know", key, without_key, "a head that writes answers, without the key", "no effect"),
+        ("right", one, one.places, "the only head wired to the output", "specific"),
+        ("wrong head", one, elsewhere, "a head not wired to the output; another one is", "no effect"),
+        ("anywhere", every, _first(every.places), "one of 48 heads wired to the output", "effective, not specific"),
+        ("knows", key, _first(key.places), "one of two heads in the only layer that reads the key", "specific"),
+        (
+            "can write, cannot know",
+            key,
+            without_key,
+            "a head that writes answers but does not read the key",
+            "no effect",
+        ),
     ]
     out = []
     for name, planted, claim, fact, expected in cases:
@@ -121,7 +127,7 @@ def power_curve(
     out = []
     for n_able in family:
         planted = plant_model("misconception", n_able, seed=seed, n_layers=n_layers, n_items=n_items)
-        say(f"{n_able} of {planted.n_heads} heads can do it")
+        say(f"an edit can succeed at {n_able} of {planted.n_heads} heads")
         claim = _first(planted.places)
         v = _audit(planted, claim, folder / f"able-{n_able:02d}", seed)
         n_at_least = sum(not score < v.claim for score in v.controls)  # one that diverged counts
@@ -156,8 +162,8 @@ def draw_power(n_able: Sequence[int], power: Sequence[float], *, n_heads: int, n
     """Plot power against the share of other able heads: measured as points, theory as a line."""
     every = np.arange(1, n_heads + 1)
     predicted = [chance_specific(int(m) - 1, n_heads - 1, n_controls, level) for m in every]
-    theory = f"theory: none of {n_controls} random heads can do it"
-    share = "share of the other heads that can do it too"
+    theory = f"theory: an edit succeeds at none of {n_controls} random heads"
+    share = "share of the other heads at which an edit can succeed too"
     with house_style():
         figure = new_figure(3.6)
         axis = figure.subplots()

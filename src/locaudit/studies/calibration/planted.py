@@ -67,7 +67,7 @@ SPECIAL, TEMPLATE = ("<pad>", "<eos>", "<unk>"), ("Q:", "A:")
 FALSE_SHARE, LEAN = 0.7, 0.6
 """Share of the popular answer in the text (``misconception``), and of an item's preferred answer (``key``).
 
-In ``key`` each item prefers one answer whatever the key, so that rounding does not break ties."""
+In ``key`` each item prefers one answer whatever the key; with a tie, rounding errors would choose."""
 SPLIT = (0.5, 0.1, 0.4)
 """Shares of training, validation and test items. Validation is small: with one strength there is nothing to choose."""
 
@@ -83,7 +83,7 @@ HEAD_GAIN, STEADY_GAIN, QUERY_GAIN, MLP_GAIN = 4.0, 8.0, 0.3, 0.05
 """Scales of the output head; of the steady values, so that they stand out from those of items; of queries and keys,
 small to spread attention; and of MLPs, small because nothing is normalised."""
 TRAINED = ("embed_tokens", "v_proj")
-"""The weights that are trained; all others keep their random values."""
+"""The weights that are trained; all others stay as initialised."""
 STEPS, LEARNING_RATE = 150, 4e-2
 LEARNED = 0.02
 """Mean KL divergence (nats) from the text's answer shares below which the text counts as learned."""

@@ -164,10 +164,10 @@ class Pooled:
     def __str__(self) -> str:
         low, high = self.drawn.interval
         return (
-            f"{self.method}, {self.score}: each of {self.n_places} places in turn the claim against {self.n_controls} "
-            f"of the others: specific in {self.false_rate:.2%} of all draws of controls; in one draw each, "
-            f"{self.drawn.n} of {self.drawn.n_trials} (95 %: {low:.2%} to {high:.2%}, as if places were independent). "
-            f"{self.n_effective} places have a significant gain, {self.n_tied} tie with another."
+            f"{self.method}, {self.score}: each of {self.n_places} places was the claim in turn, against "
+            f"{self.n_controls} of the others: specific in {self.false_rate:.2%} of all draws of controls; "
+            f"in one draw per claim, {self.drawn.n} of {self.drawn.n_trials} (95 %: {low:.2%} to {high:.2%}, treating "
+            f"places as independent). {self.n_effective} places gain significantly, {self.n_tied} tie with another."
         )
 
 
