@@ -216,9 +216,9 @@ class OpenAIJudge:
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
         if not is_address or parts.username or parts.password or parts.query:  # not quoted: it may contain a secret
             raise ConfigError(
-                got="a base_url with a user name, a password or a query"
+                got="a base_url with user name, password or query"
                 if is_address
-                else "a base_url that is not an http address",
+                else "a base_url that is not an address",
                 expected="an address without secrets (it is saved in the run folder), such as http://localhost:8000/v1",
                 remedy="correct the judge's base_url; put a key into the environment variable that api_key_env names",
             )

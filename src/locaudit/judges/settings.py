@@ -16,11 +16,9 @@ Price = Annotated[float, Field(ge=0)]
 
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w{0,63}", name):
-        raise ConfigError(
-            got="an api_key_env that is not a variable name",  # not quoted, because it may be the key itself
-            expected="a name such as MY_KEY",
-            remedy="put the key into an environment variable of that name",
-        )
+        # Not quoted, because it may be the key itself.
+        got = "an api_key_env that is not a variable name"
+        raise ConfigError(got=got, expected="a name such as MY_KEY", remedy="put the key into a variable of that name")
     return name
 
 

@@ -90,13 +90,7 @@ def audit_cases(folder: Path, *, seed: int = 0, say: Callable[[str], None] = pri
         ("wrong head", one, elsewhere, "a head not wired to the output; another one is", "no effect"),
         ("anywhere", every, _first(every.places), "one of 48 heads wired to the output", "effective, not specific"),
         ("knows", key, _first(key.places), "one of two heads in the only layer that reads the key", "specific"),
-        (
-            "can write, cannot know",
-            key,
-            without_key,
-            "a head that writes answers but does not read the key",
-            "no effect",
-        ),
+        ("can write, cannot know", key, without_key, "a head that writes answers but lacks the key", "no effect"),
     ]
     out = []
     for name, planted, claim, fact, expected in cases:

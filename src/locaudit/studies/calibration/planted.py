@@ -143,9 +143,7 @@ def plant_model(
     loss = _train(lm, masks, *_write_text(task, answers, tokenizer))
     if not loss < LEARNED:
         remedy = "use another seed, fewer items or fewer layers"
-        raise ModelError(
-            got=f"a planted model {loss:.3g} nats from its text", expected=f"below {LEARNED}", remedy=remedy
-        )
+        raise ModelError(got=f"a text learned to {loss:.3g} nats", expected=f"below {LEARNED}", remedy=remedy)
     if folder is not None:
         lm.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
