@@ -1,1 +1,1 @@
-"""Studies and benchmarks: ``python -m bench.NAME --help``."""
+"""Benchmarks and measurements: ``python -m bench.NAME --help``."""

@@ -1,4 +1,7 @@
-"""Ours against a peer: ``python -m bench TASK [--peer P] [--device cpu|cuda] [--json] [--out FILE]``."""
+"""Compare the speed of locaudit with another library on the same work.
+
+python -m bench TASK [--peer P] [--device cpu|cuda] [--json] [--out FILE]
+"""
 
 from __future__ import annotations
 
@@ -19,23 +22,23 @@ TASKS = {module.TASK.name: module.TASK for module in (training, multiple_choice,
 
 @dataclass(frozen=True)
 class Settings:
-    """What is compared."""
+    """What to compare."""
 
     task: tyro.conf.Positional[Literal[*TASKS, "all"]]
     options: tyro.conf.OmitArgPrefixes[Options] = field(default_factory=Options)
     peer: str | None = None
-    """Default: each peer of the task in turn; with all, the tasks that have it."""
+    """The library to compare with (default: each peer of the task in turn). With ``all``: tasks that have this peer."""
     rounds: Positive = 3
     smoke: bool = False
-    """The smallest sizes and one round: does it run?"""
+    """Smallest sizes and one round, to check that everything runs."""
     json: bool = False
     """Print JSON."""
     out: Path | None = None
-    """Write JSON here too."""
+    """Also write JSON to this file."""
 
 
 def main(given: Settings) -> int:
-    """Run the comparisons and print them; 1 if some two sides did not compute the same."""
+    """Run the comparisons and print them. Exit code 1 if two sides did not compute the same values."""
     check_out(given.out)
     given.options.subject.check()
     reports: list[dict[str, Any]] = []
@@ -53,18 +56,20 @@ def main(given: Settings) -> int:
 
 
 def chosen(task: str, peer: str | None) -> list[tuple[Any, str]]:
-    """Each task with each peer that is asked for."""
+    """The (task, peer) pairs that `task` and `peer` select."""
     tasks = TASKS.values() if task == "all" else [TASKS[task]]
     pairs = [(one, name) for one in tasks for name in one.sides if name != "ours"]
     found = [(one, name) for one, name in pairs if peer in (None, name)]
     if not found:
         peers = ", ".join(dict.fromkeys(name for _, name in pairs))
-        raise ConfigError(got=f"{task} with the peer {peer!r}", expected=f"one of {peers}", remedy="check --peer")
+        raise ConfigError(
+            got=f"{task} with the peer {peer!r}", expected=f"one of {peers}", remedy="choose another --peer"
+        )
     return found
 
 
 def text(report: dict[str, Any]) -> str:
-    """One comparison for people."""
+    """One comparison as text for the terminal."""
     options, subject, unit = report["options"], report["options"]["subject"], report["unit"]
     title = f"{report['task']} ({options['where']}), {options['questions']} questions, {report['units']} {unit}, "
     title += f"{subject['model']} {subject['dtype']} on {report['machine']['device']}"

@@ -1,14 +1,14 @@
-"""The trials of an audit with optimal edits: ours, and TRL, PEFT and `generate` in a chain, as one would without us.
+"""Speed of a small audit with optimal edits: locaudit, against TRL, PEFT and `generate` chained by hand.
 
-Five trials: the unedited model, a claim of 8 heads, two random sets of 8 heads and the whole model. Each edit is
-trained once through the pairs of the first half of the questions (IPO); each trial scores the answers to the second
-half behind the bundled primer and generates greedy answers to it. The training's reference log-probabilities, the
-building of trainers and tokenising are timed on both sides.
+There are five trials: the unedited model, a claim of 8 heads, two random sets of 8 heads, and the whole model. Each
+edit is trained for one epoch (IPO) on the pairs of the first half of the questions. Each trial then scores the answers
+to the second half after the bundled primer, and generates greedy answers to these questions. Reference
+log-probabilities, building trainers and tokenising are timed on both sides.
 
-The chain trains one adapter after another with `trl.DPOTrainer`, scores one row for each answer, in batches, as
-lm-evaluation-harness does, and generates one prompt at a time. Generous to it: reference log-probabilities are computed
-once for all trials, gradient checkpointing is off, log-softmax is taken at the answers' tokens only, the
-parameterisation of the adapter leaves before the evaluation, and stopping criteria are built before the clock starts.
+The chain trains one adapter after another with `trl.DPOTrainer`, scores one row per answer in batches, as
+lm-evaluation-harness does, and generates one prompt at a time. It gets these advantages. Reference log-probabilities
+are computed once for all trials, and gradient checkpointing is off. Log-softmax is taken at the answers' tokens only,
+and the adapter's parametrisation is removed before the evaluation. Stopping criteria are built before the clock starts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ N_CONTROLS = 2
 
 
 def ours(options: Options) -> Prepared:
-    """`train`, `answer_log_probs` and `generate_answers`; edits are trained and generate as one bank."""
+    """`train`, `answer_log_probs` and `generate_answers`; all edits train and generate in one bank."""
     model, asked = options.load()
     trained, tested = _halves(asked)
 
@@ -62,7 +62,7 @@ def ours(options: Options) -> Prepared:
 
 
 def trl(options: Options) -> Prepared:
-    """`trl.DPOTrainer` on a PEFT adapter for each location, then one row an answer, then one prompt at a time."""
+    """`trl.DPOTrainer` on one PEFT adapter per location, then one row per answer, then one prompt at a time."""
     import peft  # noqa: F401  # imported before the clock starts
     import trl  # noqa: F401
 
@@ -96,13 +96,13 @@ def trl(options: Options) -> Prepared:
 
 @torch.no_grad()
 def _score(model: Model, tested: Sequence[Question], batch_size: int) -> list[Tensor]:
-    """Log-probability of each question's answers: a row for each answer, of similar lengths, padded on the right."""
+    """Summed log-probability of each answer, [question] -> (answers,): one row per answer, padded on the right."""
     tokenizer, rows = model.tokenizer, []
     for q in tested:
         text = PRIMED.render(q.text, tokenizer)
         n_prompt = len(tokenizer(text)["input_ids"])
         rows += [(f"{text} {answer}", n_prompt) for answer in q.answers]
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))  # rows of similar length share a batch
     sums = torch.empty(len(rows))
     for start in range(0, len(rows), batch_size):
         numbers = order[start : start + batch_size]
@@ -123,13 +123,13 @@ def _halves(asked: Sequence[Question]) -> tuple[Sequence[Question], Sequence[Que
 
 
 def _locations(model: Model) -> list[Location]:
-    """The claim, spread over the layers, its controls and the whole model."""
+    """The claim (heads spread over the layers), its controls, and the whole model."""
     claim = Location(tuple((i * model.n_layers // N_HEADS, i % model.n_heads) for i in range(N_HEADS)))
     return [claim, *(random_heads(model, N_HEADS, seed) for seed in range(N_CONTROLS)), Location.whole()]
 
 
 def _outcome(tested: Sequence[Question], sums: list[list[Tensor]], answers: list[list[str]]) -> Outcome:
-    """The unedited model's values must agree; MC2 of the trials is only reported, as the trainings differ."""
+    """The unedited model's values must agree. MC2 of the edits is only reported, because training differs."""
     mc2 = [statistics.fmean(score_questions(tuple(tested), trial, sums[0])["mc2"]) for trial in sums]
     base = torch.cat(sums[0]).tolist()
     return Outcome(len(sums), {"base_log_probs": base, **measures(answers[0]), "edited_mc2": mc2[1:]})

@@ -1,4 +1,4 @@
-"""What the commands share: settings read from the command line, Markdown tables, and facts of the machine."""
+"""Shared by all commands: reading settings from the command line, Markdown tables, facts about the machine."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ S = TypeVar("S")
 def _positive(texts: list[str]) -> int:
     number = int(texts[0]) if texts[0].isdecimal() else 0
     if number < 1:
-        raise ValueError(f"got {texts[0]!r}, expected a whole number from 1 on")
+        raise ValueError(f"got {texts[0]!r}, expected a positive whole number")
     return number
 
 
 Positive = Annotated[int, PrimitiveConstructorSpec(1, "N", _positive, lambda x: isinstance(x, int), lambda x: [str(x)])]
-"""A whole number from 1 on."""
+"""A positive whole number."""
 
 
 def run(main: Callable[[S], Any], settings: type[S], doc: str | None, arguments: list[str] | None = None) -> NoReturn:
-    """Call `main` with the settings of the command line; bad input ends the process with code 2, not a traceback."""
+    """Call `main` with settings from the command line. Bad input exits with code 2 and a message, not a traceback."""
     given = tyro.cli(settings, description=doc, args=arguments)
     try:
         sys.exit(main(given))
@@ -45,15 +45,13 @@ def run(main: Callable[[S], Any], settings: type[S], doc: str | None, arguments:
 
 
 def check_out(out: Path | None) -> None:
-    """Raise `ConfigError` where nothing could be written to `out`."""
+    """Raise `ConfigError` if `out` cannot be written."""
     if out is not None and (out.is_dir() or not os.access(out.parent, os.W_OK)):
-        raise ConfigError(
-            got=f"--out {out}", expected="a file in a folder that can be written to", remedy="name another path"
-        )
+        raise ConfigError(got=f"--out {out}", expected="a file in a writable folder", remedy="name another path")
 
 
 def stated(settings: Any) -> dict[str, Any]:
-    """Settings for a report: of a path, the last part."""
+    """Settings for a report; of absolute paths, only the last part."""
 
     def plain(value: Any) -> Any:
         return Path(value).name if isinstance(value, str | Path) and Path(value).is_absolute() else value
@@ -62,27 +60,27 @@ def stated(settings: Any) -> dict[str, Any]:
 
 
 def write_json(path: Path, report: Any) -> None:
-    """Write a report."""
+    """Write a report as JSON."""
     path.write_text(json.dumps(report, indent=1, default=str) + "\n", encoding="utf-8")
 
 
 def line(cells: Iterable[Any]) -> str:
-    """A line of a Markdown table."""
+    """One row of a Markdown table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 
 def header(*names: str) -> str:
-    """The first two lines of a Markdown table."""
+    """The header row and the rule of a Markdown table."""
     return line(names) + "\n" + "|---" * len(names) + "|"
 
 
 def say(text: str) -> None:
-    """Tell how far the work is, beside the result."""
+    """Print progress to standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Facts about where and with what was measured."""
+    """The hardware and package versions of a measurement."""
     versions = {found.name: found.version for found in importlib.metadata.distributions() if found.name in PACKAGES}
     cpu = platform.processor() or platform.machine()
     with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:

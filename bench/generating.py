@@ -1,10 +1,13 @@
-"""Greedy answers under an edit: ours, `generate` under plain hooks, and `generate` under pyvene.
+"""Speed of greedy generation under an edit: locaudit, against `generate` with plain hooks and with pyvene.
 
-All answer the same questions behind the bundled primer under the same rank-1 edit h' = h + <a, h> b at every token, up
-to 50 new tokens or the next question's marker, and cut the text with the same function; tokenising is timed. ``hook``
-and ``pyvene`` take one prompt at a time with transformers' cache on, as ITI's code does, so that batching is part of
-their ratio; ``hook_batched`` pads batches of 16 on the left, which an edit at every token allows. Generous to the
-peers: the stopping criterion, whose tables take long to build, is built once before the clock starts.
+All sides answer the same questions after the bundled primer, under the same rank-1 edit h' = h + <a, h> b at every
+token. They generate up to 50 new tokens or the next question's marker and cut the text with the same function.
+Tokenising is timed.
+
+``hook`` and ``pyvene`` run one prompt at a time with transformers' cache on, as ITI's code does, so their ratio
+includes the gain from batching. ``hook_batched`` runs left-padded batches of 16, which is possible because the edit
+acts at every token. The peers get one advantage: the stopping criterion, which is slow to build, is built before the
+clock starts.
 """
 
 from __future__ import annotations
@@ -20,11 +23,11 @@ from bench.work import PRIMED, Model, Question, Site, answer_text, generate, gro
 
 MAX_NEW_TOKENS = 50
 SCALE = {"all": 0.2, "middle": 3.0}
-"""Of b: edits that change answers and leave them English."""
+"""Scale of b, by location: large enough to change answers, small enough to leave them English."""
 
 
 def ours(options: Options) -> Prepared:
-    """`generate_answers`: all questions in batches behind a primer that runs once."""
+    """`generate_answers`: all questions in batches, after a primer that runs once."""
     model, asked = options.load()
     edit = rank_one(_vectors(model, options))
 
@@ -45,12 +48,12 @@ def hook(options: Options, batch_size: int = 1) -> Prepared:
 
 
 def hook_batched(options: Options) -> Prepared:
-    """The same with prompts of similar length in left-padded batches (``--peer-batch``, 16)."""
+    """As `hook`, with left-padded batches of prompts of similar length (``--peer-batch``, default 16)."""
     return hook(options, options.peer_batch or 16)
 
 
 def pyvene(options: Options) -> Prepared:
-    """`pyvene.IntervenableModel.generate`, an intervention on the input of every edited projection."""
+    """`pyvene.IntervenableModel.generate` with an intervention on the input of every edited projection."""
     import pyvene as pv
 
     class RankOne(pv.SourcelessIntervention):
@@ -64,7 +67,7 @@ def pyvene(options: Options) -> Prepared:
 
     class Intervenable(pv.IntervenableModel):
         def _remove_forward_hooks(self) -> None:
-            """Its own hooks are removed by their handles; this would remove the harness's token counter too."""
+            """Do nothing: hooks are removed by handle, and this would also remove the harness's token counter."""
 
     model, asked = options.load()
     representations = [
@@ -75,7 +78,7 @@ def pyvene(options: Options) -> Prepared:
     intervenable.set_device(options.subject.device)
 
     def generate(input_ids: Tensor, attention_mask: Tensor, **settings) -> Tensor:
-        # Without unit locations, and with those of the prompt asked for, it intervenes at every token of every step.
+        # With no unit locations given and intervene_on_prompt, it intervenes at every token of every step.
         base = {"input_ids": input_ids, "attention_mask": attention_mask}
         return intervenable.generate(base, intervene_on_prompt=True, **settings)[1]
 
@@ -84,14 +87,14 @@ def pyvene(options: Options) -> Prepared:
 
 
 def apply(o: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """O + <a, o> b, in float32 as ours."""
+    """Return o + <a, o> b, with the inner product in float32, as ours."""
     return o + ((o.float() @ a).unsqueeze(-1) * b).to(o.dtype)
 
 
 def answerer(
     model: Model, generate: Callable[..., Tensor], batch_size: int = 1
 ) -> Callable[[Sequence[Question]], list[str]]:
-    """A function that generates the answers to questions, in batches of prompts of similar length."""
+    """Make a function that generates answers to questions, in batches of prompts of similar length."""
     tokenizer = model.tokenizer
     settings = GenerationConfig(
         max_new_tokens=MAX_NEW_TOKENS,
@@ -100,7 +103,7 @@ def answerer(
         pad_token_id=model.pad_id,
         eos_token_id=sorted(model.end_tokens),
     )
-    model.lm.generation_config = GenerationConfig()  # the checkpoint's penalties and sampling, if any, rest in ours too
+    model.lm.generation_config = GenerationConfig()  # drops the checkpoint's penalties and sampling, as ours does
     stop = StoppingCriteriaList([StopStringCriteria(tokenizer, ["\nQ:"])])
 
     @torch.no_grad()
@@ -122,7 +125,7 @@ def answerer(
 
 
 def _vectors(model: Model, options: Options) -> dict[Site, tuple[Tensor, Tensor]]:
-    """Seeded random (a, b) at the sites of the location that is asked for."""
+    """Seeded random (a, b) at the sites of the chosen location; b is masked to it."""
     sites = {}
     for site, mask in model.subspaces(location(model, options.where)).items():
         a, b = torch.randn(2, len(mask), generator=torch.Generator().manual_seed(site[1]))
@@ -135,7 +138,7 @@ def _outcome(answers: Sequence[str]) -> Outcome:
 
 
 def measures(answers: Sequence[str]) -> dict[str, list[float]]:
-    """Numbers that tell texts apart: characters, and the sum of their code points."""
+    """Numbers that identify a text: its length in characters and the sum of its code points."""
     letters = [float(sum(map(ord, answer))) for answer in answers]
     return {"length": [float(len(answer)) for answer in answers], "letters": letters}
 

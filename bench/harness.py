@@ -1,7 +1,8 @@
-"""Two ways of doing the same work, side by side: a process for each, rounds that alternate, medians and ratios.
+"""Compare two ways to do the same work: one process each, alternating rounds, median times and their ratio.
 
-A task has sides, ``ours`` and its peers. A side's function loads and prepares (not timed, reported apart) and returns
-a `Prepared`; its `run` does the work once and returns an `Outcome` (timed).
+A task has several sides: ``ours`` and its peers. A side's function loads and prepares everything and returns a
+`Prepared`; this is not part of the timing but reported separately. `Prepared.run` does the work once and returns an
+`Outcome`; this is timed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from bench.command import Positive, machine, say, stated
 from bench.work import Model, Question, Subject, load, questions
 
 LEAST_SECONDS = 10.0
-"""Of a round of one side: machines change their speed within seconds, which would tell on the faster side alone."""
+"""Shortest duration of one side's round. Machines change their speed within seconds; long rounds average this out."""
 
 _QUIET = {
     "TQDM_DISABLE": "1",
@@ -39,15 +40,15 @@ _QUIET = {
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured on; the same for both sides."""
+    """What the measurement runs on; the same for both sides."""
 
     subject: tyro.conf.OmitArgPrefixes[Subject] = field(default_factory=Subject)
     questions: Positive | None = None
-    """Default: what the task says."""
+    """Number of questions (default: set by the task)."""
     where: Literal["all", "middle"] = "all"
-    """Edited heads: all, or one head of the middle layer."""
+    """Edited heads: all heads, or one head of the middle layer."""
     peer_batch: Positive | None = None
-    """Batch size of the peer (default: what its benchmark says)."""
+    """Batch size of the peer (default: set by the task)."""
 
     def load(self) -> tuple[Model, tuple[Question, ...]]:
         """The model and the questions."""
@@ -56,12 +57,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run did."""
+    """The result of one run."""
 
     units: int
-    """Units of work that were asked for (pairs, answers, questions): the same for both sides."""
+    """Units of work done (pairs, answers, questions); must be the same for both sides."""
     values: dict[str, list[float]] = field(default_factory=dict)
-    """What both sides must agree on, or what is only reported."""
+    """Values that both sides must agree on, or that are only reported (see `Task.tolerances`)."""
 
 
 @dataclass(frozen=True)
@@ -69,51 +70,51 @@ class Prepared:
     """A side that is ready to run."""
 
     run: Callable[[int], Outcome]
-    """Does the work once; takes the number of the round, as a seed where a side is random."""
+    """Does the work once. Its argument is the number of the round, which random sides use as a seed."""
     lm: Any
-    """The transformers model that runs underneath: its weights and the tokens it takes are counted."""
+    """The underlying transformers model, whose weights and input tokens are counted."""
     check: Callable[[], dict[str, list[float]]] = dict
-    """More values about the last run, computed when the clock has stopped."""
+    """Computes more values about the last run, after the clock has stopped."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Work that several sides can do."""
+    """Work that several sides can do, with its tolerances and target ratios."""
 
     name: str
     unit: str
     sides: Mapping[str, Callable[[Options], Prepared]]
-    """``ours`` first."""
+    """Name -> function that prepares the side; ``ours`` first."""
     tolerances: Mapping[str, float] = field(default_factory=dict)
-    """Value -> largest difference between two sides, elementwise. Values without one are only reported."""
+    """Name of a value -> largest elementwise difference allowed. Values not listed are only reported."""
     bars: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """(device, where) -> ratio that is aimed at."""
+    """(device, where) -> target ratio."""
     questions: int = 8
     smoke: int = 2
-    """Questions of a smoke run."""
+    """Number of questions in a smoke run."""
 
 
 @dataclass(frozen=True)
 class Round:
-    """What a side did in one round."""
+    """Measurements of one side in one round."""
 
     seconds: float
-    """Of a run, the mean."""
+    """Mean seconds per run."""
     runs: int
     tokens: int
-    """Of one run, padding included."""
+    """Input tokens of one run, padding included."""
     peak_bytes: int
-    """Of the process while it ran (CPU), or allocated on the device (CUDA)."""
+    """Peak memory of the process during a run (CPU), or allocated on the device (CUDA)."""
     outcome: Outcome
-    """Of the last run."""
+    """Outcome of the last run."""
 
 
 def compare(
     task: Task, peer: str, options: Options, *, rounds: int, least_seconds: float = LEAST_SECONDS
 ) -> dict[str, Any]:
-    """Run ours and the peer in turn, `rounds` times after one run each that is not counted; a JSON-ready report.
+    """Run ours and the peer in alternating rounds, after one uncounted warm-up run each. Returns a JSON-ready report.
 
-    A round's time is the mean over as many runs of one side as take `least_seconds`.
+    In a round, a side runs repeatedly for at least `least_seconds`; the round's time is the mean over these runs.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -122,11 +123,11 @@ def compare(
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
         workers = {name: stack.enter_context(ProcessPoolExecutor(1, context)) for name in found}
-        for name, worker in workers.items():  # one after the other: they would disturb each other
+        for name, worker in workers.items():  # one at a time, so that they do not slow each other down
             say(f"{task.name}: preparing {name}")
             facts[name] = worker.submit(_prepare, task.sides[name], options).result()
         for number in range(-1, rounds):
-            for name in list(workers)[:: 1 if number % 2 else -1]:
+            for name in list(workers)[:: 1 if number % 2 else -1]:  # alternate who goes first
                 done = workers[name].submit(_round, number, least_seconds if number >= 0 else 0.0).result()
                 what = "warm-up" if number < 0 else f"round {number + 1}"
                 say(f"{task.name}: {what}, {name}: {done.seconds:.2f} s (runs: {done.runs})")
@@ -141,7 +142,7 @@ def report(
     found: Mapping[str, Sequence[Round]],
     facts: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """The JSON of one comparison; `facts` are what preparing each side said."""
+    """The JSON-ready report of one comparison; `facts` has the preparation time and weights of each side."""
     ours, theirs = found["ours"], found[peer]
     units = ours[0].outcome.units
     if units != theirs[0].outcome.units:
@@ -181,11 +182,11 @@ def report(
 
 
 def _difference(key: str, tolerance: float, ours: Sequence[Round], theirs: Sequence[Round]) -> dict[str, Any]:
-    """The largest difference of one value between the sides, over all rounds; never a pass where something is NaN."""
+    """Largest elementwise difference between the sides in one value, over all rounds. NaN never passes."""
     differences: list[float] = []
     for a, b in zip(ours, theirs, strict=True):
         if key not in a.outcome.values or key not in b.outcome.values:
-            raise RuntimeError(f"{key}: a side did not say it")
+            raise RuntimeError(f"{key}: a side did not report it")
         mine, peers = a.outcome.values[key], b.outcome.values[key]
         if len(mine) != len(peers):
             raise RuntimeError(f"{key}: ours has {len(mine)} values, the peer {len(peers)}: not the same work")
@@ -196,12 +197,12 @@ def _difference(key: str, tolerance: float, ours: Sequence[Round], theirs: Seque
 
 
 _WORKER: list[Any] = []
-"""In a side's process: what is prepared, the count of tokens, whether it runs on CUDA."""
+"""State of a side's process: the `Prepared`, the token counter, whether it runs on CUDA."""
 
 
 def _prepare(side: Callable[[Options], Prepared], options: Options) -> dict[str, float]:
-    """Make this process the one of a side; seconds and megabytes of weights."""
-    sys.stdout = sys.stderr  # peers print
+    """Prepare a side in this process. Returns the seconds it took and the megabytes of its weights."""
+    sys.stdout = sys.stderr  # keeps what peers print out of the JSON
     start = time.perf_counter()
     prepared = side(options)
     counted = [0]
@@ -220,7 +221,7 @@ def _round(number: int, least_seconds: float) -> Round:
 
 
 def run_round(prepared: Prepared, counted: list[int], cuda: bool, number: int, least_seconds: float) -> Round:
-    """Run until `least_seconds` are over, at least once; `counted` grows by the tokens that the model takes."""
+    """Run repeatedly for `least_seconds`, at least once. `counted` has the model's input tokens, counted by a hook."""
     seconds, runs, peak, outcome = 0.0, 0, 0, None
     while outcome is None or seconds < least_seconds:
         gc.collect()
@@ -239,7 +240,7 @@ def run_round(prepared: Prepared, counted: list[int], cuda: bool, number: int, l
 
 
 def reset_peak(cuda: bool) -> None:
-    """Start a new peak of memory."""
+    """Reset the peak memory counter."""
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -248,7 +249,7 @@ def reset_peak(cuda: bool) -> None:
 
 
 def peak_bytes(cuda: bool) -> int:
-    """Peak since `reset_peak` (Linux; elsewhere of the whole process)."""
+    """Peak memory in bytes since `reset_peak`; on systems other than Linux, since the process started."""
     if cuda:
         return torch.cuda.max_memory_allocated()
     with suppress(OSError), open("/proc/self/status", encoding="ascii") as file:

@@ -1,9 +1,9 @@
-"""Which ITI strength suits a model, on held-out questions of the training part of the split.
+"""Scores of several ITI strengths on held-out questions, to choose a strength for a model.
 
     python -m bench.iti_strength --alphas 5 10 15
 
-Heads, directions and sigma from `--train` questions, scores on the next `--held-out` ones; validation and test
-questions are not touched.
+All questions come from the training part of the split; validation and test questions are not used. Heads, directions
+and sigma are found on the first `--train` questions, and scores are measured on the next `--held-out` questions.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from bench.work import (
 
 @dataclass(frozen=True)
 class Settings:
-    """What is tried, on what."""
+    """What to measure."""
 
     subject: tyro.conf.OmitArgPrefixes[Subject] = field(default_factory=lambda: Subject(dtype="auto", device="auto"))
     train: Positive = 64
-    """Training questions."""
+    """Number of questions to find heads and directions on."""
     held_out: Positive = 24
-    """Held-out questions."""
+    """Number of questions to score."""
     top_k: Positive = 8
     alphas: tuple[float, ...] = (5, 10, 15)
 
 
 def main(given: Settings) -> None:
-    """Print one row of scores for each strength."""
+    """Print one row of scores per strength."""
     model, asked = load(given.subject), questions(given.subject, given.train + given.held_out)
     claim, theta = probed(model, asked[: given.train], given.top_k)
     held_out = asked[given.train :]

@@ -1,10 +1,10 @@
-"""How Truth, Info, MC and drift move with the ITI strength alpha, at the probed heads and at random ones.
+"""Truth, Info, MC and drift as functions of the ITI strength alpha, at the probed heads and at random heads.
 
     python -m bench.iti_sweep --data TruthfulQA.csv --drift-text wikitext.txt --out docs/iti-sweep
 
-Questions that the bundled judge was fitted on are used for probes and directions, or not at all; test questions are
-among those it was not fitted on. Writes OUT.json (every number) and OUT.png, and prints a Markdown table. Intervals
-resample test questions.
+Test questions are held out from the bundled judge's training data. Probes and directions use only questions that the
+judge was fitted on. Writes OUT.json (every number) and OUT.png, and prints a Markdown table. Intervals are bootstrap
+intervals over test questions.
 """
 
 from __future__ import annotations
@@ -62,21 +62,21 @@ ASPECTS = ("truth", "info")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is tried, on what."""
+    """What to measure."""
 
     out: Path
-    """Path without suffix."""
+    """Output path without suffix."""
     subject: tyro.conf.OmitArgPrefixes[Subject] = field(default_factory=lambda: Subject(dtype="auto", device="auto"))
     drift_text: str | None = None
-    """Text file for KL (default: text sampled from the model)."""
+    """Text file to measure KL on (default: text sampled from the model)."""
     train: Positive = 200
-    """Questions for probes and directions."""
+    """Number of questions for probes and directions."""
     test: Positive = 100
-    """Questions scored."""
+    """Number of test questions."""
     top_k: Positive = 16
     alphas: tuple[float, ...] = (5, 10, 15, 20, 30, 40)
     random: Positive = 1
-    """Random sets of as many heads."""
+    """Number of random sets of `top_k` heads."""
     seed: int = 0
 
 
@@ -132,7 +132,7 @@ def main(given: Settings) -> None:
 
 
 def draw(rows: list[dict[str, Any]], places: list[str], title: str, path: Path) -> None:
-    """One panel a score, a line a place, the unedited model at alpha = 0 of every line."""
+    """Draw one panel per score with one line per place; every line starts at the unedited model, alpha = 0."""
     import matplotlib
 
     matplotlib.use("agg")

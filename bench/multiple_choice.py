@@ -1,9 +1,9 @@
-"""Log-probabilities of all answers: ours, and lm-evaluation-harness's ``truthfulqa_mc2`` around the same model.
+"""Speed of answer log-probabilities: locaudit, against lm-evaluation-harness's ``truthfulqa_mc2`` on the same model.
 
-Both score every answer of every question under the unedited model behind the harness's own primer, tokenising inside
-the timed run. The harness's cache is off, it keeps its samples (that is where the log-probabilities are) and skips its
-bootstrap. Generous to the harness: the model and the list of its tasks are loaded, and after the warm-up its data set
-is in the cache of `datasets`.
+Both sides score every answer of every question under the unedited model after the harness's own primer. Tokenising is
+timed. The harness runs without its cache and its bootstrap, and keeps its samples, from which log-probabilities are
+read. It gets these advantages: the model and the list of its tasks are loaded before the clock starts, and after the
+warm-up its data set is in the cache of `datasets`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ THEIR_TASK = "truthfulqa_mc2"
 
 
 def ours(options: Options) -> Prepared:
-    """`answer_log_probs`: an answer tree for each question, behind a primer that runs once."""
+    """`answer_log_probs`: one answer tree per question, after a primer that runs once."""
     model, asked = options.load()
     prompt = Prompt(primer=_primer())
 
@@ -39,7 +39,7 @@ def ours(options: Options) -> Prepared:
 
 
 def lm_eval(options: Options) -> Prepared:
-    """`lm_eval.simple_evaluate` on local rows: one row of primer, question and answer for each answer."""
+    """`lm_eval.simple_evaluate` on local data: one row (primer, question, answer) per answer."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -69,12 +69,12 @@ def _outcome(rows: Sequence[Sequence[float]], mc2: Sequence[float]) -> Outcome:
 
 
 def _task_folder() -> Path:
-    """Where the harness keeps its TruthfulQA tasks; found without importing it."""
+    """The folder of the harness's TruthfulQA tasks, found without importing it."""
     return Path(str(importlib.metadata.distribution("lm_eval").locate_file("lm_eval/tasks/truthfulqa")))
 
 
 def _primer() -> str:
-    """The primer in the Jinja text of the harness's task; the MC2 task includes the MC1 task's."""
+    """The primer, extracted from the Jinja template of the harness's MC1 task, which the MC2 task includes."""
     task = yaml.safe_load((_task_folder() / "truthfulqa_mc1.yaml").read_text(encoding="utf-8"))
     text = jinja2.Template(task["doc_to_text"], keep_trailing_newline=True).render(question="?")
     ending = "\n\nQ: ?\nA:"
@@ -84,7 +84,7 @@ def _primer() -> str:
 
 
 def _write_task(folder: Path, asked: tuple[Question, ...]) -> Path:
-    """The harness's task on our questions, true answers first."""
+    """Write a copy of the harness's task that uses our questions, true answers first. Returns its path."""
     rows = []
     for q in asked:
         targets = {"choices": list(q.answers), "labels": [1] * len(q.true) + [0] * len(q.false)}

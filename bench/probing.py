@@ -1,9 +1,10 @@
-"""Activations and probes of every head: ours, ITI's way with scikit-learn, and TransformerLens with scikit-learn.
+"""Speed of activations and probes of every head: locaudit, against hooks or TransformerLens with scikit-learn.
 
-All read every head at the last token of ``Q: {question} A: {answer}`` for every answer, fit one L2 logistic regression
-a head on three quarters of the questions and rank heads on the others, on the same split. The peers run one text at a
-time, as ITI's code and TransformerLens's examples do, and fit the heads in a loop. Generous to the peers:
-TransformerLens caches nothing but the heads' outputs, and ITI's way does not collect residual streams as well.
+All sides read every head's output at the last token of ``Q: {question} A: {answer}``, for every answer. They fit one
+L2-regularised logistic regression per head on three quarters of the questions and rank heads on the other quarter, with
+the same split. The peers run one text at a time, as ITI's code and TransformerLens's examples do, and fit heads in a
+loop. They get these advantages: TransformerLens caches only the heads' outputs, and the hooks, unlike ITI's code, do
+not collect residual streams.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from bench.harness import Options, Outcome, Prepared, Task
 from bench.work import Model, Question, Site, collect_activations, fit_probes
 
 VAL_FRACTION, SEED = 0.25, 0
-"""Of the split by question; `fit_probes` defaults."""
+"""Held-out share and seed of the split by question: the defaults of `fit_probes`."""
 
 
 Found = tuple[np.ndarray, np.ndarray, np.ndarray, list[float]]
-"""Activations (answers, layers, heads, width), probes' weights and intercepts, held-out accuracies."""
+"""Activations (answers, layers, heads, width), probes' weights (layers, heads, width) and intercepts (layers, heads),
+held-out accuracies."""
 
 
 def ours(options: Options) -> Prepared:
-    """`collect_activations` on answer trees and `fit_probes`: Newton's method on all heads at once."""
+    """`collect_activations` on answer trees and `fit_probes`, which runs Newton's method on all heads at once."""
     model, asked = options.load()
 
     def work() -> Found:
@@ -40,7 +42,7 @@ def ours(options: Options) -> Prepared:
 
 
 def sklearn(options: Options) -> Prepared:
-    """Forward hooks that keep every position of every layer, one text at a time."""
+    """Forward hooks that keep all positions of all layers, one text at a time, and scikit-learn."""
     import sklearn.linear_model  # noqa: F401  # imported before the clock starts
 
     model, asked = options.load()
@@ -63,7 +65,7 @@ def sklearn(options: Options) -> Prepared:
 
 
 def transformer_lens(options: Options) -> Prepared:
-    """`run_with_cache` of TransformerLens's bridge around the same model, with the eager attention that it needs."""
+    """`run_with_cache` of TransformerLens's bridge to the same model, with the eager attention that it requires."""
     import sklearn.linear_model  # noqa: F401
 
     model, asked = options.load()
@@ -84,14 +86,14 @@ def _bridge(model: Model, device: str):
     from transformers import AutoTokenizer
 
     model.lm.set_attn_implementation("eager")
-    with tempfile.TemporaryDirectory() as folder:  # it wants a tokenizer that lies in a folder
+    with tempfile.TemporaryDirectory() as folder:  # it requires a tokenizer saved in a folder
         model.tokenizer.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return TransformerBridge.boot_transformers("in-memory", hf_model=model.lm, tokenizer=tokenizer, device=device)
 
 
 def _one_by_one(asked: Sequence[Question], read: Callable[[str], np.ndarray]) -> Found:
-    """Read one text at a time, fit one `LogisticRegression` a head."""
+    """Read one text at a time and fit one `LogisticRegression` per head."""
     from sklearn.linear_model import LogisticRegression
 
     values = np.stack([read(f"Q: {q.text} A: {answer}") for q in asked for answer in q.answers])
@@ -108,11 +110,11 @@ def _one_by_one(asked: Sequence[Question], read: Callable[[str], np.ndarray]) ->
 
 
 def _prepared(model: Model, asked: Sequence[Question], work: Callable[[], Found]) -> Prepared:
-    """A side that does `work`.
+    """Make a side that does `work`, and the values by which sides are compared.
 
-    Of the activations a sample is compared: first and last answer, first, middle and last layer. Of the probes, what
-    every head's says about every held-out answer. Logits and not accuracies are held against each other: where a
-    probe is undecided, scikit-learn's tolerance on the gradient decides what its accuracy counts.
+    Activations are compared on a sample: first and last answer; first, middle and last layer. Probes are compared by
+    the logit of every head at every held-out answer. Accuracies are only reported: if a logit is near 0, the tolerance
+    of scikit-learn's solver decides on which side it falls.
     """
     last: list[np.ndarray] = []
 
@@ -131,7 +133,7 @@ def _prepared(model: Model, asked: Sequence[Question], work: Callable[[], Found]
 
 
 def _held_out(asked: Sequence[Question]) -> np.ndarray:
-    """Which answers `fit_probes` holds out."""
+    """Which answers `fit_probes` holds out: (answers,) booleans."""
     order = list(range(len(asked)))
     random.Random(SEED).shuffle(order)
     val = set(order[: round(VAL_FRACTION * len(asked))])

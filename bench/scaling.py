@@ -1,11 +1,11 @@
-"""How the cost of a trial grows: seconds and memory against one size at a time, with fitted exponents.
+"""How the cost of a trial scales: seconds and memory as one size varies, with fitted exponents.
 
     python -m bench.scaling --out docs/scaling
 
-A trial is one optimal edit: training for one epoch (IPO) and scoring the same questions. Sizes: questions, answers a
-question, trials, heads in the location, and the parameters that run for a token (three Llamas with random weights).
-Each exponent is the slope of log cost against log size, by least squares; memory is the peak while the trial runs,
-above what the process held before it. --out is a path without suffix: .json and .png are written.
+A trial is one optimal edit: it is trained for one epoch (IPO) and scores the same questions. The sizes are questions,
+answers per question, trials, heads in the location, and parameters that run for each token (three Llamas with random
+weights). An exponent is the least-squares slope of log cost against log size. Memory is the peak during a trial minus
+what the process held before it. --out is a path without suffix; .json and .png are written.
 """
 
 from __future__ import annotations
@@ -49,26 +49,26 @@ SIZES = {
     "heads": (1, 9, 45, 270),
     "parameters": (9, 30, 135),
 }
-"""What grows; where another size does, four questions."""
+"""Name of a size -> values tried. When another size varies, there are four questions."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured on."""
+    """What to measure."""
 
     subject: tyro.conf.OmitArgPrefixes[Subject] = field(default_factory=Subject)
     rounds: Positive = 3
     smoke: bool = False
-    """The two smallest sizes and one round."""
+    """Only the two smallest values of each size, and one round."""
     only: Literal[tuple(SIZES)] | None = None
-    """One size, and no figure."""
+    """Vary only this size and draw no figure."""
     out: Path | None = None
-    """Path without suffix."""
+    """Output path without suffix."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """The cost of a trial of one size."""
+    """The cost of a trial at one value of one size."""
 
     against: str
     size: float
@@ -77,7 +77,7 @@ class Point:
 
 
 def main(given: Settings) -> None:
-    """Measure, fit, draw."""
+    """Measure all points, fit the exponents, print and draw them."""
     check_out(given.out)
     given.subject.check()
     found: dict[str, list[Point]] = {name: [] for name in SIZES if given.only in (None, name)}
@@ -87,7 +87,7 @@ def main(given: Settings) -> None:
             size, trial = make_trial(given.subject, model, name, n)
             points.append(measure(name, size, trial, 1 if given.smoke else given.rounds, cuda))
             say(json.dumps(asdict(points[-1])))
-    print(header("against", "sizes", "seconds a trial", "exponent", "MB above the weights", "exponent"))
+    print(header("against", "sizes", "seconds per trial", "exponent", "MB above the weights", "exponent"))
     for name, points in found.items():
         sizes, seconds, memory = columns(points)
         cells = [name, _listed(sizes, ".4g"), _listed(seconds, ".2f"), f"{exponent(sizes, seconds):.2f}"]
@@ -101,7 +101,7 @@ def main(given: Settings) -> None:
 
 
 def make_trial(subject: Subject, model: Model, against: str, n: int) -> tuple[float, Callable[[], None]]:
-    """The size that `n` stands for, and a closure that trains and scores one edit (or n, one after the other)."""
+    """The size that `n` stands for, and a function that trains and scores one edit (or n edits in turn)."""
     if against == "parameters":
         model = load(replace(subject, model=f"random-{n}m"))
     asked = questions(subject, n if against == "questions" else 4)
@@ -122,7 +122,7 @@ def make_trial(subject: Subject, model: Model, against: str, n: int) -> tuple[fl
 
 
 def with_answers(part: Sequence[Question], n: int) -> list[Question]:
-    """The questions with n answers each, half of them true: others' answers fill up, made distinct by a number."""
+    """The questions with n answers each, half of them true, taken from all answers and numbered to be distinct."""
     spare = [answer for question in part for answer in question.answers]
     out = []
     for number, question in enumerate(part):
@@ -132,18 +132,18 @@ def with_answers(part: Sequence[Question], n: int) -> list[Question]:
 
 
 def n_running(model: Model) -> int:
-    """Parameters without the input embedding, where the output head has its own: no token is multiplied with it."""
+    """Number of parameters that multiply each token: all but an input embedding that is not tied to the output head."""
     inputs, outputs = model.lm.get_input_embeddings(), model.lm.get_output_embeddings()
     n = sum(parameter.numel() for parameter in model.lm.parameters())
     return n if inputs.weight is outputs.weight else n - inputs.weight.numel()
 
 
 def measure(against: str, size: float, trial: Callable[[], None], rounds: int, cuda: bool) -> Point:
-    """Median seconds, and peak of memory above what was held before; one run before is not counted."""
+    """Median seconds and median peak memory above the level before the trial; the first run is not counted."""
     seconds, peaks = [], []
     for number in range(rounds + 1):
         gc.collect()
-        with suppress(OSError, AttributeError):  # freed memory goes back, or the next peak would hide in it
+        with suppress(OSError, AttributeError):  # return freed memory to the system, or it would hide the next peak
             ctypes.CDLL("libc.so.6").malloc_trim(0)
         reset_peak(cuda)
         before, start = peak_bytes(cuda), time.perf_counter()
@@ -155,7 +155,7 @@ def measure(against: str, size: float, trial: Callable[[], None], rounds: int, c
 
 
 def columns(points: Sequence[Point]) -> np.ndarray:
-    """Sizes, seconds and megabytes (3, points)."""
+    """Sizes, seconds and megabytes: (3, points)."""
     return np.array([[p.size, p.seconds, max(p.peak_mb, 0.001)] for p in points]).T
 
 
@@ -165,7 +165,7 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def draw(found: dict[str, list[Point]], path: Path) -> None:
-    """Seconds and memory against each size, log-log, with the exponents."""
+    """Plot seconds and memory against each size on log-log axes, with fitted lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -183,7 +183,7 @@ def draw(found: dict[str, list[Point]], path: Path) -> None:
             ax.minorticks_off()
             ax.spines[["top", "right"]].set_visible(False)
         column[1].set_xlabel("parameters (millions)" if name == "parameters" else name)
-    axes[0][0].set_ylabel("seconds a trial")
+    axes[0][0].set_ylabel("seconds per trial")
     axes[1][0].set_ylabel("memory above weights (MB)")
     drawing.savefig(path, dpi=150)
     plt.close(drawing)

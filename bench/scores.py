@@ -1,4 +1,4 @@
-"""The verdict of a run under each score, from its records: how much the conclusion depends on the metric.
+"""The verdict of a run under each score, from its records, to see how much it depends on the metric.
 
 python -m bench.scores runs/demo
 """
@@ -16,14 +16,14 @@ from bench.work import load_run
 
 @dataclass(frozen=True)
 class Settings:
-    """Which run."""
+    """Which run to read."""
 
     folder: tyro.conf.Positional[Path]
     """Run folder."""
 
 
 def main(given: Settings) -> None:
-    """Print one row for each score."""
+    """Print one row per score and method."""
     done = load_run(given.folder)
     print(header("score", "method", "outcome", "p of the effect", "p against the controls"))
     for score in done.base.metrics["test"]:

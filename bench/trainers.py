@@ -1,4 +1,4 @@
-"""TRL's DPO trainer (IPO) on a PEFT adapter of rank 1 that is masked to a location, for the benchmarks that use it."""
+"""The peer in training benchmarks: TRL's DPO trainer (IPO) on a rank-1 PEFT adapter masked to a location."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from bench.work import TAU, Location, Model, Question, Site, default_learning_ra
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is trained at one site: lora_A reads, lora_B writes."""
+    """The trained weights at one site: `a` is lora_A, which reads; `b` is lora_B, which writes."""
 
     site: Site
     mask: Tensor
-    """Where the writer may act."""
+    """1 at the coordinates that b may write, else 0."""
     a: nn.Module
     b: nn.Module
 
 
 def pairs(trained: Sequence[Question]) -> list[dict[str, str]]:
-    """Every true-false pair of the questions, as TRL wants them."""
+    """All pairs of a true and a false answer to a question, in TRL's format."""
     return [
         {"prompt": f"Q: {q.text}\nA:", "chosen": f" {true}", "rejected": f" {false}"}
         for q in trained
@@ -44,9 +44,9 @@ def make_trainer(
     seed: int = 0,
     reference: Any = None,
 ) -> tuple[Any, list[Adapter]]:
-    """A trainer of one epoch over the pairs, at the paper's learning rate for the location, and its adapters.
+    """Make a trainer for one epoch over the pairs, at the paper's learning rate for this size, and its adapters.
 
-    `reference` is the data of another trainer over the same pairs, with the log-probabilities of the unedited model.
+    `reference` is the data set of an earlier trainer over the same pairs; it has the reference log-probabilities.
     """
     import peft
     from datasets import Dataset
@@ -66,7 +66,7 @@ def make_trainer(
         lr_scheduler_type="cosine",  # without warm-up and weight decay, the defaults
         max_length=None,
         use_cpu=not options.subject.device.startswith("cuda"),
-        bf16=False,  # the model keeps its own dtype, adapters are float32
+        bf16=False,  # the model keeps its own dtype; adapters are float32
         gradient_checkpointing=False,
         report_to="none",
         save_strategy="no",
@@ -94,7 +94,7 @@ def make_trainer(
 
 
 def _with_reference(trainer: Any) -> Any:
-    """The trainer's data without end-of-text tokens, with what ``precompute_ref_log_probs=True`` adds."""
+    """The trainer's data without end-of-text tokens, with the columns that ``precompute_ref_log_probs=True`` adds."""
     from datasets import Dataset
 
     rows = trainer.train_dataset.to_list()
@@ -105,7 +105,7 @@ def _with_reference(trainer: Any) -> Any:
 
 
 class _Written(nn.Module):
-    """lora_B = W b with b zero outside the location."""
+    """Parametrises lora_B as W (mask * b), so that training b equals training our edit's b."""
 
     def __init__(self, w: Tensor, mask: Tensor):
         super().__init__()

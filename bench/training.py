@@ -1,11 +1,13 @@
-"""Training one optimal edit: ours, and TRL's DPO trainer (IPO) on a PEFT adapter of rank 1, the usual way.
+"""Speed of training one optimal edit: locaudit, against TRL's DPO trainer (IPO) on a rank-1 PEFT adapter.
 
-Both train the edit h' = h + <a, h> b with b masked to the location, on the same pairs, in float32 edits. The unedited
-model's log-probabilities (and, on our side, its residual streams) are computed before the clock starts. TRL's adapter
-holds B = W b, so that it trains b as we do; its end-of-text token is taken off the answers, and its gradient
-checkpointing is off, which makes it faster. Each side steps as it does by default: ours on all pairs of 2 questions,
-TRL on 4 pairs, each at its own learning rate. TRL takes several times as many steps; what either's were good for, the
-loss on held-out questions says, which is reported (``--peer-batch`` gives TRL larger steps).
+Both sides train the edit h' = h + <a, h> b, with b masked to the location, on the same pairs, in float32. The unedited
+model's log-probabilities and, on our side, its residual streams are computed before the clock starts. TRL's adapter is
+parametrised as B = W b, so that it trains b as we do. Its end-of-text token is removed from the answers, and gradient
+checkpointing is off, which makes it faster.
+
+Each side uses its default batches, all pairs of 2 questions for ours and 4 pairs for TRL, and its own learning rate.
+TRL takes several times as many steps (``--peer-batch`` gives it larger batches). The loss on held-out questions is
+reported to show how well each side trained.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from bench.work import (
 )
 
 N_HELD_OUT = 12
-"""Questions after the trained ones, to measure the loss on."""
+"""Number of held-out questions, which follow the training questions."""
 
 
 def ours(options: Options) -> Prepared:
@@ -95,7 +97,7 @@ def trl(options: Options) -> Prepared:
 
 
 def _held_out(options: Options, model: Model) -> TrainingData:
-    """Questions to measure the loss on, with the unedited model's log-probabilities."""
+    """Held-out questions, with the unedited model's log-probabilities."""
     n = options.questions
     return training_data(model, questions(options.subject, n + N_HELD_OUT)[n:])
 

@@ -1,6 +1,6 @@
-"""What is worked on: models, questions, places; the same for both sides.
+"""Models, questions and locations that the benchmarks run on; the same for both sides.
 
-This is also the one file that knows where things are in locaudit: the others take its names from here.
+This is the only file here that imports from deep inside locaudit. The other benchmarks import those names from it.
 """
 
 # ruff: noqa: F401
@@ -57,7 +57,7 @@ from locaudit.store.cache import cache_folder, open_cache
 from locaudit.store.run import load_run
 
 TAU = 0.2
-"""Of IPO, in every training but where a command's flag says otherwise."""
+"""IPO's tau in all training, unless a flag sets another one."""
 
 SHAPES = {
     # hidden, MLP, layers, heads, key-value heads
@@ -67,7 +67,7 @@ SHAPES = {
     "random-1b": (2048, 5632, 22, 32, 4),
     "random-7b": (4096, 11008, 32, 32, 32),
 }
-"""Llamas with random weights, by rough size without embeddings; vocabulary and tokenizer are SmolLM2's."""
+"""Llamas with random weights, named by rough size without embeddings; vocabulary and tokenizer are SmolLM2's."""
 
 TRAINING, PRIMED = Prompt(), Prompt(primer=load_primer("default"))
 
@@ -77,24 +77,24 @@ class Subject:
     """A model and its questions."""
 
     model: str = "smollm2-135m"
-    """Name, folder or hub id; random-9m (30m, 135m, 1b, 7b) makes a Llama of about that size with random weights."""
+    """Name, folder or hub id; or random-9m, -30m, -135m, -1b, -7b: a Llama of about that size with random weights."""
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     device: str = "cpu"
     data: str = "misconceptions"
-    """Behaviour by name or file."""
+    """Name or file of a behaviour."""
 
     def check(self) -> None:
-        """Raise `LocauditError` where data, device or a random model's size is not there; loads no model."""
+        """Raise `LocauditError` for unusable data, device or random model size, without loading a model."""
         resolve_device(self.device)
         load_behaviour(self.data)
         if self.model.startswith("random-") and self.model not in SHAPES:
             raise ModelError(
-                got=f"the model {self.model!r}", expected=f"one of {', '.join(SHAPES)}", remedy="check --model"
+                got=f"the model {self.model!r}", expected=f"one of {', '.join(SHAPES)}", remedy="choose another --model"
             )
 
 
 def load(subject: Subject) -> Model:
-    """The model, on its device."""
+    """Load the model on its device."""
     if subject.model not in SHAPES:
         return load_model(subject.model, dtype=subject.dtype, device=subject.device)
     hidden, mlp, layers, heads, kv = SHAPES[subject.model]
@@ -118,26 +118,26 @@ def load(subject: Subject) -> Model:
 
 
 def _tokenizer() -> PreTrainedTokenizerBase:
-    """SmolLM2's, kept in the user's cache: reading it from the GGUF takes longer than a small benchmark."""
+    """SmolLM2's tokenizer, saved in the user's cache because reading it from GGUF is slower than a small benchmark."""
     base = cache_folder() or Path(tempfile.gettempdir())
     kept = base / "bench-tokenizer"
     if not kept.exists():
         base.mkdir(parents=True, exist_ok=True)
         fresh = tempfile.mkdtemp(dir=base)
         load_model("smollm2-135m").tokenizer.save_pretrained(fresh)
-        with suppress(OSError):  # another process was faster
+        with suppress(OSError):  # another process has saved it in the meantime
             os.rename(fresh, kept)
     return AutoTokenizer.from_pretrained(kept)
 
 
 def questions(subject: Subject, n: int) -> tuple[Question, ...]:
-    """The first `n` training questions of the default split: validation and test questions are not touched."""
+    """The first `n` training questions of the default split; validation and test questions are never used."""
     found = split_questions(load_behaviour(subject.data)).train
     if len(found) < n:
         raise DataError(
             got=f"{n} questions to measure on",
-            expected=f"at most the {len(found)} that {subject.data} has for training",
-            remedy="ask for fewer",
+            expected=f"at most {len(found)}, the training questions of {subject.data}",
+            remedy="ask for fewer questions",
         )
     return found[:n]
 
@@ -160,24 +160,24 @@ def random_heads(model: Model, size: int, seed: int) -> Location:
 
 
 def grow(model: Model, asked: Sequence[Question], prompt: Prompt = TRAINING, *, answers: bool = True) -> Forest:
-    """A tree for each question, with its answers or only the prompt."""
+    """One answer tree per question, with its answers or with the prompt only."""
     return plant(model.tokenizer, prompt, [(q.text, q.answers if answers else ()) for q in asked])
 
 
 def log_probs(
     model: Model, forest: Forest, edits: Sequence[Edit] | None = None, residuals: Residuals | None = None
 ) -> list[list[Tensor]]:
-    """Summed log-probabilities of each question's answers, [edit][question] -> (answers,), all edits in one bank.
+    """Summed log-probabilities (nats) of each question's answers, [edit][question] -> (answers,).
 
-    Of the unedited model alone where `edits` is None.
+    All edits run in one bank. If `edits` is None, the only entry is that of the unedited model.
     """
     bank = None if edits is None else stack(model, edits)
-    sums = answer_log_probs(model, forest, bank, residuals=residuals)  # a question: (edits, answers)
+    sums = answer_log_probs(model, forest, bank, residuals=residuals)  # per question: (edits, answers)
     return [[of_question[k] for of_question in sums] for k in range(len(edits or [None]))]
 
 
 def training_data(model: Model, asked: Sequence[Question]) -> TrainingData:
-    """Trees of the questions and what the unedited model says of them."""
+    """Answer trees of the questions, and the unedited model's log-probabilities."""
     forest = grow(model, asked)
     return TrainingData(forest, tuple(len(q.true) for q in asked), tuple(log_probs(model, forest)[0]))
 
@@ -185,7 +185,7 @@ def training_data(model: Model, asked: Sequence[Question]) -> TrainingData:
 def train(
     model: Model, data: TrainingData, jobs: Sequence[Job], residuals: Residuals | None = None, **settings: Any
 ) -> list[Fit]:
-    """The best edit of each job, all in one bank; `settings` are fields of `OptimalSettings`."""
+    """Train one edit per job, all in one bank; `settings` are fields of `OptimalSettings`."""
     shared = SimpleNamespace(model=model, training=data, residuals={"train": residuals}, row_tokens=None)
     return optimal.fit(shared, jobs, OptimalSettings(**settings))
 
@@ -196,14 +196,17 @@ def means(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def read_ahead(model: Model, data: TrainingData, where: Location) -> Residuals:
-    """Residual streams of the data at the lowest edited layer, as training and scoring keep them."""
+    """The data's residual streams at the lowest edited layer, cached as training and scoring do."""
     residuals = Residuals(model, data.forest)
     residuals.start(min(layer for _, layer in model.subspaces(where)), [[0]], max(map(len, data.forest.trees)))
     return residuals
 
 
 def held_out_loss(data: TrainingData, sums: Sequence[Tensor], *, per_token: bool = False, tau: float = TAU) -> float:
-    """Mean over questions of the mean IPO loss of their pairs, from log-ratios of answers or `per_token`."""
+    """IPO loss, averaged over a question's pairs and then over questions.
+
+    `per_token` divides each answer's log-ratio by its number of tokens (reduction ``mean``).
+    """
     losses = []
     for tree, n_true, after, before in zip(data.forest.trees, data.n_true, sums, data.reference, strict=True):
         lengths = torch.tensor([len(branch) for branch in tree.branches])
@@ -214,7 +217,7 @@ def held_out_loss(data: TrainingData, sums: Sequence[Tensor], *, per_token: bool
 
 
 def generate(model: Model, forest: Forest, edits: Sequence[Edit] | None, max_new_tokens: int) -> list[list[str]]:
-    """Greedy answers [edit][question], all edits in one bank; of the unedited model where `edits` is None."""
+    """Greedy answers, [edit][question], all edits in one bank; those of the unedited model if `edits` is None."""
     prompts = [tree.prompt for tree in forest.trees]
     bank = None if edits is None else stack(model, edits)
     return generate_answers(model, forest.prefix, prompts, bank, max_new_tokens=max_new_tokens)
@@ -226,6 +229,6 @@ def rank_one(sites: Mapping[Site, tuple[Tensor, Tensor]]) -> Edit:
 
 
 def probed(model: Model, asked: Sequence[Question], top_k: int) -> tuple[Location, Tensor]:
-    """The best-probed heads, and ITI's sigma u (layers, heads, width) of every head."""
+    """The `top_k` heads by probe accuracy, and ITI's sigma u of every head, (layers, heads, width)."""
     activations = collect_activations(model, asked)
     return fit_probes(activations).top(top_k), iti_theta(activations)

@@ -53,7 +53,7 @@ def test_what_differs_is_said():
         compared(ours, rounds([1.0], {"sums": [1.0]}, units=9))
     with pytest.raises(RuntimeError, match="ours has 1 values, the peer 2"):
         compared(ours, rounds([1.0], {"sums": [1.0, 2.0]}))
-    with pytest.raises(RuntimeError, match="sums: a side did not say it"):
+    with pytest.raises(RuntimeError, match="sums: a side did not report it"):
         compared(ours, rounds([1.0], {}))
 
 
@@ -78,18 +78,18 @@ def test_a_quick_side_runs_until_its_round_is_long_enough(monkeypatch):
 @pytest.mark.parametrize(
     ("program", "arguments", "message"),
     [
-        (bench.__main__, ["training", "--out", "/nowhere/x.json"], "a folder that can be written to"),
+        (bench.__main__, ["training", "--out", "/nowhere/x.json"], "a file in a writable folder"),
         (bench.__main__, ["training", "--out", "."], "expected a file"),
         (bench.__main__, ["training", "--data", "/nowhere.csv"], "/nowhere.csv"),
         (bench.__main__, ["training", "--model", "random-8x7b"], "one of random-9m"),
         (bench.__main__, ["training", "--peer", "lm_eval"], "training with the peer 'lm_eval'; expected one of trl"),
         (bench.__main__, ["all", "--peer", "nobody"], "all with the peer 'nobody'; expected one of trl, lm_eval"),
         (bench.__main__, ["cooking"], "invalid choice 'cooking'"),
-        (bench.__main__, ["training", "--rounds", "0"], "a whole number from 1 on"),
+        (bench.__main__, ["training", "--rounds", "0"], "a positive whole number"),
         (bench.__main__, ["training", "--dtype", "int7"], "invalid choice 'int7'"),
         (bench.scaling, ["--device", "nonsense"], "device 'nonsense'"),
         (bench.scaling, ["--only", "colours"], "colours"),
-        (bench.learning_rates, ["--train", "many"], "a whole number from 1 on"),
+        (bench.learning_rates, ["--train", "many"], "a positive whole number"),
     ],
 )
 def test_bad_arguments_end_before_any_work(program, arguments, message, capsys):

@@ -284,11 +284,11 @@ def test_calibration_of_the_null_and_of_a_run(capsys, tmp_path, small_yaml):
     assert cli.main(["audit", str(small_yaml), "--controls", "6", "--methods", "optimal", *folder]) == 0
     capsys.readouterr()
     assert cli.main(["calibrate", "run", str(tmp_path / "run"), "--controls", "4", "--level", "0.3"]) == 0
-    assert "each of 6 places in turn the claim against 4 of the others" in capsys.readouterr().out
+    assert "each of 6 places was the claim in turn, against 4 of the others" in capsys.readouterr().out
     assert "6 controls and --controls 19" in fails(capsys, "calibrate", "run", str(tmp_path / "run"))
     few = ("calibrate", "run", str(tmp_path / "run"), "--controls", "4")
     assert "score truth, which" in fails(capsys, *few, "--level", "0.3", "--score", "truth")
-    assert "enough controls for an audit to say specific" in fails(capsys, *few)
+    assert "enough controls for the outcome specific to be possible" in fails(capsys, *few)
     assert "not a run folder" in fails(capsys, "calibrate", "run", str(tmp_path))
     assert "--audits 0" in fails(capsys, "calibrate", "null", "--audits", "0")
     assert "locaudit calibrate nul;" in fails(capsys, "calibrate", "nul")

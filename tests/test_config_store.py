@@ -198,7 +198,10 @@ def test_settings_not_named_keep_the_base():
             "judges: {truth: {kind: reference}}\nevaluation: {max_new_tokens: 0}",
             "judges.truth.kind = reference and evaluation.max_new_tokens = 0.*answers to judge",
         ),
-        ("judges: {truth: {kind: openai, model: m, api_key_env: sk-secret}}", "got an api_key_env that is no name of"),
+        (
+            "judges: {truth: {kind: openai, model: m, api_key_env: sk-secret}}",
+            "got an api_key_env that is not a variable name",
+        ),
         ("plugins: [no_such_plugin]", "the plug-in no_such_plugin, which cannot be imported"),
         ("plugins: json", "plugins = 'json'"),
         ("1: 2", "unknown setting 1"),

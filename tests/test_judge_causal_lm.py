@@ -250,7 +250,7 @@ class TestFit:
 
     def test_bad_adapters(self, folder, tmp_path):
         self.fit(folder, tmp_path, epochs=1)
-        with pytest.raises(ConfigError, match="holds an adapter"):
+        with pytest.raises(ConfigError, match="has an adapter already"):
             self.fit(folder, tmp_path)
         other = save_judge(tmp_path / "wide", "qwen3")
         config = tmp_path / "out" / "adapter_config.json"
@@ -280,7 +280,7 @@ class TestFit:
 
 @pytest.mark.parametrize(
     ("line", "what"),
-    [("{", "broken JSON"), ("[]", "no texts"), ('{"prompt": "x"}', "no texts"),
+    [("{", "broken JSON"), ("[]", "no text fields"), ('{"prompt": "x"}', "no text fields"),
      ('{"prompt": "Q: a\\nA: b\\nHelpful:", "completion": " yes"}', "the prompt"),
      ('{"prompt": "Q: a\\nA: b\\nTrue:", "completion": " perhaps"}', "the completion"),
      ('{"prompt": "a b True:", "completion": " yes"}', "the prompt")],

@@ -398,7 +398,7 @@ def test_an_estimate_by_hand():
     judge = judge_of("http://h/v1", style="completion", price_in=2.0, price_out=10.0)
     # "Q: abcd\nA: ef\nTrue:" has 19 characters, so 5 tokens.
     assert judge.estimate([Case("abcd", "ef")] * 1000) == (
-        "1,000 requests, about 5,000 prompt and 1,000 completion tokens at 4 characters a token, about $0.02"
+        "1,000 requests, about 5,000 prompt and 1,000 completion tokens at 4 characters per token, about $0.02"
     )
     without = judge_of("http://h/v1").estimate(cases(3))
     assert without.startswith("3 requests, about ") and "$" not in without

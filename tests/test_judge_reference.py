@@ -123,7 +123,7 @@ def test_any_judge_is_measured_on_all_that_it_may_have_answered(files):
 def test_a_judge_that_saw_every_question_is_not_measured(files):
     judge = HashJudge("truth")
     judge.saw = lambda question: True
-    with pytest.raises(DataError, match="was not fitted on"):
+    with pytest.raises(DataError, match="was fitted on every question"):
         validate({"truth": judge}, {"truth": files[0]})
 
 
@@ -302,7 +302,7 @@ def test_missing_files_and_references_are_refused(tmp_path, files, judges):
     few.write_text("\n".join(table.read_text().split("\n")[:5]))
     with pytest.raises(DataError, match="without references"):
         validate(judge, {"truth": truth}, few)
-    with pytest.raises(DataError, match="name the file of references"):
+    with pytest.raises(DataError, match="give the file with the reference answers"):
         validate(judge, {"truth": _lone(truth, tmp_path)})
 
 
@@ -316,7 +316,7 @@ def _lone(truth: Path, folder: Path) -> Path:
 def test_several_references_must_be_named(tmp_path, judges, model):
     truth, info, table = write_files(tmp_path)
     shutil.copy(table, tmp_path / "TruthfulQA_other.csv")
-    with pytest.raises(DataError, match="name the file of references"):
+    with pytest.raises(DataError, match="give the file with the reference answers"):
         validate({"truth": judges[0]}, {"truth": truth})
     with pytest.raises(DataError, match="no single TruthfulQA"):
         fit_reference_judge(truth, info, None, tmp_path / "out", model=model)

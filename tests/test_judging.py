@@ -225,7 +225,7 @@ def test_a_score_without_its_judge_is_refused_before_anything_runs(home, tmp_pat
 
 def test_records_without_the_score_are_named(home, tmp_path):
     records, _ = run(home, tmp_path / "run", {})
-    with pytest.raises(RunFolderError, match="score = info_truth and records without it"):
+    with pytest.raises(RunFolderError, match="score = info_truth, which the records lack"):
         decide(records, score="info_truth")
 
 

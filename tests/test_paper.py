@@ -212,9 +212,9 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(home, tmp_path
 
 
 def test_a_study_needs_both_judges(home, tmp_path):
-    with pytest.raises(ConfigError, match=r"judges.truth.kind = none.*a judge: the study compares Info"):
+    with pytest.raises(ConfigError, match=r"judges.truth.kind = none.*a judge, because the study compares Info"):
         study_config(home, judges={"truth": {"kind": "none"}})
-    with pytest.raises(ConfigError, match="answers to judge"):
+    with pytest.raises(ConfigError, match="generated answers, which are judged"):
         study_config(home, evaluation={"max_new_tokens": 0})
     with pytest.raises(ConfigError, match="score = info_truth with judges of truth"):
         run_paper(study_config(home), tmp_path / "a", judges={"truth": HashJudge("truth")}, progress=False)

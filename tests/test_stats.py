@@ -341,7 +341,7 @@ def test_methods_without_a_claim_are_left_out():
 
 def test_nothing_can_be_judged_without_the_unedited_model():
     for records in ([], audit("iti", 0.25, LOW)):
-        with pytest.raises(RunFolderError, match="nothing is scored yet"):
+        with pytest.raises(RunFolderError, match="the unedited model has no scores yet"):
             decide(records, score=SCORE)
 
 

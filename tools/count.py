@@ -1,8 +1,8 @@
-"""Count lines of code proper, by folder: no blanks, comments, docstrings or imports.
+"""Count lines of code by folder, without blank lines, comments, docstrings and imports.
 
     python tools/count.py [FOLDER ...]        (default: src/locaudit bench tests)
 
-A line counts if a token other than those stands on it, so that a statement over three lines counts three.
+A line counts if any other token is on it, so a statement that spans three lines counts as three.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NO_CODE = {
 
 
 def count_code(text: str) -> int:
-    """Lines of code proper of a Python file's text."""
+    """Number of code lines in the text of a Python file."""
     left_out: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and type(node.value.value) is str
@@ -35,7 +35,7 @@ def count_code(text: str) -> int:
 
 
 def count_folder(folder: Path) -> Counter[str]:
-    """Lines of code proper by the first folder (or file) below `folder`."""
+    """Number of code lines for each folder or file directly in `folder`."""
     found: Counter[str] = Counter()
     for file in sorted(folder.rglob("*.py")):
         found[file.relative_to(folder).parts[0]] += count_code(file.read_text(encoding="utf-8"))

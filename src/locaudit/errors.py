@@ -1,5 +1,8 @@
 """Errors for bad input, which state what was got, what was expected and what to do about it."""
 
+import importlib
+from typing import Any
+
 
 class LocauditError(ValueError):
     """Bad input, described in one line: ``got ...; expected ...; remedy``.
@@ -37,3 +40,15 @@ class ModelError(LocauditError):
 
 class RunFolderError(LocauditError):
     """A run folder belongs to another configuration, is in use or damaged, or the disk is full."""
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Import a module that an optional extra of locaudit installs; `ConfigError` names the extra if it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ConfigError(
+            got=f"an environment without the package {module.partition('.')[0]}",
+            expected=f"the packages of the extra {extra!r}",
+            remedy=f"run: pip install 'locaudit[{extra}]'",
+        ) from None

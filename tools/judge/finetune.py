@@ -2,12 +2,12 @@ r"""Fine-tune a causal-LM judge with LoRA on labelled answers, such as TruthfulQ
 
     loss = -log softmax(logits of the next token)[first token of " yes" or " no"]
 
-on that token alone; the prompt is not learnt. Source: Lin et al. 2022, appendix B.1
-(they fine-tuned GPT-3); LoRA: Hu et al. 2021.
+The loss is on that token alone, not on the prompt. Sources: Lin et al. 2022, appendix B.1 (they fine-tuned GPT-3);
+LoRA: Hu et al. 2021.
 
     python tools/judge/finetune.py truth finetune_truth.jsonl --base MODEL --out judges/truth
 
-A judge has one aspect: fine-tune two, one after the other, into two folders. Needs peft (the extra judge).
+A judge has one aspect, so run it once per aspect, with different folders. Needs peft (the extra ``judge``).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 
-from locaudit.errors import ConfigError, DataError, LocauditError, ModelError
-from locaudit.judges.base import Aspect, import_extra
+from locaudit.errors import ConfigError, DataError, LocauditError, ModelError, import_extra
+from locaudit.judges.base import Aspect
 from locaudit.judges.causal_lm import ADAPTER_FILE, JUDGE_FILE, first_tokens, next_logits, quiet_peft, wrap_judge
 from locaudit.judges.labelled import SPLIT_RULE, LabelledAnswer, is_held_out, read_labelled
 from locaudit.judges.validate import judged, measure
@@ -56,20 +56,22 @@ def fit_causal_lm_judge(
     dtype: str = "float32",
     on_step: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune `base` on labelled answers, test it on the held-out questions, and write a PEFT adapter folder.
+    """Fine-tune `base` on labelled answers, validate it on held-out questions, and write a PEFT adapter to `out`.
 
-    LoRA of `rank` (alpha = 2 rank, no dropout) on every linear layer but the output layer. A step takes answers of
-    similar length, at most `batch_tokens` padded tokens; AdamW without weight decay, cosine schedule to 0 after 5% of
-    warm-up, gradients clipped to norm 1. `max_rows` draws that many rows, held-out ones included, by `seed`, which also
-    sets the order and the initial adapter: the same seed gives the same judge on the same machine.
+    LoRA with `rank` (alpha = 2 rank, no dropout) on every linear layer except the output layer. AdamW without weight
+    decay; linear warm-up over 5 % of the steps, then cosine decay to 0; gradients clipped to norm 1. A batch has
+    answers of similar length, at most `batch_tokens` tokens with padding.
 
-    The folder `out` loads with `load_causal_lm_judge`; its ``judge.json`` holds what is returned: settings, counts and,
-    on held-out answers, what `locaudit.judges.validate.measure` reports. Raises `ConfigError`, `DataError` or
-    `ModelError`. `on_step` is called with (steps done, steps in all).
+    `max_rows` draws that many rows at random, held-out ones included. `seed` sets this draw, the order and the initial
+    adapter; the same seed gives the same judge on the same machine. `on_step` is called with (steps done, all steps).
+
+    `out` can be loaded with `load_causal_lm_judge`. Its ``judge.json`` has the values that are returned: settings,
+    counts and, for held-out answers, those of `locaudit.judges.validate.measure`. Raises `ConfigError`, `DataError` or
+    `ModelError`.
     """
     out = Path(out)
     _check_arguments(out, epochs=epochs, rank=rank, batch_tokens=batch_tokens, learning_rate=learning_rate)
-    peft = import_extra("peft")
+    peft = import_extra("peft", "judge")
     data = read_labelled(rows, aspect)
     if max_rows is not None and max_rows < len(data):
         data = [data[i] for i in sorted(random.Random(seed).sample(range(len(data)), max_rows))]
@@ -78,8 +80,8 @@ def fit_causal_lm_judge(
     for part, what in ((train, "training"), (held_out, "held-out")):
         if len({row.yes for row in part}) < 2:
             raise DataError(
-                got=f"{len(part)} {what} rows of {Path(rows).name}, not both with yes and with no",
-                expected="both, on training questions and on the fifth of the questions that is held out",
+                got=f"{len(part)} {what} rows in {Path(rows).name}, without both labels",
+                expected="yes and no, both on training questions and on held-out questions (one in five)",
                 remedy="give more rows, or raise max_rows",
             )
     model = load_model(base, device=device, dtype=dtype, audited=False)
@@ -93,9 +95,9 @@ def fit_causal_lm_judge(
     measures = measure(probabilities, np.array([row.yes for row in held_out]), questions)
     if measures.get("balanced_accuracy") is None:
         raise ModelError(
-            got="a fitted judge that cannot judge the held-out answers",
+            got="a fine-tuned judge that cannot judge the held-out answers",
             expected="finite probabilities for answers of both labels",
-            remedy="lower learning_rate, or take another base model",
+            remedy="lower learning_rate, or use another base model",
         )
     facts: dict[str, Any] = {
         "aspect": aspect.name,
@@ -113,7 +115,7 @@ def fit_causal_lm_judge(
         "n_train": len(train),
         "split": SPLIT_RULE,
     } | measures
-    model.lm.save_pretrained(out, save_embedding_layers=False)  # else PEFT asks the hub about the base's vocabulary
+    model.lm.save_pretrained(out, save_embedding_layers=False)  # otherwise PEFT looks up the base on the hub
     (out / JUDGE_FILE).write_text(json.dumps(facts, indent=2), encoding="utf-8")
     return facts
 
@@ -121,18 +123,18 @@ def fit_causal_lm_judge(
 def _check_arguments(out: Path, **values: float) -> None:
     for name, value in values.items():
         if not value > 0:
-            raise ConfigError(got=f"{name} = {value}", expected="a positive number", remedy="raise it")
+            raise ConfigError(got=f"{name} = {value}", expected="a positive number", remedy=f"raise {name}")
     if (out / ADAPTER_FILE).exists():
         raise ConfigError(
-            got=f"the folder {out}, which holds an adapter",
+            got=f"the folder {out}, which has an adapter already",
             expected="a new folder",
-            remedy="name another, or delete it",
+            remedy="name another folder, or delete this one",
         )
     out.mkdir(parents=True, exist_ok=True)
 
 
 def _found_again(base: str) -> str:
-    """How the adapter names its base: a folder in full, so that it is found from another working directory."""
+    """The base's name for the adapter's settings; a folder's absolute path, to be found from any working directory."""
     return str(Path(base).resolve()) if base not in PACKAGED and Path(base).exists() else base
 
 
@@ -149,7 +151,7 @@ def _add_adapter(peft: Any, model: Model, base: str, rank: int, seed: int) -> Mo
         torch.manual_seed(seed)
         lm = peft.get_peft_model(model.lm, settings)
     lm.peft_config["default"].base_model_name_or_path = base
-    return Model(lm.eval(), model.tokenizer, model.name)  # eval: no dropout of the base's own either
+    return Model(lm.eval(), model.tokenizer, model.name)  # eval: turns off the base's own dropout as well
 
 
 @torch.enable_grad()
@@ -164,12 +166,12 @@ def _train(
     rng: random.Random,
     on_step: Callable[[int, int], None] | None,
 ) -> int:
-    """Train the adapter in place; the number of steps. `labels`: the tokens of no and of yes."""
+    """Train the adapter in place. Returns the number of steps. `labels` are the token ids of (no, yes)."""
     prompts = [completion_prompt(row.case.question, row.case.answer, aspect.suffix) for row in data]
     tokens = [encode_tree(model.tokenizer, prompt, []).prompt for prompt in prompts]
     limit = getattr(model.config, "max_position_embeddings", None) or math.inf
     fitting = [i for i, row in enumerate(tokens) if len(row) <= limit]
-    plan: list[list[int]] = []
+    plan: list[list[int]] = []  # rows of each step; `batches` groups similar lengths, whose order is then shuffled
     for _ in range(epochs):
         order = rng.sample(fitting, len(fitting))
         epoch = [[order[k] for k in batch] for batch in batches([len(tokens[i]) for i in order], batch_tokens)]
@@ -188,7 +190,7 @@ def _train(
             raise ModelError(
                 got=f"loss {loss.item():g} and gradient norm {norm.item():g} at step {step} of {len(plan)}",
                 expected="finite numbers",
-                remedy="lower learning_rate, or take another dtype",
+                remedy="lower learning_rate, or use another dtype",
             )
         optimizer.step()
         schedule.step()
@@ -205,8 +207,8 @@ def _rate(step: int, n_steps: int) -> float:
 def main() -> None:
     """Fine-tune from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("aspect", choices=list(ASPECTS), help="what the rows judge")
-    parser.add_argument("rows", type=Path, help="labelled answers to one aspect")
+    parser.add_argument("aspect", choices=list(ASPECTS), help="aspect that the labels are about")
+    parser.add_argument("rows", type=Path, help="file of labelled answers")
     parser.add_argument("--base", required=True, help="the language model to fine-tune")
     parser.add_argument("--out", type=Path, required=True, help="folder for the judge")
     for name, default in (("epochs", 1), ("rank", 8), ("seed", 0), ("max-rows", None)):

@@ -1,10 +1,10 @@
-"""Fit the reference judge: the language model reads once, then networks, trees and their blend are fitted.
+"""Fit the reference judge: a frozen language model reads all answers once, then networks, trees and a blend are fitted.
 
     python tools/judge/fit.py --truth finetune_truth.jsonl --info finetune_info.jsonl --out DIR
 
-The files are laid out like TruthfulQA's judge data; the references are the ``TruthfulQA*.csv`` beside them, or
-``--references FILE``. Held-out questions take no part in the fit and are measured at its end. With the seed, the number
-of threads and the machine the result repeats. Needs scikit-learn (the extra judge).
+The files have the format of TruthfulQA's judge data. The reference answers are in the ``TruthfulQA*.csv`` beside them,
+or in ``--references FILE``. Held-out questions are not used in the fit; they measure the judge at its end. The result
+is reproducible with the same seed, number of threads and machine. Needs scikit-learn (the extra ``judge``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from parts import fit_network, fit_trees
 
 from locaudit.behaviours.behaviour import normalise
-from locaudit.errors import DataError, LocauditError
+from locaudit.errors import DataError, LocauditError, import_extra
 from locaudit.judges import Case
 from locaudit.judges.labelled import SPLIT_RULE, is_held_out, read_labelled
 from locaudit.judges.reference.features import SKIPPED, Moments, Read, read_question
@@ -55,33 +54,33 @@ from locaudit.registry import ASPECTS
 from locaudit.store.files import write_atomically
 
 LAYERS = (8, 12, 16)
-"""Layers whose states are aligned, counted from 1."""
+"""Layers whose states the judge reads, counted from 1."""
 N_FOLDS = 3
-"""Folds of questions whose left-out log-odds the blend is fitted on."""
+"""Number of cross-validation folds (of questions); the blend is fitted on out-of-fold log-odds."""
 N_NETWORKS = 2
-"""Networks of different seeds that are averaged."""
+"""Number of networks with different seeds that are averaged."""
 N_FOR_MOMENTS = 100
-"""Questions whose prompts give the moments of the states."""
+"""Number of questions whose prompts give the mean and standard deviation of the states."""
 COPY_WEIGHT = 0.3
-"""Weight of an answer that equals a reference it sees: there is little to learn from it."""
+"""Weight of an answer that equals a reference it is compared with; little can be learned from it."""
 FIT_DTYPE = "bfloat16"
-"""The language model's precision while fitting; twice as fast as float32, in which the judge scores."""
+"""The language model's precision while fitting: twice as fast as float32, which the judge uses to score."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A fit question's answers, read and labelled."""
+    """The answers to one training question, read and labelled."""
 
     question: str
     read: Read
     labels: Tensor
-    """(answers, 2)."""
+    """(answers, 2): 1 for yes, 0 for no or no label; columns as `ASPECT_NAMES`."""
     weights: Tensor
-    """(answers, 2); 0 without a label."""
+    """(answers, 2): weight in the fit; 0 without a label."""
     blends: Tensor
-    """(answers,): 1 for answers that are no references: the blend is fitted on them."""
+    """(answers,): 1 for answers that are not references, on which the blend is fitted; else 0."""
 
 
 def fit_reference_judge(
@@ -95,19 +94,19 @@ def fit_reference_judge(
     model: Model | None = None,
     cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Fit both aspects, write a folder that `load_reference_judges` takes, and return its held-out report.
+    """Fit both aspects, write a folder for `load_reference_judges`, and return the report on held-out questions.
 
-    `cache` keeps what the language model read, so that a fit that was stopped goes on from there. Raises `DataError`,
-    and `LocauditError` without scikit-learn.
+    `cache` is a folder for what the language model read, so that an interrupted fit can resume. Raises `DataError` for
+    unusable files, `ConfigError` without scikit-learn.
     """
     prepare(out)
     files = dict(zip(ASPECT_NAMES, (truth, info), strict=True))
     file = references or find_references(truth)
     if file is None:
         raise DataError(
-            got=f"no single TruthfulQA*.csv beside {truth} or one folder up",
-            expected="the questions' reference answers",
-            remedy="name the file of references with --references",
+            got=f"no single TruthfulQA*.csv in the folder of {truth} or its parent",
+            expected="the reference answers to the questions",
+            remedy="name their file with --references",
         )
     labels, counts = read_labels(files, file)
     cases = [case for case in labels if not is_held_out(case.question)]
@@ -151,15 +150,8 @@ def fit_reference_judge(
 
 
 def prepare(out: Path) -> None:
-    """What would fail at the end fails now: a folder that cannot be written, a missing package."""
-    try:
-        import_module("sklearn.ensemble")
-    except ImportError:
-        raise LocauditError(
-            got="a judge to fit but no package scikit-learn",
-            expected="scikit-learn installed",
-            remedy='pip install "locaudit[judge]"',
-        ) from None
+    """Check now what would fail only at the end: a missing package, a folder that cannot be written to."""
+    import_extra("sklearn.ensemble", "judge")
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / ".probe", b"")
@@ -167,13 +159,16 @@ def prepare(out: Path) -> None:
     except OSError as error:
         raise DataError(
             got=f"{out}, which cannot be written to ({error.strerror})",
-            expected="a folder for the weights",
-            remedy="name another one",
+            expected="a writable folder for the weights",
+            remedy="name another folder",
         ) from None
 
 
 def read_labels(files: Mapping[str, Path], references: Path) -> tuple[dict[Case, dict[str, bool]], dict[str, int]]:
-    """Labels of each distinct answer whose question has references, by question, and counts for the record."""
+    """Case -> aspect -> label, for distinct answers whose question has references; and counts for the record.
+
+    Cases of one question are adjacent.
+    """
     known, labels, n_rows = read_references(references), defaultdict(dict), {}
     for aspect, path in files.items():
         rows = read_labelled(path, ASPECTS[aspect])
@@ -195,7 +190,7 @@ def read_labels(files: Mapping[str, Path], references: Path) -> tuple[dict[Case,
 
 
 def find_moments(reader: Reader, cases: Sequence[Case]) -> Moments:
-    """Moments over the prompts of the cases."""
+    """Mean and standard deviation of the states over the prompts of the cases."""
     states = torch.cat([reader.prompt(case).states[:, SKIPPED:] for case in cases], dim=1)
     return Moments(states.mean(1, keepdim=True), states.std(1, keepdim=True) + 1e-3)
 
@@ -208,7 +203,11 @@ def example(
     cache: Path | None,
     identity: str,
 ) -> Example:
-    """The answers to one question; three of four that are references do not see themselves among the references."""
+    """Read and label the answers to one question.
+
+    An answer that equals a reference would be trivial to judge. For three in four of them, that reference is hidden, so
+    that they train the judge as other answers do. `cache` holds what the language model read; `identity` names it.
+    """
     copies = [is_reference(case) for case in group]
     hides = [copy and not stays(case) for copy, case in zip(copies, group, strict=True)]
     question, true, false = group[0].question, group[0].true, group[0].false
@@ -238,14 +237,15 @@ def example(
 
 
 def stays(case: Case) -> bool:
-    """Whether an answer that is a reference sees it: one in four does, the others teach as if they were none."""
+    """Whether an answer that equals a reference is compared with it: one in four is, chosen by hash."""
     text = "seen" + normalise(case.question) + normalise(case.answer)
     return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 4 == 0
 
 
 def read_group(reader: Reader, moments: Moments, group: Sequence[Case], hides: Sequence[bool]) -> Read:
-    """Read the answers to a question; where ``hides[i]``, the references that answer i equals are hidden from it."""
+    """Read the answers to a question. If ``hides[i]``, the references equal to answer i are hidden from it."""
     names = [normalise(text) for side in (group[0].true, group[0].false) for text in side[:MAX_REFERENCES]]
+    # Numbers of the hidden references -> answers that do not see them; each group is read together.
     parts: dict[frozenset[int], list[int]] = defaultdict(list)
     for i, (case, hide) in enumerate(zip(group, hides, strict=True)):
         same = {k for k, name in enumerate(names) if hide and name == normalise(case.answer)}
@@ -254,6 +254,7 @@ def read_group(reader: Reader, moments: Moments, group: Sequence[Case], hides: S
         read_question(reader, moments, group[0], [group[i].answer for i in numbers], hidden)
         for hidden, numbers in parts.items()
     ]
+    # Restores the original order of the answers.
     back = np.argsort([i for numbers in parts.values() for i in numbers])
     answers = [answer for read in reads for answer in read.answers]
     return Read(
@@ -265,25 +266,25 @@ def read_group(reader: Reader, moments: Moments, group: Sequence[Case], hides: S
 
 
 def fit_all(examples: Sequence[Example], moments: Moments, meta: dict[str, Any], seed: int, say: Say) -> Weights:
-    """Fit without each fold, blend the left-out log-odds, then fit on all."""
+    """Fit without each fold, fit the blend on the out-of-fold log-odds, then fit on all training questions."""
     raw = torch.from_numpy(np.concatenate([example.read.raw for example in examples])).float()
     standard = raw.mean(0), raw.std(0) + 1e-3
     fold = np.array([fold_of(example.question) for example in examples])
-    left_out = [np.zeros((2, len(example.labels), 2)) for example in examples]
+    left_out = [np.zeros((2, len(example.labels), 2)) for example in examples]  # (part, answers, aspect) each
     for number in range(N_FOLDS):
         say(f"fitting without fold {number + 1} of {N_FOLDS}")
         inside = [example for example, f in zip(examples, fold, strict=True) if f != number]
         part = fit_parts(inside, moments, standard, [seed], meta)
         for i in np.flatnonzero(fold == number).tolist():
             left_out[i] = part.log_odds(examples[i].read)
-    say("fitting on all questions for fitting")
+    say("fitting on all training questions")
     stack, agreement = blend(examples, left_out)
     meta = {**meta, "cross_validation": agreement}
     return fit_parts(examples, moments, standard, [seed + i for i in range(N_NETWORKS)], meta, stack)
 
 
 def fold_of(question: str) -> int:
-    """Fold of a question; independent of the split."""
+    """Fold of a question, by hash; independent of the held-out split."""
     return int(hashlib.sha256(normalise(question).encode()).hexdigest(), 16) // 5 % N_FOLDS
 
 
@@ -295,7 +296,7 @@ def fit_parts(
     meta: Mapping[str, Any],
     stack: np.ndarray | None = None,
 ) -> Weights:
-    """Networks of these seeds and trees of the first."""
+    """Fit one network per seed, and trees with the first seed; `stack` is the blend, zero if not fitted yet."""
     stack = np.zeros((2, 3)) if stack is None else stack
     empty = Weights(moments, *standard, (), {}, stack, meta)
     inputs = [(example.read, empty.dense(example.read)) for example in examples]
@@ -310,7 +311,10 @@ def fit_parts(
 
 
 def blend(examples: Sequence[Example], left_out: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
-    """Logistic regression of the labels on both parts' left-out log-odds; then its accuracies, for the record."""
+    """Fit the blend: logistic regression of the labels on both parts' out-of-fold log-odds, by aspect.
+
+    Returns the coefficients (aspects, 3) and the accuracies of the parts and the blend.
+    """
     labels, weights = stacked([e.labels for e in examples]), stacked([e.weights for e in examples])
     blends = stacked([e.blends for e in examples])
     odds, stack, agreement = np.concatenate(left_out, axis=1), [], {}  # (part, answers, aspect)
@@ -330,12 +334,12 @@ def blend(examples: Sequence[Example], left_out: Sequence[np.ndarray]) -> tuple[
 
 
 def stacked(values: Sequence[Tensor]) -> np.ndarray:
-    """All questions' rows, in float64."""
+    """The rows of all questions, concatenated, in float64."""
     return torch.cat(list(values)).double().numpy()
 
 
 def save_weights(folder: Path, weights: Weights) -> None:
-    """Write both files; each is whole or not there."""
+    """Write both files, each atomically."""
     tensors: dict[str, Tensor] = {
         "moments.center": weights.moments.center,
         "moments.scale": weights.moments.scale,
@@ -356,7 +360,7 @@ def save_weights(folder: Path, weights: Weights) -> None:
 
 
 def write_card(folder: Path, report: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    """Write ``MODEL_CARD.md`` from a held-out report and what the fit recorded."""
+    """Write ``MODEL_CARD.md`` from the report on held-out questions and the record of the fit."""
     folds = ["| aspect | n | networks | trees | both |", "|---|---|---|---|---|"]
     for aspect, found in meta["cross_validation"].items():
         folds.append(f"| {aspect} | {' | '.join(str(found[key]) for key in ('n', 'networks', 'trees', 'both'))} |")
@@ -373,12 +377,12 @@ def write_card(folder: Path, report: Mapping[str, Any], meta: Mapping[str, Any])
 
 
 def main() -> None:
-    """Fit from the command line."""
+    """Fit a judge from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("truth", "info", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--references", type=Path)
-    parser.add_argument("--cache", type=Path, help="folder that keeps what the language model read")
+    parser.add_argument("--cache", type=Path, help="folder that stores what the language model read, to resume a fit")
     parser.add_argument("--seed", type=int, default=0)
     try:
         fit_reference_judge(**vars(parser.parse_args()), say=lambda text: print(text, file=sys.stderr, flush=True))

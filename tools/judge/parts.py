@@ -1,4 +1,4 @@
-"""Train the parts of the reference judge: its networks, with PyTorch, and its trees, with scikit-learn."""
+"""Train the parts of the reference judge: networks with PyTorch, trees with scikit-learn."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from locaudit.judges.reference.network import Comparer
 from locaudit.judges.reference.trees import DEPTH, Trees
 
 EPOCHS, BATCH, RATE, DECAY, WARMUP = 6, 4, 1e-3, 0.02, 30
+"""Training of networks: epochs, questions per batch, peak learning rate, weight decay, warm-up steps."""
 TREE_SETTINGS = {
     "n_estimators": 250,
     "max_depth": DEPTH,
@@ -25,15 +26,16 @@ TREE_SETTINGS = {
     "max_features": 0.15,
     "min_samples_leaf": 15,
 }
-"""scikit-learn's names."""
+"""Settings of scikit-learn's `GradientBoostingClassifier`, by its names."""
 
 
 def fit_network(
     inputs: Sequence[tuple[Read, Tensor]], labels: Sequence[Tensor], weights: Sequence[Tensor], seed: int
 ) -> Comparer:
-    """Weighted cross-entropy with AdamW, one-cycle cosine rate, batches of whole questions.
+    """Train a network by weighted cross-entropy, with AdamW, warm-up and cosine decay, in batches of whole questions.
 
-    Of each question: what was read with its standardised features, and labels and weights (answers, 2).
+    `inputs` has for each question what was read and its standardised features; `labels` and `weights` are (answers, 2)
+    per question.
     """
     rng = random.Random(seed)
     with torch.random.fork_rng():  # initial weights and dropout draw from the global generator
@@ -60,20 +62,21 @@ def fit_network(
 
 
 def fit_trees(x: np.ndarray, y: np.ndarray, weight: np.ndarray, seed: int) -> Trees:
-    """Gradient boosting (Friedman 2001) of labels y on features x (n, features), as plain arrays."""
+    """Gradient boosting (Friedman 2001) of labels y (n,) on features x (n, features), stored as plain arrays."""
     from sklearn.ensemble import GradientBoostingClassifier
 
     model: Any = GradientBoostingClassifier(**TREE_SETTINGS, random_state=seed).fit(x.astype(np.float32), y, weight)
     share = np.average(y, weights=weight)
     trees = [stage[0].tree_ for stage in model.estimators_]
     shape = len(trees), max(tree.node_count for tree in trees)
+    # (trees, nodes) arrays; a node points to itself unless it is split.
     own = np.arange(shape[1])
     feature, threshold, value = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     left, right = np.tile(own, (shape[0], 1)), np.tile(own, (shape[0], 1))
     for row, tree in enumerate(trees):
         n, inner = tree.node_count, tree.children_left >= 0
         feature[row, :n] = np.where(inner, tree.feature, 0)
-        # Inputs are float32: rounding the threshold down keeps every comparison as it was.
+        # Inputs are float32, so rounding the float64 threshold down to float32 leaves every comparison unchanged.
         rounded = tree.threshold.astype(np.float32)
         threshold[row, :n] = np.where(rounded > tree.threshold, np.nextafter(rounded, np.float32(-np.inf)), rounded)
         left[row, :n] = np.where(inner, tree.children_left, own[:n])

@@ -1,6 +1,6 @@
-"""What a judge is: (question, answer, references) -> P(yes), or missing.
+"""The interface of judges: (question, answer, references) -> P(yes), or missing.
 
-An *aspect* is what is asked of an answer, such as whether it is true. No torch here.
+An *aspect* is the quality that is judged, such as whether the answer is true. Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,123 +15,113 @@ from locaudit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Aspect:
-    """One thing that is asked of an answer. Add one with ``ASPECTS.register(name)(Aspect(name, ...))``."""
+    """A quality of answers that judges rate. Add one with ``ASPECTS.register(name)(Aspect(name, ...))``."""
 
     name: str
     suffix: str
-    """What a causal-LM judge completes."""
+    """End of the prompt that a causal-LM judge completes with yes or no, such as ``True:``."""
     rubric: str
-    """What a chat judge is told; a yes means that the answer has the quality."""
+    """Instruction for a chat judge; yes means that the answer has the quality."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """An answer to be judged, with the references of its question."""
+    """An answer to judge, with the reference answers of its question."""
 
     question: str
     answer: str
-    """As generated, stripped; may be empty."""
+    """The generated text, stripped; may be empty."""
     true: tuple[str, ...] = ()
-    """Reference answers that are wanted."""
+    """Correct reference answers."""
     false: tuple[str, ...] = ()
-    """Reference answers that are not."""
+    """Incorrect reference answers."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """P(yes), or None with the reason why it is missing. A missing judgement is never a no."""
+    """P(yes), or None if the judgement is missing, with the reason. Missing never counts as no."""
 
     probability: float | None
     """In [0, 1]."""
     reason: str = ""
-    """Why there is no probability; empty when there is one."""
+    """Why the judgement is missing; empty if it is not."""
 
 
 class Judge(Protocol):
-    """One judge of one aspect."""
+    """A judge of one aspect."""
 
     @property
     def name(self) -> str:
-        """What tables and messages call it, for example ``reference (truth)``."""
+        """Name in tables and messages, for example ``reference (truth)``."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that its judgements depend on: kind, weights or served model, prompt, version."""
+        """Hash of everything that its judgements depend on: kind, weights or served model, prompt, code version."""
         ...
 
     @property
     def uses_references(self) -> bool:
-        """Whether the references of a case matter to it; if not, they are no part of a judgement's address."""
+        """Whether it reads the reference answers. If not, they are left out of the key of cached judgements."""
         ...
 
     def score(self, cases: Sequence[Case]) -> list[Judgement]:
-        """One judgement a case, in order. A case that cannot be judged is missing; it does not raise."""
+        """One judgement per case, in order. A case that cannot be judged gives a missing judgement, not an error."""
         ...
 
 
 @runtime_checkable
 class Billed(Protocol):
-    """A judge whose judgements cost money or other people's machines."""
+    """A judge whose judgements cost money or run on somebody else's server."""
 
     def estimate(self, cases: Sequence[Case]) -> object:
-        """What judging the cases would take; its text is one line."""
+        """Estimate the cost of judging the cases; ``str()`` of the result is one line."""
         ...
 
 
 @runtime_checkable
 class Fitted(Protocol):
-    """A judge that knows which questions it was fitted on."""
+    """A judge that knows which questions it was trained on."""
 
     def saw(self, question: str) -> bool:
-        """Whether answers to the question took part in its fit, so that they cannot measure it."""
+        """Whether its training data had answers to the question, so that the question is not held out."""
         ...
 
 
 @dataclass(frozen=True)
 class JudgeKind:
-    """A kind of judge. Add one with ``JUDGES.register(name)(JudgeKind(...))``: nothing else names it."""
+    """A kind of judge. Add one with ``JUDGES.register(name)(JudgeKind(...))``; no other code has to change."""
 
     settings: type
     """A frozen dataclass whose fields all have defaults and docstrings."""
     load: Callable[..., Mapping[str, Judge]] | str
-    """``load(wanted, device) -> {aspect: Judge}``, where `wanted` maps all aspects that share the kind to their
-    settings, so that judges can share what they load; or ``"module:function"``, imported when first used."""
+    """``load(wanted, device) -> {aspect: Judge}``, or ``"module:function"``, which is imported at first use.
+
+    `wanted` maps every aspect that this kind judges to its settings, so that the judges can share a loaded model."""
     prompt: str = ""
-    """Field of the settings that holds a prompt of the user's own, with which the kind judges behaviours that name
-    nothing to judge. Empty: it has none."""
+    """Name of the settings field that holds the user's own prompt; empty if the kind takes none.
+
+    With such a prompt the kind can judge a behaviour that names no aspect."""
 
     @property
     def loader(self) -> Callable[..., Mapping[str, Judge]]:
-        """The function behind `load`."""
+        """The function that `load` is or names."""
         if not isinstance(self.load, str):
             return self.load
         module, _, name = self.load.partition(":")
         return getattr(importlib.import_module(module), name)
 
     def own_prompt(self, settings: Any) -> str | None:
-        """The user's own prompt in these settings, if any."""
+        """The user's own prompt in these settings; None if there is none."""
         return getattr(settings, self.prompt) if self.prompt else None
 
 
 def needed_model(aspect: Aspect, model: str | None) -> str:
-    """The model; `ConfigError` where a kind that needs one is given none."""
+    """The name of the judge's model; `ConfigError` if it is not given."""
     if not model:
         raise ConfigError(
             got=f"a judge of {aspect.name} without a model",
-            expected=f"judges.{aspect.name}.model",
-            remedy="name the judge's model",
+            expected=f"a value for judges.{aspect.name}.model",
+            remedy="name the judge's model there",
         )
     return model
-
-
-def import_extra(package: str) -> Any:
-    """A package of the extra ``judge``; `ConfigError` names the extra to install."""
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise ConfigError(
-            got=f"a judge that needs the package {package}, which is not installed",
-            expected="the extra judge installed",
-            remedy="run: pip install 'locaudit[judge]'",
-        ) from None

@@ -1,8 +1,8 @@
-r"""Labelled answers from files like TruthfulQA's judge data, and the split of their questions.
+r"""Labelled answers from files in the format of TruthfulQA's judge data, and the split into training and held-out.
 
-A line is ``{"prompt": "Q: {question}\nA: {answer}\nTrue:", "completion": " yes"}``; the file of another aspect ends
-its prompts in that aspect's suffix. The split is a rule on the question's text, so no list of questions is kept, and
-judges fitted at different times are tested on the same ones.
+Each line is ``{"prompt": "Q: {question}\nA: {answer}\nTrue:", "completion": " yes"}``; in files of another aspect the
+prompt ends in that aspect's suffix. The split is by question, by a hash of its text. So no list of questions is needed,
+and judges fitted at different times are tested on the same held-out questions.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from locaudit.errors import DataError
 from locaudit.judges.base import Aspect, Case
 
 SPLIT_RULE = "held out if int(sha256(normalised question), 16) % 5 == 0"
-"""The split, in words; `is_held_out` is the split in code."""
+"""The split in words; `is_held_out` implements it."""
 _LABELS = {"yes": True, "no": False}
 
 
 @dataclass(frozen=True)
 class LabelledAnswer:
-    """One row: a case, without references, and whether the verdict on it is yes."""
+    """A case without references, and its label: whether the verdict is yes."""
 
     case: Case
     yes: bool
 
 
 def is_held_out(question: str) -> bool:
-    """`SPLIT_RULE`: about one question in five."""
+    """Whether the question is held out by `SPLIT_RULE`; about one in five is."""
     return int(hashlib.sha256(normalise(question).encode()).hexdigest(), 16) % 5 == 0
 
 
 def read_labelled(path: str | Path, aspect: Aspect) -> list[LabelledAnswer]:
-    r"""Rows ``{"prompt": "Q: ..\nA: ..\nTrue:", "completion": " yes"}`` of a JSONL file.
+    r"""Read rows ``{"prompt": "Q: ..\nA: ..\nTrue:", "completion": " yes"}`` from a JSONL file.
 
-    Raises `DataError`, with the line, for a row of another form or with another aspect's suffix.
+    Raises `DataError`, with the line number, for a row in another format or with another aspect's suffix.
     """
     rows, where = [], str(path)
     try:
-        # Not splitlines(): U+2028 and its like may stand inside a JSON string.
+        # Not splitlines(): JSON strings may contain U+2028 and other line separators.
         for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
             where = f"{path}, line {number}"
             if line.strip():
@@ -54,7 +54,7 @@ def read_labelled(path: str | Path, aspect: Aspect) -> list[LabelledAnswer]:
         problem = str(error)
     if problem:
         expected = rf'{{"prompt": "Q: ...\nA: ...\n{aspect.suffix}", "completion": " yes" or " no"}} on each line'
-        raise DataError(got=f"{where}: {problem}", expected=expected, remedy="mend it, or give another file")
+        raise DataError(got=f"{where}: {problem}", expected=expected, remedy="correct the file, or give another one")
     return rows
 
 
@@ -65,7 +65,7 @@ def _row(line: str, suffix: str) -> LabelledAnswer:
     except (json.JSONDecodeError, RecursionError):
         raise ValueError("broken JSON") from None
     except (LookupError, TypeError):
-        raise ValueError("no texts prompt and completion") from None
+        raise ValueError("no text fields prompt and completion") from None
     found = re.fullmatch(rf"Q: (.*?)\nA:(.*)\n{re.escape(suffix)}", prompt, re.DOTALL)
     if label not in _LABELS:
         raise ValueError(f"the completion {label!r:.40}")

@@ -1,6 +1,6 @@
 """A judge behind an OpenAI-compatible server: a chat model with a rubric, or a fine-tuned completion model.
 
-The `openai` client sends, waits and tries again; what is sent and how a reply is read is in `locaudit.judges.wire`.
+The `openai` client sends requests and retries them. `locaudit.judges.wire` builds requests and reads replies.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from locaudit.errors import ConfigError
-from locaudit.judges.base import Aspect, Case, Judgement, import_extra, needed_model
+from locaudit.errors import ConfigError, import_extra
+from locaudit.judges.base import Aspect, Case, Judgement, needed_model
 from locaudit.judges.settings import OpenAISettings
 from locaudit.judges.wire import VERSION, Dialect, read, request, shorten
 from locaudit.records import content_hash
@@ -24,44 +24,44 @@ from locaudit.registry import ASPECTS
 
 PUBLIC_URL = "https://api.openai.com/v1"
 PAUSES = 120.0
-"""Seconds that one request may wait between its attempts, all together."""
+"""Seconds that one request may spend waiting between its attempts, in total."""
 LETTERS_PER_TOKEN = 4
-"""Rule of thumb for English text: an estimate knows no tokenizer."""
+"""Characters per token: a rule of thumb for English, because the server's tokenizer is not known."""
 CHAT_REPLY_TOKENS = 12
-"""Tokens of ``{"yes_probability": 0.97}``, about."""
+"""Approximate number of tokens in ``{"yes_probability": 0.97}``."""
 _REFUSED = {400, 422, 501}
-"""HTTP statuses of a request that the server does not take; see `Dialect.after`."""
+"""HTTP statuses of a request whose form the server does not accept; see `Dialect.after`."""
 _HOPELESS = {401: "refused the API key", 403: "does not allow this", 404: "knows no such model or address"}
-"""HTTP statuses that every later request would get too."""
+"""HTTP statuses that every later request would get as well."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What became of one request after all its attempts."""
+    """The outcome of one request after all its attempts."""
 
     body: str | None
-    """Text of HTTP 200, or None."""
+    """Body of an HTTP 200 reply; None after a failure."""
     reason: str = ""
-    """What went wrong."""
+    """Why the request failed."""
     status: int = 0
-    """HTTP status of a failure; 0 when there was none (connection, time limit)."""
+    """HTTP status of a failure; 0 if there is none (connection error, timeout)."""
     message: str = ""
-    """What the server said about a failure, lower case, without the key."""
+    """The server's error message in lower case, with the key removed."""
 
 
 @dataclass(eq=False)
 class OpenAIJudge:
-    """Asks a server. Made by `load_openai_judge`. Holds the name of the key's variable, never the key."""
+    """A judge that asks a server. Made by `load_openai_judge`. It stores where the key is found, never the key."""
 
     aspect: Aspect
     settings: OpenAISettings
     prompt: str
     """Rubric (chat) or suffix (completion)."""
     reply_tokens: int = 512
-    """Limit of a chat reply; 8 times as many for a model that counts its reasoning (``max_completion_tokens``)."""
+    """Token limit of a chat reply; 8 times as much if reasoning counts too (``max_completion_tokens``)."""
     _dialect: Dialect = field(default_factory=Dialect, init=False, repr=False)
     _settled: bool = field(default=False, init=False, repr=False)
-    """Whether the server has answered: its dialect is known, and key and model are right."""
+    """Whether the server has answered once, so its dialect is known and key and model are accepted."""
 
     @property
     def name(self) -> str:
@@ -70,12 +70,12 @@ class OpenAIJudge:
 
     @property
     def url(self) -> str:
-        """The address asked. Said to the client always: else it would take one from the environment."""
+        """Address of the server. Always passed to the client, which would otherwise read one from the environment."""
         return self.settings.base_url or PUBLIC_URL
 
     @property
     def key_variable(self) -> str:
-        """Name of the environment variable that holds the key; empty when none is sent."""
+        """Name of the environment variable that holds the key; empty if no key is sent."""
         is_public = urlsplit(self.url).hostname == urlsplit(PUBLIC_URL).hostname
         return self.settings.api_key_env or ("OPENAI_API_KEY" if is_public else "")
 
@@ -83,18 +83,18 @@ class OpenAIJudge:
     def fingerprint(self) -> str:
         """Hash of style, address, served model, prompt and version.
 
-        The address counts: servers call different models by one name, such as ``judge``.
+        The address is included because different servers may serve different models under one name, such as ``judge``.
         """
         parts = [self.settings.style, self.url, self.settings.model, self.aspect.name, self.prompt]
         return content_hash(["openai", VERSION, *parts])
 
     @property
     def uses_references(self) -> bool:
-        """A chat judge reads them; a completion judge's prompt has no place for them."""
+        """True for a chat judge; a completion judge's prompt has no references."""
         return self.settings.style == "chat"
 
     def estimate(self, cases: Sequence[Case]) -> str:
-        """Requests, tokens and cost of judging the cases once, roughly: without retries and hidden reasoning."""
+        """Rough number of requests and tokens, and cost in US dollars, without retries and hidden reasoning."""
         is_chat, prices = self.settings.style == "chat", (self.settings.price_in, self.settings.price_out)
         asked = [self._request(case, self._dialect) for case in cases]
         texts = ["".join(m["content"] for m in x["messages"]) if is_chat else x["prompt"] for x in asked]
@@ -103,20 +103,22 @@ class OpenAIJudge:
         dollars = [n * price / 1e6 for n, price in zip((tokens, replies), prices, strict=True) if price is not None]
         return (
             f"{len(cases):,} requests, about {tokens:,} prompt and {replies:,} completion tokens at "
-            f"{LETTERS_PER_TOKEN} characters a token" + (f", about ${sum(dollars):,.2f}" if len(dollars) == 2 else "")
+            f"{LETTERS_PER_TOKEN} characters per token" + (f", about ${sum(dollars):,.2f}" if len(dollars) == 2 else "")
         )
 
     def score(self, cases: Sequence[Case]) -> list[Judgement]:
-        """One judgement a case, in order, up to `concurrency` at once.
+        """One judgement per case, in order, with up to `concurrency` requests at once.
 
-        A request that fails for good, and a reply that is no judgement twice, are missing. When
-        2 * concurrency cases in a row (at least 4) fail for good, the rest is not asked and missing too. Until the
-        server has answered once, a wrong key, model or address (401, 403, 404) or an empty account raises
-        `ConfigError`.
+        A judgement is missing if the request fails after all attempts, or if two replies in a row cannot be read. After
+        max(4, 2 * concurrency) failures in a row the remaining cases are not sent; they are missing too.
+
+        Raises `ConfigError` if, before the server has answered once, it rejects the key, model or address (HTTP 401,
+        403, 404) or reports that the account has no credit.
         """
         if not cases:
             return []
-        # A thread of its own: an event loop that runs already (a notebook's) is left alone, and Ctrl-C cancels it.
+        # In a thread of its own, so that it also works where an event loop is running already (a notebook). Ctrl-C
+        # cancels it.
         with import_module("anyio.from_thread").start_blocking_portal() as portal:
             return portal.call(self._score, cases)
 
@@ -137,13 +139,13 @@ class OpenAIJudge:
                 last = out[i].reason
 
         limits = {"timeout": settings.timeout, "max_retries": settings.max_retries}
-        async with import_extra("openai").AsyncOpenAI(api_key=key, base_url=self.url, **limits) as client:
-            await one(0)  # alone: it finds out about key, model and dialect
+        async with import_extra("openai", "judge").AsyncOpenAI(api_key=key, base_url=self.url, **limits) as client:
+            await one(0)  # alone, to learn whether key and model are accepted, and the dialect
             await asyncio.gather(*map(one, range(1, len(cases))))
         return out
 
     async def _judge(self, client: Any, key: str, case: Case) -> tuple[Judgement, bool]:
-        """The judgement, and whether the server took the request."""
+        """The judgement, and whether the server is working: it accepted the request, or refused just this one."""
         judgement = Judgement(None)
         for again in (False, True):
             reply = await self._ask(client, key, case, again)
@@ -155,7 +157,7 @@ class OpenAIJudge:
         return Judgement(None, f"{judgement.reason} (asked twice)"), True
 
     async def _ask(self, client: Any, key: str, case: Case, again: bool) -> Reply:
-        """Ask in the server's dialect. One that it refused is left only for one that it took."""
+        """Send a case in the server's dialect. Until it has answered once, try simpler dialects after a refusal."""
         dialect = self._dialect
         while True:
             reply = await self._send(client, key, self._request(case, dialect, again))
@@ -175,10 +177,10 @@ class OpenAIJudge:
         return request(case, model, self.prompt, style, dialect, reply_tokens=n_tokens, again=again)
 
     async def _send(self, client: Any, key: str, keywords: dict[str, Any]) -> Reply:
-        openai, settings = import_extra("openai"), self.settings
+        openai, settings = import_extra("openai", "judge"), self.settings
         resource = client.chat.completions if settings.style == "chat" else client.completions
         try:
-            # The client's time limit is for each read; this one ends a reply that drips in for ever.
+            # The client's timeout is per read; this one bounds the whole request, even if a reply trickles in.
             async with asyncio.timeout((settings.max_retries + 1) * settings.timeout + PAUSES):
                 raw = await resource.with_raw_response.create(**keywords)
                 return Reply(_without(key, raw.http_response.text))
@@ -190,45 +192,50 @@ class OpenAIJudge:
             return Reply(None, f"the connection failed{_attempts(error)}")
         except openai.APIStatusError as error:
             said = shorten(_without(key, str(error.body if error.body is not None else error.response.text)), 300)
-            # What a server says about a key may hold part of it.
+            # A server's message about a key may quote part of it.
             why = _attempts(error) or ("" if error.status_code in (401, 403) else f": {shorten(said.lower())}")
             return Reply(None, f"HTTP {error.status_code}{why}", error.status_code, said.lower())
         except openai.APIError as error:
             return Reply(None, f"the client gave up: {type(error).__name__}")
 
     def _stop_if_hopeless(self, reply: Reply) -> None:
-        """Raise `ConfigError` where every request would fail like this one (wrong key, unknown model, no credit)."""
+        """Raise `ConfigError` if every request would fail like this one: wrong key, unknown model, no credit."""
         if reply.status not in _HOPELESS and "insufficient_quota" not in reply.message:
             return
         what = _HOPELESS.get(reply.status, "says that the account has no credit left")
         raise ConfigError(
             got=f"HTTP {reply.status} from {self.url} for the model {self.settings.model!r}: the server {what}",
-            expected="a server that judges",
+            expected="a server that accepts the judge's requests",
             remedy=f"check the key ({self.key_variable or 'none is sent: set api_key_env'}), the model and base_url",
         )
 
     def check(self) -> None:
         """Raise `ConfigError` for a missing package, or an address or key that cannot be used."""
-        import_extra("openai")
+        import_extra("openai", "judge")
         parts = urlsplit(self.url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
-        if not is_address or parts.username or parts.password or parts.query:  # not quoted: it may hold a secret
+        if not is_address or parts.username or parts.password or parts.query:  # not quoted: it may contain a secret
             raise ConfigError(
-                got="a base_url with a user name, a password or a query" if is_address else "a base_url that is none",
-                expected="for example http://localhost:8000/v1, without secrets: it is written to the run folder",
-                remedy="mend the judge's base_url; a key goes into the environment variable that api_key_env names",
+                got="a base_url with user name, password or query"
+                if is_address
+                else "a base_url that is not an address",
+                expected="an address without secrets (it is saved in the run folder), such as http://localhost:8000/v1",
+                remedy="correct the judge's base_url; put a key into the environment variable that api_key_env names",
             )
         self.key()
 
     def key(self) -> str:
-        """The key, read from the environment when it is used; ``none`` where none is sent."""
+        """The key, read from the environment at each use; ``none`` if no key is sent.
+
+        Raises `ConfigError` if a key is needed and not set, or if it has characters that no key has.
+        """
         name = self.key_variable
         key = os.environ.get(name, "").strip() if name else ""
         is_missing = not key and urlsplit(self.url).hostname == urlsplit(PUBLIC_URL).hostname
-        if is_missing or not all("!" <= letter <= "~" for letter in key):  # else the client's errors would quote it
+        if is_missing or not all("!" <= letter <= "~" for letter in key):  # the client's own error would quote it
             raise ConfigError(
                 got=f"the environment variable {name}, which is "
-                + ("not set" if is_missing else "set to spaces or letters that no key has"),
+                + ("not set" if is_missing else "set to spaces or characters that no key has"),
                 expected="an API key in it",
                 remedy=f"set {name}, name another variable in api_key_env, or set base_url",
             )
@@ -236,23 +243,23 @@ class OpenAIJudge:
 
 
 def load(wanted: Mapping[str, OpenAISettings], device: str) -> dict[str, OpenAIJudge]:
-    """The judges of the kind ``openai``."""
+    """Load the judges of kind ``openai``: aspect -> judge."""
     return {aspect: load_openai_judge(ASPECTS[aspect], settings) for aspect, settings in wanted.items()}
 
 
 def load_openai_judge(aspect: Aspect, settings: OpenAISettings, *, reply_tokens: int = 512) -> OpenAIJudge:
-    r"""A judge that asks a model behind an OpenAI-compatible server. Nothing is sent before `score`.
+    r"""Make a judge that asks a model behind an OpenAI-compatible server. Nothing is sent before `score`.
 
-    Chat: the references are part of the case, and the model states P(yes) as JSON, bound to a schema where the server
-    can. Completion:
+    Chat: the model sees question, answer and references, and replies with P(yes) as JSON; a JSON schema is enforced if
+    the server supports it. Completion:
 
-        P(yes) = sum of P(token) over the server's 5 likeliest first tokens that spell yes
+        P(yes) = sum of P(token) over the 5 most likely first tokens that spell yes
 
-    in any case, with or without the space (servers differ in how they spell a token); the causal-LM judge counts
-    `` yes`` alone. It is 0 if only a no is among them, missing if neither is. A server without log-probabilities
-    says yes (1) or no (0) as text, anything else is missing. Temperature is 0.
+    ignoring case and leading space, because servers spell tokens differently (the causal-LM judge counts `` yes``
+    only). P(yes) is 0 if only a no is among the 5, and missing if neither is. From a server without log-probabilities
+    the text counts: yes is 1, no is 0, anything else is missing. Temperature is 0.
 
-    Raises `ConfigError` for a rubric that cannot be read and for a missing model, key, package or address.
+    Raises `ConfigError` for an unreadable rubric or a missing model, key, package or address.
     """
     needed_model(aspect, settings.model)
     is_chat, prompt = settings.style == "chat", settings.prompt
@@ -277,11 +284,11 @@ def _read_rubric(name: str) -> str:
 
 
 def _attempts(error: Any) -> str:
-    """How often the client tried, if more than once."""
+    """`` (n attempts)`` if the client tried more than once, else empty."""
     retries = int(error.request.headers.get("x-stainless-retry-count", 0))
     return f" ({retries + 1} attempts)" if retries else ""
 
 
 def _without(key: str, text: str) -> str:
-    # Shorter keys are placeholders of local servers, and may be ordinary words.
+    # Shorter keys are placeholders for local servers and may be ordinary words.
     return text.replace(key, "[key]") if len(key) >= 8 else text

@@ -1,4 +1,4 @@
-"""Settings of each kind of judge, every default once. No torch here."""
+"""Settings and defaults of each kind of judge. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Price = Annotated[float, Field(ge=0)]
 
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w{0,63}", name):
-        # Not quoted: it may be the key itself.
-        got = "an api_key_env that is no name of a variable"
-        raise ConfigError(got=got, expected="a name such as MY_KEY", remedy="put the key into that variable")
+        # Not quoted, because it may be the key itself.
+        got = "an api_key_env that is not a variable name"
+        raise ConfigError(got=got, expected="a name such as MY_KEY", remedy="put the key into a variable of that name")
     return name
 
 
@@ -27,17 +27,17 @@ class ReferenceSettings:
     """The bundled judge, which compares an answer with the question's reference answers."""
 
     model: str | None = None
-    """Folder of a judge fitted with tools/judge/fit.py (None: the bundled weights)."""
+    """Folder of a judge fitted with tools/judge/fit.py (None: the bundled judge)."""
 
 
 @checked
 class CausalLMSettings:
-    """A language model that says yes or no to an answer, such as the public truth and info judges."""
+    """A causal language model that answers yes or no, such as AllenAI's truth and info judges."""
 
     model: str | None = None
-    """The judge: a folder, a hub id, or the folder of an adapter made by tools/judge/finetune.py."""
+    """The judge: a folder, a hub id, or a folder with a PEFT adapter made by tools/judge/finetune.py."""
     prompt: str | None = None
-    """What follows the answer (None: the aspect's own, such as ``True:``)."""
+    """Text after the answer in the prompt (None: the aspect's own, such as ``True:``)."""
 
 
 @checked
@@ -45,28 +45,28 @@ class OpenAISettings:
     """A model behind an OpenAI-compatible server."""
 
     model: str | None = None
-    """The server's name of the model."""
+    """Name under which the server knows the model."""
     prompt: str | None = None
-    """chat: a text file with the rubric; completion: what follows the answer (None: the aspect's own)."""
+    """chat: path of a text file with the rubric; completion: text after the answer (None: the aspect's own)."""
     style: Style = "chat"
     """A chat model with a rubric, or a fine-tuned completion model with the causal-lm prompt."""
     base_url: str | None = None
     """Address of the server, for example ``http://localhost:8000/v1`` (None: api.openai.com)."""
     api_key_env: Annotated[str, AfterValidator(_variable)] | None = None
-    """Name of the environment variable that holds the key; the key itself is written nowhere (None:
-    ``OPENAI_API_KEY`` for api.openai.com, no key for any other server)."""
+    """Name of the environment variable that holds the API key, which is never saved (None: ``OPENAI_API_KEY`` for
+    api.openai.com, no key for other servers)."""
     concurrency: Count = 8
-    """Requests under way at once."""
+    """Number of requests in flight at once."""
     timeout: Positive = 60.0
-    """Seconds without a reply until an attempt counts as failed."""
+    """Seconds to wait for a reply before an attempt fails."""
     max_retries: Annotated[int, Field(ge=0)] = 5
-    """Further attempts after a failure, with growing pauses."""
+    """Number of retries after a failed attempt, with growing pauses."""
     price_in: Price | None = None
-    """US dollars a million prompt tokens, for the estimate (None: tokens only)."""
+    """US dollars per million prompt tokens, for the cost estimate (None: estimate tokens only)."""
     price_out: Price | None = None
-    """US dollars a million completion tokens."""
+    """US dollars per million completion tokens."""
 
 
 @checked
 class NoSettings:
-    """Nobody judges. It has no settings."""
+    """No judge. It has no settings."""

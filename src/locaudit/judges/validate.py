@@ -1,4 +1,4 @@
-"""How well judges agree with labelled answers, on questions that they were not fitted on."""
+"""Validate judges: agreement with labelled answers to held-out questions."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from locaudit.judges.labelled import LabelledAnswer, read_labelled
 from locaudit.registry import ASPECTS
 
 CHUNK = 256
-"""Answers judged between two lines of progress."""
+"""Number of answers judged between two progress messages."""
 MAX_UNKNOWN = 0.01
-"""Largest share of questions without references; a release of TruthfulQA may lack a question of another."""
+"""Largest tolerated share of questions without references. Releases of TruthfulQA differ by a few questions."""
 N_BINS = 10
-"""Equal-width bins of the expected calibration error."""
+"""Number of equal-width bins in the expected calibration error."""
 N_BOOTSTRAP = 2000
-"""Resamples of an interval."""
+"""Number of bootstrap resamples."""
 
 
 def validate(
@@ -38,12 +38,14 @@ def validate(
     *,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Measure each aspect's judge on the labelled answers of that aspect's file; plain values, ready for JSON.
+    """Measure each aspect's judge on the labelled answers in that aspect's file. Returns plain values, ready for JSON.
 
-    `references` is a behaviour file with the questions' reference answers; None takes the only ``TruthfulQA*.csv``
-    beside the first file or one folder up, if there is one. Per aspect: `measure` of ``all`` answers, and apart of
-    those that equal a reference of their question (``reference``), which are easy, and of the others
-    (``non_reference``), which are like a model's. Raises `DataError`.
+    For each aspect the result has `measure` of three groups: answers equal to a reference of their question
+    (``reference``), which are easy; the others (``non_reference``), which resemble a model's answers; and ``all``.
+
+    `references` is a behaviour file with the reference answers. None takes the only ``TruthfulQA*.csv`` in the folder
+    of the first labelled file or its parent, if there is exactly one. Raises `DataError` as `unseen` and
+    `read_labelled` do.
     """
     file = references or find_references(next(iter(files.values())))
     known = read_references(file) if file else {}
@@ -60,25 +62,25 @@ def validate(
 
 
 def find_references(rows: Path) -> Path | None:
-    """The only ``TruthfulQA*.csv`` beside a file or one folder up."""
+    """The only ``TruthfulQA*.csv`` in the folder of a file or its parent; None if there is none or several."""
     folders = (rows.resolve().parent, rows.resolve().parent.parent)
     found = [file for folder in folders for file in folder.glob("TruthfulQA*.csv")]
     return found[0] if len(found) == 1 else None
 
 
 def read_references(file: Path) -> dict[str, Case]:
-    """Normalised question -> a case with its references and no answer."""
+    """Normalised question -> a case with the references and an empty answer."""
     with warnings.catch_warnings():
-        # An answer on both sides is dropped from both; that is no news here.
+        # The loader warns about answers that are both true and false and drops them; that is expected here.
         warnings.simplefilter("ignore", UserWarning)
         questions = load_behaviour(file).questions
     return {normalise(q.text): Case(q.text, "", q.true, q.false) for q in questions}
 
 
 def distinct(rows: Sequence[LabelledAnswer], known: Mapping[str, Case]) -> list[LabelledAnswer]:
-    """Each (question, answer) once, in order, with the references that are `known`.
+    """Each (question, answer) pair once, sorted, with the references in `known`.
 
-    Its label is that of most of its rows; where they tie it is left out.
+    The label is the majority of the pair's rows; a tie drops the pair.
     """
     votes: dict[Case, list[bool]] = defaultdict(list)
     for row in rows:
@@ -90,9 +92,9 @@ def distinct(rows: Sequence[LabelledAnswer], known: Mapping[str, Case]) -> list[
 
 
 def unseen(judge: Judge, rows: Sequence[LabelledAnswer], path: Path) -> list[LabelledAnswer]:
-    """The answers to questions that the judge was not fitted on, as far as it says.
+    """The answers to held-out questions: those the judge was not fitted on, if it knows (`Fitted`).
 
-    Raises `DataError` if there are none, or if many questions lack references that the judge needs.
+    Raises `DataError` if no question is held out, or if the judge needs references and too many questions have none.
     """
     questions = {row.case.question: bool(row.case.true or row.case.false) for row in rows}
     unknown = [question for question, has_references in questions.items() if not has_references]
@@ -100,20 +102,20 @@ def unseen(judge: Judge, rows: Sequence[LabelledAnswer], path: Path) -> list[Lab
         raise DataError(
             got=f"{len(unknown)} of {len(questions)} questions of {path} without references ({unknown[0]!r:.80})",
             expected="reference answers to the judged questions",
-            remedy="name the file of references that belongs to the judged answers",
+            remedy="give the file with the reference answers to these questions",
         )
     seen = {question for question in questions if isinstance(judge, Fitted) and judge.saw(question)}
     if len(seen) == len(questions):
         raise DataError(
-            got=f"{path} with no question that {judge.name} was not fitted on",
-            expected="answers to other questions",
+            got=f"{path}, in which {judge.name} was fitted on every question",
+            expected="answers to held-out questions",
             remedy="give other labelled answers",
         )
     return [row for row in rows if row.case.question not in seen]
 
 
 def judged(judge: Judge, rows: Sequence[LabelledAnswer], say: Callable[[str], None]) -> Float[np.ndarray, " n"]:
-    """P(yes) of each answer; NaN where the judgement is missing."""
+    """P(yes) of each answer; NaN if the judgement is missing. `say` receives progress messages."""
     said: list[float | None] = []
     for start in range(0, len(rows), CHUNK):
         said += [judgement.probability for judgement in judge.score([row.case for row in rows[start : start + CHUNK]])]
@@ -127,19 +129,24 @@ def is_reference(case: Case) -> bool:
 
 
 def sha256_of(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def measure(
     p: Float[np.ndarray, " n"], yes: Bool[np.ndarray, " n"], questions: np.ndarray, *, seed: int = 0
 ) -> dict[str, Any]:
-    r"""Agreement of P(yes) with the labels at threshold 0.5; plain numbers, None where they do not exist.
+    r"""Compare P(yes) with the labels; a verdict is yes if p > 0.5. Returns plain numbers, None if undefined.
 
-    ``majority`` is the accuracy of always giving the commoner label, ``balanced_accuracy`` the mean of the shares of
-    yes and of no that are found, ``brier`` the mean of (p - label)^2, ``accuracy_95`` a percentile interval over
-    resampled questions, ``ece`` the mean over answers of ``|share of yes - mean p|`` of the answer's bin, ``auc`` the
-    Mann-Whitney statistic, ties counted half. Missing judgements are counted and left out.
+    - ``majority``: accuracy of always giving the more frequent label.
+    - ``accuracy``, and ``accuracy_95``: its percentile bootstrap interval over questions.
+    - ``balanced_accuracy``: mean of sensitivity and specificity.
+    - ``brier``: mean of (p - label)^2.
+    - ``ece``: expected calibration error, mean over answers of ``|share of yes - mean p|`` in the answer's bin of p.
+    - ``auc``: area under the ROC curve (Mann-Whitney statistic, ties counted half).
+    - ``n``, ``missing``, ``n_questions``: answers judged, judgements missing (left out of the rest), questions.
+
+    `questions` names the question of each answer.
     """
     there = ~np.isnan(p)
     p, yes, questions = p[there], yes[there], np.asarray(questions)[there]
@@ -150,6 +157,7 @@ def measure(
     found = [right[label] for label in (yes, ~yes)]
     has_both = all(map(len, found))
     _, which = np.unique(questions, return_inverse=True)
+    # (questions,): answers and correct verdicts per question; resampling questions resamples these sums.
     n, hits = np.bincount(which), np.bincount(which, weights=right)
     draws = np.random.default_rng(seed).integers(len(n), size=(N_BOOTSTRAP, len(n)))
     bins = np.minimum((p * N_BINS).astype(int), N_BINS - 1)

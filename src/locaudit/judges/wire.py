@@ -1,8 +1,8 @@
-"""What an OpenAI-compatible server is sent about a case, and what its reply says. No network here.
+"""Build requests to an OpenAI-compatible server and read its replies. No network access here.
 
-Chat: the rubric is the system message; question, answer and references go as one JSON object in the user message, so
-that no text in an answer can leave its quotation marks. The reply is the JSON object ``{"yes_probability": p}``.
-Completion: the causal-LM prompt, one token, and its most likely alternatives.
+Chat: the rubric is the system message. Question, answer and references are one JSON object in the user message, so that
+text in an answer cannot pass for anything else. The reply is the JSON object ``{"yes_probability": p}``.
+Completion: the causal-LM prompt; one token is generated, with the log-probabilities of its most likely alternatives.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from locaudit.judges.base import Case, Judgement
 from locaudit.judges.settings import Style
 
 VERSION = 1
-"""Of everything here that shapes a judgement; part of a judge's fingerprint."""
+"""Raise it when a change here changes judgements; it is part of a judge's fingerprint."""
 
 KEY = "yes_probability"
 SCHEMA = {
@@ -36,7 +36,7 @@ INSTRUCTION = (
 REMINDER = f'Reply with nothing but the JSON object, for example {{"{KEY}": 0.5}}.'
 
 N_ALTERNATIVES = 5
-"""Most likely first tokens that are asked for (completion); more is refused by some servers."""
+"""Number of most likely first tokens requested (completion); some servers refuse more."""
 FORMS: Mapping[Style, Sequence[Mapping[str, Any]]] = {
     "chat": (
         {
@@ -50,22 +50,22 @@ FORMS: Mapping[Style, Sequence[Mapping[str, Any]]] = {
     ),
     "completion": ({"logprobs": N_ALTERNATIVES}, {}),
 }
-"""How a reply's form is asked for: the strictest way first."""
+"""Request fields that prescribe the form of a reply, strictest first."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """Which optional fields a server takes. Learnt from its refusals."""
+    """Which optional request fields a server accepts, learned from its refusals."""
 
     form: int = 0
-    """Number of the way in `FORMS`."""
+    """Index into `FORMS`."""
     limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     temperature: bool = True
 
     def after(self, style: Style, message: str) -> Dialect | None:
-        """The dialect to try after a refusal (HTTP 400 or 422) with that message; None if there is no other.
+        """The dialect to try after a refusal (HTTP 400, 422 or 501) with that message; None if none is left.
 
-        The field that the message names is dropped or renamed. If it names none, the form is asked for less strictly.
+        A field that the message names is dropped or renamed. Otherwise a less strict form is requested.
         """
         if "max_tokens" in message and self.limit == "max_tokens" and style == "chat":
             return replace(self, limit="max_completion_tokens")
@@ -80,12 +80,12 @@ def completion_prompt(question: str, answer: str, suffix: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """The text with ``?`` for lone surrogates, which have no UTF-8 form."""
+    """The text with each lone surrogate, which UTF-8 cannot encode, replaced by ``?``."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def chat_messages(case: Case, rubric: str, *, again: bool = False) -> list[dict[str, str]]:
-    """System and user message; `again`: with a reminder of the reply's form."""
+    """System and user message; `again` adds a reminder of the reply's form."""
     content: dict[str, Any] = {"question": case.question, "answer": case.answer}
     if case.true:
         content["correct reference answers"] = list(case.true)
@@ -101,7 +101,7 @@ def chat_messages(case: Case, rubric: str, *, again: bool = False) -> list[dict[
 def request(
     case: Case, model: str, prompt: str, style: Style, dialect: Dialect, *, reply_tokens: int, again: bool = False
 ) -> dict[str, Any]:
-    """Keyword arguments of the client's `create`. `prompt` is the rubric (chat) or the suffix (completion)."""
+    """Keyword arguments for the client's `create`. `prompt` is the rubric (chat) or the suffix (completion)."""
     out: dict[str, Any] = {"model": model, **FORMS[style][dialect.form]}
     if dialect.temperature:
         out["temperature"] = 0
@@ -111,12 +111,12 @@ def request(
 
 
 def read(body: str, style: Style) -> Judgement:
-    """The judgement in a reply's body (the text of HTTP 200); missing, with the reason, if there is none."""
+    """The judgement in the body of an HTTP 200 reply; missing, with the reason, if it cannot be read."""
     try:
         choice = json.loads(body)["choices"][0]
         return _READERS[style](choice)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return Judgement(None, f"the server's reply is no {style} reply: {shorten(body)!r}")
+        return Judgement(None, f"the server's reply is not a {style} reply: {shorten(body)!r}")
 
 
 def _read_chat(choice: Mapping[str, Any]) -> Judgement:
@@ -135,7 +135,7 @@ def _read_chat(choice: Mapping[str, Any]) -> Judgement:
     except (ValueError, LookupError, TypeError, RecursionError):
         number = math.nan
     if type(number) not in (int, float) or not 0 <= number <= 1:
-        return Judgement(None, f"the reply is no {{{KEY!r}: number from 0 to 1}}{cut}: {shorten(content)!r}")
+        return Judgement(None, f"the reply is not {{{KEY!r}: number from 0 to 1}}{cut}: {shorten(content)!r}")
     return Judgement(float(number))
 
 
@@ -150,12 +150,12 @@ def _read_completion(choice: Mapping[str, Any]) -> Judgement:
         return Judgement(None, "a log-probability is not a number")
     words = {_word(token) for token, _ in alternatives}
     if not words & {"yes", "no"}:
-        return Judgement(None, f"neither yes nor no is among the likeliest tokens {[t for t, _ in alternatives]}")
+        return Judgement(None, f"neither yes nor no is among the most likely tokens {[t for t, _ in alternatives]}")
     return Judgement(min(1.0, sum(math.exp(min(value, 0.0)) for token, value in alternatives if _word(token) == "yes")))
 
 
 def _alternatives(logprobs: Any) -> list[tuple[str, float]]:
-    """(token, log-probability) of the first token's alternatives, in either of the two forms in use."""
+    """(token, log-probability) of the first token's alternatives, from either of the two reply formats in use."""
     if not logprobs:
         return []
     if logprobs.get("top_logprobs"):
@@ -166,7 +166,7 @@ def _alternatives(logprobs: Any) -> list[tuple[str, float]]:
 
 
 def _word(token: str) -> str:
-    # U+2581 and U+0120 stand for the space where a server gives raw vocabulary entries.
+    # U+2581 and U+0120 mark a leading space in raw vocabulary entries, which some servers return.
     return token.strip(" \n\t\u2581\u0120.").lower()
 
 
@@ -174,6 +174,6 @@ _READERS = {"chat": _read_chat, "completion": _read_completion}
 
 
 def shorten(text: str, length: int = 120) -> str:
-    """One line of at most `length` characters."""
+    """The text on one line, cut to at most `length` characters."""
     text = " ".join(text.split())
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -1,7 +1,9 @@
-"""How far two judges agree on the same answers.
+"""How well two judges agree on the same answers: Cohen's kappa with bootstrap intervals.
 
-kappa = (p_o - p_e) / (1 - p_e), where p_o is the share of answers with the same verdict and p_e the share expected from
-the two judges' own shares of yes. Source: Cohen 1960. A verdict is yes where P(yes) >= threshold.
+    kappa = (p_o - p_e) / (1 - p_e)
+
+p_o is the observed agreement: the share of answers with the same verdict from both judges. p_e is the agreement
+expected by chance, given how often each judge says yes. A verdict is yes if P(yes) >= threshold. Source: Cohen 1960.
 """
 
 from __future__ import annotations
@@ -18,33 +20,33 @@ from locaudit.errors import DataError
 from locaudit.stats.resample import blocks, percentiles, weights
 
 Interval = tuple[float, float]
-"""Lower and upper end of 95%; NaN where there is none."""
+"""Lower and upper end of a 95 % confidence interval; NaN if it is undefined."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two judges on the answers that both judged. NaN stands for what is not defined."""
+    """Agreement of two judges on the answers that both judged. Undefined values are NaN."""
 
     n: int
-    """Answers that both judged."""
+    """Number of answers that both judged."""
     n_groups: int
-    """Questions that these answers belong to."""
+    """Number of questions that these answers belong to."""
     missing: tuple[int, int]
-    """Answers without a judgement, for each judge."""
+    """Number of answers without a judgement: (first judge, second judge)."""
     counts: tuple[tuple[int, int], tuple[int, int]]
-    """[first judge's verdict][second's], no before yes."""
+    """2 x 2 table of verdicts, ``[first judge][second judge]``, no before yes."""
     yes: tuple[float, float]
-    """Share of yes, for each judge."""
+    """Share of yes: (first judge, second judge)."""
     agreement: float
     """Share of answers with the same verdict."""
     agreement_interval: Interval
     kappa: float
-    """Agreement beyond chance; NaN when both judges give one and the same verdict throughout."""
+    """Agreement beyond chance; NaN if both judges give the same verdict on every answer."""
     kappa_interval: Interval
     pearson: float
-    """Correlation of the probabilities; NaN when one judge's are all equal."""
+    """Correlation of the probabilities; NaN if those of one judge are all equal."""
     spearman: float
-    """Correlation of their ranks, ties averaged."""
+    """Rank correlation of the probabilities, tied ranks averaged."""
 
 
 def compare(
@@ -55,34 +57,37 @@ def compare(
     threshold: float = 0.5,
     seed: int = 0,
 ) -> Agreement:
-    """Compare two judges' P(yes) on the same answers; ``None`` is missing.
+    """Compare two judges' P(yes) on the same answers; ``None`` marks a missing judgement.
 
-    `groups` names the question of each answer. The intervals are percentile bootstrap intervals over questions, because
-    answers to one question are not independent; resamples in which kappa is undefined are left out of its interval.
-    With fewer than 2 questions there is none. Raises `DataError` for unequal lengths or a probability outside [0, 1].
+    `groups` names the question of each answer. Intervals are percentile bootstrap intervals that resample questions,
+    because answers to one question are not independent. Resamples in which kappa is undefined are left out of its
+    interval; with fewer than 2 questions the intervals are NaN.
+
+    Raises `DataError` if the lengths differ or a probability is outside [0, 1].
     """
     if not len(first) == len(second) == len(groups):
         raise DataError(
             got=f"{len(first)} and {len(second)} judgements of {len(groups)} answers",
-            expected="one of each judge for each answer",
-            remedy="pass None for a missing one",
+            expected="one judgement per judge and answer",
+            remedy="pass None where a judgement is missing",
         )
     wrong = [x for x in (*first, *second) if x is not None and not 0 <= x <= 1]
     if wrong:
         raise DataError(
-            got=f"the probability {wrong[0]}", expected="0 to 1, or None where missing", remedy="mend the judge"
+            got=f"the probability {wrong[0]}", expected="0 to 1, or None where missing", remedy="correct the judge"
         )
     both = [i for i in range(len(groups)) if first[i] is not None and second[i] is not None]
     x = np.array([first[i] for i in both], dtype=float)
     y = np.array([second[i] for i in both], dtype=float)
     names = {name: k for k, name in enumerate(dict.fromkeys(groups[i] for i in both))}
-    # Cell of each answer in the 2 x 2 table, row by row.
+    # (answers,): cell of the 2 x 2 table, flattened row by row: 0 no/no, 1 no/yes, 2 yes/no, 3 yes/yes
     cell = 2 * (x >= threshold).astype(int) + (y >= threshold)
     group = np.array([names[groups[i]] for i in both], dtype=int)
+    # (questions, 4): each question's 2 x 2 table, so that resampling questions is one matrix product
     table = np.bincount(4 * group + cell, minlength=4 * len(names)).reshape(-1, 4)
     total = table.sum(axis=0)
     agreement, kappa = _measures(total[None])
-    resampled = [table[:0]]
+    resampled = [table[:0]]  # (resamples, 4) once concatenated; empty: no interval
     if len(table) > 1:
         resampled = [weights(len(table), seed)[rows] @ table for rows in blocks(len(table))]
     intervals = [percentiles(values, 0.95) for values in _measures(np.concatenate(resampled))]
@@ -105,12 +110,12 @@ def compare(
 
 
 def _measures(counts: NDArray) -> tuple[NDArray, NDArray]:
-    """Agreement and kappa of 2 x 2 counts (tables, 4)."""
+    """Agreement and kappa, (tables,) each, of 2 x 2 tables of counts (tables, 4)."""
     n = counts.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         n00, n01, n10, n11 = (counts / n[:, None]).T
         observed = n00 + n11
         expected = (n00 + n01) * (n00 + n10) + (n11 + n10) * (n11 + n01)
-        # 1 - expected is 0 when both always say the same; rounding must not make it a number.
+        # If both judges always give the same verdict, 1 - expected is 0 up to rounding, and kappa is undefined.
         kappa = np.where(1 - expected > 1e-12, (observed - expected) / (1 - expected), np.nan)
     return observed, kappa

@@ -1,4 +1,4 @@
-"""From records to a verdict."""
+"""Turn the records of an audit into a verdict."""
 
 from __future__ import annotations
 
@@ -28,26 +28,30 @@ def decide(
     design: Design | None = None,
     methods: Mapping[str, MethodFacts] | None = None,
 ) -> Verdict:
-    """Compare claim, controls, whole model and base on the test questions.
+    """Compare claim, controls, whole model and unedited model on the test questions, for each method.
 
-    For each method: `underpowered` if there are too few test questions for any effect to be significant
-    (2^-questions > level); `no effect` unless the claim's gain over the unedited model passes a one-sided paired
-    sign-flip test at `level`; then `underpowered` if 1 / (1 + N) > level, so that no outcome could be significant, or
-    while planned controls are missing; then
-    `specific` if the Monte-Carlo p is at most `level`, else `effective, not specific`. Where controls end early, the
-    rule of `design` decides (`locaudit.stats.sequential`). A score of judged answers of which more than `MAX_MISSING`
-    are missing in any arm is `underpowered` too: answers that a judge fails on are no random sample. Beside the outcome
-    stand four grades (`locaudit.stats.grades`).
+    The first rule that applies gives a method's outcome:
 
-    `methods` says of each method what it is called, and whether lower scores support the claim: every comparison is
-    then of scores with the other sign. A method that is not in it is called by its name, and higher scores count. The
-    verdict has the methods in the order of `methods`, the others after them as they first appear.
+    1. `underpowered`: every edit at the claim diverged; or there are too few test questions for any effect to be
+       significant (2^-questions > level); or more than `MAX_MISSING` of an arm's judgements are missing, since answers
+       on which a judge fails are not a random sample.
+    2. `no effect`: the claim's gain over the unedited model is not significant at `level` in a one-sided paired
+       sign-flip test over questions.
+    3. `underpowered`: planned controls are missing, or 1 / (1 + N) > level, so that no p could be significant.
+    4. `specific` if the Monte-Carlo p is at most `level`, else `effective, not specific`.
 
-    A method whose claim has no record yet is left out, so that the records of an unfinished audit can be judged; raises
-    `RunFolderError` while the unedited model has no scores.
+    If controls were stopped early, the stopping rule of `design` decides steps 3 and 4 (`locaudit.stats.sequential`).
+    Each method also gets four grades (`locaudit.stats.grades`).
 
-    Deviation from the paper: it compares by a parametric p-value over random sets; the Monte-Carlo p assumes no shape.
-    Definitions and assumptions: docs/statistics.md.
+    `methods` gives each method's title and whether higher or lower scores support the claim; if lower ones do, all
+    scores are compared with their sign flipped. A method missing from it keeps its name as title, and higher scores
+    support the claim. The verdict lists the methods in the order of `methods`, then the others as they first appear.
+
+    A method whose claim has no record yet is left out, so an unfinished audit can be read. Raises `RunFolderError`
+    while the unedited model has no scores.
+
+    Deviation from the paper: the paper uses a parametric p-value over random sets; the Monte-Carlo p used here makes no
+    assumption about the null distribution. Definitions and assumptions: docs/statistics.md.
     """
     records, facts = list(records), dict(methods or {})
     base, trials = _unedited(records, score), group_trials(records)
@@ -72,26 +76,26 @@ def decide(
 
 
 def _unedited(records: Sequence[TrialRecord], score: str) -> TrialRecord:
-    """The record of the unedited model; without it, or without the score in it, there is nothing to compare with."""
+    """The record of the unedited model; `RunFolderError` if there is none or it lacks the score."""
     base = next((r for r in records if r.spec.arm == "base" and r.status == "ok"), None)
     if base is None:
         raise RunFolderError(
-            got="no scores of the unedited model, so that nothing is scored yet",
+            got="a run in which the unedited model has no scores yet",
             expected="at least the record of the unedited model",
-            remedy="run the audit first, or again if it was stopped",
+            remedy="run the audit first; if it was stopped, run the same command again",
         )
     if not has_score(base.questions["test"], score):
         raise RunFolderError(
-            got=f"score = {score} and records without it (they have {', '.join(sorted(base.questions['test']))})",
+            got=f"score = {score}, which the records lack (they have {', '.join(sorted(base.questions['test']))})",
             expected="a score that was measured",
-            remedy="choose another score, or run the same command with judges of what it needs",
+            remedy="choose another score, or run the same command with the judges that this score needs",
         )
     return base
 
 
 def _judge(m: Measured, score: str) -> MethodVerdict:
     p_value = 1.0 if m.unscored else m.look.p_value
-    sign = SIGNS[m.facts.supports]  # scores are told as they are, whatever supports the claim
+    sign = SIGNS[m.facts.supports]  # -1 undoes the sign flip of `measure`: scores are reported as measured
     lead = m.lead
 
     def told(interval: tuple[float, float]) -> tuple[float, float]:
@@ -141,11 +145,11 @@ def _outcome(m: Measured) -> Outcome:
 
 
 def _adjusted(measured: Sequence[Measured], verdicts: Sequence[MethodVerdict]) -> list[float]:
-    """P of each method, adjusted for the others where all were tried at the same controls."""
+    """P-value of each method, adjusted for testing several methods at the same controls (max-T)."""
     p_values, n = [v.p_value for v in verdicts], min((v.n_used for v in verdicts), default=0)
     if len(verdicts) < 2:
         return p_values
-    if not n or any(m.unscored for m in measured):  # Bonferroni's
+    if not n or any(m.unscored for m in measured):  # Bonferroni: max-T needs a score at every claim
         return [min(1.0, len(verdicts) * p) for p in p_values]
     together = max_t_p([m.means[CLAIM] for m in measured], np.asarray([m.control_means[:n] for m in measured]).T)
     return [max(own, p) for own, p in zip(p_values, together, strict=True)]

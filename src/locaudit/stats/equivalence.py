@@ -1,4 +1,4 @@
-"""Does one edit do as well as another? A difference, its interval, and a margin: never a bare comparison."""
+"""Is one edit as good as another? Non-inferiority and equivalence tests (TOST) by bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from locaudit.stats.resample import arms_of, percentiles, resampled_differences
 from locaudit.stats.scores import mean_score
 
 CONFIDENCE = 0.90
-"""Of the interval: a test of "worse by more than the margin" at 5 %."""
+"""Of the two-sided interval. Each of its ends is a one-sided test at 5 %."""
 LEAST_DIFFERING = 10
-"""Questions that must differ between two edits for a bootstrap of their difference."""
+"""Number of questions on which two edits must differ before the bootstrap of their difference is trusted."""
 Outcome = Literal["not worse", "worse", "undecided"]
 
 
 @dataclass(frozen=True)
 class Match:
-    """How an edit compares with a reference, on the same questions."""
+    """An edit compared with a reference on the same questions. Differences are in the score's units."""
 
     difference: float
     """Score of the edit minus that of the reference."""
     interval: tuple[float, float]
-    """90 % bootstrap interval of the difference over questions, hyperparameters and locations held fixed."""
+    """90 % bootstrap interval of the difference. Questions are resampled; edits and hyperparameters are held fixed."""
     interval_95: tuple[float, float]
-    """The same at 95 %."""
+    """The same interval at 95 %."""
     sd: float
-    """Standard deviation of the difference over resamples."""
+    """Standard error of the difference: its standard deviation over resamples."""
     p: float
-    """One-sided p that the edit is worse by the margin or more: the share of resamples in which it is, with one more
-    counted. `holm` corrects several of them."""
+    """One-sided p of the non-inferiority test; its null hypothesis is that the edit is worse by the margin or more.
+
+    (1 + resamples in which it is worse by that much) / (1 + resamples). Correct several of them with `holm`."""
     p_equivalent: float
-    """p of two one-sided tests that the edits differ by the margin or more, in either direction."""
+    """p of the equivalence test (TOST); its null hypothesis is that the edits differ by the margin or more."""
     outcome: Outcome
-    """``not worse`` by more than the margin: the interval lies above -margin; ``worse``: it lies below; ``undecided``:
-    -margin is inside, so that the questions are too few to tell."""
+    """``not worse``: the 90 % interval lies above -margin. ``worse``: it lies below -margin. ``undecided``: it contains
+    -margin, so there are too few questions to tell."""
     equivalent: bool
-    """The interval lies between -margin and margin: equivalent at 5 %."""
+    """Whether the 90 % interval lies inside (-margin, margin): equivalent at 5 %."""
     below: bool
-    """The interval lies below margin: not better by it."""
+    """Whether the 90 % interval lies below +margin: the edit is not better by the margin."""
     few: bool
-    """Too few questions differ for the bootstrap to be trusted, and too many for their number alone to exclude the
-    margin: nothing is decided then."""
+    """Whether too few questions differ to trust the bootstrap (`differ_too_little`). Nothing is decided then."""
 
 
 def compare_edits(
@@ -58,10 +58,13 @@ def compare_edits(
     seed: int = 0,
     drawn: NDArray[np.float64] | None = None,
 ) -> Match:
-    """`values` against `reference` (or the mean over a list of them), shapes as in `locaudit.stats.resample.arms_of`.
+    """Compare an edit's `values` with `reference`, or with the mean score over a list of references.
 
-    Two one-sided tests (TOST, Schuirmann 1987), of which `outcome` is the lower half: non-inferiority. Nothing is
-    decided where a score is missing. `drawn` are the differences on resamples of the questions, where they are known.
+    Two one-sided tests (TOST, Schuirmann 1987). `Match.outcome` is the lower one, a non-inferiority test;
+    `Match.equivalent` is both. Nothing is decided if either side has no score. `margin` is in the score's units.
+
+    Shapes as in `locaudit.stats.resample.arms_of`: (questions,) or (components, questions). `drawn` (resamples,) are
+    the differences on the bootstrap resamples, if the caller has them already.
     """
     edit, others = arms_of(values)[0], arms_of(reference)
     difference = float(mean_score(edit)) - float(np.mean([mean_score(x) for x in others]))
@@ -80,13 +83,14 @@ def compare_edits(
 
 
 def differ_too_little(values: ArrayLike, others: Sequence[ArrayLike], margin: float) -> bool:
-    """Whether so few questions differ that a resample may hold none, though the true difference is the margin.
+    """Whether too few questions differ for a bootstrap, yet enough that a true difference of the margin is possible.
 
-    With scores of 0 and 1, a difference of the margin shows in at least that share of the questions: where d of n
-    differ and P(Bin(n, margin) <= d) is at most 5 %, it is excluded without a bootstrap.
+    If only a few questions differ, many resamples contain none of them and the bootstrap interval is too narrow. For
+    scores of 0 and 1, a true difference of the margin means that at least that share of questions differ. So if d of n
+    questions differ and P(Bin(n, margin) <= d) is at most 5 %, the margin is excluded without a bootstrap.
     """
     a = arms_of(values)[0]
-    differ = np.zeros(a.shape[1], dtype=bool)
+    differ = np.zeros(a.shape[1], dtype=bool)  # (questions,): differs from at least one of the others
     for (x,) in map(arms_of, others):
         differ |= (a != x).any(axis=0) & ~(np.isnan(a) | np.isnan(x)).any(axis=0)
     d, n = int(differ.sum()), differ.size

@@ -1,7 +1,7 @@
 """Four questions about a claim, each with its own evidence: sufficiency, specificity, necessity, uniqueness.
 
-An answer is ``yes`` or ``no`` only where the numbers exclude the other one, and ``undecided`` otherwise. Definitions,
-assumptions and what a "no" does not mean: docs/statistics.md. The words are in words.toml.
+An answer is ``yes`` or ``no`` only if a test or an interval excludes the other one, and ``undecided`` otherwise.
+Definitions, assumptions and what a "no" does not mean: docs/statistics.md. The texts are in words.toml.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from locaudit.stats.tests import holm
 Question = Literal["sufficiency", "specificity", "necessity", "uniqueness"]
 Answer = Literal["yes", "no", "undecided", "not tried"]
 POWER = 0.8
-"""Power of the smallest effect that is reported as detectable."""
+"""Power at which the smallest detectable effect is reported."""
 RARE = 0.01
-"""Share of places as good as the claim for which the power to call it specific is given."""
+"""Power of the specificity test is reported for a claim that this share of random places matches."""
 _UNKNOWN = (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Grade:
-    """One question about a claim, answered as far as the numbers allow."""
+    """The answer to one question about a claim, with its evidence."""
 
     question: Question
     answer: Answer
     estimate: float
-    """The quantity that decides (`quantity`); NaN where nothing was measured."""
+    """The quantity that decides, described by `quantity`; NaN if nothing was measured."""
     interval: tuple[float, float]
     quantity: str
-    """What `estimate` and `interval` are of, with the interval's confidence."""
+    """What `estimate` is, and the confidence of its `interval`."""
     p: float
-    """p of the test behind the answer; NaN where there is none."""
+    """p of the test behind the answer; NaN if there is no test."""
     power: str
-    """What this audit could have seen."""
+    """The effect size that this audit could have detected, in words."""
     evidence: str
     """The answer in words."""
     clause: str
-    """The answer as a part of the `conclusion`; empty for none."""
+    """The answer as a clause of the `conclusion`; empty if it adds nothing."""
 
 
 def _words(m: Measured, part: str) -> Callable[..., str]:
-    """Texts about one question of a claim, filled with the method's terms."""
+    """A function that fills in the texts of one part of words.toml with the method's terms."""
     return partial(say, part, **m.facts.terms, margin=m.design.margin, level=m.level)
 
 
@@ -61,10 +61,10 @@ def _not_tried(question: Question, words: Callable[..., str], why: str) -> Grade
 
 
 def grade(m: Measured) -> tuple[Grade, ...]:
-    """The grades of one way of editing; nothing is graded where nothing can be concluded.
+    """The grades of one method; none if the data allow no conclusion (`Measured.nothing_to_say`).
 
-    Edits that support a claim by higher scores are asked all four questions. Of those that support it by lower ones, a
-    fall of the score answers necessity, and sufficiency is not asked.
+    If higher scores support the claim, all four questions are asked. If lower ones do (an ablation), a fall of the
+    score answers necessity, and sufficiency is not asked.
     """
     if m.nothing_to_say:
         return ()
@@ -74,6 +74,7 @@ def grade(m: Measured) -> tuple[Grade, ...]:
 
 
 def _effect(m: Measured, question: Question, part: str) -> Grade:
+    """Sufficiency: is the claim's gain significant? For an ablation, necessity by a fall of the score."""
     words, gain = _words(m, part), m.gain
     answer: Answer = "yes" if m.effect_p <= m.level else "no" if gain.below else "undecided"
     evidence = words(answer)
@@ -81,6 +82,7 @@ def _effect(m: Measured, question: Question, part: str) -> Grade:
         against = m.compare(CLAIM, WHOLE)
         reach = say("match", "equivalent" if against.equivalent else against.outcome)
         evidence += words("whole", reach=reach, difference=_difference(against))
+    # Smallest gain that a one-sided z-test at `level` detects with probability POWER: (z_level + z_power) * SE.
     least = float(stats.norm.ppf(1 - m.level) + stats.norm.ppf(POWER)) * gain.sd
     power = words("power" if least > 0 and not gain.few else "no_power", least=least, power=POWER)
     return Grade(
@@ -90,6 +92,7 @@ def _effect(m: Measured, question: Question, part: str) -> Grade:
 
 
 def _specificity(m: Measured) -> Grade:
+    """Yes: the controls' test says specific. No: the interval of the share of matching places is above the level."""
     words, works = _words(m, "specificity"), m.effect_p <= m.level
     n, g = m.look.n, m.look.n_at_least
     low, high = share_interval(g, n, population=m.design.population)
@@ -118,10 +121,12 @@ def _specificity(m: Measured) -> Grade:
 
 
 def _necessity(m: Measured) -> Grade:
+    """Non-inferiority test: the best edit of everything but the claim against that of the whole model."""
     words, margin = _words(m, "necessity"), m.design.margin
     if REST not in m.arms or WHOLE not in m.arms:
         return _not_tried("necessity", words, "not_tried")
     against, gain = m.compare(REST, WHOLE), m.compare(WHOLE, BASE)
+    # If the whole model barely gains, an edit that does nothing would be "not worse": no answer then.
     is_sure = gain.interval[0] > margin and not gain.few
     answers: dict[str, Answer] = {"not worse": "no", "worse": "yes"}
     answer = answers.get(against.outcome, "undecided") if is_sure else "undecided"
@@ -134,6 +139,7 @@ def _necessity(m: Measured) -> Grade:
 
 
 def _uniqueness(m: Measured) -> Grade:
+    """Holm-corrected non-inferiority tests of the disjoint controls against the claim; one that matches it means no."""
     words = _words(m, "uniqueness")
     if not m.apart:
         return _not_tried("uniqueness", words, "not_tried")
@@ -143,6 +149,7 @@ def _uniqueness(m: Measured) -> Grade:
     adjusted = holm([match.p for match in matches])
     n_match, n = sum(p <= m.level and not x.few for p, x in zip(adjusted, matches, strict=True)), len(matches)
     n_worse = sum(match.outcome == "worse" for match in matches)
+    # Only for a single-unit claim whose controls were all the other units can "no other place matches" be shown.
     is_all = n == m.design.population and not m.design.matched and len(m.locations.get(CLAIM, ())) == 1
     answer: Answer = "undecided"
     if is_sure:
@@ -169,6 +176,6 @@ def _time(seconds: float) -> str:
 
 
 def conclusion(grades: Sequence[Grade]) -> str:
-    """The grades in one sentence; empty for none."""
+    """The grades in one sentence; empty if there are none."""
     text = "; ".join(grade.clause for grade in grades if grade.clause)
     return f"{text[0].upper()}{text[1:]}." if text else ""

@@ -1,4 +1,4 @@
-"""What was measured of one way of editing, by place: everything that its verdict and its grades read."""
+"""Everything that the verdict and the grades of one method read: scores by place, and comparisons between places."""
 
 from __future__ import annotations
 
@@ -21,55 +21,55 @@ from locaudit.stats.sequential import Look, Rule, look
 from locaudit.stats.tests import paired_gain_p
 
 Values = NDArray[np.float64]
-"""A score's components at the test questions: (components, questions), NaN where missing."""
+"""The components of a score at the test questions: (components, questions); NaN where missing."""
 MOST_PLACES = 100
-"""Places compared one by one with the claim."""
+"""Limit on the places that the uniqueness grade compares with the claim one by one."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """How controls were planned, and what differences count; `locaudit.store.run.Run.design` reads it."""
+    """How controls were planned and which differences count; `locaudit.store.run.Run.design` makes it."""
 
     rule: Rule = "fixed"
     n_planned: int | None = None
-    """Controls planned; None: those there are."""
+    """Number of planned controls; None: as many as have records."""
     population: int | None = None
-    """Places that controls were drawn from; None: too many to matter."""
+    """Number of places that controls were drawn from; None if it is practically infinite."""
     margin: float = 0.05
-    """Largest difference in the score that counts as none."""
+    """Equivalence margin in the score's units: smaller differences count as no difference."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Method -> wall-clock seconds of a control, to say what more of them would cost."""
+    """Method -> wall-clock seconds per control, to estimate what more controls would cost."""
     matched: bool = False
-    """Whether controls are matched to the claim, so that they are not all places of its size."""
+    """Whether controls are matched to the claim, so that they exclude some places of its size."""
     graded: bool = True
-    """Whether to grade."""
+    """Whether the verdict has grades."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Values at the same test questions, by place, and what follows from them; each is computed once.
+    """One method's values at the same test questions, by place, and the comparisons between places, computed once.
 
-    The larger score supports the claim: where lower ones do, `measure` has changed the sign of all.
+    Higher scores always support the claim here: if lower ones do, `measure` has flipped the sign of all scores.
     """
 
     method: str
     facts: MethodFacts
     arms: Mapping[Place, Values]
-    """The unedited model, the claim and what else was tried; NaN where every edit diverged."""
+    """Values of the unedited model, the claim and every other place tried; NaN if every edit there diverged."""
     locations: Mapping[Place, Location]
-    """Where claim and controls are."""
+    """Locations of the claim and the controls."""
     level: float
     design: Design
     chosen: Mapping[str, float | None] = field(default_factory=dict)
     """Place -> hyperparameter chosen on validation."""
     missing: tuple[int, ...] = ()
-    """Test questions without the score, for each arm that has one."""
+    """Number of test questions without the score, for each arm that has any."""
     worst_missing: float = 0.0
-    """Largest share of an arm's test questions that is missing, or of validation questions of what was tried there."""
+    """Largest share of missing judgements among an arm's test questions or any trial's validation questions."""
 
     @property
     def n_questions(self) -> int:
-        """Test questions."""
+        """Number of test questions."""
         return self.arms[BASE].shape[1]
 
     @cached_property
@@ -79,7 +79,7 @@ class Measured:
 
     @property
     def n_planned(self) -> int:
-        """Controls planned."""
+        """Number of planned controls."""
         return self.design.n_planned or len(self.controls)
 
     @cached_property
@@ -99,7 +99,7 @@ class Measured:
 
     @property
     def nothing_to_say(self) -> bool:
-        """Whether no comparison can say anything: no score, too few questions, or too many judgements missing."""
+        """Whether no conclusion is possible: no score at the claim, few questions, or many missing judgements."""
         return self.unscored or 2.0**-self.n_questions > self.level or self.worst_missing > MAX_MISSING
 
     @cached_property
@@ -109,14 +109,14 @@ class Measured:
 
     @cached_property
     def look(self) -> Look:
-        """What the controls say of the claim."""
+        """The test of the claim against its controls under the stopping rule."""
         reached = reaches(self.control_means, self.means[CLAIM]).tolist()
         design = self.design
         return look(reached, rule=design.rule, n_planned=self.n_planned, level=self.level, population=design.population)
 
     @cached_property
     def drawn(self) -> Mapping[Place, NDArray[np.float64]]:
-        """Scores on each resample of the questions: at all places but the controls, and at those `apart` for grades."""
+        """Scores on each bootstrap resample, (resamples,) per place; of the controls, only those `apart`."""
         places = [place for place in self.arms if place not in self.controls]
         places += self.apart if self.design.graded else []
         values = np.stack([self.arms[place] for place in places], axis=1)
@@ -124,12 +124,12 @@ class Measured:
 
     @cached_property
     def gain(self) -> Match:
-        """The claim against the unedited model."""
+        """The claim compared with the unedited model."""
         return self.compare(CLAIM, BASE)
 
     @cached_property
     def lead(self) -> Match | None:
-        """The claim against the mean control that has a score; None without scores."""
+        """The claim compared with the mean over the controls that have a score; None if there are no scores."""
         scored = [x for place, x in self.controls.items() if not math.isnan(self.means[place])]
         if self.unscored or not scored:
             return None
@@ -137,15 +137,15 @@ class Measured:
         return compare_edits(self.arms[CLAIM], scored, margin=self.design.margin, drawn=drawn)
 
     def compare(self, place: Place, reference: Place) -> Match:
-        """One place against another, both among those `drawn`."""
+        """One place compared with another; both must be among those `drawn`."""
         drawn = self.drawn[place] - self.drawn[reference]
         return compare_edits(self.arms[place], self.arms[reference], margin=self.design.margin, drawn=drawn)
 
     @cached_property
     def apart(self) -> list[Place]:
-        """Controls that share no unit with the claim or with an earlier one of these: chosen before any score is seen.
+        """Controls disjoint from the claim and from each other, at most `MOST_PLACES`.
 
-        At most `MOST_PLACES`.
+        Taken greedily in the order of the controls, so the choice does not depend on scores.
         """
         taken, found = set(self.locations[CLAIM].units) if CLAIM in self.locations else set(), []
         for place in self.controls:
@@ -160,12 +160,13 @@ def measure(
     method: str, facts: MethodFacts, trials: Mapping[Place, Sequence[TrialRecord]], score: str, level: float,
     design: Design,
 ) -> Measured:  # fmt: skip
-    """Scores of the trial chosen at each place, of which `trials` has all; the unedited model is among them."""
+    """Collect the scores of the trial chosen at each place. `trials` has all trials, the unedited model's included."""
     chosen = {place: choose(tried, score) for place, tried in trials.items()}
     known = {
         place: score_values(record.questions["test"], score) for place, record in chosen.items() if record is not None
     }
-    # A score is a product over components: one more, -1 at every question, turns its sign in all that follows.
+    # A score is a product over components, so one more component, -1 at every question, flips its sign.
+    # (1, questions) if lower scores support the claim, else (0, questions)
     turn = np.full((1, known[BASE].shape[1]), SIGNS["lower"])[: facts.supports == "lower"]
     missing = tuple(int(np.isnan(x).any(axis=0).sum()) for x in known.values())
     return Measured(

@@ -1,4 +1,4 @@
-"""The texts of `words.toml`, and what statistics must know of a method to choose among them."""
+"""The texts of `words.toml`, and the facts about a method that choose among them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _TEXTS = tomllib.loads(resources.files("locaudit.stats").joinpath("words.toml").
 
 
 def say(part: str, name: str, **values: Any) -> str:
-    """The text `name` of a `part` of words.toml, with `values` filled in; empty where there is none."""
+    """The text `name` in the section `part` of words.toml with `values` filled in; empty if it does not exist.
+
+    A dot in `name` descends a level, as in ``clause.yes``.
+    """
     text = _TEXTS[part]
     for key in name.split("."):
         text = text.get(key, "")
@@ -23,31 +26,31 @@ def say(part: str, name: str, **values: Any) -> str:
 
 @dataclass(frozen=True)
 class MethodFacts:
-    """What statistics must know of a method."""
+    """What the statistics need to know about a method."""
 
     title: str
     """What readers call it, for example ``Optimal edit``."""
     supports: Supports = "higher"
     """Whether higher or lower scores support the claim."""
     trained: bool = False
-    """Whether its edits are trained; the first such method leads the headline."""
+    """Whether its edits are trained; the first trained method leads the headline."""
     null: Literal["places", "directions"] = "places"
-    """Controls are random places, or random directions at the claim."""
+    """What controls are: the edit at random places, or random directions at the claim."""
     symbol: str = ""
-    """The grid's letter, for example ``alpha``."""
+    """Symbol of the strength that its grid varies, for example ``alpha``."""
     n_strengths: int = 1
-    """Size of the grid."""
+    """Number of strengths in its grid."""
     training: Mapping[str, Any] | None = None
-    """How it was trained, by setting."""
+    """Training settings, by name; None if it is not trained."""
 
     @property
     def reaches(self) -> str:
-        """Where a control's score is that does as well as the claim's."""
+        """Where a control that does as well lies relative to the claim's score."""
         return "at or above" if self.supports == "higher" else "at or below"
 
     @property
     def terms(self) -> Mapping[str, str]:
-        """Words of texts about the method, by field."""
+        """Terms to fill into texts about the method, by field name."""
         title = self.title[:1].upper() + self.title[1:]
         edits = f"{title}s" if title.endswith(" edit") else f"{title} edits"
         return {**_TEXTS["terms"][self.supports], **_TEXTS["terms"][self.null], "edits": edits}

@@ -1,10 +1,12 @@
-"""Several audits of one claim that differ in training seed and question split: one verdict, and its spread.
+"""Combine several audits of one claim, with different training seeds and question splits, into one verdict.
 
-Where claim and controls are the same places in every repeat, a place's score is its mean over the repeats, and the
-claim's is compared with the controls' as in a single audit: they swap places under the null in all repeats at once, and
-what seeds and splits add to a score is averaged in both. Where they move (a claim that is picked anew from training
-questions, or controls matched by values measured on these), that mean is no fair comparison, and p is twice the median
-of the repeats' own, valid whatever their dependence (Rueger 1978).
+If claim and controls are the same places in every repeat, each place's score is averaged over the repeats. The claim's
+mean is then compared with the controls' means as in a single audit. This is exact: under the null hypothesis claim and
+controls are exchangeable in all repeats at once, and averaging treats them alike.
+
+Places move between repeats if the claim is picked again from each repeat's training questions, or if controls are
+matched by values measured on them. Means over different places are not comparable. The p-value is then twice the median
+of the repeats' p-values, which is valid under any dependence between them (Rueger 1978).
 """
 
 from __future__ import annotations
@@ -28,47 +30,49 @@ from locaudit.stats.verdict import MethodVerdict, Outcome, Verdict
 
 @dataclass(frozen=True)
 class Repeat:
-    """One of several audits."""
+    """One of several audits of a claim."""
 
     verdict: Verdict
     claim: Location
     controls: tuple[Location, ...]
-    """Their locations, by number."""
+    """Locations of the controls, by number."""
     questions: tuple[str, ...] = ()
     """Ids of the test questions."""
 
 
 @dataclass(frozen=True)
 class MethodRepeats:
-    """What one way of editing says over all repeats."""
+    """The result of one method over all repeats."""
 
     outcome: Outcome
-    """The verdict over all repeats."""
+    """Outcome over all repeats."""
     outcomes: tuple[Outcome, ...]
-    """That of each repeat alone."""
+    """Outcome of each repeat alone."""
     p_values: tuple[float, ...]
     p_value: float
-    """Monte-Carlo p of the claim's mean score against the controls' mean scores; twice the median where places move."""
+    """Monte-Carlo p of the claim's mean score against the controls' mean scores.
+
+    Twice the median of `p_values` if places move between repeats."""
     same_places: bool
     """Whether claim and controls are the same places in every repeat."""
     effect_p: float
-    """p of the claim's gain over all repeats, valid whatever their dependence (Rueger 1978): twice the median."""
+    """p of the claim's gain: twice the median of the repeats' p, valid under any dependence (Rueger 1978)."""
     gains: tuple[float, ...]
-    """Claim minus unedited model, a repeat each."""
+    """Claim minus unedited model, one value per repeat."""
     gain: float
     gain_sd: float
     """Standard deviation of the gain between repeats."""
     gain_interval: tuple[float, float]
-    """95 % t-interval of the mean gain over repeats; repeats share questions, so that it is too narrow if anything."""
+    """95 % t-interval of the mean gain over repeats. Repeats share questions, so it may be too narrow."""
     lead: float
-    """Claim minus mean control (the other way round where lower scores support the claim), mean over repeats."""
+    """Claim minus mean control, mean over repeats; sign flipped if lower scores support the claim."""
     lead_sd: float
     n_at_least: int | None
-    """Controls whose mean score reaches the claim's; None where places move."""
+    """Controls whose mean score is at least as good as the claim's; None if places move."""
     n_controls: int
 
     def sentence(self, score: str) -> str:
-        """The verdict's numbers in words."""
+        """The result in one sentence, with its numbers."""
         alone = ", ".join(f"{self.outcomes.count(x)} {x}" for x in dict.fromkeys(self.outcomes))
         places = say("repeats", "same_places" if self.same_places else "moving", m=self)
         text = "diverged" if math.isnan(self.gain) else "sentence"
@@ -77,11 +81,11 @@ class MethodRepeats:
 
 @dataclass(frozen=True)
 class RepeatsVerdict:
-    """The verdict over repeats."""
+    """The verdict over several repeats of an audit."""
 
     n_repeats: int
     n_planned: int
-    """While some are missing, no outcome is given: ``underpowered``."""
+    """Number of planned repeats. While some are missing, the outcome is ``underpowered``."""
     score: str
     level: float
     claims: tuple[str, ...]
@@ -89,7 +93,7 @@ class RepeatsVerdict:
     overlap: float
     """Mean share of units that two repeats' claims have in common (Jaccard); 1 for a given claim."""
     same_questions: bool
-    """Whether all have the same test questions: a behaviour with a split of its own."""
+    """Whether all repeats have the same test questions, as for a behaviour with a fixed split."""
     methods: dict[str, MethodRepeats]
 
     def __str__(self) -> str:
@@ -103,16 +107,16 @@ class RepeatsVerdict:
 
 
 def combine_repeats(repeats: Sequence[Repeat], n_planned: int | None = None) -> RepeatsVerdict:
-    """One verdict from those of finished repeats, of which `n_planned` were planned (None: these).
+    """Combine the verdicts of finished repeats. `n_planned` is the number of planned repeats (None: as many as given).
 
-    Raises `RunFolderError` for fewer than two, or for repeats of different methods or scores.
+    Raises `RunFolderError` for fewer than two repeats, or if their methods, scores or levels differ.
     """
     verdicts = [repeat.verdict for repeat in repeats]
     if len({(v.score, v.level, frozenset(v.methods)) for v in verdicts}) != 1 or len(verdicts) < 2:
         raise RunFolderError(
-            got=f"{len(verdicts)} repeats" + (" of different scores or methods" if len(verdicts) > 1 else ""),
+            got=f"{len(verdicts)} repeats" + (" with different scores, levels or methods" if len(verdicts) > 1 else ""),
             expected="two or more finished audits with the same score, level and methods",
-            remedy="run the command that made them again, with the same settings",
+            remedy="run the same command again with the same settings",
         )
     first = verdicts[0]
     claims = tuple(repeat.claim for repeat in repeats)
@@ -130,6 +134,7 @@ def combine_repeats(repeats: Sequence[Repeat], n_planned: int | None = None) -> 
 
 
 def _combine(found: Sequence[MethodVerdict], level: float, same_places: bool) -> MethodRepeats:
+    """Combine the verdicts `found` by one method, one per repeat."""
     n, sign = min(len(v.controls) for v in found), SIGNS[found[0].supports]
     claim = sign * float(np.mean([v.claim for v in found]))
     controls = sign * np.mean([v.controls[:n] for v in found], axis=0) if n else np.zeros(0)
@@ -146,6 +151,7 @@ def _combine(found: Sequence[MethodVerdict], level: float, same_places: bool) ->
         outcome = "underpowered"
     elif effect_p > level:
         outcome = "no effect"
+    # Twice the median p has the smallest value 2 / (1 + n), that of (n + 1) / 2 - 1 controls in a single audit.
     elif not curtailment(n if same_places else (n + 1) // 2 - 1, level):
         outcome = "underpowered"
     else:

@@ -1,12 +1,13 @@
-"""Bootstrap over questions, for all edits at once.
+"""Bootstrap over questions, for all edits at once, as a matrix product.
 
-How often each question is drawn in each resample is a matrix W (resamples, questions), drawn once. The mean of x over a
-resample, missing values left out, is then
+A bootstrap resample draws n questions with replacement. Let W[b, i] count how often resample b draws question i:
+W is (resamples, questions). For values x[i] and the indicator there[i] (1 if x[i] is known, 0 if missing), the mean
+over resample b is
 
-    mean_b = (W (there * x)) / (W there)
+    mean_b = sum_i W[b, i] there[i] x[i] / sum_i W[b, i] there[i]
 
-so that one matrix product gives the means of every edit on the *same* resamples, and differences of edits are paired.
-Percentile intervals: Efron and Tibshirani 1993, chapter 13. The resamples are those of SciPy's `bootstrap`.
+One product with W gives this for every edit. All edits see the *same* resamples, so differences between edits are
+paired. Percentile intervals: Efron and Tibshirani 1993, chapter 13. The resamples equal those of SciPy's `bootstrap`.
 """
 
 from __future__ import annotations
@@ -22,63 +23,70 @@ from locaudit.records import TrialRecord
 from locaudit.stats.scores import has_score, score_values
 
 N_RESAMPLES = 9_999
-"""Resamples of bootstraps and permutation tests."""
+"""Number of resamples in a bootstrap, and of arrangements in a Monte-Carlo permutation test."""
 _BLOCK = 4_000_000
-"""Numbers in a block of a matrix of resamples: what bounds the memory."""
+"""Numbers held at a time when a matrix of resamples is made or used; bounds the memory."""
 _ARMS = 64
-"""Edits of which all resamples are held at a time."""
+"""Number of edits whose resampled scores are held at a time."""
 
 
 def blocks(n: int, total: int = N_RESAMPLES) -> Iterator[slice]:
-    """`total` rows of `n` numbers each, a block at a time."""
+    """Slices that cut `total` rows of `n` numbers each into blocks of at most `_BLOCK` numbers."""
     size = max(1, _BLOCK // max(n, 1))
     return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
 
 @lru_cache(maxsize=8)
 def weights(n: int, seed: int = 0) -> NDArray[np.uint16]:
-    """How often each of `n` questions is drawn in each resample: (resamples, n), read-only."""
+    """The matrix W: how often each resample draws each of `n` questions. (resamples, n), read-only."""
     rng = np.random.default_rng(seed)
     out = np.empty((N_RESAMPLES, n), dtype=np.uint16)
     for rows in blocks(n):
         size = rows.stop - rows.start
+        # (size, n): the n questions that each resample draws, shifted by n per row so that rows do not overlap ...
         drawn = rng.integers(0, n, (size, n)) + n * np.arange(size)[:, None]
+        # ... and one bincount over the flattened block counts within each row: (size * n,) -> (size, n)
         out[rows] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
     out.flags.writeable = False
     return out
 
 
 def resampled_means(values: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
-    """Means of (..., questions) over each resample: (..., resamples); NaN where a resample has no value."""
+    """Mean of `values` (..., questions) over each resample: (..., resamples). Missing values (NaN) are left out.
+
+    A mean is NaN if its resample draws no known value.
+    """
     there = ~np.isnan(values)
     n = values.shape[-1]
+    # (rows, questions) each, leading axes flattened: the values with 0 for missing ones, and 1 where known
     filled, known = (x.reshape(-1, n) for x in (np.where(there, values, 0.0), there.astype(float)))
     out = np.empty((len(filled), N_RESAMPLES))
     drawn = weights(n, seed)
     for rows in blocks(n):
         w = drawn[rows].astype(float).T  # (questions, resamples)
-        counts = n if there.all() else known @ w
-        with np.errstate(invalid="ignore"):  # 0 / 0
+        counts = n if there.all() else known @ w  # (rows, resamples): known values drawn
+        with np.errstate(invalid="ignore"):  # 0 / 0: the resample has no known value
             out[:, rows] = (filled @ w) / counts
     return out.reshape(*values.shape[:-1], N_RESAMPLES)
 
 
 def resampled_scores(values: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
-    """Scores of (components, ..., questions) on each resample: (..., resamples)."""
+    """Score on each resample: `values` (components, ..., questions) -> (..., resamples)."""
     return np.prod(resampled_means(values, seed), axis=0)
 
 
 def arms_of(values: ArrayLike | Sequence[ArrayLike]) -> list[NDArray[np.float64]]:
-    """One edit's values, or those of a list of edits, as (components, questions) each.
+    """The values of one edit, or of each edit in a list, as arrays (components, questions).
 
-    An edit has one value a question, or (components, questions) of a score that is a product of means.
+    An edit is given as (questions,) if its score is a plain mean, or as (components, questions) if it is a product of
+    means. An array is one edit; a list or tuple of arrays is several.
     """
     several = isinstance(values, list | tuple) and np.ndim(values[0]) > 0
     return [np.atleast_2d(np.asarray(x, dtype=float)) for x in (values if several else [values])]  # type: ignore[list-item]
 
 
 def mean_of_scores(arms: Sequence[NDArray[np.float64]], seed: int = 0) -> NDArray[np.float64]:
-    """Mean over edits of their scores on each resample: (resamples,)."""
+    """Score on each resample, averaged over edits (components, questions) each: (resamples,)."""
     total = np.zeros(N_RESAMPLES)
     for start in range(0, len(arms), _ARMS):
         total += resampled_scores(np.stack(arms[start : start + _ARMS], axis=1), seed).sum(axis=0)
@@ -88,13 +96,16 @@ def mean_of_scores(arms: Sequence[NDArray[np.float64]], seed: int = 0) -> NDArra
 def resampled_differences(
     after: ArrayLike, before: ArrayLike | Sequence[ArrayLike], seed: int = 0
 ) -> NDArray[np.float64]:
-    """Score of `after` minus that of `before`, or the mean over a list of them, on each resample with a value."""
+    """Score of `after` minus that of `before` on each resample; if `before` is a list, minus the mean of their scores.
+
+    (resamples,), without the resamples on which the difference is NaN.
+    """
     drawn = resampled_scores(arms_of(after)[0], seed) - mean_of_scores(arms_of(before), seed)
     return drawn[~np.isnan(drawn)]
 
 
 def percentiles(drawn: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    """The middle `confidence` of a bootstrap distribution, without what is NaN; NaN for an empty one."""
+    """Percentile interval: the central `confidence` of a bootstrap distribution, without NaN; (NaN, NaN) if empty."""
     drawn = drawn[~np.isnan(drawn)]
     if not drawn.size:
         return float("nan"), float("nan")
@@ -107,24 +118,25 @@ def paired_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the score of `after` minus that of `before`, resampling questions.
 
-    Shapes as in `arms_of`; `before` may be a list, of whose scores the mean is taken.
+    Shapes as in `arms_of`. If `before` is a list, the mean of their scores is subtracted.
     """
     return percentiles(resampled_differences(after, before, seed), confidence)
 
 
 def score_interval(values: ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of a score, resampling questions; NaN when a component has no value."""
+    """Percentile bootstrap interval of a score, resampling questions; NaN if a component has no value."""
     return percentiles(resampled_scores(arms_of(values)[0], seed), confidence)
 
 
 def score_intervals(
     records: Sequence[TrialRecord], scores: Sequence[str], *, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Trial id -> score -> `score_interval` on the test questions, for the trials that have all the scores."""
+    """Trial id -> score -> `score_interval` on the test questions. Trials that lack one of the scores are left out."""
     scored = [r for r in records if scores and all(has_score(r.questions.get("test", {}), score) for score in scores)]
     out: dict[str, dict[str, tuple[float, float]]] = {r.spec.trial_id: {} for r in scored}
     for score, start in product(scores, range(0, len(scored), _ARMS)):
         chunk = scored[start : start + _ARMS]
+        # (components, trials, questions)
         values = np.stack([score_values(r.questions["test"], score) for r in chunk], axis=1)
         for record, drawn in zip(chunk, resampled_scores(values, seed), strict=True):
             out[record.spec.trial_id][score] = percentiles(drawn, confidence)

@@ -1,4 +1,4 @@
-"""Hyperparameters are chosen on validation questions; only the chosen edit's test score counts."""
+"""Choose hyperparameters on validation questions; only the chosen edit's test score is compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from locaudit.records import Arm, TrialRecord
 from locaudit.stats.scores import has_score, mean_score, missing_share, score_values
 
 Place = tuple[Arm, int]
-"""(arm, control number): what is compared."""
+"""(arm, control number), one of the things compared; the number is -1 for arms other than ``control``."""
 BASE: Place = ("base", -1)
 CLAIM: Place = ("claim", -1)
 WHOLE: Place = ("whole", -1)
@@ -18,19 +18,18 @@ REST: Place = ("rest", -1)
 
 
 class PlaceScore(NamedTuple):
-    """What the trials of a place say."""
+    """The result of all trials at one place."""
 
     mean: float
-    """Test score of the chosen one; NaN if all diverged, or if nothing of it could be judged."""
+    """Test score of the chosen trial; NaN if all trials diverged or none of its answers could be judged."""
     missing: float
-    """Largest share of missing judgements: of its test questions, and of validation of all among which it was chosen.
-    """
+    """Largest share of missing judgements among the chosen trial's test and any trial's validation questions."""
     lost: bool
-    """Whether it did not diverge and still has no score."""
+    """Whether the chosen trial has no score although it did not diverge."""
 
 
 def select(records: Iterable[TrialRecord], score: str) -> Mapping[str, Mapping[Place, TrialRecord | None]]:
-    """For each method and place, the record with the best validation mean of `score`; None if all of them diverged."""
+    """Method -> place -> the trial with the best validation mean of `score`; None if all trials there diverged."""
     return {
         method: {place: choose(trials, score) for place, trials in places.items()}
         for method, places in group_trials(records).items()
@@ -38,7 +37,7 @@ def select(records: Iterable[TrialRecord], score: str) -> Mapping[str, Mapping[P
 
 
 def group_trials(records: Iterable[TrialRecord]) -> dict[str, dict[Place, list[TrialRecord]]]:
-    """Method -> place -> its trials; methods in the order of the records, places sorted."""
+    """Method -> place -> its trials. Methods keep the order of the records; places are sorted."""
     groups: dict[str, dict[Place, list[TrialRecord]]] = {}
     for record in records:
         place = (record.spec.arm, record.spec.control)
@@ -47,9 +46,9 @@ def group_trials(records: Iterable[TrialRecord]) -> dict[str, dict[Place, list[T
 
 
 def choose(trials: Sequence[TrialRecord], score: str) -> TrialRecord | None:
-    """The trial of a place with the best validation mean of `score`; None if all of them diverged.
+    """The trial of one place with the best validation mean of `score`; None if all trials diverged.
 
-    A place with one hyperparameter needs no validation scores. Ties go to the smaller KL drift, then to the smaller
+    A place with a single finite trial needs no validation score. Ties go to the smaller KL drift, then to the smaller
     hyperparameter, so that the choice does not depend on the order of the trials.
     """
     finite = [record for record in trials if record.status == "ok"]
@@ -57,7 +56,7 @@ def choose(trials: Sequence[TrialRecord], score: str) -> TrialRecord | None:
         return finite[0] if finite else None
 
     def key(record: TrialRecord) -> tuple[float, float, float]:
-        value = record.metrics["val"].get(score, math.nan)  # NaN: no answer of it could be judged
+        value = record.metrics["val"].get(score, math.nan)  # NaN: none of its answers could be judged
         return (
             math.inf if math.isnan(value) else -value,
             record.drift.get("kl", math.inf),
@@ -68,7 +67,7 @@ def choose(trials: Sequence[TrialRecord], score: str) -> TrialRecord | None:
 
 
 def score_place(trials: Sequence[TrialRecord], score: str) -> PlaceScore:
-    """Score of the chosen trial of a place, and how much of it could not be judged; for `locaudit.stats.Monitor`."""
+    """Score of the chosen trial of a place, and the share of judgements missing; input of `Monitor.add`."""
     chosen = choose(trials, score)
     tested = [] if chosen is None else [score_values(chosen.questions["test"], score)]
     tried = [trial.questions.get("val", {}) for trial in trials]

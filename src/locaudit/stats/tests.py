@@ -1,4 +1,4 @@
-"""Tests of a claim: Monte Carlo against its controls, exchange of questions for its gain, and several at once."""
+"""Hypothesis tests: claim against controls (Monte Carlo), gain (permutation), and corrections for several tests."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from locaudit.stats.scores import TIE, reaches
 def monte_carlo_p(claim: float, controls: Sequence[float]) -> float:
     """One-sided Monte-Carlo p-value of a claim against random controls.
 
-    p = (1 + #{i : control_i >= claim}) / (1 + N). Valid (P(p <= t) <= t) when claim and controls are exchangeable under
-    the null; ties count against the claim (`reaches`). A control that is NaN (its edit diverged) reaches the claim.
-    Source: Davison and Hinkley (1997), section 4.2.
+        p = (1 + #{i : control_i >= claim}) / (1 + N)
+
+    Valid, P(p <= t) <= t, if claim and controls are exchangeable under the null hypothesis. Ties count against the
+    claim (`reaches`), and so does a control that is NaN because its edit diverged. Source: Davison and Hinkley (1997),
+    section 4.2.
     """
     return float((1 + np.sum(reaches(controls, claim))) / (1 + len(controls)))
 
 
 def t_test_p(claim: float, controls: Sequence[float]) -> float:
-    """One-sided p of a one-sample t-test that the controls' mean is not below the claim's score; SciPy's.
+    """One-sample t-test of the controls against the claim's score; one-sided p for their mean being below it.
 
-    It takes the claim's score as known without error and asks about the *mean* of the controls, so that it falls with
-    their number even if many of them beat the claim: beside `monte_carlo_p` to compare with papers, never for a
-    verdict. NaN for fewer than two finite controls, or equal ones.
+    For comparison with papers only, never for a verdict. It treats the claim's score as an exact constant and tests the
+    *mean* of the controls, so p shrinks as controls are added even if many of them beat the claim. NaN for fewer than
+    two finite controls, or if all are equal. Computed by SciPy's `ttest_1samp`.
     """
     scores = _varying(controls)
     if not scores.size:
@@ -38,33 +40,36 @@ def t_test_p(claim: float, controls: Sequence[float]) -> float:
 
 
 def normal_tail_p(claim: float, controls: Sequence[float]) -> float:
-    """One-sided p of the claim as a draw from a normal distribution with the controls' mean and standard deviation.
+    """One-sided p of the claim's score under a normal distribution with the controls' mean and standard deviation.
 
-    It supposes normal scores, and mean and deviation known: beside `monte_carlo_p` to compare with papers only. NaN as
-    in `t_test_p`.
+    For comparison with papers only. It assumes normal scores and treats mean and deviation as known exactly. NaN as in
+    `t_test_p`.
     """
     scores = _varying(controls)
     return float(stats.norm.sf((claim - scores.mean()) / scores.std(ddof=1))) if scores.size else math.nan
 
 
 def _varying(controls: Sequence[float]) -> NDArray[np.float64]:
-    """The finite scores; none if there are fewer than two, or all are equal."""
+    """The finite scores; an empty array if there are fewer than two or all are equal."""
     scores = np.asarray(controls, dtype=float)
     scores = scores[np.isfinite(scores)]
     return scores if scores.size > 1 and np.ptp(scores) else scores[:0]
 
 
 def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> float:
-    """One-sided p-value that the score of `after` is not above that of `before`, by exchanging them at questions.
+    """Paired permutation test, one-sided: p that the score of `after` is not above that of `before`.
 
-    Shapes as in `locaudit.stats.resample.arms_of`. Under the null, a question's two values may be exchanged; for a
-    plain mean this is the sign-flip test. p is the share of the arrangements whose gain reaches the one that is seen:
-    of all 2^n where these are at most `N_RESAMPLES`, else Monte Carlo, the seen one counted. Questions missing in
-    either are left out. The arrangements are those of SciPy's `permutation_test`.
+    Under the null hypothesis the two values of each question are exchangeable. For a plain mean this is the sign-flip
+    test; for a product of means all components of a question are exchanged together. p is the share of arrangements
+    with a gain at least as large as the observed one. If there are at most `N_RESAMPLES` arrangements (2^n), all are
+    used and p is exact; otherwise that many are sampled, and the observed one is counted too.
+
+    Shapes as in `locaudit.stats.resample.arms_of`. Questions missing in either are left out. The arrangements are those
+    of SciPy's `permutation_test`.
     """
     a, b = arms_of(after)[0], arms_of(before)[0]
     there = ~(np.isnan(a) | np.isnan(b)).any(axis=0)
-    a, b = a[:, there], b[:, there]
+    a, b = a[:, there], b[:, there]  # (components, questions)
     n = a.shape[1]
     if n == 0:
         return 1.0
@@ -72,18 +77,18 @@ def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> floa
     gain = float(np.prod(a.mean(axis=1)) - np.prod(b.mean(axis=1)))
     n_reach = 0
     for rows in blocks(n, len(exchanged)):
-        moved = exchanged[rows] @ (b - a).T  # (arrangements, components): what goes over to `after`
+        moved = exchanged[rows] @ (b - a).T  # (arrangements, components): what `after` gains by the exchange
         gains = np.prod((a.sum(axis=1) + moved) / n, axis=1) - np.prod((b.sum(axis=1) - moved) / n, axis=1)
         n_reach += int(reaches(gains, gain).sum())
-    seen = 2**n > N_RESAMPLES  # all arrangements hold the seen one
+    seen = 2**n > N_RESAMPLES  # a sample needs the observed arrangement added; all 2^n contain it
     return (n_reach + seen) / (len(exchanged) + seen)
 
 
 @lru_cache(maxsize=8)
 def _exchanges(n: int, seed: int) -> NDArray[np.bool_]:
-    """Which questions are exchanged in each arrangement: (arrangements, n), read-only."""
+    """Which of `n` questions each arrangement exchanges: (arrangements, n) booleans, read-only."""
     if 2**n <= N_RESAMPLES:
-        out = (np.arange(2**n)[:, None] >> np.arange(n)) % 2 == 1
+        out = (np.arange(2**n)[:, None] >> np.arange(n)) % 2 == 1  # the binary digits of 0 to 2^n - 1
     else:
         rng = np.random.default_rng(seed)
         out = np.empty((N_RESAMPLES, n), dtype=bool)
@@ -95,9 +100,9 @@ def _exchanges(n: int, seed: int) -> NDArray[np.bool_]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979): those at most alpha are rejected with a family-wise error of at most alpha.
+    """Holm's adjusted p-values (1979): rejecting those <= alpha keeps the family-wise error at most alpha.
 
-    Valid under any dependence, such as that of edits compared with one reference on the same questions.
+    Valid under any dependence between the tests, for example edits compared with one reference on the same questions.
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
@@ -107,25 +112,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def max_t_p(claim: ArrayLike, controls: ArrayLike) -> list[float]:
-    """Monte-Carlo p of each of several tests of one claim, adjusted for their number (max-T, Westfall and Young 1993).
+    """Monte-Carlo p-values of several tests of one claim, adjusted for their number (max-T, Westfall and Young 1993).
 
-    `claim` (tests,) and `controls` (N, tests) are scores, higher is better: several metrics, or ways of editing. Each
-    is standardised over claim and controls; a test's p is the share of the N + 1 arms whose largest value is at least
-    the claim's value in that test. Exact family-wise error wherever the claim is exchangeable with its controls, and
-    less severe than Holm where tests agree. NaN: at a control it reaches the claim, at the claim it reaches nothing.
+    `claim` (tests,) and `controls` (N, tests) are scores by several metrics or methods; higher is better. With scores z
+    standardised over claim and controls, test t has
+
+        p_t = (1 + #{i : max_s z(control_i, s) >= z(claim, t)}) / (1 + N)
+
+    The family-wise error is exact if claim and controls are exchangeable. It loses less power than Holm if the tests
+    are correlated. A NaN control counts against the claim; a NaN claim has p = 1.
     """
     own, others = np.asarray(claim, dtype=float), np.atleast_2d(np.asarray(controls, dtype=float))
     arms = np.concatenate([own[None], others])
     centre, spread = np.nanmean(arms, axis=0), np.nanstd(arms, axis=0)
     z = (arms - centre) / np.where(spread > TIE * np.maximum(1.0, np.abs(centre)), spread, 1.0)
+    # (N,): the largest standardised score of each control over all tests
     largest = np.where(np.isnan(others), np.inf, z[1:]).max(axis=1)
     return [monte_carlo_p(x, largest.tolist()) if np.isfinite(x) else 1.0 for x in z[0].tolist()]
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
-    """Spearman's rank correlation and its two-sided permutation p (SciPy); NaN for fewer than 3 pairs or equal values.
+    """Spearman's rank correlation and its two-sided permutation p, by SciPy's `permutation_test`.
 
-    Pairs with a missing value are left out.
+    Pairs with a missing value are left out. (NaN, NaN) for fewer than 3 pairs or if one side is constant.
     """
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     there = np.isfinite(a) & np.isfinite(b)
@@ -135,7 +144,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -
     b = stats.zscore(b)
     result = stats.permutation_test(
         (stats.zscore(a),),
-        lambda ranks, axis: (ranks * b).mean(axis=axis),  # of standard scores: the correlation
+        lambda ranks, axis: (ranks * b).mean(axis=axis),  # mean product of z-scores: the correlation
         permutation_type="pairings",
         vectorized=True,
         n_resamples=N_RESAMPLES,

@@ -1,4 +1,4 @@
-"""What a comparison supports: the verdict, one part for each way of editing."""
+"""The verdict of an audit, with one part per method."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Outcome = Literal["no effect", "effective, not specific", "specific", "underpowe
 
 @dataclass(frozen=True)
 class MethodVerdict:
-    """What one way of editing says about the claim. Scores are of the test questions (`locaudit.stats.scores`)."""
+    """The result of one method. All scores are on test questions, in the score's units (`locaudit.stats.scores`)."""
 
     method: str
     title: str
-    """What readers call the method."""
+    """The method's name in texts."""
     supports: Supports
     """Whether higher or lower scores support the claim."""
     outcome: Outcome
@@ -28,27 +28,27 @@ class MethodVerdict:
     claim: float
     """Score of the edit at the claim; NaN if it diverged."""
     controls: tuple[float, ...]
-    """Score of the edit at each control, by its number; NaN if it diverged."""
+    """Score of the edit at each control, by number; NaN if it diverged."""
     whole_model: float | None
     """Score of the edit of the whole model; None if it was not tried."""
     p_value: float
-    """Monte-Carlo p of the claim against the controls; a sequential one if they ended early."""
+    """Monte-Carlo p of the claim against the controls; a sequential p if they were stopped early."""
     p_adjusted: float
-    """The same, adjusted for trying several methods at the same controls (`locaudit.stats.max_t_p`)."""
+    """`p_value` adjusted for testing several methods at the same controls (`locaudit.stats.max_t_p`)."""
     p_parametric: float
-    """The paper's kind of p, for comparison only: one-sample t-test of the controls against the claim's score."""
+    """For comparison with the paper only: one-sample t-test of the controls against the claim's score."""
     n_at_least: int
-    """Controls that do at least as well as the claim (diverged ones count)."""
+    """Number of controls that do at least as well as the claim, diverged ones included."""
     n_planned: int
-    """Controls that were planned."""
+    """Number of planned controls."""
     population: int | None
-    """Places that controls were drawn from; None: too many to matter."""
+    """Number of places that controls were drawn from; None if it is practically infinite."""
     n_used: int
-    """Controls that `p_value` and `n_at_least` are of."""
+    """Number of controls behind `p_value` and `n_at_least`."""
     ended_early: bool
-    """Whether the answer was clear before all planned controls were tried."""
+    """Whether the stopping rule ended the test before all planned controls were tried."""
     effect: float
-    """claim - base."""
+    """Effect size: claim - base."""
     effect_interval: tuple[float, float]
     """95 % bootstrap interval of `effect` over questions."""
     effect_p: float
@@ -56,25 +56,24 @@ class MethodVerdict:
     gap: float
     """claim - mean of the controls that did not diverge."""
     gap_interval: tuple[float, float]
-    """95 % bootstrap interval of `gap` over questions, the controls held fixed."""
+    """95 % bootstrap interval of `gap` over questions; the controls are held fixed."""
     grades: tuple[Grade, ...]
-    """Sufficiency, specificity, necessity, uniqueness, as far as they are asked; none if the claim has no score."""
+    """Sufficiency, specificity, necessity and uniqueness, as far as they apply; none if the claim has no score."""
     n_missing: int
-    """Judgements of the score's answers that are missing, over all arms compared: (arm, test question) pairs."""
+    """Number of (arm, test question) pairs without a judgement."""
     n_judged: int
-    """(arm, test question) pairs in all."""
+    """Number of (arm, test question) pairs."""
     worst_missing: float
-    """Largest share of an arm's test questions that is missing, or of the validation questions of a hyperparameter that
-    could have been chosen for it."""
+    """Largest share of missing judgements among an arm's test questions or any trial's validation questions."""
     chosen: Mapping[str, float | None]
-    """Place -> hyperparameter chosen on validation."""
+    """Place -> hyperparameter chosen on validation questions."""
     sentence: str
     """The outcome in words."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the comparison supports. `headline` first: it is what a reader should take away."""
+    """What an audit supports; `headline` is the conclusion over all methods."""
 
     headline: str
     score: str
@@ -93,5 +92,5 @@ class Verdict:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """JSON text; a number that is missing because an edit diverged is null."""
+        """The verdict as JSON text; NaN (an edit diverged) becomes null."""
         return json_text(asdict(self))

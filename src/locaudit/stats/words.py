@@ -1,4 +1,4 @@
-"""The verdict's sentences."""
+"""The sentences of a verdict, from the texts in words.toml."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from locaudit.stats.verdict import MethodVerdict
 
 
 def sentence(v: MethodVerdict, facts: MethodFacts, score: str, level: float, n_questions: int) -> str:
-    """The outcome of a method in words that cannot be misread."""
+    """The outcome of one method in words, with its numbers."""
     n_diverged, sign = sum(map(math.isnan, v.controls)), SIGNS[v.supports]
     low, high = sorted(sign * x for x in v.gap_interval)
     need = math.ceil(1 / level - 1e-9) - 1
@@ -52,18 +52,19 @@ def sentence(v: MethodVerdict, facts: MethodFacts, score: str, level: float, n_q
 
 
 def _lack(v: MethodVerdict, need: int) -> str:
-    """What an effective edit's controls lack to decide: the name of the text."""
+    """Why the controls of an effective edit do not decide yet: name of the text in words.toml."""
     if v.n_used < v.n_planned:
         return "unfinished"
-    if v.n_used >= need:  # controls that end when an interval excludes the level, and it has not
+    if v.n_used >= need:  # ``anytime``: all planned controls are used and the interval still contains the level
         return "unknown"
     return "no_more" if v.population is not None and v.population < need else "more"
 
 
 def headline(methods: Mapping[str, MethodVerdict], facts: Mapping[str, MethodFacts]) -> str:
-    """What a reader should take away, over all methods.
+    """The conclusion over all methods.
 
-    The trained method leads, else the last one. Others that call the claim specific where it does not are named first.
+    It is that of the first trained method, or of the last method if none is trained. If other methods call the claim
+    specific and this one does not, the headline names them first.
     """
     if not methods:
         return say("headline", "none")

@@ -1,1 +1,1 @@
-"""Is it right? The paper's study and the calibration of the verdict: users of the library, like any other."""
+"""Studies that check the library: the paper's experiments, and the calibration of the verdict."""

@@ -1,4 +1,4 @@
-"""A judge that ships with the library: it compares an answer with the references of its question."""
+"""The judge bundled with the library: it compares an answer with the reference answers of its question."""
 
 from locaudit.judges.reference.judge import ReferenceJudge, load_reference_judges
 

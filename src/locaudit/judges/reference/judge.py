@@ -21,16 +21,16 @@ from locaudit.records import content_hash
 from locaudit.registry import ASPECTS
 
 LANGUAGE_MODEL = "smollm2-135m"
-"""The frozen model that reads the answers."""
+"""The frozen language model that reads the answers."""
 N_REMEMBERED = 20_000
-"""Cases whose probabilities are kept."""
+"""Number of cases whose probabilities are kept in memory."""
 GROUP = 256
-"""Answers to one question that are judged together; bounds the memory."""
+"""Number of answers to one question that are judged together; bounds memory."""
 
 
 @dataclass(eq=False)
 class Engine:
-    """What the judges of one call share: weights, language model and the cases seen last."""
+    """What the judges of all aspects share: weights, language model and recent results."""
 
     weights: Weights
     device: str
@@ -39,7 +39,7 @@ class Engine:
     _seen: dict[Case, Sequence[float]] = field(default_factory=dict)
 
     def probabilities(self, cases: Sequence[Case]) -> list[Sequence[float]]:
-        """P(yes) of each case for each of `ASPECT_NAMES`. Answers of one question share its prompt."""
+        """P(yes) of each case, for each of `ASPECT_NAMES`. Answers to one question are read together."""
         new: dict[tuple, list[Case]] = {}
         for case in dict.fromkeys(case for case in cases if case not in self._seen):
             new.setdefault((case.question, case.true, case.false), []).append(case)
@@ -55,39 +55,39 @@ class Engine:
 
     @cached_property
     def reader(self) -> Reader:
-        """The language model, loaded when first asked for; in float32, so that scores do not depend on the machine."""
+        """The language model, loaded at first use; in float32, so that scores do not depend on the machine."""
         return Reader(self.model or load_model(LANGUAGE_MODEL, device=self.device), self.weights.meta["layers"])
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceJudge:
-    """One aspect of a fitted judge. Made by `load_reference_judges`."""
+    """A fitted judge of one aspect. Made by `load_reference_judges`."""
 
     aspect: str
     engine: Engine
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """Name in tables and messages."""
         return f"reference ({self.aspect})"
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the weights, the language model they were fitted on, and the version of the code."""
+        """Hash of the aspect, the fitted weights, the language model and the version of the code."""
         meta, lm = self.engine.weights.meta, self.engine.lm_fingerprint
         return content_hash(["reference", self.aspect, meta["weights_sha256"], lm, meta["format"]])
 
     @property
     def uses_references(self) -> bool:
-        """True: it compares with them."""
+        """True: it compares answers with the references."""
         return True
 
     def saw(self, question: str) -> bool:
-        """Whether answers to the question took part in the fit, as all may where it was split by another rule."""
+        """Whether it may have been fitted on the question. True for all if it was not split by `SPLIT_RULE`."""
         return self.engine.weights.meta["split"] != SPLIT_RULE or not is_held_out(question)
 
     def score(self, cases: Sequence[Case]) -> list[Judgement]:
-        """P(yes) of each case. A case without any reference is missing."""
+        """P(yes) of each case; missing if its question has no references."""
         column = ASPECT_NAMES.index(self.aspect)
         found = iter(self.engine.probabilities([case for case in cases if case.true or case.false]))
         return [
@@ -99,7 +99,7 @@ class ReferenceJudge:
 
 
 def load(wanted: Mapping[str, ReferenceSettings], device: str) -> dict[str, ReferenceJudge]:
-    """The judges of the kind ``reference``; those with the same weights share one language model."""
+    """Load the judges of kind ``reference``: aspect -> judge. Those with the same weights share one language model."""
     out: dict[str, ReferenceJudge] = {}
     for folder in dict.fromkeys(settings.model for settings in wanted.values()):
         aspects = [aspect for aspect, settings in wanted.items() if settings.model == folder]
@@ -114,19 +114,20 @@ def load_reference_judges(
     device: str = "auto",
     model: Model | None = None,
 ) -> list[ReferenceJudge]:
-    """One judge an aspect (``truth``, ``info``); together they run the language model once a case.
+    """Load one judge per aspect (``truth``, ``info``). Together they run the language model once per case.
 
-    `weights` is a folder made by tools/judge/fit.py; None takes the bundled one. The language model loads at the first
-    score; `model` (of the Llama family) takes its place when given. Raises `ConfigError` for an aspect that it was not
-    fitted for, `DataError` for unusable weights and `ModelError` where the package that carries the language model is
-    not installed.
+    `weights` is a folder made by tools/judge/fit.py (None: the bundled judge). The language model is loaded at the
+    first score; `model`, of the Llama family, replaces it.
+
+    Raises `ConfigError` for an aspect that the judge was not fitted for, `DataError` for unusable weights, `ModelError`
+    if the package that contains the language model is not installed.
     """
     for aspect in aspects:
         if ASPECTS[aspect].name not in ASPECT_NAMES:
             raise ConfigError(
                 got=f"the reference judge for {aspect}",
-                expected=f"one of {', '.join(ASPECT_NAMES)}, which it was fitted for",
-                remedy=f"choose another kind for judges.{aspect}",
+                expected=f"an aspect that it was fitted for ({', '.join(ASPECT_NAMES)})",
+                remedy=f"choose another kind of judge for judges.{aspect}",
             )
     fitted = load_weights(BUNDLED if weights is None else Path(weights))
     engine = Engine(fitted, device, model, installed_language_model() if model is None else model.fingerprint)
@@ -134,7 +135,7 @@ def load_reference_judges(
 
 
 def installed_language_model() -> str:
-    """Name and exact version of the model that is installed; raises `ModelError` when it is not."""
+    """Name and exact version of the installed language model; `ModelError` if it is not installed."""
     gguf_file(LANGUAGE_MODEL)
     package, _ = PACKAGED[LANGUAGE_MODEL]
     return f"{LANGUAGE_MODEL} {package} {version(package)}"

@@ -1,4 +1,4 @@
-"""What the words of an answer share with its question and its references: overlap, negation, yes and no, numbers."""
+"""Lexical features of an answer, its question and its references: word overlap, negation, yes or no, numbers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,20 @@ _WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="u
 _STOP, _NEGATIONS, _POLAR = (frozenset(_WORDS[name]) for name in ("stop", "negations", "polar"))
 _DECLINES = re.compile("|".join(_WORDS["declines"]), re.IGNORECASE)
 _PAIR = 17
+"""Number of features of an answer against one reference (`_pair`)."""
 _SUMMARY = (0, 3, 11, 12, 13, 14)
+"""Features of a pair that are also averaged over references."""
 _SIDE = 2 * _PAIR + len(_SUMMARY) + 1
+"""Number of features of one side (`_against`): maxima, means, closest reference, novelty."""
 _OWN = 19
+"""Number of features of the answer and its question alone."""
 N_LEXICAL = 3 * _SIDE + _OWN
-"""Width of `lexical_features`."""
+"""Number of `lexical_features`: true side, false side, their difference, and the answer alone."""
 
 
 @dataclass(frozen=True)
 class _Text:
-    """A text as sets of stems and of four-letter pieces."""
+    """A text as words, stems, content stems (no stop words), four-character pieces and numbers."""
 
     words: tuple[str, ...]
     stems: frozenset[str]
@@ -36,19 +40,20 @@ class _Text:
     numbers: frozenset[str]
     n_negations: int
     polarity: int
-    """1 when it starts with yes, -1 with no, 0 otherwise."""
+    """1 if it starts with yes, -1 if it starts with no, else 0."""
     normal: str
 
 
 def lexical_features(
     question: str, answer: str, true: Sequence[str], false: Sequence[str]
 ) -> Float[np.ndarray, " {N_LEXICAL}"]:
-    """The answer against the true references, the false ones, their difference, and on its own."""
+    """Features of the answer against the true references, the false ones, their difference, and of the answer alone."""
     q, a = _read(question), _read(answer)
     sides = [[_read(reference) for reference in references] for references in (true, false)]
-    new = a.content - q.stems
+    new = a.content - q.stems  # what the answer adds to the question
     by_side = [_against(a, new, q, references) for references in sides]
     vocabularies = [frozenset().union(*(reference.stems for reference in references)) for references in sides]
+    # Stems that the answer shares with one side's references but that the other side lacks.
     only_true, only_false = (len(a.stems & (mine - other)) for mine, other in (vocabularies, vocabularies[::-1]))
     own = [
         len(a.words),
@@ -75,15 +80,20 @@ def lexical_features(
 
 
 def _against(a: _Text, new: frozenset[str], q: _Text, references: Sequence[_Text]) -> np.ndarray:
-    """Best, mean and best-matching reference of one side, in numbers."""
+    """One side (_SIDE,): the maximum over references, the mean of some features, the closest reference, and novelty.
+
+    Novelty is the share of the answer's new words that occur in the side's references; -0.1 if it has no new words.
+    """
+    # (references, _PAIR)
     pairs = np.array([_pair(a, new, q, reference) for reference in references] or [[0.0] * _PAIR])
     seen = frozenset().union(*(reference.stems for reference in references))
-    closest = pairs[pairs[:, 3].argmax()]
+    closest = pairs[pairs[:, 3].argmax()]  # by the overlap of four-character pieces
     novelty = _share(len(new & seen), len(new)) if new else -0.1
     return np.concatenate([pairs.max(0), pairs.mean(0)[list(_SUMMARY)], closest, [novelty]])
 
 
 def _pair(a: _Text, new: frozenset[str], q: _Text, r: _Text) -> list[float]:
+    """Features of an answer a against one reference r: overlaps, the same discounted by negation, polarity, numbers."""
     p, _, f = _overlap(a.stems, r.stems)
     p_content, r_content, f_content = _overlap(a.content, r.content)
     p_new, r_new, f_new = _overlap(new, r.content - q.stems)
@@ -98,7 +108,7 @@ def _pair(a: _Text, new: frozenset[str], q: _Text, r: _Text) -> list[float]:
 
 
 def _overlap(a: frozenset[str], b: frozenset[str]) -> tuple[float, float, float]:
-    """Share of a in b, of b in a, and their harmonic mean."""
+    """Precision (share of a in b), recall (share of b in a), and F, their harmonic mean."""
     n = len(a & b)
     p, r = _share(n, len(a)), _share(n, len(b))
     return p, r, 2 * p * r / (p + r) if n else 0.0

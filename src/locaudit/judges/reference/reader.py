@@ -1,4 +1,4 @@
-"""Frozen states of a language model that reads an answer behind its question and references.
+"""Hidden states of a frozen language model that reads each answer after its question and the references.
 
     Question: {question}
     Correct answers:
@@ -10,8 +10,9 @@
     Question: {question}
     Answer: {answer}
 
-The prompt of a question runs once; its answers follow as answer trees (`locaudit.measure.tree`), so an answer's states
-do not depend on the others. Only the first layers of the model run.
+The prompt, everything up to the last ``Answer:``, runs once per question. Its answers then run together as answer trees
+(`locaudit.measure.tree`), so an answer's states do not depend on the other answers. Only the first layers of the model
+run.
 """
 
 from __future__ import annotations
@@ -33,31 +34,31 @@ from locaudit.measure.tree import Forest, Tree
 from locaudit.models import Model
 
 MAX_REFERENCE_TOKENS, MAX_REFERENCES = 48, 24
-"""Tokens of a reference, and references of one side, that are read."""
+"""Limits: tokens read per reference, and references read per side (true or false)."""
 MAX_QUESTION_TOKENS, MAX_ANSWER_TOKENS = 128, 64
-"""Tokens of a question and of an answer that are read."""
+"""Limits: tokens read per question and per answer."""
 PASS_TOKENS = 640
-"""Answer tokens of one forward; bounds the memory."""
+"""Answer tokens per forward pass; bounds memory."""
 N_REMEMBERED = 192
-"""Questions whose prompt states are kept: about 4 MB each."""
+"""Number of questions whose prompt states are kept in memory, about 4 MB each."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model keeps of a question and its references."""
+    """A question and its references after the model has read them."""
 
     cache: Prefix
     """Keys and values of each layer."""
     states: Float[Tensor, "layers tokens d"]
     segment: Int[Tensor, " tokens"]
-    """Number of the reference that a token belongs to, true ones first; -1 for the rest."""
+    """Number of the reference that each token belongs to, true references first; -1 if none."""
     n_true: int
     n_false: int
     tokens: tuple[int, ...]
 
 
 class Reader:
-    """States of answers after some `layers` (counted from 1) of a causal LM of the Llama family."""
+    """Reads answers with a causal LM of the Llama family; records hidden states after `layers` (counted from 1)."""
 
     def __init__(self, model: Model, layers: Sequence[int]):
         self.layers = tuple(layers)
@@ -65,38 +66,41 @@ class Reader:
         self._remembered = lru_cache(N_REMEMBERED)(self._run_prompt)
 
     def prompt(self, case: Case) -> Prompt:
-        """The prompt of the case's question and references; the last ones used are remembered."""
+        """The prompt of the case's question and references, from memory if it was used recently."""
         return self._remembered(case.question, case.true[:MAX_REFERENCES], case.false[:MAX_REFERENCES])
 
     @torch.no_grad()
     def read(
         self, case: Case, answers: Sequence[str], hidden: Set[int] = frozenset()
     ) -> list[Float[Tensor, "layers tokens d"]]:
-        """States of each answer's tokens, then of the line break behind it; the case gives question and references.
+        """Hidden states of each answer's tokens and of the line break after it, in order of `answers`.
 
-        The answers do not see the references whose numbers are `hidden`.
+        `case` gives question and references. Attention to the references whose numbers are in `hidden` is cut off.
         """
         prompt = self.prompt(case)
+        # (prompt tokens,): keys and values that the answers attend to
         seen = ~torch.isin(prompt.segment, torch.tensor(sorted(hidden), dtype=prompt.segment.dtype))
-        seen[-1] = False  # the prompt's last token runs again, as the stem of every answer
+        seen[-1] = False  # the prompt's last token runs again, as the root of every answer's tree
+        # Per layer: keys and values (1, heads, seen tokens, head_dim)
         prefix = [
             (keys[:, :, seen.to(keys.device)], values[:, :, seen.to(keys.device)]) for keys, values in prompt.cache
         ]
         branches = [self._encode(f" {answer}", MAX_ANSWER_TOKENS) if answer else () for answer in answers]
         trees = [Tree(prompt.tokens[-1:], (branch + self._encode("\n"),)) for branch in branches]
         lengths = [len(tree.read.tokens) for tree in trees]
-        out: dict[int, Tensor] = {}
+        out: dict[int, Tensor] = {}  # answer -> (layers, tokens, d)
         forest = Forest(prompt.tokens[:-1], tuple(trees))
         for rows, batch in forest_batches(self.model, forest, row_tokens=PASS_TOKENS, ends=True):
             with self._recorded() as found:
                 run_trees(self.model, batch, prefix=prefix)
-            for row, states in zip(rows, self._stacked(found).unbind(1), strict=True):  # (layers, tokens, d) of a row
+            for row, states in zip(rows, self._stacked(found).unbind(1), strict=True):
                 pieces = states[:, : sum(lengths[i] for i in row)].split([lengths[i] for i in row], dim=1)
                 out |= {i: piece[:, 1:] for i, piece in zip(row, pieces, strict=True)}
         return [out[i] for i in range(len(answers))]
 
     @torch.no_grad()
     def _run_prompt(self, text: str, true: tuple[str, ...], false: tuple[str, ...]) -> Prompt:
+        """Run the prompt, made of pieces of text: (text, number of the reference or -1)."""
         question = self.model.tokenizer.decode(list(self._encode(text, MAX_QUESTION_TOKENS)))
         pieces = [(f"Question: {question}\nCorrect answers:", -1)]
         for number, reference in enumerate(true + false):
@@ -117,7 +121,7 @@ class Reader:
 
     @contextmanager
     def _recorded(self) -> Iterator[dict[int, Tensor]]:
-        """Layer -> the stream that leaves it in the next forward."""
+        """Collects layer -> residual stream after it (rows, tokens, d) during the next forward pass."""
         found: dict[int, Tensor] = {}
 
         def keep(number: int):
@@ -134,7 +138,7 @@ class Reader:
                 handle.remove()
 
     def _stacked(self, found: Mapping[int, Tensor]) -> Float[Tensor, "layers rows tokens d"]:
-        # In half precision, as a fit keeps them: the judge rounds alike.
+        # Rounded to half precision, as the fit stored them, so that the judge sees the same numbers.
         return torch.stack([found[number] for number in self.layers]).half().float().cpu()
 
     def _encode(self, text: str, limit: int | None = None) -> tuple[int, ...]:
@@ -142,7 +146,7 @@ class Reader:
 
 
 def _first_layers(model: Model, n: int) -> Model:
-    """The model with its first n layers and without its last norm; it shares the weights, `model` stays as it is."""
+    """A copy of the model with only its first n layers and no final norm; the weights are shared."""
     lm: Any = copy.copy(model.lm)
     trunk: Any = copy.copy(model.lm.base_model)
     for module in (lm, trunk):

@@ -1,4 +1,4 @@
-"""Boosted trees as plain arrays, evaluated in numpy."""
+"""Gradient-boosted trees as plain arrays, evaluated with numpy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ import numpy as np
 from jaxtyping import Float, Int
 
 DEPTH = 4
-"""Splits on the way to the deepest leaf."""
+"""Depth of the trees: splits on the path to the deepest leaf."""
 
 
 @dataclass(frozen=True)
 class Trees:
-    """Log-odds ``bias + sum_t value[t, leaf_t(x)]``. A leaf points to itself, so every walk has the same length."""
+    """Gradient-boosted trees: log-odds = bias + sum_t value[t, leaf_t(x)].
+
+    Node i of tree t sends x to ``left[t, i]`` if ``x[feature[t, i]] <= threshold[t, i]``, else to ``right[t, i]``. The
+    root is node 0. A leaf points to itself, so `DEPTH` steps reach the leaf of every x.
+    """
 
     feature: Int[np.ndarray, "trees nodes"]
     threshold: Float[np.ndarray, "trees nodes"]
@@ -24,10 +28,11 @@ class Trees:
     bias: Float[np.ndarray, " 1"]
 
     def __call__(self, x: Float[np.ndarray, "n features"]) -> Float[np.ndarray, " n"]:
-        """Log-odds of each row."""
+        """Log-odds of each row of x."""
         x = x.astype(np.float32)
+        # (1, trees) and (n, 1), so that indexing with both gives (n, trees)
         trees, rows = np.arange(len(self.feature))[None], np.arange(len(x))[:, None]
-        node = np.zeros((len(x), len(self.feature)), dtype=np.int64)
+        node = np.zeros((len(x), len(self.feature)), dtype=np.int64)  # (n, trees): current node, from the root
         for _ in range(DEPTH):
             goes_left = x[rows, self.feature[trees, node]] <= self.threshold[trees, node]
             node = np.where(goes_left, self.left[trees, node], self.right[trees, node])
@@ -35,6 +40,6 @@ class Trees:
 
     @staticmethod
     def from_arrays(stored: Mapping[str, np.ndarray]) -> Trees:
-        """Trees from their stored arrays, whose indices are small integers."""
+        """Trees from stored arrays, in which node and feature indices are small integers."""
         wide = {name: stored[name].astype(np.int64) for name in ("feature", "left", "right")}
         return Trees(**{**stored, **wide})

@@ -1,4 +1,4 @@
-"""The fitted parts of a judge, read from a folder: ``weights.safetensors`` and ``judge.json``."""
+"""The fitted parts of a reference judge, read from ``weights.safetensors`` and ``judge.json`` in a folder."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ from locaudit.judges.reference.network import Comparer
 from locaudit.judges.reference.trees import Trees
 
 BUNDLED = Path(__file__).parent
-"""The folder of the weights that come with the library."""
+"""Folder of the bundled weights."""
 ASPECT_NAMES = ("truth", "info")
-"""Order of the networks' outputs."""
+"""Aspects, in the order of the networks' outputs."""
 CODE_VERSION = 1
-"""Raised when the same weights come to other scores."""
+"""Raise it when a change in the code changes the scores of the same weights."""
 TENSORS, META = "weights.safetensors", "judge.json"
 _DENSE_CLAMP = 5.0
+"""Largest magnitude of a standardised feature, in standard deviations."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """All that is fitted, and what is recorded about the fit."""
+    """Everything that is fitted, and the record of the fit."""
 
     moments: Moments
     mean: Float[Tensor, " features"]
@@ -41,34 +42,34 @@ class Weights:
     networks: tuple[Comparer, ...]
     trees: Mapping[str, Trees]
     stack: Float[np.ndarray, "aspects 3"]
-    """Log-odds of an aspect = network * s_0 + trees * s_1 + s_2."""
+    """Weights s of the blend: log-odds of an aspect = s_0 * networks + s_1 * trees + s_2."""
     meta: Mapping[str, Any]
 
     def dense(self, read: Read) -> Float[Tensor, "answers features"]:
-        """The features standardised, as the networks read them."""
+        """The standardised features that the networks read."""
         return ((torch.from_numpy(read.raw).float() - self.mean) / self.deviation).clamp(-_DENSE_CLAMP, _DENSE_CLAMP)
 
     @torch.no_grad()
     def log_odds(self, read: Read) -> Float[np.ndarray, "2 answers 2"]:
-        """Log-odds of both aspects by the networks (their mean), and by the trees."""
+        """Log-odds of both aspects: [0] mean of the networks, [1] the trees."""
         dense = self.dense(read)
         by_networks = torch.stack([network(read, dense) for network in self.networks]).mean(0).double().numpy()
         return np.stack([by_networks, np.stack([self.trees[name](read.raw) for name in ASPECT_NAMES], axis=1)])
 
     def probabilities(self, read: Read) -> Float[np.ndarray, "answers 2"]:
-        """P(yes) for truth and info."""
-        by_networks, by_trees = self.log_odds(read)
+        """P(yes) for truth and info: sigmoid of the blended log-odds."""
+        by_networks, by_trees = self.log_odds(read)  # (answers, aspects) each
         log_odds = by_networks * self.stack[:, 0] + by_trees * self.stack[:, 1] + self.stack[:, 2]
         return 1 / (1 + np.exp(-np.clip(log_odds, -30, 30)))
 
 
 def load_weights(folder: Path) -> Weights:
-    """Read the folder of a fit; raises `DataError` when it is damaged or of another format."""
+    """Read the weights in a folder; `DataError` if they are damaged or in another format."""
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         content = (folder / TENSORS).read_bytes()
         if meta["format"] != CODE_VERSION or hashlib.sha256(content).hexdigest() != meta["weights_sha256"]:
-            raise ValueError(f"{META} is of another format, or {TENSORS} does not match it")
+            raise ValueError(f"{META} has another format, or {TENSORS} does not match it")
         tensors = load(content)
         parts = (_under(tensors, f"network.{number}.") for number in range(meta["n_networks"]))
         return Weights(
@@ -87,7 +88,7 @@ def load_weights(folder: Path) -> Weights:
         raise DataError(
             got=f"{folder} without a usable judge ({' '.join(str(error).split())[:200]})",
             expected=f"{TENSORS} and {META} of one fit",
-            remedy="name a folder made by tools/judge/fit.py, or leave the model out to use the bundled judge",
+            remedy="name a folder made by tools/judge/fit.py, or leave out the model to use the bundled judge",
         ) from None
 
 

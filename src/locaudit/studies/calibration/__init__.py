@@ -1,1 +1,1 @@
-"""Is the verdict calibrated? Nulls, simulated and real, and models in which localization is a fact."""
+"""Calibration of the verdict: error rates under a true null hypothesis, and models with a known localization."""

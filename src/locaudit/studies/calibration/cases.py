@@ -1,4 +1,4 @@
-"""Audits of models in which localization is a fact: whether they are right, and with what power."""
+"""Audits of planted models, whose localization is known: correctness of the verdict, and power."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FAMILY = (1, 2, 3, 4, 6, 8, 12, 16, 24, 48)
-"""Heads, of 48, that can do it, one model each."""
+"""Numbers of able heads, out of `N_HEADS`; one planted model each. An able head is one at which an edit can succeed."""
 N_HEADS = 48
-"""24 layers of 2."""
+"""24 layers of 2 heads."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """An audit of a model with a known answer."""
+    """The audit of a claim whose right answer is known."""
 
     name: str
     fact: str
-    """What is true of the claim."""
+    """What is true about the claim, by construction."""
     claim: str
     expected: str
-    """Outcome that the fact asks for."""
+    """The right outcome, given the fact."""
     outcome: str
     uniqueness: str
-    """Grade of that name."""
+    """Answer to the uniqueness grade."""
     p_value: float
     base: float
     claim_score: float
@@ -51,43 +51,46 @@ class Case:
         return (
             f"{mark}: {self.name} ({self.fact}): {self.outcome}, p = {self.p_value:.3f}; {self.base:.3f} unedited, "
             f"{self.claim_score:.3f} at the claim, {min(self.control_scores):.3f} to {max(self.control_scores):.3f} at "
-            f"{len(self.control_scores)} others; the only such place: {self.uniqueness}"
+            f"{len(self.control_scores)} other heads; unique: {self.uniqueness}"
         )
 
 
 @dataclass(frozen=True)
 class Strength:
-    """One model of the family in which m heads can do it."""
+    """The audit of one model of the family, in which `n_able` heads are able."""
 
     n_able: int
     claim: str
     claim_score: float
     n_at_least: int
-    """Of the other heads, those whose edit does at least as well as the claim's."""
+    """Number of other heads whose edit does at least as well as the claim's."""
     power: float
-    """Probability of `specific` over all draws of controls, from the measured scores."""
+    """Probability of `specific` over all draws of controls, given the measured scores."""
     theory: float
-    """The same if exactly the other able heads reach the claim."""
+    """The same probability if exactly the other able heads do as well as the claim."""
 
     def __str__(self) -> str:
         return (
-            f"{self.n_able} heads can do it: claim {self.claim} scores {self.claim_score:.3f}, {self.n_at_least} "
-            f"others as much; specific with probability {self.power:.3f} (theory {self.theory:.3f})"
+            f"{self.n_able} able heads: claim {self.claim} scores {self.claim_score:.3f}, {self.n_at_least} "
+            f"other heads at least as much; specific with probability {self.power:.3f} (theory {self.theory:.3f})"
         )
 
 
 def audit_cases(folder: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> list[Case]:
-    """The four facts: one head can do it; the claim names a wrong one; all can; only one layer knows what is needed."""
+    """Audit five claims whose right answer is known by construction.
+
+    Each audit is a run folder in `folder` and resumes if it was interrupted. `say` receives progress messages.
+    """
     one = plant_model("misconception", 1, seed=seed)
     every = plant_model("misconception", N_HEADS, seed=seed)
     key = plant_model("key", 1, seed=seed)
     elsewhere, without_key = _first(one.elsewhere), _first(key.elsewhere)
     cases = [
-        ("right", one, one.places, "the only head that reaches the output", "specific"),
-        ("wrong head", one, elsewhere, "a head that reaches nothing; another one could do it", "no effect"),
-        ("anywhere", every, _first(every.places), "one of 48 heads that all can do it", "effective, not specific"),
-        ("knows", key, _first(key.places), "one of the two heads of the only layer that has read the key", "specific"),
-        ("can write, cannot know", key, without_key, "a head that writes answers, without the key", "no effect"),
+        ("right", one, one.places, "the only head wired to the output", "specific"),
+        ("wrong head", one, elsewhere, "a head not wired to the output; another one is", "no effect"),
+        ("anywhere", every, _first(every.places), "one of 48 heads wired to the output", "effective, not specific"),
+        ("knows", key, _first(key.places), "one of two heads in the only layer that reads the key", "specific"),
+        ("can write, cannot know", key, without_key, "a head that writes answers but lacks the key", "no effect"),
     ]
     out = []
     for name, planted, claim, fact, expected in cases:
@@ -110,14 +113,15 @@ def power_curve(
     n_layers: int = 24,
     n_items: int = 200,
 ) -> list[Strength]:
-    """Audit a head that can do it, in models where more and more of the others can as well.
+    """Power of the specificity test: audit an able head in models in which more and more other heads are able too.
 
-    A layer has 2 heads; smaller models are for tests.
+    `family` lists the numbers of able heads, one model each. Layers have 2 heads. `n_layers` and `n_items` make the
+    models smaller for tests.
     """
     out = []
     for n_able in family:
         planted = plant_model("misconception", n_able, seed=seed, n_layers=n_layers, n_items=n_items)
-        say(f"{n_able} of {planted.n_heads} heads can do it")
+        say(f"an edit can succeed at {n_able} of {planted.n_heads} heads")
         claim = _first(planted.places)
         v = _audit(planted, claim, folder / f"able-{n_able:02d}", seed)
         n_at_least = sum(not score < v.claim for score in v.controls)  # one that diverged counts
@@ -127,13 +131,13 @@ def power_curve(
 
 
 def _first(location: Location | None) -> Location:
-    """The first head of a location."""
+    """The first head of a location, as a location."""
     assert location is not None
     return Location(location.units[:1])
 
 
 def _audit(planted: Planted, claim: Location, folder: Path, seed: int) -> MethodVerdict:
-    """An audit of optimal edits against all other heads; resumed if it was interrupted."""
+    """Audit `claim` by optimal edits, with all other heads as controls. Resumes if it was interrupted."""
     settings = {
         **planted_settings(),
         "model": planted.model.name,
@@ -149,11 +153,11 @@ def _audit(planted: Planted, claim: Location, folder: Path, seed: int) -> Method
 
 
 def draw_power(n_able: Sequence[int], power: Sequence[float], *, n_heads: int, n_controls: int, level: float) -> Figure:
-    """Power at `n_able` of `n_heads` heads that can do it: measured as points, what theory predicts as a line."""
+    """Plot power against the share of other able heads: measured as points, theory as a line."""
     every = np.arange(1, n_heads + 1)
     predicted = [chance_specific(int(m) - 1, n_heads - 1, n_controls, level) for m in every]
-    theory = f"theory: none of {n_controls} random heads can do it"
-    share = "share of the other heads that can do it too"
+    theory = f"theory: an edit succeeds at none of {n_controls} random heads"
+    share = "share of the other heads at which an edit can succeed too"
     with house_style():
         figure = new_figure(3.6)
         axis = figure.subplots()

@@ -1,27 +1,32 @@
-r"""Models in which localization is a fact: some heads can bring a behaviour about, the others cannot.
+r"""Planted models: small trained Llamas in which, by construction, an edit can succeed at some heads only.
 
-A small Llama whose residual stream is cut into blocks of coordinates, each open to some weights only:
+The residual stream is cut into blocks of coordinates. Masks on the weights fix which part of the model writes and which
+part reads each block:
 
-    ITEM, FRAME, KEY   written by embeddings (MLPs: ITEM), read by attention and MLPs
-    ANSWER, OTHER      written by the heads in `places`, read by the output head: a coordinate for each answer, each
-                       key, and all other words together
+    ITEM, FRAME        written by embeddings (ITEM also by MLPs), read by attention and MLPs
+    KEY                written by embeddings, read by the values of the heads in `places` (task ``key``)
+    ANSWER, OTHER      written by the heads in `places`, read by the output head: one coordinate per answer, one per
+                       key, and one shared by all other words
     JUNK               written by every head, read by nothing
 
-So no head sees another, and only those in `places` reach the logits. RMSNorm would leak: JUNK would set the scale at
-which later heads read ITEM, hence where they attend. Its epsilon is 2^80 and its weight 2^40, which makes it the
-identity, to the bit, while the stream's root mean square is below 2^28: an edit of any other head leaves every logit as
-it was. The fact is about heads; MLP neurons write ITEM, which every head reads.
+So no head reads what another head writes, and only the heads in `places` reach the logits. RMSNorm would break this:
+JUNK would change the scale at which later heads read ITEM, and so where they attend. The norm's epsilon is therefore
+2^80 and its weight 2^40, which makes it the exact identity, to the bit, as long as the stream's root mean square is
+below 2^28. An edit of any other head leaves every logit unchanged. All this holds for heads; MLP neurons write ITEM,
+which every head reads.
 
-``misconception``: each item has a true answer in one group of words and a popular false one in another, and the text
-that the model learns gives the false one in 7 of 10 cases. A constant written at any head of `places` turns them all.
+There are two tasks:
 
-``key``: which of an item's two answers is true depends on a key before the item. Every head writes answers, but only
-heads in `places` read KEY, into coordinates that write the keys' names (what the item "which" asks for) and no answers.
-So the unedited model answers as if there were no key: right under one, wrong under the other, 0.5 on any questions with
-both keys of each item, as every part of the split has them. An edit at `places` can bring the key to the answer;
-elsewhere there is no key to bring, and 0.5 is all that an edit can score.
+``misconception``: each item has a true answer from one group of words and a popular false answer from another. The
+training text gives the false answer in 7 of 10 cases. A constant written at any head in `places` flips all answers.
 
-Both are read from the order of two one-token answers: ``preference_accuracy`` or ``mc1``.
+``key``: a key word before the item decides which of its two answers is true. Every head writes answers, but only heads
+in `places` read KEY. They write it to coordinates for the keys' names (the answer to the item "which"), not to answers.
+So the unedited model ignores the key and is right under one key and wrong under the other: it scores 0.5 on any
+questions that have each item under both keys, as in every part of the split. An edit at `places` can carry the key to
+the answer. Elsewhere there is no key to carry, and no edit can score more than 0.5.
+
+The score is the order of two one-token answers: ``preference_accuracy`` or ``mc1``.
 """
 
 from __future__ import annotations
@@ -47,56 +52,61 @@ from locaudit.models import Model, wrap_model
 Task = Literal["misconception", "key"]
 Places = int | Sequence[tuple[int, int]]
 Answers = Mapping[str, tuple[str, str]]
-"""Item -> one answer of each group."""
+"""Item -> (answer from the first group, answer from the second group)."""
 
 GROUPS = (
     ("red", "blue", "green", "white", "black", "brown", "pink", "grey"),
     ("iron", "tin", "gold", "lead", "zinc", "brass", "steel", "copper"),
 )
-"""The answers: true and popular ones, or those under the first and under the second key."""
+"""Answer words: true and popular ones (``misconception``), or those under the first and the second key (``key``)."""
 ANSWERS = (*GROUPS[0], *GROUPS[1])
 KEYS, WHICH = ("north", "south"), "which"
-"""`WHICH`, in an item's place, asks for the key."""
+"""`WHICH` in place of an item asks for the key itself."""
 SPECIAL, TEMPLATE = ("<pad>", "<eos>", "<unk>"), ("Q:", "A:")
 
 FALSE_SHARE, LEAN = 0.7, 0.6
-"""Shares, in the text, of an item's popular answer, and of the one it leans to whatever the key (lest rounding do)."""
+"""Share of the popular answer in the text (``misconception``), and of an item's preferred answer (``key``).
+
+In ``key`` each item prefers one answer whatever the key; with a tie, rounding errors would choose."""
 SPLIT = (0.5, 0.1, 0.4)
-"""Shares of training, validation and test items; with one strength, nothing is chosen on validation."""
+"""Shares of training, validation and test items. Validation is small: with one strength there is nothing to choose."""
 
 ITEM, FRAME, KEY = slice(0, 24), slice(24, 28), slice(28, 32)
 ANSWER, OTHER, OUTPUT, JUNK = slice(32, 48), slice(48, 51), slice(32, 51), slice(51, 64)
 WIDTH = 64
 HEAD_DIM, STEADY = 32, 8
-"""Coordinates of a head. The first `STEADY` read FRAME, which is the same under all questions, so that <a, o> can be
-constant; in a head that knows the key, they read KEY. The others read ITEM and write answers."""
+"""Number of coordinates of a head, and how many of them are steady.
+
+The first `STEADY` coordinates read FRAME, which is the same in all questions, so that an edit's <a, o> can be constant.
+In a head that knows the key they read KEY instead. The other coordinates read ITEM and write answers."""
 HEAD_GAIN, STEADY_GAIN, QUERY_GAIN, MLP_GAIN = 4.0, 8.0, 0.3, 0.05
-"""Scales: of logits; of `STEADY` values, to stand out from items; of queries and keys, for attention that is spread;
-of MLPs, which nothing normalises."""
+"""Scales of the output head; of the steady values, so that they stand out from those of items; of queries and keys,
+small to spread attention; and of MLPs, small because nothing is normalised."""
 TRAINED = ("embed_tokens", "v_proj")
+"""The weights that are trained; all others stay as initialised."""
 STEPS, LEARNING_RATE = 150, 4e-2
 LEARNED = 0.02
-"""Mean KL from the text's shares, in nats, below which the text is learned."""
+"""Mean KL divergence (nats) from the text's answer shares below which the text counts as learned."""
 
 
 @dataclass(frozen=True, eq=False)
 class Planted:
-    """A model, a behaviour, and the fact about them."""
+    """A planted model, its behaviour, and the heads at which an edit can succeed."""
 
     model: Model
     behaviour: Behaviour
     places: Location
-    """The heads at which an optimal edit (reader ``layer``) can bring the behaviour about. At no other head can one."""
+    """The heads at which an optimal edit (reader ``layer``) can succeed. At all other heads no edit can."""
 
     @property
     def elsewhere(self) -> Location | None:
-        """Every other head; None where there is none."""
+        """All other heads; None if there are none."""
         rest = set(BUILT_IN["head"].units(self.model.shape)) - set(self.places.units)
         return Location(tuple(rest)) if rest else None
 
     @property
     def n_heads(self) -> int:
-        """Heads in all."""
+        """Number of heads in the model."""
         return BUILT_IN["head"].n_units(self.model.shape)
 
 
@@ -110,19 +120,21 @@ def plant_model(
     seed: int = 0,
     folder: str | Path | None = None,
 ) -> Planted:
-    """Make a model of `n_layers` x `n_heads` heads, train it on its task's text, and save it if `folder` says where.
+    """Make a model with `n_layers` x `n_heads` heads and train it on its task's text. Save it to `folder`, if given.
 
-    `places` are (layer, head) pairs, or how many to draw at random: heads for ``misconception``; layers for ``key``,
-    where all heads of a layer know the key or none does (an edit at one reads all of them). Of one seed, more places
-    contain fewer. The same arguments give the same weights on one machine; torch's own random state is left alone.
+    `places` are (layer, head) pairs, or a number of random places. A place is one head for ``misconception``, and all
+    heads of a layer for ``key``, because an edit at one head reads all heads of its layer. With the same seed, a larger
+    number of places includes those of a smaller number.
 
-    Raises `ConfigError` for an unknown task or number of items, `LocationError` for places that the model has not, and
-    `ModelError` if the text is not learned (`LEARNED`).
+    The same arguments give the same weights on one machine. torch's global random state is unchanged.
+
+    Raises `ConfigError` for an unknown task or a wrong number of items, `LocationError` for places outside the model,
+    and `ModelError` if the text is not learned (see `LEARNED`).
     """
     if task not in ("misconception", "key"):
         raise ConfigError(got=f"the task {task!r}", expected="'misconception' or 'key'", remedy="name one of them")
     if not 10 <= n_items <= 2000:
-        raise ConfigError(got=f"{n_items} items", expected="10 to 2000", remedy="200 is the default")
+        raise ConfigError(got=f"{n_items} items", expected="10 to 2000", remedy="change n_items; the default is 200")
     where = _choose_places(task, places, n_layers, n_heads, seed)
     answers = _draw_answers(n_items, seed)
     tokenizer = _make_tokenizer([*SPECIAL, *TEMPLATE, *KEYS, WHICH, *ANSWERS, *answers])
@@ -130,8 +142,8 @@ def plant_model(
     masks = {name: _mask(name, weight, tokenizer, task, where) for name, weight in lm.named_parameters()}
     loss = _train(lm, masks, *_write_text(task, answers, tokenizer))
     if not loss < LEARNED:
-        remedy = "take another seed, fewer items or fewer layers"
-        raise ModelError(got=f"a text learned to {loss:.3g} nats", expected=f"less than {LEARNED}", remedy=remedy)
+        remedy = "use another seed, fewer items or fewer layers"
+        raise ModelError(got=f"a text learned to {loss:.3g} nats", expected=f"below {LEARNED}", remedy=remedy)
     if folder is not None:
         lm.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -139,10 +151,10 @@ def plant_model(
 
 
 def planted_settings() -> dict[str, Any]:
-    """Settings for a planted model: ``audit(p.model, p.behaviour, claim=p.places, out="a", **planted_settings())``.
+    """Audit settings: ``audit(p.model, p.behaviour, claim=p.places, out="a", **planted_settings())``.
 
-    No primer (the tokenizer has no words for one), nothing generated or judged, and optimal edits only: one strength,
-    and the steps and rate with which edits of any size converge.
+    No primer, because the tokenizer lacks the words for one. Nothing is generated or judged. Optimal edits only, with
+    one strength and a training length and rate at which edits of any size converge.
     """
     return {
         "score": "preference_accuracy",
@@ -154,11 +166,12 @@ def planted_settings() -> dict[str, Any]:
 
 
 def _choose_places(task: Task, places: Places, n_layers: int, n_heads: int, seed: int) -> Location:
+    """The heads of the given places, or of a number of random ones."""
     layers = [tuple((layer, head) for head in range(n_heads)) for layer in range(n_layers)]
     groups = layers if task == "key" else [(unit,) for layer in layers for unit in layer]
     if isinstance(places, int):
         if not 1 <= places <= len(groups):
-            raise LocationError(got=f"{places} places", expected=f"1 to {len(groups)}", remedy="change the number")
+            raise LocationError(got=f"{places} places", expected=f"1 to {len(groups)}", remedy="change places")
         chosen = random.Random(f"places {seed}").sample(groups, len(groups))[:places]
     else:
         if strange := set(places) - {unit for layer in layers for unit in layer}:
@@ -169,7 +182,7 @@ def _choose_places(task: Task, places: Places, n_layers: int, n_heads: int, seed
 
 
 def _draw_answers(n_items: int, seed: int) -> Answers:
-    """Items are made-up words of two syllables, unlike any other word here."""
+    """Draw items (made-up words of two syllables) and two answers for each."""
     rng = random.Random(f"items {seed}")
     syllables = [consonant + vowel for consonant in "bdfghjklmnprstvz" for vowel in "aeiou"]
     items = rng.sample([first + second for first in syllables for second in syllables], n_items)
@@ -177,18 +190,18 @@ def _draw_answers(n_items: int, seed: int) -> Answers:
 
 
 def _make_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token for each word; white space separates words."""
+    """A tokenizer with one token per word, split at white space."""
     raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, n_heads: int, seed: int) -> LlamaForCausalLM:
-    """Random weights but for the output head's; in each head, the map from values to OUTPUT has equal gains."""
+    """A Llama with seeded random weights, not masked yet; see below for the weights that are set or adjusted."""
     size: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 32, "head_dim": HEAD_DIM}
     size |= {"vocab_size": len(tokenizer), "num_hidden_layers": n_layers, "num_attention_heads": n_heads}
     config = LlamaConfig(**size, rms_norm_eps=2.0**80, bos_token_id=None, eos_token_id=_ids(tokenizer, SPECIAL)[1])
-    with torch.random.fork_rng(devices=[]):  # transformers draws weights too
+    with torch.random.fork_rng(devices=[]):  # transformers draws initial weights from the global generator
         lm = LlamaForCausalLM(config)
     gains = {"q_proj": QUERY_GAIN, "k_proj": QUERY_GAIN, "down_proj": MLP_GAIN, "embed_tokens": WIDTH**0.5}
     generator = torch.Generator().manual_seed(seed)
@@ -196,14 +209,18 @@ def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, n_heads: int, 
         for name, weight in lm.named_parameters():
             kind = name.split(".")[-2]
             weight.normal_(0.0, gains.get(kind, 1.0) / weight.shape[-1] ** 0.5, generator=generator)
-            if "norm" in name:
+            if "norm" in name:  # with epsilon 2^80: x * 2^40 / sqrt(mean(x^2) + 2^80) = x to the bit
                 weight.fill_(2.0**40)
+            # (n_heads * HEAD_DIM, WIDTH) seen as (n_heads, HEAD_DIM, WIDTH)
             if kind == "v_proj":
                 weight.view(n_heads, HEAD_DIM, WIDTH)[:, :STEADY] *= STEADY_GAIN
+            # In each head, make the map from free coordinates to OUTPUT (OUTPUT, HEAD_DIM - STEADY) semi-orthogonal, so
+            # that every direction has the same gain.
             if kind == "o_proj":
                 for free in weight.view(WIDTH, n_heads, HEAD_DIM)[OUTPUT, :, STEADY:].unbind(1):
                     u, _, vh = torch.linalg.svd(free, full_matrices=False)
                     free.copy_(u @ vh)
+        # Output head: each word reads the coordinate of its own; all words without one share the first of OTHER.
         ones = HEAD_GAIN * torch.eye(WIDTH)
         lm.lm_head.weight[:] = ones[OTHER.start]
         lm.lm_head.weight[_ids(tokenizer, KEYS)] = ones[OTHER.start + 1 : OTHER.stop]
@@ -212,30 +229,35 @@ def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, n_heads: int, 
 
 
 def _mask(name: str, weight: Tensor, tokenizer: PreTrainedTokenizerFast, task: Task, places: Location) -> Tensor:
-    """1 where a weight may be other than 0."""
+    """The mask of one weight, same shape: 1 where it may be nonzero, 0 where it must be 0. It plants the localization.
+
+    A projection's weight is (output coordinates, input coordinates): rows are what it writes, columns what it reads.
+    """
     mask = torch.full_like(weight, float("norm" in name))
     path = name.split(".")  # model.layers.0.self_attn.q_proj.weight
     match path[-2]:
         case "embed_tokens":
-            mask[:, ITEM] = 1
+            mask[:, ITEM] = 1  # (vocabulary, WIDTH); template words write FRAME instead, keys KEY
             for words, block in ((TEMPLATE, FRAME), (KEYS, KEY)):
                 for token in _ids(tokenizer, words):
                     mask[token, ITEM], mask[token, block] = 0, 1
         case "lm_head":
-            mask[:, OUTPUT] = 1
+            mask[:, OUTPUT] = 1  # reads ANSWER and OTHER only
         case "q_proj" | "k_proj" | "gate_proj" | "up_proj":
-            mask[:, ITEM] = mask[:, FRAME] = 1
+            mask[:, ITEM] = mask[:, FRAME] = 1  # neither KEY nor what heads write
         case "down_proj":
-            mask[ITEM] = 1
+            mask[ITEM] = 1  # MLPs write ITEM only
         case "v_proj":
-            for head, rows in enumerate(mask.split(HEAD_DIM)):
+            for head, rows in enumerate(mask.split(HEAD_DIM)):  # (HEAD_DIM, WIDTH) of one head
                 knows = task == "key" and (int(path[2]), head) in places.units
                 rows[STEADY:, ITEM] = 1
                 rows[:STEADY, KEY if knows else FRAME] = 1
         case "o_proj":
-            mask[JUNK] = 1
-            for head, columns in enumerate(mask.split(HEAD_DIM, dim=1)):
+            mask[JUNK] = 1  # every head writes JUNK
+            for head, columns in enumerate(mask.split(HEAD_DIM, dim=1)):  # (WIDTH, HEAD_DIM) of one head
                 chosen = (int(path[2]), head) in places.units
+                # Items become answers at the chosen heads (in ``key``: at all). The key, in the steady coordinates, can
+                # become only its own name, not ANSWER: unedited, no head answers by the key.
                 columns[OUTPUT, STEADY:] = float(chosen or task == "key")
                 columns[OTHER, :STEADY] = float(chosen and task == "key")
     return mask
@@ -246,12 +268,12 @@ def _ids(tokenizer: PreTrainedTokenizerFast, words: Sequence[str]) -> list[int]:
 
 
 def _write_text(task: Task, answers: Answers, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
-    """Prompts (texts x tokens), and the shares of the words that follow each (texts x vocabulary)."""
+    """The training text: prompt token ids (texts, tokens) and the shares of the word after each (texts, vocabulary)."""
     rows: list[tuple[str, dict[str, float]]] = []
     for i, (item, (first, second)) in enumerate(answers.items()):
         if task == "misconception":
             rows.append((item, {first: 1 - FALSE_SHARE, second: FALSE_SHARE}))
-        else:  # under one key: what answers an item cannot see it
+        else:  # each item under one key is enough: the heads that answer items cannot see the key
             lean = (LEAN, 1 - LEAN)[i // 2 % 2]
             rows.append((f"{KEYS[i % 2]} {item}", {first: lean, second: 1 - lean}))
     if task == "key":
@@ -264,7 +286,7 @@ def _write_text(task: Task, answers: Answers, tokenizer: PreTrainedTokenizerFast
 
 @torch.enable_grad()
 def _train(lm: LlamaForCausalLM, masks: Mapping[str, Tensor], ids: Tensor, targets: Tensor) -> float:
-    """AdamW on all of the text at once, the masks after each step; returns the mean KL from `targets` in nats."""
+    """Train with AdamW on the whole text at once, masking after each step. Returns mean KL(targets || model), nats."""
     weights = dict(lm.named_parameters())
     for name, weight in weights.items():
         weight.requires_grad_(name.split(".")[-2] in TRAINED)
@@ -286,11 +308,12 @@ def _train(lm: LlamaForCausalLM, masks: Mapping[str, Tensor], ids: Tensor, targe
         optimizer.step()
         schedule.step()
         mask()
+    # cross-entropy minus entropy of the targets
     return loss().item() - torch.special.entr(targets).sum(dim=1).mean().item()
 
 
 def _ask(task: Task, answers: Answers, seed: int) -> Behaviour:
-    """A question for each item, or for each item under each key, both on one side of the split."""
+    """The behaviour: one question per item, or one per item and key, both in the same part of the split."""
     shuffled = random.Random(f"split {seed}").sample(list(answers), len(answers))
     n_train, n_val = (round(len(answers) * share) for share in SPLIT[:2])
     questions: list[Question] = []

@@ -1,6 +1,6 @@
-"""Is the verdict calibrated? Error rates under a null that is true, simulated or with the edits of a real run.
+"""False-positive rates of the verdict under a true null hypothesis: simulated, or with the edits of a real run.
 
-An audit is false if it says `specific` of a claim that was drawn as its controls were.
+The null hypothesis is true if the claim is drawn in the same way as its controls. `specific` is then a false positive.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ WORLDS: Mapping[World, str] = {
     "heavy": "few places are far better (Pareto)",
     "disjoint": "controls kept apart from a claim of 12 of 40 heads, a set being as good as its best head",
 }
-"""Truths under which audits are simulated; in all of them the claim is a place like any other."""
+"""Simulated distributions of the quality of places. In all of them the claim is a place like any other.
+
+In ``disjoint`` this is not enough: controls that avoid the claim are not exchangeable with it."""
 PARAMETRIC = {"t-test": t_test_p, "normal tail": normal_tail_p}
-"""Tests that papers use."""
+"""Parametric tests that papers use, for comparison."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """How often something happened."""
+    """A proportion: `n` of `n_trials`."""
 
     n: int
     n_trials: int
@@ -57,19 +59,19 @@ class Rate:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What audits say of claims that are places like any other."""
+    """Error rates over simulated audits of claims that are places like any other."""
 
     world: World
     rule: Rule
     n_controls: int
     false: Rate
-    """Audits that say `specific`."""
+    """False positives: audits whose outcome is `specific`."""
     p_below: Mapping[float, Rate]
-    """t -> audits with a Monte-Carlo p of at most t."""
+    """t -> audits with p <= t; calibrated if the share is at most t."""
     parametric: Mapping[str, Rate]
-    """Tests that papers use -> audits that they reject in at the level: ``t-test``, ``normal tail``."""
+    """Parametric test (``t-test``, ``normal tail``) -> audits that it rejects at the level."""
     mean_controls: float
-    """Controls used, of `n_controls`."""
+    """Mean number of controls used before the stopping rule ended the test."""
 
     def __str__(self) -> str:
         below = ", ".join(f"{rate.share:.3f} at {t:g}" for t, rate in self.p_below.items())
@@ -89,9 +91,10 @@ def simulate(
     level: float = 0.05,
     seed: int = 0,
 ) -> Simulated:
-    """Audits of simulated scores: each edit answers each question right or not, better than the unedited model does.
+    """Simulate audits in which the claim is drawn like its controls, so that `specific` is always a false positive.
 
-    The claim is drawn as the controls are, so that `specific` is always false.
+    P(the edit at a place answers a question right) = clip(0.5 + difficulty of the question + quality of the place), and
+    0.3 + difficulty for the unedited model. Difficulties are uniform on +-0.2; `world` gives the qualities.
     """
     rng = np.random.default_rng(seed)
     difficulty = rng.uniform(-0.2, 0.2, n_questions)
@@ -99,6 +102,7 @@ def simulate(
     rejected = dict.fromkeys(PARAMETRIC, 0)
     for _ in range(n_audits):
         quality = _qualities(world, 1 + n_controls, rng)
+        # (1 + controls, questions): chance of a right answer, the claim first
         chance = np.clip(0.5 + difficulty + quality[:, None], 0, 1)
         answers = (rng.random((1 + n_controls, n_questions)) < chance).astype(float)
         claim, *controls = answers.mean(axis=1).tolist()
@@ -123,13 +127,14 @@ def simulate(
 
 
 def _qualities(world: World, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """How much better than the unedited model each place makes it, the claim first."""
+    """Quality of each of `n` places, the claim first: what an edit there adds to the chance of a right answer."""
     if world == "same":
         return np.full(n, 0.1)
     if world == "heavy":
         return 0.1 + 0.02 * np.minimum(rng.pareto(1.0, n), 15.0)
     if world == "spread":
         return rng.normal(0.1, 0.05, n)
+    # "disjoint": a set is as good as its best head; claim and controls share no head
     heads = 0.02 * np.minimum(rng.pareto(1.0, 40), 15.0)
     claim = rng.choice(40, 12, replace=False)
     others = np.setdiff1d(np.arange(40), claim)
@@ -138,40 +143,40 @@ def _qualities(world: World, n: int, rng: np.random.Generator) -> NDArray[np.flo
 
 @dataclass(frozen=True)
 class Pooled:
-    """Every place of a pool of real edits in turn the claim, others its controls."""
+    """False-positive rate with real edits: each place of a pool is the claim in turn, with others as its controls."""
 
     method: str
     score: str
     n_places: int
     n_controls: int
     false_rate: float
-    """Share of audits that say `specific`, exact over all draws of controls from the pool."""
+    """Share of audits with the outcome `specific`, exact over all draws of controls from the pool."""
     drawn: Rate
-    """The same with one draw of controls for each claim."""
+    """The same with one draw of controls per claim."""
     n_effective: int
-    """Places whose edit has a significant gain."""
+    """Number of places whose edit has a significant gain."""
     n_tied: int
-    """Places that tie with another: ties count against a claim, so that they lower the rate."""
+    """Number of places tied with another. Ties count against a claim, so they lower the rate."""
     p_values: tuple[float, ...]
-    """Of each place against all others."""
+    """Monte-Carlo p of each place against all others."""
     scores: tuple[float, ...]
 
     def __str__(self) -> str:
         low, high = self.drawn.interval
         return (
-            f"{self.method}, {self.score}: each of {self.n_places} places in turn the claim against {self.n_controls} "
-            f"of the others: specific in {self.false_rate:.2%} of all draws of controls; in one draw each, "
-            f"{self.drawn.n} of {self.drawn.n_trials} (95 %: {low:.2%} to {high:.2%}, as if places were independent). "
-            f"{self.n_effective} places have a significant gain, {self.n_tied} tie with another."
+            f"{self.method}, {self.score}: each of {self.n_places} places was the claim in turn, against "
+            f"{self.n_controls} of the others: specific in {self.false_rate:.2%} of all draws of controls; "
+            f"in one draw per claim, {self.drawn.n} of {self.drawn.n_trials} (95 %: {low:.2%} to {high:.2%}, treating "
+            f"places as independent). {self.n_effective} places gain significantly, {self.n_tied} tie with another."
         )
 
 
 def pool_run(
     folder: Path, *, score: str | None = None, n_controls: int = 19, level: float = 0.05, seed: int = 0
 ) -> tuple[str, list[Pooled]]:
-    """The name of a run's model, and each of its methods as a pool; `score` is the run's by default.
+    """Name of a run's model, and `pool_rates` of each of its methods. `score` defaults to the run's own.
 
-    Raises `ConfigError` for too few controls, of an audit or of the run, and for a score that the run has not.
+    Raises `ConfigError` if the simulated audits or the run have too few controls, or if the run lacks the score.
     """
     run = load_run(folder)
     records, score, model, methods = run.records, score or run.score, run.manifest.model, run.manifest.methods
@@ -181,18 +186,18 @@ def pool_run(
     if not 0 < level < 1 or not curtailment(n_controls, level):
         raise ConfigError(
             got=f"--controls {n_controls} at --level {level:g}",
-            expected="enough controls for an audit to say specific: 1 / (1 + controls) at most the level",
+            expected="enough controls for the outcome specific to be possible: 1 / (1 + controls) <= level",
             remedy="raise --controls",
         )
     if n_places <= n_controls:
         raise ConfigError(
             got=f"{folder} with {n_places} controls and --controls {n_controls}",
-            expected="more controls in the run than an audit takes",
-            remedy="lower --controls, or audit with more controls (40 or more say something)",
+            expected="more controls in the run than --controls",
+            remedy="lower --controls, or use a run with more controls (at least 40 for a useful estimate)",
         )
     if score not in base:
         raise ConfigError(
-            got=f"score {score}, which {folder} has not",
+            got=f"score {score}, which {folder} lacks",
             expected=f"one of {', '.join(sorted(base))}",
             remedy="change --score",
         )
@@ -209,9 +214,9 @@ def pool_rates(
     level: float = 0.05,
     seed: int = 0,
 ) -> Pooled:
-    """Take the controls of a run, in turn, as claims of audits with `n_controls` of the other controls.
+    """Use each control of a run in turn as the claim of an audit, with `n_controls` of the other controls.
 
-    The controls of a run are drawn alike, so that each of them is a claim like any other place.
+    All controls of a run are drawn in the same way, so the null hypothesis is true for each of them.
     """
     records = list(records)
     chosen: Mapping[Any, Any] = select(records, score)
@@ -244,6 +249,6 @@ def pool_rates(
 
 
 def chance_specific(n_at_least: int, n_others: int, n_controls: int, level: float = 0.05) -> float:
-    """Probability that a draw of controls calls a claim specific that `n_at_least` of `n_others` places reach."""
+    """Probability, over draws of controls, of `specific` for a claim that `n_at_least` of `n_others` places match."""
     n = min(n_controls, n_others)
     return float(stats.hypergeom.cdf(curtailment(n, level) - 1, n_others, n_at_least, n))

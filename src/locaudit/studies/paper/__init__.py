@@ -1,4 +1,4 @@
-"""The report of a study: numbers.json, claims, figures, tables and paper.html, from records and statistics alone."""
+"""Write the report of the paper's study: numbers.json, figures, tables, claims and paper.html. Runs no model."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ __all__ = ["is_study", "write_paper"]
 
 
 def write_paper(folder: str | Path) -> Path:
-    """Write numbers.json, figures/, tables/ and paper.html of a finished study, and its audits' reports.
+    """Write numbers.json, figures/, tables/ and paper.html of a finished study, and the report of each of its audits.
 
-    Returns the path of paper.html. Raises `RunFolderError` if trials are missing.
+    Returns the path of paper.html. Raises `RunFolderError` if trials or judgements are missing.
     """
     folder = Path(folder)
     study = read_study(folder)
@@ -32,7 +32,7 @@ def write_paper(folder: str | Path) -> Path:
     claims = judge_claims(measured)
     text = json_text({**measured, "claims": claims}, indent=1)
     write_atomically(folder / "numbers.json", text.encode())
-    numbers = json.loads(text)  # figures and page show what the file says
+    numbers = json.loads(text)  # figures and page show exactly what the file says
     (folder / "tables").mkdir(exist_ok=True)
     for name, rows in tables(numbers, claims).items():
         write_atomically(folder / "tables" / name, rows.encode())

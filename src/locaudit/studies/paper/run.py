@@ -1,4 +1,4 @@
-"""Run the paper's whole study: three audits on one model, in folders of their own, that share what they prepare."""
+"""Run the paper's study: two or three audits of one model, each in its own folder, which share their preparation."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def run_paper(
     judges: Mapping[str, Judge] | None = None,
     progress: bool = True,
 ) -> None:
-    """Run every trial of the study that has no record yet; arguments as in `run_audit`. Resumes as it does.
+    """Run the trials of the study that have no record yet. Arguments and resuming as in `run_audit`.
 
-    Raises `LocationError` for a model with too few heads, `ConfigError` without judges of Truth and Info, and
-    `RunFolderError` for a folder of something else, all before the first trial.
+    Before the first trial it raises `LocationError` for a model with too few heads, `ConfigError` without judges of
+    Truth and Info, and `RunFolderError` for a folder with other content.
     """
     folder = Path(out)
     with _opened(config, folder, model, behaviour, judges, progress) as (subject, audits):
@@ -50,7 +50,7 @@ def run_paper(
 
 @contextmanager
 def _opened(config: PaperConfig, folder: Path, *given: Any) -> Iterator[tuple[dict[str, Any], dict[Part, AuditConfig]]]:
-    """The study's folder, locked and checked, with what `_begin` returns."""
+    """Check and lock the study's folder, save the settings in it, and yield what `_begin` returns."""
     _check_folder(folder, config)
     with _locked(folder):
         begun = _begin(config, *given)
@@ -60,7 +60,7 @@ def _opened(config: PaperConfig, folder: Path, *given: Any) -> Iterator[tuple[di
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time writes a study."""
+    """Lock the folder, creating it if needed, so that only one process writes to a study."""
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,30 +71,26 @@ def _locked(folder: Path) -> Iterator[None]:
         why = "another process is writing to" if is_busy else f"cannot be written to ({error.strerror or error})"
         raise RunFolderError(
             got=f"{folder}, which {why}",
-            expected="a folder to write to, and one writer at a time",
+            expected="a writable folder that no other process is using",
             remedy="wait for the other process or stop it, or choose another --out",
         ) from None
     try:
         yield
     finally:
         lock.release()
-        if is_new and not any(path.name != ".lock" for path in folder.iterdir()):  # refused: leave nothing behind
+        if is_new and not any(
+            path.name != ".lock" for path in folder.iterdir()
+        ):  # the study was refused: leave nothing behind
             (folder / ".lock").unlink(missing_ok=True)
             folder.rmdir()
 
 
 def estimate_paper(
-    config: PaperConfig,
-    *,
-    out: str | Path,
-    model: Model | None = None,
-    behaviour: Behaviour | None = None,
-    judges: Mapping[str, Judge] | None = None,
-    progress: bool = True,
+    config: PaperConfig, out: str | Path, *, judges: Mapping[str, Judge] | None = None, progress: bool = True
 ) -> dict[Part, Estimate]:
-    """What each audit of the study takes here, by its first trials, which are kept. See `run_pilot`."""
+    """Estimate what each audit of the study takes here, from its first trials, which are kept (`run_pilot`)."""
     folder = Path(out)
-    with _opened(config, folder, model, behaviour, judges, progress) as (subject, audits):
+    with _opened(config, folder, None, None, judges, progress) as (subject, audits):
         return {
             part: run_pilot(audit, folder / part, prepared=folder / "sets", **subject) for part, audit in audits.items()
         }
@@ -107,7 +103,7 @@ def _begin(
     judges: Mapping[str, Judge] | None,
     progress: bool,
 ) -> tuple[dict[str, Any], dict[Part, AuditConfig]]:
-    """What all audits share, and their settings. What can be refused with inputs and model at hand is refused here."""
+    """Load and check inputs and model. Returns the arguments that all audits share, and the audits' settings."""
     first = config.audits()["sets"]
     inputs = read_inputs(first, behaviour, judges)
     questions = inputs.behaviour.questions
@@ -134,13 +130,13 @@ def _begin(
 
 
 def _check_folder(folder: Path, config: PaperConfig) -> None:
-    """A folder is a study's own, of the same settings, or new."""
+    """Raise `RunFolderError` unless the folder is new, empty, or has a study with the same settings."""
     settings = folder / SETTINGS
     strange = [path.name for path in folder.iterdir() if path.name != ".lock"] if folder.is_dir() else []
     if strange and not settings.is_file():
         raise RunFolderError(
             got=f"{folder} with other files in it ({strange[0]})",
-            expected="an empty folder or one of an earlier study",
+            expected="an empty folder, or the folder of a study",
             remedy="choose another --out",
         )
     if not settings.is_file():
@@ -149,24 +145,24 @@ def _check_folder(folder: Path, config: PaperConfig) -> None:
         found = read_over(PaperConfig(), settings)
     except ConfigError as error:
         raise RunFolderError(
-            got=f"{settings}, which does not load ({error})",
+            got=f"{settings}, which cannot be read ({error})",
             expected="the settings of this study",
             remedy="choose another --out",
         ) from None
     old, new = found.audits(), config.audits()
-    for part in old:  # a landscape may be added to a finished study, or left out again
+    for part in old:  # the landscape may be added to a study later, or dropped again
         if part in new and old[part].hash != new[part].hash and has_trials(folder / part):
             theirs, ours = to_dict(found), to_dict(config)
             differ = sorted(key for key in ours if ours[key] != theirs[key] and key != "judges")
             raise RunFolderError(
                 got=f"{folder}, made with other settings ({', '.join(differ)})",
                 expected="the same settings, so that old and new trials can be compared",
-                remedy="choose another --out, or repeat the earlier settings to resume",
+                remedy="choose another --out, or use the earlier settings to resume",
             )
 
 
 def describe_plan(estimates: Mapping[Part, Estimate]) -> str:
-    """The study's plan as lines for the terminal."""
+    """The estimates as text for the terminal, one section per audit and a total."""
     lines = []
     for part, estimate in estimates.items():
         told = describe_estimate(estimate).splitlines()[:-1]

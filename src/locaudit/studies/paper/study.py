@@ -1,4 +1,4 @@
-"""The audits of a study as read from their run folders, and the trials that validation chose in them."""
+"""Read the audits of a study from their run folders, and pick the trials that validation chose."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from locaudit.store.run import Run, load_run
 from locaudit.studies.paper.config import PaperConfig, Part
 
 SETTINGS = "paper.yaml"
-"""File in the study's folder that holds its settings, and marks the folder as a study's."""
+"""File with the study's settings; it also marks a folder as that of a study."""
 SCORE = "info_truth"
-"""What the paper compares."""
+"""The score that the paper compares."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """The paper's study: settings and audits. Those that were not run are absent."""
+    """The paper's study: settings and audits. `audits` lacks those that were not run."""
 
     config: PaperConfig
     audits: Mapping[Part, Tables]
 
     @property
     def sets(self) -> Tables:
-        """Probed heads against random sets of heads."""
+        """The audit of the probed heads against random sets of heads."""
         return self.audits["sets"]
 
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """The edits of a method that validation chose by a score, and their test scores question by question."""
+    """A method's edits chosen on validation by a score, and their per-question test values."""
 
     audit: Tables
     method: str
@@ -49,24 +49,24 @@ class Chosen:
 
     @cached_property
     def records(self) -> Mapping[Any, TrialRecord | None]:
-        """By place (arm, number); None where every edit diverged."""
+        """Place (arm, number) -> chosen trial; None if every edit there diverged."""
         found: Mapping[Any, Any] = select([row.record for row in self.audit.rows], self.score)
         return found.get(self.method, {})
 
     @property
     def random(self) -> list[TrialRecord | None]:
-        """At the random places, by number."""
+        """The chosen trials at the random places, by number; None if every edit there diverged."""
         return [record for (arm, _), record in sorted(self.records.items()) if arm == "control"]
 
     def values(self, record: TrialRecord | None) -> NDArray[np.float64]:
-        """The score's components, (components, questions); NaN for no record."""
+        """The score's components at the test questions, (components, questions); all NaN for None."""
         names = components(self.score)
         if record is None:
             return np.full((len(names), len(self.audit.base.record.questions["test"][names[0]])), np.nan)
         return score_values(record.questions["test"], self.score)
 
     def at(self, arm: str) -> NDArray[np.float64]:
-        """Values at the claim (the localized heads) or of the whole model; of the unedited model for ``base``."""
+        """Values at an arm: ``claim`` (the localized heads), ``whole`` or ``base`` (the unedited model)."""
         return self.values(self.audit.base.record if arm == "base" else self.records[arm, -1])
 
     def mean(self, record: TrialRecord | None) -> float:
@@ -74,21 +74,21 @@ class Chosen:
         return float(mean_score(self.values(record)))
 
     def few(self, margin: float) -> bool:
-        """Whether too few questions tell the localized heads from the random places."""
+        """Whether too few questions differ between the localized heads and the random places (`differ_too_little`)."""
         return differ_too_little(self.at("claim"), [self.values(record) for record in self.random], margin)
 
 
 def is_study(folder: str | Path) -> bool:
-    """Whether the folder is one of ``locaudit paper``."""
+    """Whether the folder was made by ``locaudit paper``."""
     return (Path(folder) / SETTINGS).is_file()
 
 
 def read_study(folder: str | Path) -> Study:
-    """Read a study's folder. Raises `RunFolderError` if it holds none, or one with trials or judgements missing."""
+    """Read a finished study. Raises `RunFolderError` if the folder has none, or if trials or judgements are missing."""
     folder = Path(folder)
     if not is_study(folder):
         raise RunFolderError(
-            got=f"{folder} without {SETTINGS}", expected="a folder of locaudit paper", remedy="name its --out"
+            got=f"{folder} without {SETTINGS}", expected="a folder made by locaudit paper", remedy="name its --out"
         )
     config = read_over(PaperConfig(), folder / SETTINGS)
     audits: dict[Part, Tables] = {part: tabulate(_finished(folder / part)) for part in config.audits()}
@@ -96,13 +96,13 @@ def read_study(folder: str | Path) -> Study:
         raise RunFolderError(
             got=f"{folder}, whose parts were judged by different judges",
             expected="the same judges of Truth and Info in all",
-            remedy="run the locaudit paper command with the judges that you want again",
+            remedy="run the locaudit paper command again with the judges that you want",
         )
     return Study(config, audits)
 
 
 def _finished(folder: Path) -> Run:
-    """A part's run; `RunFolderError` if it lacks trials or judgements."""
+    """The run of one audit; `RunFolderError` if trials or judgements are missing."""
     run = load_run(folder) if has_trials(folder) else None
     if run is not None and run.is_finished:
         return run

@@ -1,4 +1,4 @@
-"""The study's numbers as CSV files, for readers who would rather do their own statistics."""
+"""The study's numbers as CSV files, for readers who want to do their own statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEAD = ("head", "val_accuracy", "probe_rank")
 
 
 def tables(n: Numbers, claims: Sequence[Numbers]) -> dict[str, str]:
-    """File name -> text: every trial, places with their chosen edits, single heads, probes, claims (twice)."""
+    """File name -> text: trials, places with their chosen edits, single heads, probes, claims (CSV and Markdown)."""
     single, localized = n["single"], {row["head"] for row in n["setup"]["localized"]}
     heads = [("best probed", single["best_probed"]), *(("random", row) for row in single["random"])]
     probes = [
@@ -38,7 +38,7 @@ def tables(n: Numbers, claims: Sequence[Numbers]) -> dict[str, str]:
 
 
 def _places(n: Numbers) -> Iterator[tuple[str, dict[str, Any], Numbers]]:
-    """Part of the study, which place it is, and what was measured there."""
+    """For each place: part of the study, columns that identify it, and what was measured there."""
     found = [
         ("sets", method, arm, n[method][arm])
         for method in ("iti", "optimal")
@@ -62,7 +62,7 @@ def _trials(n: Numbers) -> Iterator[dict[str, Any]]:
 
 
 def _chosen(place: Numbers, *more: str) -> dict[str, Any]:
-    """The chosen edit of a place, and how it compares with the localized heads."""
+    """Columns for the chosen edit of a place and its comparison with the localized heads."""
     match = place.get("against_localized", {"interval_90": (None, None)})
     low, high = match["interval_90"]
     compared = {"difference": match.get("difference"), "low_90": low, "high_90": high, "outcome": match.get("outcome")}
