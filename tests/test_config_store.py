@@ -188,6 +188,10 @@ def test_settings_not_named_keep_the_base():
         ("methods: {optimal: {reader: none}}", "methods.optimal.reader = 'none' in here; expected the method constant"),
         ("judges: {target: {kind: none}}", "the setting judges.target in here; expected judges.truth"),
         ("judges: {retention: {kind: none}}", "expected judges.info"),
+        (
+            "prompt: {primer: default}",
+            r"prompt.primer = 'default' in here; expected auto \(.*\) or truthful \(.*as it is",
+        ),
         ("judges: {tone: {kind: none}}", "unknown setting judges.tone in here; expected one of truth, info"),
         ("judges: {truth: {kind: opnai}}", "judges.truth.kind = 'opnai' in here.*openai.*did you mean 'openai'"),
         ("judges: {truth: {model: m}}", "judges.truth.model without a kind of judge in here"),
@@ -229,6 +233,8 @@ def test_settings_not_named_keep_the_base():
         ("methods: {iti: {alphas: [true]}}", "iti.alphas = True"),
         ("methods: {iti: {alphas: [.nan]}}", "iti.alphas = nan"),
         ("methods: {iti: {alphas: [.inf]}}", "iti.alphas = inf"),
+        ("evaluation: {max_new_tokens: -1}", "evaluation.max_new_tokens = -1 in here; expected at least 0"),
+        ("evaluation: {max_new_tokens: '5'}", "evaluation.max_new_tokens = '5'"),
         ("methods: {optimal: {learning_rate: .inf}}", "optimal.learning_rate = inf"),
         ("probe: {inverse_l2: .inf}", "probe.inverse_l2 = inf"),
         ("split: {fractions: [0.5, 0.5]}", "split.fractions"),
@@ -257,6 +263,7 @@ def test_wrong_yaml_names_the_setting(text, message):
         (lambda: AuditConfig(controls=2.5), "controls = 2.5"),  # type: ignore[arg-type]
         (lambda: SplitConfig(fractions=(0.5, 0.5, 0.5)), "fractions = .*three positive shares with sum 1"),
         (lambda: SplitConfig((1.0, 0.5, -0.5)), "fractions = "),
+        (lambda: PromptConfig(primer="default"), "primer = 'default' in the configuration; expected auto .* truthful"),
         (lambda: SplitConfig(max_test=1), "max_test = 1.*expected at least 2"),
         (lambda: ProbeConfig(top_k=0), "top_k = 0"),
         (lambda: ProbeConfig(inverse_l2=0.0), "inverse_l2 = 0.0"),

@@ -56,8 +56,8 @@ class JudgeChoice:
     """Who judges an aspect: a kind of judge, and that kind's own settings."""
 
     kind: str = "default"
-    """A registered kind; ``default``: the bundled judge where the behaviour has the aspect and answers are generated,
-    else none."""
+    """A registered kind; ``default``: the bundled judge where the behaviour has the aspect, unless
+    ``evaluation.max_new_tokens`` is 0; else none."""
     settings: Any = None
     """Of the class ``JUDGES[kind].settings``; None for ``default``."""
 

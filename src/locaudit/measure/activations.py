@@ -52,7 +52,8 @@ def collect_activations(
         Q: {question} A: {answer} Q: {random question}    context="next_question" (the paper, "Localization")
 
     The random question is another one of `questions`, drawn anew for each answer from `seed`. All answers of a question
-    share one tree, so a question's tokens run once. The texts are the behaviour's format (`prompt`; None: the above).
+    share one tree, so a question's tokens run once. `prompt` (None: the above) gives the texts: in style ``chat``,
+    questions and answers are turns of the tokenizer's template (`locaudit.behaviours.format`).
     """
     blocks = KINDS[kind].blocks(model.shape)
     if context not in ("next_question", "answer") or blocks is None or not questions:
@@ -70,8 +71,9 @@ def collect_activations(
             if context == "next_question" and len(questions) > 1:
                 other = rng.randrange(len(questions) - 1)
                 following = questions[other + (other >= number)].text
-            endings.append(prompt.probe_ending(answer, following))
-        trees.append(encode_tree(model.tokenizer, prompt.probe(question.text), endings))
+            endings.append((answer, following))
+        text, said = prompt.probe(question.text, endings, model.tokenizer)
+        trees.append(encode_tree(model.tokenizer, text, said, special=prompt.adds_special_tokens))
     forest = Forest((), tuple(trees))
     check_depth(model, forest)
     sites = [Site(KINDS[kind].site, layer) for layer in range(model.n_layers)]

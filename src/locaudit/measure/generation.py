@@ -9,8 +9,8 @@ transformers' own `generate` decodes. A batch is left-padded behind the prefix t
 The prefix runs once for each edit, and its keys and values serve every row. The last column of every forward is the
 last prompt token or the newest answer token of every row, which is where an ``answer`` edit (ITI) acts.
 
-Source: TruthfulQA's generation task and ITI's code. Deviation: rows stop at the next question's marker instead of
-decoding on and cutting afterwards; the answers are the same.
+Source: TruthfulQA's generation task and ITI's code. Deviation: rows stop at the next question's marker (in style
+``qa``) instead of decoding on and cutting afterwards; the answers are the same.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def generate_tokens(
     longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
     check_length(model, longest, "a question with the answer to be generated (prompt included)")
     out: list[list[tuple[int, ...]]] = [[()] * len(prompts) for _ in range(n_edits)]
-    ended = _Ended(model, answer_format or Prompt(), model.end_tokens)
+    answer_format = answer_format or Prompt()
+    ended = _Ended(model, answer_format, model.end_tokens | answer_format.end_tokens(model.tokenizer))
     batch_rows = of_device(BATCH_ROWS, model.device)
     batch_tokens = batch_tokens or of_device(BATCH_TOKENS, model.device)
     lengths = [len(prefix) + len(prompt) + max_new_tokens for prompt in prompts]
@@ -114,8 +115,9 @@ class _Ended:
         if tokens[-1] in self.end_tokens:
             return True
         # What stands before a marker, and tells whether it is one, may lie outside of the tail.
-        in_tail = self.answer_format.marker in _decoded(self.model, tokens[-_TAIL:])
-        return in_tail and self.answer_format.has_ended(_decoded(self.model, tokens))
+        marker = self.answer_format.marker
+        in_tail = marker and marker in _decoded(self.model, tokens[-_TAIL:])
+        return bool(in_tail) and self.answer_format.has_ended(_decoded(self.model, tokens))
 
 
 def _decode(
