@@ -555,6 +555,19 @@ def test_the_manifest_and_resuming(tmp_path):
         assert store.manifest == make_manifest(device="cpu")
 
 
+def test_a_run_with_a_former_primer_is_read_but_not_resumed(tmp_path):
+    with open_store(tmp_path) as store:
+        store.add([make_record()], 1.0)
+        config = store.config
+    text = (tmp_path / "config.yaml").read_text().replace("primer: auto", "primer: default")
+    (tmp_path / "config.yaml").write_text(text)
+    with read_run(tmp_path) as store:
+        assert store.config.prompt.primer == "default" and len(store.records()) == 1
+    with pytest.raises(RunFolderError, match=r"does not load .*'default'.*expected auto .* or truthful"):
+        open_run(tmp_path, config).__enter__()
+    assert (tmp_path / "config.yaml").read_text() == text
+
+
 def test_a_run_from_python_resumes(tmp_path):
     for _ in range(2):
         with open_run(tmp_path, AuditConfig(methods={"iti": {"alphas": [5, 10]}})):

@@ -24,9 +24,9 @@ LENIENT: ContextVar[bool] = ContextVar("lenient", default=False)
 
 @contextmanager
 def unknown_names_kept() -> Iterator[None]:
-    """Inside, settings of a method or judge that is not registered stay as they were read.
+    """Inside, settings of a method or judge that is not registered, and former values, stay as they were read.
 
-    For reading a run whose plug-in is not there.
+    For reading a run whose plug-in is not there, or of an earlier version.
     """
     token = LENIENT.set(True)
     try:

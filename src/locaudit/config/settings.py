@@ -37,7 +37,7 @@ def _sum_to_one(shares: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _called_now(primer: str) -> str:
-    if new := renamed("prompt.primer", primer):
+    if (new := renamed("prompt.primer", primer)) and not LENIENT.get():
         raise ValueError(f"{new}, as it is called now; choose one of them")
     return primer
 
