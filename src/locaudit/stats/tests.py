@@ -29,7 +29,7 @@ def t_test_p(claim: float, controls: Sequence[float]) -> float:
 
     It takes the claim's score as known without error and asks about the *mean* of the controls, so that it falls with
     their number even if many of them beat the claim: beside `monte_carlo_p` to compare with papers, never for a
-    verdict. NaN for fewer than two finite controls, or equal ones.
+    verdict. NaN for fewer than two finite controls, or ones that are equal up to rounding.
     """
     scores = _varying(controls)
     if not scores.size:
@@ -48,10 +48,10 @@ def normal_tail_p(claim: float, controls: Sequence[float]) -> float:
 
 
 def _varying(controls: Sequence[float]) -> NDArray[np.float64]:
-    """The finite scores; none if there are fewer than two, or all are equal."""
+    """The finite scores; none if there are fewer than two, or all are equal up to rounding (of which SciPy warns)."""
     scores = np.asarray(controls, dtype=float)
     scores = scores[np.isfinite(scores)]
-    return scores if scores.size > 1 and np.ptp(scores) else scores[:0]
+    return scores if scores.size > 1 and np.ptp(scores) > 1e-14 * np.abs(scores).max() else scores[:0]
 
 
 def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> float:
