@@ -69,7 +69,7 @@ SHAPES = {
 }
 """Llamas with random weights, named by rough size without embeddings; vocabulary and tokenizer are SmolLM2's."""
 
-TRAINING, PRIMED = Prompt(), Prompt(primer=load_primer("default"))
+TRAINING, PRIMED = Prompt(), Prompt(primer=load_primer("truthful"))
 
 
 @dataclass(frozen=True)

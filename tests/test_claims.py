@@ -71,7 +71,7 @@ def test_forms_of_a_claim_of_neurons(claim):
         ("a.json", '{"kind": "neurons", "units": [[3, 117], [3, 5]]}', NEURONS),
         ("a.csv", "layer,head\n14,3\n15,7\n", CLAIM),
         ("a.csv", "\ufefflayer,head\r\n14,3\r\n\r\n15,7", CLAIM),
-        ("a.csv", "score,head, layer\n0.5,3,14\n0.4,7,15", CLAIM),
+        ("a.csv", "note,head, layer\nthe best one,3,14\n,7,15", CLAIM),
         ("a.csv", "layer,neuron\n3,5\n3,117", NEURONS),
         ("a.csv", '"layer","head"\n"14","3"\n15,7', CLAIM),
     ],
@@ -161,6 +161,42 @@ def test_bad_files_raise(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(LocationError):
+        parse_location(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "column"),
+    [
+        ("score,head, layer\n0.5,3,14\n0.4,7,15", "score"),
+        ("layer,head,importance\n14,3,\n15,7,-1e-3", "importance"),
+        ("layer,head,effect,note\n14,3,+0.5,best\n15,7,nan,", "effect"),
+        (",layer,head,weight\n0,14,3,70%\n1,15,7,30%", "number 1, weight"),
+        ("layer,head\n14,3,0.5\n15,7,0.4", "number 3"),
+        ("layer,neuron,score\n3,5,0.5", "score"),
+    ],
+)
+def test_a_csv_with_scores_is_not_taken_for_a_claim(tmp_path, text, column):
+    path = tmp_path / "heads.csv"
+    path.write_text(text, encoding="utf-8")
+    words = rf"heads\.csv with numbers in the column {column}; expected .*keep only the rows .* drop that column"
+    with pytest.raises(LocationError, match=words):
+        parse_location(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[14, 3, 0.5], [15, 7, 0.4]]",
+        '[["14.3", 0.5], ["15.7", 0.4], [1, 2, 3]]',
+        '[{"layer": 14, "head": 3, "score": 0.5}]',
+        '{"kind": "mlp", "units": [[14, 0.5]]}',
+        '{"kind": "mlp", "units": [{"14": 0.5}]}',
+    ],
+)
+def test_json_with_scores_is_not_taken_for_a_claim(tmp_path, text):
+    path = tmp_path / "heads.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(LocationError, match="the unit .*without a score, and keep only those that are the claim"):
         parse_location(path)
 
 

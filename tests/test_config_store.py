@@ -188,6 +188,10 @@ def test_settings_not_named_keep_the_base():
         ("methods: {optimal: {reader: none}}", "methods.optimal.reader = 'none' in here; expected the method constant"),
         ("judges: {target: {kind: none}}", "the setting judges.target in here; expected judges.truth"),
         ("judges: {retention: {kind: none}}", "expected judges.info"),
+        (
+            "prompt: {primer: default}",
+            r"prompt.primer = 'default' in here; expected auto \(.*\) or truthful \(.*as it is",
+        ),
         ("judges: {tone: {kind: none}}", "unknown setting judges.tone in here; expected one of truth, info"),
         ("judges: {truth: {kind: opnai}}", "judges.truth.kind = 'opnai' in here.*openai.*did you mean 'openai'"),
         ("judges: {truth: {model: m}}", "judges.truth.model without a kind of judge in here"),
@@ -232,6 +236,8 @@ def test_settings_not_named_keep_the_base():
         ("methods: {iti: {alphas: [true]}}", "iti.alphas = True"),
         ("methods: {iti: {alphas: [.nan]}}", "iti.alphas = nan"),
         ("methods: {iti: {alphas: [.inf]}}", "iti.alphas = inf"),
+        ("evaluation: {max_new_tokens: -1}", "evaluation.max_new_tokens = -1 in here; expected at least 0"),
+        ("evaluation: {max_new_tokens: '5'}", "evaluation.max_new_tokens = '5'"),
         ("methods: {optimal: {learning_rate: .inf}}", "optimal.learning_rate = inf"),
         ("probe: {inverse_l2: .inf}", "probe.inverse_l2 = inf"),
         ("split: {fractions: [0.5, 0.5]}", "split.fractions"),
@@ -260,6 +266,7 @@ def test_wrong_yaml_names_the_setting(text, message):
         (lambda: AuditConfig(controls=2.5), "controls = 2.5"),  # type: ignore[arg-type]
         (lambda: SplitConfig(fractions=(0.5, 0.5, 0.5)), "fractions = .*three positive shares with sum 1"),
         (lambda: SplitConfig((1.0, 0.5, -0.5)), "fractions = "),
+        (lambda: PromptConfig(primer="default"), "primer = 'default' in the configuration; expected auto .* truthful"),
         (lambda: SplitConfig(max_test=1), "max_test = 1.*expected at least 2"),
         (lambda: ProbeConfig(top_k=0), "top_k = 0"),
         (lambda: ProbeConfig(inverse_l2=0.0), "inverse_l2 = 0.0"),
@@ -549,6 +556,19 @@ def test_the_manifest_and_resuming(tmp_path):
     with read_run(tmp_path) as store:
         assert store.config == moved
         assert store.manifest == make_manifest(device="cpu")
+
+
+def test_a_run_with_a_former_primer_is_read_but_not_resumed(tmp_path):
+    with open_store(tmp_path) as store:
+        store.add([make_record()], 1.0)
+        config = store.config
+    text = (tmp_path / "config.yaml").read_text().replace("primer: auto", "primer: default")
+    (tmp_path / "config.yaml").write_text(text)
+    with read_run(tmp_path) as store:
+        assert store.config.prompt.primer == "default" and len(store.records()) == 1
+    with pytest.raises(RunFolderError, match=r"does not load .*'default'.*expected auto .* or truthful"):
+        open_run(tmp_path, config).__enter__()
+    assert (tmp_path / "config.yaml").read_text() == text
 
 
 def test_a_run_from_python_resumes(tmp_path):

@@ -6,7 +6,9 @@ from dataclasses import replace
 import pytest
 
 from locaudit.behaviours import Behaviour, Question, load_behaviour, split_questions
+from locaudit.behaviours.format import load_primer
 from locaudit.errors import ConfigError, DataError
+from locaudit.registry import LOADERS
 
 HEADER = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source"
 GOOD = {"question": "Q?", "true": ["T"], "false": ["F"]}
@@ -73,6 +75,30 @@ def test_bundled_behaviour_loads_and_splits():
     assert behaviour.name == "misconceptions"
     assert behaviour == load_behaviour("misconceptions", format="jsonl")
     assert len(split_questions(behaviour).test) >= 2
+
+
+def test_who_brings_a_primer(write):
+    """The bundled behaviours and TruthfulQA; users' own data do not."""
+    bundled = load_primer("truthful")
+    assert bundled.startswith("Interpret each question literally") and load_primer("auto") == load_primer("none") == ""
+    truthfulqa = write("x.csv", csv_file("A,C,Q?,T,T,F,s"))
+    for source in ("misconceptions", "misconceptions-balanced", truthfulqa):
+        assert load_behaviour(source).primer == load_primer("auto", load_behaviour(source).primer) == bundled
+    for path in (write("misconceptions.jsonl", [GOOD]), write("x.json", json.dumps([AB]))):
+        assert load_behaviour(path).primer == ""
+        assert load_primer("truthful", load_behaviour(path).primer) == bundled
+    with LOADERS.temporary("mine", replace(LOADERS["jsonl"], primer="Be brief.")):
+        assert load_behaviour(write("x.jsonl", [GOOD]), format="mine").primer == "Be brief."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "expected 'auto', 'none', 'truthful' or a text file"), (b" ", "empty primer file"), (b"\xff", "not UTF-8")],
+)
+def test_a_primer_of_a_file(write, tmp_path, content, message):
+    assert load_primer(str(write("good.txt", "Be brief.\n")), "another") == "Be brief."
+    with pytest.raises(DataError, match=message):
+        load_primer(str(tmp_path / "no.txt" if content is None else write("bad.txt", content)))
 
 
 # TruthfulQA CSV
@@ -152,7 +178,7 @@ def test_folder_like_the_hub_repository(hub_folder, readme):
     folder = hub_folder([HUB_ROW, HUB_ROW | {"question": "Another?", "correct_answers": ["Best"]}], readme)
     with pytest.warns(UserWarning, match=r"dropped 1: 'Unknown\.', both true and false, of question 0000"):
         behaviour = load_behaviour(folder)
-    assert behaviour.name == "truthful_qa"
+    assert behaviour.name == "truthful_qa" and behaviour.primer == load_primer("truthful")
     assert behaviour.questions == (
         Question("0000", "Is it?", ("Good.", "Best."), ("Bad.",), "Best.", "Law"),
         Question("0001", "Another?", ("Best.",), ("Bad.", "Unknown."), "Best.", "Law"),

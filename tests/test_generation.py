@@ -15,7 +15,7 @@ from locaudit.measure.generation import answer_text, contiguous_head, generate_a
 from locaudit.measure.tree import plant
 from locaudit.models import wrap_model
 from reference.generation import greedy
-from tiny import NAMES, heads, make_lm, neurons, random_edit, tokenizer
+from tiny import NAMES, chat_tokenizer, heads, make_lm, neurons, random_edit, tokenizer
 
 QUESTIONS = ["Is the earth flat?", "What is the capital of France, and of the earth?", "Is it?", "What do you see?"]
 PRIMER = "Say what is.\n\nQ: Is it round?\nA: No, it is the capital of France."
@@ -153,6 +153,21 @@ def test_an_answer_stops_at_the_next_question(said, kept):
     assert answer_text(model, rows[0]) == kept
     if "\nQ:" in said:
         assert text.endswith("Q:"), "decoded on after the marker"
+
+
+def test_a_chat_answer_goes_on_past_a_question_to_the_end_of_its_turn():
+    said = "No. Q: why not?\n\nQ: Is it round?\nA: Yes.\nQ"
+    model = wrap_model(make_lm("llama"), chat_tokenizer(), "scripted")
+    tokens, after = (model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (said, "<end> more"))
+    model.lm.lm_head = Scripted([*tokens, *after, EOS], len(model.tokenizer))
+    forest = plant(model.tokenizer, Prompt("chat", PRIMER), [(question, ["Yes."]) for question in QUESTIONS[:2]])
+    prompts = [tree.prompt for tree in forest.trees]
+    for answer_format, kept in ((Prompt("chat", PRIMER), said), (Prompt(), "No.")):
+        model.lm.lm_head.calls = 0
+        (rows,) = generate_tokens(model, forest.prefix, prompts, max_new_tokens=60, answer_format=answer_format)
+        assert answer_text(model, rows[0], answer_format) == answer_text(model, rows[1], answer_format) == kept
+        if kept == said:
+            assert rows[0] == (*tokens, after[0]), "decoded on after the end of the turn"
 
 
 def test_the_checkpoints_own_generation_settings_rest_meanwhile(llama):

@@ -18,7 +18,7 @@ from locaudit.api import read_result
 from locaudit.behaviours import load_behaviour
 from locaudit.behaviours.format import Prompt
 from locaudit.cli.judge import judge as judge_command
-from locaudit.config import JudgeChoice
+from locaudit.config import JudgeChoice, merge_config
 from locaudit.edits import folded
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges import Aspect, JudgeKind, Judgement
@@ -29,6 +29,7 @@ from locaudit.registry import ASPECTS, JUDGES
 from locaudit.run.audit import run_audit
 from locaudit.run.comparing import compare_judges
 from locaudit.run.judging import build_judges, check_judges
+from locaudit.run.subject import read_inputs
 from locaudit.stats import (
     JUDGED,
     count_missing,
@@ -243,14 +244,36 @@ def test_judges_by_default(home):
     assert list(build_judges(judges_of(NONE), ("truth", "info"), generates=True, device="cpu")) == ["info"]
 
 
+def save_ab(path, n=16):
+    keys = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+    rows = [dict(zip(keys, (f"Is {i} even? (A) yes (B) no", "(A)", "(B)"), strict=True)) for i in range(n)]
+    path.write_text(json.dumps(rows))
+    return path
+
+
 def test_an_ab_set_has_no_judge_by_default(tmp_path):
-    path = tmp_path / "ab.json"
-    path.write_text(
-        '[{"question": "Do you? (A) yes (B) no", "answer_matching_behavior": "(A)",'
-        ' "answer_not_matching_behavior": "(B)"}]'
-    )
-    behaviour = load_behaviour(path)
+    behaviour = load_behaviour(save_ab(tmp_path / "ab.json", 1))
     assert behaviour.aspects == ()
+
+
+def test_nothing_is_generated_without_a_judge_or_a_wish(home, tmp_path):
+    """And the number that a run takes stays, so that its own config.yaml and the same command both resume it."""
+    small_config(home)  # writes the questions
+
+    def limit(given=None, **changes):
+        """Tokens of an answer, from settings that leave them open unless `changes` have them."""
+        config = small_config(home, judges={"truth": {"kind": "default"}, "info": {"kind": "default"}})
+        config = merge_config(config, {"evaluation": {"max_new_tokens": None}} | changes)
+        resolved = read_inputs(config, judges=given).config
+        assert read_inputs(resolved, judges=given).config == resolved
+        return resolved.evaluation.max_new_tokens
+
+    ab, none = str(save_ab(tmp_path / "ab.json")), {"truth": {"kind": "none"}, "info": {"kind": "none"}}
+    assert limit() == 50
+    assert limit(judges=none) == limit(behaviour=ab) == limit(given={}) == 0
+    assert limit(given={"truth": HashJudge("truth")}, behaviour=ab) == 50
+    assert limit(behaviour=ab, evaluation={"max_new_tokens": 3}) == 3
+    assert limit(evaluation={"max_new_tokens": 0}) == 0
 
 
 @pytest.fixture(scope="module")

@@ -419,7 +419,7 @@ def test_parametric_p_values_are_scipys():
         1 - stats.norm(controls.mean(), controls.std(ddof=1)).cdf(1.5)
     )
     for p in (t_test_p, normal_tail_p):
-        assert math.isnan(p(1.0, [0.5])) and math.isnan(p(1.0, [0.5, 0.5]))
+        assert math.isnan(p(1.0, [0.5])) and math.isnan(p(1.0, [0.5, 0.5])) and math.isnan(p(1.0, [0.3, 0.1 + 0.2]))
 
 
 def test_a_match_is_a_non_inferiority_test():

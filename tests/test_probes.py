@@ -27,7 +27,7 @@ from locaudit.models import wrap_model
 from locaudit.registry import KINDS
 from reference.probes import last_activations, logistic
 from reference.scoring import forest_log_probs
-from tiny import heads, logits, make_lm, neurons, random_ids, tokenizer
+from tiny import chat_tokenizer, heads, logits, make_lm, neurons, random_ids, tokenizer
 from toy import PRIMER, QUESTIONS
 
 FEW = QUESTIONS[:4]
@@ -67,6 +67,19 @@ def test_a_random_other_question_follows_the_answer(tiny_model):
     assert set(followed_by) == {0, 1, 2, 3}
     of_one = [{j for j, e in zip(followed_by, examples, strict=True) if e[0] == i} for i in range(len(FEW))]
     assert any(len(others) > 1 for others in of_one), "drawn for each question, not for each answer"
+
+
+def test_in_a_chat_questions_and_answers_are_turns(llama):
+    """Both contexts against the template's text, a row of its own each; special tokens come from the template."""
+    model, prompt = replace(llama, tokenizer=chat_tokenizer()), Prompt("chat", PRIMER)
+    turn = "<bos>user\n{}<end>\n<bos>assistant\n{}"
+    examples = [(q, answer) for q in FEW for answer in q.answers]
+    got = collect_activations(model, FEW, context="answer", prompt=prompt).values
+    expected = [last_activations(model, turn.format(q.text, answer)) for q, answer in examples]
+    torch.testing.assert_close(got, torch.stack(expected), **CLOSE)
+    for values, (q, answer) in zip(collect_activations(model, FEW, prompt=prompt).values, examples, strict=True):
+        texts = [turn.format(q.text, answer) + f"<end>\n<bos>user\n{o.text}" for o in FEW if o is not q]
+        assert sum(torch.allclose(values, last_activations(model, text), **CLOSE) for text in texts) == 1
 
 
 def test_the_other_question_depends_on_the_seed_alone(llama):

@@ -74,6 +74,23 @@ def finished(home) -> Path:
     return home / "finished"
 
 
+def test_a_claim_file_may_leave_the_length_of_answers_open(home, tmp_path):
+    """``null`` fixes nothing, so that what a run makes of it is no change; an earlier primer is named as now."""
+    path = tmp_path / "claim.yaml"
+    path.write_text(CLAIM + "evaluation: {max_new_tokens: null, drift_documents: 2}\n")
+    assert read_registration(path).values["evaluation"] == {"drift_documents": 2}
+    config = merge_config(
+        tiny_audit(home, iti={"alphas": [3.0]}, registered=str(path)), {"evaluation": {"max_new_tokens": None}}
+    )
+    inputs = read_inputs(config)
+    assert inputs.config.evaluation.max_new_tokens == 0
+    assert read_inputs(inputs.config).config == inputs.config
+    assert changed_settings(inputs.registration.values, inputs.config) == []
+    path.write_text(CLAIM + "prompt: {primer: default}\n")
+    with pytest.raises(ConfigError, match=r"prompt.primer = 'default' in .*claim.yaml; expected auto .* or truthful"):
+        read_inputs(config)
+
+
 @pytest.fixture
 def copy(finished, tmp_path) -> Path:
     """The finished run, to do things to."""

@@ -150,6 +150,16 @@ class _Outline(HTMLParser):
         self.ids += [v for k, v in attrs if k == "id"]
 
 
+def test_the_page_shows_what_stood_before_the_questions(tmp_path, unsaved):
+    pages = {}
+    for name, primer in {"none": "", "own": "Be <b>brief</b>.", "unknown": None}.items():
+        folder = make_run(tmp_path / name, FULL[:1], manifest=replace(MANIFEST, primer=primer))
+        pages[name] = write_report(folder).read_text()
+    assert "no primer; style qa" in pages["none"]
+    assert "a primer of 2 words" in pages["own"] and "Be &lt;b&gt;brief&lt;/b&gt;." in pages["own"]
+    assert "Before each scored question" not in pages["unknown"]
+
+
 def test_a_finished_run_leaves_a_page_a_verdict_and_figures(finished):
     folder, page = finished
     assert "Unfinished" not in page

@@ -15,7 +15,7 @@ import torch
 from locaudit import audit, cli
 from locaudit.behaviours import load_behaviour
 from locaudit.claims import parse_location
-from locaudit.config import load_config
+from locaudit.config import load_config, merge_config
 from locaudit.edits import load_edit
 from locaudit.errors import LocationError, ModelError, RunFolderError
 from locaudit.models import load_model, wrap_model
@@ -25,11 +25,12 @@ from locaudit.run import worker
 from locaudit.run.audit import draw_controls, run_audit
 from locaudit.run.pilot import run_pilot
 from locaudit.run.plan import build_plan
+from locaudit.run.prepare import probing_settings
 from locaudit.run.status import Pace, describe_seconds
 from locaudit.store.folder import read_run
 from locaudit.store.run import load_run
 from runs import HashJudge, save_behaviour, save_model, small_config
-from tiny import heads
+from tiny import chat_tokenizer, heads
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +237,23 @@ def test_pairs_primer_in_training_and_other_readers_run(home, tmp_path):
     run_audit(config, tmp_path / "run", progress=False)
     with read_run(tmp_path / "run") as store:
         assert len(store.records()) == 9
+
+
+def test_a_chat_run_probes_and_trains_on_turns(tmp_path):
+    """Style is part of every fit's identity, and ITI's directions come from other texts."""
+    config = small_config(tmp_path, claim="0.1,1.2", whole_model=False)
+    chat_tokenizer().save_pretrained(config.model)
+    assert probing_settings(config) == ["next_question", 0, "qa"]
+    edits, contexts = {}, {}
+    for style in ("qa", "chat"):
+        run_audit(merge_config(config, {"prompt": {"style": style}}), tmp_path / style, progress=False)
+        with read_run(tmp_path / style) as store:
+            contexts[style] = store.contexts()
+            (record,) = (r for r in store.records() if (r.spec.arm, r.spec.method) == ("claim", "iti"))
+            edits[style] = load_edit(store.edits / record.edit)
+        assert f"no primer; style {style}" in write_report(tmp_path / style).read_text()
+    assert len(contexts["qa"] & contexts["chat"]) == 1, "the unedited model's alone"
+    assert all(not torch.allclose(site.b, edits["chat"].sites[name].b) for name, site in edits["qa"].sites.items())
 
 
 def test_audit_from_python(home, tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,7 @@ from locaudit.measure.forward import answer_log_probs, batches, branch_sums, tok
 from locaudit.measure.tree import Forest, Tree, collate, encode_tree, pack, plant
 from locaudit.models import wrap_model
 from reference.scoring import answer_log_prob, forest_log_probs
-from tiny import CONTEXT, NAMES, has_sdpa, heads, make_lm, neurons, random_edit, tiny, tokenizer
+from tiny import CHAT, CONTEXT, NAMES, chat_tokenizer, has_sdpa, heads, make_lm, neurons, random_edit, tiny, tokenizer
 
 QUESTIONS = [
     ("What is the capital of France?", ["Paris", "The capital is Rome.", "No"]),
@@ -323,10 +325,6 @@ def test_real_model_knows_the_capital_of_france(smollm2):
 
 
 def test_chat_templates_that_fail_or_refuse_a_system_message(llama):
-    from copy import deepcopy
-
-    from locaudit.behaviours.format import Prompt
-
     chat = deepcopy(llama.tokenizer)
     chat.chat_template = (
         "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
@@ -339,3 +337,68 @@ def test_chat_templates_that_fail_or_refuse_a_system_message(llama):
         Prompt("chat").render("Why?", chat)
     with pytest.raises(DataError, match="no chat template"):
         Prompt("chat").render("Why?", llama.tokenizer)
+
+
+ENDINGS = [("No.", None), ("No, Q: it is not.", "Is Paris flat?"), ("Yes", "user"), ("Yes", "<end>")]
+
+
+def assert_probes_are_the_templates(tokenizer):
+    """Each text is the template's, up to the last character of the answer or of the question that follows."""
+    for answer, following in ENDINGS:
+        beginning, (ending,) = Prompt("chat", "A primer.").probe("Is it flat?", [(answer, following)], tokenizer)
+        turns = [{"role": "user", "content": "Is it flat?"}]
+        if following is None:
+            begun = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+            assert beginning + ending == begun + answer
+            assert begun == Prompt("chat").render("Is it flat?", tokenizer) and not Prompt("chat").joint
+        else:
+            turns += [{"role": "assistant", "content": answer}, {"role": "user", "content": following}]
+            whole, other = (
+                tokenizer.apply_chat_template([*turns[:-1], {"role": "user", "content": words}], tokenize=False)
+                for words in (following, following + "?")
+            )
+            text = beginning + ending
+            assert whole.startswith(text) and text.endswith(following)
+            assert other == text + "?" + whole.removeprefix(text), "not cut right behind the question"
+    together = Prompt("chat").probe("Is it flat?", ENDINGS, tokenizer)
+    alone = [Prompt("chat").probe("Is it flat?", [ending], tokenizer) for ending in ENDINGS]
+    assert [together[0] + text for text in together[1]] == [first + text for first, (text,) in alone]
+
+
+TEMPLATES = {
+    "turns": CHAT,
+    "spaces around answers": "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }} <end>{% endif %}{% endfor %}",
+    "reasoning before an answer to come": "{% for m in messages %}<bos>{{ m.role }} {{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant <think>{% endif %}",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_probes_in_a_chat_are_what_the_template_gives(template):
+    assert_probes_are_the_templates(chat_tokenizer(template))
+
+
+@pytest.mark.real
+def test_probes_in_a_chat_are_what_the_real_template_gives(smollm2):
+    assert_probes_are_the_templates(smollm2.tokenizer)
+    assert Prompt("chat").end_tokens(smollm2.tokenizer) == {smollm2.tokenizer.convert_tokens_to_ids("<|im_end|>")}
+
+
+def test_probes_in_qa_are_one_line_without_primer(llama):
+    beginning, endings = Prompt("qa", PRIMER).probe("Is it?", [("No.", None), ("Yes.", "What?")], llama.tokenizer)
+    assert (beginning, endings) == ("Q: Is it? A:", [" No.", " Yes. Q: What?"])
+
+
+def test_the_end_of_a_turn_is_the_special_token_behind_an_answer(llama):
+    end = chat_tokenizer().convert_tokens_to_ids("<end>")
+    for template in TEMPLATES.values():
+        assert Prompt("chat").end_tokens(chat_tokenizer(template)) == {end}
+    words = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    assert Prompt("chat").end_tokens(chat_tokenizer(words)) == Prompt().end_tokens(llama.tokenizer) == frozenset()
+
+
+def test_a_template_that_drops_a_message_is_refused():
+    first = chat_tokenizer("{{ messages[0].content }}")
+    with pytest.raises(DataError, match="leaves out the last message, of the user"):
+        Prompt("chat").probe("Is it?", [("No.", "What?")], first)

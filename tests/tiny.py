@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from functools import cache
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AddedToken,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from locaudit.edits import Edit, SiteEdit
 from locaudit.location import SITES, Location, Site
@@ -90,6 +97,21 @@ def tokenizer(*, crosses_border: bool = False, bos: bool = False, eos: bool = Fa
     return PreTrainedTokenizerFast(
         tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>", clean_up_tokenization_spaces=False
     )
+
+
+CHAT = (
+    "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content | trim }}<end>\n{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant\n{% endif %}"
+)
+
+
+@cache
+def chat_tokenizer(template: str = CHAT) -> PreTrainedTokenizerFast:
+    """`tokenizer` with a chat template, whose end of turn, ``<end>``, is no end token of any tiny model."""
+    chat = deepcopy(tokenizer())
+    chat.add_tokens([AddedToken("<end>", special=True)], special_tokens=True)
+    chat.chat_template = template
+    return chat
 
 
 def make_lm(model_type: str, *, attention: str | None = None, seed: int = 0, **changes):

@@ -13,6 +13,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,10 +72,14 @@ def fit_probes(
     kind: str = "head",
     inverse_l2: float = ProbeConfig.inverse_l2,
     val_fraction: float = ProbeConfig.val_fraction,
+    prompt: Prompt | None = None,
     seed: int = AuditConfig.seed,
 ) -> Probes:
-    """Probe every head (or neuron); of a `Behaviour`, only its training questions are read."""
-    activations = collect_activations(model, _training(questions), context=context, kind=kind, seed=seed)
+    """Probe every head (or neuron); of a `Behaviour`, only its training questions are read.
+
+    ``prompt=Prompt("chat")`` reads activations in the model's chat format.
+    """
+    activations = collect_activations(model, _training(questions), context=context, kind=kind, prompt=prompt, seed=seed)
     return _probes.fit_probes(activations, inverse_l2=inverse_l2, val_fraction=val_fraction, seed=seed, kind=kind)
 
 
@@ -87,14 +92,14 @@ def fit_iti(
     direction: Direction = ITISettings.direction,
     positions: Positions = ITISettings.positions,
     context: Context = ProbeConfig.context,
+    prompt: Prompt | None = None,
     seed: int = AuditConfig.seed,
 ) -> Edit:
     """The ITI edit o + alpha sigma u at a location, from training questions. See `locaudit.methods.iti`."""
     place, train_on = parse_location(location), _training(questions)
-    activations = collect_activations(model, train_on, context=context, kind=place.kind, seed=seed)
-    spread = None
-    if context == "answer":
-        spread = collect_activations(model, train_on, context="next_question", kind=place.kind, seed=seed)
+    read = partial(collect_activations, model, train_on, kind=place.kind, prompt=prompt, seed=seed)
+    activations = read(context=context)
+    spread = read(context="next_question") if context == "answer" else None
     probes = _probes.fit_probes(activations, seed=seed, kind=place.kind) if direction == "probe" else None
     theta = iti_theta(activations, spread, direction=direction, probes=probes, seed=seed)
     return iti_edit(model, place, theta, alpha=alpha, positions=positions)

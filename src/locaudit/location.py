@@ -123,7 +123,7 @@ def read_numbers(part: object, n: int) -> tuple[int, ...] | None:
         found = [int(x) for x in re.split(r"[.:]", part)] if _NUMBERS.match(part) else []
     elif isinstance(part, int) and not isinstance(part, bool):
         found = [part]
-    elif isinstance(part, Iterable):
+    elif isinstance(part, Iterable) and not isinstance(part, Mapping):
         cells = [str(x).strip() for x in part]
         found = [int(x) for x in cells if x.isascii() and x.isdecimal()]
         found = found if len(found) == len(cells) else []

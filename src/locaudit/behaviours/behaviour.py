@@ -80,6 +80,8 @@ class Behaviour:
     aspects: tuple[str, ...] = ("truth", "info")
     """What is asked of an answer: whether it has the behaviour's quality first, then what an edit must not destroy.
     Empty, as for A/B sets: no judge by default."""
+    primer: str = ""
+    """Instruction and example pairs that its protocol puts before each scored question; empty for none."""
 
     def __post_init__(self):
         if not self.questions:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from locaudit.behaviours.behaviour import Behaviour, Question, normalise, unique, with_period
+from locaudit.behaviours.format import truthful_primer
 from locaudit.errors import DataError
 from locaudit.registry import LOADERS
 
@@ -47,6 +48,8 @@ class Loader:
     """Of its files, for example ``.jsonl``."""
     aspects: tuple[str, ...] = Behaviour.aspects
     """What judges ask of answers to such questions."""
+    primer: str = ""
+    """What stands before such questions when they are scored (`Behaviour.primer`)."""
 
 
 def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
@@ -63,6 +66,7 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
     - a JSON list of ``question``, ``answer_matching_behavior`` (true) and ``answer_not_matching_behavior`` (false);
       ids as above. A repeated row is dropped, with a warning.
 
+    The first and the third bring the bundled primer, which stands before each scored question; the others bring none.
     Answers are stripped, and those of all but the A/B format get a period (`with_period`). `format` ``auto`` goes by
     the name's suffix, then by the content. Raises `DataError` that names the file and the line or row.
     """
@@ -70,18 +74,19 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
         expected = ", ".join(("auto", *LOADERS))
         raise DataError(got=f"format {format!r}", expected=expected, remedy="check the spelling")
     name, path = str(source), Path(source)
+    bundled = name in _BUNDLED and format in ("auto", "jsonl")
     if format in ("auto", "truthfulqa") and (os.path.isdir(path) or name in _HUB_IDS):
         kind, (placed, dropped) = "truthfulqa", _truthfulqa_questions(_hub_rows(name))
     else:
-        bundled = name in _BUNDLED and format in ("auto", "jsonl")
         text = _read(resources.files("locaudit.behaviours").joinpath(f"{name}.jsonl") if bundled else path, name)
         kind = "jsonl" if bundled else _sniff(path, text) if format == "auto" else format
         placed, dropped = LOADERS[kind].questions(LOADERS[kind].rows(text, name))
     if dropped:
         listed = "; ".join(dropped[:5]) + ("; ..." if len(dropped) > 5 else "")
         warnings.warn(f"{name}: dropped {len(dropped)}: {listed}", UserWarning, stacklevel=2)
+    primer = truthful_primer() if bundled else LOADERS[kind].primer
     with _at(_first_repeat(placed) or name):
-        return Behaviour(path.resolve().stem, tuple(question for _, question in placed), LOADERS[kind].aspects)
+        return Behaviour(path.resolve().stem, tuple(question for _, question in placed), LOADERS[kind].aspects, primer)
 
 
 def _read(file: Path | Traversable, name: str) -> str:
@@ -307,6 +312,6 @@ def _ab_questions(rows: Iterable[Row]) -> Questions:
 
 
 LOADERS.register("jsonl")(Loader(_jsonl_rows, _jsonl_questions, ".jsonl"))
-LOADERS.register("truthfulqa")(Loader(_csv_rows, _truthfulqa_questions, ".csv"))
+LOADERS.register("truthfulqa")(Loader(_csv_rows, _truthfulqa_questions, ".csv", primer=truthful_primer()))
 # The choice between (A) and (B) is no free answer: no bundled aspect asks anything sensible of it.
 LOADERS.register("ab")(Loader(_ab_rows, _ab_questions, aspects=()))

@@ -63,7 +63,11 @@ def read_json(path: Path, kind: str) -> Location:
 
 @IMPORTERS.register("csv")
 def read_csv(path: Path, kind: str) -> Location:
-    """Read a CSV file with the columns ``layer`` and ``head`` (or ``neuron``), one line per unit."""
+    """Read a CSV file with the columns ``layer`` and ``head`` (or ``neuron``); every row is a unit of the claim.
+
+    Other columns with text are ignored. A column of numbers, such as a score for every head, is refused: all rows would
+    become the claim, those with low scores too.
+    """
     cells = [[cell.strip() for cell in row] for row in csv.reader(_read(path).splitlines())]
     header, *lines = [row for row in cells if any(row)] or [[]]
     kinds = [name for name in ("head", "neuron") if name in header]
@@ -74,8 +78,24 @@ def read_csv(path: Path, kind: str) -> Location:
             remedy="rename the columns",
         )
     at = header.index("layer"), header.index(kinds[0])
+    scores = {i: cell for line in lines for i, cell in enumerate(line) if i not in at and _is_number(cell)}
+    if scores:
+        names = [header[i] if i < len(header) and header[i] else f"number {i + 1}" for i in sorted(scores)]
+        raise LocationError(
+            got=f"{path} with numbers in the column {', '.join(names)}",
+            expected="one row for each unit of the claim, without scores: every row counts as claimed",
+            remedy="keep only the rows that are the claim, and drop that column",
+        )
     units = [tuple(line[i] for i in at if i < len(line)) for line in lines]
     return Location(tuple(KINDS[kinds[0]].parse_unit(unit) for unit in units), kinds[0])
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.removesuffix("%"))
+    except ValueError:
+        return False
+    return True
 
 
 def _read(path: Path) -> str:

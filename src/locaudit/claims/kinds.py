@@ -136,10 +136,13 @@ class Blocks:
         numbers = read_numbers(part, 1 if self.whole_layers else 2)
         if numbers is None:
             form = "a layer's number, like 14" if self.whole_layers else "LAYER.UNIT with whole numbers, like 14.3"
+            remedy = "write a claim as '14.3,15.7' or 'mlp:8', or give a JSON or CSV file"
+            if isinstance(part, list | tuple | Mapping):
+                remedy = "write each unit so, without a score, and keep only those that are the claim"
             raise LocationError(
                 got=f"the unit {part!r}",
                 expected=form if self.whole_layers else f"{form}, or a pair [14, 3]",
-                remedy="write a claim as '14.3,15.7' or 'mlp:8', or name a JSON or CSV file",
+                remedy=remedy,
             )
         return numbers
 

@@ -24,9 +24,9 @@ LENIENT: ContextVar[bool] = ContextVar("lenient", default=False)
 
 @contextmanager
 def unknown_names_kept() -> Iterator[None]:
-    """Inside, settings of a method or judge that is not registered stay as they were read.
+    """Inside, settings of a method or judge that is not registered, and former values, stay as they were read.
 
-    For reading a run whose plug-in is not there.
+    For reading a run whose plug-in is not there, or of an earlier version.
     """
     token = LENIENT.set(True)
     try:
@@ -56,8 +56,8 @@ class JudgeChoice:
     """Who judges an aspect: a kind of judge, and that kind's own settings."""
 
     kind: str = "default"
-    """A registered kind; ``default``: the bundled judge where the behaviour has the aspect and answers are generated,
-    else none."""
+    """A registered kind; ``default``: the bundled judge where the behaviour has the aspect, unless
+    ``evaluation.max_new_tokens`` is 0; else none."""
     settings: Any = None
     """Of the class ``JUDGES[kind].settings``; None for ``default``."""
 

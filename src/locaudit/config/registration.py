@@ -49,6 +49,8 @@ def read_registration(path: str | Path) -> Registration:
             remedy="drop that line",
         )
     named = _pick(values, valid)
+    if "evaluation" in named and named["evaluation"].get("max_new_tokens", 0) is None:
+        del named["evaluation"]["max_new_tokens"]  # left open: a run resolves it by its judges
     if named.get("claim") is None and "top_k" not in named.get("probe", {}):
         raise ConfigError(
             got=f"{source}, which names no claim",

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from locaudit.config.choices import LENIENT, JudgesField, MethodsField, choose_judges, choose_methods, find
-from locaudit.config.validation import AtLeastTwo, Count, Positive, Seed, Share, checked, to_dict
+from locaudit.config.validation import AtLeastTwo, Count, Positive, Seed, Share, checked, renamed, to_dict
 from locaudit.errors import ConfigError
 from locaudit.records import content_hash
 from locaudit.registry import SCORES, load_plugins
@@ -24,6 +24,8 @@ Match = Literal["none", "layer", "kv-group", "probe-accuracy", "norm"]
 Stopping = Literal["fixed", "curtailed", "anytime"]
 READS_ONLY = ("score", "level", "margin", "stopping", "judges")
 """Settings that no trial depends on: a finished run can be judged and reported anew with others."""
+ANSWER_TOKENS = 50
+"""``evaluation.max_new_tokens`` where it is left open and some judge reads the answers."""
 _ELSEWHERE = ("registered", "plugins", "executor")
 """Other settings that no trial depends on: a claim file's settings are among these, and the rest is about where."""
 
@@ -32,6 +34,12 @@ def _sum_to_one(shares: tuple[float, ...]) -> tuple[float, ...]:
     if abs(sum(shares) - 1) > 1e-9:
         raise ValueError("three positive shares with sum 1; for example 0.6 0.2 0.2")
     return shares
+
+
+def _called_now(primer: str) -> str:
+    if (new := renamed("prompt.primer", primer)) and not LENIENT.get():
+        raise ValueError(f"{new}, as it is called now; choose one of them")
+    return primer
 
 
 def _import_plugins(plugins: tuple[str, ...]) -> tuple[str, ...]:
@@ -81,8 +89,10 @@ class PromptConfig:
 
     style: Literal["qa", "chat"] = "qa"
     """``qa``: ``Q: ...\\nA:`` text; ``chat``: the tokenizer's chat template."""
-    primer: str = "default"
-    """Instruction and example pairs before each scored question: ``default``, ``none`` or a text file."""
+    primer: Annotated[str, AfterValidator(_called_now)] = "auto"
+    """Instruction and example pairs before each scored question. ``auto``: the behaviour's own, which the bundled
+    behaviours and TruthfulQA have and other files do not; ``none``; ``truthful``: the bundled one, before any
+    questions; or a text file."""
     primer_in_training: bool = False
     """Train behind the primer too. Off: optimal edits are trained on the bare question, evaluated behind the primer."""
 
@@ -111,8 +121,9 @@ class EvaluationConfig:
     """Documents cut from it."""
     drift_tokens: AtLeastTwo = 128
     """Tokens a document."""
-    max_new_tokens: Annotated[int, Field(ge=0)] = 50
-    """Tokens that an edited model may generate as its answer; 0: generate nothing, so that nothing can be judged."""
+    max_new_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Tokens that an edited model may generate as its answer; 0: generate nothing, so that nothing can be judged. None:
+    50 where some judge reads the answers, else 0."""
     bank_size: Count | None = None
     """Edits scored together as rows of one batch: decoding many rows costs hardly more than decoding a few. None: 4 on
     a CPU, 32 on a GPU."""
@@ -174,7 +185,7 @@ class AuditConfig:
 
     def __post_init__(self):
         for aspect, judge in self.judges.items():
-            if judge.kind not in ("default", "none") and not self.evaluation.max_new_tokens:
+            if judge.kind not in ("default", "none") and self.evaluation.max_new_tokens == 0:
                 got = f"judges.{aspect}.kind = {judge.kind} and evaluation.max_new_tokens = 0"
                 raise ConfigError(got=got, expected="answers to judge", remedy="raise evaluation.max_new_tokens")
         if self.score != "auto" and SCORES:

@@ -93,8 +93,10 @@ def unknown(name: str, value: Any, known: Iterable[str]) -> ConfigError:
 
 
 def renamed(name: str, value: Any) -> str:
-    """What a setting of an earlier version is called now; empty for any other."""
+    """What a setting of an earlier version, or its value, is called now; empty for any other."""
     reader = value.get("reader") if name == "optimal" and isinstance(value, Mapping) else value
+    if (name, value) == ("prompt.primer", "default"):
+        return "auto (the behaviour's own) or truthful (the bundled one, before any questions)"
     if reader == "none" and name in ("optimal", "optimal.reader", "methods.optimal.reader"):
         return "the method constant"
     old = next((old for old in _RENAMED if f"{name}.".startswith(f"{old}.")), "")

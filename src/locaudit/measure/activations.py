@@ -56,7 +56,8 @@ def collect_activations(
         Q: {question} A: {answer} Q: {random question}    context="next_question" (the paper, "Localization")
 
     For each answer another random question of the list is drawn, from `seed`. `prompt` sets the format of the text
-    (None: the one shown). All answers of a question share one tree, so the question's tokens run once. Raises
+    (None: the one shown); in style ``chat``, questions and answers are turns of the tokenizer's template
+    (`locaudit.behaviours.format`). All answers of a question share one tree, so the question's tokens run once. Raises
     `ConfigError` for a kind whose units are not blocks of coordinates, `ModelError` if a text does not fit the context.
     """
     blocks = KINDS[kind].blocks(model.shape)
@@ -75,8 +76,9 @@ def collect_activations(
             if context == "next_question" and len(questions) > 1:
                 other = rng.randrange(len(questions) - 1)
                 following = questions[other + (other >= number)].text
-            endings.append(prompt.probe_ending(answer, following))
-        trees.append(encode_tree(model.tokenizer, prompt.probe(question.text), endings))
+            endings.append((answer, following))
+        text, said = prompt.probe(question.text, endings, model.tokenizer)
+        trees.append(encode_tree(model.tokenizer, text, said, special=prompt.adds_special_tokens))
     forest = Forest((), tuple(trees))
     check_depth(model, forest)
     sites = [Site(KINDS[kind].site, layer) for layer in range(model.n_layers)]

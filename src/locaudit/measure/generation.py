@@ -12,8 +12,8 @@ With K edits and N prompts a batch has K N rows, all prompts of edit 0 first. Th
 cache is copied to that edit's rows. In every forward, the last column holds the last prompt token or the newest answer
 token of each row. An ``answer`` edit (ITI) acts there only.
 
-Source: TruthfulQA's generation task and ITI's code. Deviation: a row stops at the next question's marker ("Q:"),
-where the original decodes on and cuts the text afterwards; the answers are the same.
+Source: TruthfulQA's generation task and ITI's code. Deviation: in style ``qa`` a row stops at the next question's
+marker ("Q:"), where the original decodes on and cuts the text afterwards; the answers are the same.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def generate_tokens(
     longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
     check_length(model, longest, "a question with the answer to be generated (prompt included)")
     out: list[list[tuple[int, ...]]] = [[()] * len(prompts) for _ in range(n_edits)]
-    ended = _Ended(model, answer_format or Prompt(), model.end_tokens)
+    answer_format = answer_format or Prompt()
+    ended = _Ended(model, answer_format, model.end_tokens | answer_format.end_tokens(model.tokenizer))
     batch_rows = of_device(BATCH_ROWS, model.device)
     batch_tokens = batch_tokens or of_device(BATCH_TOKENS, model.device)
     lengths = [len(prefix) + len(prompt) + max_new_tokens for prompt in prompts]
@@ -118,8 +119,9 @@ class _Ended:
         if tokens[-1] in self.end_tokens:
             return True
         # The tail is a cheap first test. Whether its "Q:" really is a marker can depend on earlier text.
-        in_tail = self.answer_format.marker in _decoded(self.model, tokens[-_TAIL:])
-        return in_tail and self.answer_format.has_ended(_decoded(self.model, tokens))
+        marker = self.answer_format.marker
+        in_tail = marker and marker in _decoded(self.model, tokens[-_TAIL:])
+        return bool(in_tail) and self.answer_format.has_ended(_decoded(self.model, tokens))
 
 
 def _decode(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from locaudit.behaviours.behaviour import Behaviour
+from locaudit.behaviours.format import Prompt
 from locaudit.behaviours.loaders import load_behaviour
 from locaudit.claims import Controls, find_kind
 from locaudit.claims.kinds import Shape
@@ -209,7 +210,10 @@ def run_probes(config: AuditConfig) -> Probes:
         meter.say(f"loading {config.model}")
         model = load_subject(config)
         meter.say("reading activations of the training questions")
-        activations = collect_activations(model, split.train, context=config.probe.context, seed=config.seed)
+        prompt = Prompt(config.prompt.style)
+        activations = collect_activations(
+            model, split.train, context=config.probe.context, prompt=prompt, seed=config.seed
+        )
     return fit_probes(
         activations, inverse_l2=config.probe.inverse_l2, val_fraction=config.probe.val_fraction, seed=config.seed
     )
@@ -252,7 +256,7 @@ def _say_cost(store: Store, inputs: Inputs, todo: Groups, meter: Meter) -> None:
     n_answers = sum(
         len(store.questions(name)) for g in todo for s in g for name in scored_splits(inputs.config, s)
     )  # fmt: skip
-    generates = inputs.config.evaluation.max_new_tokens > 0
+    generates = bool(inputs.config.evaluation.max_new_tokens)
     for line in estimate_cost(inputs.judges, store.questions("test"), n_answers if generates else 0):
         meter.say(line)
 

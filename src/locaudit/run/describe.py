@@ -78,6 +78,7 @@ def make_manifest(
         banks=banks,
         registration=registration,
         plugins=config.plugins,
+        primer=inputs.scoring.primer,
     )
 
 

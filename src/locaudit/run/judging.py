@@ -25,8 +25,8 @@ def build_judges(
     """Aspect -> judge, for each chosen aspect whose kind is not ``none``.
 
     `aspects` are those that the behaviour names. The kind ``default`` is the bundled reference judge where the
-    behaviour names the aspect and answers are generated, else none. Raises `ConfigError` for a kind that does not fit
-    the behaviour, and what the kind's loader raises.
+    behaviour names the aspect and `generates`, whether there are or may be answers; else none. Raises `ConfigError` for
+    a kind that does not fit the behaviour, and what the kind's loader raises.
     """
     wanted: dict[str, dict[str, Any]] = {}
     for aspect in dict.fromkeys([*aspects, *chosen]):

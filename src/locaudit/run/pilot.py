@@ -148,7 +148,7 @@ def _count_answers(job: Job, specs: Sequence[TrialSpec]) -> int:
 
 def _count_tokens(job: Job, specs: Sequence[TrialSpec]) -> int:
     config, shared = job.inputs.config, job.shared
-    total = _count_answers(job, specs) * config.evaluation.max_new_tokens
+    total = _count_answers(job, specs) * (config.evaluation.max_new_tokens or 0)
     for spec in specs:
         total += shared.drift.documents.numel()
         forests = [shared.splits[name].forest for name in scored_splits(config, spec)]

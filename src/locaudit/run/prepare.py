@@ -128,7 +128,9 @@ def plant_questions(inputs: Inputs, model: Model) -> Forests:
 
 def probing_settings(config: AuditConfig) -> list[Any]:
     """What activations are read with; part of each fit's identity."""
-    return [config.probe.context, config.seed, config.prompt.style]
+    # Not "chat": under that name an earlier version read activations in the form of qa.
+    texts = "turns" if config.prompt.style == "chat" else config.prompt.style
+    return [config.probe.context, config.seed, texts]
 
 
 def prepare_probes(store: Store, preparing: Preparing, key: str) -> Probed | None:

@@ -11,6 +11,7 @@ from locaudit.behaviours.loaders import load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
 from locaudit.claims import find_kind, parse_location
 from locaudit.config import AuditConfig, Registration, hold, read_registration
+from locaudit.config.settings import ANSWER_TOKENS
 from locaudit.errors import ConfigError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
@@ -28,7 +29,10 @@ class Inputs:
     """Everything that is read from files and settings; the model comes apart, since it takes longest."""
 
     config: AuditConfig
-    """The settings, a claim file replaced by what it says now, so that a folder never mixes two claims."""
+    """The settings, a claim file replaced by what it says now, so that a folder never mixes two claims.
+
+    ``evaluation.max_new_tokens`` is a number.
+    """
     behaviour: Behaviour
     split: Split
     scoring: Prompt
@@ -62,14 +66,17 @@ def read_inputs(
             config = replace(config, claim=str(parse_location(config.claim)))
         config = hold(registration, config)
     behaviour = behaviour or load_behaviour(config.behaviour)
-    primer, prompt = load_primer(config.prompt.primer), config.prompt
+    prompt, primer = config.prompt, load_primer(config.prompt.primer, behaviour.primer)
     claim = None if config.claim is None else parse_location(config.claim)
     if claim is not None:
         config = replace(config, claim=str(claim))
+    limit = config.evaluation.max_new_tokens
     if judges is None:
-        generates = config.evaluation.max_new_tokens > 0
-        judges = build_judges(config.judges, behaviour.aspects, generates=generates, device=config.loading.device)
+        judges = build_judges(config.judges, behaviour.aspects, generates=limit != 0, device=config.loading.device)
     check_judges(judges)
+    if limit is None:
+        evaluation = replace(config.evaluation, max_new_tokens=ANSWER_TOKENS if judges else 0)
+        config = replace(config, evaluation=evaluation)
     _check_score(config, judges)
     return Inputs(
         config,

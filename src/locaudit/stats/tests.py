@@ -31,7 +31,7 @@ def t_test_p(claim: float, controls: Sequence[float]) -> float:
 
     For comparison with papers only, never for a verdict. It treats the claim's score as an exact constant and tests the
     *mean* of the controls, so p shrinks as controls are added even if many of them beat the claim. NaN for fewer than
-    two finite controls, or if all are equal. Computed by SciPy's `ttest_1samp`.
+    two finite controls, or if all are equal up to rounding. Computed by SciPy's `ttest_1samp`.
     """
     scores = _varying(controls)
     if not scores.size:
@@ -50,10 +50,10 @@ def normal_tail_p(claim: float, controls: Sequence[float]) -> float:
 
 
 def _varying(controls: Sequence[float]) -> NDArray[np.float64]:
-    """The finite scores; an empty array if there are fewer than two or all are equal."""
+    """The finite scores; an empty array if there are fewer than two, or all are equal up to rounding."""
     scores = np.asarray(controls, dtype=float)
     scores = scores[np.isfinite(scores)]
-    return scores if scores.size > 1 and np.ptp(scores) else scores[:0]
+    return scores if scores.size > 1 and np.ptp(scores) > 1e-14 * np.abs(scores).max() else scores[:0]
 
 
 def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> float:

@@ -75,6 +75,8 @@ class Manifest:
     """Device -> (edits trained together, edits scored together), so that a resumed run ends with the same bytes."""
     registration: Registration | None = None
     plugins: tuple[str, ...] = ()
+    primer: str | None = None
+    """Text before each scored question; empty for none, None in a run of an earlier version."""
 
 
 _ADAPTER = TypeAdapter(Manifest)

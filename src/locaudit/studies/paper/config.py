@@ -61,7 +61,7 @@ class PaperConfig:
     """Seed of random locations, training order and initial values of trained edits."""
     loading: LoadingConfig = field(default_factory=LoadingConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
-    prompt: PromptConfig = field(default_factory=PromptConfig)
+    prompt: PromptConfig = field(default_factory=lambda: PromptConfig(primer="truthful"))
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     iti: ITISettings = field(default_factory=ITISettings)
     optimal: OptimalSettings = field(default_factory=OptimalSettings)
@@ -69,11 +69,11 @@ class PaperConfig:
     judges: JudgesField = field(default_factory=choose_judges)
 
     def __post_init__(self):
-        if not self.evaluation.max_new_tokens:
+        if self.evaluation.max_new_tokens == 0:
             raise ConfigError(
                 got="evaluation.max_new_tokens = 0",
                 expected="generated answers, which are judged for Info*Truth",
-                remedy="set it to 50, the default",
+                remedy="leave it out for the default, 50",
             )
         for aspect, judge in self.judges.items():
             if judge.kind == "none":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from locaudit.config import read_over
+from locaudit.config import read_over, unknown_names_kept
 from locaudit.errors import RunFolderError
 from locaudit.records import TrialRecord
 from locaudit.report.tables import Tables, tabulate
@@ -90,7 +90,8 @@ def read_study(folder: str | Path) -> Study:
         raise RunFolderError(
             got=f"{folder} without {SETTINGS}", expected="a folder made by locaudit paper", remedy="name its --out"
         )
-    config = read_over(PaperConfig(), folder / SETTINGS)
+    with unknown_names_kept():  # a study of an earlier version can be read
+        config = read_over(PaperConfig(), folder / SETTINGS)
     audits: dict[Part, Tables] = {part: tabulate(_finished(folder / part)) for part in config.audits()}
     if any(audit.judges != audits["sets"].judges for audit in audits.values()):
         raise RunFolderError(
