@@ -18,6 +18,7 @@ from torch import Tensor
 from locaudit.edits import EditBank
 from locaudit.errors import DataError
 from locaudit.models import Model
+from locaudit.store.files import read_text
 
 BATCH_TOKENS = 512
 """Document tokens of one forward."""
@@ -73,24 +74,9 @@ def _log_probs(model: Model, ids: Tensor, edit: EditBank | None) -> Float[Tensor
         return model.lm(input_ids=ids, use_cache=False).logits.float().log_softmax(dim=-1)
 
 
-def read_drift_text(path: str | Path | None) -> bytes:
-    """Content of a UTF-8 text file; empty for None. Raises `DataError`."""
-    if path is None:
-        return b""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(got=f"{path}, which is not a file", expected="a text file", remedy="check the path")
-    content = path.read_bytes()
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise DataError(got=f"{path}, which is not UTF-8 text", expected="a text file", remedy="check it") from None
-    return content
-
-
 def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: int) -> Int[Tensor, "documents tokens"]:
     """Documents of `n_tokens` tokens from a text file, evenly spread over it. Raises `DataError` if it is too short."""
-    text = read_drift_text(path).decode("utf-8")
+    text = read_text(path).decode("utf-8")
     # Enough text for the documents, so that a large file is not tokenised whole; 8 characters a token are plenty.
     chunk = max(len(text) // n_documents, 1)
     rows = []
