@@ -46,16 +46,17 @@ def find_offline(name: str, revision: str | None = None) -> Path | None:
 
     Raises `ModelError` for neither.
     """
-    try:
-        config = hub.offline_copy(name, "config.json", revision=revision)
-    except hub.HubError as error:
-        at = "" if revision is None else f" at revision {revision}"
-        raise ModelError(
-            got=f"the model {name!r}{at}, which is not a folder here and cannot be had from the hub ({error})",
-            expected="smollm2-135m, a folder, a .gguf file, or the id of a hub model",
-            remedy="check the name and the connection; a private or gated model needs a login (hf auth login)",
-        ) from error
-    return None if config is None else config.parent
+    problem = hub.ask(name, "config.json", revision=revision)
+    if problem is None:
+        return None
+    if config := hub.downloaded(name, "config.json", revision=revision):
+        return config.parent
+    at = "" if revision is None else f" at revision {revision}"
+    raise ModelError(
+        got=f"the model {name!r}{at}, which is not a folder here and cannot be had from the hub ({problem})",
+        expected="smollm2-135m, a folder, a .gguf file, or the id of a hub model",
+        remedy="check the name and the connection; a private or gated model needs a login (hf auth login)",
+    )
 
 
 def read_shape(name: str, revision: str | None = None) -> Shape | None:

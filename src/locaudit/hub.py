@@ -13,47 +13,39 @@ SECONDS = 5
 """How long the hub may take to answer."""
 
 
-class HubError(Exception):
-    """The hub does not give the file, and it was not downloaded before; the reason in a few words."""
+def ask(repository: str, file: str, *, revision: str | None = None, kind: str = "model") -> str | None:
+    """None where the hub has the repository; else why it does not give it, in a few words.
 
-
-def offline_copy(repository: str, file: str, *, revision: str | None = None, kind: str = "model") -> Path | None:
-    """None where the hub has the repository; where it does not answer, the file as it was downloaded before.
-
-    Raises `HubError` for neither. A repository without the file counts as there: who reads the file will say so.
+    A repository without the file counts as there: who reads the file will say so.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
 
-    problem: list[Exception | None] = []
+    problems = [f"no answer in {SECONDS} seconds"]
 
-    def ask() -> None:
+    def request() -> None:
         try:
             get_hf_file_metadata(hf_hub_url(repository, file, revision=revision, repo_type=kind), timeout=SECONDS)
-            problem.append(None)
+            problems.clear()
+        except EntryNotFoundError:
+            problems.clear()
         except Exception as error:  # that of an HTTP library; which one depends on huggingface_hub's version
-            problem.append(error)
+            problems[:] = [" ".join(str(error).split())[:300] or type(error).__name__]
 
     # The library's own limit holds for each address of the hub in turn, and not for finding these addresses.
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(SECONDS)
-    error = problem[0] if problem else TimeoutError(f"no answer in {SECONDS} seconds")
-    if error is None or isinstance(error, EntryNotFoundError):
-        return None
-    if copy := downloaded(repository, file, revision=revision, kind=kind):
-        return copy
-    text = " ".join(str(error).split())
-    raise HubError(text if len(text) <= 300 else text[:297] + "...") from error
+    return problems[0] if problems else None
 
 
-def downloaded(repository: str, file: str, *, revision: str | None = None, kind: str = "model") -> Path | None:
-    """A file that was downloaded before; None if it was not."""
+def downloaded(repository: str, file: str, *, revision: str | None = None) -> Path | None:
+    """A model's file that was downloaded before; None if it was not."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repository, file, revision=revision, repo_type=kind)
+        found = try_to_load_from_cache(repository, file, revision=revision)
     except HFValidationError:  # no name of a repository
         return None
     return Path(found) if isinstance(found, str) else None
