@@ -23,6 +23,15 @@ def _no_cache_of_the_user(monkeypatch):
     monkeypatch.setenv("LOCAUDIT_CACHE", "off")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _converted_models(request):
+    """The real GGUF file is converted once, in pytest's cache: half a gigabyte, found again by the next test run."""
+    folder = request.config.cache.mkdir("locaudit")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("locaudit.models.gguf.cache_folder", lambda: folder)
+        yield
+
+
 @pytest.fixture(scope="session", params=NAMES)
 def tiny_model(request):
     """The tiny model of each architecture in turn. Shared: leave it as it was."""

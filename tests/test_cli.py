@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -93,9 +94,27 @@ def test_every_command_has_help(command, capsys):
         (["audit", "--controls", "many"], 2),
         (["audit", "--controls", "0"], 2),
         (["audit", "--methods", "best"], 2),
+        (["audit", "--claim", "99.0"], 2),
+        (["audit", "--claim", "neuron:29.1536"], 2),
+        (["audit", "--claim", "attention:30"], 2),
+        (["audit", "nothing.yaml"], 2),
+        (["audit", "--behaviour", "nothing.csv"], 2),
+        (["audit", "--behaviour", __file__], 2),
+        (["audit", "--prompt.primer", "nothing.txt"], 2),
+        (["audit", "--evaluation.drift-text", "nothing.txt"], 2),
+        (["audit", "--score", "truth", "--judges.truth.kind", "none"], 2),
+        (["audit", "--model", "smollm-135m"], 2),
+        (["audit", "--model", "./nothing"], 2),
+        (["audit", "--model", "org/nothing"], 2),
+        (["audit", "--out", __file__], 2),
+        (["audit", "--out", str(Path(__file__).parent)], 2),
+        (["demo", "--claim", "0.9"], 2),
+        (["probe", "--behaviour", "nothing.csv"], 2),
+        (["paper", "--data", "nothing.csv"], 2),
+        (["paper", "--model", "./nothing"], 2),
     ],
 )
-def test_help_and_what_is_refused_never_wait_for_torch(arguments, status):
+def test_help_and_what_is_refused_never_wait_for_torch(arguments, status, tmp_path):
     code = f"""
 import sys, locaudit.cli, locaudit.report
 try:
@@ -104,8 +123,11 @@ except SystemExit as stop:
     status = stop.code
 sys.exit(100 if "torch" in sys.modules else status)
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
-    assert found.returncode == status, found.stderr.decode()
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}  # nothing listens there
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert found.returncode == status, found.stderr
+    if "got " in found.stderr:  # one line, none of another library
+        assert found.stderr.startswith("locaudit: got ") and found.stderr.count("\n") == 1
 
 
 def help_of(capsys, *arguments: str) -> str:

@@ -1,7 +1,10 @@
 import json
+import os
 import random
+import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -195,27 +198,53 @@ def test_hub_id_asks_for_the_generation_configuration(monkeypatch, tmp_path, sou
     calls = []
 
     class Datasets:
+        config = SimpleNamespace(HF_HUB_OFFLINE=False)
+
         @staticmethod
         def load_dataset(*args, **kwargs):
+            assert not Datasets.config.HF_HUB_OFFLINE
             calls.append((args, kwargs))
             return [HUB_ROW | {"correct_answers": ["Best"]}]
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", Datasets)
+    monkeypatch.setattr("locaudit.hub.ask", lambda *args, **kwargs: None)
     assert load_behaviour(source).questions[0].id == "0000"
     assert calls == [(("truthfulqa/truthful_qa", "generation"), {"data_dir": None, "split": "validation"})]
 
 
 def test_hub_failure_asks_for_the_csv(monkeypatch, tmp_path):
     class Datasets:
+        config = SimpleNamespace(HF_HUB_OFFLINE=False)
+
         @staticmethod
         def load_dataset(*args, **kwargs):
             raise ConnectionError("no route\nto host")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", Datasets)
+    monkeypatch.setattr("locaudit.hub.ask", lambda *args, **kwargs: None)
     with pytest.raises(DataError, match=r"ConnectionError: no route to host.*path of the TruthfulQA CSV"):
         load_behaviour("truthfulqa/truthful_qa")
+
+
+def test_without_the_hub_nothing_is_retried(tmp_path):
+    pytest.importorskip("datasets")
+    code = """
+import datasets
+from locaudit import load_behaviour
+from locaudit.errors import DataError
+try:
+    load_behaviour("truthfulqa/truthful_qa")
+except DataError as error:
+    print(error)
+assert not datasets.config.HF_HUB_OFFLINE
+"""
+    # nothing listens there
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "could not be loaded ([Errno" in found.stdout and found.stdout.count("\n") == 1
 
 
 def test_missing_extra_is_named(monkeypatch, tmp_path):

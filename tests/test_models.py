@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from locaudit.checkpoints import read_shape
 from locaudit.claims import Shape
 from locaudit.edits import folded
 from locaudit.errors import LocationError, LocauditError, ModelError
@@ -15,12 +21,27 @@ from locaudit.models import (
     ARCHITECTURES,
     Architecture,
     find_architecture,
+    gguf,
     load_model,
     output_weight,
     register_architecture,
     wrap_model,
 )
-from tiny import CONFIGS, NAMES, WIDE, heads, logits, make_lm, neurons, random_edit, random_ids, tiny, tokenizer
+from locaudit.store.cache import cache_folder
+from tiny import (
+    CONFIGS,
+    NAMES,
+    WIDE,
+    heads,
+    logits,
+    make_lm,
+    neurons,
+    random_edit,
+    random_ids,
+    save_gguf,
+    tiny,
+    tokenizer,
+)
 
 
 def test_every_architecture_has_a_tiny_model():
@@ -244,6 +265,7 @@ def test_a_saved_model_loads_equal(name, tmp_path):
     # transformers may choose the tokenizer class by architecture (Qwen2), with one more special token.
     assert wrap_model(model.lm, tokenizer()).fingerprint == tiny(name).fingerprint
     torch.testing.assert_close(logits(model, ids), logits(tiny(name), ids), rtol=0, atol=1e-6)
+    assert read_shape(str(tmp_path)) == model.shape
     text = "Q: Is it?\nA: No 😀"
     assert model.tokenizer(text)["input_ids"] == tokenizer()(text)["input_ids"]
 
@@ -297,14 +319,46 @@ def test_pickled_code_does_not_run_unless_allowed(copy, tmp_path):
     assert not mark.exists()
 
 
-def test_missing_paths_raise(tmp_path):
-    with pytest.raises(ModelError, match="does not exist"):
-        load_model(tmp_path / "nowhere")
+def test_missing_paths_raise(tmp_path, folder):
+    for name in (tmp_path / "nowhere", "./nowhere", "~/nowhere", "runs/models/nowhere", "runs\\nowhere"):
+        with pytest.raises(ModelError, match=r"the path .*nowhere, which does not exist"):
+            load_model(name)
+    with pytest.raises(ModelError, match="name the folder that it is in"):
+        load_model(folder / "model.safetensors")
     with pytest.raises(ModelError, match="not a file"):
         load_model(tmp_path / "weights.gguf")
     (tmp_path / "weights.gguf").write_bytes(b"garbage")
     with pytest.raises(ModelError, match="did not load"):
         load_model(tmp_path / "weights.gguf")
+
+
+@pytest.mark.parametrize("name", ["smollm-135m", "SmolLM2-135M", "smollm2_135m", "SmolLM2-135M-Instruct"])
+def test_a_misspelt_bundled_model_is_answered_at_once(name):
+    with pytest.raises(ModelError, match="did you mean 'smollm2-135m'"):
+        load_model(name)
+
+
+@pytest.mark.parametrize("missing", ["num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size"])
+def test_a_shape_that_a_config_does_not_say_is_left_to_loading(copy, missing):
+    config = json.loads((copy / "config.json").read_text())
+    shape = read_shape(str(copy))
+    (copy / "config.json").write_text(json.dumps({"model_type": "x", "text_config": config}))
+    assert read_shape(str(copy)) == shape
+    for changed in ({**config, missing: None}, {**config, missing: "4"}, {**config, missing: [4, 4]}, [], "", None):
+        (copy / "config.json").write_text(json.dumps(changed))
+        assert read_shape(str(copy)) is None
+
+
+@pytest.mark.parametrize("tokens_first", [False, True])
+def test_a_gguf_header_says_the_shape(tmp_path, tokens_first):
+    path = save_gguf(tmp_path / "tiny.gguf", tokens_first=tokens_first, tensors=False)
+    assert read_shape(str(path)) == Shape(2, 4, 2, 8, 48, 32)
+    content = path.read_bytes()
+    for end in range(0, 300, 7):  # whatever is cut off, or said wrong, is left to loading
+        path.write_bytes(content[:end])
+        assert read_shape(str(path)) is None
+        path.write_bytes(content[:end] + b"\xff" * (len(content) - end))
+        assert read_shape(str(path)) is None
 
 
 def test_an_empty_folder_raises(tmp_path):
@@ -366,6 +420,215 @@ def test_a_package_without_weights_names_the_command(monkeypatch, tmp_path):
         load_model("smollm2-135m")
 
 
+# GGUF files are converted once
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path, monkeypatch):
+    """A GGUF file, and a cache of the user that is empty."""
+    monkeypatch.setattr(gguf, "cache_folder", cache_folder)
+    monkeypatch.setenv("LOCAUDIT_CACHE", str(tmp_path / "cache"))
+    return save_gguf(tmp_path / "tiny.gguf")
+
+
+def same_bits(one, other):
+    tensors = [{**dict(model.lm.named_parameters()), **dict(model.lm.named_buffers())} for model in (one, other)]
+    return tensors[0].keys() == tensors[1].keys() and all(
+        torch.equal(tensor, tensors[1][name]) and tensor.dtype == tensors[1][name].dtype
+        for name, tensor in tensors[0].items()
+    )
+
+
+def assert_equal_models(one, other):
+    assert one.fingerprint == other.fingerprint
+    assert same_bits(one, other)
+    assert (one.lm.dtype, one.lm.config.dtype, one.lm.name_or_path) == (
+        other.lm.dtype,
+        other.lm.config.dtype,
+        other.lm.name_or_path,
+    )
+    ids = random_ids(2, 7)
+    assert torch.equal(logits(one, ids), logits(other, ids))
+    for text in ("Q: Is it?\nA: No 😀", "", " a", "<eos>"):
+        for special in (True, False):
+            encoded = [m.tokenizer(text, add_special_tokens=special)["input_ids"] for m in (one, other)]
+            assert encoded[0] == encoded[1]
+            assert one.tokenizer.decode(encoded[0]) == other.tokenizer.decode(encoded[1])
+    assert one.lm.generation_config.to_dict() == other.lm.generation_config.to_dict()
+    assert (one.lm.get_output_embeddings().weight is one.lm.get_input_embeddings().weight) == (
+        other.lm.get_output_embeddings().weight is other.lm.get_input_embeddings().weight
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_converted_gguf_file_equals_the_file(tiny_gguf, monkeypatch, dtype):
+    first = load_model(tiny_gguf, device="cpu", dtype=dtype)
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf, "read_gguf", None)  # it is not read again
+        second = load_model(tiny_gguf, device="cpu", dtype=dtype)
+    monkeypatch.setenv("LOCAUDIT_CACHE", "off")
+    read = load_model(tiny_gguf, device="cpu", dtype=dtype)
+    for converted in (first, second):
+        assert_equal_models(converted, read)
+
+
+def test_without_a_cache_nothing_is_written(tiny_gguf, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCAUDIT_CACHE", "off")
+    load_model(tiny_gguf, device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.gguf"]
+
+
+def test_a_changed_file_is_another_model(tiny_gguf):
+    before = load_model(tiny_gguf, device="cpu").fingerprint
+    content = bytearray(tiny_gguf.read_bytes())
+    content[-4:] = b"\0\0\0\0"
+    tiny_gguf.write_bytes(content)
+    assert load_model(tiny_gguf, device="cpu").fingerprint != before
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_a_damaged_conversion_is_made_again(tiny_gguf, damage):
+    before = load_model(tiny_gguf, device="cpu")
+    folder = gguf.convert_gguf(tiny_gguf)
+    written = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= set(written)
+    for name, content in written.items():
+        path = folder / name
+        if damage == "missing":
+            path.unlink()
+        elif damage == "cut":
+            path.write_bytes(content[: len(content) // 2])
+        else:
+            path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        assert load_model(tiny_gguf, device="cpu").fingerprint == before.fingerprint
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == written
+
+
+def test_two_processes_convert_once(tiny_gguf, monkeypatch):
+    reads, read = [], gguf.read_gguf
+    monkeypatch.setattr(gguf, "read_gguf", lambda file: reads.append(file) or read(file))
+    with ThreadPoolExecutor(4) as pool:
+        folders = set(pool.map(lambda _: gguf.convert_gguf(tiny_gguf), range(4)))
+    assert len(folders) == len(reads) == 1
+
+
+def test_a_kill_leaves_no_half_conversion(tiny_gguf, tmp_path):
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from transformers import PreTrainedTokenizerBase
+from locaudit.models import gguf
+PreTrainedTokenizerBase.save_pretrained = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
+gguf.convert_gguf(Path({str(tiny_gguf)!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()] == [".part"]
+    load_model(tiny_gguf, device="cpu")
+    (folder,) = (path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir())
+    assert folder == gguf.convert_gguf(tiny_gguf)
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(tiny_gguf, tmp_path, monkeypatch):
+    import resource
+
+    fingerprint = load_model(tiny_gguf, device="cpu").fingerprint
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LOCAUDIT_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="cannot be written"):
+        assert load_model(tiny_gguf, device="cpu").fingerprint == fingerprint
+    monkeypatch.setenv("LOCAUDIT_CACHE", str(tmp_path / "full"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))  # less than the weights take
+    try:
+        with pytest.warns(UserWarning, match="cannot be written"):
+            assert load_model(tiny_gguf, device="cpu").fingerprint == fingerprint
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [path for path in (tmp_path / "full" / "models").iterdir() if path.is_dir()]
+
+
+def test_a_gguf_file_without_weights_is_refused_and_not_kept(tiny_gguf, tmp_path):
+    save_gguf(tiny_gguf, tensors=False)
+    with pytest.raises(ModelError):
+        load_model(tiny_gguf, device="cpu")
+    tiny_gguf.write_bytes(b"garbage")
+    with pytest.raises(ModelError, match="did not load"):
+        load_model(tiny_gguf, device="cpu")
+    assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
+
+
+# The hub
+
+HUB = """
+import http.server, os, sys, threading
+class Hub(http.server.BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        print(self.path, file=sys.stdout)
+        if "slow" in self.path:
+            threading.Event().wait(60)
+        found = "/org/there/" in self.path
+        self.send_response(200 if found else 404)
+        for name, value in {"X-Repo-Commit": "0" * 40, "ETag": "e", "Content-Length": "2"}.items() if found else ():
+            self.send_header(name, value)
+        if not found:
+            self.send_header("X-Error-Code", "EntryNotFound" if "/org/bare/" in self.path else "RepoNotFound")
+        self.end_headers()
+    def log_message(self, *args):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+server.daemon_threads = True
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+from locaudit import checkpoints, hub
+from locaudit.errors import ModelError
+hub.SECONDS = 2
+assert checkpoints.find_offline("org/there") is checkpoints.find_offline("org/bare") is None
+for name, part in {"org/none": "404", "org/slow": "no answer in 2 seconds"}.items():
+    try:
+        checkpoints.read_shape(name)
+    except ModelError as error:
+        assert part in str(error), error
+    else:
+        raise AssertionError(name)
+server.shutdown()
+"""
+
+
+def test_the_hub_is_asked_once_and_not_waited_for(tmp_path):
+    env = {**os.environ, "HF_HOME": str(tmp_path)}
+    found = subprocess.run([sys.executable, "-c", HUB], capture_output=True, text=True, env=env, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split() == [
+        f"/org/{name}/resolve/main/config.json" for name in ("there", "bare", "none", "slow")
+    ]
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_without_the_hub_downloaded_models_load_and_others_are_refused_quietly(folder, tmp_path, offline):
+    commit = "0" * 40
+    repository = tmp_path / "hub" / "models--org--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    code = """
+from locaudit import load_model
+from locaudit.checkpoints import read_shape
+from locaudit.errors import ModelError
+model = load_model("org/tiny", device="cpu")
+print(model.fingerprint, model.lm.name_or_path)
+assert read_shape("org/tiny").n_layers == 2
+try:
+    load_model("org/other")
+except ModelError as error:
+    assert "cannot be had from the hub" in str(error)
+    print("refused")
+"""
+    env = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.split() == [load_model(folder, device="cpu").fingerprint, "org/tiny", "refused"]
+
+
 def test_errors_survive_pickling_between_processes():
     import pickle
 
@@ -402,8 +665,16 @@ def test_real_model_is_a_plain_one(smollm2, tmp_path):
 
 
 @pytest.mark.real
+def test_the_converted_real_model_equals_the_file(smollm2, monkeypatch):
+    converted = load_model("smollm2-135m", device="cpu")
+    assert read_shape("smollm2-135m") == smollm2.shape
+    monkeypatch.setattr(gguf, "cache_folder", lambda: None)
+    assert_equal_models(converted, load_model("smollm2-135m", device="cpu"))
+
+
+@pytest.mark.real
 def test_models_from_one_gguf_file_do_not_share_weights():
-    """The file is read once for two of them."""
+    """They share their converted file."""
     first = load_model("smollm2-135m", device="cpu")
     fingerprint = first.fingerprint
     with torch.no_grad():

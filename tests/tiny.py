@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -130,6 +132,51 @@ def make_lm(model_type: str, *, attention: str | None = None, seed: int = 0, **c
             else:
                 parameter.add_(0.1 * noise)
     return lm.eval()
+
+
+def save_gguf(path: Path, *, tokens_first: bool = False, tensors: bool = True) -> Path:
+    """The tiny Llama, with other random weights, as GGUF. `tokens_first`: the tokenizer stands before all sizes."""
+    import gguf
+
+    config, generator = CONFIGS["llama"], torch.Generator().manual_seed(0)
+    d, n_heads, n_kv = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(path, "llama")
+
+    def add_tokens():
+        state = json.loads(tokenizer().backend_tokenizer.to_str())["model"]
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list(sorted(state["vocab"], key=state["vocab"].get))
+        writer.add_token_types([3 if i < 3 else 1 for i in range(len(state["vocab"]))])
+        writer.add_token_merges([" ".join(pair) for pair in state["merges"]])
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(1)
+
+    if tokens_first:
+        add_tokens()
+    writer.add_block_count(2)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(d)
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(n_heads)
+    writer.add_head_count_kv(n_kv)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_vocab_size(VOCAB)
+    if not tokens_first:
+        add_tokens()
+    shapes = {"token_embd": (VOCAB, d), "output_norm": (d,)}
+    for layer in range(2):
+        shapes |= {f"blk.{layer}.{name}": (d,) for name in ("attn_norm", "ffn_norm")}
+        shapes |= {f"blk.{layer}.{name}": (d, d) for name in ("attn_q", "attn_output")}
+        shapes |= {f"blk.{layer}.{name}": (d * n_kv // n_heads, d) for name in ("attn_k", "attn_v")}
+        shapes |= {f"blk.{layer}.{name}": (config["intermediate_size"], d) for name in ("ffn_gate", "ffn_up")}
+        shapes |= {f"blk.{layer}.ffn_down": (d, config["intermediate_size"])}
+    for name, shape in shapes.items() if tensors else ():
+        writer.add_tensor(f"{name}.weight", 0.2 * torch.randn(shape, generator=generator).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def has_sdpa(model_type: str) -> bool:

@@ -15,6 +15,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from locaudit import hub
 from locaudit.behaviours.behaviour import Behaviour, Question, normalise, unique, with_period
 from locaudit.behaviours.format import truthful_primer
 from locaudit.errors import DataError
@@ -243,6 +244,7 @@ def _csv_rows(text: str, source: str) -> Iterator[Row]:
 
 def _hub_rows(source: str) -> Iterator[Row]:
     try:
+        from datasets import config as datasets_config
         from datasets import load_dataset
     except ImportError as error:
         got, remedy = f"{source} but no package datasets ({error})", f'pip install "locaudit[hub]", or {_CSV_REMEDY}'
@@ -250,13 +252,19 @@ def _hub_rows(source: str) -> Iterator[Row]:
     # A folder's configurations are named in its README.md, which a partial copy lacks.
     folder = os.path.isdir(source)
     path, config, data_dir = (source, None, "generation") if folder else (_HUB_ID, "generation", None)
+    problem = None if folder else hub.ask(_HUB_ID, "README.md", kind="dataset")
+    was_offline = datasets_config.HF_HUB_OFFLINE
     try:
+        # Without the hub, what was downloaded before or an error at once, not half a minute of retries.
+        datasets_config.HF_HUB_OFFLINE = was_offline or problem is not None
         table = load_dataset(path, config, data_dir=data_dir, split="validation")
     except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow share no base class.
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = problem or " ".join(f"{type(error).__name__}: {error}".split())[:200]
         got = f"{source}, which could not be loaded ({reason})"
         expected = "the TruthfulQA repository with generation/validation-00000-of-00001.parquet"
         raise DataError(got=got, expected=expected, remedy=_CSV_REMEDY) from error
+    finally:
+        datasets_config.HF_HUB_OFFLINE = was_offline
     for number, values in enumerate(table):
         where = f"{source}, row {number:04d}"
         with _at(where):

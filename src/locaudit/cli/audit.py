@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,6 +65,7 @@ def probe(arguments: Sequence[str]) -> None:
     base, rest = take_config(AuditConfig(), arguments)
     words = "Probe every head on the training questions and print the best ones."
     command = parse(_Probe(base), "locaudit probe [CONFIG.yaml]", words, rest)
+    refuse_early(command.config)
     from locaudit.run.audit import run_probes
 
     probes = run_probes(command.config)
@@ -96,6 +98,7 @@ def report(arguments: Sequence[str]) -> None:
 
 
 def _run(command: _Run) -> None:
+    refuse_early(command.config, command.out if command.repeats == 1 else None)
     from locaudit.cli.shown import print_repeats, print_verdict
     from locaudit.report import require_report_extra
     from locaudit.report.repeats import repeat_folder
@@ -124,3 +127,15 @@ def _run(command: _Run) -> None:
         return
     run_audit(command.config, command.out)
     print_verdict(command.out)
+
+
+def refuse_early(config: AuditConfig, out: Path | None = None) -> None:
+    """Refuse what settings and files alone can refuse, before torch is imported, which takes seconds."""
+    from locaudit.run.subject import read_settings
+    from locaudit.store.folder import check_folder, check_run
+
+    with warnings.catch_warnings(action="ignore"):  # the run reads them again and says the same
+        inputs = read_settings(config)
+    if out is not None:
+        check_folder(out)
+        check_run(out, inputs.config, inputs.registration)

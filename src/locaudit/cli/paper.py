@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from locaudit.cli.audit import refuse_early
 from locaudit.cli.flags import parse, take_config
 from locaudit.studies.paper.config import PRESETS, PaperConfig, Preset, load_paper_preset
 
@@ -53,6 +54,7 @@ def _preset(arguments: list[str]) -> Preset:
 
 
 def _run(command: _Paper) -> None:
+    refuse_early(command.config.audits()["sets"])
     from locaudit.report import require_report_extra
     from locaudit.studies.paper.run import describe_plan, estimate_paper, run_paper
 

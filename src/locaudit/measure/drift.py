@@ -19,6 +19,7 @@ from torch import Tensor
 from locaudit.edits import EditBank
 from locaudit.errors import DataError
 from locaudit.models import Model
+from locaudit.store.files import read_text
 
 BATCH_TOKENS = 512
 """Document tokens in one forward."""
@@ -77,24 +78,9 @@ def _log_probs(model: Model, ids: Tensor, edit: EditBank | None) -> Float[Tensor
         return model.lm(input_ids=ids, use_cache=False).logits.float().log_softmax(dim=-1)
 
 
-def read_drift_text(path: str | Path | None) -> bytes:
-    """Read a text file's bytes; empty for None. Raises `DataError` if it is missing or not UTF-8."""
-    if path is None:
-        return b""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(got=f"{path}, which is not a file", expected="a text file", remedy="check the path")
-    content = path.read_bytes()
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise DataError(got=f"{path}, which is not UTF-8 text", expected="UTF-8", remedy="convert the file") from None
-    return content
-
-
 def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: int) -> Int[Tensor, "documents tokens"]:
     """Cut documents of `n_tokens` tokens from a text file, at even distances. Raises `DataError` if it is too short."""
-    text = read_drift_text(path).decode("utf-8")
+    text = read_text(path).decode("utf-8")
     # Tokenise only a piece of each chunk, not the whole file; 8 characters per token are plenty.
     chunk = max(len(text) // n_documents, 1)
     rows = []

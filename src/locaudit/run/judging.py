@@ -19,16 +19,16 @@ DEFAULT = "reference"
 """The kind of judge behind ``default``."""
 
 
-def build_judges(
-    chosen: Mapping[str, JudgeChoice], aspects: Collection[str], *, generates: bool, device: str
-) -> dict[str, Judge]:
-    """Aspect -> judge, for each chosen aspect whose kind is not ``none``.
+def choose_judges(
+    chosen: Mapping[str, JudgeChoice], aspects: Collection[str], *, generates: bool
+) -> dict[str, tuple[str, Any]]:
+    """Aspect -> (kind, settings) of its judge, for each chosen aspect whose kind is not ``none``. Loads nothing.
 
     `aspects` are those that the behaviour names. The kind ``default`` is the bundled reference judge where the
     behaviour names the aspect and `generates`, whether there are or may be answers; else none. Raises `ConfigError` for
-    a kind that does not fit the behaviour, and what the kind's loader raises.
+    a kind that does not fit the behaviour.
     """
-    wanted: dict[str, dict[str, Any]] = {}
+    found: dict[str, tuple[str, Any]] = {}
     for aspect in dict.fromkeys([*aspects, *chosen]):
         choice = chosen.get(aspect, JudgeChoice())
         name, settings = choice.kind, choice.settings
@@ -41,11 +41,23 @@ def build_judges(
                 expected="a behaviour of questions with free answers, or what the judge is to be asked",
                 remedy=f"set judges.{aspect}.prompt of a kind that takes one, or take the kind none",
             )
-        wanted.setdefault(name, {})[aspect] = settings
+        if name != "none":
+            found[aspect] = name, settings
+    return found
+
+
+def build_judges(
+    chosen: Mapping[str, JudgeChoice], aspects: Collection[str], *, generates: bool, device: str
+) -> dict[str, Judge]:
+    """Aspect -> judge, as `choose_judges` has it; those of one kind are loaded together.
+
+    Raises what `choose_judges` and the kinds' loaders raise.
+    """
+    kinds = choose_judges(chosen, aspects, generates=generates)
     found: dict[str, Judge] = {}
-    for name, settings in wanted.items():
-        found |= JUDGES[name].loader(settings, device)
-    return {aspect: found[aspect] for aspect in dict.fromkeys([*aspects, *chosen]) if aspect in found}
+    for kind in dict.fromkeys(kind for kind, _ in kinds.values()):
+        found |= JUDGES[kind].loader({aspect: s for aspect, (name, s) in kinds.items() if name == kind}, device)
+    return {aspect: found[aspect] for aspect in kinds if aspect in found}
 
 
 def check_judges(judges: Mapping[str, Judge]) -> None:

@@ -1,27 +1,32 @@
-"""What an audit starts from: inputs read and checked before any folder is touched, and the subject, loaded."""
+"""What an audit starts from: inputs read and checked before any folder is touched, and the subject, loaded.
+
+Torch is imported only where something is loaded: what settings and files alone refuse is refused at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from locaudit.behaviours.behaviour import Behaviour
 from locaudit.behaviours.format import Prompt, load_primer
 from locaudit.behaviours.loaders import load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
+from locaudit.checkpoints import read_shape
 from locaudit.claims import find_kind, parse_location
 from locaudit.config import AuditConfig, Registration, hold, read_registration
 from locaudit.config.settings import ANSWER_TOKENS
 from locaudit.errors import ConfigError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
-from locaudit.measure.drift import read_drift_text
-from locaudit.methods.optimizers import resolve_optimizer
-from locaudit.models.load import load_model
-from locaudit.models.model import Model
 from locaudit.registry import METHODS, load_plugins
-from locaudit.run.judging import build_judges, check_judges
+from locaudit.run.judging import build_judges, check_judges, choose_judges
 from locaudit.stats.scores import find_score, resolve_score
+from locaudit.store.files import read_text
+
+if TYPE_CHECKING:
+    from locaudit.models.model import Model
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +58,27 @@ def read_inputs(
     judges: Mapping[str, Judge] | None = None,
     model: Model | None = None,
 ) -> Inputs:
-    """Read what the settings name. `behaviour`, `judges` and `model` take the place of theirs. Raises `LocauditError`.
+    """Read what the settings name, and load the judges. Raises `LocauditError`; arguments as in `read_settings`."""
+    inputs = read_settings(config, behaviour, judges, model)
+    config, behaviour = inputs.config, inputs.behaviour
+    if judges is None:
+        generates = bool(config.evaluation.max_new_tokens)
+        judges = build_judges(config.judges, behaviour.aspects, generates=generates, device=config.loading.device)
+    check_judges(judges)
+    _check_score(config, judges)
+    return replace(inputs, judges=judges)
 
-    What a claim file names (``registered``) nothing takes the place of.
+
+def read_settings(
+    config: AuditConfig,
+    behaviour: Behaviour | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    model: Model | None = None,
+) -> Inputs:
+    """Everything of `read_inputs` but the judges, which are only checked; nothing is loaded.
+
+    `behaviour`, `judges` and `model` take the place of what the settings name, but not of what a claim file names
+    (``registered``). A claim outside the model is refused as far as the model's files say its shape.
     """
     load_plugins(config.plugins)
     registration = None
@@ -70,23 +93,25 @@ def read_inputs(
     claim = None if config.claim is None else parse_location(config.claim)
     if claim is not None:
         config = replace(config, claim=str(claim))
-    limit = config.evaluation.max_new_tokens
-    if judges is None:
-        judges = build_judges(config.judges, behaviour.aspects, generates=limit != 0, device=config.loading.device)
-    check_judges(judges)
+    shape = read_shape(config.model, config.loading.revision) if model is None else model.shape
+    if claim is not None and shape is not None:
+        find_kind(claim).check(claim, shape)
+    limit, asked = config.evaluation.max_new_tokens, judges
+    if asked is None:
+        asked = choose_judges(config.judges, behaviour.aspects, generates=limit != 0)
+        _check_score(config, asked)
     if limit is None:
-        evaluation = replace(config.evaluation, max_new_tokens=ANSWER_TOKENS if judges else 0)
+        evaluation = replace(config.evaluation, max_new_tokens=ANSWER_TOKENS if asked else 0)
         config = replace(config, evaluation=evaluation)
-    _check_score(config, judges)
     return Inputs(
         config,
         behaviour,
         split_behaviour(config, behaviour),
         Prompt(prompt.style, primer),
         Prompt(prompt.style, primer if prompt.primer_in_training else ""),
-        read_drift_text(config.evaluation.drift_text),
+        b"" if config.evaluation.drift_text is None else read_text(config.evaluation.drift_text),
         claim,
-        judges,
+        judges or {},
         registration,
     )
 
@@ -101,11 +126,15 @@ def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
 
 def load_subject(config: AuditConfig) -> Model:
     """The model that is audited."""
+    from locaudit.models.load import load_model
+
     return load_model(config.model, **asdict(config.loading))
 
 
 def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> None:
     """Refuse what this model does not have, or cannot be trained with on its device, before any work."""
+    from locaudit.methods.optimizers import resolve_optimizer
+
     if claim is not None:
         find_kind(claim).check(claim, model.shape)
     for name, settings in config.methods.items():
@@ -152,7 +181,7 @@ def _check_objects(
         )
 
 
-def _check_score(config: AuditConfig, judges: Mapping[str, Judge]) -> None:
+def _check_score(config: AuditConfig, judges: Mapping[str, object]) -> None:
     """A score that needs a judge who is not there raises `ConfigError` before anything runs."""
     score = resolve_score(config.score, tuple(judges))
     needed = [aspect for aspect in find_score(score).needs if aspect != "*"]

@@ -1,11 +1,11 @@
-"""Files of a run folder: written whole or not at all, and never onto a full disk."""
+"""Files: texts of the user, and those of a run folder, written whole or not at all and never onto a full disk."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from locaudit.errors import RunFolderError
+from locaudit.errors import DataError, RunFolderError
 
 MIN_FREE_BYTES = 64 * 2**20
 """A run does not start or go on with less room than this."""
@@ -18,6 +18,19 @@ def no_room(folder: Path, free: int) -> RunFolderError:
         expected=f"at least {MIN_FREE_BYTES // 2**20} MiB",
         remedy="make room and run the same command again: finished trials are kept",
     )
+
+
+def read_text(path: str | Path) -> bytes:
+    """Content of a UTF-8 text file. Raises `DataError`."""
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(got=f"{path}, which is not a file", expected="a text file", remedy="check the path")
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise DataError(got=f"{path}, which is not UTF-8 text", expected="a text file", remedy="check it") from None
+    return content
 
 
 def write_atomically(path: Path, content: bytes) -> None:

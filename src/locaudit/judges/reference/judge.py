@@ -8,6 +8,7 @@ from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
+from locaudit.checkpoints import PACKAGED, find_checkpoint
 from locaudit.errors import ConfigError
 from locaudit.judges.base import Case, Judgement
 from locaudit.judges.labelled import SPLIT_RULE, is_held_out
@@ -16,7 +17,6 @@ from locaudit.judges.reference.reader import Reader
 from locaudit.judges.reference.weights import ASPECT_NAMES, BUNDLED, Weights, load_weights
 from locaudit.judges.settings import ReferenceSettings
 from locaudit.models import Model, load_model
-from locaudit.models.load import PACKAGED, gguf_file
 from locaudit.records import content_hash
 from locaudit.registry import ASPECTS
 
@@ -136,6 +136,6 @@ def load_reference_judges(
 
 def installed_language_model() -> str:
     """Name and exact version of the installed language model; `ModelError` if it is not installed."""
-    gguf_file(LANGUAGE_MODEL)
+    find_checkpoint(LANGUAGE_MODEL)
     package, _ = PACKAGED[LANGUAGE_MODEL]
     return f"{LANGUAGE_MODEL} {package} {version(package)}"
