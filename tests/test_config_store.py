@@ -44,7 +44,7 @@ from locaudit.methods.settings import ITISettings, OptimalSettings
 from locaudit.records import TrialRecord, TrialSpec, content_hash, mean_metrics
 from locaudit.registry import METHODS
 from locaudit.stats.phrases import MethodFacts
-from locaudit.store.database import HeldOutQuestion
+from locaudit.store.database import SCHEMA, HeldOutQuestion
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import open_run, read_run
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
@@ -812,3 +812,19 @@ def test_saved_yaml_is_the_whole_configuration(tmp_path):
     assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == json.loads(
         json.dumps(to_dict(CHANGED))
     )
+
+
+def test_the_schema_is_the_one_in_the_docs():
+    page = (Path(__file__).parents[1] / "docs" / "run-folder.md").read_text(encoding="utf-8").split("## Tables of")[1]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    connection = sqlite3.connect(":memory:")
+    connection.executescript(SCHEMA)
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    real = [
+        (table, column[1], column[5] > 0)
+        for table in tables
+        for column in connection.execute(f"PRAGMA table_info({table})")
+    ]
+    connection.close()
+    assert [(table, column, key == "yes") for table, column, key, _ in lines[2:]] == real
+    assert all(words for *_, words in lines)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from locaudit import audit, cli
+from locaudit import AuditConfig, PaperConfig, audit, cli, fit_iti, fit_probes, stack
 from locaudit.behaviours import load_behaviour
 from locaudit.claims import parse_location
-from locaudit.config import load_config
+from locaudit.config import load_config, merge_config
 from locaudit.edits import load_edit
 from locaudit.errors import LocationError, ModelError, RunFolderError
 from locaudit.models import load_model, wrap_model
@@ -236,6 +236,26 @@ def test_pairs_primer_in_training_and_other_readers_run(home, tmp_path):
     run_audit(config, tmp_path / "run", progress=False)
     with read_run(tmp_path / "run") as store:
         assert len(store.records()) == 9
+
+
+def test_what_users_hold_prints_in_a_few_lines(home):
+    config = small_config(home)
+    model, behaviour = load_model(config.model, device="cpu"), load_behaviour(config.behaviour)
+    probes = fit_probes(model, behaviour)
+    iti = fit_iti(model, behaviour, "0.1,1.2")
+    bank = stack(model, [iti, iti])
+    site = next(iter(iti.sites))
+    assert repr(model) == f"Model('{config.model}': llama, 2 layers x 4 heads, float32 on cpu)"
+    assert repr(behaviour) == "Behaviour('questions': 16 questions, judged for truth, info)"
+    assert repr(iti) == "Edit(rank 1 at heads 0, heads 1; answer tokens)"
+    assert repr(bank) == "EditBank(2 edits at 2 sites)"
+    assert repr(iti.sites[site]) == f"SiteEdit(rank 1, {model.width(site)} coordinates)"
+    assert (
+        repr(merge_config(AuditConfig(), {"controls": 3, "split": {"seed": 1}}))
+        == "AuditConfig(controls=3, split.seed=1)"
+    )
+    for thing in (probes, bank.sites[site], behaviour.questions[0], config, PaperConfig(), probes.top(2)):
+        assert len(repr(thing)) < 700 and "tensor(" not in repr(thing), type(thing)
 
 
 def test_audit_from_python(home, tmp_path):

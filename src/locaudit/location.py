@@ -18,6 +18,8 @@ from locaudit.errors import LocationError
 Unit = tuple[int, ...] | str
 """``(14, 3)``: layer and head, counted from 0; ``(8,)``: a layer; ``"refusal"``: a name."""
 Scope = Literal["listed", "whole", "rest"]
+UNITS_SHOWN = 40
+"""Units of a location that a report spells out."""
 
 
 SITES = ("heads", "neurons", "residual")
@@ -80,6 +82,9 @@ class Location:
     def __bool__(self) -> bool:
         return True
 
+    def __repr__(self) -> str:
+        return f"Location({short_location(str(self), 8)!r})"
+
     def __str__(self) -> str:
         """``14.3,15.7``, ``neuron:3.117``, ``*`` (the whole model), ``*-14.3`` (all but that); heads have no prefix."""
         text = ",".join(map(spell_unit, self.units))
@@ -95,6 +100,12 @@ class Location:
     def from_json(value: Mapping[str, Any] | None) -> Location | None:
         """A location from `to_json`; None, the unedited model's, stays None."""
         return None if value is None else Location(tuple(value["units"]), value["kind"], value["scope"])
+
+
+def short_location(text: str, units: int = UNITS_SHOWN) -> str:
+    """The location's text, its tail replaced by a count when it has more than `units` units."""
+    parts = text.split(",")
+    return text if len(parts) <= units else f"{','.join(parts[:units])}, and {len(parts) - units} more"
 
 
 def spell_unit(unit: Unit) -> str:

@@ -40,6 +40,9 @@ class EditBank:
     answer_only: tuple[bool, ...]
     """For each edit, whether it acts from the last prompt token on only."""
 
+    def __repr__(self) -> str:
+        return f"EditBank({self.n_edits} edits at {len(self.sites)} sites)"
+
     @property
     def n_edits(self) -> int:
         """K."""

@@ -92,6 +92,10 @@ class RepeatsVerdict:
     """Whether all have the same test questions: a behaviour with a split of its own."""
     methods: dict[str, MethodRepeats]
 
+    def __repr__(self) -> str:
+        outcomes = ", ".join(f"{name}: {m.outcome} (p = {m.p_value:.3f})" for name, m in self.methods.items())
+        return f"RepeatsVerdict({self.n_repeats} of {self.n_planned} repeats, {self.score}; {outcomes})"
+
     def __str__(self) -> str:
         lines = [
             f"{name} over {self.n_repeats} repeats: {m.outcome}. {m.sentence(self.score)}"

@@ -76,6 +76,10 @@ class Manifest:
     registration: Registration | None = None
     plugins: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        methods = ", ".join(self.methods)
+        return f"Manifest({self.model} on {self.behaviour}: {self.claim!r} ({self.claim_source}), methods {methods})"
+
 
 _ADAPTER = TypeAdapter(Manifest)
 

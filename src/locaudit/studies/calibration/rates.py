@@ -173,9 +173,8 @@ def pool_run(
 
     Raises `ConfigError` for too few controls, of an audit or of the run, and for a score that the run has not.
     """
-    run = load_run(folder)
-    records, score, model, methods = run.records, score or run.score, run.manifest.model, run.manifest.methods
-    base = next((r.metrics["test"] for r in records if r.spec.arm == "base"), {})
+    run = load_run(folder).read_with(score=score)
+    records, model, methods = run.records, run.manifest.model, run.manifest.methods
     tried = {r.spec.method for r in records if r.spec.arm == "control"}
     n_places = len({r.spec.control for r in records if r.spec.arm == "control"})
     if not 0 < level < 1 or not curtailment(n_controls, level):
@@ -190,14 +189,8 @@ def pool_run(
             expected="more controls in the run than an audit takes",
             remedy="lower --controls, or audit with more controls (40 or more say something)",
         )
-    if score not in base:
-        raise ConfigError(
-            got=f"score {score}, which {folder} has not",
-            expected=f"one of {', '.join(sorted(base))}",
-            remedy="change --score",
-        )
     shared: dict[str, Any] = {"n_controls": n_controls, "level": level, "seed": seed}
-    return model, [pool_rates(records, method, score, **shared) for method in methods if method in tried]
+    return model, [pool_rates(records, method, run.score, **shared) for method in methods if method in tried]
 
 
 def pool_rates(
