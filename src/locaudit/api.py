@@ -37,6 +37,7 @@ from locaudit.methods.probes import Probes
 from locaudit.methods.settings import ITISettings, OptimalSettings
 from locaudit.methods.training import TrainingData
 from locaudit.models import Model
+from locaudit.models.quiet import quiet_libraries
 from locaudit.report import require_report_extra
 from locaudit.report.repeats import write_repeats
 from locaudit.report.result import AuditResult, read_result
@@ -53,6 +54,7 @@ def training_questions(behaviour: Behaviour, *, max_train: int | None = SplitCon
     return split_questions(behaviour, max_train=max_train).train
 
 
+@quiet_libraries()
 def fit_probes(
     model: Model,
     questions: Behaviour | Sequence[Question],
@@ -68,6 +70,7 @@ def fit_probes(
     return _probes.fit_probes(activations, inverse_l2=inverse_l2, val_fraction=val_fraction, seed=seed, kind=kind)
 
 
+@quiet_libraries()
 def fit_iti(
     model: Model,
     questions: Behaviour | Sequence[Question],
@@ -90,6 +93,7 @@ def fit_iti(
     return iti_edit(model, place, theta, alpha=alpha, positions=positions)
 
 
+@quiet_libraries()
 def fit_optimal(
     model: Model,
     questions: Behaviour | Sequence[Question],
@@ -120,6 +124,7 @@ def fit_optimal(
     return found.edit
 
 
+@quiet_libraries()
 def audit(
     model: Model | str | Path = AuditConfig.model,
     behaviour: Behaviour | str | Path = AuditConfig.behaviour,
@@ -162,6 +167,7 @@ class RepeatsResult:
         return f"RepeatsResult({str(self.folder)!r})\n{self.verdict!r}"
 
 
+@quiet_libraries()
 def audit_repeats(
     model: Model | str | Path = AuditConfig.model,
     behaviour: Behaviour | str | Path = AuditConfig.behaviour,
@@ -206,6 +212,7 @@ class PaperResult:
         return f"PaperResult({str(self.folder)!r}: {said})"
 
 
+@quiet_libraries()
 def paper(
     model: Model | str | Path = PaperConfig.model,
     data: Behaviour | str | Path = PaperConfig.data,

