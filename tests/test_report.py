@@ -841,3 +841,18 @@ def test_html_of_a_result_is_a_table_and_escaped(reread):
     assert page.count("<tr>") == 2 and f"<td>{result.verdict.methods['iti'].claim:.3f}</td>" in page
     evil = replace(result.verdict, headline="<script>", claim="<b>", methods={"<i>": result.verdict.methods["iti"]})
     assert not re.search("<script>|<b>|<i>", evil._repr_html_())
+
+
+def test_symbols_stand_for_the_whole_model_and_the_rest():
+    """Nothing names 10,000 neurons: a control spells out its own units alone."""
+    claim = Location(((0, 3), (1, 2)), "neuron")
+    places = {"claim": claim, "whole": Location.whole("neuron"), "control": Location(((0, 1), (1, 9)), "neuron")}
+    records = [r if r.spec.location is None else replace(r, spec=replace(r.spec, location=places[r.spec.arm]))
+               for r in [trial("base"), *trials("iti", (1.0,), controls=1)]]  # fmt: skip
+    records.append(replace(records[1], spec=replace(records[1].spec, arm="rest", location=claim.rest())))
+    manifest = replace(MANIFEST, claim=claim, methods=ITI, n_controls=1, planned=5, probes=None)
+    seconds = {record.spec.trial_id: 1.0 for record in records}
+    tables = tabulate(Run(Path(), CONFIG, manifest, tuple(records), QUESTIONS, {}, seconds))
+    found = {line["arm"]: line["location"] for line in csv.DictReader(io.StringIO(tables.trials_csv()))}
+    assert found == {"base": "", "claim": "neuron:0.3,1.2", "whole": "neuron:*", "rest": "neuron:*-0.3,1.2",
+                     "control": "neuron:0.1,1.9"}  # fmt: skip
