@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -199,6 +200,13 @@ def test_a_plug_in_brings_its_flags(tmp_path, capsys, monkeypatch):
         path.write_text("methods: {sized: {name: b, size: 6}}")  # whose plug-in is named on the command line
         assert parsed(str(path), *flags).methods["sized"].size == 6
     assert "sized" not in METHODS
+
+
+def test_the_changelog_begins_with_this_version():
+    root = Path(__file__).parents[1]
+    version = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    headings = re.findall(r"^## (\S+)", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == version == "0.2.0" and "0.1.0" in headings[1:]
 
 
 def test_demo_is_the_demo_of_the_readme():
