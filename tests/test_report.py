@@ -306,18 +306,21 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         draw_heads([HeatMap([[0.5]], "accuracy")], [])
 
 
-def test_the_report_never_imports_torch(judged):
+def test_reading_never_imports_torch_or_pandas(judged, tmp_path):
     code = (
-        "import sys; from locaudit.report import write_report; write_report(sys.argv[1]); print('torch' in sys.modules)"
+        "import sys; from locaudit import cli, read_result; from locaudit.report import write_report; "
+        "write_report(sys.argv[1]); read_result(sys.argv[1], level=0.2); "
+        "assert cli.main(['report', sys.argv[1], '--score', 'mc1', '--out', sys.argv[2]]) == 0; "
+        "print({'torch', 'transformers', 'pandas'} & {*sys.modules} or 'none')"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(judged[0])],
+        [sys.executable, "-c", code, str(judged[0]), str(tmp_path)],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert ran.stdout.strip() == "False"
+    assert ran.stdout.splitlines()[-1] == "none"
 
 
 # --- answers and what judges say of them
