@@ -76,13 +76,13 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
         )
     _print_changes(console, tables.registered, tables.reading)
     console.print(verdict.headline, style="bold", markup=False)
-    for name, result in verdict.methods.items():
-        console.print(f"\n{name}: {result.outcome}", style="bold", markup=False)
-        console.print(result.sentence, markup=False)
-        for grade in result.grades:
+    for name, found in verdict.methods.items():
+        console.print(f"\n{name}: {found.outcome}", style="bold", markup=False)
+        console.print(found.sentence, markup=False)
+        for grade in found.grades:
             console.print(f"  {grade.question}: {grade.answer}; {grade.evidence}.", markup=False)
-        if result.grades:
-            console.print(conclusion(result.grades), markup=False)
+        if found.grades:
+            console.print(conclusion(found.grades), markup=False)
     _print_unchanged(console, tables.registered)
     if said:
         console.print("\nWhat the models say (the first test questions; more in the report):", style="bold")
