@@ -296,7 +296,7 @@ def test_python_calls_print_our_lines_only(home, tmp_path, progress):
 
 
 def test_other_libraries_are_quiet_inside_and_as_before_after(capsys):
-    before = (logging.get_verbosity(), tqdm.__init__, warnings.filters[:])
+    before = (logging.get_verbosity(), vars(tqdm)["__init__"], warnings.filters[:])
     warn = "import warnings\nwarnings.warn('from a library', FutureWarning, stacklevel=1)"
     with warnings.catch_warnings():
         warnings.resetwarnings()
@@ -309,7 +309,7 @@ def test_other_libraries_are_quiet_inside_and_as_before_after(capsys):
             warnings.simplefilter("error")
             exec(compile(warn, "x.py", "exec"), {"__name__": "torch.nn"})
     assert capsys.readouterr() == ("", "")
-    assert (logging.get_verbosity(), tqdm.__init__, warnings.filters) == before
+    assert (logging.get_verbosity(), vars(tqdm)["__init__"], warnings.filters) == before
 
 
 def test_audit_from_python(home, tmp_path):

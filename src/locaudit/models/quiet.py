@@ -22,7 +22,7 @@ def quiet_libraries() -> Iterator[None]:
     Also a decorator. What the user asked for goes first: bars that are open already, a verbosity of transformers other
     than its default, and any warning filter that names or catches what a library says (such as ``-W error``).
     """
-    show, verbosity = tqdm.__init__, transformers_logging.get_verbosity()
+    show, before, verbosity = tqdm.__init__, vars(tqdm)["__init__"], transformers_logging.get_verbosity()
 
     def hide(self: Any, *args: Any, **keywords: Any) -> None:
         show(self, *args, **{**keywords, "disable": True})
@@ -35,5 +35,5 @@ def quiet_libraries() -> Iterator[None]:
             warnings.filterwarnings("ignore", module=_LIBRARIES, append=True)
             yield
     finally:
-        tqdm.__init__ = show  # type: ignore[method-assign]
+        tqdm.__init__ = before  # type: ignore[method-assign]
         transformers_logging.set_verbosity(verbosity)
