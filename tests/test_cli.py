@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,9 +15,10 @@ import pytest
 import tyro
 
 from locaudit import cli
-from locaudit.cli.flags import parse, take_config
-from locaudit.config import AuditConfig, load_config, load_preset, merge_config, to_yaml
-from locaudit.registry import JUDGES, METHODS
+from locaudit.cli.flags import SHORT, parse, take_config
+from locaudit.config import AuditConfig, leaves, load_config, load_preset, merge_config, to_dict, to_yaml
+from locaudit.judges import Aspect
+from locaudit.registry import ASPECTS, JUDGES, METHODS
 from locaudit.store.folder import read_run
 from runs import save_behaviour, small_config
 from tiny import make_lm, tokenizer
@@ -220,6 +224,13 @@ def test_a_plug_in_brings_its_flags(tmp_path, capsys, monkeypatch):
     assert "sized" not in METHODS
 
 
+def test_the_changelog_begins_with_this_version():
+    root = Path(__file__).parents[1]
+    version = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    headings = re.findall(r"^## (\S+)", (root / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == version == "0.2.0" and "0.1.0" in headings[1:]
+
+
 def test_demo_is_the_demo_of_the_readme():
     config = load_preset("demo")
     assert (config.model, config.behaviour, config.probe.top_k, config.controls) == (
@@ -315,3 +326,84 @@ def test_calibration_of_the_null_and_of_a_run(capsys, tmp_path, small_yaml):
     assert "--audits 0" in fails(capsys, "calibrate", "null", "--audits", "0")
     assert "locaudit calibrate nul;" in fails(capsys, "calibrate", "nul")
     assert cli.main(["calibrate"]) == 0
+
+
+def test_short_flags_are_the_settings_they_stand_for(capsys):
+    names = dict(leaves(to_dict(AuditConfig())))
+    assert set(SHORT) <= set(names)
+    shown, shown_paper = help_of(capsys, "audit"), help_of(capsys, "paper")
+    for name in SHORT:
+        flag = f"--{name.partition('.')[2].replace('_', '-')}"
+        assert f" {flag} " in shown and f" {flag} " in shown_paper, flag
+    short = parsed("--dtype", "bfloat16", "--device", "cpu", "--max-new-tokens=7", "--max-test", "9", "--top-k", "3")
+    assert short == merge_config(
+        AuditConfig(),
+        {
+            "loading": {"dtype": "bfloat16", "device": "cpu"},
+            "evaluation": {"max_new_tokens": 7},
+            "split": {"max_test": 9},
+            "probe": {"top_k": 3},
+        },
+    )
+    assert parsed("--max-train", "8", "--split.max-train", "9").split.max_train == 9, "the last one counts"
+    assert "evaluation.max_new_tokens = -1" in fails(capsys, "audit", "--max-new-tokens", "-1")
+
+
+def test_one_flag_sets_every_judge(tmp_path, capsys):
+    flags = ["--judge", "openai", "--judge.model=m", "--judge.base_url", "http://a/v1", "--judge.price-in", "1.5"]
+    both = {"kind": "openai", "model": "m", "base_url": "http://a/v1", "price_in": 1.5}
+    assert parsed(*flags) == merge_config(AuditConfig(), {"judges": {"truth": both, "info": both}})
+    mixed = parsed("--judges.info.kind", "none", *flags).judges
+    assert (mixed["truth"].settings.model, mixed["info"].kind) == ("m", "none")
+    path = tmp_path / "audit.yaml"
+    path.write_text("judges: {truth: {kind: causal-lm, model: a}, info: {kind: causal-lm, model: b}}")
+    config = parsed(str(path), "--judge.prompt", "Really:")
+    assert [(config.judges[x].settings.model, config.judges[x].settings.prompt) for x in ("truth", "info")] == [
+        ("a", "Really:"),
+        ("b", "Really:"),
+    ]
+    pair = {"question": "Q?", "answer_matching_behavior": "A", "answer_not_matching_behavior": "B"}
+    (tmp_path / "ab.json").write_text(json.dumps([pair]))
+    line = fails(capsys, "audit", "--behaviour", str(tmp_path / "ab.json"), "--judge", "openai")
+    assert "names nothing to judge" in line and "--judges.ASPECT.kind" in line
+    with ASPECTS.temporary("polite", Aspect("polite", "Polite:", "?")):
+        assert parsed("--judge", "none").judges["polite"].kind == "default", "the behaviour does not ask it"
+    page = help_of(capsys, "paper", "--judge", "openai")
+    assert "--judge KIND sets it for every aspect" in " ".join(page.split()) and "--judges.info.base-url" in page
+
+
+COMMAND_LINES = (
+    "demo", "audit", "paper", "probe", "report", "export", "judge validate", "judge validate --kind causal-lm",
+    "judge validate --kind openai", "judge compare --second.kind causal-lm", "calibrate null", "calibrate run",
+    "calibrate planted", "audit --methods ablate constant given", "audit --judges.truth.kind causal-lm",
+    "audit --judges.truth.kind openai --judges.info.kind openai", "audit --plugins PLUGIN --methods push",
+)  # fmt: skip
+OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--version"}  # pip's, and those of no command's own
+FLAG = re.compile(r"(?<!var\()(?<![\w-])--[a-z][\w.-]*\w")
+
+
+def texts_of(file: Path) -> str:
+    """Every text in a Python file, docstrings included."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return "\n".join(x.value for x in ast.walk(tree) if isinstance(x, ast.Constant) and isinstance(x.value, str))
+
+
+def test_every_flag_that_is_named_exists(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    root = Path(__file__).parents[1]
+    plugin = str(root / "tests" / "extensions" / "plugin.py")
+    known = set(OF_OTHERS)
+    for line in COMMAND_LINES:
+        known |= set(FLAG.findall(help_of(capsys, *line.replace("PLUGIN", plugin).split())))
+    own = {file: texts_of(file) for file in (root / "src").rglob("*.py")}
+    scripts = [*(root / "bench").rglob("*.py"), *(root / "tools").rglob("*.py")]  # flags are texts in argparse
+    pages = {file: file.read_text(encoding="utf-8") for file in (root / "README.md", *(root / "docs").glob("*.md"))}
+    of_scripts = {flag for file in scripts for flag in FLAG.findall(texts_of(file))}
+    for file in scripts:  # tyro's are arguments of functions and fields of classes
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            name = node.arg if isinstance(node, ast.arg) else getattr(getattr(node, "target", None), "id", "")
+            of_scripts.add(f"--{name.replace('_', '-')}")
+    for texts, flags in ((own, known), (pages, known | of_scripts)):
+        for file, text in texts.items():
+            named = FLAG.findall(text.replace("ASPECT", "truth"))
+            assert not set(named) - flags, f"{file}: {sorted(set(named) - flags)}"

@@ -33,6 +33,8 @@ from locaudit.config import (
     SplitConfig,
     load_config,
     parse_config,
+    parse_over,
+    read_registration,
     to_dict,
     to_yaml,
     unknown_names_kept,
@@ -44,10 +46,11 @@ from locaudit.methods.settings import ITISettings, OptimalSettings
 from locaudit.records import TrialRecord, TrialSpec, content_hash, mean_metrics
 from locaudit.registry import METHODS
 from locaudit.stats.phrases import MethodFacts
-from locaudit.store.database import HeldOutQuestion
+from locaudit.store.database import SCHEMA, HeldOutQuestion
 from locaudit.store.files import write_atomically
-from locaudit.store.folder import open_run, read_run
+from locaudit.store.folder import has_trials, open_run, read_run
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
+from locaudit.studies.paper.config import PaperConfig
 from tiny import heads
 
 DEFAULT = AuditConfig()
@@ -835,3 +838,49 @@ def test_saved_yaml_is_the_whole_configuration(tmp_path):
     assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == json.loads(
         json.dumps(to_dict(CHANGED))
     )
+
+
+def test_the_schema_is_the_one_in_the_docs():
+    page = (Path(__file__).parents[1] / "docs" / "run-folder.md").read_text(encoding="utf-8").split("## Tables of")[1]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+    connection = sqlite3.connect(":memory:")
+    connection.executescript(SCHEMA)
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    real = [
+        (table, column[1], column[5] > 0)
+        for table in tables
+        for column in connection.execute(f"PRAGMA table_info({table})")
+    ]
+    connection.close()
+    assert [(table, column, key == "yes") for table, column, key, _ in lines[2:]] == real
+    assert all(words for *_, words in lines)
+
+
+OLD_CLAIM = "claim: '0.1,1.2'\niti: {alphas: [2.0]}\noptimal: {reader: none}\njudges: {target: {kind: none}}\n"
+
+
+def test_settings_of_the_first_version_are_refused_all_at_once(tmp_path):
+    (tmp_path / "claim.yaml").write_text(OLD_CLAIM)
+    with pytest.raises(ConfigError) as raised:
+        read_registration(tmp_path / "claim.yaml")
+    assert f"the settings iti, optimal, judges.target in {tmp_path / 'claim.yaml'}; expected methods.iti" in str(
+        raised.value
+    )
+    assert "the method constant, judges.truth; rename what locaudit 0.1.0 called so" in str(raised.value)
+    assert parse_over(PaperConfig(), "iti: {alphas: [2.0]}", "a study").iti.alphas == (2.0,), "a study has it still"
+
+
+def test_a_folder_of_the_first_version_is_refused_and_left_as_it_is(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(OLD_CLAIM)
+    with sqlite3.connect(folder / "trials.sqlite") as connection:
+        connection.execute("CREATE TABLE trials (trial_id TEXT PRIMARY KEY, record TEXT)")
+    connection.close()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for opened in (lambda: read_run(folder), lambda: open_run(folder, DEFAULT)):
+        with pytest.raises(RunFolderError, match="made by locaudit 0.1.0.*another --out.*load_edit"), opened():
+            pass
+    with pytest.raises(RunFolderError, match="made by locaudit 0.1.0"):
+        has_trials(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"} == before

@@ -16,6 +16,8 @@ import pytest
 
 pytest.importorskip("openai")
 
+from locaudit import cli
+from locaudit.config import to_yaml
 from locaudit.errors import ConfigError
 from locaudit.judges import Case, Judgement
 from locaudit.judges import openai as judge_openai
@@ -23,7 +25,9 @@ from locaudit.judges.openai import load_openai_judge
 from locaudit.judges.settings import OpenAISettings
 from locaudit.judges.wire import read
 from locaudit.registry import ASPECTS
+from locaudit.store.run import load_run
 from openai_server import Fault, OpenAIServer, chat, completion, refusal
+from runs import small_config
 
 TRUTH, INFO = ASPECTS["truth"], ASPECTS["info"]
 KEY = "sk-recognisable-0123456789"
@@ -462,3 +466,37 @@ def test_the_key_of_openai_goes_to_openai_only():
     assert public(base_url="http://localhost:9/v1").key_variable == ""
     assert public().key_variable == "OPENAI_API_KEY"
     assert public(base_url="http://localhost:9/v1", api_key_env="MY_KEY").key_variable == "MY_KEY"
+
+
+OTHER_SHAPES = (json.dumps({"result": {"verdict": "yes"}}), says("probably"))
+
+
+@pytest.mark.parametrize("reply", OTHER_SHAPES)
+def test_a_server_of_another_shape_ends_the_command_with_an_error(reply, tmp_path, capsys):
+    path, out = tmp_path / "audit.yaml", tmp_path / "run"
+    path.write_text(to_yaml(small_config(tmp_path, methods=["iti"], controls=1)))
+    replies = [reply]
+    with OpenAIServer(lambda body: replies[0]) as server:
+        flags = ["--judge", "openai", "--judge.model", "m", "--judge.base-url", server.url, "--judge.max-retries", "0"]
+        command = ["audit", str(path), *flags, "--out", str(out)]
+        assert cli.main(command) == 1
+        said = capsys.readouterr()
+        run = load_run(out)
+        n = len(run.said)
+        assert n and len(run.trials) == run.manifest.planned
+        for aspect in ("truth", "info"):
+            assert f"{n} of {n} answers in {out} have no judgement of {aspect} (first: " in said.err
+        assert "run the same command again" in said.err and "no answer yet: too many judgements" in said.out
+        before, replies[0] = (out / "trials.csv").read_bytes(), says(0.9)
+        assert cli.main(command) == 0
+        assert load_run(out).trials == run.trials and not load_run(out).lacking
+        assert (out / "trials.csv").read_bytes() != before
+
+
+def test_judgements_that_the_score_does_not_need_may_be_missing(tmp_path, capsys):
+    path = tmp_path / "audit.yaml"
+    path.write_text(to_yaml(small_config(tmp_path, methods=["iti"], controls=1, score="mc1")))
+    with OpenAIServer(lambda body: "<html>") as server:
+        flags = ["--judge", "openai", "--judge.model", "m", "--judge.base-url", server.url]
+        assert cli.main(["audit", str(path), *flags, "--out", str(tmp_path / "run")]) == 0, "the score needs no judge"
+    assert "judgements are missing" in capsys.readouterr().err

@@ -184,6 +184,14 @@ def test_the_page_leads_to_each_repeat_and_says_what_is_missing_or_was_changed(t
     assert 'href="repeat-1/report.html"' in page
     assert (out / "repeat-1" / "report.html").is_file()
     assert "the same in every repeat" in page
+    # Another level for this reading alone, in a folder of its own.
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert cli.main(["report", str(out), "--level", "0.3"]) == 0
+    assert "READ WITH OTHER SETTINGS: level 0.3 (the run's: 0.05)" in capsys.readouterr().out
+    there = out / "reports" / "mc2-level-0.3"
+    assert json.loads((there / "verdict.json").read_text())["level"] == 0.3
+    assert (there / "repeat-1" / "report.html").is_file() and "Read with other" in (there / "repeats.html").read_text()
+    assert {path: path.read_bytes() for path in before} == before
     # Another level in one of the two, and a third repeat that has not begun.
     changed = dataclasses.replace(config, registered=None, claim="0.1,1.2")
     run_audit(dataclasses.replace(repeat_config(changed, 1), level=0.2), out / "repeat-1")

@@ -1,10 +1,12 @@
 """The report of synthetic run folders: what the page says, what it escapes, what it leaves behind."""
 
 import csv
+import io
 import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,18 +18,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from locaudit import registry
+from locaudit import cli, read_result, registry
 from locaudit.claims import Shape, parse_location
-from locaudit.config import AuditConfig, load_config
-from locaudit.errors import LocauditError, RunFolderError
-from locaudit.location import Location
+from locaudit.config import AuditConfig, load_config, read_registration
+from locaudit.errors import ConfigError, LocauditError, RunFolderError
+from locaudit.location import Location, short_location
 from locaudit.records import TrialRecord, TrialSpec, content_hash, mean_metrics
 from locaudit.report import write_report
 from locaudit.report.drawings import draw_controls
 from locaudit.report.figures import HeatMap, Series, draw_drift, draw_heads, draw_shares, draw_spreads
 from locaudit.report.html import inline_svg, number, spell_duration
 from locaudit.report.style import save, score_phrase
-from locaudit.report.tables import read_tables, short_location, tabulate
+from locaudit.report.tables import read_tables, tabulate
 from locaudit.stats import (
     JUDGED,
     MethodFacts,
@@ -314,18 +316,21 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         draw_heads([HeatMap([[0.5]], "accuracy")], [])
 
 
-def test_the_report_never_imports_torch(judged):
+def test_reading_never_imports_torch_or_pandas(judged, tmp_path):
     code = (
-        "import sys; from locaudit.report import write_report; write_report(sys.argv[1]); print('torch' in sys.modules)"
+        "import sys; from locaudit import cli, read_result; from locaudit.report import write_report; "
+        "write_report(sys.argv[1]); read_result(sys.argv[1], level=0.2); "
+        "assert cli.main(['report', sys.argv[1], '--score', 'mc1', '--out', sys.argv[2]]) == 0; "
+        "print({'torch', 'transformers', 'pandas'} & {*sys.modules} or 'none')"
     )
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(judged[0])],
+        [sys.executable, "-c", code, str(judged[0]), str(tmp_path)],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    assert ran.stdout.strip() == "False"
+    assert ran.stdout.splitlines()[-1] == "none"
 
 
 # --- answers and what judges say of them
@@ -719,3 +724,148 @@ def test_small_words():
     assert short_location(",".join(["1.0"] * 42)).endswith("1.0, and 2 more")
     assert [MethodFacts("x", supports).reaches[-5:] for supports in ("higher", "lower")] == ["above", "below"]
     assert registry.METHODS["optimal"].symbol_of(CONFIG.methods["optimal"]) == "τ"
+
+
+# --- reading a run again: nothing is written unless asked for, and nothing is loaded
+
+
+def content_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def reread(judged, tmp_path):
+    return Path(shutil.copytree(judged[0], tmp_path / "run"))
+
+
+def test_reading_writes_nothing(reread):
+    before = content_of(reread)
+    result = read_result(reread)
+    assert (result.verdict.score, result.verdict.level, result.run.reading) == ("info_truth", 0.05, {})
+    other = read_result(reread, score="mc2", level=0.3, margin=0.02)
+    assert (other.verdict.score, other.verdict.level, other.run.design.margin) == ("mc2", 0.3, 0.02)
+    assert str(other.verdict) == str(decide(result.records, score="mc2", level=0.3, design=other.run.design,
+                                            methods=ITI))  # fmt: skip
+    assert content_of(reread) == before
+
+
+def test_a_reading_has_a_report_of_its_own(reread, unsaved):
+    before = content_of(reread)
+    page = read_result(reread, level=0.3).write_report()
+    assert page == reread / "reports" / "info_truth-level-0.3" / "report.html"
+    text = page.read_text()
+    assert text.index("Read with other settings than the run’s:") < text.index("<h1>")
+    assert "level 0.3 (the run&#39;s: 0.05)" in text and "at level 0.3;" in text
+    written = json.loads((page.parent / "verdict.json").read_text())
+    assert (written["level"], written["reading"]) == (0.3, {"level": {"run": 0.05, "here": 0.3}})
+    assert {path: data for path, data in content_of(reread).items() if path.parts[0] != "reports"} == before
+    own = read_result(reread).write_report()
+    assert own == reread / "report.html" and "Read with" not in own.read_text()
+    elsewhere = read_result(reread, score="mc1").write_report(reread.parent / "there")
+    assert elsewhere == reread.parent / "there" / "report.html"
+
+
+def test_a_report_never_takes_the_place_of_a_runs(reread, tmp_path):
+    other = make_run(tmp_path / "other", FULL[:1])
+    for result, out in ((read_result(reread, level=0.3), reread), (read_result(reread), other)):
+        before = content_of(out)
+        with pytest.raises(RunFolderError, match="so that they keep their own report"):
+            result.write_report(out)
+        assert content_of(out) == before
+
+
+def test_what_a_reading_cannot_have(reread, finished):
+    with pytest.raises(ConfigError, match=r"score brevity, which .*; expected one of info, .*mc2"):
+        read_result(reread, score="brevity")
+    with pytest.raises(ConfigError, match="score truth, which .* does not have; expected one of mc1"):
+        read_result(finished[0], score="truth")
+    for settings in ({"level": 1.5}, {"margin": 0}):
+        with pytest.raises(ConfigError, match="in this reading"):
+            read_result(reread, **settings)
+
+
+def test_a_reading_of_a_registered_run_is_a_change(tmp_path):
+    (tmp_path / "claim.yaml").write_text('claim: "1.1,2.0"\nlevel: 0.05\n')
+    registration = read_registration(tmp_path / "claim.yaml")
+    manifest, config = replace(MANIFEST, registration=registration), replace(CONFIG, claim="1.1,2.0")
+    folder = make_run(tmp_path / "run", FULL, manifest=manifest, config=config)
+    assert read_result(folder).tables.registered.changed == ()
+    assert read_result(folder, level=0.2).tables.registered.changed == ("level: 0.05 registered, 0.2 now",)
+
+
+def test_a_run_is_read_again_from_the_command_line(reread, capsys):
+    before = content_of(reread)
+    assert cli.main(["report", str(reread), "--score", "mc1", "--level", "0.1"]) == 0
+    said = capsys.readouterr().out
+    assert "READ WITH OTHER SETTINGS: score mc1 (the run's: info_truth); level 0.1 (the run's: 0.05)" in said
+    there = reread / "reports" / "mc1-level-0.1"
+    assert f"report: {there / 'report.html'}" in said
+    assert json.loads((there / "verdict.json").read_text())["score"] == "mc1"
+    assert {path: data for path, data in content_of(reread).items() if path.parts[0] != "reports"} == before
+    assert cli.main(["report", str(reread), "--score", "mc9"]) == 2
+    assert "does not have; expected one of" in capsys.readouterr().err
+
+
+# --- what users see of objects, and tables of a run
+
+
+def test_frames_are_tidy(reread):
+    result = read_result(reread)
+    trials, scores, answers = result.trials(), result.scores(), result.answers()
+    assert len(trials) == len(SAID) and trials["chosen"].dtype == bool
+    assert next(csv.reader(io.StringIO(result.tables.trials_csv()))) == list(trials.columns)
+    keys = ["trial_id", "split", "question"]
+    assert not scores.duplicated([*keys, "metric"]).any() and not answers.duplicated(keys).any()
+    assert set(scores.columns) == {*keys, "arm", "control", "method", "hyperparameter", "location", "metric", "value"}
+    assert len(answers) == sum(len(said) for record in SAID for said in record.answers.values())
+    by_trial = scores[(scores.split == "test") & (scores.metric == "mc2")].groupby("trial_id").value.mean()
+    assert by_trial.to_dict() == pytest.approx(dict(zip(trials.trial_id, trials.mc2, strict=True)))
+    lost = answers[answers["info"].isna()]
+    assert set(zip(lost["question"], lost["answer"], strict=True)) <= set(UNJUDGED)
+    assert set(lost["info_reason"]) == {"HTTP 500 <try again>"} and lost["info_probability"].isna().all()
+    assert ((answers["truth"] == 1) == (answers["truth_probability"] >= 0.5)).all()
+    assert set(trials.location[trials.arm == "whole"]) == {"*"}
+
+
+def test_frames_name_the_extra_that_they_need(reread, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(LocauditError, match=r"pandas.*pip install \"locaudit\[report\]\""):
+        read_result(reread).trials()
+
+
+def test_results_print_in_a_few_lines(reread, finished):
+    result = read_result(reread, level=0.3)
+    run = result.run
+    assert repr(result).startswith(f"AuditResult('{reread}')\n  read with level 0.3 (the run's: 0.05)\nVerdict(")
+    assert "iti: " in repr(result) and f"claim {result.verdict.methods['iti'].claim:.3f}" in repr(result)
+    assert repr(run) == f"Run('{reread}': tiny on misconceptions, 11 of 11 trials)"
+    things = (result, result.tables, run, result.verdict, result.verdict.methods["iti"], run.records[0], run.manifest,
+              run.config, load_run(finished[0]).verdict, CLAIM)  # fmt: skip
+    for thing in things:
+        assert len(repr(thing).splitlines()) <= 6 and len(repr(thing)) < 700, type(thing)
+    many = Location(tuple((0, i) for i in range(5000)), "neuron")
+    assert repr(many) == "Location('neuron:0.0,0.1,0.2,0.3,0.4,0.5,0.6,0.7, and 4992 more')"
+
+
+def test_html_of_a_result_is_a_table_and_escaped(reread):
+    result = read_result(reread)
+    page = result._repr_html_()
+    assert page == result.verdict._repr_html_() == result.run._repr_html_()
+    assert page.count("<tr>") == 2 and f"<td>{result.verdict.methods['iti'].claim:.3f}</td>" in page
+    evil = replace(result.verdict, headline="<script>", claim="<b>", methods={"<i>": result.verdict.methods["iti"]})
+    assert not re.search("<script>|<b>|<i>", evil._repr_html_())
+
+
+def test_symbols_stand_for_the_whole_model_and_the_rest():
+    """Nothing names 10,000 neurons: a control spells out its own units alone."""
+    claim = Location(((0, 3), (1, 2)), "neuron")
+    places = {"claim": claim, "whole": Location.whole("neuron"), "control": Location(((0, 1), (1, 9)), "neuron")}
+    records = [r if r.spec.location is None else replace(r, spec=replace(r.spec, location=places[r.spec.arm]))
+               for r in [trial("base"), *trials("iti", (1.0,), controls=1)]]  # fmt: skip
+    records.append(replace(records[1], spec=replace(records[1].spec, arm="rest", location=claim.rest())))
+    manifest = replace(MANIFEST, claim=claim, methods=ITI, n_controls=1, planned=5, probes=None)
+    seconds = {record.spec.trial_id: 1.0 for record in records}
+    tables = tabulate(Run(Path(), CONFIG, manifest, tuple(records), QUESTIONS, {}, seconds))
+    found = {line["arm"]: line["location"] for line in csv.DictReader(io.StringIO(tables.trials_csv()))}
+    assert found == {"base": "", "claim": "neuron:0.3,1.2", "whole": "neuron:*", "rest": "neuron:*-0.3,1.2",
+                     "control": "neuron:0.1,1.9"}  # fmt: skip

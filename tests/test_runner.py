@@ -4,21 +4,28 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from tqdm.std import tqdm
+from transformers.utils import logging
 
-from locaudit import audit, cli
+from locaudit import AuditConfig, PaperConfig, audit, cli, fit_iti, fit_probes, stack
 from locaudit.behaviours import load_behaviour
 from locaudit.claims import parse_location
 from locaudit.config import load_config, merge_config
 from locaudit.edits import load_edit
 from locaudit.errors import LocationError, ModelError, RunFolderError
 from locaudit.models import load_model, wrap_model
+from locaudit.models.quiet import quiet_libraries
 from locaudit.records import TrialSpec
 from locaudit.report import write_report
 from locaudit.run import worker
@@ -254,6 +261,73 @@ def test_a_chat_run_probes_and_trains_on_turns(tmp_path):
         assert f"no primer; style {style}" in write_report(tmp_path / style).read_text()
     assert len(contexts["qa"] & contexts["chat"]) == 1, "the unedited model's alone"
     assert all(not torch.allclose(site.b, edits["chat"].sites[name].b) for name, site in edits["qa"].sites.items())
+
+
+def test_what_users_hold_prints_in_a_few_lines(home):
+    config = small_config(home)
+    model, behaviour = load_model(config.model, device="cpu"), load_behaviour(config.behaviour)
+    probes = fit_probes(model, behaviour)
+    iti = fit_iti(model, behaviour, "0.1,1.2")
+    bank = stack(model, [iti, iti])
+    site = next(iter(iti.sites))
+    assert repr(model) == f"Model('{config.model}': llama, 2 layers x 4 heads, float32 on cpu)"
+    assert repr(behaviour) == "Behaviour('questions': 16 questions, judged for truth, info)"
+    assert repr(iti) == "Edit(rank 1 at heads 0, heads 1; answer tokens)"
+    assert repr(bank) == "EditBank(2 edits at 2 sites)"
+    assert repr(iti.sites[site]) == f"SiteEdit(rank 1, {model.width(site)} coordinates)"
+    assert (
+        repr(merge_config(AuditConfig(), {"controls": 3, "split": {"seed": 1}}))
+        == "AuditConfig(controls=3, split.seed=1)"
+    )
+    for thing in (probes, bank.sites[site], behaviour.questions[0], config, PaperConfig(), probes.top(2)):
+        assert len(repr(thing)) < 700 and "tensor(" not in repr(thing), type(thing)
+
+
+CALLS = """
+import sys
+from tqdm import tqdm
+from locaudit import audit, fit_iti, fit_optimal, fit_probes, load_behaviour, load_model
+folder, out, progress = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
+model, behaviour = load_model(folder + "/model", device="cpu"), load_behaviour(folder + "/questions.jsonl")
+claim = fit_probes(model, behaviour).top(2)
+fit_iti(model, behaviour, claim), fit_optimal(model, behaviour, claim, epochs=1)
+audit(model, behaviour, claim=claim, controls=1, out=out, progress=progress, rest=False, judges={},
+      prompt={"primer": "none"}, methods={"iti": {"alphas": [2.0]}},
+      evaluation={"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6})
+print([*tqdm([1], desc="mine")])
+"""
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_python_calls_print_our_lines_only(home, tmp_path, progress):
+    small_config(home)
+    hidden = ("TQDM_DISABLE", "TRANSFORMERS_VERBOSITY")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    command = [sys.executable, "-c", CALLS, str(home), str(tmp_path / "run"), str(progress)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert ran.stdout == "[1]\n"
+    ours, bar, _ = ran.stderr.partition("mine:")
+    assert bar, "the user's own bars are shown"
+    lines = ours.strip().splitlines()
+    assert bool(lines) == progress and not re.search(r"it/s|%\||[Ww]arning|Loading weights", ours), ours
+    assert not progress or any("4 trials" in line for line in lines)
+
+
+def test_other_libraries_are_quiet_inside_and_as_before_after(capsys):
+    before = (logging.get_verbosity(), vars(tqdm)["__init__"], warnings.filters[:])
+    warn = "import warnings\nwarnings.warn('from a library', FutureWarning, stacklevel=1)"
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        with quiet_libraries():
+            assert [*tqdm([1, 2])] == [1, 2] and logging.get_verbosity() == logging.ERROR
+            exec(compile(warn, "x.py", "exec"), {"__name__": "torch.nn"})
+            with pytest.warns(FutureWarning):
+                exec(compile(warn, "x.py", "exec"), {"__name__": "mine"})
+        with pytest.raises(FutureWarning), quiet_libraries():  # who asks for errors gets them
+            warnings.simplefilter("error")
+            exec(compile(warn, "x.py", "exec"), {"__name__": "torch.nn"})
+    assert capsys.readouterr() == ("", "")
+    assert (logging.get_verbosity(), vars(tqdm)["__init__"], warnings.filters) == before
 
 
 def test_audit_from_python(home, tmp_path):

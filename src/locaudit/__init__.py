@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from locaudit.api import (
-        AuditResult,
         PaperResult,
         RepeatsResult,
         audit,
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
         fit_optimal,
         fit_probes,
         paper,
-        read_result,
         training_questions,
     )
     from locaudit.behaviours import Behaviour, Question, load_behaviour, split_questions
@@ -27,11 +25,11 @@ if TYPE_CHECKING:
     from locaudit.errors import LocauditError
     from locaudit.location import Location
     from locaudit.models import Architecture, Model, load_model, register_architecture, wrap_model
+    from locaudit.report.result import AuditResult, read_result
     from locaudit.studies.paper.config import PaperConfig
 
 _HOMES = {
     "api": (
-        "AuditResult",
         "PaperResult",
         "RepeatsResult",
         "audit",
@@ -40,7 +38,6 @@ _HOMES = {
         "fit_optimal",
         "fit_probes",
         "paper",
-        "read_result",
         "training_questions",
     ),
     "config": ("AuditConfig", "load_config"),
@@ -49,6 +46,7 @@ _HOMES = {
     "errors": ("LocauditError",),
     "claims": ("parse_location",),
     "location": ("Location",),
+    "report.result": ("AuditResult", "read_result"),
     "studies.paper.config": ("PaperConfig",),
     "models": ("Architecture", "Model", "load_model", "register_architecture", "wrap_model"),
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,26 +38,16 @@ from locaudit.methods.probes import Probes
 from locaudit.methods.settings import ITISettings, OptimalSettings
 from locaudit.methods.training import TrainingData
 from locaudit.models import Model
-from locaudit.records import TrialRecord
-from locaudit.report import require_report_extra, write_report
+from locaudit.models.quiet import quiet_libraries
+from locaudit.report import require_report_extra
 from locaudit.report.repeats import write_repeats
+from locaudit.report.result import AuditResult, read_result
 from locaudit.run.audit import run_audit
 from locaudit.run.repeats import run_repeats
-from locaudit.stats import RepeatsVerdict, Verdict
-from locaudit.store.run import load_run
+from locaudit.stats import RepeatsVerdict
 from locaudit.studies.paper import write_paper
 from locaudit.studies.paper.config import PaperConfig, Preset, load_paper_preset
 from locaudit.studies.paper.run import run_paper
-
-
-@dataclass(frozen=True)
-class AuditResult:
-    """What an audit leaves: the verdict, the records behind it and the folder with everything."""
-
-    verdict: Verdict
-    records: tuple[TrialRecord, ...]
-    folder: Path
-    report: Path
 
 
 def training_questions(behaviour: Behaviour, *, max_train: int | None = SplitConfig.max_train) -> tuple[Question, ...]:
@@ -64,6 +55,7 @@ def training_questions(behaviour: Behaviour, *, max_train: int | None = SplitCon
     return split_questions(behaviour, max_train=max_train).train
 
 
+@quiet_libraries()
 def fit_probes(
     model: Model,
     questions: Behaviour | Sequence[Question],
@@ -83,6 +75,7 @@ def fit_probes(
     return _probes.fit_probes(activations, inverse_l2=inverse_l2, val_fraction=val_fraction, seed=seed, kind=kind)
 
 
+@quiet_libraries()
 def fit_iti(
     model: Model,
     questions: Behaviour | Sequence[Question],
@@ -105,6 +98,7 @@ def fit_iti(
     return iti_edit(model, place, theta, alpha=alpha, positions=positions)
 
 
+@quiet_libraries()
 def fit_optimal(
     model: Model,
     questions: Behaviour | Sequence[Question],
@@ -135,6 +129,7 @@ def fit_optimal(
     return found.edit
 
 
+@quiet_libraries()
 def audit(
     model: Model | str | Path = AuditConfig.model,
     behaviour: Behaviour | str | Path = AuditConfig.behaviour,
@@ -160,7 +155,9 @@ def audit(
         judges=judges,
         progress=progress,
     )
-    return read_result(out)
+    result = read_result(out)
+    result.write_report()
+    return result
 
 
 @dataclass(frozen=True)
@@ -171,7 +168,11 @@ class RepeatsResult:
     folder: Path
     page: Path
 
+    def __repr__(self) -> str:
+        return f"RepeatsResult({str(self.folder)!r})\n{self.verdict!r}"
 
+
+@quiet_libraries()
 def audit_repeats(
     model: Model | str | Path = AuditConfig.model,
     behaviour: Behaviour | str | Path = AuditConfig.behaviour,
@@ -210,7 +211,13 @@ class PaperResult:
     folder: Path
     page: Path
 
+    def __repr__(self) -> str:
+        outcomes = Counter(claim["outcome"] for claim in self.numbers["claims"])
+        said = ", ".join(f"{n} {outcome}" for outcome, n in outcomes.items())
+        return f"PaperResult({str(self.folder)!r}: {said})"
 
+
+@quiet_libraries()
 def paper(
     model: Model | str | Path = PaperConfig.model,
     data: Behaviour | str | Path = PaperConfig.data,
@@ -239,13 +246,6 @@ def paper(
     )
     page = write_paper(out)
     return PaperResult(json.loads((Path(out) / "numbers.json").read_text(encoding="utf-8")), Path(out), page)
-
-
-def read_result(folder: str | Path) -> AuditResult:
-    """Write the report of a run folder and return its verdict and records."""
-    report = write_report(folder)
-    run = load_run(folder)
-    return AuditResult(run.verdict, tuple(run.records), run.folder, report)
 
 
 def _resolve(

@@ -18,6 +18,8 @@ from locaudit.errors import LocationError
 Unit = tuple[int, ...] | str
 """``(14, 3)``: layer and head, counted from 0; ``(8,)``: a layer; ``"refusal"``: a name."""
 Scope = Literal["listed", "whole", "rest"]
+UNITS_SHOWN = 40
+"""Units of a location that a report spells out."""
 
 
 SITES = ("heads", "neurons", "residual")
@@ -84,6 +86,9 @@ class Location:
     def __bool__(self) -> bool:
         return True
 
+    def __repr__(self) -> str:
+        return f"Location({short_location(str(self), 8)!r})"
+
     def __str__(self) -> str:
         """The location as text: ``14.3,15.7``, ``*`` (the whole model), ``*-14.3`` (all but that).
 
@@ -102,6 +107,12 @@ class Location:
     def from_json(value: Mapping[str, Any] | None) -> Location | None:
         """Read a location from `to_json`; None (the unedited model has no location) stays None."""
         return None if value is None else Location(tuple(value["units"]), value["kind"], value["scope"])
+
+
+def short_location(text: str, units: int = UNITS_SHOWN) -> str:
+    """The location's text, its tail replaced by a count when it has more than `units` units."""
+    parts = text.split(",")
+    return text if len(parts) <= units else f"{','.join(parts[:units])}, and {len(parts) - units} more"
 
 
 def spell_unit(unit: Unit) -> str:

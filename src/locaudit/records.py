@@ -114,6 +114,13 @@ class TrialRecord:
     edit: str = ""
     """File name of the saved edit inside the run folder's ``edits/``; empty for base."""
 
+    def __repr__(self) -> str:
+        spec, scores = self.spec, self.metrics.get("test", {})
+        arm = f"{spec.arm} {spec.control}" if spec.arm == "control" else spec.arm
+        strength = "" if spec.hyperparameter is None else f", strength {spec.hyperparameter:g}"
+        said = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or self.message
+        return f"TrialRecord({arm}, {spec.method}{strength}, {self.status}: {said})"
+
 
 def mean_metrics(questions: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:
     """Average over questions: split -> metric -> mean. Sums are exactly rounded, the same on every machine."""

@@ -100,6 +100,10 @@ class Behaviour:
     def __len__(self) -> int:
         return len(self.questions)
 
+    def __repr__(self) -> str:
+        asked = ", ".join(self.aspects) or "nothing"
+        return f"Behaviour({self.name!r}: {len(self)} questions, judged for {asked})"
+
     @property
     def fingerprint(self) -> str:
         """Hash of every question and answer, in order."""

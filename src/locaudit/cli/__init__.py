@@ -19,7 +19,7 @@ commands:
   locaudit audit [CONFIG.yaml] [flags]   audit a claim; run it again to resume
   locaudit paper [CONFIG.yaml] [flags]   every experiment and figure of the paper, on your model and data
   locaudit probe [CONFIG.yaml] [flags]   probe every head and print the best ones
-  locaudit report DIR                    write the report of a run folder, or of a study, again
+  locaudit report DIR [flags]            read a finished run again, also by another score, level or margin
   locaudit export DIR --trial T --to F   a trial's edit as a PEFT adapter, merged weights or vectors
   locaudit judge validate|compare        judges of generated answers
   locaudit calibrate null|run|planted    error rates and power of the verdict
@@ -40,7 +40,11 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code (0, or 2 for bad input, 130 when interrupted)."""
+    """Run one command; returns the exit code.
+
+    0; 1 when a judge left so many answers without a judgement that there is no verdict; 2 for bad input; 130 when
+    interrupted.
+    """
     command, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if command in ("-h", "--help", "help"):
         print(_PROGRAM)
@@ -57,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         module, _, function = COMMANDS[command].partition(":")
         with warnings.catch_warnings():
             warnings.showwarning = _show_note
-            getattr(importlib.import_module(module), function)(arguments)
+            return getattr(importlib.import_module(module), function)(arguments) or 0
     except LocauditError as error:
         print(f"locaudit: {error}", file=sys.stderr)
         return 2
@@ -74,7 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("locaudit: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    return 0
 
 
 def _show_note(message: Warning | str, *_args: Any, **_keywords: Any) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from locaudit.cli.flags import parse, take_config
 from locaudit.config import AuditConfig, load_preset
+from locaudit.errors import ConfigError
 from locaudit.location import spell_unit
 
 
@@ -38,12 +39,20 @@ class _Probe:
 @dataclass(frozen=True)
 class _Report:
     folder: tyro.conf.Positional[Path]
-    """Run folder."""
+    """Folder of a run, of repeats or of a study."""
+    score: str | None = None
+    """Score to read the run by (None: the run's)."""
+    level: float | None = None
+    """Significance level to read it at (None: the run's)."""
+    margin: float | None = None
+    """Margin to read it with (None: the run's)."""
+    out: Path | None = None
+    """Folder of the report (None: the run's own, or with another score, level or margin ``reports/SCORE...`` in it)."""
 
 
-def demo(arguments: Sequence[str]) -> None:
-    """Parse ``locaudit demo [flags]`` and run it."""
-    _run(
+def demo(arguments: Sequence[str]) -> int:
+    """Parse ``locaudit demo [flags]`` and run it; returns the exit code."""
+    return _run(
         parse(
             _Run(load_preset("demo"), Path("runs/demo")),
             "locaudit demo",
@@ -53,11 +62,11 @@ def demo(arguments: Sequence[str]) -> None:
     )
 
 
-def audit(arguments: Sequence[str]) -> None:
-    """Parse ``locaudit audit [CONFIG.yaml] [flags]`` and run it."""
+def audit(arguments: Sequence[str]) -> int:
+    """Parse ``locaudit audit [CONFIG.yaml] [flags]`` and run it; returns the exit code."""
     base, rest = take_config(AuditConfig(), arguments)
     words = "Audit a localization claim. Settings come from CONFIG.yaml, if given, and flags go over it."
-    _run(parse(_Run(base), "locaudit audit [CONFIG.yaml]", words, rest))
+    return _run(parse(_Run(base), "locaudit audit [CONFIG.yaml]", words, rest))
 
 
 def probe(arguments: Sequence[str]) -> None:
@@ -81,27 +90,36 @@ def probe(arguments: Sequence[str]) -> None:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Parse ``locaudit report DIR`` and write it."""
-    command = tyro.cli(_Report, prog="locaudit report", description="Write a run folder's report.", args=arguments)
+    """Parse ``locaudit report DIR [flags]`` and write it; no model is loaded."""
+    words = "Write the report of a finished run again, or read it by another score, level or margin."
+    command = tyro.cli(_Report, prog="locaudit report", description=words, args=arguments)
+    settings = {"score": command.score, "level": command.level, "margin": command.margin}
     from locaudit.cli.paper import print_study
     from locaudit.cli.shown import print_repeats, print_verdict
     from locaudit.report.repeats import is_repeats
+    from locaudit.report.result import read_result
     from locaudit.studies.paper import is_study, write_paper
 
     if is_study(command.folder):
+        if command.out is not None or any(value is not None for value in settings.values()):
+            raise ConfigError(
+                got=f"another score, level, margin or folder for {command.folder}, a study",
+                expected="one of its audits, which can be read by others",
+                remedy=f"name its folder, as in: locaudit report {command.folder / 'sets'} --score mc1",
+            )
         print_study(write_paper(command.folder))
-        return
-    if is_repeats(command.folder):
-        print_repeats(command.folder)
-        return
-    print_verdict(command.folder)
+    elif is_repeats(command.folder):
+        print_repeats(command.folder, command.out, **settings)
+    else:
+        print_verdict(read_result(command.folder, **settings), command.out)
 
 
-def _run(command: _Run) -> None:
+def _run(command: _Run) -> int:
     refuse_early(command.config, command.out if command.repeats == 1 else None)
-    from locaudit.cli.shown import print_repeats, print_verdict
+    from locaudit.cli.shown import count_unjudged, print_repeats, print_verdict
     from locaudit.report import require_report_extra
     from locaudit.report.repeats import repeat_folder
+    from locaudit.report.result import read_result
     from locaudit.run.audit import run_audit
     from locaudit.run.pilot import describe_estimate, run_pilot
     from locaudit.run.repeats import check_repeats, repeat_config, run_repeats
@@ -120,13 +138,14 @@ def _run(command: _Run) -> None:
             note = f"one repeat: all of them take {command.repeats} times as long, less the time of loading the model"
             estimate = replace(estimate, notes=(*estimate.notes, note))
         print(describe_estimate(estimate))
-        return
+        return 0
     if command.repeats > 1:
         run_repeats(command.config, command.out, command.repeats)
-        print_repeats(command.out)
-        return
+        return count_unjudged(print_repeats(command.out).runs.values())
     run_audit(command.config, command.out)
-    print_verdict(command.out)
+    result = read_result(command.out)
+    print_verdict(result)
+    return count_unjudged([result.run])
 
 
 def refuse_early(config: AuditConfig, out: Path | None = None) -> None:

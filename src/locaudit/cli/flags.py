@@ -8,16 +8,19 @@ that an error names a setting as for a file.
 from __future__ import annotations
 
 import dataclasses
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
+from locaudit.behaviours import Behaviour, load_behaviour
 from locaudit.config import AuditConfig, JudgeChoice, read_over
 from locaudit.config.choices import Frozen, choose_judge
 from locaudit.config.validation import plain, renamed, validate
-from locaudit.errors import ConfigError
-from locaudit.registry import JUDGES, METHODS, load_plugins
+from locaudit.errors import ConfigError, DataError
+from locaudit.registry import ASPECTS, JUDGES, METHODS, load_plugins
 
 C = TypeVar("C")
 _SETTINGS_OF = "settings_of_methods"
@@ -27,6 +30,15 @@ _KIND = (
     "Kind of judge, whose settings are flags of their own. default: the bundled judge where the behaviour has the "
     "aspect and answers are generated, else none."
 )
+_ALL = (
+    " --judge KIND sets it for every aspect of the behaviour whose own kind is not given, and --judge.SETTING, such as "
+    "--judge.model, does so for a setting of that kind."
+)
+SHORT = (
+    "loading.dtype", "loading.device", "loading.device_map", "loading.revision", "split.max_train", "split.max_val",
+    "split.max_test", "prompt.style", "prompt.primer", "probe.top_k", "evaluation.max_new_tokens",
+)  # fmt: skip
+"""Settings whose last part is a flag, too: ``--dtype`` for ``--loading.dtype``."""
 
 
 def take_config(base: C, arguments: Sequence[str]) -> tuple[C, list[str]]:
@@ -45,6 +57,8 @@ def parse(command: C, prog: str, description: str, arguments: Sequence[str]) -> 
     load_plugins(_given(arguments, "plugins"))
     config = getattr(command, "config", None)
     arguments = _renamed(arguments, is_audit=isinstance(config, AuditConfig))
+    if hasattr(config, "judges"):
+        arguments = _for_every_aspect(arguments, config)
     form = _form(command, "", arguments)
     parsed = _plain(tyro.cli(type(form), prog=prog, description=description, args=arguments, default=form))
     for name, value in parsed.items():
@@ -60,7 +74,8 @@ def _form(value: Any, path: str, arguments: Sequence[str]) -> Any:
     if isinstance(value, JudgeChoice):
         kind = [value.kind, *_given(arguments, f"{path}.kind")][-1]
         names = Literal[("default", *JUDGES)]
-        fields = {"kind": (Annotated[names, tyro.conf.arg(help=_KIND)], kind)}
+        words = _KIND + (_ALL if path.startswith("judges.") else "")
+        fields = {"kind": (Annotated[names, tyro.conf.arg(help=words)], kind)}
         cls = None if kind == "default" else JUDGES[kind].settings
         return _make(cls, plain(value) if kind == value.kind else {}, fields)
     if isinstance(value, Mapping):
@@ -74,6 +89,9 @@ def _form(value: Any, path: str, arguments: Sequence[str]) -> Any:
         elif dataclasses.is_dataclass(item) or isinstance(item, Frozen):
             form, metadata = _form(item, inside, arguments), getattr(hints[name], "__metadata__", ())
             fields[name] = (Annotated[(type(form), *metadata)] if metadata else type(form), form)
+        elif inside in SHORT:
+            short = f"--{name.replace('_', '-')}"
+            fields[name] = (Annotated[hints[name], tyro.conf.arg(aliases=[short])], item)
     return _make(type(value), vars(value), fields)
 
 
@@ -119,8 +137,51 @@ def _plain(parsed: Any) -> Any:
     return values
 
 
+def _for_every_aspect(arguments: Sequence[str], config: Any) -> list[str]:
+    """The arguments with ``--judge KIND`` and ``--judge.SETTING VALUE`` as flags of each aspect of the behaviour.
+
+    An aspect whose own kind is among the arguments is left to its own flags.
+    """
+    parts: list[list[str]] = []  # a flag and its values each
+    for argument in arguments:
+        if argument.startswith("--") or not parts:
+            parts.append([])
+        parts[-1].append(argument)
+    ours = [re.match(r"--judge(?:\.([\w.-]+))?(=.*)?$", part[0], re.DOTALL) for part in parts]
+    if not any(ours):
+        return list(arguments)
+    name = "behaviour" if hasattr(config, "behaviour") else "data"
+    source = [getattr(config, name), *_given(arguments, name)]
+    aspects = [x for x in _aspects_of(source[-1]) if not _given(arguments, f"judges.{x}.kind")]
+    out: list[str] = []
+    for part, found in zip(parts, ours, strict=True):
+        if not found:
+            out += part
+            continue
+        for aspect in aspects:
+            name = f"judges.{aspect}.{found[1] or 'kind'}{found[2] or ''}"
+            out += [f"--{name}", *part[1:]]
+    return out
+
+
+def _aspects_of(source: str) -> Sequence[str]:
+    """What the behaviour asks of answers; of one that cannot be read, which is refused later, what most of them ask."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they come again when it is read for the audit
+            aspects = load_behaviour(source).aspects
+    except DataError:
+        return Behaviour.aspects
+    if not aspects:
+        raise ConfigError(
+            got=f"--judge for {source}, a behaviour that names nothing to judge",
+            expected=f"a judge of one aspect: {', '.join(ASPECTS)}",
+            remedy="write --judges.ASPECT.kind and --judges.ASPECT.prompt",
+        )
+    return aspects
+
+
 def _given(arguments: Sequence[str], flag: str) -> list[str]:
-    """The values of a flag, as ``--flag a b`` or ``--flag=a``; the last of several counts."""
+    """The values of a flag, as ``--methods a b`` or ``--methods=a``; the last of several counts."""
     found: list[str] = []
     reading = False
     for argument in arguments:

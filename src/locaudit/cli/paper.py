@@ -28,8 +28,8 @@ class _Paper:
     """Run a trial of each kind, which are kept, and print what all take here: trials, tokens, time, disk."""
 
 
-def paper(arguments: list[str]) -> None:
-    """Parse ``locaudit paper [CONFIG.yaml] [--preset P] [flags]`` and run it."""
+def paper(arguments: list[str]) -> int:
+    """Parse ``locaudit paper [CONFIG.yaml] [--preset P] [flags]`` and run it; returns the exit code."""
     rest = list(arguments)
     preset = _preset(rest)
     config, rest = take_config(load_paper_preset(preset), rest)
@@ -40,7 +40,7 @@ def paper(arguments: list[str]) -> None:
         "CONFIG.yaml, if given, and flags go over both.",
         rest,
     )
-    _run(command)
+    return _run(command)
 
 
 def _preset(arguments: list[str]) -> Preset:
@@ -53,19 +53,22 @@ def _preset(arguments: list[str]) -> Preset:
     return named[0] if named else "full"
 
 
-def _run(command: _Paper) -> None:
+def _run(command: _Paper) -> int:
     refuse_early(command.config.audits()["sets"])
+    from locaudit.cli.shown import count_unjudged
     from locaudit.report import require_report_extra
     from locaudit.studies.paper.run import describe_plan, estimate_paper, run_paper
 
     require_report_extra()
     if command.dry_run:
         print(describe_plan(estimate_paper(command.config, out=command.out)))
-        return
+        return 0
     run_paper(command.config, command.out)
+    from locaudit.store.run import load_run
     from locaudit.studies.paper import write_paper
 
     print_study(write_paper(command.out))
+    return count_unjudged(load_run(command.out / part) for part in command.config.audits())
 
 
 def print_study(page: Path) -> None:

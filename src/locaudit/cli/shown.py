@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from locaudit.report import read_tables, write_report
-from locaudit.report.repeats import write_repeats
-from locaudit.report.tables import Registered
+from locaudit.report.repeats import Repeats, write_repeats
+from locaudit.report.result import AuditResult
+from locaudit.report.tables import Registered, reading_words
 from locaudit.stats.grades import conclusion
+from locaudit.store.run import Run
 
 _SHOWN_QUESTIONS = 3
 """Test questions whose answers are printed."""
 
 
-def print_repeats(folder: Path) -> None:
-    """The verdict over the repeats of an audit, whose report is written."""
-    page, found = write_repeats(folder)
+def count_unjudged(runs: Iterable[Run]) -> int:
+    """Say which judgements are missing where they are too many for a verdict; 1, the exit code, if so, else 0."""
+    lacking = [(run.folder, aspect, *counts) for run in runs for aspect, counts in run.lacking.items()]
+    for folder, aspect, n, of, reason in lacking:
+        print(
+            f"locaudit: {n} of {of} answers in {folder} have no judgement of {aspect} (first: {reason}); trials and "
+            "answers are kept: see to the judge, then run the same command again, which asks for what is missing",
+            file=sys.stderr,
+        )
+    return int(bool(lacking))
+
+
+def print_repeats(folder: Path, out: Path | None = None, **settings: Any) -> Repeats:
+    """The verdict over the repeats of an audit, whose report is written; arguments as in `write_repeats`."""
+    page, found = write_repeats(folder, out, **settings)
     console = Console(highlight=False, soft_wrap=True)
     for part in found.unfinished:
         console.print(f"UNFINISHED: {part}; all below is provisional", style="bold red", markup=False)
     if found.raised:
         console.print(f"REPEATS WERE ADDED: {found.raised}", style="bold red", markup=False)
-    _print_changes(console, found.registered)
+    _print_changes(console, found.registered, found.reading)
     console.print(str(found.verdict), markup=False)
     _print_unchanged(console, found.registered)
     console.print(f"\nreport: {page} (and one in each repeat's folder)", markup=False)
+    return found
 
 
-def _print_changes(console: Console, claim_file: Registered | None) -> None:
+def _print_changes(console: Console, claim_file: Registered | None, reading: Mapping[str, tuple[Any, Any]]) -> None:
+    if reading:
+        console.print(f"READ WITH OTHER SETTINGS: {reading_words(reading)}", style="bold red", markup=False)
     if claim_file is not None and claim_file.changed:
         console.print(
             f"CHANGED AFTER REGISTRATION ({claim_file.hash}, {claim_file.file}): {'; '.join(claim_file.changed)}",
@@ -46,25 +65,24 @@ def _print_unchanged(console: Console, claim_file: Registered | None) -> None:
         )
 
 
-def print_verdict(folder: Path) -> None:
-    """Write the report of a run folder, and say what it says."""
-    tables = read_tables(folder)
-    report = write_report(folder, tables)
+def print_verdict(result: AuditResult, out: Path | None = None) -> None:
+    """Write the report of a run, to `out` if given, and say what it says."""
+    report, tables = result.write_report(out), result.tables
     verdict, said, planned = tables.verdict, tables.conversations[:_SHOWN_QUESTIONS], tables.manifest.planned
     console = Console(highlight=False, soft_wrap=True)
     if len(tables.rows) < planned:
         console.print(
             f"UNFINISHED: {len(tables.rows)} of {planned} trials; all below is provisional.", style="bold red"
         )
-    _print_changes(console, tables.registered)
+    _print_changes(console, tables.registered, tables.reading)
     console.print(verdict.headline, style="bold", markup=False)
-    for name, result in verdict.methods.items():
-        console.print(f"\n{name}: {result.outcome}", style="bold", markup=False)
-        console.print(result.sentence, markup=False)
-        for grade in result.grades:
+    for name, found in verdict.methods.items():
+        console.print(f"\n{name}: {found.outcome}", style="bold", markup=False)
+        console.print(found.sentence, markup=False)
+        for grade in found.grades:
             console.print(f"  {grade.question}: {grade.answer}; {grade.evidence}.", markup=False)
-        if result.grades:
-            console.print(conclusion(result.grades), markup=False)
+        if found.grades:
+            console.print(conclusion(found.grades), markup=False)
     _print_unchanged(console, tables.registered)
     if said:
         console.print("\nWhat the models say (the first test questions; more in the report):", style="bold")

@@ -78,7 +78,7 @@ def choose_judges(value: Mapping[str, Any] = MappingProxyType({})) -> Frozen:
     """The judge of every registered aspect; the default one where the mapping does not have it."""
     for aspect in value:
         if aspect not in ASPECTS and not LENIENT.get():
-            raise unknown(f"judges.{aspect}", value[aspect], list(ASPECTS))
+            raise unknown(f"judges.{aspect}", list(ASPECTS))
     return Frozen({name: choose_judge(value.get(name, {}), f"judges.{name}") for name in dict(ASPECTS) | dict(value)})
 
 

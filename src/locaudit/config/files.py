@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from locaudit.config.settings import AuditConfig
-from locaudit.config.validation import plain, to_dict, validate
+from locaudit.config.validation import plain, refuse_old, to_dict, validate
 from locaudit.errors import ConfigError
 
 C = TypeVar("C")
@@ -76,6 +76,7 @@ def merge_config(base: C, values: Any, *, source: str = "the call") -> C:
     if not isinstance(values, Mapping):
         keys = f"keys among {', '.join(vars(base))}"
         raise ConfigError(got=f"a document = {values!r} in {source}", expected=keys, remedy="indent the settings")
+    refuse_old(values, vars(base), source)
     return validate(type(base), _merged(to_dict(base), values), source=source)
 
 

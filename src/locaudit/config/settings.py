@@ -191,6 +191,9 @@ class AuditConfig:
         if self.score != "auto" and SCORES:
             find(SCORES, self.score, "score")
 
+    def __repr__(self) -> str:
+        return changed(self)
+
     @property
     def hash(self) -> str:
         """Hash of everything that shapes trials.
@@ -203,6 +206,13 @@ class AuditConfig:
         values = to_dict(self)
         del values["loading"]["device"], values["loading"]["device_map"]
         return content_hash({key: value for key, value in values.items() if key not in (*READS_ONLY, *_ELSEWHERE)})
+
+
+def changed(config: Any) -> str:
+    """``AuditConfig(controls=39, split.seed=1)``: the settings whose values are not the defaults."""
+    default = dict(leaves(to_dict(type(config)())))
+    found = [f"{name}={value!r}" for name, value in leaves(to_dict(config)) if default.get(name) != value]
+    return f"{type(config).__name__}({', '.join(found)})"
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

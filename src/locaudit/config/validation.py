@@ -79,10 +79,8 @@ def wrong(name: str, value: Any, expected: str, remedy: str) -> ConfigError:
     return ConfigError(got=f"{name} = {value!r}", expected=expected, remedy=remedy)
 
 
-def unknown(name: str, value: Any, known: Iterable[str]) -> ConfigError:
-    """The error for a setting that there is not; one of an earlier version is answered with its name now."""
-    if new := renamed(name, value):
-        return ConfigError(got=f"the setting {name}", expected=f"{new}, as it is called now", remedy="rename it")
+def unknown(name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a setting that does not exist, with a near name."""
     *groups, key = name.split(".")
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {'.'.join([*groups, *near])}?" if near else "check the spelling"
@@ -90,6 +88,25 @@ def unknown(name: str, value: Any, known: Iterable[str]) -> ConfigError:
     return ConfigError(
         got=f"the unknown setting {name}", expected=expected, remedy=f"{hint}; the command's --help lists all"
     )
+
+
+def refuse_old(values: Mapping[str, Any], known: Iterable[str], source: str) -> None:
+    """Raise one `ConfigError` for all settings of version 0.1.0 among nested values; `known` are the present ones."""
+    found: dict[str, str] = {}
+    for old in _RENAMED:
+        group, _, key = old.partition(".")
+        value = values.get(group)
+        if key:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None and (key or group not in known):
+            found[old] = renamed(old, value)
+    if found:
+        raise ConfigError(
+            got=f"the setting{'s' * (len(found) > 1)} {', '.join(found)} in {source}",
+            expected=", ".join(found.values()),
+            remedy="rename what locaudit 0.1.0 called so, and keep of a judge only its kind and what that kind has "
+            "(docs/judges.md); a folder that 0.1.0 made cannot go on: choose another --out",
+        )
 
 
 def renamed(name: str, value: Any) -> str:
@@ -151,7 +168,7 @@ def _translated(error: ValidationError, cls: type, prefix: str) -> LocauditError
         hint = get_type_hints(hint).get(part)
     name = (prefix + ".".join(names)).rstrip(".")
     if kind == "unexpected_keyword_argument":
-        return unknown(name, value, fields)
+        return unknown(name, fields)
     if kind == "missing" and len(names) == len(place):
         return ConfigError(got=f"no {name}", expected="a value", remedy="set it")
     if kind.startswith("dataclass"):

@@ -51,6 +51,9 @@ class EditBank:
     answer_only: tuple[bool, ...]
     """For each edit, whether it acts only from the last prompt token on (positions ``answer``)."""
 
+    def __repr__(self) -> str:
+        return f"EditBank({self.n_edits} edits at {len(self.sites)} sites)"
+
     @property
     def n_edits(self) -> int:
         """The number of edits, K."""

@@ -43,6 +43,9 @@ class SiteEdit:
                 remedy="transpose A or B, or use SiteEdit.rank_one for vectors",
             )
 
+    def __repr__(self) -> str:
+        return f"SiteEdit(rank {len(self.c)}, {len(self.b)} coordinates{'' if self.mask is None else ', ablated'})"
+
     @staticmethod
     def rank_one(a: Float[Tensor, " d"], b: Float[Tensor, " d"], c: float = 0.0) -> SiteEdit:
         """The edit h' = h + (c + <a, h>) b of two vectors; with a = 0 and c = 1, b is a steering vector."""
@@ -75,6 +78,9 @@ class SiteTensors:
     c: Float[Tensor, "k r"]
     mask: Bool[Tensor, "k d"] | None = None
     mean: Float[Tensor, "k d"] | None = None
+
+    def __repr__(self) -> str:
+        return f"SiteTensors({len(self.c)} edits of rank {self.a.shape[1]}, {self.a.shape[2]} coordinates)"
 
 
 _S = TypeVar("_S", SiteEdit, SiteTensors)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from locaudit.errors import DataError, LocationError
-from locaudit.location import Location, Unit
+from locaudit.location import Location, Unit, spell_unit
 from locaudit.measure.activations import Activations
 from locaudit.registry import KINDS
 
@@ -46,6 +46,13 @@ class Probes:
     """Number of held-out examples that units were ranked on."""
     kind: str = "head"
     """Kind of place that the units are."""
+
+    def __repr__(self) -> str:
+        best, (layers, units) = self.ranking()[0], self.val_accuracy.shape
+        return (
+            f"Probes({layers} x {units} of kind {self.kind}; best {spell_unit(best)} with validation accuracy "
+            f"{self.val_accuracy.max().item():.3f}, majority {self.majority:.3f})"
+        )
 
     def ranking(self) -> list[Unit]:
         """Units from best to worst held-out accuracy; ties are ordered by layer, then unit."""

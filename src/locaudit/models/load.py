@@ -17,11 +17,13 @@ from locaudit.checkpoints import find_checkpoint, find_offline
 from locaudit.errors import ModelError
 from locaudit.models.gguf import convert_gguf
 from locaudit.models.model import Model, wrap_model
+from locaudit.models.quiet import quiet_libraries
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Dtypes that a model can be loaded in."""
 
 
+@quiet_libraries()
 def load_model(
     name: str | Path = "smollm2-135m",
     *,

@@ -41,6 +41,11 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
     name: str
 
+    def __repr__(self) -> str:
+        kind, dtype = self.config.model_type, str(self.lm.dtype).removeprefix("torch.")
+        n_layers, n_heads = self.config.num_hidden_layers, self.n_heads
+        return f"Model({self.name!r}: {kind}, {n_layers} layers x {n_heads} heads, {dtype} on {self.device})"
+
     @property
     def config(self):
         """The text model's transformers config."""

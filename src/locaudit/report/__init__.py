@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from locaudit.config import to_yaml
+from locaudit.errors import RunFolderError
 from locaudit.report.answers import N_OPEN
 from locaudit.report.drawings import UNJUDGED, draw_all
 from locaudit.report.html import render
@@ -22,14 +25,36 @@ def require_report_extra() -> None:
         require(module)
 
 
-def write_report(folder: str | Path, tables: Tables | None = None) -> Path:
-    """Write verdict.json, trials.csv, figures/ and report.html of a run folder; returns the page's path.
+def report_folder(folder: Path, out: str | Path | None, score: str, reading: Mapping[str, tuple[Any, Any]]) -> Path:
+    """Where a report goes: `out`, or the run's own folder; for a `Run.reading` the folder ``reports/SCORE...`` in it.
 
-    Works on an unfinished run: the page then says first what is missing. `tables` spares reading the folder again.
-    Raises `RunFolderError` for a folder that is no run or has no scores of the unedited model, `LocauditError` without
-    the extra `report` (verdict.json and trials.csv are there even then).
+    Raises `RunFolderError` where it would take the place of the report that a run, study or repeats have.
     """
-    folder, tables = Path(folder), tables or read_tables(folder)
+    named = [f"{name}-{value:g}" for name, (_, value) in reading.items() if name != "score"]
+    default = folder / "reports" / "-".join([score, *named]) if reading else folder
+    target = default if out is None else Path(out)
+    is_own = not reading and target.resolve() == folder.resolve()
+    if not is_own and any((target / file).is_file() for file in ("config.yaml", "paper.yaml", "repeats.json")):
+        raise RunFolderError(
+            got=f"{target} as the folder of a report, which a run, study or repeats wrote",
+            expected="another folder, so that they keep their own report",
+            remedy=f"choose another --out, or leave it out for {default}",
+        )
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def write_report(folder: str | Path, tables: Tables | None = None, *, out: str | Path | None = None) -> Path:
+    """Write verdict.json, trials.csv, figures/ and report.html of a run; returns the page's path.
+
+    They go to `out`; None: to the run folder, or to ``reports/SCORE...`` in it if `tables` were read with another
+    score, level or margin than the run's (`Run.read_with`). `tables` spares reading the folder again. Of an unfinished
+    run the page says first what is missing. Raises `RunFolderError` for a folder that is no run, has no scores of the
+    unedited model, or would lose its own report; `LocauditError` without the extra `report` (verdict.json and
+    trials.csv are there even then).
+    """
+    tables = tables or read_tables(folder)
+    folder = report_folder(Path(folder), out, tables.verdict.score, tables.reading)
     write_atomically(folder / "verdict.json", tables.verdict_json().encode())
     write_atomically(folder / "trials.csv", tables.trials_csv().encode())
     page = render(

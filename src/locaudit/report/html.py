@@ -9,8 +9,9 @@ from importlib import resources
 from statistics import fmean
 from typing import Any
 
+from locaudit.location import short_location
 from locaudit.report.style import ARM_COLOURS, INK, PAPER, aspect_words, require, score_phrase, score_title
-from locaudit.report.tables import place_name, short_location
+from locaudit.report.tables import place_name, reading_words
 from locaudit.stats.scores import THRESHOLD
 
 MISSING = "–"
@@ -43,6 +44,7 @@ def environment(*, autoescape: bool = True) -> Any:
         "place_name": place_name,
         "place": lambda text: short_location(text).replace(",", ", "),
         "mean": fmean,
+        "settings": reading_words,
         "duration": spell_duration,
         "sentence": lambda text: text[:1].upper() + text[1:],
     }

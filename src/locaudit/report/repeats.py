@@ -16,11 +16,11 @@ from locaudit.config import to_dict
 from locaudit.config.settings import leaves
 from locaudit.errors import RunFolderError
 from locaudit.records import json_text
-from locaudit.report import write_report
+from locaudit.report import report_folder, write_report
 from locaudit.report.figures import Series, add_legend, marker_key, new_figure, scatter
 from locaudit.report.html import render
 from locaudit.report.style import ARM_COLOURS, ARM_NAMES, FAINT, house_style, save, score_title
-from locaudit.report.tables import Registered, read_registered
+from locaudit.report.tables import Registered, read_registered, tabulate
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.repeats import Repeat, RepeatsVerdict, combine_repeats
 from locaudit.stats.verdict import MethodVerdict
@@ -54,6 +54,13 @@ class Repeats:
     registered: Registered | None
     """The claim file, and what was changed after."""
     methods: Mapping[str, MethodFacts]
+    reading: Mapping[str, tuple[Any, Any]]
+    """As `locaudit.store.run.Run.reading`."""
+    runs: Mapping[int, Run]
+    """The finished runs, by number."""
+
+    def __repr__(self) -> str:
+        return f"Repeats({self.subject})\n{self.verdict!r}"
 
     @property
     def raised(self) -> str:
@@ -100,10 +107,13 @@ def write_plan(folder: str | Path, repeats: int) -> None:
         write_atomically(folder / _FILE, json_text({"planned": [*planned, repeats]}).encode())
 
 
-def read_repeats(folder: str | Path) -> Repeats:
-    """The verdict over the finished repeats. Raises `RunFolderError` for fewer than two, or for ones of two audits."""
+def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
+    """The verdict over the finished repeats; `settings` are those of `Run.read_with`.
+
+    Raises `RunFolderError` for fewer than two, or for ones of two audits.
+    """
     planned = read_plan(folder)
-    found: dict[int, Repeat] = {}
+    runs: dict[int, Run] = {}
     facts: dict[int, dict[str, Any]] = {}
     missing: list[str] = []
     shared: dict[str, Any] = {}
@@ -118,18 +128,21 @@ def read_repeats(folder: str | Path) -> Repeats:
             more = f" and {n_unjudged} answers that were not judged" if n_unjudged else ""
             missing.append(f"{part.name}: {n} of {of} trials{more}")
             continue
-        found[number], facts[number] = run.as_repeat(), _identity(run)
+        run = runs[number] = run.read_with(**settings)
+        facts[number] = _identity(run)
         subject = f"{run.manifest.model} on {run.manifest.behaviour}"
         shared = {"subject": subject, "registered": read_registered(run), "methods": run.manifest.methods}
-    if len(found) < 2:
+    if len(runs) < 2:
         raise RunFolderError(
-            got=f"{folder} with {len(found)} finished repeats ({'; '.join(missing) or 'none planned'})",
+            got=f"{folder} with {len(runs)} finished repeats ({'; '.join(missing) or 'none planned'})",
             expected="at least two",
             remedy="run the same command again to go on",
         )
     _check_alike(facts)
+    found = {number: run.as_repeat() for number, run in runs.items()}
     verdict = combine_repeats(list(found.values()), max(planned))
-    return Repeats(verdict, found, tuple(missing), tuple(planned), **shared)
+    reading = next(iter(runs.values())).reading
+    return Repeats(verdict, found, tuple(missing), tuple(planned), **shared, reading=reading, runs=runs)
 
 
 def _identity(run: Run) -> dict[str, Any]:
@@ -161,23 +174,29 @@ def _check_alike(facts: Mapping[int, dict[str, Any]]) -> None:
         )
 
 
-def write_repeats(folder: str | Path) -> tuple[Path, Repeats]:
+def write_repeats(folder: str | Path, out: str | Path | None = None, **settings: Any) -> tuple[Path, Repeats]:
     """Write repeats.json, repeats.html, its figure and each repeat's own report; returns the page and what it says.
 
-    Raises as `read_repeats` does, and `LocauditError` without the extra `report` (repeats.json is there even then).
+    `out` as in `write_report`, `settings` as in `Run.read_with`; outside the repeats' own folder, repeats.json is
+    called verdict.json. Raises as `read_repeats` does, and `LocauditError` without the extra `report` (repeats.json is
+    there even then).
     """
-    folder = Path(folder)
-    found = read_repeats(folder)
+    found = read_repeats(folder, **settings)
+    target = report_folder(Path(folder), out, found.verdict.score, found.reading)
     values: dict[str, Any] = {"planned": found.planned, "unfinished": found.unfinished, **asdict(found.verdict)}
     if found.registered is not None:
         values["registration"] = found.registered.to_dict()
-    write_atomically(folder / _FILE, json_text(values).encode())
-    for number in found.repeats:
-        write_report(repeat_folder(folder, number))
-    svg = save(draw_repeats(found), folder / "figures", "repeats")
+    if found.reading:
+        values["reading"] = found.reading
+    is_own = target.resolve() == Path(folder).resolve()
+    write_atomically(target / (_FILE if is_own else "verdict.json"), json_text(values).encode())
+    for number, run in found.runs.items():
+        own = repeat_folder(folder, number)
+        write_report(own, tabulate(run), out=own if is_own else target / own.name)
+    svg = save(draw_repeats(found), target / "figures", "repeats")
     text = render("report/repeats.html", found=found, verdict=found.verdict, drawings={"repeats": {"svg": svg}})
-    write_atomically(folder / _PAGE, text.encode())
-    return folder / _PAGE, found
+    write_atomically(target / _PAGE, text.encode())
+    return target / _PAGE, found
 
 
 def draw_repeats(found: Repeats) -> Figure:

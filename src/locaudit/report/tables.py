@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from locaudit.config import AuditConfig, changed_settings, open_settings
+from locaudit.config import AuditConfig, changed_settings, open_settings, unknown_names_kept
 from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, TrialRecord, json_text
 from locaudit.registry import SCORES
@@ -29,9 +29,6 @@ from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
 from locaudit.store.run import Run, load_run
-
-UNITS_SHOWN = 40
-"""Units of a location that are spelled out."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,8 @@ def read_registered(run: Run) -> Registered | None:
     if fact is None:
         return None
     if fact.values.get("score", "auto") != "auto":
-        config = replace(config, score=run.score)  # what ``auto`` in the settings stands for
+        with unknown_names_kept():
+            config = replace(config, score=run.score)  # what ``auto`` in the settings stands for
     changed, left_open = changed_settings(fact.values, config), open_settings(fact.values)
     return Registered(fact.sha256, fact.file, fact.text, tuple(changed), tuple(left_open))
 
@@ -138,6 +136,11 @@ class Tables:
     questions: Sequence[HeldOutQuestion] = ()
     """The test questions."""
     registered: Registered | None = None
+    reading: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Setting -> (the run's value, this reading's) for those that differ (`Run.read_with`)."""
+
+    def __repr__(self) -> str:
+        return f"Tables({len(self.rows)} trials of {self.manifest.model} on {self.manifest.behaviour})"
 
     @property
     def methods(self) -> Mapping[str, MethodFacts]:
@@ -294,15 +297,22 @@ class Tables:
 
     def verdict_json(self) -> str:
         """Text of verdict.json."""
-        more = {} if self.registered is None else {"registration": self.registered.to_dict()}
+        more: dict[str, Any] = {} if self.registered is None else {"registration": self.registered.to_dict()}
+        if self.reading:
+            more["reading"] = {name: {"run": own, "here": here} for name, (own, here) in self.reading.items()}
         judges = {aspect: asdict(judge) for aspect, judge in self.judges.items()}
         return json_text({**asdict(self.verdict), "judges": judges, **more})
 
     def trials_csv(self) -> str:
-        """Text of trials.csv: a trial's identity, whether it was chosen on validation, its test scores, drift and time.
+        """Text of trials.csv, `lines` with floats that keep every digit; what was not measured is empty."""
+        return csv_text(self.lines)
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """One dict per trial: its identity, whether validation chose it, its test scores, drift and time.
 
         Judged scores have a 95 % bootstrap interval beside them, and `n_missing` counts the missing judgements of the
-        trial's test answers. Floats keep every digit; what was not measured is empty.
+        trial's test answers.
         """
         judged = [name for name in self.measured if name in self.judged]
         lines = []
@@ -316,7 +326,7 @@ class Tables:
                 "hyperparameter": spec.hyperparameter,
                 "location": row.location,
                 "status": row.record.status,
-                "chosen": "true" if row.chosen else "false",
+                "chosen": row.chosen,
             }
             for name in self.measured:
                 line[name] = row.values.get(name)
@@ -326,7 +336,7 @@ class Tables:
                 line["n_missing"] = row.n_missing if row.missing else None
             line |= {name: row.values.get(name) for name in DRIFT_TITLES}
             lines.append({**line, "seconds": row.seconds})
-        return csv_text(lines)
+        return lines
 
 
 def read_tables(folder: str | Path) -> Tables:
@@ -348,7 +358,9 @@ def tabulate(run: Run) -> Tables:
         trial = record.spec.trial_id
         rows.append(Row(record, trial in chosen_ids, bounds.get(trial, {}), run.seconds.get(trial)))
     registered = read_registered(run)
-    return Tables(verdict, run.config, tuple(rows), run.manifest, run.judgements, run.questions["test"], registered)
+    return Tables(
+        verdict, run.config, tuple(rows), run.manifest, run.judgements, run.questions["test"], registered, run.reading
+    )
 
 
 def _order(methods: Sequence[str]) -> Callable[[TrialRecord], tuple]:
@@ -365,17 +377,19 @@ def place_name(place: Place) -> str:
     return f"Control {place[1]}" if place[0] == "control" else ARM_NAMES[place[0]].capitalize()
 
 
-def short_location(text: str, units: int = UNITS_SHOWN) -> str:
-    """The location's text, its tail replaced by a count when it has more than `units` units."""
-    parts = text.split(",")
-    return text if len(parts) <= units else f"{','.join(parts[:units])}, and {len(parts) - units} more"
+def reading_words(reading: Mapping[str, tuple[Any, Any]]) -> str:
+    """Settings of a reading that are not the run's: ``level 0.1 (the run's: 0.05)``."""
+    return "; ".join(f"{name} {here} (the run's: {own})" for name, (own, here) in reading.items())
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with equal keys as CSV; numbers keep every digit, None and NaN are empty."""
+    """Rows with equal keys as CSV; numbers keep every digit, None and NaN are empty, bools lower case."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     # NaN is the only value that differs from itself
-    writer.writerows({key: "" if x is None or x != x else x for key, x in row.items()} for row in rows)
+    words: dict[Any, str] = {None: "", True: "true", False: "false"}
+    for row in rows:
+        cells = {key: words[x] if x is None or isinstance(x, bool) else "" if x != x else x for key, x in row.items()}
+        writer.writerow(cells)
     return text.getvalue()

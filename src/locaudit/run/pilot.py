@@ -49,6 +49,10 @@ class Estimate:
     """Most memory that this process, or its GPU, has held; 0 where unknown."""
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        total = sum(self.n_trials.values())
+        return f"Estimate({self.n_done} of {total} trials done, about {describe_seconds(self.seconds)} left)"
+
 
 def run_pilot(
     config: AuditConfig,

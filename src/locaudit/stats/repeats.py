@@ -96,6 +96,10 @@ class RepeatsVerdict:
     """Whether all repeats have the same test questions, as for a behaviour with a fixed split."""
     methods: dict[str, MethodRepeats]
 
+    def __repr__(self) -> str:
+        outcomes = ", ".join(f"{name}: {m.outcome} (p = {m.p_value:.3f})" for name, m in self.methods.items())
+        return f"RepeatsVerdict({self.n_repeats} of {self.n_planned} repeats, {self.score}; {outcomes})"
+
     def __str__(self) -> str:
         lines = [
             f"{name} over {self.n_repeats} repeats: {m.outcome}. {m.sentence(self.score)}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from html import escape
+from statistics import fmean
 from typing import Literal
 
 from locaudit.records import json_text
@@ -70,6 +73,21 @@ class MethodVerdict:
     sentence: str
     """The outcome in words."""
 
+    def __repr__(self) -> str:
+        return f"{self.method}: {self.outcome}; " + ", ".join(f"{k} {v}" for k, v in self._cells().items())
+
+    def _cells(self) -> dict[str, str]:
+        """Its main numbers, for a line or a table."""
+        scored = [x for x in self.controls if not math.isnan(x)]
+        return {
+            "unedited": f"{self.base:.3f}",
+            "claim": f"{self.claim:.3f}",
+            "mean control": f"{fmean(scored):.3f}" if scored else "-",
+            "whole model": "-" if self.whole_model is None else f"{self.whole_model:.3f}",
+            "controls at least as good": f"{self.n_at_least} of {self.n_used}",
+            "p": f"{self.p_value:.3f}",
+        }
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -82,6 +100,19 @@ class Verdict:
     n_controls: int
     claim: str
     methods: Mapping[str, MethodVerdict]
+
+    def __repr__(self) -> str:
+        about = f"Verdict({self.score} at level {self.level:g}, {self.n_questions} test questions: {self.headline})"
+        return "\n".join([about, *(f"  {verdict!r}" for verdict in self.methods.values())])
+
+    def _repr_html_(self) -> str:
+        """The headline, and one row per method, for notebooks."""
+        rows = [{"method": name, "outcome": v.outcome, **v._cells()} for name, v in self.methods.items()]
+        head = "".join(f"<th>{escape(name)}</th>" for name in (rows[0] if rows else ()))
+        body = "".join("<tr>" + "".join(f"<td>{escape(x)}</td>" for x in row.values()) + "</tr>" for row in rows)
+        about = f"{escape(self.score)} over {self.n_questions} test questions, at level {self.level:g}"
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"<p><strong>{escape(self.headline)}</strong></p><p>{about}</p>{table}"
 
     def __str__(self) -> str:
         lines = [self.headline, ""]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -39,6 +40,7 @@ def open_run(folder: str | Path, config: AuditConfig, registration: Registration
             write_atomically(folder / "config.yaml", to_yaml(config).encode())
         connection = connect(folder / "trials.sqlite")
         try:
+            _tables(folder, connection)
             store = Store(folder, config, connection)
             store.check_room()
             connection.executescript(SCHEMA)
@@ -69,10 +71,14 @@ def check_run(folder: str | Path, config: AuditConfig, registration: Registratio
 
 
 def has_trials(folder: str | Path) -> bool:
-    """Whether a folder is a run's, with at least one trial."""
-    with suppress(RunFolderError), read_run(folder) as store:
-        return not store.is_empty()
-    return False
+    """Whether a folder is a run's, with at least one trial. Raises `OldRunError` for one of version 0.1.0."""
+    try:
+        with read_run(folder) as store:
+            return not store.is_empty()
+    except OldRunError:
+        raise
+    except RunFolderError:
+        return False
 
 
 @contextmanager
@@ -85,23 +91,35 @@ def read_run(folder: str | Path) -> Iterator[Store]:
             expected="a folder with config.yaml and trials.sqlite",
             remedy="name the --out of a locaudit run",
         )
-    with unknown_names_kept():  # a run can be read without its plug-ins
-        config = load_config(folder / "config.yaml")
     connection = connect(folder / "trials.sqlite")
     try:
-        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if "fits" not in tables:
-            old = "trials" in tables
+        if "fits" not in _tables(folder, connection):
             raise RunFolderError(
-                got=f"{folder}, made by an earlier version of locaudit"
-                if old
-                else f"{folder}, whose trials.sqlite has no records table",
-                expected="a run of this version" if old else "a run that got past its start",
-                remedy="run the audit again with another --out" if old else "run the same command again",
+                got=f"{folder}, whose trials.sqlite has no records table",
+                expected="a run that got past its start",
+                remedy="run the same command again",
             )
+        with unknown_names_kept():  # a run can be read without its plug-ins
+            config = load_config(folder / "config.yaml")
         yield Store(folder, config, connection)
     finally:
         connection.close()
+
+
+class OldRunError(RunFolderError):
+    """A run folder of version 0.1.0."""
+
+
+def _tables(folder: Path, connection: sqlite3.Connection) -> set[str]:
+    """Names of the database's tables; `OldRunError` where version 0.1.0 made them."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if "trials" in tables:
+        raise OldRunError(
+            got=f"{folder}, made by locaudit 0.1.0",
+            expected="a run of this version, whose trials are recorded and counted otherwise",
+            remedy="run the audit again with another --out; its report.html and edits/ (load_edit) stay usable",
+        )
+    return tables
 
 
 def check_registration(store: Store, registration: Registration | None) -> None:

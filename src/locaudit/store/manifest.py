@@ -78,6 +78,10 @@ class Manifest:
     primer: str | None = None
     """Text before each scored question; empty for none, None in a run of an earlier version."""
 
+    def __repr__(self) -> str:
+        methods = ", ".join(self.methods)
+        return f"Manifest({self.model} on {self.behaviour}: {self.claim!r} ({self.claim_source}), methods {methods})"
+
 
 _ADAPTER = TypeAdapter(Manifest)
 

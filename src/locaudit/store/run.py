@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from locaudit.config import AuditConfig
-from locaudit.errors import RunFolderError
+from locaudit.config import AuditConfig, merge_config, unknown_names_kept
+from locaudit.errors import ConfigError, RunFolderError
 from locaudit.records import TrialRecord
 from locaudit.stats.decide import decide
 from locaudit.stats.measured import Design
 from locaudit.stats.repeats import Repeat
-from locaudit.stats.scores import Judgements, add_judgements, resolve_score
+from locaudit.stats.scores import MAX_MISSING, Judgements, add_judgements, find_score, resolve_score
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion, Store
 from locaudit.store.folder import read_run
@@ -27,6 +28,7 @@ class Run:
 
     folder: Path
     config: AuditConfig
+    """Settings of the run, with the score, level and margin of this reading."""
     manifest: Manifest
     trials: tuple[TrialRecord, ...]
     """As they were measured, without judgements."""
@@ -36,6 +38,38 @@ class Run:
     """Aspect -> what its judge said."""
     seconds: Mapping[str, float]
     """Wall-clock seconds of each trial, by id."""
+    reading: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Setting -> (the run's value, this reading's), for each that `read_with` chose otherwise."""
+
+    def __repr__(self) -> str:
+        m, n = self.manifest, len(self.trials)
+        return f"Run({str(self.folder)!r}: {m.model} on {m.behaviour}, {n} of {m.planned} trials)"
+
+    def _repr_html_(self) -> str:
+        return self.verdict._repr_html_()
+
+    def read_with(self, score: str | None = None, level: float | None = None, margin: float | None = None) -> Run:
+        """The same trials, read with another score, level or margin; None keeps the run's.
+
+        Raises `ConfigError` for a score that the run does not have, or a level or margin out of range.
+        """
+        own = {"score": self.score, "level": self.config.level, "margin": self.config.margin}
+        chosen = {"score": score, "level": level, "margin": margin}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        if not given:
+            return self
+        with unknown_names_kept():
+            config = merge_config(self.config, given, source="this reading")
+        score = resolve_score(config.score, tuple(self.manifest.judges))
+        if score not in self.base.metrics["test"]:
+            raise ConfigError(
+                got=f"score {score}, which {self.folder} does not have",
+                expected=f"one of {', '.join(sorted(self.base.metrics['test']))}",
+                remedy="choose another score; those of answers need a judge: name one and run the audit again",
+            )
+        new = {"score": score, "level": config.level, "margin": config.margin}
+        reading = {name: (own[name], value) for name, value in new.items() if value != own[name]}
+        return replace(self, config=config, reading={**self.reading, **reading})
 
     @cached_property
     def records(self) -> list[TrialRecord]:
@@ -100,6 +134,20 @@ class Run:
     def n_unjudged(self) -> int:
         """Answers that a judge has not been asked about, as in a run that was killed; failed judgements are none."""
         return sum(len(self.said - set(table)) for table in self.judgements.values())
+
+    @property
+    def lacking(self) -> dict[str, tuple[int, int, str]]:
+        """Judged aspects of the score that lack more than `MAX_MISSING` of their judgements.
+
+        Aspect -> (distinct answers without one, distinct answers, why the first of them has none).
+        """
+        needs, found = find_score(self.score).needs, {}
+        for aspect, table in self.judgements.items():
+            reasons = [reason for p, reason in (table.get(key, (None, "not yet asked")) for key in sorted(self.said))
+                       if p is None]  # fmt: skip
+            if (aspect in needs or "*" in needs) and len(reasons) > MAX_MISSING * len(self.said):
+                found[aspect] = (len(reasons), len(self.said), reasons[0])
+        return found
 
     @property
     def is_finished(self) -> bool:

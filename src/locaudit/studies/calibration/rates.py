@@ -178,9 +178,8 @@ def pool_run(
 
     Raises `ConfigError` if the simulated audits or the run have too few controls, or if the run lacks the score.
     """
-    run = load_run(folder)
-    records, score, model, methods = run.records, score or run.score, run.manifest.model, run.manifest.methods
-    base = next((r.metrics["test"] for r in records if r.spec.arm == "base"), {})
+    run = load_run(folder).read_with(score=score)
+    records, model, methods = run.records, run.manifest.model, run.manifest.methods
     tried = {r.spec.method for r in records if r.spec.arm == "control"}
     n_places = len({r.spec.control for r in records if r.spec.arm == "control"})
     if not 0 < level < 1 or not curtailment(n_controls, level):
@@ -195,14 +194,8 @@ def pool_run(
             expected="more controls in the run than --controls",
             remedy="lower --controls, or use a run with more controls (at least 40 for a useful estimate)",
         )
-    if score not in base:
-        raise ConfigError(
-            got=f"score {score}, which {folder} lacks",
-            expected=f"one of {', '.join(sorted(base))}",
-            remedy="change --score",
-        )
     shared: dict[str, Any] = {"n_controls": n_controls, "level": level, "seed": seed}
-    return model, [pool_rates(records, method, score, **shared) for method in methods if method in tried]
+    return model, [pool_rates(records, method, run.score, **shared) for method in methods if method in tried]
 
 
 def pool_rates(

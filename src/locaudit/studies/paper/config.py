@@ -18,6 +18,7 @@ from locaudit.config import (
 )
 from locaudit.config.choices import JudgesField, choose_judges
 from locaudit.config.files import preset_text
+from locaudit.config.settings import changed
 from locaudit.config.validation import AtLeastTwo, Positive, Seed, Share, checked
 from locaudit.errors import ConfigError
 from locaudit.methods.settings import ITISettings, OptimalSettings
@@ -83,6 +84,9 @@ class PaperConfig:
                     remedy="use reference, causal-lm or openai (docs/judges.md)",
                 )
         self.audits()  # checks their settings too
+
+    def __repr__(self) -> str:
+        return changed(self)
 
     def audits(self, n_heads: int = 2) -> dict[Part, AuditConfig]:
         """The study's audits in the order in which they run.

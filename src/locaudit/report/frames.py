@@ -1,0 +1,64 @@
+"""A run as tidy pandas frames. pandas is imported when a frame is made, and only here (extra ``report``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from locaudit.records import TrialRecord
+from locaudit.report.style import require
+from locaudit.report.tables import Tables
+from locaudit.stats.scores import judged_aspects
+from locaudit.store.run import Run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def trials_frame(tables: Tables) -> DataFrame:
+    """One row per trial, with the columns of trials.csv; what was not measured is NaN."""
+    return require("pandas").DataFrame(tables.lines)
+
+
+def scores_frame(run: Run) -> DataFrame:
+    """One row per trial, split, question and metric: ``value`` is NaN where a judgement is missing."""
+    rows = [
+        {**_trial(record), "split": split, "question": question.id, "metric": metric, "value": value}
+        for record in run.records
+        for split, metrics in record.questions.items()
+        for metric, values in metrics.items()
+        for question, value in zip(run.questions[split], values, strict=True)
+    ]
+    return require("pandas").DataFrame(rows)
+
+
+def answers_frame(run: Run) -> DataFrame:
+    """One row per answer, with what each judge said of it.
+
+    For an aspect such as ``truth``: ``truth`` is 1 for a yes and 0 for a no, ``truth_probability`` is P(yes), and
+    ``truth_reason`` says why they are missing (NaN). No rows where nothing was generated.
+    """
+    rows = []
+    for record in run.records:
+        for split, answers in record.answers.items():
+            found = record.questions[split]
+            for i, (question, answer) in enumerate(zip(run.questions[split], answers, strict=True)):
+                row = {**_trial(record), "split": split, "question": question.id, "text": question.text}
+                row["answer"] = answer
+                for aspect in judged_aspects(found):
+                    row[aspect], row[f"{aspect}_probability"] = found[aspect][i], found[f"{aspect}_probability"][i]
+                    row[f"{aspect}_reason"] = run.judgements[aspect].get((question.id, answer), (None, "not yet"))[1]
+                rows.append(row)
+    return require("pandas").DataFrame(rows)
+
+
+def _trial(record: TrialRecord) -> dict[str, Any]:
+    """The columns that say which trial a row belongs to, as in trials.csv."""
+    spec = record.spec
+    return {
+        "trial_id": spec.trial_id,
+        "arm": spec.arm,
+        "control": spec.control,
+        "method": spec.method,
+        "hyperparameter": spec.hyperparameter,
+        "location": str(spec.location or ""),
+    }
