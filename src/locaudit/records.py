@@ -76,6 +76,13 @@ class TrialSpec:
         return content_hash([self.context, self.method, where, self.hyperparameter, self.seed, self.draw])
 
     @property
+    def edit_file(self) -> str:
+        """Name of its edit's file: ``claim-optimal-0.2.safetensors``, ``control-03-iti-15.safetensors``."""
+        arm = f"{self.arm}-{self.control:02d}" if self.arm == "control" else self.arm
+        strength = "" if self.hyperparameter is None else f"-{self.hyperparameter!r}".removesuffix(".0")
+        return f"{arm}-{self.method}{strength}.safetensors"
+
+    @property
     def rng_seed(self) -> int:
         """Seed of the trial's own random numbers, 0 .. 2^63 - 1.
 

@@ -23,6 +23,8 @@ def print_repeats(folder: Path) -> None:
         console.print(f"UNFINISHED: {part}; all below is provisional", style="bold red", markup=False)
     if found.raised:
         console.print(f"REPEATS WERE ADDED: {found.raised}", style="bold red", markup=False)
+    for part in found.extended:
+        console.print(part, style="bold red", markup=False)
     _print_changes(console, found.registered)
     console.print(str(found.verdict), markup=False)
     _print_unchanged(console, found.registered)
@@ -57,6 +59,8 @@ def print_verdict(folder: Path) -> None:
             f"UNFINISHED: {len(tables.rows)} of {planned} trials; all below is provisional.", style="bold red"
         )
     _print_changes(console, tables.registered)
+    if verdict.extended:
+        console.print(verdict.extended, style="bold red", markup=False)
     console.print(verdict.headline, style="bold", markup=False)
     for name, result in verdict.methods.items():
         console.print(f"\n{name}: {result.outcome}", style="bold", markup=False)

@@ -56,6 +56,11 @@ class Repeats:
     methods: Mapping[str, MethodFacts]
 
     @property
+    def extended(self) -> tuple[str, ...]:
+        """How repeats were extended after results existed, and what that means for p, each text once."""
+        return tuple(dict.fromkeys(r.verdict.extended for r in self.repeats.values() if r.verdict.extended))
+
+    @property
     def raised(self) -> str:
         """What to say of repeats that were added; empty for none."""
         return f"{', then '.join(map(str, self.planned))} repeats were planned" if len(self.planned) > 1 else ""
@@ -168,7 +173,8 @@ def write_repeats(folder: str | Path) -> tuple[Path, Repeats]:
     """
     folder = Path(folder)
     found = read_repeats(folder)
-    values: dict[str, Any] = {"planned": found.planned, "unfinished": found.unfinished, **asdict(found.verdict)}
+    values: dict[str, Any] = {"planned": found.planned, "unfinished": found.unfinished, "extended": found.extended}
+    values |= asdict(found.verdict)
     if found.registered is not None:
         values["registration"] = found.registered.to_dict()
     write_atomically(folder / _FILE, json_text(values).encode())

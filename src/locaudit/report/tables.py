@@ -296,7 +296,8 @@ class Tables:
         """Text of verdict.json."""
         more = {} if self.registered is None else {"registration": self.registered.to_dict()}
         judges = {aspect: asdict(judge) for aspect, judge in self.judges.items()}
-        return json_text({**asdict(self.verdict), "judges": judges, **more})
+        extensions = [asdict(extension) for extension in self.manifest.extensions]
+        return json_text({**asdict(self.verdict), "judges": judges, "extensions": extensions, **more})
 
     def trials_csv(self) -> str:
         """Text of trials.csv: a trial's identity, whether it was chosen on validation, its test scores, drift and time.

@@ -83,9 +83,11 @@ class Verdict:
     n_controls: int
     claim: str
     methods: Mapping[str, MethodVerdict]
+    extended: str = ""
+    """What was added to the run after results existed, and what that means for p; empty for nothing."""
 
     def __str__(self) -> str:
-        lines = [self.headline, ""]
+        lines = [self.headline, *([self.extended] if self.extended else []), ""]
         for name, verdict in self.methods.items():
             lines.append(f"{name}: {verdict.outcome}. {verdict.sentence}")
             lines += [f"  {g.question}: {g.answer}. {g.evidence}" for g in verdict.grades]
