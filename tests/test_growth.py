@@ -356,7 +356,9 @@ def test_repeats_grow_in_number_controls_and_questions(home, tmp_path, capsys):
     more = grown(more_questions(config), controls=4)
     with pytest.raises(RunFolderError, match="controls: 2 there, 1 here"):
         run_repeats(grown(config, controls=1), out, 3, progress=False)
-    run_repeats(more, out, 3, progress=False)
+    capsys.readouterr()
+    run_repeats(more, out, 3)
+    assert "2 of 3 repeats done, going on" in capsys.readouterr().err
     run_repeats(more, tmp_path / "whole", 3, progress=False)
     for number in range(3):
         assert_same_result(out / f"repeat-{number}", tmp_path / "whole" / f"repeat-{number}")

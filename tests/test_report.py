@@ -18,7 +18,7 @@ import pytest
 
 from locaudit import registry
 from locaudit.claims import Shape, parse_location
-from locaudit.config import AuditConfig, load_config
+from locaudit.config import AuditConfig, EvaluationConfig, load_config
 from locaudit.errors import LocauditError, RunFolderError
 from locaudit.location import Location
 from locaudit.records import TrialRecord, TrialSpec, content_hash, mean_metrics
@@ -48,7 +48,8 @@ QUESTIONS = {
     split: tuple(HeldOutQuestion(q, f"Is <{q}> so?", ("No.",), ("Yes.",), f"key {q}") for q in ids)
     for split, ids in IDS.items()
 }
-CONFIG = AuditConfig(controls=19)  # no judges in the manifest: the score is mc2
+SILENT = EvaluationConfig(max_new_tokens=0)
+CONFIG = AuditConfig(controls=19, evaluation=SILENT)  # no judges in the manifest: the score is mc2
 FIGURES = ("controls", "effect_vs_kl", "probes")
 METHODS = {
     "iti": MethodFacts("ITI", symbol="α", n_strengths=2),
@@ -231,7 +232,10 @@ def test_all_text_is_escaped(tmp_path, unsaved):
     evil = '<script>alert("x")</script>'
     words = dict.fromkeys(("behaviour", "model", "claim_source", "device", "fingerprint"), evil)
     manifest = replace(MANIFEST, versions={evil: evil}, **words)
-    records, config = [*FULL, trial("claim", "iti", 9.0, status="diverged")], AuditConfig(behaviour=evil, model=evil)
+    records, config = (
+        [*FULL, trial("claim", "iti", 9.0, status="diverged")],
+        AuditConfig(behaviour=evil, model=evil, evaluation=SILENT),
+    )
     folder = make_run(tmp_path / "run", records, manifest=manifest, config=config)
     page = write_report(folder).read_text()
     assert "<script" not in page

@@ -114,7 +114,8 @@ class TrialRecord:
     training: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """``loss``: one value a step (trained edits); empty otherwise."""
     edit: str = ""
-    """File name of the saved edit inside the run folder's ``edits/``; empty for base."""
+    """File name of the saved edit inside the run folder's ``edits/`` (`TrialSpec.edit_file`; of a run by an earlier
+    version, its id); empty for base."""
 
 
 def mean_metrics(questions: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, float]]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from locaudit.records import NO_METHOD
+from locaudit.store.folder import has_trials
+from locaudit.store.run import load_run
 
 EVERY = 30.0
 """Seconds between two lines off a terminal."""
@@ -169,3 +172,11 @@ def _telling(meter: Meter, every: float) -> Iterator[Meter]:
     finally:
         ended.set()
         thread.join()
+
+
+def say_resumed(folders: Sequence[Path], what: str, meter: Meter) -> None:
+    """Of several audits that go on: how many were finished before."""
+    begun = [folder for folder in folders if has_trials(folder)]
+    n_done = sum(load_run(folder).is_finished for folder in begun)
+    if begun and n_done < len(folders):
+        meter.say(f"{n_done} of {len(folders)} {what} done, going on")
