@@ -58,11 +58,12 @@ class HeldOut:
     def only(self, keys: frozenset[str]) -> HeldOut:
         """Those of its questions that are among `keys`."""
         chosen = [i for i, key in enumerate(self.keys) if key in keys]
-        questions, trees, reference, kept = (
-            tuple(values[i] for i in chosen)
-            for values in (self.questions, self.forest.trees, self.reference, self.keys)
+        return HeldOut(
+            tuple(self.questions[i] for i in chosen),
+            Forest(self.forest.prefix, tuple(self.forest.trees[i] for i in chosen)),
+            tuple(self.reference[i] for i in chosen),
+            tuple(self.keys[i] for i in chosen),
         )
-        return HeldOut(questions, Forest(self.forest.prefix, trees), reference, kept)
 
 
 @dataclass(frozen=True, eq=False)
