@@ -292,8 +292,8 @@ def test_another_configuration_is_refused_and_nothing_lost(capsys, tmp_path, sma
     out = ["--out", str(tmp_path / "run")]
     assert cli.main(["audit", str(small_yaml), "--controls", "1", "--methods", "iti", *out]) == 0
     before = (tmp_path / "run" / "trials.sqlite").read_bytes()
-    line = fails(capsys, "audit", str(small_yaml), "--controls", "2", "--methods", "iti", *out)
-    assert "controls: 1 there, 2 here" in line
+    line = fails(capsys, "audit", str(small_yaml), "--controls", "1", "--seed", "2", "--methods", "iti", *out)
+    assert "seed: 0 there, 2 here" in line
     assert (tmp_path / "run" / "trials.sqlite").read_bytes() == before
 
 

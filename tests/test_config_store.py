@@ -372,6 +372,7 @@ def test_equal_settings_hash_alike_however_they_were_written():
 def test_hash_ignores_the_device_and_what_only_reads_the_trials():
     changed, base = to_dict(CHANGED), to_dict(DEFAULT)
     base["methods"]["ablate"] = {}
+    base["evaluation"]["max_new_tokens"] = 50  # a run folder holds the number, whoever chose it
     base["judges"] = {aspect: {"kind": "openai", "model": "m"} for aspect in base["judges"]}
     before = parse_config(yaml.safe_dump(base)).hash
     for name, value in leaves(changed):
@@ -383,8 +384,11 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
         target[key] = value
         same = parse_config(yaml.safe_dump(values)).hash == before
         reads_only = name in ("score", "level", "margin", "stopping", "registered") or name.startswith("judges.")
+        grows = name in ("controls", "split.max_val", "split.max_test", "evaluation.max_new_tokens")
         elsewhere = name in ("loading.device", "loading.device_map", "plugins", "executor")
-        assert same == (reads_only or elsewhere), name
+        assert same == (reads_only or elsewhere or grows), name
+        refused = parse_config(yaml.safe_dump(base)).refuses(parse_config(yaml.safe_dump(values)))
+        assert refused == ([] if reads_only or elsewhere else [name]), name  # a smaller number is refused, too
     assert AuditConfig(methods={"optimal": {}}).hash != DEFAULT.hash
 
 
@@ -419,8 +423,13 @@ SPLITS = {
 }
 
 
+KEYS = {split: [question.key for question in questions] for split, questions in SPLITS.items()}
+QUIET = replace(DEFAULT, evaluation=EvaluationConfig(max_new_tokens=0))
+"""A run whose trials are whole without answers."""
+
+
 @contextmanager
-def open_store(folder, config=DEFAULT):
+def open_store(folder, config=QUIET):
     """A run folder open for writing, with questions."""
     with open_run(folder, config) as store:
         store.set_questions(SPLITS)
@@ -467,7 +476,7 @@ def test_diverged_records_come_back_too(tmp_path):
     with open_store(tmp_path) as store:
         store.add([record], 1.0)
         assert list(map(ordered, store.records())) == [ordered(record)]
-        assert store.diverged() == store.done() == {record.spec.trial_id}
+        assert store.done() == {record.spec.trial_id} and not store.kept({"test": ["key of another question"]})
 
 
 def test_trial_identity():
@@ -535,7 +544,7 @@ def test_records_come_back_exactly(tmp_path):
         store.add(records[:2], seconds=3.0)
         store.add(records[2:], seconds=1.0)
     with read_run(tmp_path / "run") as store:
-        assert store.config == DEFAULT
+        assert store.config == QUIET
         assert not store.is_empty()
         assert {r.spec.trial_id: ordered(r) for r in store.records()} == {r.spec.trial_id: ordered(r) for r in records}
         assert store.done() == {r.spec.trial_id for r in records}
@@ -546,7 +555,7 @@ def test_records_come_back_exactly(tmp_path):
 
 
 def test_the_manifest_and_resuming(tmp_path):
-    moved = replace(DEFAULT, loading=LoadingConfig(device="cpu"))
+    moved = replace(QUIET, loading=LoadingConfig(device="cpu"))
     with open_store(tmp_path) as store:
         assert store.manifest is None
         store.write_manifest(make_manifest())
@@ -610,7 +619,13 @@ def test_what_is_measured_anew_is_added_to_a_fit(tmp_path):
         more = HeldOutQuestion("q3", "More?", ("No.",), ("Yes.",), "key of q3")
         store.set_questions({**SPLITS, "test": [*SPLITS["test"], more]})
         assert store.records() == [] and store.done() == set()  # not whole
-        assert store.measured()[first.spec.trial_id] == {f"key of q{i}" for i in range(3)}
+        (kept,) = store.kept({**KEYS, "test": [*KEYS["test"], more.key]}).values()
+        assert kept.record.spec.trial_id == first.spec.trial_id and kept.record.edit == first.edit
+        assert kept.scores == {
+            f"key of q{i}": {name: values[n] for name, values in first.questions[split].items()}
+            for i, (split, n) in enumerate([("val", 0), ("test", 0), ("test", 1)])
+        }
+        assert not store.kept(KEYS)
         store.set_questions({"test": [more]})
         store.add([replace(first, questions={"test": metric})], 1.0)
         assert [r.questions["test"] for r in store.records()] == [metric] * 2
@@ -624,14 +639,55 @@ def test_another_configuration_is_refused_and_the_difference_named(tmp_path):
     words = r"controls: 19 there, 5 here; methods.optimal.epochs: 2 there, 3 here\)"
     with (
         pytest.raises(RunFolderError, match=words),
-        open_run(
-            tmp_path, replace(DEFAULT, controls=5, methods={**DEFAULT.methods, "optimal": OptimalSettings(epochs=3)})
-        ),
+        open_run(tmp_path, replace(QUIET, controls=5, methods={**QUIET.methods, "optimal": OptimalSettings(epochs=3)})),
     ):
         pass
     with pytest.raises(RunFolderError, match=r"\.\.\.\)"), open_run(tmp_path, CHANGED):
         pass
-    assert load_config(tmp_path / "config.yaml") == DEFAULT
+    assert load_config(tmp_path / "config.yaml") == QUIET
+
+
+def test_what_a_run_can_grow_in():
+    base = AuditConfig(split=SplitConfig(max_val=3), evaluation=EvaluationConfig(max_new_tokens=0))
+
+    def refused(old: AuditConfig, new: dict):
+        return old.refuses(parse_config(yaml.safe_dump(new), old))
+
+    for more in ({"controls": 59}, {"split": {"max_val": 4}}, {"split": {"max_val": None}}, {"score": "mc1"}):
+        assert refused(base, more) == []
+    answering = parse_config("evaluation: {max_new_tokens: 30}", base)
+    assert base.refuses(answering) == []
+    assert answering.refuses(base) == ["evaluation.max_new_tokens"]
+    assert refused(answering, {"evaluation": {"max_new_tokens": 31}}) == ["evaluation.max_new_tokens"]
+    assert refused(base, {"controls": 18, "split": {"max_val": 2, "max_test": 4}}) == [
+        "controls",
+        "split.max_val",
+        "split.max_test",  # all there are, so far
+    ]
+    gone = {name for name, _ in leaves(to_dict(base)) if name.startswith("methods.optimal.")}
+    assert set(refused(base, {"seed": 1, "controls": 20, "methods": ["iti"]})) == {"seed", "methods", *gone}
+
+
+def test_answers_are_part_of_a_trial_where_the_settings_want_them(tmp_path):
+    record = make_record()
+    with open_store(tmp_path) as store:
+        store.add([record], 1.0)
+        assert store.records() == [record]
+    with open_run(tmp_path, replace(QUIET, evaluation=EvaluationConfig(max_new_tokens=5))) as store:
+        assert store.records() == [] and list(store.kept(KEYS)) == [record.spec.trial_id]
+        spoken = replace(record, answers={"val": ("No.",), "test": ("Yes.", "")})
+        store.add([spoken], 1.0)
+        assert store.records() == [spoken] and not store.kept(KEYS)
+    assert load_config(tmp_path / "config.yaml") == QUIET  # it follows with the manifest
+
+
+def test_an_edit_that_diverges_later_keeps_no_scores(tmp_path):
+    record = make_record(answers={"val": ("No.",), "test": ("Yes.", "")})
+    gone = make_record(status="diverged", message="not finite", questions={}, drift={}, edit="")
+    with open_store(tmp_path) as store:
+        store.add([record], 1.0)
+        store.add([gone], 1.0)
+        assert list(map(ordered, store.records())) == [ordered(gone)]
 
 
 def test_a_folder_without_records_takes_a_new_configuration(tmp_path):

@@ -135,7 +135,7 @@ def test_folders_that_are_no_repeats_are_told_apart(tmp_path):
     shutil.copytree(tmp_path / "copied" / "repeat-0", tmp_path / "copied" / "repeat-1")
     with pytest.raises(RunFolderError, match="same training seed"):
         read_repeats(tmp_path / "copied")
-    other = dataclasses.replace(config, controls=3)
+    other = dataclasses.replace(config, seed=3)
     with pytest.raises(RunFolderError, match="another configuration"):
         run_repeats(other, tmp_path / "two", 3, progress=False)
     assert read_plan(tmp_path / "two") == [2]  # a refused command leaves the plan

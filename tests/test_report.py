@@ -20,7 +20,7 @@ import pytest
 
 from locaudit import cli, read_result, registry
 from locaudit.claims import Shape, parse_location
-from locaudit.config import AuditConfig, load_config, read_registration
+from locaudit.config import AuditConfig, EvaluationConfig, load_config, read_registration
 from locaudit.errors import ConfigError, LocauditError, RunFolderError
 from locaudit.location import Location, short_location
 from locaudit.records import TrialRecord, TrialSpec, content_hash, mean_metrics
@@ -50,7 +50,8 @@ QUESTIONS = {
     split: tuple(HeldOutQuestion(q, f"Is <{q}> so?", ("No.",), ("Yes.",), f"key {q}") for q in ids)
     for split, ids in IDS.items()
 }
-CONFIG = AuditConfig(controls=19)  # no judges in the manifest: the score is mc2
+SILENT = EvaluationConfig(max_new_tokens=0)
+CONFIG = AuditConfig(controls=19, evaluation=SILENT)  # no judges in the manifest: the score is mc2
 FIGURES = ("controls", "effect_vs_kl", "probes")
 METHODS = {
     "iti": MethodFacts("ITI", symbol="α", n_strengths=2),
@@ -243,7 +244,10 @@ def test_all_text_is_escaped(tmp_path, unsaved):
     evil = '<script>alert("x")</script>'
     words = dict.fromkeys(("behaviour", "model", "claim_source", "device", "fingerprint"), evil)
     manifest = replace(MANIFEST, versions={evil: evil}, **words)
-    records, config = [*FULL, trial("claim", "iti", 9.0, status="diverged")], AuditConfig(behaviour=evil, model=evil)
+    records, config = (
+        [*FULL, trial("claim", "iti", 9.0, status="diverged")],
+        AuditConfig(behaviour=evil, model=evil, evaluation=SILENT),
+    )
     folder = make_run(tmp_path / "run", records, manifest=manifest, config=config)
     page = write_report(folder).read_text()
     assert "<script" not in page
@@ -292,7 +296,7 @@ def test_only_the_unedited_model_is_enough_for_a_page(tmp_path):
 @pytest.mark.parametrize("records", [[], trials("iti")])
 def test_nothing_scored_is_an_error(tmp_path, records):
     folder = make_run(tmp_path / "run", records)
-    with pytest.raises(RunFolderError, match="nothing is scored yet"):
+    with pytest.raises(RunFolderError, match="the unedited model has no scores yet|without scores of the unedited model"):
         write_report(folder)
     assert not (folder / "report.html").exists()
     with pytest.raises(RunFolderError, match="not a run folder"):

@@ -9,8 +9,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ from locaudit.run.audit import draw_controls, run_audit
 from locaudit.run.pilot import run_pilot
 from locaudit.run.plan import build_plan
 from locaudit.run.prepare import probing_settings
-from locaudit.run.status import Pace, describe_seconds
+from locaudit.run.status import Pace, describe_seconds, show_progress
 from locaudit.store.folder import read_run
 from locaudit.store.run import load_run
 from runs import HashJudge, save_behaviour, save_model, small_config
@@ -370,6 +372,54 @@ def test_pace_gives_the_time_of_what_is_left():
     pace.add("optimal", 10, 60)
     assert pace.remaining({"iti": 5, "optimal": 5}) == pytest.approx(40)
     assert [describe_seconds(s) for s in (40, 420, 12000)] == ["40 s", "7 min", "3 h 20 min"]
+
+
+def test_a_line_comes_at_least_so_often_off_a_terminal(capsys):
+    """Also while one group runs; with trials, time and counts of this run; and the thread ends."""
+    with show_progress(True, every=0.01) as meter:
+        meter.say("loading a model")
+        wait_for(capsys, "still at work (loading a model)")
+        meter.start({"iti": 3, "none": 1}, 8)
+        meter.begin("ITI at claim")
+        wait_for(capsys, "8 of 12 trials, measuring the pace")
+        meter.end(Counter({"iti": 1}), "controls at least as good as the claim: iti 2 of 3")
+        wait_for(capsys, "9 of 12 trials, about 0 s left, controls at least as good as the claim: iti 2 of 3")
+        assert any(thread.name == "locaudit-progress" for thread in threading.enumerate())
+    with pytest.raises(KeyboardInterrupt), show_progress(True, every=0.01):
+        raise KeyboardInterrupt
+    assert not any(thread.name == "locaudit-progress" for thread in threading.enumerate())
+
+
+def wait_for(capsys, text):
+    """Wait until the words have been printed, whatever the width of the console."""
+    said, until = "", time.monotonic() + 20
+    while text not in " ".join(said.split()):
+        assert time.monotonic() < until, said
+        said += capsys.readouterr().err
+        time.sleep(0.005)
+
+
+def test_a_resumed_run_says_what_is_done_and_how_controls_compare(home, tmp_path, capsys, monkeypatch):
+    config, real, calls = small_config(home, score="reward_margin"), worker.run_trials, []
+
+    def interrupted(shared, specs, on_step=None):
+        calls.append(specs)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(shared, specs, on_step)
+
+    monkeypatch.setattr(worker, "run_trials", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_audit(config, tmp_path / "run", progress=False)
+    monkeypatch.setattr(worker, "run_trials", real)
+    run_audit(config, tmp_path / "run")
+    said = " ".join(capsys.readouterr().err.split())
+    found = load_run(tmp_path / "run").verdict.methods
+    assert said.count("5 of 9 trials done, going on") == 1
+    counts = "; ".join(f"{name} {v.n_at_least} of 2" for name, v in found.items())
+    assert said.endswith(f"9 of 9 trials, about 0 s left, controls at least as good as the claim: {counts}")
+    run_audit(config, tmp_path / "run")
+    assert "going on" not in capsys.readouterr().err
 
 
 def test_wrapping_leaves_no_gradients(llama):

@@ -196,7 +196,7 @@ def test_a_record_holds_the_scores_of_its_edit(shared, specs):
     """Every number, from the edit that came with it, by the slow twins."""
     for record, edit in run_trials(shared, specs):
         assert record.status == "ok" and record.message == ""
-        assert record.edit == f"{record.spec.trial_id}.safetensors"
+        assert record.edit == record.spec.edit_file
         for name, held in shared.splits.items():
             sums = forest_log_probs(shared.model, held.forest, edit)
             expected = [question_scores(q, s, r) for q, s, r in zip(held.questions, sums, held.reference, strict=True)]

@@ -77,6 +77,13 @@ class TrialSpec:
         return content_hash([self.context, self.method, where, self.hyperparameter, self.seed, self.draw])
 
     @property
+    def edit_file(self) -> str:
+        """Name of its edit's file: ``claim-optimal-0.2.safetensors``, ``control-03-iti-15.safetensors``."""
+        arm = f"{self.arm}-{self.control:02d}" if self.arm == "control" else self.arm
+        strength = "" if self.hyperparameter is None else f"-{self.hyperparameter!r}".removesuffix(".0")
+        return f"{arm}-{self.method}{strength}.safetensors"
+
+    @property
     def rng_seed(self) -> int:
         """Seed of the trial's random numbers, 0 to 2^63 - 1: a hash of method, strength and seed.
 
@@ -112,7 +119,8 @@ class TrialRecord:
     training: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """``loss`` -> one value per training step; empty if the edit was not trained."""
     edit: str = ""
-    """File name of the saved edit inside the run folder's ``edits/``; empty for base."""
+    """File name of the saved edit inside the run folder's ``edits/`` (`TrialSpec.edit_file`; of a run by an earlier
+    version, its id); empty for base."""
 
     def __repr__(self) -> str:
         spec, scores = self.spec, self.metrics.get("test", {})

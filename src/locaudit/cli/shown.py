@@ -39,6 +39,8 @@ def print_repeats(folder: Path, out: Path | None = None, **settings: Any) -> Rep
         console.print(f"UNFINISHED: {part}; all below is provisional", style="bold red", markup=False)
     if found.raised:
         console.print(f"REPEATS WERE ADDED: {found.raised}", style="bold red", markup=False)
+    for part in found.extended:
+        console.print(part, style="bold red", markup=False)
     _print_changes(console, found.registered, found.reading)
     console.print(str(found.verdict), markup=False)
     _print_unchanged(console, found.registered)
@@ -75,6 +77,8 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
             f"UNFINISHED: {len(tables.rows)} of {planned} trials; all below is provisional.", style="bold red"
         )
     _print_changes(console, tables.registered, tables.reading)
+    if verdict.extended:
+        console.print(verdict.extended, style="bold red", markup=False)
     console.print(verdict.headline, style="bold", markup=False)
     for name, found in verdict.methods.items():
         console.print(f"\n{name}: {found.outcome}", style="bold", markup=False)

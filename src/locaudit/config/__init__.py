@@ -4,6 +4,7 @@ from locaudit.config.choices import JudgeChoice, unknown_names_kept
 from locaudit.config.files import load_config, load_preset, merge_config, parse_config, parse_over, read_over, to_yaml
 from locaudit.config.registration import Registration, changed_settings, hold, open_settings, read_registration
 from locaudit.config.settings import (
+    GROWS,
     AuditConfig,
     EvaluationConfig,
     LoadingConfig,
@@ -15,6 +16,7 @@ from locaudit.config.settings import (
 from locaudit.config.validation import to_dict
 
 __all__ = [
+    "GROWS",
     "AuditConfig",
     "EvaluationConfig",
     "JudgeChoice",

@@ -6,7 +6,7 @@ identifies a run folder. Library functions take plain arguments, not these objec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import field
 from typing import Annotated, Any, Literal
@@ -26,8 +26,21 @@ READS_ONLY = ("score", "level", "margin", "stopping", "judges")
 """Settings that no trial depends on: a finished run can be judged and reported anew with others."""
 ANSWER_TOKENS = 50
 """``evaluation.max_new_tokens`` where it is left open and some judge reads the answers."""
-_ELSEWHERE = ("registered", "plugins", "executor")
+_ELSEWHERE = ("registered", "plugins", "executor", "loading.device", "loading.device_map")
 """Other settings that no trial depends on: a claim file's settings are among these, and the rest is about where."""
+
+
+def _is_more(old: int | None, new: int | None) -> bool:
+    return new is None or (old is not None and new >= old)
+
+
+GROWS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "controls": _is_more,
+    "split.max_val": _is_more,
+    "split.max_test": _is_more,
+    "evaluation.max_new_tokens": lambda old, new: not old or new == old,
+}
+"""Settings that a run folder can take a larger value of, so that only what is missing runs: (old, new) -> whether."""
 
 
 def _sum_to_one(shares: tuple[float, ...]) -> tuple[float, ...]:
@@ -200,12 +213,29 @@ class AuditConfig:
 
         Device and device_map do not: a run may move to another machine. Nor do judges, score, level and margin, which
         only read what trials left, and stopping, which only says how many there are: a finished run can be judged and
-        reported anew. Nor do plug-ins, executor and the place of a claim file, whose settings are among
-        these and whose hash is the trials'.
+        reported again. Nor do plug-ins, executor and the place of a claim file, whose settings are among
+        these and whose hash is the trials'. Nor do numbers of controls and questions (`GROWS`), which a run can raise.
         """
-        values = to_dict(self)
-        del values["loading"]["device"], values["loading"]["device_map"]
-        return content_hash({key: value for key, value in values.items() if key not in (*READS_ONLY, *_ELSEWHERE)})
+        return content_hash({name: value for name, value in self._fixed().items() if name not in GROWS})
+
+    def refuses(self, new: AuditConfig) -> list[str]:
+        """Names of the settings for which a run folder made by these cannot go on with the `new` ones."""
+        ours, theirs = self._fixed(), new._fixed()
+        return [
+            name
+            for name in ours | theirs
+            if (name in ours, ours.get(name)) != (name in theirs, theirs.get(name))
+            and not (name in GROWS and GROWS[name](ours[name], theirs[name]))
+        ]
+
+    def _fixed(self) -> dict[str, Any]:
+        """Settings that shape trials or say how many there are, by dotted name."""
+        free = (*READS_ONLY, *_ELSEWHERE)
+        return {
+            name: value
+            for name, value in leaves(to_dict(self))
+            if name not in free and name.partition(".")[0] not in free
+        }
 
 
 def changed(config: Any) -> str:

@@ -63,6 +63,11 @@ class Repeats:
         return f"Repeats({self.subject})\n{self.verdict!r}"
 
     @property
+    def extended(self) -> tuple[str, ...]:
+        """How repeats were extended after results existed, and what that means for p, each text once."""
+        return tuple(dict.fromkeys(r.verdict.extended for r in self.repeats.values() if r.verdict.extended))
+
+    @property
     def raised(self) -> str:
         """What to say of repeats that were added; empty for none."""
         return f"{', then '.join(map(str, self.planned))} repeats were planned" if len(self.planned) > 1 else ""
@@ -183,7 +188,8 @@ def write_repeats(folder: str | Path, out: str | Path | None = None, **settings:
     """
     found = read_repeats(folder, **settings)
     target = report_folder(Path(folder), out, found.verdict.score, found.reading)
-    values: dict[str, Any] = {"planned": found.planned, "unfinished": found.unfinished, **asdict(found.verdict)}
+    values: dict[str, Any] = {"planned": found.planned, "unfinished": found.unfinished, "extended": found.extended}
+    values |= asdict(found.verdict)
     if found.registered is not None:
         values["registration"] = found.registered.to_dict()
     if found.reading:

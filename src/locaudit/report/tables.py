@@ -301,7 +301,8 @@ class Tables:
         if self.reading:
             more["reading"] = {name: {"run": own, "here": here} for name, (own, here) in self.reading.items()}
         judges = {aspect: asdict(judge) for aspect, judge in self.judges.items()}
-        return json_text({**asdict(self.verdict), "judges": judges, **more})
+        extensions = [asdict(extension) for extension in self.manifest.extensions]
+        return json_text({**asdict(self.verdict), "judges": judges, "extensions": extensions, **more})
 
     def trials_csv(self) -> str:
         """Text of trials.csv, `lines` with floats that keep every digit; what was not measured is empty."""

@@ -39,12 +39,12 @@ from locaudit.run.prepare import (
 from locaudit.run.status import Meter, show_progress
 from locaudit.run.stopping import Stopping
 from locaudit.run.subject import Inputs, check_subject, load_subject, read_inputs, split_behaviour
-from locaudit.run.worker import Shared, Worker, scored_splits
+from locaudit.run.worker import Shared, Worker, find_lack
 from locaudit.store.cache import Cache, open_cache
 from locaudit.store.database import HeldOutQuestion, Store
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import open_run, read_run
-from locaudit.store.manifest import Manifest
+from locaudit.store.manifest import Manifest, extended
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +91,11 @@ def begin(
     """Plan and prepare in a run folder that is open for writing, and write what it says about itself."""
     if prepared is not None:
         borrow_cache(store, prepared)
-    job = prepare_audit(store, inputs, model, cache, meter)
-    store.write_manifest(job.manifest)
+    job, before, n_trials = prepare_audit(store, inputs, model, cache, meter), store.manifest, len(store.seconds())
+    if before is not None:
+        job = replace(job, manifest=extended(job.manifest, before, n_trials))
     store.set_questions(_held_out(inputs, job.forests))
+    store.write_manifest(job.manifest)
     if inputs.registration is not None:
         meter.say(f"registered before the run: {inputs.registration.hash}, {inputs.registration.file}")
     return job
@@ -166,12 +168,14 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
     Returns the trials of the plan that are left, without controls that an early end made needless.
     """
     inputs, shared = job.inputs, job.shared
-    done = store.done()
+    before = store.records()
+    done = {record.spec.trial_id for record in before}
     todo = [left for group in groups if (left := [spec for spec in group if spec.trial_id not in done])]
-    n_left = Counter(spec.method for group in todo for spec in group)
-    meter.start(n_left, sum(map(len, groups)) - n_left.total())
-    _say_cost(store, inputs, todo, meter)
-    stopping = Stopping(store, inputs.config, job.manifest)
+    _say_resumed(job, len(done), meter)
+    _say_cost(store, job, todo, meter)
+    stopping = Stopping(store, inputs.config, job.manifest, before)
+    n_left = Counter(pace_of(shared, spec) for group in todo for spec in group)
+    meter.start(n_left, sum(map(len, groups)) - n_left.total(), stopping.describe())
 
     def needed() -> Iterator[Sequence[TrialSpec]]:
         for group in todo:
@@ -179,7 +183,7 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
             if group[0].arm == "control" and stopping.has_ended(method):
                 if stopping.is_news(method):
                     meter.say(f"{method}: controls ended early, the answer is clear")
-                meter.skip(method, len(group))
+                meter.skip(Counter(pace_of(shared, spec) for spec in group))
                 continue
             meter.begin(describe(group))
             yield group
@@ -192,8 +196,8 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
                 write_atomically(store.edits / record.edit, edit.to_bytes())
         store.add(records, meter.seconds)
         judge_answers(inputs.judges, store, records, shared.cache, meter.say)
-        meter.end(outcome.group[0].method, len(records))
         stopping.add(records)
+        meter.end(Counter(pace_of(shared, record.spec) for record in records), stopping.describe())
         _say_diverged(records, meter)
     done = store.done()
     unrun = [spec for group in job.groups for spec in group if spec.trial_id not in done]
@@ -246,18 +250,28 @@ def _held_out(inputs: Inputs, forests: Forests) -> dict[str, list[HeldOutQuestio
     return {
         name: [
             HeldOutQuestion(q.id, q.text, q.true, q.false, key)
-            for q, key in zip(getattr(inputs.split, name), forests.keys(name), strict=True)
+            for q, key in zip(getattr(inputs.split, name), forests.keys[name], strict=True)
         ]
         for name in ("val", "test")
     }
 
 
-def _say_cost(store: Store, inputs: Inputs, todo: Groups, meter: Meter) -> None:
-    n_answers = sum(
-        len(store.questions(name)) for g in todo for s in g for name in scored_splits(inputs.config, s)
-    )  # fmt: skip
-    generates = bool(inputs.config.evaluation.max_new_tokens)
-    for line in estimate_cost(inputs.judges, store.questions("test"), n_answers if generates else 0):
+def pace_of(shared: Shared, spec: TrialSpec) -> str:
+    """What trials take alike: those of a method, and apart from them those whose edit is kept."""
+    return f"{spec.method}, kept" if spec.trial_id in shared.kept and spec.method != NO_METHOD else spec.method
+
+
+def _say_resumed(job: Job, n_done: int, meter: Meter) -> None:
+    n_trials, n_kept = sum(map(len, job.groups)), len(job.shared.kept)
+    if n_kept:
+        meter.say(f"{n_done} of {n_trials} trials done and {n_kept} in part (only what was added runs), going on")
+    elif 0 < n_done < n_trials:
+        meter.say(f"{n_done} of {n_trials} trials done, going on")
+
+
+def _say_cost(store: Store, job: Job, todo: Groups, meter: Meter) -> None:
+    n_answers = sum(len(find_lack(job.shared, spec)[1]) for group in todo for spec in group)
+    for line in estimate_cost(job.inputs.judges, store.questions("test"), n_answers):
         meter.say(line)
 
 

@@ -16,11 +16,11 @@ from locaudit.config import AuditConfig
 from locaudit.judges.base import Billed, Judge
 from locaudit.models.model import Model
 from locaudit.records import NO_METHOD, TrialSpec
-from locaudit.run.audit import Job, begin, run_groups
+from locaudit.run.audit import Job, begin, pace_of, run_groups
 from locaudit.run.judging import estimate_cost
 from locaudit.run.status import describe_seconds, show_progress
 from locaudit.run.subject import read_inputs
-from locaudit.run.worker import scored_splits
+from locaudit.run.worker import find_lack, scored_splits
 from locaudit.store.cache import open_cache
 from locaudit.store.database import Store
 from locaudit.store.folder import open_run
@@ -75,7 +75,7 @@ def run_pilot(
     opened = open_run(out, inputs.config, inputs.registration)
     with opened as store, show_progress(progress) as meter, closing(open_cache()) as cache:
         job = begin(store, inputs, model, cache, meter, prepared)
-        before = store.done()
+        before, spent = store.done(), store.seconds()
         local_only = replace(job, inputs=replace(job.inputs, judges=local))
         left = run_groups(store, local_only, pilot_groups(job), meter)
         run, n_left, notes = load_run(store.folder), _count_answers(job, left), []
@@ -85,7 +85,7 @@ def run_pilot(
         if billed:
             names = " and ".join(judge.name for judge in billed.values())
             notes.append(f"the time of judging by {names} is not included")
-        return _estimate(store, job, left, before, notes)
+        return _estimate(store, job, left, before, spent, notes)
 
 
 def pilot_groups(job: Job) -> list[list[TrialSpec]]:
@@ -95,9 +95,10 @@ def pilot_groups(job: Job) -> list[list[TrialSpec]]:
     group: many edits at once take hardly longer than one where there are banks.
     """
     chosen: list[list[TrialSpec]] = []
-    for method in dict.fromkeys(group[0].method for group in job.groups):
+    kinds = [{(pace_of(job.shared, spec), spec.arm) for spec in group} for group in job.groups]
+    for pace in dict.fromkeys(pace_of(job.shared, spec) for group in job.groups for spec in group):
         for arm in ("base", "whole", "claim", "control"):
-            holding = [group for group in job.groups if any((s.method, s.arm) == (method, arm) for s in group)]
+            holding = [group for group, found in zip(job.groups, kinds, strict=True) if (pace, arm) in found]
             if holding and not any(group in chosen for group in holding):
                 chosen.append(holding[0])
     return chosen
@@ -121,14 +122,22 @@ def describe_estimate(estimate: Estimate) -> str:
     return "\n".join([*lines, "Run the same command without --dry-run to go on: the trials that were timed are kept."])
 
 
-def _estimate(store: Store, job: Job, left: Sequence[TrialSpec], before: set[str], notes: Sequence[str]) -> Estimate:
-    times, done = store.seconds(), store.done()
+def _estimate(
+    store: Store,
+    job: Job,
+    left: Sequence[TrialSpec],
+    before: set[str],
+    spent: Mapping[str, float],
+    notes: Sequence[str],
+) -> Estimate:
+    times, done, kept = store.seconds(), store.done(), job.shared.kept
     specs = [spec for group in job.groups for spec in group]
     pace: dict[str, list[float]] = {}
     for spec in specs:
-        if spec.trial_id in done:
-            pace.setdefault(spec.method, []).append(times[spec.trial_id])
-    mean = {method: sum(found) / len(found) for method, found in pace.items()}
+        trial = spec.trial_id
+        if trial in done:  # of a kept edit, what was added alone
+            pace.setdefault(pace_of(job.shared, spec), []).append(times[trial] - (spent[trial] if trial in kept else 0))
+    mean = {name: sum(found) / len(found) for name, found in pace.items()}
     size = sum(path.stat().st_size for path in (store.folder / "trials.sqlite", *store.edits.iterdir()))
     return Estimate(
         dict(Counter((str(spec.arm), spec.method) for spec in specs)),
@@ -136,28 +145,27 @@ def _estimate(store: Store, job: Job, left: Sequence[TrialSpec], before: set[str
         _count_answers(job, left),
         _count_tokens(job, left),
         size * len(left) // max(len(done), 1),
-        sum(mean[spec.method] for spec in left),
-        sum(times[trial] for trial in done - before),
+        sum(mean[pace_of(job.shared, spec)] for spec in left),
+        sum(times[trial] - spent.get(trial, 0) for trial in done - before),
         _peak_bytes(job.shared.model),
         tuple(notes),
     )
 
 
 def _count_answers(job: Job, specs: Sequence[TrialSpec]) -> int:
-    if not job.inputs.config.evaluation.max_new_tokens:
-        return 0
-    splits = job.shared.splits
-    return sum(len(splits[name].questions) for spec in specs for name in scored_splits(job.inputs.config, spec))
+    return sum(len(find_lack(job.shared, spec)[1]) for spec in specs)
 
 
 def _count_tokens(job: Job, specs: Sequence[TrialSpec]) -> int:
     config, shared = job.inputs.config, job.shared
     total = _count_answers(job, specs) * (config.evaluation.max_new_tokens or 0)
     for spec in specs:
-        total += shared.drift.documents.numel()
-        forests = [shared.splits[name].forest for name in scored_splits(config, spec)]
-        total += sum(forest.n_tokens + len(forest.prefix) for forest in forests)
-        total += getattr(config.methods.get(spec.method), "epochs", 0) * shared.training.forest.n_tokens
+        lacking = shared.only(find_lack(shared, spec)[0]).splits
+        names = [name for name in scored_splits(config, spec) if name in lacking]
+        total += sum(lacking[name].forest.n_tokens + len(lacking[name].forest.prefix) for name in names)
+        if spec.trial_id not in shared.kept:
+            total += shared.drift.documents.numel() if shared.drift else 0
+            total += getattr(config.methods.get(spec.method), "epochs", 0) * shared.training.forest.n_tokens
     return total
 
 

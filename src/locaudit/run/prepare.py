@@ -46,10 +46,15 @@ class Forests:
     held_out: Mapping[str, Forest]
     """``val`` and ``test``."""
 
-    def keys(self, split: str) -> list[str]:
-        """Of each question of a split: hash of its prompt and answers as token ids."""
-        forest = self.held_out[split]
-        return [content_hash([forest.prefix + tree.prompt, tree.branches]) for tree in forest.trees]
+    @property
+    def keys(self) -> dict[str, list[str]]:
+        """Of each question of a held-out split: what its measurements are found by."""
+        return {name: question_keys(forest) for name, forest in self.held_out.items()}
+
+
+def question_keys(forest: Forest) -> list[str]:
+    """Of each question: hash of its prompt and answers as token ids."""
+    return [content_hash([forest.prefix + tree.prompt, tree.branches]) for tree in forest.trees]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,29 +169,35 @@ def prepare_shared(
     def reference(name: str, forest: Forest) -> tuple[Tensor, ...]:
         if not forest.trees:  # nothing is trained
             return ()
-
-        def compute() -> Tensors:
-            say(f"scoring the unedited model on {len(forest.trees)} {name} questions")
-            sums = torch.cat([sums[0] for sums in answer_log_probs(model, forest)])
-            if not sums.isfinite().all():
-                raise ModelError(
-                    got=f"{model.name}, whose log-probabilities on {name} questions are not finite",
-                    expected="finite numbers from the unedited model",
-                    remedy="check the weights, or load it in float32 (loading.dtype)",
-                )
-            return {"sums": sums}, {}
-
-        trees = [[tree.prompt, tree.branches] for tree in forest.trees]
-        key = content_hash([model.fingerprint, forest.prefix, trees])
-        sums = _cached(store, f"reference-{name}", key, compute)[0]["sums"]
-        return sums.split([len(tree.branches) for tree in forest.trees])
+        keys, file = question_keys(forest), f"reference-{name}"
+        key = content_hash([model.fingerprint, "sums by question"])
+        before = _read(store, file, key)
+        found: dict[str, Tensor] = {}
+        if before is not None:
+            found = dict(zip(before[1]["keys"], before[0]["sums"].split(before[1]["lengths"]), strict=True))
+        new = {k: tree for k, tree in zip(keys, forest.trees, strict=True) if k not in found}
+        if new:
+            say(f"scoring the unedited model on {len(new)} {name} questions")
+            sums = answer_log_probs(model, Forest(forest.prefix, tuple(new.values())))
+            found |= {k: x[0] for k, x in zip(new, sums, strict=True)}
+        reference = tuple(found[k] for k in keys)
+        if not all(x.isfinite().all() for x in reference):
+            raise ModelError(
+                got=f"{model.name}, whose log-probabilities on {name} questions are not finite",
+                expected="finite numbers from the unedited model",
+                remedy="check the weights, or load it in float32 (loading.dtype)",
+            )
+        if before is None or before[1]["keys"] != keys:
+            meta = {"keys": keys, "lengths": [*map(len, reference)]}
+            _write(store, file, key, ({"sums": torch.cat(reference)}, meta))
+        return reference
 
     trained_on = [settings.max_questions for name, settings in config.methods.items() if METHODS[name].trained]
     n_train = max((len(split.train) if n is None else n for n in trained_on), default=0)
     train = Forest(forests.train.prefix, forests.train.trees[:n_train])
     n_true = tuple(len(question.true) for question in split.train[:n_train])
     held_out = {
-        name: HeldOut(getattr(split, name), forest, reference(name, forest))
+        name: HeldOut(getattr(split, name), forest, reference(name, forest), tuple(forests.keys[name]))
         for name, forest in forests.held_out.items()
     }
     prepared: dict[str, dict[str, Tensor]] = {}
@@ -203,6 +214,8 @@ def prepare_shared(
         cache,
         inputs.scoring,
         prepared,
+        kept=store.kept(forests.keys),
+        edits=store.edits,
     )
 
 
@@ -231,6 +244,10 @@ def _documents(store: Store, inputs: Inputs, model: Model, say: Say) -> Tensor:
 
 def _cached(store: Store, name: str, key: str, compute: Callable[[], Tensors]) -> Tensors:
     """Tensors and JSON values from ``cache/{name}.safetensors`` if it was written under the same key, else computed."""
+    return _read(store, name, key) or _write(store, name, key, compute())
+
+
+def _read(store: Store, name: str, key: str) -> Tensors | None:
     path = store.cache / f"{name}.safetensors"
     if path.is_file():
         try:
@@ -239,9 +256,12 @@ def _cached(store: Store, name: str, key: str, compute: Callable[[], Tensors]) -
                 if header.get("key") == key:
                     return {k: file.get_tensor(k) for k in file.keys()}, header["meta"]  # noqa: SIM118
         except (SafetensorError, ValueError):
-            pass  # damaged: computed anew
-    tensors, meta = compute()
-    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    header = json.dumps({"key": key, "meta": meta}, sort_keys=True)
-    write_atomically(path, save(tensors, {"locaudit": header}))
-    return tensors, meta
+            pass  # damaged: computed again
+    return None
+
+
+def _write(store: Store, name: str, key: str, values: Tensors) -> Tensors:
+    tensors = {k: v.detach().cpu().contiguous() for k, v in values[0].items()}
+    header = json.dumps({"key": key, "meta": values[1]}, sort_keys=True)
+    write_atomically(store.cache / f"{name}.safetensors", save(tensors, {"locaudit": header}))
+    return tensors, values[1]

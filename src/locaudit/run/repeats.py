@@ -14,6 +14,7 @@ from locaudit.judges import Judge
 from locaudit.models import Model
 from locaudit.report.repeats import MOST, read_plan, repeat_folder, write_plan
 from locaudit.run.audit import run_audit
+from locaudit.run.status import say_resumed, show_progress
 from locaudit.run.subject import load_subject, read_inputs
 from locaudit.store.folder import check_run, read_run
 
@@ -73,6 +74,8 @@ def run_repeats(
         )
     _check_folders(config, out, repeats, registration)
     write_plan(out, repeats)
+    with show_progress(progress) as meter:
+        say_resumed([repeat_folder(out, number) for number in range(repeats)], "repeats", meter)
     model = model or load_subject(config)
     for number in range(repeats):
         run_audit(

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from locaudit.records import NO_METHOD
+from locaudit.store.folder import has_trials
+from locaudit.store.run import load_run
+
+EVERY = 30.0
+"""Seconds between two lines off a terminal."""
 
 
 class Pace:
-    """Seconds a trial of each method, from the trials run so far."""
+    """Seconds a trial of each kind, from the trials that this run has run: a method's, or those whose edit was kept."""
 
     def __init__(self):
         self._trials: Counter[str] = Counter()
@@ -57,15 +64,31 @@ class Meter:
         self._left: Counter[str] = Counter()
         self._started = 0.0
         self._done = self._total = 0
+        self._stage = self._counts = ""
+        self._lock = threading.RLock()
+        """Numbers are read by the thread that shows them."""
 
     def say(self, text: str) -> None:
         """A line about the stage."""
+        self._stage = text
         self._console.print(text, highlight=False, markup=False)
 
-    def start(self, left: Mapping[str, int], done: int) -> None:
-        """Begin: trials left by method, and done before."""
-        self._left, self._done, self._total = Counter(left), done, done + sum(left.values())
-        self._started = time.monotonic()
+    def tell(self) -> None:
+        """A line with trials done, time left and current counts; before trials begin, the stage once more."""
+        if not self._total:
+            text = f"still at work ({self._stage})" if self._stage else ""
+        else:
+            parts = [f"{self._done} of {self._total} trials", self.remaining_text(), self._counts]
+            text = ", ".join(filter(None, parts))
+        if text:
+            self._console.print(text, highlight=False, markup=False)
+
+    def start(self, left: Mapping[str, int], done: int, counts: str = "") -> None:
+        """Begin: trials left by kind, and done before."""
+        with self._lock:
+            self._left, self._done, self._total = Counter(left), done, done + sum(left.values())
+            self._counts = counts
+            self._started = time.monotonic()
         if self._progress:
             self._task = self._progress.add_task("", total=self._total, completed=done, meter=self)
 
@@ -80,30 +103,36 @@ class Meter:
         """Since the group began, or its last part ended."""
         return time.monotonic() - self._started
 
-    def end(self, method: str, n_trials: int) -> None:
-        """Trials have ended, and are stored and judged."""
-        self.pace.add(method, n_trials, self.seconds)
-        self._started = time.monotonic()
-        self._left[method] -= n_trials
-        self._done += n_trials
+    def end(self, ended: Counter[str], counts: str = "") -> None:
+        """Trials have ended, and are stored and judged: how many of each kind, which share the time."""
+        with self._lock:
+            seconds, n_trials = self.seconds, ended.total()
+            for kind, n in ended.items():
+                self.pace.add(kind, n, seconds * n / n_trials)
+            self._started = time.monotonic()
+            self._left -= ended
+            self._done += n_trials
+            self._counts = counts
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=self._done)
-        elif self._done == self._total or self._done // 5 > (self._done - n_trials) // 5:
-            self.say(f"{self._done} of {self._total} trials, {self.remaining_text()}")
+        elif self._done == self._total:
+            self.tell()
 
-    def skip(self, method: str, n_trials: int) -> None:
+    def skip(self, group: Counter[str]) -> None:
         """A group will not run: it is not needed."""
-        self._left[method] -= n_trials
-        self._total -= n_trials
+        with self._lock:
+            self._left -= group
+            self._total -= group.total()
         if self._progress and self._task is not None:
             self._progress.update(self._task, total=self._total)
 
     def remaining_text(self) -> str:
         """``about 7 min left``."""
-        seconds = self.pace.remaining(self._left)
-        if seconds is None:
-            return "measuring the pace"
-        return f"about {describe_seconds(max(seconds - self.seconds, 0.0))} left"
+        with self._lock:
+            seconds = self.pace.remaining(self._left)
+            if seconds is None:
+                return "measuring the pace"
+            return f"about {describe_seconds(max(seconds - self.seconds, 0.0))} left"
 
 
 class _Remaining(ProgressColumn):
@@ -112,12 +141,42 @@ class _Remaining(ProgressColumn):
 
 
 @contextmanager
-def show_progress(enabled: bool = True) -> Iterator[Meter]:
-    """A live bar on a terminal, plain lines elsewhere, nothing when not enabled."""
+def show_progress(enabled: bool = True, every: float | None = None) -> Iterator[Meter]:
+    """A live bar on a terminal, plain lines elsewhere, at least one in `every` seconds; nothing when not enabled."""
     console = Console(stderr=True, quiet=not enabled)
-    if not (enabled and console.is_terminal):
+    if not enabled:
         yield Meter(None, console)
+        return
+    if not console.is_terminal:
+        with _telling(Meter(None, console), EVERY if every is None else every) as meter:
+            yield meter
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("trials"), _Remaining())
     with Progress(*columns, console=console) as progress:
         yield Meter(progress, progress.console)
+
+
+@contextmanager
+def _telling(meter: Meter, every: float) -> Iterator[Meter]:
+    """A thread lets the meter tell how far it is, however long a group takes."""
+    ended = threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(every):
+            meter.tell()
+
+    thread = threading.Thread(target=tell, name="locaudit-progress", daemon=True)
+    thread.start()
+    try:
+        yield meter
+    finally:
+        ended.set()
+        thread.join()
+
+
+def say_resumed(folders: Sequence[Path], what: str, meter: Meter) -> None:
+    """Of several audits that go on: how many were finished before."""
+    begun = [folder for folder in folders if has_trials(folder)]
+    n_done = sum(load_run(folder).is_finished for folder in begun)
+    if begun and n_done < len(folders):
+        meter.say(f"{n_done} of {len(folders)} {what} done, going on")

@@ -1,4 +1,4 @@
-"""When a method's controls may end early: kept up to date trial by trial, never read anew from the run."""
+"""How controls compare so far, and when they may end early: kept up to date with each trial that ends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from locaudit.store.run import judged, read_judgements
 class Stopping:
     """A `Monitor` a method, fed with each place whose trials have all ended and been judged."""
 
-    def __init__(self, store: Store, config: AuditConfig, manifest: Manifest):
+    def __init__(self, store: Store, config: AuditConfig, manifest: Manifest, before: Sequence[TrialRecord]):
         self._store, self._manifest = store, manifest
         self._is_fixed = config.stopping == "fixed"
         self._score = resolve_score(config.score, tuple(manifest.judges))
@@ -34,15 +34,18 @@ class Stopping:
             for name, facts in manifest.methods.items()
         }
         self._waiting: dict[tuple[str, Arm, int], list[TrialRecord]] = defaultdict(list)
-        if not self._is_fixed:
-            self.add(store.records())
+        self.add(before)
 
     def add(self, trials: Sequence[TrialRecord]) -> None:
         """Take note of trials that are stored and judged."""
-        if self._is_fixed:
-            return
         questions = {split: tuple(self._store.questions(split)) for split in ("val", "test")}
-        said = read_judgements(self._store, self._manifest.judges)
+        answers = {
+            (question.id, answer)
+            for record in trials
+            for split, said in record.answers.items()
+            for question, answer in zip(questions[split], said, strict=True)
+        }
+        said = read_judgements(self._store, self._manifest.judges, answers)
         for record in judged(list(trials), said, questions):
             spec = record.spec
             trials = self._waiting[spec.method, spec.arm, spec.control]
@@ -52,6 +55,12 @@ class Stopping:
                     monitor.add(BASE, *score_place(trials, self._score))
             elif len(trials) == self._manifest.methods[spec.method].n_strengths:
                 self._monitors[spec.method].add((spec.arm, spec.control), *score_place(trials, self._score))
+
+    def describe(self) -> str:
+        """How many controls do at least as well as the claim so far, for each method whose claim is scored."""
+        seen = {name: monitor.seen for name, monitor in self._monitors.items() if monitor.seen.n}
+        counts = "; ".join(f"{name} {look.n_at_least} of {look.n}" for name, look in seen.items())
+        return f"controls at least as good as the claim: {counts}" if counts else ""
 
     def has_ended(self, method: str) -> bool:
         """Whether the method's answer is clear."""

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from locaudit.behaviours.behaviour import Question
 from locaudit.behaviours.format import Prompt
 from locaudit.config import AuditConfig
 from locaudit.edits.bank import EditBank, stack
-from locaudit.edits.edit import Edit
+from locaudit.edits.edit import Edit, load_edit
 from locaudit.errors import ModelError
 from locaudit.measure.answers import answer_prompts
 from locaudit.measure.drift import DriftText, measure_drift
@@ -36,7 +37,9 @@ from locaudit.models.model import Model
 from locaudit.records import NO_METHOD, TrialRecord, TrialSpec, mean_metrics
 from locaudit.registry import METHODS
 from locaudit.store.cache import Cache
+from locaudit.store.database import Kept, join
 
+NOT_FINITE = "scores under the edit are not finite"
 LEAST_ROW_TOKENS = 64
 """Below this many tokens at once, a device has no memory to work in."""
 OnStep = Callable[[int, int], None]
@@ -49,6 +52,18 @@ class HeldOut:
     questions: tuple[Question, ...]
     forest: Forest
     reference: tuple[Tensor, ...]
+    keys: tuple[str, ...] = ()
+    """What their measurements are found by (`locaudit.store.database`)."""
+
+    def only(self, keys: frozenset[str]) -> HeldOut:
+        """Those of its questions that are among `keys`."""
+        chosen = [i for i, key in enumerate(self.keys) if key in keys]
+        return HeldOut(
+            tuple(self.questions[i] for i in chosen),
+            Forest(self.forest.prefix, tuple(self.forest.trees[i] for i in chosen)),
+            tuple(self.reference[i] for i in chosen),
+            tuple(self.keys[i] for i in chosen),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +75,8 @@ class Shared:
     training: TrainingData
     splits: Mapping[str, HeldOut]
     """``val`` and ``test``."""
-    drift: DriftText
+    drift: DriftText | None
+    """None where drift is known already."""
     cache: Cache
     """Answers generated before."""
     answer_format: Prompt
@@ -71,6 +87,20 @@ class Shared:
     """Padded tokens of one forward (None: by device); less after a device ran out of memory."""
     fitted: dict[str, Fit] = field(default_factory=dict)
     """Edits of trials without a record yet, by id: scoring them may run out of memory and be tried again."""
+    kept: Mapping[str, Kept] = field(default_factory=dict)
+    """Trials that the run has a part of, by id: their edits are there, some questions or answers are not."""
+    edits: Path = Path()
+    """Folder of the edits that the run has."""
+    parts: dict[frozenset[str], Shared] = field(default_factory=dict)
+    """What `only` has made."""
+
+    def only(self, keys: frozenset[str]) -> Shared:
+        """The same with these held-out questions alone, to measure what kept trials lack."""
+        if keys not in self.parts:
+            splits = {name: held.only(keys) for name, held in self.splits.items()}
+            splits = {name: held for name, held in splits.items() if held.keys}
+            self.parts[keys] = replace(self, splits=splits, drift=None, parts={})
+        return self.parts[keys]
 
     @cached_property
     def residuals(self) -> dict[str, Residuals]:
@@ -120,6 +150,7 @@ class Worker:
                 raise
         # Here, not in the except clause: the error's traceback holds the tensors that did not fit.
         vars(self._shared).pop("residuals", None)
+        self._shared.parts.clear()
         release(self._shared.model.device)
         return None
 
@@ -145,10 +176,66 @@ def scored_splits(config: AuditConfig, spec: TrialSpec) -> tuple[str, ...]:
     return ("val", "test") if len(grid) > 1 else ("test",)
 
 
+Lack = tuple[frozenset[str], frozenset[str]]
+"""Keys of the questions that a trial is to be scored on, and of those that it is to answer."""
+
+
+def find_lack(shared: Shared, spec: TrialSpec) -> Lack:
+    """What is still to be measured of a trial: all of it, unless the run has a part."""
+    names, kept = scored_splits(shared.config, spec), shared.kept.get(spec.trial_id)
+    keys = frozenset(key for name in names for key in shared.splits[name].keys)
+    asked = keys if shared.config.evaluation.max_new_tokens else frozenset()
+    return (keys, asked) if kept is None else (keys.difference(kept.scores), asked.difference(kept.answers))
+
+
 def run_trials(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None = None) -> list[Result]:
-    """Fit the edits of trials of one method and score them together as one bank; None for an edit that diverged."""
+    """Records of trials of one method, in order, each with its edit unless that is kept already or diverged.
+
+    Trials of which the run has a part keep their edits, and only what they lack is measured.
+    """
+    alike: dict[Lack | None, list[TrialSpec]] = {}
+    for spec in specs:
+        alike.setdefault(find_lack(shared, spec) if spec.trial_id in shared.kept else None, []).append(spec)
+    found: dict[str, Result] = {}
+    for lack, part in alike.items():
+        results = _run_new(shared, part, on_step) if lack is None else _run_kept(shared, part, *lack)
+        found |= {record.spec.trial_id: (record, edit) for record, edit in results}
+    return [found[spec.trial_id] for spec in specs]
+
+
+def _run_kept(
+    shared: Shared, specs: Sequence[TrialSpec], unscored: frozenset[str], unanswered: frozenset[str]
+) -> list[Result]:
+    """Measure kept edits on the questions that they lack; whole records."""
+    parts = [shared.kept[spec.trial_id] for spec in specs]
+    scoring, asking = shared.only(unscored), shared.only(unanswered - unscored)
     if specs[0].method == NO_METHOD:
-        return [(_base_record(shared, spec), None) for spec in specs]
+        edits, scored = None, [_base_scores(scoring) for _ in specs]
+    else:
+        edits = [load_edit(shared.edits / part.record.edit) for part in parts]
+        scored = _score(scoring, specs, edits) if unscored else [{} for _ in specs]
+    said = _answers(asking, tuple(asking.splits), edits, {})
+    out: list[Result] = []
+    for spec, part, scores, answers in zip(specs, parts, scored, said, strict=True):
+        if scores is None:
+            out.append((TrialRecord(spec, "diverged", NOT_FINITE, training=part.record.training), None))
+            continue
+        values, texts = dict(part.scores), dict(part.answers)
+        for name, metrics in scores.get("questions", {}).items():
+            for i, key in enumerate(scoring.splits[name].keys):
+                values[key] = {metric: row[i] for metric, row in metrics.items()}
+        for measured, lines_of in ((scoring, scores.get("answers", {})), (asking, answers)):
+            for name, lines in lines_of.items():
+                texts |= zip(measured.splits[name].keys, lines, strict=True)
+        keys = {name: shared.splits[name].keys for name in scored_splits(shared.config, spec)}
+        out.append((join(Kept(replace(part.record, spec=spec), values, texts), keys), None))
+    return out
+
+
+def _run_new(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None) -> list[Result]:
+    """Fit edits and score them together as one bank."""
+    if specs[0].method == NO_METHOD:
+        return [(TrialRecord(spec, "ok", "", **_base_scores(shared)), None) for spec in specs]
     fits = _fit(shared, specs, on_step)
     alive = [i for i, fit in enumerate(fits) if fit.edit is not None]
     scored = iter(_score(shared, specs, [fits[i].edit for i in alive]) if alive else [])
@@ -157,10 +244,9 @@ def run_trials(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | Non
         training = {"loss": fit.losses} if fit.losses else {}
         scores = None if fit.edit is None else next(scored)
         if scores is None:
-            message = fit.message or "scores under the edit are not finite"
-            out.append((TrialRecord(spec, "diverged", message, training=training), None))
+            out.append((TrialRecord(spec, "diverged", fit.message or NOT_FINITE, training=training), None))
         else:
-            record = TrialRecord(spec, "ok", "", **scores, training=training, edit=f"{spec.trial_id}.safetensors")
+            record = TrialRecord(spec, "ok", "", **scores, training=training, edit=spec.edit_file)
             out.append((record, fit.edit))
     for spec in specs:
         shared.fitted.pop(spec.trial_id, None)
@@ -183,7 +269,7 @@ def _fit(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None) -> 
 def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) -> list[dict[str, Any] | None]:
     """A record's metrics, drift, questions and answers under each edit; None where a number is not finite."""
     bank = stack(shared.model, edits)
-    names = scored_splits(shared.config, specs[0])
+    names = [name for name in scored_splits(shared.config, specs[0]) if name in shared.splits]
     prefixes = _prefixes(shared, names, bank)
     sums = {
         name: answer_log_probs(
@@ -196,7 +282,7 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
         )
         for name in names
     }
-    drift = measure_drift(shared.model, shared.drift, bank)
+    drift = measure_drift(shared.model, shared.drift, bank) if shared.drift else [{} for _ in edits]
     alive = [
         k
         for k in range(len(edits))
@@ -257,9 +343,9 @@ def _answers(
     return [{name: said[name][k] for name in names} for k in range(n_edits)]
 
 
-def _base_record(shared: Shared, spec: TrialSpec) -> TrialRecord:
+def _base_scores(shared: Shared) -> dict[str, Any]:
     """The unedited model's scores come from the reference log-probabilities themselves."""
-    drift = measure_drift(shared.model, shared.drift, None)[0]
+    drift = measure_drift(shared.model, shared.drift, None)[0] if shared.drift else {}
     answers = _answers(shared, tuple(shared.splits), None, {})[0]
     sums = {name: held.reference for name, held in shared.splits.items()}
-    return TrialRecord(spec, "ok", "", **_measured(shared, sums, drift, answers))
+    return _measured(shared, sums, drift, answers)

@@ -100,6 +100,8 @@ class Verdict:
     n_controls: int
     claim: str
     methods: Mapping[str, MethodVerdict]
+    extended: str = ""
+    """What was added to the run after results existed, and what that means for p; empty for nothing."""
 
     def __repr__(self) -> str:
         about = f"Verdict({self.score} at level {self.level:g}, {self.n_questions} test questions: {self.headline})"
@@ -115,7 +117,7 @@ class Verdict:
         return f"<p><strong>{escape(self.headline)}</strong></p><p>{about}</p>{table}"
 
     def __str__(self) -> str:
-        lines = [self.headline, ""]
+        lines = [self.headline, *([self.extended] if self.extended else []), ""]
         for name, verdict in self.methods.items():
             lines.append(f"{name}: {verdict.outcome}. {verdict.sentence}")
             lines += [f"  {g.question}: {g.answer}. {g.evidence}" for g in verdict.grades]

@@ -11,16 +11,16 @@ import math
 import shutil
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from locaudit.config import AuditConfig
+from locaudit.config import AuditConfig, to_yaml
 from locaudit.errors import RunFolderError
 from locaudit.location import Location
 from locaudit.records import TrialRecord, TrialSpec, mean_metrics
-from locaudit.store.files import MIN_FREE_BYTES, no_room
+from locaudit.store.files import MIN_FREE_BYTES, no_room, write_atomically
 from locaudit.store.manifest import Manifest, read_manifest, write_manifest
 
 SCHEMA = """
@@ -66,6 +66,22 @@ class HeldOutQuestion:
     """Hash of its prompt and answers as token ids: what a measurement is found by."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What there is of a trial that is not whole, as after questions were added."""
+
+    record: TrialRecord
+    """Without scores and answers."""
+    scores: Mapping[str, Mapping[str, float]]
+    """Question's key -> metric -> value."""
+    answers: Mapping[str, str]
+    """Question's key -> answer."""
+
+
+Keys = Mapping[str, Sequence[str]]
+"""Split -> keys of its questions, in order."""
+
+
 class Store:
     """An open run folder. Use `open_run` (to write, one process at a time) or `read_run` (to read)."""
 
@@ -91,21 +107,11 @@ class Store:
         return None if row is None else read_manifest(row[0])
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Keep the manifest, in place of an earlier one."""
+        """Keep the manifest, in place of an earlier one, and the settings that it is of."""
+        write_atomically(self.folder / "config.yaml", to_yaml(self.config).encode())
         with self._writing():
             self._connection.execute("DELETE FROM manifest")
             self._connection.execute("INSERT INTO manifest VALUES (?)", (write_manifest(manifest),))
-
-    def measured(self) -> dict[str, set[str]]:
-        """Trial id -> keys of the questions that its edit was scored on; of a diverged one, none."""
-        out: dict[str, set[str]] = {fit: set() for (fit,) in self._connection.execute("SELECT fit FROM fits")}
-        for fit, question in self._connection.execute("SELECT DISTINCT fit, question FROM scores"):
-            out[fit].add(question)
-        return out
-
-    def diverged(self) -> set[str]:
-        """Ids of the trials whose edit diverged: nothing more can be measured of them."""
-        return {fit for (fit,) in self._connection.execute("SELECT fit FROM fits WHERE status = 'diverged'")}
 
     def done(self) -> set[str]:
         """Ids of the trials with a record."""
@@ -122,9 +128,20 @@ class Store:
     def records(self) -> list[TrialRecord]:
         """All trials with their scores on the present questions, ordered by trial id.
 
-        One that lacks some questions of a split that it was scored on, as after questions were added, is left out.
+        One that is not whole is left out: it lacks some questions of a split that it was scored on, as after questions
+        were added, or answers, where the settings want them.
         """
-        keys = {split: [q.key for q in self.questions(split)] for split in ("val", "test")}
+        return [found for found in self._read(self._keys()) if isinstance(found, TrialRecord)]
+
+    def kept(self, keys: Keys) -> dict[str, Kept]:
+        """What there is of trials that would not be whole with these questions, by trial id."""
+        parts = (found for found in self._read(keys) if isinstance(found, Kept))
+        return {part.record.spec.trial_id: part for part in parts}
+
+    def _keys(self) -> Keys:
+        return {split: [q.key for q in self.questions(split)] for split in ("val", "test")}
+
+    def _read(self, keys: Keys) -> Iterator[TrialRecord | Kept]:
         values: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
         for fit, question, metric, value in self._connection.execute("SELECT * FROM scores"):
             values[fit][question][metric] = math.nan if value is None else value
@@ -134,33 +151,38 @@ class Store:
         rows = self._connection.execute(
             "SELECT arm, control, registration, fits.* FROM places JOIN fits USING (fit) ORDER BY fit, arm, control"
         )
-        found = (_record(row, keys, values[row[3]], said[row[3]]) for row in rows)
-        return [record for record in found if record is not None]
+        generates = bool(self.config.evaluation.max_new_tokens)
+        for row in rows:
+            kept = Kept(_unscored(row), values[row[3]], said[row[3]])
+            yield _whole(kept, keys, generates) or kept
 
     def add(self, records: Sequence[TrialRecord], seconds: float) -> None:
         """Write what trials that ran together left, all or nothing; `seconds` is shared out evenly.
 
-        Of a trial that has a fit already, what is measured anew is added.
+        Of a trial that has a fit already, what is new is added; an edit that diverges on new questions keeps no scores.
         """
         self.check_room()
-        keys = {split: [q.key for q in self.questions(split)] for split in ("val", "test")}
+        keys = self._keys()
         with self._writing():
             for record in records:
                 self._add(record, keys, seconds / len(records))
 
-    def _add(self, record: TrialRecord, keys: Mapping[str, Sequence[str]], seconds: float) -> None:
+    def _add(self, record: TrialRecord, keys: Keys, seconds: float) -> None:
         spec, fit = record.spec, record.spec.trial_id
         where = json.dumps(None if spec.location is None else spec.location.to_json())
         self._connection.execute(
             "INSERT INTO fits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
             "ON CONFLICT (fit) DO UPDATE SET status = excluded.status, message = excluded.message, "
-            "seconds = seconds + excluded.seconds",
+            "edit = excluded.edit, drift = excluded.drift, seconds = seconds + excluded.seconds",
             (fit, spec.method, where, spec.hyperparameter, spec.seed, spec.draw, spec.context, record.status,
              record.message, json.dumps(record.training), record.edit, json.dumps(record.drift), seconds),
         )  # fmt: skip
         self._connection.execute(
             "INSERT OR IGNORE INTO places VALUES (?, ?, ?, ?)", (spec.arm, spec.control, fit, spec.registration)
         )
+        if record.status == "diverged":
+            for table in ("scores", "answers"):
+                self._connection.execute(f"DELETE FROM {table} WHERE fit = ?", (fit,))
         scores = [
             (fit, key, metric, None if value != value else value)
             for split, metrics in record.questions.items()
@@ -199,11 +221,19 @@ class Store:
             for id_, text, true, false, key in rows
         ]
 
-    def judgements(self, judge: str) -> dict[tuple[str, str], tuple[float | None, str]]:
-        """(question id, answer) -> (probability or None, why it is missing), by the judge of that fingerprint."""
-        rows = self._connection.execute(
-            "SELECT question, answer, probability, reason FROM judgements WHERE judge = ?", (judge,)
-        )
+    def judgements(
+        self, judge: str, answers: Collection[tuple[str, str]] | None = None
+    ) -> dict[tuple[str, str], tuple[float | None, str]]:
+        """(question id, answer) -> (probability or None, why it is missing), by the judge of that fingerprint.
+
+        Of these answers only, unless None: a run that has judged many looks up a few after each trial.
+        """
+        ask = "SELECT question, answer, probability, reason FROM judgements WHERE judge = ?"
+        if answers is None:
+            rows = self._connection.execute(ask, (judge,)).fetchall()
+        else:
+            one = f"{ask} AND question = ? AND answer = ?"
+            rows = [row for key in answers for row in self._connection.execute(one, (judge, *key))]
         return {(question, answer): (probability, reason) for question, answer, probability, reason in rows}
 
     def add_judgements(self, judge: str, found: Mapping[tuple[str, str], tuple[float | None, str]]) -> None:
@@ -236,40 +266,41 @@ class Store:
             raise
 
 
-def _record(
-    row: Sequence, keys: Mapping[str, Sequence[str]], values: Mapping[str, Mapping[str, float]], said: Mapping[str, str]
-) -> TrialRecord | None:
-    """A trial from its row (place, then fit) and what was measured; None if a split is not whole."""
+def _unscored(row: Sequence) -> TrialRecord:
+    """A trial without its scores, from its row: place, then fit."""
     (arm, control, registration, fit, method, where, strength, seed, draw, context, status, message, training, edit,
      drift, _) = row  # fmt: skip
     spec = TrialSpec(
         arm, method, Location.from_json(json.loads(where)), strength, seed, context, control, draw, registration
     )
     assert spec.trial_id == fit
+    losses = {name: tuple(x) for name, x in json.loads(training).items()}
+    return TrialRecord(spec, status, message, drift=json.loads(drift), training=losses, edit=edit)
+
+
+def _whole(kept: Kept, keys: Keys, generates: bool) -> TrialRecord | None:
+    """The trial with its scores and answers; None if a split that it was scored on lacks some."""
+    if kept.record.status == "diverged":
+        return kept.record
+    splits = [split for split, wanted in keys.items() if any(key in kept.scores for key in wanted)]
+    wanted = {key for split in splits for key in keys[split]}
+    if not wanted or not wanted <= kept.scores.keys() or (generates and not wanted <= kept.answers.keys()):
+        return None
+    return join(kept, {split: keys[split] for split in splits})
+
+
+def join(kept: Kept, keys: Keys) -> TrialRecord:
+    """A trial's record with its scores on these questions, each of which has some, and its answers if all have one."""
     questions: dict[str, dict[str, tuple[float, ...]]] = {}
     answers: dict[str, tuple[str, ...]] = {}
     for split, wanted in keys.items():
-        found = [values.get(key) for key in wanted]
-        if not any(found):
-            continue
-        if not all(found):
-            return None
-        questions[split] = {name: tuple(one[name] for one in found if one) for name in found[0] or ()}
-        if wanted[0] in said:
-            answers[split] = tuple(said[key] for key in wanted)
-    if status == "ok" and not questions:
-        return None
-    return TrialRecord(
-        spec,
-        status,
-        message,
-        mean_metrics(questions),
-        json.loads(drift),
-        questions,
-        answers,
-        {name: tuple(x) for name, x in json.loads(training).items()},
-        edit,
-    )
+        found = [kept.scores[key] for key in wanted]
+        # A score that a plug-in has added since is not known of the first questions.
+        metrics = [name for name in found[0] if all(name in one for one in found)]
+        questions[split] = {name: tuple(one[name] for one in found) for name in metrics}
+        if all(key in kept.answers for key in wanted):
+            answers[split] = tuple(kept.answers[key] for key in wanted)
+    return replace(kept.record, metrics=mean_metrics(questions), questions=questions, answers=answers)
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -10,7 +10,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from locaudit.config import AuditConfig, Registration, leaves, load_config, to_dict, to_yaml, unknown_names_kept
+from locaudit.config import (
+    GROWS,
+    AuditConfig,
+    Registration,
+    leaves,
+    load_config,
+    to_dict,
+    to_yaml,
+    unknown_names_kept,
+)
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.store.database import SCHEMA, Store, connect
 from locaudit.store.files import write_atomically
@@ -18,9 +27,11 @@ from locaudit.store.files import write_atomically
 
 @contextmanager
 def open_run(folder: str | Path, config: AuditConfig, registration: Registration | None = None) -> Iterator[Store]:
-    """Create a run folder, or open one made by the same configuration (and claim file, if given), for writing.
+    """Create a run folder, or open one that can go on with this configuration (and claim file, if given), for writing.
 
-    A folder without any record yet, such as one of a run that was refused, takes a new configuration.
+    A folder without any record yet, such as one of a run that was refused, takes a new configuration. One with records
+    takes what reads them in another way, and more controls or questions (`locaudit.config.GROWS`); its config.yaml
+    follows with its manifest (`Store.write_manifest`).
     Raises `RunFolderError` if the folder holds something else, was made by another configuration (naming the settings
     that differ), is in use by another process, or the disk is full.
     """
@@ -44,10 +55,11 @@ def open_run(folder: str | Path, config: AuditConfig, registration: Registration
             store = Store(folder, config, connection)
             store.check_room()
             connection.executescript(SCHEMA)
-            if not store.is_empty():
+            if store.is_empty():
+                write_atomically(folder / "config.yaml", to_yaml(config).encode())
+            else:
                 check_registration(store, registration)
-                _check_config(folder, config)
-            write_atomically(folder / "config.yaml", to_yaml(config).encode())
+                _check_config(store, config)
             for name in ("edits", "cache", "figures"):
                 (folder / name).mkdir(exist_ok=True)
             yield store
@@ -66,7 +78,7 @@ def check_run(folder: str | Path, config: AuditConfig, registration: Registratio
         return False
     with read_run(folder) as store:
         check_registration(store, registration)
-        _check_config(Path(folder), config)
+        _check_config(store, config)
     return True
 
 
@@ -178,10 +190,8 @@ def _prepare_folder(folder: Path) -> None:
         ) from None
 
 
-def _check_config(folder: Path, config: AuditConfig) -> None:
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return
+def _check_config(store: Store, config: AuditConfig) -> None:
+    path = store.folder / "config.yaml"
     try:
         found = load_config(path)
     except ConfigError as error:
@@ -190,19 +200,26 @@ def _check_config(folder: Path, config: AuditConfig) -> None:
             expected="the configuration of this run",
             remedy="choose another --out",
         ) from None
-    if found.hash != config.hash:
+    old, new = dict(leaves(to_dict(found))), dict(leaves(to_dict(config)))
+    refused = found.refuses(config)
+    if refused:
+        changed = "; ".join(
+            f"{name}: {old.get(name, 'absent')} there, {new.get(name, 'absent')} here" for name in refused[:3]
+        )
+        more = " ..." if len(refused) > 3 else ""
         raise RunFolderError(
-            got=f"{folder}, made by another configuration ({_difference(found, config)})",
-            expected="the same configuration, so that old and new trials can be compared",
+            got=f"{store.folder}, made by another configuration ({changed}{more})",
+            expected="the same configuration, so that old and new trials can be compared. A run can only grow: raise "
+            "controls, split.max_val or split.max_test, add judges, set evaluation.max_new_tokens where it was 0",
             remedy="choose another --out, or repeat the earlier settings to resume",
         )
-
-
-def _difference(found: AuditConfig, config: AuditConfig) -> str:
-    old, new = dict(leaves(to_dict(found))), dict(leaves(to_dict(config)))
-    changed = [
-        f"{key}: {old.get(key, 'absent')} there, {new.get(key, 'absent')} here"
-        for key in old | new
-        if (key in old, old.get(key)) != (key in new, new.get(key))
-    ]
-    return "; ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
+    registration = store.manifest.registration if store.manifest else None
+    held = dict(leaves(registration.values)) if registration else {}
+    grown = [name for name in GROWS if name in held and old[name] != new[name]]
+    if registration and grown:
+        changed = "; ".join(f"{name}: {old[name]} there, {new[name]} here" for name in grown)
+        raise RunFolderError(
+            got=f"{store.folder}, whose claim file {registration.file} fixes what would grow ({changed})",
+            expected="what was fixed before the run",
+            remedy="choose another --out, or leave these settings as they were",
+        )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import TypeAdapter
 
 from locaudit.claims.kinds import Shape
 from locaudit.config import Registration
 from locaudit.location import Location, Unit
+from locaudit.stats.growth import CONTROLS, Extension
 from locaudit.stats.phrases import MethodFacts
 
 
@@ -77,10 +78,25 @@ class Manifest:
     plugins: tuple[str, ...] = ()
     primer: str | None = None
     """Text before each scored question; empty for none, None in a run of an earlier version."""
+    extensions: tuple[Extension, ...] = ()
+    """What was added after results existed, in order."""
 
     def __repr__(self) -> str:
         methods = ", ".join(self.methods)
         return f"Manifest({self.model} on {self.behaviour}: {self.claim!r} ({self.claim_source}), methods {methods})"
+
+
+def extended(manifest: Manifest, before: Manifest, n_trials: int) -> Manifest:
+    """The manifest of a run that goes on, with what it has more than `before`, when `n_trials` had results."""
+    numbers: dict[str, tuple[int | str, int | str]] = {
+        CONTROLS: (before.n_controls, manifest.n_controls),
+        "test questions": (before.n_questions["test"], manifest.n_questions["test"]),
+        "validation questions": (before.n_questions["val"], manifest.n_questions["val"]),
+    }
+    if manifest.judges.keys() - before.judges.keys():
+        numbers["judges"] = (", ".join(before.judges) or "none", ", ".join(manifest.judges))
+    added = [Extension(what, *pair, n_trials, before.planned) for what, pair in numbers.items() if pair[0] != pair[1]]
+    return replace(manifest, extensions=(*before.extensions, *added) if n_trials else before.extensions)
 
 
 _ADAPTER = TypeAdapter(Manifest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from locaudit.config import AuditConfig, merge_config, unknown_names_kept
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.records import TrialRecord
 from locaudit.stats.decide import decide
+from locaudit.stats.growth import describe_extensions
 from locaudit.stats.measured import Design
 from locaudit.stats.repeats import Repeat
 from locaudit.stats.scores import MAX_MISSING, Judgements, add_judgements, find_score, resolve_score
@@ -112,13 +113,15 @@ class Run:
 
     def decide(self, records: list[TrialRecord] | None = None, score: str | None = None, *, graded=True) -> Verdict:
         """The verdict by another score, on records judged by others, or without grades."""
-        return decide(
+        verdict = decide(
             self.records if records is None else records,
             score=score or self.score,
             level=self.config.level,
             design=replace(self.design, graded=graded),
             methods=self.manifest.methods,
         )
+        extensions, rule = self.manifest.extensions, self.config.stopping
+        return replace(verdict, extended=describe_extensions(extensions, rule, self.config.level))
 
     @cached_property
     def said(self) -> set[tuple[str, str]]:
@@ -183,9 +186,11 @@ def load_run(folder: str | Path) -> Run:
         )
 
 
-def read_judgements(store: Store, judges: Mapping[str, JudgeFacts]) -> dict[str, Judgements]:
-    """Aspect -> (question id, answer) -> what its judge said."""
-    return {aspect: store.judgements(judge.fingerprint) for aspect, judge in judges.items()}
+def read_judgements(
+    store: Store, judges: Mapping[str, JudgeFacts], answers: Collection[tuple[str, str]] | None = None
+) -> dict[str, Judgements]:
+    """Aspect -> (question id, answer) -> what its judge said; of these answers only, unless None."""
+    return {aspect: store.judgements(judge.fingerprint, answers) for aspect, judge in judges.items()}
 
 
 def judged(

@@ -17,7 +17,7 @@ from locaudit.judges import Judge
 from locaudit.models import Model
 from locaudit.run.audit import run_audit
 from locaudit.run.pilot import Estimate, describe_estimate, run_pilot
-from locaudit.run.status import describe_seconds, show_progress
+from locaudit.run.status import describe_seconds, say_resumed, show_progress
 from locaudit.run.subject import load_subject, read_inputs
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import has_trials
@@ -42,6 +42,8 @@ def run_paper(
     """
     folder = Path(out)
     with _opened(config, folder, model, behaviour, judges, progress) as (subject, audits):
+        with show_progress(progress) as meter:
+            say_resumed([folder / part for part in audits], "parts", meter)
         for number, (part, audit) in enumerate(audits.items(), start=1):
             with show_progress(progress) as meter:
                 meter.say(f"part {number} of {len(audits)}, {part}: {PARTS[part]}")
@@ -151,7 +153,7 @@ def _check_folder(folder: Path, config: PaperConfig) -> None:
         ) from None
     old, new = found.audits(), config.audits()
     for part in old:  # the landscape may be added to a study later, or dropped again
-        if part in new and old[part].hash != new[part].hash and has_trials(folder / part):
+        if part in new and old[part].refuses(new[part]) and has_trials(folder / part):
             theirs, ours = to_dict(found), to_dict(config)
             differ = sorted(key for key in ours if ours[key] != theirs[key] and key != "judges")
             raise RunFolderError(
