@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -54,6 +55,14 @@ def test_audit_then_report(small_yaml, tmp_path, capsys):
     (out / "report.html").unlink()
     assert cli.main(["report", str(out)]) == 0
     assert (out / "report.html").is_file()
+
+
+def test_no_other_library_speaks(small_yaml, tmp_path):
+    """In a process of its own, where libraries are imported as a user's are: no warning, advice or progress bar."""
+    command = [sys.executable, "-m", "locaudit", "audit", str(small_yaml), "--controls", "1", "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not re.search(r"note:|warn|deprecat|it/s|%\|", done.stderr, re.IGNORECASE), done.stderr
 
 
 def test_flags_go_over_the_file_and_the_file_over_the_defaults(small_yaml, tmp_path):
