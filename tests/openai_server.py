@@ -89,15 +89,17 @@ class OpenAIServer:
             self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             answer = fault or self.answer(body)
-            self._reply(handler, answer if isinstance(answer, Fault) else Fault(body=answer))
-        except ConnectionError:
-            handler.close_connection = True  # the client has left
-        finally:
+            reply = answer if isinstance(answer, Fault) else Fault(body=answer)
+            self.over.wait(reply.hang)
+        finally:  # before the reply, after which the client may send the next request at once
             with self.lock:
                 self.at_once -= 1
+        try:
+            self._reply(handler, reply)
+        except ConnectionError:
+            handler.close_connection = True  # the client has left
 
     def _reply(self, handler: BaseHTTPRequestHandler, fault: Fault) -> None:
-        self.over.wait(fault.hang)
         if fault.close:
             handler.close_connection = True
             return

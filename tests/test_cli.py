@@ -61,6 +61,14 @@ def test_audit_then_report(small_yaml, tmp_path, capsys):
     assert (out / "report.html").is_file()
 
 
+def test_no_other_library_speaks(small_yaml, tmp_path):
+    """In a process of its own, where libraries are imported as a user's are: no warning, advice or progress bar."""
+    command = [sys.executable, "-m", "locaudit", "audit", str(small_yaml), "--controls", "1", "--out", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not re.search(r"note:|warn|deprecat|it/s|%\|", done.stderr, re.IGNORECASE), done.stderr
+
+
 def test_flags_go_over_the_file_and_the_file_over_the_defaults(small_yaml, tmp_path):
     out = tmp_path / "run"
     flags = ["--controls", "1", "--methods", "iti", "--claim", "0.1,1.2", "--iti.alphas", "1", "3", "--out", str(out)]

@@ -14,7 +14,7 @@ from locaudit.edits import Edit, SiteEdit, export, folded, load_edit, save_merge
 from locaudit.edits.hooks import tensors_of
 from locaudit.errors import DataError, LocationError, ModelError
 from locaudit.location import Site
-from locaudit.models import load_model, output_weight, wrap_model
+from locaudit.models import CACHE, load_model, output_weight, wrap_model
 from reference.generation import greedy
 from tiny import (
     ablation,
@@ -514,6 +514,22 @@ def test_generate_under_an_edit_says_what_the_twin_says(tiny_model, positions, u
     )
 
 
+def test_a_cache_is_seen_under_its_older_name_too(monkeypatch):
+    """A checkpoint's own code may say `past_key_values` where transformers itself now says `cache`."""
+    model, ids = tiny("llama"), random_ids(2, 9)
+    forward = model.trunk.forward
+
+    def forward_of_old_code(*args, past_key_values=None, **kwargs):
+        return forward(*args, **kwargs, **{CACHE: past_key_values})
+
+    edit = replace(mixed_edit(model, rank=2), positions="answer")
+    with edit.on(model, answer_from=[4, 7]), torch.no_grad():
+        caches = [model.lm(input_ids=ids[:, :6], use_cache=True)[CACHE] for _ in range(2)]
+        expected = model.trunk(ids[:, 6:], use_cache=True, **{CACHE: caches[0]})[0]
+        monkeypatch.setattr(model.trunk, "forward", forward_of_old_code)
+        assert torch.equal(model.trunk(ids[:, 6:], use_cache=True, past_key_values=caches[1])[0], expected)
+
+
 def test_plain_forwards_under_an_answer_edit_say_where_answers_begin(tiny_model):
     """One column for all rows or one a row, with a cache too; without it they raise, and nothing stays changed."""
     ids, lm = random_ids(2, 9), tiny_model.lm
@@ -526,7 +542,7 @@ def test_plain_forwards_under_an_answer_edit_say_where_answers_begin(tiny_model)
         assert torch.equal(logits(tiny_model, ids), expected)
     with edit.on(tiny_model, answer_from=[4, 7]), torch.no_grad():
         first = lm(input_ids=ids[:, :6], use_cache=True)
-        rest = lm(input_ids=ids[:, 6:], past_key_values=first.past_key_values, use_cache=True)
+        rest = lm(input_ids=ids[:, 6:], use_cache=True, **{CACHE: first[CACHE]})
         cached = torch.cat([first.logits, rest.logits], dim=1)
         torch.testing.assert_close(cached, expected, rtol=1e-5, atol=3e-5)
     with edit.on(tiny_model, answer_from=4):

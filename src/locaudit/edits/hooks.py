@@ -246,7 +246,8 @@ def _site_hooks(model: Model, changes: Mapping[Site, _Change]) -> Iterator[None]
 
     def note(_module, args, kwargs) -> None:
         given = [x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None]
-        cache = kwargs.get("past_key_values")
+        # Named "cache" since transformers 5.24; a checkpoint's own code may still use the old name.
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         forwards.append((given[0].shape[0], 0 if cache is None else int(cache.get_seq_length())))
 
     def changed(site: Site, h: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from locaudit.edits.hooks import resumed
 from locaudit.errors import ModelError
 from locaudit.measure.head import head_log_probs
 from locaudit.measure.tree import Forest, Tree, TreeBatch, additive_mask, collate, pack
-from locaudit.models import Model
+from locaudit.models import CACHE, Model
 from locaudit.models.memory import of_device
 
 Prefix = list[tuple[Tensor, Tensor]]
@@ -166,8 +166,8 @@ def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None, start
         model.lm.base_model(
             input_ids=ids,
             position_ids=torch.arange(len(prefix), device=model.device).expand(n_edits, -1),
-            past_key_values=cache,
             use_cache=True,
+            **{CACHE: cache},
         )
     kept = [(layer.keys, layer.values) for layer in cache.layers[first:]]  # type: ignore[union-attr]
     # transformers reads the cache's length from its first layer: the placeholders (K, 1, P, 1) have P tokens.
@@ -229,7 +229,7 @@ def run_trees(
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
         "attention_mask": additive_mask(batch, n_prefix, model.lm.dtype),
-        "past_key_values": cache_of(prefix, rows) if prefix else None,
+        CACHE: cache_of(prefix, rows) if prefix else None,
         "use_cache": bool(prefix),
     }
     with ExitStack() as stack:

@@ -31,7 +31,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 from locaudit.behaviours.format import Prompt
 from locaudit.edits import EditBank
 from locaudit.measure.forward import Prefix, batches, cache_of, check_length, run_prefix
-from locaudit.models import Model
+from locaudit.models import CACHE, Model
 from locaudit.models.memory import of_device
 
 BATCH_TOKENS = {"cpu": 32768, "cuda": 65536}
@@ -160,7 +160,6 @@ def _decode(
             ids = model.lm.generate(  # type: ignore[operator]
                 ids,
                 attention_mask=seen,
-                past_key_values=cache,
                 generation_config=GenerationConfig(
                     max_new_tokens=min(SEGMENT, max_new_tokens - n_done),
                     do_sample=False,
@@ -168,6 +167,7 @@ def _decode(
                     eos_token_id=sorted(ended.end_tokens),
                 ),
                 stopping_criteria=StoppingCriteriaList([stop]),  # type: ignore[list-item],
+                **{CACHE: cache},
             )
         last = ids.shape[1] - n_prompt >= max_new_tokens
         keep = []

@@ -83,7 +83,7 @@ def is_resumable(model: Model) -> bool:
         layer = model.n_layers // 2
 
         def forward() -> Tensor:
-            return model.lm.base_model(input_ids=ids, use_cache=False).last_hidden_state.float()
+            return model.lm(input_ids=ids, use_cache=False).logits.float()
 
         with torch.no_grad():
             whole = forward()

@@ -8,10 +8,11 @@ from locaudit.models.architectures import (
     register_architecture,
 )
 from locaudit.models.load import load_model
-from locaudit.models.model import Head, Model, as_model, wrap_model
+from locaudit.models.model import CACHE, Head, Model, as_model, wrap_model
 
 __all__ = [
     "ARCHITECTURES",
+    "CACHE",
     "Architecture",
     "Head",
     "Model",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from locaudit.claims import Shape, find_kind
 from locaudit.errors import ModelError
@@ -21,6 +22,8 @@ _NOT_THE_FUNCTION = (
     "use_cache",
 )  # fmt: skip
 """Entries of a transformers config that do not change what the model computes."""
+CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+"""Argument that takes earlier tokens' keys and values: transformers renamed it in 5.24."""
 
 
 @dataclass(frozen=True, eq=False)
