@@ -296,9 +296,7 @@ def test_only_the_unedited_model_is_enough_for_a_page(tmp_path):
 @pytest.mark.parametrize("records", [[], trials("iti")])
 def test_nothing_scored_is_an_error(tmp_path, records):
     folder = make_run(tmp_path / "run", records)
-    with pytest.raises(
-        RunFolderError, match="the unedited model has no scores yet|without scores of the unedited model"
-    ):
+    with pytest.raises(RunFolderError, match="the unedited model has no scores|without scores of the unedited"):
         write_report(folder)
     assert not (folder / "report.html").exists()
     with pytest.raises(RunFolderError, match="not a run folder"):
