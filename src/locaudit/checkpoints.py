@@ -161,8 +161,8 @@ def _read_gguf_sizes(path: Path) -> dict[str, Any]:
 def _gguf_values(file: BinaryIO) -> Iterator[tuple[str, Any]]:
     """The keys and values of a GGUF header, in order. Texts and arrays are skipped: their value is None.
 
-    Layout (little-endian): ``GGUF``, version u32, number of tensors u64, number of values u64. Then, for each value: key
-    (its length in bytes as u64, then UTF-8), type u32, content. The content of an array: type u32, length u64, items.
+    Layout (little-endian): ``GGUF``, version u32, number of tensors u64, number of values u64. Then, for each value:
+    key (its length in bytes as u64, then UTF-8), type u32, content. An array's content: type u32, length u64, items.
     """
 
     def number(form: str) -> Any:

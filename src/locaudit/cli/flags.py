@@ -25,9 +25,9 @@ from locaudit.registry import ASPECTS, JUDGES, METHODS, load_plugins
 C = TypeVar("C")
 _SETTINGS_OF = "settings_of_methods"
 """Field with the settings of each chosen method; both it and the field with their names are ``--methods`` to users."""
-_METHODS = "How edits are found. The settings of each chosen method are flags of their own."
+_METHODS = "Methods that find edits. Each chosen method has flags for its own settings."
 _KIND = (
-    "Kind of judge, whose settings are flags of their own. default: the bundled judge where the behaviour has the "
+    "Kind of judge. Each kind has flags for its own settings. default: the bundled judge if the behaviour has this "
     "aspect and answers are generated, else none."
 )
 _ALL = (
@@ -206,7 +206,7 @@ def _renamed(arguments: Sequence[str], *, is_audit: bool) -> list[str]:
             argument = f"--{new}{equals}{value}"
         elif new:
             raise ConfigError(
-                got=f"{flag} {value or following}", expected=f"{new}, as it is called now", remedy="see --help"
+                got=f"{flag} {value or following}", expected=f"{new}, which replaces it", remedy="see --help"
             )
         out.append(argument)
     return out
