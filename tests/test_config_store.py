@@ -922,7 +922,7 @@ def test_settings_of_the_first_version_are_refused_all_at_once(tmp_path):
     assert f"the settings iti, optimal, judges.target in {tmp_path / 'claim.yaml'}; expected methods.iti" in str(
         raised.value
     )
-    assert "the method constant, judges.truth; rename what locaudit 0.1.0 called so" in str(raised.value)
+    assert "the method constant, judges.truth; rename these settings of locaudit 0.1.0" in str(raised.value)
     assert parse_over(PaperConfig(), "iti: {alphas: [2.0]}", "a study").iti.alphas == (2.0,), "a study has it still"
 
 

@@ -107,7 +107,7 @@ def report(arguments: Sequence[str]) -> None:
             raise ConfigError(
                 got=f"another score, level, margin or folder for {command.folder}, a study",
                 expected="these flags only for a single run or for repeats",
-                remedy=f"give the folder of one of its audits, as in: locaudit report {command.folder / 'sets'} --score mc1",
+                remedy=f"give the folder of one audit: locaudit report {command.folder / 'sets'} --score mc1",
             )
         print_study(write_paper(command.folder))
     elif is_repeats(command.folder):

@@ -92,7 +92,7 @@ def unknown(name: str, known: Iterable[str]) -> ConfigError:
 
 
 def refuse_old(values: Mapping[str, Any], known: Iterable[str], source: str) -> None:
-    """Raise a `ConfigError` that lists all settings of version 0.1.0 in nested values. `known`: the present settings."""
+    """Raise a `ConfigError` that lists all settings of version 0.1.0 in nested values. `known`: present settings."""
     found: dict[str, str] = {}
     for old in _RENAMED:
         group, _, key = old.partition(".")
@@ -105,7 +105,7 @@ def refuse_old(values: Mapping[str, Any], known: Iterable[str], source: str) -> 
         raise ConfigError(
             got=f"the setting{'s' * (len(found) > 1)} {', '.join(found)} in {source}",
             expected=", ".join(found.values()),
-            remedy="rename these settings of locaudit 0.1.0; for a judge, keep only its kind and the settings of that kind "
+            remedy="rename these settings of locaudit 0.1.0; of a judge, keep only its kind and the settings of it "
             "(docs/judges.md); a run folder of 0.1.0 cannot be continued: choose another folder (--out)",
         )
 
