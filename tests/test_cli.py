@@ -377,7 +377,7 @@ def test_one_flag_sets_every_judge(tmp_path, capsys):
     with ASPECTS.temporary("polite", Aspect("polite", "Polite:", "?")):
         assert parsed("--judge", "none").judges["polite"].kind == "default", "the behaviour does not ask it"
     page = help_of(capsys, "paper", "--judge", "openai")
-    assert "--judge KIND sets it for every aspect" in " ".join(page.split()) and "--judges.info.base-url" in page
+    assert "--judge KIND sets the kind for every aspect" in " ".join(page.split()) and "--judges.info.base-url" in page
 
 
 COMMAND_LINES = (

@@ -26,7 +26,7 @@ class _Run:
     """Number of audits with different training seeds and question splits, for one verdict over all of them.
     Each has its own folder, ``repeat-N``, in the run folder."""
     dry_run: bool = False
-    """Run only the first trials of each method (claim, whole model, controls) and print how long the rest would take.
+    """Run only the first trials of each method and print how long the rest would take.
     These trials are kept in the run folder, so the audit does not repeat them."""
 
 

@@ -31,8 +31,8 @@ _KIND = (
     "aspect and answers are generated, else none."
 )
 _ALL = (
-    " --judge KIND sets it for every aspect of the behaviour whose own kind is not given, and --judge.SETTING, such as "
-    "--judge.model, does so for a setting of that kind."
+    " --judge KIND sets the kind for every aspect of the behaviour at once, and --judge.SETTING (as in --judge.model) "
+    "one of its settings. An aspect's own --judges.ASPECT.kind overrides both."
 )
 SHORT = (
     "loading.dtype", "loading.device", "loading.device_map", "loading.revision", "split.max_train", "split.max_val",

@@ -166,7 +166,7 @@ class AuditConfig:
     The smallest possible p-value is 1 / (1 + controls)."""
     match: Match = "none"
     """What the controls have in common with the claim. ``none``: only the number of units (heads, neurons, ...).
-    ``layer``, ``kv-group``: also their number in each layer, or in each group of heads that share keys and values.
+    ``layer``: also their number in each layer. ``kv-group``: in each group of heads that share keys and values.
     ``probe-accuracy``, ``norm``: also their number in each decile of probe accuracy, or of activation norm."""
     disjoint: bool = False
     """Draw controls that share no unit with the claim.
@@ -174,7 +174,7 @@ class AuditConfig:
     stopping: Stopping = "fixed"
     """When to stop running controls. ``fixed``: after all of them.
     ``curtailed``: as soon as the remaining ones cannot change the verdict.
-    ``anytime``: as soon as a confidence interval that allows stopping at any time excludes the level.
+    ``anytime``: as soon as the interval for the share of locations as good as the claim excludes the level.
     See docs/statistics.md."""
     whole_model: bool = True
     """Also edit the whole model, to see the most that an edit can achieve."""

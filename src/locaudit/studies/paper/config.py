@@ -54,8 +54,8 @@ class PaperConfig:
     landscape_strength: Positive = 0.1
     """IPO's tau for the edits of the landscape. Only one value is used, because every head is edited."""
     margin: Share = 0.05
-    """Equivalence margin in Info*Truth and Truth: an edit matches another if the 90 % interval of the difference lies
-    above -margin."""
+    """Equivalence margin in Info*Truth and Truth.
+    An edit matches another one if the 90 % interval of their difference is above -margin."""
     margin_mc: Share = 0.01
     """Equivalence margin in MC2."""
     level: Share = AuditConfig.level
