@@ -279,7 +279,7 @@ def test_bad_data(capsys, tmp_path, small_yaml):
     first = json.loads(rows[0]) | {"id": "again", "split": "test"}
     fixed = [json.loads(row) | {"split": "train"} for row in rows]
     bad.write_text("\n".join(json.dumps(row) for row in [*fixed, first]))
-    assert "both sides of a split" in fails(capsys, "audit", str(small_yaml), "--behaviour", str(bad), *out)
+    assert "both in training and in test" in fails(capsys, "audit", str(small_yaml), "--behaviour", str(bad), *out)
     assert not (tmp_path / "run").exists(), "bad data must be refused before anything is written"
 
 
@@ -377,7 +377,7 @@ def test_one_flag_sets_every_judge(tmp_path, capsys):
     with ASPECTS.temporary("polite", Aspect("polite", "Polite:", "?")):
         assert parsed("--judge", "none").judges["polite"].kind == "default", "the behaviour does not ask it"
     page = help_of(capsys, "paper", "--judge", "openai")
-    assert "--judge KIND sets it for every aspect" in " ".join(page.split()) and "--judges.info.base-url" in page
+    assert "--judge KIND sets the kind for every aspect" in " ".join(page.split()) and "--judges.info.base-url" in page
 
 
 COMMAND_LINES = (

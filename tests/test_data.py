@@ -131,7 +131,7 @@ def test_answer_on_both_sides_is_dropped_from_both_with_one_warning(write):
     assert [(q.true, q.false, q.best) for q in questions] == [(("T.",), ("F.",), "T."), (("T.",), ("F.",), None)]
     assert len(caught) == 1 and caught[0].filename == __file__
     message = str(caught[0].message)
-    assert "x.csv: dropped 2" in message and message.count("'Unknown.'") == 2
+    assert "x.csv: dropped 2 repeated or contradictory entries" in message and message.count("'Unknown.'") == 2
     assert "0000" in message and "0001" in message
 
 
@@ -179,7 +179,10 @@ HUB_ROW = {
 @pytest.mark.parametrize("readme", [True, False])
 def test_folder_like_the_hub_repository(hub_folder, readme):
     folder = hub_folder([HUB_ROW, HUB_ROW | {"question": "Another?", "correct_answers": ["Best"]}], readme)
-    with pytest.warns(UserWarning, match=r"dropped 1: 'Unknown\.', both true and false, of question 0000"):
+    with pytest.warns(
+        UserWarning,
+        match=r"dropped 1 repeated or contradictory entries: 'Unknown\.', both true and false, of question 0000",
+    ):
         behaviour = load_behaviour(folder)
     assert behaviour.name == "truthful_qa" and behaviour.primer == load_primer("truthful")
     assert behaviour.questions == (
@@ -189,7 +192,7 @@ def test_folder_like_the_hub_repository(hub_folder, readme):
 
 
 def test_folder_of_other_columns(hub_folder):
-    with pytest.raises(DataError, match=r"row 0000: no question, best_answer, .* among text"):
+    with pytest.raises(DataError, match=r"row 0000: no question, best_answer, .* \(found: text\)"):
         load_behaviour(hub_folder([{"text": "Is it?"}]))
 
 
@@ -266,7 +269,9 @@ def test_ab_answers_keep_their_form(write):
 
 def test_ab_repeated_row_is_dropped_with_a_warning(write):
     path = write("x.json", json.dumps([AB, AB, AB | {"question": "Other?"}]))
-    with pytest.warns(UserWarning, match=r"x\.json: dropped 1: question 0001, which repeats 0000"):
+    with pytest.warns(
+        UserWarning, match=r"x\.json: dropped 1 repeated or contradictory entries: question 0001, which repeats 0000"
+    ):
         questions = load_behaviour(path).questions
     assert [question.id for question in questions] == ["0000", "0002"]
 
@@ -293,17 +298,25 @@ BAD = {
     "empty": ("x.jsonl", b" \n", r"x\.jsonl, which is empty"),
     "not UTF-8": ("x.csv", HEADER.encode("utf-16"), r"x\.csv, which is not UTF-8 text \(byte 0\)"),
     "binary": ("x.jsonl", b"\0\1\2", r"x\.jsonl, a binary file"),
-    "unclear": ("x.txt", "Hello", r"x\.txt, which starts with 'Hello'; expected .*; write it as JSONL"),
+    "unclear": ("x.txt", "Hello", r"x\.txt, which starts with 'Hello'; expected .*; convert it to JSONL"),
     "broken line": (
         "x.jsonl",
         json.dumps(GOOD) + '\n{"question": ',
         r"x\.jsonl, line 2: broken JSON \(Expecting value",
     ),
-    "deep": ("x.jsonl", "[" * 200_000, r"x\.jsonl, line 1: broken JSON \(numbers too long or nested too deep"),
-    "long number": ("x.jsonl", "1" * 5000, r"x\.jsonl, line 1: broken JSON \(numbers too long"),
+    "deep": (
+        "x.jsonl",
+        "[" * 200_000,
+        r"x\.jsonl, line 1: broken JSON \(a number is too long, or it is nested too deeply",
+    ),
+    "long number": ("x.jsonl", "1" * 5000, r"x\.jsonl, line 1: broken JSON \(a number is too long"),
     "not an object": ("x.jsonl", "[1]", r"x\.jsonl, line 1: \[1\]; expected an object with question, true, false"),
-    "missing keys": ("x.jsonl", [{"question": "Q?", "wrong": []}], r"line 1: no true, false among question, wrong"),
-    "null": ("x.jsonl", [GOOD | {"true": None}], r"line 1: no true among question, false"),
+    "missing keys": (
+        "x.jsonl",
+        [{"question": "Q?", "wrong": []}],
+        r"line 1: no true, false \(found: question, wrong\)",
+    ),
+    "null": ("x.jsonl", [GOOD | {"true": None}], r"line 1: no true \(found: question, false\)"),
     "true is text": ("x.jsonl", [GOOD | {"true": "T"}], r"line 1: true = 'T'; expected a list of texts"),
     "true holds a number": ("x.jsonl", [GOOD | {"true": [1]}], r"line 1: true = \[1\]; expected a list of texts"),
     "question is a number": ("x.jsonl", [GOOD | {"question": 1}], r"line 1: question = 1; expected text"),
@@ -317,7 +330,7 @@ BAD = {
     "unknown split": ("x.jsonl", [GOOD | {"split": "dev"}], r"line 1: .* with split 'dev'"),
     "repeated question": ("x.jsonl", [GOOD, GOOD | {"question": "q"}], r"x\.jsonl, line 2: the question 'q' twice"),
     "repeated id": ("x.jsonl", [GOOD | {"id": "2"}, GOOD | {"question": "R?"}], r"x\.jsonl, line 2: .* twice"),
-    "other CSV": ("x.csv", "a,b\n1,2\n", r"x\.csv: no Question, .* among a, b; expected a TruthfulQA CSV .*JSONL"),
+    "other CSV": ("x.csv", "a,b\n1,2\n", r"x\.csv: no Question, .* \(found: a, b\); expected a TruthfulQA CSV .*JSONL"),
     "no rows": ("x.csv", csv_file(), r"x\.csv: x without questions"),
     "short row": ("x.csv", csv_file("A,C,Q?,T"), r"x\.csv, line 2: 4 cells; expected 7, as in the header"),
     "long row": ("x.csv", csv_file("A,C,Q?,T,T,F,s,more"), r"x\.csv, line 2: 8 cells; expected 7"),
@@ -327,7 +340,11 @@ BAD = {
     "CSV, repeated": ("x.csv", csv_file(*["A,C,Q?,T,T,F,s"] * 2), r"x\.csv, line 3: the question 'Q\?' twice"),
     "broken list": ("x.json", "[\n{},\n{]", r"x\.json, line 3: broken JSON"),
     "A/B, not objects": ("x.json", "[1]", r"x\.json, row 0000: 1; expected an object"),
-    "A/B, other keys": ("x.json", '[{"question": "Q?"}]', r"row 0000: no answer_matching_behavior, .* among question"),
+    "A/B, other keys": (
+        "x.json",
+        '[{"question": "Q?"}]',
+        r"row 0000: no answer_matching_behavior, .* \(found: question\)",
+    ),
     "A/B, empty list": ("x.json", "[]", r"x\.json: x without questions"),
     "A/B, equal": ("x.json", json.dumps([AB | {"answer_matching_behavior": "(A)"}]), r"row 0000: .*'\(A\)' both"),
     "A/B, number": ("x.json", json.dumps([AB | {"answer_matching_behavior": 1}]), r"row 0000: .* = 1; expected text"),
@@ -343,7 +360,7 @@ def test_bad_file_is_named_with_its_line(write, name, content, message):
 
 
 def test_explicit_ab_format_wants_a_list(write):
-    with pytest.raises(DataError, match=r"x\.json with a JSON dict; expected a list"):
+    with pytest.raises(DataError, match=r"x\.json, which holds a JSON dict; expected a list"):
         load_behaviour(write("x.json", "{}"), format="ab")
 
 
@@ -450,8 +467,11 @@ def test_some_rows_without_a_split_raise():
 @pytest.mark.parametrize(
     ("some", "message"),
     [
-        (behaviour(4), r"1 val question\(s\) from the 4 of numbers; .*; add questions or change the fractions"),
-        (behaviour(9, split="train"), r"0 val question\(s\) from the 9 of numbers; .*; give more rows that split"),
+        (behaviour(4), r"1 val question\(s\) among the 4 of numbers; .*; add questions or change split\.fractions"),
+        (
+            behaviour(9, split="train"),
+            r"0 val question\(s\) among the 9 of numbers; .*; assign more rows to that split",
+        ),
     ],
 )
 def test_parts_too_small_raise(some, message):

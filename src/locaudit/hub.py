@@ -1,7 +1,7 @@
-"""Files of the Hugging Face hub: one question to the hub before any library there retries and waits. No torch here.
+"""Ask the Hugging Face hub once whether it has a repository, before a library retries and waits.
 
-The hub's address, a proxy, a token and the folder of downloads are those of huggingface_hub: ``HF_ENDPOINT``,
-``HTTPS_PROXY``, ``HF_TOKEN``, ``HF_HOME``. ``HF_HUB_OFFLINE`` asks nothing.
+Address, proxy, token and download folder are configured as for huggingface_hub: ``HF_ENDPOINT``, ``HTTPS_PROXY``,
+``HF_TOKEN``, ``HF_HOME``. With ``HF_HUB_OFFLINE`` the hub is not contacted. This file does not import torch.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import threading
 from pathlib import Path
 
 SECONDS = 5
-"""How long the hub may take to answer."""
+"""How many seconds to wait for the hub's answer."""
 
 
 def ask(repository: str, file: str, *, revision: str | None = None, kind: str = "model") -> str | None:
-    """None where the hub has the repository; else why it does not give it, in a few words.
+    """None if the hub has the repository; otherwise the reason why it cannot be had.
 
-    A repository without the file counts as there: who reads the file will say so.
+    A repository that lacks the file counts as found: the code that reads the file reports that.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
@@ -29,10 +29,10 @@ def ask(repository: str, file: str, *, revision: str | None = None, kind: str = 
             problems.clear()
         except EntryNotFoundError:
             problems.clear()
-        except Exception as error:  # that of an HTTP library; which one depends on huggingface_hub's version
+        except Exception as error:  # of some HTTP library, depending on huggingface_hub's version
             problems[:] = [" ".join(str(error).split())[:300] or type(error).__name__]
 
-    # The library's own limit holds for each address of the hub in turn, and not for finding these addresses.
+    # The library's timeout applies to each of the hub's IP addresses in turn, and not to the DNS lookup.
     thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(SECONDS)
@@ -40,12 +40,12 @@ def ask(repository: str, file: str, *, revision: str | None = None, kind: str = 
 
 
 def downloaded(repository: str, file: str, *, revision: str | None = None) -> Path | None:
-    """A model's file that was downloaded before; None if it was not."""
+    """Path of a model's file that was downloaded before; None if it was not."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         found = try_to_load_from_cache(repository, file, revision=revision)
-    except HFValidationError:  # no name of a repository
+    except HFValidationError:  # not a valid repository name
         return None
     return Path(found) if isinstance(found, str) else None

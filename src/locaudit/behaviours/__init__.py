@@ -1,4 +1,4 @@
-"""Behaviours (questions with wanted and unwanted answers), where they come from, and how they are split."""
+"""Behaviours (questions with wanted and unwanted answers): loading them and splitting their questions."""
 
 from locaudit.behaviours.behaviour import Behaviour, Question, normalise, unique, with_period
 from locaudit.behaviours.loaders import Loader, load_behaviour

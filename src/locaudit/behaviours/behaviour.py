@@ -12,7 +12,7 @@ from locaudit.records import content_hash
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its answers, in the words that are scored."""
+    """One question and its answers, as the text that is scored."""
 
     id: str
     """Unique within the behaviour."""
@@ -23,31 +23,31 @@ class Question:
     false: tuple[str, ...]
     """Unwanted answers."""
     best: str | None = None
-    """The wanted answer that MC1 uses: one of `true`; None stands for the first of them."""
+    """The wanted answer that MC1 uses, one of `true`. None: the first of them."""
     category: str = ""
-    """Free text."""
+    """A label of your choice; any text."""
     split: str | None = None
-    """``train``, ``val`` or ``test`` when the file fixes the split; None leaves it to the seeded split."""
+    """``train``, ``val`` or ``test`` if the data fix the split. None: the question is assigned at random (seeded)."""
 
     def __post_init__(self):
         where = f"question {self.id!r} ({self.text[:60]!r})"
         if not self.text.strip():
-            raise DataError(got=f"question {self.id!r} with empty text", expected="a question", remedy="drop the row")
+            raise DataError(got=f"question {self.id!r} with empty text", expected="a question", remedy="delete the row")
         for name, answers in (("true", self.true), ("false", self.false)):
             if not answers:
                 raise DataError(
                     got=f"{where} without a {name} answer",
                     expected="at least one true and one false answer for each question",
-                    remedy="add an answer or drop the row",
+                    remedy="add an answer or delete the row",
                 )
             if not all(answer.strip() for answer in answers):
-                raise DataError(got=f"{where} with an empty {name} answer", expected="text", remedy="drop the answer")
+                raise DataError(got=f"{where} with an empty {name} answer", expected="text", remedy="delete the answer")
         both = set(self.true) & set(self.false)
         if both:
             raise DataError(
                 got=f"{where} with {sorted(both)[0]!r} both true and false",
-                expected="an answer on one side only",
-                remedy="drop it from one of the lists",
+                expected="each answer either true or false",
+                remedy="delete it from one of the lists",
             )
         if self.best is not None and self.best not in self.true:
             raise DataError(
@@ -57,12 +57,12 @@ class Question:
             )
         if self.split not in (None, "train", "val", "test"):
             raise DataError(
-                got=f"{where} with split {self.split!r}", expected="train, val or test", remedy="mend the column"
+                got=f"{where} with split {self.split!r}", expected="train, val or test", remedy="correct its split"
             )
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """True answers, then false ones."""
+        """The true answers, then the false ones."""
         return self.true + self.false
 
     @property
@@ -73,27 +73,30 @@ class Question:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """A named set of questions. Duplicate questions raise: they could end up on both sides of a split."""
+    """A named set of questions.
+
+    Raises `DataError` if a question or an id occurs twice: a repeated question could be both in training and in test.
+    """
 
     name: str
     questions: tuple[Question, ...]
     aspects: tuple[str, ...] = ("truth", "info")
-    """What is asked of an answer: whether it has the behaviour's quality first, then what an edit must not destroy.
-    Empty, as for A/B sets: no judge by default."""
+    """What judges assess in an answer: first the quality that the behaviour is about (is it true?), then qualities that
+    an edit must not destroy (is it informative?). Empty, as for A/B data: answers are not judged by default."""
     primer: str = ""
-    """Instruction and example pairs that its protocol puts before each scored question; empty for none."""
+    """Instruction and example questions with answers, put before each scored question. Empty: none."""
 
     def __post_init__(self):
         if not self.questions:
-            raise DataError(got=f"{self.name} without questions", expected="questions", remedy="check the file")
+            raise DataError(got=f"{self.name} without questions", expected="questions", remedy="check the data")
         seen: dict[str, str] = {}
         for question in self.questions:
             for key in (f"id {question.id}", normalise(question.text)):
                 if key in seen:
                     raise DataError(
                         got=f"the question {question.text[:80]!r} twice (ids {seen[key]!r} and {question.id!r})",
-                        expected="each question and each id once, so that none is on both sides of a split",
-                        remedy="merge their answers into one row, or drop one",
+                        expected="each question and each id once, so that no question is both in training and in test",
+                        remedy="merge their answers into one row, or delete one row",
                     )
                 seen[key] = question.id
 
@@ -111,16 +114,16 @@ class Behaviour:
 
 
 def normalise(text: str) -> str:
-    """Lower case, single spaces, no marks at the ends: what two spellings of one question share."""
+    """The text in lower case, with single spaces and without punctuation at its ends, to find repeated questions."""
     return re.sub(r"\s+", " ", text.casefold()).strip(" .?!,;:'\"")
 
 
 def with_period(answer: str) -> str:
-    """The answer, ending in a period if it ends in no sentence mark (the ITI reference does this)."""
+    """The stripped answer, plus a period unless it ends in ``.``, ``!`` or ``?`` (as in the ITI reference code)."""
     answer = answer.strip()
     return answer if answer.endswith((".", "!", "?")) else answer + "."
 
 
 def unique(answers: Sequence[str]) -> tuple[str, ...]:
-    """Stripped, without empties or repeats, in order."""
+    """The answers stripped, without empty or repeated ones, in their order."""
     return tuple(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))

@@ -1,20 +1,20 @@
-r"""How a question and its answers become text.
+r"""Prompts: how a question and its answers become text.
 
-Three texts are in play. In style ``qa`` (source: the ITI and TruthfulQA reference code):
+There are three kinds of text. In style ``qa`` (source: the ITI and TruthfulQA reference code):
 
     scoring   primer, then  Q: {question}\nA: {answer}
     training  the same, by default without the primer
     probing   Q: {question} A: {answer}   [ Q: {another question} ]
 
-In style ``chat`` the tokenizer's chat template writes them (<role> stands for what it puts around a message):
+In style ``chat`` the tokenizer's chat template writes them (<role> stands for its markup of a message):
 
     scoring   <system> {primer} <user> {question} <assistant> {answer}
     training  the same, by default without the primer
     probing   <user> {question} <assistant> {answer}   [ <user> {another question} ]
 
-Activations are read at the last token of the probing text, which ends with the words of the answer or of the other
-question. A generated answer ends at an end token of the model; in ``qa`` also at the next ``Q:``, in ``chat`` also at
-the special token that the template puts behind an answer.
+Probes read activations at the last token of the probing text: the last token of the answer or of the other question.
+A generated answer ends at one of the model's end tokens. In ``qa`` it also ends at the next ``Q:``, and in ``chat`` at
+the special token that the template puts after an answer.
 """
 
 from __future__ import annotations
@@ -33,23 +33,24 @@ from locaudit.errors import DataError
 Style = Literal["qa", "chat"]
 
 _NEXT = re.compile(r"(?<!\w)Q:")
-"""The next question, unlike the end of a word such as ``FAQ:``."""
+"""Start of the next question. ``Q:`` at the end of a word, such as ``FAQ:``, does not match."""
 _CUT = re.compile(r"\n\s*Q\s*$")
-"""A marker of the next question that a limit on tokens cut in two."""
+"""The start of the next question at the end of a text, where the token limit cut off its colon."""
 _END = "\ue000"
-"""Put behind a message's words, it shows where a template's text has them; a private character, in no real text."""
+"""A private-use character that no real text contains. Appended to a message, it shows where the message ends in the
+rendered template."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Turns a question into the text before its answer."""
+    """Turns a question into the text that comes before its answer."""
 
     style: Style = "qa"
     primer: str = ""
-    """Instruction and example pairs; empty for none."""
+    """Instruction and example questions with answers, put before the question. Empty: none."""
 
     def render(self, question: str, tokenizer: Any) -> str:
-        """The prompt's text; answers follow it after `joint`."""
+        """The text of the prompt. An answer follows it, after the separator `joint`."""
         before = f"{self.primer}\n\n" if self.primer else ""
         if self.style == "qa":
             return f"{before}Q: {question}\nA:"
@@ -57,23 +58,24 @@ class Prompt:
             try:
                 return _chat(tokenizer, ("system", self.primer), ("user", question))
             except DataError:
-                pass  # Some templates raise on a system message: then the primer goes before the question.
+                pass  # Some templates refuse system messages: then the primer goes before the question.
         return _chat(tokenizer, ("user", before + question))
 
     @property
     def joint(self) -> str:
-        """What stands between prompt and answer: a space, or nothing behind a chat template."""
+        """Separator between prompt and answer: a space in ``qa``, nothing in ``chat``."""
         return "" if self.style == "chat" else " "
 
     @property
     def adds_special_tokens(self) -> bool:
-        """Whether the tokenizer adds its own special tokens; a chat template brings them itself."""
+        """Whether the tokenizer must add special tokens (BOS). In ``chat`` the template has written them already."""
         return self.style != "chat"
 
     def probe(self, question: str, endings: Sequence[tuple[str, str | None]], tokenizer: Any) -> tuple[str, list[str]]:
-        """The texts at whose last tokens activations are read: the beginning that they share, and how each goes on.
+        """The probing texts of a question: (the beginning that they share, the rest of each text).
 
-        `endings`: each answer, with the question that follows it or None. The primer is left out.
+        Activations are read at each text's last token. `endings` holds pairs of an answer and the question that follows
+        it, or None for no question. The primer is left out.
         """
         if self.style == "qa":
             said = [f" {answer}" + ("" if then is None else f" Q: {then}") for answer, then in endings]
@@ -83,13 +85,13 @@ class Prompt:
             prompt + answer if then is None else _split(tokenizer, asked, ("assistant", answer), ("user", then))[0]
             for answer, then in endings
         ]
-        # A template may write a past answer otherwise than one to come (it may drop or add a block of reasoning).
+        # A template may render a past answer differently from the current one (it may drop or add a reasoning block).
         shared = commonprefix([prompt, *texts])
         return shared, [text.removeprefix(shared) for text in texts]
 
     @property
     def marker(self) -> str:
-        """What begins the next question in a generated text; empty in a chat, where nothing written does."""
+        """Text that begins the next question in a generated text. Empty in ``chat``, where no text marks it."""
         return "" if self.style == "chat" else "Q:"
 
     def has_ended(self, text: str) -> bool:
@@ -97,11 +99,14 @@ class Prompt:
         return self.style == "qa" and _NEXT.search(text) is not None
 
     def answer(self, text: str) -> str:
-        """The answer in a generated text: up to the next question, stripped."""
+        """The answer in a generated text: everything before the next question, stripped."""
         return text.strip() if self.style == "chat" else _CUT.sub("", _NEXT.split(text, maxsplit=1)[0]).strip()
 
     def end_tokens(self, tokenizer: Any) -> frozenset[int]:
-        """Tokens that end an answer besides the model's own: in a chat, the special one behind an answer."""
+        """Tokens that end an answer besides the model's own end tokens.
+
+        In ``chat``: the special token that the template puts after an answer. In ``qa``: none.
+        """
         if self.style == "qa":
             return frozenset()
         behind = _split(tokenizer, ("user", "Why?"), ("assistant", "So."))[1].lstrip()
@@ -110,12 +115,15 @@ class Prompt:
 
 
 def _chat(tokenizer: Any, *messages: tuple[str, str]) -> str:
-    """The text of messages (role, words) by the chat template; behind a user's it goes on to where an answer begins."""
+    """The chat template applied to messages, pairs (role, text).
+
+    If the last message is the user's, the text ends where the model's answer begins.
+    """
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
             got="prompt style 'chat' with a tokenizer that has no chat template",
-            expected="an instruct model's tokenizer",
-            remedy="use prompt style 'qa'",
+            expected="the tokenizer of an instruct model",
+            remedy="set prompt.style to qa, or choose an instruct model",
         )
     turns = [{"role": role, "content": words} for role, words in messages]
     try:
@@ -123,32 +131,39 @@ def _chat(tokenizer: Any, *messages: tuple[str, str]) -> str:
     except Exception as error:  # templates raise whatever they like
         raise DataError(
             got=f"a chat template that fails ({type(error).__name__}: {' '.join(str(error).split())})",
-            expected=f"one that renders {' and '.join(dict(messages))} messages",
-            remedy="use prompt style 'qa', or another tokenizer",
+            expected=f"a template that renders {' and '.join(dict(messages))} messages",
+            remedy="set prompt.style to qa, or choose another model",
         ) from error
 
 
 def _split(tokenizer: Any, *messages: tuple[str, str]) -> tuple[str, str]:
-    """`_chat`'s text up to the end of the last message's words, and what follows them."""
+    """The text of `_chat`, split at the end of the last message's own words."""
     *before, (role, words) = messages
     text, found, behind = _chat(tokenizer, *before, (role, words + _END)).partition(_END)
     if not found:
         raise DataError(
-            got=f"a chat template that leaves out the last message, of the {role}",
-            expected="one that renders user and assistant messages",
-            remedy="use prompt style 'qa', or another tokenizer",
+            got=f"a chat template that leaves out the last message (role {role})",
+            expected="a template that renders user and assistant messages",
+            remedy="set prompt.style to qa, or choose another model",
         )
     return text, behind
 
 
 @cache
 def truthful_primer() -> str:
-    """The bundled primer, written for this project: an instruction to answer truthfully, and six example pairs."""
+    """The bundled primer: an instruction to answer truthfully and six example questions with answers.
+
+    It was written for this project.
+    """
     return resources.files("locaudit.behaviours").joinpath("primer.txt").read_text(encoding="utf-8").strip()
 
 
 def load_primer(primer: str, own: str = "") -> str:
-    """The text of a primer: ``auto`` (`own`, of the behaviour), ``none``, ``truthful`` (bundled), or that of a file."""
+    """The text of a primer, given by name or as the path of a text file.
+
+    ``auto`` gives `own`, the primer of the behaviour; ``none`` gives no text; ``truthful`` gives the bundled primer.
+    Raises `DataError` if the file is missing, empty or not UTF-8.
+    """
     if primer in ("auto", "none", "truthful"):
         return {"auto": own, "none": "", "truthful": truthful_primer()}[primer]
     path = Path(primer)
@@ -156,12 +171,18 @@ def load_primer(primer: str, own: str = "") -> str:
         raise DataError(
             got=f"primer {primer!r}, which is not a file",
             expected="'auto', 'none', 'truthful' or a text file",
-            remedy="check prompt.primer",
+            remedy="correct prompt.primer",
         )
     try:
         text = path.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError:
-        raise DataError(got=f"{path}, which is not UTF-8 text", expected="a text file", remedy="check it") from None
+        raise DataError(
+            got=f"{path}, which is not UTF-8 text", expected="a text file", remedy="save it as UTF-8"
+        ) from None
     if not text:
-        raise DataError(got=f"the empty primer file {path}", expected="text", remedy="write it, or use 'none'")
+        raise DataError(
+            got=f"the empty primer file {path}",
+            expected="text",
+            remedy="write the primer into it, or set prompt.primer to none",
+        )
     return text

@@ -1,4 +1,7 @@
-"""Behaviours from JSONL, TruthfulQA (CSV or hub repository) and contrastive A/B JSON: text to rows to questions."""
+"""Read behaviours from JSONL, TruthfulQA (CSV or hub repository) and contrastive A/B JSON.
+
+Each format has a `Loader`, which turns the text of a file into rows, and rows into questions.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,9 @@ from locaudit.errors import DataError
 from locaudit.registry import LOADERS
 
 Row = tuple[str, str, Mapping[str, Any]]
-"""Where it stands (``x.csv, line 7``), the id it has unless it names one, its values."""
+"""(where the row is, such as ``x.csv, line 7``; its id if the row itself gives none; its values)."""
 Questions = tuple[list[tuple[str, Question]], list[str]]
-"""Questions with where they stand; then what was dropped on the way, in words."""
+"""(pairs of where the question is and the question; a description of each answer or row that was dropped)."""
 
 _BUNDLED = ("misconceptions", "misconceptions-balanced")
 _HUB_ID = "truthfulqa/truthful_qa"
@@ -39,41 +42,42 @@ _CSV_REMEDY = "give the path of the TruthfulQA CSV (github.com/sylinrl/TruthfulQ
 
 @dataclass(frozen=True)
 class Loader:
-    """A format of behaviours, registered in `locaudit.registry.LOADERS`."""
+    """A file format of behaviours. Loaders are registered in `locaudit.registry.LOADERS`."""
 
     rows: Callable[[str, str], Iterable[Row]]
-    """Text and the name of its source to rows."""
+    """Turns (text, name of its source) into rows."""
     questions: Callable[[Iterable[Row]], Questions]
-    """Rows to questions."""
+    """Turns rows into questions."""
     suffix: str = ""
-    """Of its files, for example ``.jsonl``."""
+    """Suffix of files in this format, for example ``.jsonl``. Empty: none."""
     aspects: tuple[str, ...] = Behaviour.aspects
-    """What judges ask of answers to such questions."""
+    """What judges assess in answers to these questions (`Behaviour.aspects`)."""
     primer: str = ""
-    """What stands before such questions when they are scored (`Behaviour.primer`)."""
+    """Text put before these questions when they are scored (`Behaviour.primer`)."""
 
 
 def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
-    """Read a behaviour; its name is the file's stem.
+    """Read a behaviour from a file, a folder or the hub. Its name is the file's name without the suffix.
 
     `source` is one of:
 
     - ``misconceptions`` or ``misconceptions-balanced``, which ship with the package (docs/misconceptions.md);
-    - a JSONL file with ``question``, ``true`` and ``false`` (lists of answers), and if wanted ``id`` (default: the
-      line number), ``best``, ``category`` and ``split``; other keys are ignored;
-    - a TruthfulQA CSV of any release, the hub id ``truthfulqa/truthful_qa`` (needs the extra ``hub``), or a folder laid
-      out like the hub's repository; ids are row numbers from ``0000``. The best answer joins the true ones. An answer
-      on both sides is dropped from both, with a warning;
-    - a JSON list of ``question``, ``answer_matching_behavior`` (true) and ``answer_not_matching_behavior`` (false);
-      ids as above. A repeated row is dropped, with a warning.
+    - a JSONL file: each line has ``question`` and the lists of answers ``true`` and ``false``. Optional keys are ``id``
+      (default: the line number), ``best``, ``category`` and ``split``. Other keys are ignored;
+    - a TruthfulQA CSV of any release, the hub id ``truthfulqa/truthful_qa`` (needs the extra ``hub``), or a folder with
+      the same files as that repository. Ids are row numbers from ``0000``. The best answer is added to the true ones.
+      An answer that is both true and false is dropped from both, with a warning;
+    - an A/B file: a JSON list of objects with ``question``, ``answer_matching_behavior`` (true) and
+      ``answer_not_matching_behavior`` (false). Ids are row numbers. A repeated row is dropped, with a warning.
 
-    The first and the third bring the bundled primer, which stands before each scored question; the others bring none.
-    Answers are stripped, and those of all but the A/B format get a period (`with_period`). `format` ``auto`` goes by
-    the name's suffix, then by the content. Raises `DataError` that names the file and the line or row.
+    The bundled behaviours and TruthfulQA come with the bundled primer, which is put before each scored question; other
+    files have none. Answers are stripped, and get a period (`with_period`) in every format but A/B. With `format`
+    ``auto``, the suffix decides the format, or else the content. Raises `DataError`, which names the file and the line
+    or row.
     """
     if format != "auto" and format not in LOADERS:
         expected = ", ".join(("auto", *LOADERS))
-        raise DataError(got=f"format {format!r}", expected=expected, remedy="check the spelling")
+        raise DataError(got=f"format {format!r}", expected=expected, remedy="choose one of these")
     name, path = str(source), Path(source)
     bundled = name in _BUNDLED and format in ("auto", "jsonl")
     if format in ("auto", "truthfulqa") and (os.path.isdir(path) or name in _HUB_IDS):
@@ -84,23 +88,25 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
         placed, dropped = LOADERS[kind].questions(LOADERS[kind].rows(text, name))
     if dropped:
         listed = "; ".join(dropped[:5]) + ("; ..." if len(dropped) > 5 else "")
-        warnings.warn(f"{name}: dropped {len(dropped)}: {listed}", UserWarning, stacklevel=2)
+        warnings.warn(
+            f"{name}: dropped {len(dropped)} repeated or contradictory entries: {listed}", UserWarning, stacklevel=2
+        )
     primer = truthful_primer() if bundled else LOADERS[kind].primer
     with _at(_first_repeat(placed) or name):
         return Behaviour(path.resolve().stem, tuple(question for _, question in placed), LOADERS[kind].aspects, primer)
 
 
 def _read(file: Path | Traversable, name: str) -> str:
-    text, problem, remedy = "", "", "give another file"
+    text, problem, remedy = "", "", "choose another file"
     try:
         text = file.read_bytes().decode("utf-8-sig")
         problem = "a binary file" if "\0" in text else "" if text.strip() else "which is empty"
     except (FileNotFoundError, IsADirectoryError):
-        problem, remedy = "which is not a file", f"check the path, or try `{_BUNDLED[0]}`"
+        problem, remedy = "which is not a file", f"correct the path, or try `{_BUNDLED[0]}`"
     except OSError as error:
         problem, remedy = f"which cannot be read ({error.strerror})", "check the path and its permissions"
     except UnicodeDecodeError as error:
-        problem, remedy = f"which is not UTF-8 text (byte {error.start})", "save it as UTF-8, or give another file"
+        problem, remedy = f"which is not UTF-8 text (byte {error.start})", "save it as UTF-8, or choose another file"
     if problem:
         raise DataError(got=f"{name}, {problem}", expected=_SOURCES, remedy=remedy)
     return text
@@ -114,13 +120,13 @@ def _sniff(path: Path, text: str) -> str:
         kind = "truthfulqa"
     if kind is None:
         got = f"{path}, which starts with {text.lstrip()[:40]!r}"
-        raise DataError(got=got, expected=_SOURCES, remedy="write it as JSONL with question, true and false")
+        raise DataError(got=got, expected=_SOURCES, remedy="convert it to JSONL with the keys question, true and false")
     return kind
 
 
 @contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Put the place before the text of any `DataError` raised inside."""
+    """Begin the message of any `DataError` that is raised inside with the place."""
     try:
         yield
     except DataError as error:
@@ -128,7 +134,7 @@ def _at(place: str) -> Iterator[None]:
 
 
 def _first_repeat(placed: Iterable[tuple[str, Question]]) -> str | None:
-    """The place of the first question that `Behaviour` refuses as a repeat of an earlier one."""
+    """Where the first question is that `Behaviour` will refuse because its text or id occurred before."""
     seen: set[tuple[str, str]] = set()
     for where, question in placed:
         keys = {("id", question.id), ("text", normalise(question.text))}
@@ -143,8 +149,8 @@ def _json(text: str, source: str, line: int = 1) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         where = f"{source}, line {line + getattr(error, 'lineno', 1) - 1}"
-        reason = getattr(error, "msg", None) or "numbers too long or nested too deep"
-        raise DataError(got=f"{where}: broken JSON ({reason})", expected="JSON", remedy="mend the line") from None
+        reason = getattr(error, "msg", None) or "a number is too long, or it is nested too deeply"
+        raise DataError(got=f"{where}: broken JSON ({reason})", expected="JSON", remedy="correct that line") from None
 
 
 def _require(found: Iterable[str], needed: Sequence[str], what: str) -> None:
@@ -152,24 +158,24 @@ def _require(found: Iterable[str], needed: Sequence[str], what: str) -> None:
     missing = [name for name in needed if name not in found]
     if missing:
         raise DataError(
-            got=f"no {', '.join(missing)} among {', '.join(found)[:200] or 'nothing'}",
+            got=f"no {', '.join(missing)} (found: {', '.join(found)[:200] or 'nothing'})",
             expected=f"{what} with {', '.join(needed)}",
-            remedy="for TruthfulQA give its TruthfulQA.csv (not mc_task.json or a finetune file); else name the "
-            "columns so, or write JSONL with question, true and false",
+            remedy="rename the columns or keys, or write JSONL with question, true and false; for TruthfulQA use its "
+            "TruthfulQA.csv (not mc_task.json or a finetune file)",
         )
 
 
 def _object(value: Any, needed: Sequence[str], what: str) -> Mapping[str, Any]:
-    """`value` without its nulls, if it is a JSON object that has all of `needed`."""
+    """`value`, a JSON object, without its null entries. Raises `DataError` unless it has every key of `needed`."""
     if not isinstance(value, dict):
-        raise DataError(got=f"{value!r:.60}", expected=f"an object with {', '.join(needed)}", remedy="mend the row")
+        raise DataError(got=f"{value!r:.60}", expected=f"an object with {', '.join(needed)}", remedy="correct that row")
     row = {key: item for key, item in value.items() if item is not None}
     _require(row, needed, what)
     return row
 
 
 def _string(row: Mapping[str, Any], key: str) -> str:
-    """The stripped text under `key`; ``""`` where it is absent."""
+    """The stripped text under `key`; empty if the row has no such key."""
     value = row.get(key, "")
     if not isinstance(value, str):
         raise DataError(got=f"{key} = {value!r:.60}", expected="text", remedy=f"put {key} in quotes")
@@ -177,7 +183,7 @@ def _string(row: Mapping[str, Any], key: str) -> str:
 
 
 def _sentences(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """The answers under `key`: stripped, with a period, without empties or repeats."""
+    """The answers under `key`: stripped, each ending in a period, without empty or repeated ones."""
     value = row[key]
     if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
         remedy = f'write "{key}": ["first answer", "second answer"]'
@@ -191,16 +197,16 @@ def _best(row: Mapping[str, Any], key: str) -> str | None:
 
 
 def _encodable(text: str) -> str:
-    # JSON can spell half of a surrogate pair; tokenizers refuse it, much later.
+    # A JSON escape can be half of a surrogate pair. Tokenizers would refuse it, but only much later.
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise DataError(got=f"{text!r:.60}", expected="Unicode text", remedy="mend the \\u escape") from None
+        raise DataError(got=f"{text!r:.60}", expected="Unicode text", remedy="correct its \\u escape") from None
     return text
 
 
 def _jsonl_rows(text: str, source: str) -> Iterator[Row]:
-    # Not splitlines(): U+2028 and its like may stand inside a JSON string.
+    # Not splitlines(): a JSON string may contain U+2028 and other characters that splitlines() takes for line ends.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{source}, line {number}"
@@ -228,14 +234,16 @@ def _csv_rows(text: str, source: str) -> Iterator[Row]:
         lines = [(f"{source}, line {reader.line_num}", cells) for cells in reader if cells]
     except csv.Error as error:
         got = f"{source}, line {reader.line_num}: broken CSV ({error})"
-        raise DataError(got=got, expected="CSV", remedy="mend the quotes") from None
+        raise DataError(got=got, expected="CSV", remedy="correct the quotes in that line") from None
     (_, header), *records = lines
     with _at(source):
         _require(header, _CSV_COLUMNS, "a TruthfulQA CSV")
     for number, (where, cells) in enumerate(records):
         if len(cells) != len(header):
             got = f"{where}: {len(cells)} cells"
-            raise DataError(got=got, expected=f"{len(header)}, as in the header", remedy="mend the commas or quotes")
+            raise DataError(
+                got=got, expected=f"{len(header)}, as in the header", remedy="correct the commas or quotes in that line"
+            )
         row = dict(zip(header, cells, strict=True))
         question, best, true, false = (row[column] for column in _CSV_COLUMNS)
         values = (question, best, true.split(";"), false.split(";"), row.get("Category", ""))
@@ -247,15 +255,18 @@ def _hub_rows(source: str) -> Iterator[Row]:
         from datasets import config as datasets_config
         from datasets import load_dataset
     except ImportError as error:
-        got, remedy = f"{source} but no package datasets ({error})", f'pip install "locaudit[hub]", or {_CSV_REMEDY}'
-        raise DataError(got=got, expected="datasets installed", remedy=remedy) from None
-    # A folder's configurations are named in its README.md, which a partial copy lacks.
+        got, remedy = (
+            f"{source}, but the package datasets cannot be imported ({error})",
+            f'run: pip install "locaudit[hub]", or {_CSV_REMEDY}',
+        )
+        raise DataError(got=got, expected="the package datasets", remedy=remedy) from None
+    # README.md names the configurations of a folder, but an incomplete copy may lack it.
     folder = os.path.isdir(source)
     path, config, data_dir = (source, None, "generation") if folder else (_HUB_ID, "generation", None)
     problem = None if folder else hub.ask(_HUB_ID, "README.md", kind="dataset")
     was_offline = datasets_config.HF_HUB_OFFLINE
     try:
-        # Without the hub, what was downloaded before or an error at once, not half a minute of retries.
+        # If the hub does not answer, use earlier downloads or fail at once, instead of retrying for half a minute.
         datasets_config.HF_HUB_OFFLINE = was_offline or problem is not None
         table = load_dataset(path, config, data_dir=data_dir, split="validation")
     except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow share no base class.
@@ -281,7 +292,7 @@ def _truthfulqa_questions(rows: Iterable[Row]) -> Questions:
             if best and best not in true:
                 true += (best,)
             both = set(true) & set(false)
-            # Where a side would be left empty, `Question` refuses the row instead.
+            # If this would leave no true or no false answer, nothing is dropped and `Question` refuses the row.
             if both < set(true) and both < set(false):
                 dropped += [f"{answer!r}, both true and false, of question {number}" for answer in sorted(both)]
                 true, false = (tuple(answer for answer in side if answer not in both) for side in (true, false))
@@ -295,7 +306,7 @@ def _truthfulqa_questions(rows: Iterable[Row]) -> Questions:
 def _ab_rows(text: str, source: str) -> Iterator[Row]:
     values = _json(text, source)
     if not isinstance(values, list):
-        got = f"{source} with a JSON {type(values).__name__}"
+        got = f"{source}, which holds a JSON {type(values).__name__}"
         raise DataError(got=got, expected="a list of A/B questions", remedy="put the questions in [ ]")
     for number, value in enumerate(values):
         where = f"{source}, row {number:04d}"
@@ -321,5 +332,5 @@ def _ab_questions(rows: Iterable[Row]) -> Questions:
 
 LOADERS.register("jsonl")(Loader(_jsonl_rows, _jsonl_questions, ".jsonl"))
 LOADERS.register("truthfulqa")(Loader(_csv_rows, _truthfulqa_questions, ".csv", primer=truthful_primer()))
-# The choice between (A) and (B) is no free answer: no bundled aspect asks anything sensible of it.
+# An answer is (A) or (B), not free text, so the bundled aspects (truth, informativeness) do not apply to it.
 LOADERS.register("ab")(Loader(_ab_rows, _ab_questions, aspects=()))

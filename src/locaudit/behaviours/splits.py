@@ -1,4 +1,4 @@
-"""Train, validation and test questions: split by question, never by answer pair."""
+"""Training, validation and test questions. All answers of a question go to the same part."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Disjoint questions for finding edits (train), choosing among them (val) and the verdict (test)."""
+    """Disjoint sets of questions: for finding edits (train), choosing hyperparameters (val) and the verdict (test)."""
 
     train: tuple[Question, ...]
     val: tuple[Question, ...]
@@ -24,7 +24,7 @@ class Split:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of every question and answer of each part, in order."""
+        """Hash of every question and answer in each part, in order."""
         return content_hash({part: [asdict(question) for question in getattr(self, part)] for part in _PARTS})
 
 
@@ -37,15 +37,15 @@ def split_questions(
     max_val: int | None = SplitConfig.max_val,
     max_test: int | None = SplitConfig.max_test,
 ) -> Split:
-    """Shuffle the questions, cut them by `fractions` and keep the first ones of each part.
+    """Shuffle and divide the questions by `fractions`; keep at most `max_train`, `max_val` and `max_test` of them.
 
-    With n questions and fractions f the cuts are at ``round(n f_1)`` and ``round(n (f_1 + f_2))``: 490, 164 and 163
-    of TruthfulQA's 817. Questions are sorted by id before the shuffle, so the order of rows does not matter; caps act
-    after the cut, so the test questions do not depend on `max_train`. Questions that carry a `split` keep it, and
-    `fractions` is not used; the seed then decides which ones the caps keep.
+    With n questions and fractions f, the parts end at ``round(n f_1)`` and ``round(n (f_1 + f_2))``. TruthfulQA's 817
+    questions become 490, 164 and 163. Questions are sorted by id before the shuffle, so the order of rows does not
+    matter. The maxima apply after the division, so the test questions do not depend on `max_train`. Questions that have
+    a `split` keep it, and `fractions` is not used; the seed then only decides which ones a maximum keeps.
 
-    Raises `ConfigError` for fractions or caps out of range, `DataError` if only some questions carry a `split` or a
-    part has fewer than 2 questions.
+    Raises `ConfigError` if a fraction or maximum is out of range, and `DataError` if only some questions have a `split`
+    or a part has fewer than 2 questions.
     """
     _check_fractions(fractions)
     caps = {"train": max_train, "val": max_val, "test": max_test}
@@ -54,13 +54,13 @@ def split_questions(
             raise ConfigError(got=f"max_{part} = {cap}", expected="at least 2", remedy="raise it or leave it out")
     questions = sorted(behaviour.questions, key=lambda question: question.id)
     if any(question.split for question in questions):
-        parts, remedy = _fixed_parts(behaviour.name, questions, seed), "give more rows that split"
+        parts, remedy = _fixed_parts(behaviour.name, questions, seed), "assign more rows to that split"
     else:
-        parts, remedy = _seeded_parts(questions, fractions, seed), "add questions or change the fractions"
+        parts, remedy = _seeded_parts(questions, fractions, seed), "add questions or change split.fractions"
     for part in _PARTS:
         if len(parts[part]) < 2:
             raise DataError(
-                got=f"{len(parts[part])} {part} question(s) from the {len(behaviour)} of {behaviour.name}",
+                got=f"{len(parts[part])} {part} question(s) among the {len(behaviour)} of {behaviour.name}",
                 expected="at least 2 in each of train, val and test",
                 remedy=remedy,
             )
@@ -72,7 +72,7 @@ def _check_fractions(fractions: tuple[float, float, float]) -> None:
         raise ConfigError(
             got=f"fractions = {fractions}",
             expected="three positive shares with sum 1",
-            remedy="for example (0.6, 0.2, 0.2)",
+            remedy="use, for example, (0.6, 0.2, 0.2)",
         )
 
 
@@ -82,7 +82,7 @@ def _fixed_parts(name: str, questions: Sequence[Question], seed: int) -> dict[st
         raise DataError(
             got=f"{len(without)} of {name}'s {len(questions)} questions without a split (first: id {without[0]!r})",
             expected="a split for every question or for none",
-            remedy="give each row train, val or test, or drop the column",
+            remedy="give every row the split train, val or test, or none of them",
         )
     return {part: shuffled([question for question in questions if question.split == part], seed) for part in _PARTS}
 
@@ -96,5 +96,5 @@ def _seeded_parts(
 
 
 def shuffled(questions: Sequence[Question], seed: int) -> list[Question]:
-    """The questions in an order that the seed alone decides."""
+    """The questions in random order, which depends only on their order and the seed."""
     return random.Random(seed).sample(questions, len(questions))

@@ -1,4 +1,4 @@
-"""The command line, ``locaudit COMMAND``: a table of commands, each imported when it is called."""
+"""The command line, ``locaudit COMMAND``. The code of a command is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from locaudit.errors import ConfigError, LocauditError
 _PROGRAM = """Does editing give evidence for localization?
 
 commands:
-  locaudit demo [flags]                  a real audit of SmolLM2-135M in minutes
-  locaudit audit [CONFIG.yaml] [flags]   audit a claim; run it again to resume
-  locaudit paper [CONFIG.yaml] [flags]   every experiment and figure of the paper, on your model and data
-  locaudit probe [CONFIG.yaml] [flags]   probe every head and print the best ones
-  locaudit report DIR [flags]            read a finished run again, also by another score, level or margin
-  locaudit export DIR --trial T --to F   a trial's edit as a PEFT adapter, merged weights or vectors
-  locaudit judge validate|compare        judges of generated answers
-  locaudit calibrate null|run|planted    error rates and power of the verdict
+  locaudit demo [flags]                  a small but real audit of SmolLM2-135M, in minutes
+  locaudit audit [CONFIG.yaml] [flags]   audit a claim; repeat the command to resume
+  locaudit paper [CONFIG.yaml] [flags]   run every experiment of the paper on your model and data
+  locaudit probe [CONFIG.yaml] [flags]   probe every attention head and print the best ones
+  locaudit report DIR [flags]            write a report again, or use another score, level or margin
+  locaudit export DIR --out FOLDER       export an edit: PEFT adapter, merged weights or vectors
+  locaudit judge validate|compare        measure or compare judges of generated answers
+  locaudit calibrate null|run|planted    measure error rates and power of the verdict
 
-Each command has its own --help."""
+locaudit COMMAND --help lists the flags of a command."""
 
 COMMANDS = {
     "demo": "locaudit.cli.audit:demo",
@@ -36,14 +36,14 @@ COMMANDS = {
     "judge": "locaudit.cli.judge:judge",
     "calibrate": "locaudit.cli.calibrate:calibrate",
 }
-"""Command -> ``module:function``; the function takes the arguments after the command."""
+"""Command -> ``module:function``. The function takes the list of arguments after the command."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code.
+    """Run a command and return the exit code.
 
-    0; 1 when a judge left so many answers without a judgement that there is no verdict; 2 for bad input; 130 when
-    interrupted.
+    0: success. 1: no verdict, because too many judgements are missing. 2: bad input. 130: interrupted. 141: the program
+    that reads the output has ended.
     """
     command, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if command in ("-h", "--help", "help"):
@@ -65,18 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LocauditError as error:
         print(f"locaudit: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output has gone, as in `| head`
+    except BrokenPipeError:  # the program that reads our output has ended, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
         print(
             f"locaudit: got {error.strerror or error} at {error.filename or 'a file'}; expected to read or write it; "
-            "check room, permissions and what is at that path, then repeat the command: finished trials are kept",
+            "check disk space, permissions and the path, then repeat the command: finished trials are kept",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
-        print("locaudit: interrupted; run the same command again to go on", file=sys.stderr)
+        print("locaudit: interrupted; repeat the command to continue", file=sys.stderr)
         return 130
 
 
@@ -85,7 +85,7 @@ def _show_note(message: Warning | str, *_args: Any, **_keywords: Any) -> None:
 
 
 def _quiet_libraries() -> None:
-    """Keep other libraries' progress bars and advice out of ours."""
+    """Turn off progress bars and advice of other libraries, which would mix with our output."""
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("TOKENIZERS_PARALLELISM", "false"),

@@ -1,4 +1,4 @@
-"""``locaudit demo | audit | probe | report``: words in and out."""
+"""``locaudit demo | audit | probe | report``: read the flags, call the library, print the result."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from locaudit.location import spell_unit
 class _Run:
     config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
     out: Path = Path("runs/audit")
-    """Run folder: records, edits, verdict and report. Naming an earlier one with the same settings resumes it."""
+    """Run folder: results, edits, verdict, report. The folder of an earlier run with the same settings resumes it."""
     repeats: int = 1
-    """Audits with other training seeds and question splits, each in its folder ``repeat-N``: one verdict over all."""
+    """Number of audits with different training seeds and question splits, for one verdict over all of them.
+    Each has its own folder, ``repeat-N``, in the run folder."""
     dry_run: bool = False
-    """Run the first trials of claim, whole model and controls of each method, and say how long the others would take.
-    What was run is kept in the run folder."""
+    """Run only the first trials of each method and print how long the rest would take.
+    These trials are kept in the run folder, so the audit does not repeat them."""
 
 
 @dataclass(frozen=True)
 class _Probe:
     config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
     top: int = 16
-    """Heads to print."""
+    """Number of heads to print."""
 
 
 @dataclass(frozen=True)
@@ -41,38 +42,39 @@ class _Report:
     folder: tyro.conf.Positional[Path]
     """Folder of a run, of repeats or of a study."""
     score: str | None = None
-    """Score to read the run by (None: the run's)."""
+    """Score that the verdict compares (None: the score of the run)."""
     level: float | None = None
-    """Significance level to read it at (None: the run's)."""
+    """Significance level (None: the level of the run)."""
     margin: float | None = None
-    """Margin to read it with (None: the run's)."""
+    """Equivalence margin (None: the margin of the run)."""
     out: Path | None = None
-    """Folder of the report (None: the run's own, or with another score, level or margin ``reports/SCORE...`` in it)."""
+    """Folder to write the report to.
+    None: the run folder; with another score, level or margin, the folder ``reports/SCORE...`` in it."""
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """Parse ``locaudit demo [flags]`` and run it; returns the exit code."""
+    """Parse ``locaudit demo [flags]``, run it and return the exit code."""
     return _run(
         parse(
             _Run(load_preset("demo"), Path("runs/demo")),
             "locaudit demo",
-            "Audit SmolLM2-135M on bundled questions: top-8 probed heads against 19 random sets.",
+            "Audit SmolLM2-135M on bundled questions: the 8 best probed heads against 19 random sets of 8 heads.",
             arguments,
         )
     )
 
 
 def audit(arguments: Sequence[str]) -> int:
-    """Parse ``locaudit audit [CONFIG.yaml] [flags]`` and run it; returns the exit code."""
+    """Parse ``locaudit audit [CONFIG.yaml] [flags]``, run it and return the exit code."""
     base, rest = take_config(AuditConfig(), arguments)
-    words = "Audit a localization claim. Settings come from CONFIG.yaml, if given, and flags go over it."
+    words = "Audit a localization claim. Flags override the settings in CONFIG.yaml, if you give one."
     return _run(parse(_Run(base), "locaudit audit [CONFIG.yaml]", words, rest))
 
 
 def probe(arguments: Sequence[str]) -> None:
     """Parse ``locaudit probe [CONFIG.yaml] [flags]`` and print the best heads."""
     base, rest = take_config(AuditConfig(), arguments)
-    words = "Probe every head on the training questions and print the best ones."
+    words = "Probe every attention head on the training questions and print the best ones."
     command = parse(_Probe(base), "locaudit probe [CONFIG.yaml]", words, rest)
     refuse_early(command.config)
     from locaudit.run.audit import run_probes
@@ -90,8 +92,8 @@ def probe(arguments: Sequence[str]) -> None:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Parse ``locaudit report DIR [flags]`` and write it; no model is loaded."""
-    words = "Write the report of a finished run again, or read it by another score, level or margin."
+    """Parse ``locaudit report DIR [flags]`` and write the report. No model is loaded."""
+    words = "Write the report of a finished run again, or with another score, level or margin. No model is loaded."
     command = tyro.cli(_Report, prog="locaudit report", description=words, args=arguments)
     settings = {"score": command.score, "level": command.level, "margin": command.margin}
     from locaudit.cli.paper import print_study
@@ -104,8 +106,8 @@ def report(arguments: Sequence[str]) -> None:
         if command.out is not None or any(value is not None for value in settings.values()):
             raise ConfigError(
                 got=f"another score, level, margin or folder for {command.folder}, a study",
-                expected="one of its audits, which can be read by others",
-                remedy=f"name its folder, as in: locaudit report {command.folder / 'sets'} --score mc1",
+                expected="these flags only for a single run or for repeats",
+                remedy=f"give the folder of one audit: locaudit report {command.folder / 'sets'} --score mc1",
             )
         print_study(write_paper(command.folder))
     elif is_repeats(command.folder):
@@ -135,7 +137,7 @@ def _run(command: _Run) -> int:
         )  # fmt: skip
         estimate = run_pilot(config, out)
         if several:
-            note = f"one repeat: all of them take {command.repeats} times as long, less the time of loading the model"
+            note = f"this is for one repeat; all take {command.repeats} times as long, but load the model only once"
             estimate = replace(estimate, notes=(*estimate.notes, note))
         print(describe_estimate(estimate))
         return 0
@@ -149,11 +151,11 @@ def _run(command: _Run) -> int:
 
 
 def refuse_early(config: AuditConfig, out: Path | None = None) -> None:
-    """Refuse what settings and files alone can refuse, before torch is imported, which takes seconds."""
+    """Raise errors in settings and files at once, before torch is imported, which takes seconds."""
     from locaudit.run.subject import read_settings
     from locaudit.store.folder import check_folder, check_run
 
-    with warnings.catch_warnings(action="ignore"):  # the run reads them again and says the same
+    with warnings.catch_warnings(action="ignore"):  # the run reads them again and gives the same warnings
         inputs = read_settings(config)
     if out is not None:
         check_folder(out)

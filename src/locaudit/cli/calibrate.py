@@ -1,4 +1,4 @@
-"""``locaudit calibrate null | run | planted``: words in and out for error rates and power of the verdict."""
+"""``locaudit calibrate null | run | planted``: error rates and power of the verdict."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from locaudit.records import json_text
 _PROGRAM = """Is the verdict calibrated?
 
 commands:
-  locaudit calibrate null                 simulated audits of claims that are places like any other: how often is one
-                                          called specific?
-  locaudit calibrate run DIR              the same with the real edits of a run: each of its controls in turn the claim
-  locaudit calibrate planted --out DIR    models in which localization is a fact: is it found, and with what power?
+  locaudit calibrate null                 simulate audits whose claim is a random location: how often is it called
+                                          specific?
+  locaudit calibrate run DIR              the same with the real edits of a run, each control in turn as the claim
+  locaudit calibrate planted --out DIR    audit models in which a behaviour is localized by construction: is it found,
+                                          and with what power?
 
-Each command has its own --help."""
+locaudit calibrate COMMAND --help lists the flags of a command."""
 
 
 def calibrate(arguments: list[str]) -> None:
@@ -43,14 +44,14 @@ def null(
     seed: int = 0,
     out: Path | None = None,
 ) -> None:
-    """Simulate audits of claims that are places like any other.
+    """Simulate audits whose claim is a random location, and count how often it is called specific.
 
     Args:
-        audits: Simulated audits of each kind; a tenth as many of ``anytime``, with up to 400 controls.
-        controls: Controls an audit.
-        questions: Test questions.
+        audits: Number of simulated audits in each case (a tenth of it for ``anytime``, with up to 400 controls).
+        controls: Number of controls per audit.
+        questions: Number of test questions.
         level: Significance level.
-        seed: Seed of everything random in it.
+        seed: Seed of the simulation.
         out: Write the numbers to this JSON file.
 
     """
@@ -82,14 +83,14 @@ def run(
     seed: int = 0,
     out: Path | None = None,
 ) -> None:
-    """Take each control of a run in turn as the claim.
+    """Take each control of a run in turn as the claim, and count how often it is called specific.
 
     Args:
-        folder: Run folder with more controls than an audit takes; 40 or more say something.
-        score: Score to compare by (None: the run's).
-        controls: Controls of each audit, drawn from the run's other controls.
+        folder: Run folder. It needs more controls than each audit takes; useful from about 40.
+        score: Score to compare (None: the score of the run).
+        controls: Number of controls per audit, drawn from the other controls of the run.
         level: Significance level.
-        seed: Seed of the draw of controls.
+        seed: Seed of that draw.
         out: Write the numbers to this JSON file.
 
     """
@@ -108,13 +109,13 @@ def planted(
     family: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 48),
     seed: int = 0,
 ) -> None:
-    """Audit models in which localization is a fact.
+    """Audit small models in which a behaviour is localized by construction, and compute the power to find it.
 
     Args:
-        out: Folder for the audits, planted.json and the figure. Naming an earlier one goes on where it stopped.
-        controls: Controls of the audits whose power is computed (of 47 other heads).
-        level: Significance level of the power.
-        family: Heads, of 48, that can do it, one model each.
+        out: Folder for the audits, planted.json and the figure. An earlier, unfinished one is continued.
+        controls: Number of controls of the audits whose power is computed, from the 47 other heads.
+        level: Significance level of these audits.
+        family: Numbers of heads, out of 48, in which an edit works. Each number gives one model.
         seed: Seed of the models and the edits.
 
     """
@@ -127,7 +128,7 @@ def planted(
         raise ConfigError(
             got=f"--family {' '.join(map(str, family))}",
             expected=f"numbers of heads from 1 to {N_HEADS}",
-            remedy="leave it out for the usual ones",
+            remedy="leave it out for the default",
         )
     shared: dict[str, Any] = {"n_controls": controls, "level": level}
     cases = audit_cases(out, seed=seed, say=_say)

@@ -1,4 +1,4 @@
-"""Commands that have commands of their own."""
+"""Commands with subcommands, such as ``locaudit judge validate``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Command = Callable[[list[str]], None]
 
 
 def dispatch(name: str, program: str, commands: Mapping[str, Command], arguments: list[str]) -> None:
-    """Run the command that the first argument names, or print `program`, the help, without one."""
+    """Run the subcommand named by the first argument; without arguments, print the help text `program`."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(program)
         return

@@ -1,4 +1,4 @@
-"""``locaudit export``: a run's edit for other programs."""
+"""``locaudit export``: write an edit of a run for use in other programs."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class _Export:
     out: Path
     """Folder to write to."""
     trial: str = "claim/optimal"
-    """ARM/METHOD: claim, whole, rest or control-N, and the name of a method."""
+    """Which edit, as ARM/METHOD. ARM is claim, whole, rest or control-N; METHOD is, for example, iti or optimal."""
     to: Literal["peft", "merged", "vectors"] = "peft"
-    """A PEFT adapter, a checkpoint with the edit in its weights, or the edit's own vectors."""
+    """``peft``: a PEFT adapter. ``merged``: a checkpoint with the edit in its weights. ``vectors``: the edit alone."""
     strength: float | None = None
-    """Strength of the edit, one of the grid (None: the one that validation chose)."""
+    """Strength of the edit, one of those that were tried (None: the best one on validation questions)."""
 
 
 def export(arguments: list[str]) -> None:
-    """Write the edit of a trial."""
+    """Parse ``locaudit export DIR [flags]`` and write the edit."""
     command = tyro.cli(
-        _Export, prog="locaudit export", description="Write an edit of a run for other programs.", args=arguments
+        _Export, prog="locaudit export", description="Write an edit of a run for use in other programs.", args=arguments
     )
     from locaudit.run.export import export_edit
 

@@ -25,14 +25,14 @@ from locaudit.registry import ASPECTS, JUDGES, METHODS, load_plugins
 C = TypeVar("C")
 _SETTINGS_OF = "settings_of_methods"
 """Field with the settings of each chosen method; both it and the field with their names are ``--methods`` to users."""
-_METHODS = "How edits are found. The settings of each chosen method are flags of their own."
+_METHODS = "Methods that find edits. Each chosen method has flags for its own settings."
 _KIND = (
-    "Kind of judge, whose settings are flags of their own. default: the bundled judge where the behaviour has the "
+    "Kind of judge. Each kind has flags for its own settings. default: the bundled judge if the behaviour has this "
     "aspect and answers are generated, else none."
 )
 _ALL = (
-    " --judge KIND sets it for every aspect of the behaviour whose own kind is not given, and --judge.SETTING, such as "
-    "--judge.model, does so for a setting of that kind."
+    " --judge KIND sets the kind for every aspect of the behaviour at once, and --judge.SETTING (as in --judge.model) "
+    "one of its settings. An aspect's own --judges.ASPECT.kind overrides both."
 )
 SHORT = (
     "loading.dtype", "loading.device", "loading.device_map", "loading.revision", "split.max_train", "split.max_val",
@@ -206,7 +206,7 @@ def _renamed(arguments: Sequence[str], *, is_audit: bool) -> list[str]:
             argument = f"--{new}{equals}{value}"
         elif new:
             raise ConfigError(
-                got=f"{flag} {value or following}", expected=f"{new}, as it is called now", remedy="see --help"
+                got=f"{flag} {value or following}", expected=f"{new}, which replaces it", remedy="see --help"
             )
         out.append(argument)
     return out

@@ -1,13 +1,13 @@
-"""Judges of generated answers.
+"""Measure or compare judges of generated answers.
 
 commands:
   locaudit judge validate --truth FILE --info FILE [--json]
-        how a judge (the bundled one by default) does on labelled answers to questions that it was not fitted on
+        measure a judge (default: the bundled one) on labelled answers to questions that it was not fitted on
   locaudit judge compare RUN --second.kind KIND ...
-        agreement and kappa of two judges on a run's answers
+        measure the agreement of two judges on the answers of a run
 
-Judges are fitted by scripts of the repository: tools/judge/fit.py and tools/judge/finetune.py.
-Each command has its own --help.
+To fit a judge of your own, use the scripts tools/judge/fit.py and tools/judge/finetune.py in the repository.
+locaudit judge COMMAND --help lists the flags of a command.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ class _Validate:
     kind: str = "reference"
     """Kind of judge: reference, causal-lm, openai, or one that a plug-in adds."""
     references: Path | None = None
-    """Behaviour file with the questions' reference answers (None: the only TruthfulQA*.csv beside the answers)."""
+    """Behaviour file with the reference answers of the questions.
+    None: the only TruthfulQA*.csv in the folder of the labelled answers."""
     json: bool = False
-    """Print JSON."""
+    """Print the result as JSON."""
 
 
 @dataclass(frozen=True)
@@ -42,39 +43,42 @@ class _Compare:
     run: tyro.conf.Positional[Path] = tyro.MISSING
     """Run folder with answers."""
     first: JudgeChoice = JudgeChoice()
-    """One judge; ``default``: the run's own."""
+    """The first judge. ``default``: the judge of the run."""
     second: JudgeChoice = JudgeChoice()
-    """The other judge; ``default``: the bundled reference judge."""
+    """The second judge. ``default``: the bundled judge."""
     aspect: str = "truth"
-    """What is judged."""
+    """Aspect of the answers to compare the judges on: truth, info, or one that a plug-in adds."""
     json: bool = False
-    """Print JSON."""
+    """Print the result as JSON."""
 
 
 def judge(arguments: list[str]) -> None:
-    """Run one of the judge commands."""
+    """Parse ``locaudit judge COMMAND [flags]`` and run it."""
     dispatch("judge", (__doc__ or "").strip(), {"fit": _fit, "validate": _validate, "compare": _compare}, arguments)
 
 
 def _fit(arguments: list[str]) -> None:
     raise ConfigError(
-        got="locaudit judge fit, which has moved",
-        expected="a copy of locaudit's repository, whose scripts fit judges",
-        remedy="run: python tools/judge/fit.py --help, or for a language model python tools/judge/finetune.py --help",
+        got="locaudit judge fit, which is now a script",
+        expected="a checkout of locaudit's repository, which has scripts that fit judges",
+        remedy="run there: python tools/judge/fit.py --help (for a language model: python tools/judge/finetune.py)",
     )
 
 
 def _validate(arguments: list[str]) -> None:
-    # Parsed twice: the kind first, then the settings that this kind has.
+    # Parsed twice: first the kind of judge, then the settings of that kind.
     kind = tyro.cli(_Validate, args=arguments, return_unknown_args=True, add_help=False)[0].kind
-    helps = {name: f"Labelled answers, whose prompts end in ``{aspect.suffix}``." for name, aspect in ASPECTS.items()}
+    helps = {
+        name: f"JSONL file of labelled answers; each prompt ends in ``{aspect.suffix}``."
+        for name, aspect in ASPECTS.items()
+    }
     files: list[Any] = [(name, Annotated[Path | None, tyro.conf.arg(help=helps[name])], None) for name in ASPECTS]
     settings: Any = ("judge", JUDGES[kind].settings, field(default_factory=JUDGES[kind].settings))
     command: Any = tyro.cli(
         make_dataclass("Validate", [*files, settings], bases=(_Validate,), frozen=True),
         prog="locaudit judge validate",
-        description="Measure a judge on labelled answers, lines like "
-        '{"prompt": "Q: ..\\nA: ..\\nTrue:", "completion": " yes"}, to questions that it was not fitted on.',
+        description="Measure a judge on labelled answers to questions that it was not fitted on. A line is like "
+        '{"prompt": "Q: ..\\nA: ..\\nTrue:", "completion": " yes"}.',
         args=arguments,
     )
     given = {aspect: getattr(command, aspect) for aspect in ASPECTS if getattr(command, aspect) is not None}
@@ -82,7 +86,7 @@ def _validate(arguments: list[str]) -> None:
         raise ConfigError(
             got="judge validate without labelled answers",
             expected=" or ".join(f"--{aspect} FILE" for aspect in ASPECTS),
-            remedy="name the file of an aspect",
+            remedy="give a file of labelled answers for at least one aspect",
         )
     from locaudit.judges.validate import as_table, validate
 
@@ -96,7 +100,7 @@ def _compare(arguments: list[str]) -> None:
     command = parse(
         _Compare(),
         "locaudit judge compare",
-        "Agreement of two judges on the answers of a run; what they say is kept in the run.",
+        "Measure the agreement of two judges on the answers of a run. Their judgements are stored in the run folder.",
         arguments,
     )
     from locaudit.run.comparing import compare_judges

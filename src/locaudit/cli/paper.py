@@ -1,4 +1,4 @@
-"""``locaudit paper``: the paper's whole study."""
+"""``locaudit paper``: run the whole study of the paper."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from locaudit.studies.paper.config import PRESETS, PaperConfig, Preset, load_pap
 class _Paper:
     config: Annotated[PaperConfig, tyro.conf.arg(name="")] = field(default_factory=PaperConfig)
     preset: Preset = "full"
-    """Size of the study, under all other settings: ``full`` has the paper's grids and training (for a GPU), ``small``
-    all its locations in about two hours on two cores, ``smoke`` every part in minutes."""
+    """Size of the study; all other settings override it. ``full``: the paper's grids and training (needs a GPU).
+    ``small``: all locations, in about two hours on two CPU cores. ``smoke``: every part, in a few minutes."""
     out: Path = Path("runs/paper")
-    """Folder of the study. Naming an earlier one with the same settings resumes it."""
+    """Folder of the study. The folder of an earlier study with the same settings resumes it."""
     dry_run: bool = False
-    """Run a trial of each kind, which are kept, and print what all take here: trials, tokens, time, disk."""
+    """Run one trial of each kind and print how many trials and tokens, and how much time and disk, the study takes.
+    These trials are kept, so the study does not repeat them."""
 
 
 def paper(arguments: list[str]) -> int:
@@ -36,19 +37,19 @@ def paper(arguments: list[str]) -> int:
     command = parse(
         _Paper(config, preset),
         "locaudit paper [CONFIG.yaml]",
-        "The whole study of the paper, with its figures and claims. Settings come from the preset, then from "
-        "CONFIG.yaml, if given, and flags go over both.",
+        "Run the whole study of the paper, and write its figures and claims. Settings in CONFIG.yaml, if you give one, "
+        "override the preset, and flags override both.",
         rest,
     )
     return _run(command)
 
 
 def _preset(arguments: list[str]) -> Preset:
-    """The preset named among the arguments; it decides the defaults of all the others."""
+    """The preset in the arguments, which decides the defaults of all other settings."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--preset", nargs="?")
     name = parser.parse_known_args(arguments)[0].preset
-    # an unknown one is refused by tyro, with the choices
+    # tyro refuses an unknown preset and lists the choices
     named: list[Preset] = [preset for preset in PRESETS if preset == name]
     return named[0] if named else "full"
 
@@ -72,7 +73,7 @@ def _run(command: _Paper) -> int:
 
 
 def print_study(page: Path) -> None:
-    """Claims and outcomes of a finished study."""
+    """Print the claims and outcomes of a finished study."""
     numbers = json.loads((page.parent / "numbers.json").read_text(encoding="utf-8"))
     console = Console(highlight=False, soft_wrap=True)
     for claim in numbers["claims"]:

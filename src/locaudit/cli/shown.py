@@ -1,4 +1,4 @@
-"""What a command prints of a verdict."""
+"""Print verdicts."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from locaudit.stats.grades import conclusion
 from locaudit.store.run import Run
 
 _SHOWN_QUESTIONS = 3
-"""Test questions whose answers are printed."""
+"""Number of test questions whose answers are printed."""
 
 
 def count_unjudged(runs: Iterable[Run]) -> int:
-    """Say which judgements are missing where they are too many for a verdict; 1, the exit code, if so, else 0."""
+    """Print which runs lack too many judgements for a verdict. Returns the exit code: 1 if there are any, else 0."""
     lacking = [(run.folder, aspect, *counts) for run in runs for aspect, counts in run.lacking.items()]
     for folder, aspect, n, of, reason in lacking:
         print(
             f"locaudit: {n} of {of} answers in {folder} have no judgement of {aspect} (first: {reason}); trials and "
-            "answers are kept: see to the judge, then run the same command again, which asks for what is missing",
+            "answers are kept: check the judge, then repeat the command to get only the missing judgements",
             file=sys.stderr,
         )
     return int(bool(lacking))
 
 
 def print_repeats(folder: Path, out: Path | None = None, **settings: Any) -> Repeats:
-    """The verdict over the repeats of an audit, whose report is written; arguments as in `write_repeats`."""
+    """Write the report of an audit's repeats, and print their common verdict. Arguments as in `write_repeats`."""
     page, found = write_repeats(folder, out, **settings)
     console = Console(highlight=False, soft_wrap=True)
     for part in found.unfinished:
@@ -68,7 +68,7 @@ def _print_unchanged(console: Console, claim_file: Registered | None) -> None:
 
 
 def print_verdict(result: AuditResult, out: Path | None = None) -> None:
-    """Write the report of a run, to `out` if given, and say what it says."""
+    """Write the report of a run, to `out` if given, and print its verdict."""
     report, tables = result.write_report(out), result.tables
     verdict, said, planned = tables.verdict, tables.conversations[:_SHOWN_QUESTIONS], tables.manifest.planned
     console = Console(highlight=False, soft_wrap=True)

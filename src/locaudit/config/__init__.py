@@ -1,4 +1,4 @@
-"""Settings: checked dataclasses with every default, YAML files, presets and claim files."""
+"""Settings: dataclasses with all defaults, YAML files, presets, and claim files fixed before a run."""
 
 from locaudit.config.choices import JudgeChoice, unknown_names_kept
 from locaudit.config.files import load_config, load_preset, merge_config, parse_config, parse_over, read_over, to_yaml

@@ -1,6 +1,7 @@
-"""Settings that belong to a registered thing: which methods are run, and who judges each aspect.
+"""The settings ``methods`` (which methods run) and ``judges`` (which judge assesses each aspect of the answers).
 
-Both are mappings, name -> settings, whose classes the registry holds. They do not change and can be hashed.
+Both are immutable, hashable mappings from names to settings. The registry knows the class of settings of each method
+and each kind of judge.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ LENIENT: ContextVar[bool] = ContextVar("lenient", default=False)
 
 @contextmanager
 def unknown_names_kept() -> Iterator[None]:
-    """Inside, settings of a method or judge that is not registered, and former values, stay as they were read.
+    """Inside, unregistered methods and judges and values of earlier versions are accepted and kept as they are.
 
-    For reading a run whose plug-in is not there, or of an earlier version.
+    This is for reading a run whose plug-in is missing or that an earlier version wrote.
     """
     token = LENIENT.set(True)
     try:
@@ -36,7 +37,7 @@ def unknown_names_kept() -> Iterator[None]:
 
 
 class Frozen(dict[str, Any]):
-    """A dict that does not change; its values can be hashed. The order of its keys does not matter to equality."""
+    """An immutable dict with hashable values. The order of its keys does not affect equality or hash."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
@@ -45,7 +46,7 @@ class Frozen(dict[str, Any]):
         return type(self), (dict(self),)
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("settings do not change; make others with dataclasses.replace or merge_config")
+        raise TypeError("settings cannot be changed; make new ones with dataclasses.replace or merge_config")
 
     __setitem__ = __delitem__ = pop = popitem = clear = __ior__ = _refuse
     update = setdefault = _refuse  # type: ignore[assignment]
@@ -53,29 +54,29 @@ class Frozen(dict[str, Any]):
 
 @dataclass(frozen=True)
 class JudgeChoice:
-    """Who judges an aspect: a kind of judge, and that kind's own settings."""
+    """The judge of an aspect: a kind of judge, and the settings of that kind."""
 
     kind: str = "default"
-    """A registered kind; ``default``: the bundled judge where the behaviour has the aspect, unless
-    ``evaluation.max_new_tokens`` is 0; else none."""
+    """A registered kind of judge, or ``default``: the bundled judge if the behaviour has the aspect and
+    ``evaluation.max_new_tokens`` is not 0, otherwise none."""
     settings: Any = None
-    """Of the class ``JUDGES[kind].settings``; None for ``default``."""
+    """An instance of ``JUDGES[kind].settings``; None for ``default``."""
 
 
 def choose_methods(value: Any = ("iti", "optimal")) -> Frozen:
-    """The methods of a list, or of a mapping with settings of each; those of the paper without one."""
+    """Check the setting ``methods``: a list of names, or a mapping from names to the settings of each method."""
     if isinstance(value, list | tuple):
         if len(set(map(str, value))) < len(value):
-            raise wrong("methods", value, "each once", "drop the repeats")
+            raise wrong("methods", value, "each method once", "delete the repeated names")
         value = dict.fromkeys(map(str, value))
     if not isinstance(value, Mapping) or not value:
-        names = f"names of methods, or names with settings: {', '.join(METHODS)}"
-        raise wrong("methods", value, names, "write methods: [iti, optimal]")
+        names = f"names of methods ({', '.join(METHODS)}), with or without settings"
+        raise wrong("methods", value, names, "write, for example, methods: [iti, optimal]")
     return Frozen({name: _settings(METHODS, name, item, "methods", f"methods.{name}") for name, item in value.items()})
 
 
 def choose_judges(value: Mapping[str, Any] = MappingProxyType({})) -> Frozen:
-    """The judge of every registered aspect; the default one where the mapping does not have it."""
+    """Check the setting ``judges``, and add the default judge for every registered aspect that it leaves out."""
     for aspect in value:
         if aspect not in ASPECTS and not LENIENT.get():
             raise unknown(f"judges.{aspect}", list(ASPECTS))
@@ -83,17 +84,22 @@ def choose_judges(value: Mapping[str, Any] = MappingProxyType({})) -> Frozen:
 
 
 def choose_judge(value: Any, name: str) -> JudgeChoice:
-    """The judge of a mapping: its ``kind``, and that kind's settings beside it."""
+    """The judge described by a mapping: the key ``kind``, and beside it the settings of that kind."""
     value = plain(value) if isinstance(value, JudgeChoice) else value
     if not isinstance(value, Mapping):
-        raise wrong(name, value, "kind, and settings of that kind", "indent them under it")
+        raise wrong(
+            name,
+            value,
+            "a mapping with the key kind",
+            f"write, for example, {name.split('.')[-1]}: {{kind: reference}}",
+        )
     own = {key: item for key, item in value.items() if key != "kind"}
     kind = value.get("kind", "default")
     if kind != "default":
         return JudgeChoice(kind, _settings(JUDGES, kind, own, f"{name}.kind", name))
     for key in own:
         kinds = f"{name}.kind, one of {', '.join(JUDGES)}"
-        raise ConfigError(got=f"{name}.{key} without a kind of judge", expected=kinds, remedy="name its kind, too")
+        raise ConfigError(got=f"{name}.{key} without a kind of judge", expected=kinds, remedy=f"set {name}.kind, too")
     return JudgeChoice()
 
 
@@ -103,15 +109,15 @@ def _(judge: JudgeChoice) -> dict[str, Any]:
 
 
 MethodsField = Annotated[Mapping[str, Any], PlainValidator(choose_methods)]
-"""Type of a field of chosen methods."""
+"""Type of the field ``methods`` in a settings class."""
 JudgesField = Annotated[Mapping[str, Any], AfterValidator(choose_judges)]
-"""Type of a field of chosen judges."""
+"""Type of the field ``judges`` in a settings class."""
 
 
 def find(registry: Registry, key: Any, name: str) -> Any:
-    """The thing that the setting `name` names, or None for an unknown one that is kept (`unknown_names_kept`).
+    """The part registered under `key`, the value of the setting `name`.
 
-    Raises `ConfigError` with the near names.
+    Raises `ConfigError`, which suggests similar names, if there is none. Inside `unknown_names_kept`, it returns None.
     """
     if LENIENT.get() and key not in registry:
         return None

@@ -1,4 +1,4 @@
-"""Configurations from and to YAML."""
+"""Read settings from YAML, and write them to YAML."""
 
 from __future__ import annotations
 
@@ -20,70 +20,77 @@ C = TypeVar("C")
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that stands twice, of which YAML would take the last."""
+    """Refuses a mapping in which a key occurs twice. YAML would use the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value} occurs twice", problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what `_Loader` would take for a number."""
+    """Puts quotes around text that `_Loader` would read as a number."""
 
 
-for _class in (_Loader, _Dumper):  # 1e-3 is a number to everyone but YAML 1.1, which wants 1.0e-3
+for _class in (_Loader, _Dumper):  # 1e-3 is a number; YAML 1.1 accepts only 1.0e-3
     _class.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
     )
 
 
 def to_yaml(config: Any) -> str:
-    """The whole configuration as YAML, every default spelled out."""
+    """All settings as YAML, including those that have their default value."""
     return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: str | Path, base: AuditConfig | None = None) -> AuditConfig:
-    """Read a YAML file over `base` (default: the defaults). Unknown keys and wrong types raise `ConfigError`."""
+    """`base` (None: the defaults) with the settings in a YAML file replaced.
+
+    Raises `ConfigError` for a missing file, an unknown setting or a wrong value.
+    """
     return read_over(base or AuditConfig(), path)
 
 
 def load_preset(name: str) -> AuditConfig:
-    """A configuration that ships with the package: ``demo``."""
+    """The settings of a preset that comes with the package: ``demo``."""
     return parse_over(AuditConfig(), preset_text(name), f"preset {name}")
 
 
 def parse_config(text: str, base: AuditConfig | None = None, *, source: str = "the text") -> AuditConfig:
-    """`load_config` on YAML text."""
+    """Like `load_config`, for YAML text. Errors call the text `source`."""
     return parse_over(base or AuditConfig(), text, source)
 
 
 def read_over(base: C, path: str | Path) -> C:
-    """Settings of any class with those of a YAML file in place of `base`'s."""
+    """`base`, settings of any class, with those in a YAML file replaced. Raises `ConfigError` like `load_config`."""
     return parse_over(base, read_bytes(path).decode(), str(path))
 
 
 def parse_over(base: C, text: str, source: str) -> C:
-    """`read_over` on YAML text."""
+    """Like `read_over`, for YAML text. Errors call the text `source`."""
     return merge_config(base, parse_values(text, source), source=source)
 
 
 def merge_config(base: C, values: Any, *, source: str = "the call") -> C:
-    """`base` with some settings changed; groups take a mapping. Unknown names and wrong types raise `ConfigError`."""
+    """`base` with some settings replaced. `values` is nested like the YAML file: a group of settings is a mapping.
+
+    Raises `ConfigError` for an unknown setting or a wrong value.
+    """
     if not isinstance(values, Mapping):
         keys = f"keys among {', '.join(vars(base))}"
-        raise ConfigError(got=f"a document = {values!r} in {source}", expected=keys, remedy="indent the settings")
+        raise ConfigError(got=f"{values!r} in {source}", expected=keys, remedy="write each setting as KEY: VALUE")
     refuse_old(values, vars(base), source)
     return validate(type(base), _merged(to_dict(base), values), source=source)
 
 
 def _merged(old: Any, new: Any, name: str = "") -> Any:
-    """Nested settings `old` with those of `new`.
+    """Nested settings `old`, with those in `new` replaced.
 
-    A list or mapping of methods says which are run; each keeps its other settings. So does a judge of the same kind.
+    Only the methods listed in `new` stay, and each keeps its other settings. A judge keeps its other settings, too, if
+    its kind stays the same.
     """
     if dataclasses.is_dataclass(new):
         new = plain(new)
@@ -103,28 +110,32 @@ def _merged(old: Any, new: Any, name: str = "") -> Any:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Content of a text file in UTF-8; `ConfigError` for any other."""
+    """Content of a UTF-8 text file. Raises `ConfigError` if the file does not exist or is not UTF-8."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(got=f"{path}, which is not a file", expected="a YAML file", remedy="check the path")
+        raise ConfigError(got=f"{path}, which is not a file", expected="a YAML file", remedy="correct the path")
     content = path.read_bytes()
     try:
         content.decode()
     except UnicodeDecodeError:
-        raise ConfigError(got=f"{path}, which is not UTF-8 text", expected="a YAML file", remedy="check it") from None
+        raise ConfigError(
+            got=f"{path}, which is not UTF-8 text", expected="a YAML file", remedy="save it as UTF-8"
+        ) from None
     return content
 
 
 def parse_values(text: str, source: str) -> Any:
-    """What YAML text holds, not checked; nothing is no settings."""
+    """Unchecked values in YAML text; an empty mapping for empty text. Raises `ConfigError` if it is not YAML."""
     try:
         values = yaml.load(text, _Loader)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         line = " ".join(str(error).split())
-        raise ConfigError(got=f"{source}, which is not YAML ({line})", expected="YAML", remedy="mend it") from None
+        raise ConfigError(
+            got=f"{source}, which is not YAML ({line})", expected="YAML", remedy="correct that line"
+        ) from None
     return {} if values is None else values
 
 
 def preset_text(name: str) -> str:
-    """YAML of a preset that ships with the package."""
+    """The YAML text of a preset that comes with the package."""
     return resources.files("locaudit").joinpath("presets", f"{name}.yaml").read_text(encoding="utf-8")

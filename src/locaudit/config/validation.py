@@ -1,8 +1,8 @@
-"""Dataclasses whose values are checked against their annotations, by pydantic.
+"""Dataclasses whose values pydantic checks against their annotations.
 
-A wrong value raises `ConfigError`, which names the setting by its dotted name, what was expected and where it came
-from. Types are strict: no string or bool becomes a number. Lists become tuples, ints become floats where a field is
-one, and NaN and infinity are refused.
+A wrong value raises `ConfigError`, which gives the dotted name of the setting, the expected value, and where the wrong
+one came from. Types are strict: strings and bools are not converted to numbers. Lists become tuples, and integers
+become floats if the field is a float. NaN and infinity are refused.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from locaudit.errors import ConfigError, LocauditError
 C = TypeVar("C")
 """A settings class."""
 HERE = "the configuration"
-"""Where a value came from, when nothing better is known."""
+"""Where a value came from, if nothing more exact is known."""
 _RULES = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
-        raise ValueError("each value once; drop the repeats")
+        raise ValueError("each value once; delete the repeated ones")
     return values
 
 
@@ -40,13 +40,13 @@ Count = Annotated[int, Field(ge=1)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Grid = Annotated[tuple[float, ...], Field(strict=False, min_length=1), AfterValidator(_each_once)]
-"""Different values to try, at least one."""
+"""One or more different values to try."""
 PositiveGrid = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1), AfterValidator(_each_once)]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def checked(cls: type[C]) -> type[C]:
-    """Make a class a frozen dataclass that raises `ConfigError` for a value that its annotations refuse."""
+    """Decorator for a frozen dataclass that raises `ConfigError` for a value that does not fit its annotation."""
     made = pydantic.dataclasses.dataclass(frozen=True, config=_RULES)(cls)
     check = made.__init__
 
@@ -60,27 +60,28 @@ def checked(cls: type[C]) -> type[C]:
 
 
 def validate(cls: type[C], values: Any, *, prefix: str = "", source: str = "") -> C:
-    """A `cls`, any dataclass, of nested values as a YAML file has them. Raises `ConfigError`.
+    """Make an instance of the dataclass `cls` from nested values, such as those of a YAML file.
 
-    `prefix` stands before the names of its settings in errors: ``split.``. Without a `source` the caller adds it.
+    Raises `ConfigError` for a wrong value. Its message puts `prefix` (such as ``split.``) before the name of the
+    setting and says that the value came from `source`; if `source` is empty, the caller adds that.
     """
     with _reported(cls, prefix, source):
-        # As JSON, where pydantic's strict types are just ours: a list is a tuple, a mapping a dataclass.
+        # In JSON mode, pydantic's strict types accept a list for a tuple and a mapping for a dataclass, as we want.
         return _adapter(cls).validate_json(json.dumps(values, default=plain))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Nested plain dict, tuples as lists: what the YAML file holds."""
+    """The settings as a nested dict, with lists for tuples, as a YAML file holds them."""
     return json.loads(json.dumps(config, default=plain))
 
 
 def wrong(name: str, value: Any, expected: str, remedy: str) -> ConfigError:
-    """The error for a setting with a value that it cannot have."""
+    """The error for a wrong value of a setting."""
     return ConfigError(got=f"{name} = {value!r}", expected=expected, remedy=remedy)
 
 
 def unknown(name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a setting that does not exist, with a near name."""
+    """The error for an unknown setting, which suggests a similar name."""
     *groups, key = name.split(".")
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {'.'.join([*groups, *near])}?" if near else "check the spelling"
@@ -91,7 +92,7 @@ def unknown(name: str, known: Iterable[str]) -> ConfigError:
 
 
 def refuse_old(values: Mapping[str, Any], known: Iterable[str], source: str) -> None:
-    """Raise one `ConfigError` for all settings of version 0.1.0 among nested values; `known` are the present ones."""
+    """Raise a `ConfigError` that lists all settings of version 0.1.0 in nested values. `known`: present settings."""
     found: dict[str, str] = {}
     for old in _RENAMED:
         group, _, key = old.partition(".")
@@ -104,13 +105,13 @@ def refuse_old(values: Mapping[str, Any], known: Iterable[str], source: str) -> 
         raise ConfigError(
             got=f"the setting{'s' * (len(found) > 1)} {', '.join(found)} in {source}",
             expected=", ".join(found.values()),
-            remedy="rename what locaudit 0.1.0 called so, and keep of a judge only its kind and what that kind has "
-            "(docs/judges.md); a folder that 0.1.0 made cannot go on: choose another --out",
+            remedy="rename these settings of locaudit 0.1.0; of a judge, keep only its kind and the settings of it "
+            "(docs/judges.md); a run folder of 0.1.0 cannot be continued: choose another folder (--out)",
         )
 
 
 def renamed(name: str, value: Any) -> str:
-    """What a setting of an earlier version, or its value, is called now; empty for any other."""
+    """Present name of a setting, or of its value, that an earlier version called otherwise; empty if there is none."""
     reader = value.get("reader") if name == "optimal" and isinstance(value, Mapping) else value
     if (name, value) == ("prompt.primer", "default"):
         return "auto (the behaviour's own) or truthful (the bundled one, before any questions)"
@@ -130,13 +131,13 @@ _RENAMED = {
 
 @functools.cache
 def _adapter(cls: type) -> TypeAdapter:
-    # A plug-in's settings may be a plain dataclass.
+    # The settings of a plug-in can be a plain dataclass.
     return TypeAdapter(cls if is_pydantic_dataclass(cls) else pydantic.with_config(_RULES)(cls))
 
 
 @functools.singledispatch
 def plain(value: Any) -> Any:
-    """Settings as a mapping."""
+    """Settings (a dataclass) as a mapping."""
     if not dataclasses.is_dataclass(value):
         raise ConfigError(got=repr(value), expected="text, a number, a list or a mapping", remedy="put it in quotes")
     return vars(value)
@@ -144,7 +145,7 @@ def plain(value: Any) -> Any:
 
 @contextmanager
 def _reported(cls: type, prefix: str, source: str) -> Iterator[None]:
-    """Turn pydantic's error about a `cls` into a `ConfigError`, and say of any where the value came from."""
+    """Turn pydantic's errors into `ConfigError`, and add to every error where the value came from."""
     try:
         yield
     except (ValidationError, LocauditError) as error:
@@ -159,7 +160,7 @@ def _translated(error: ValidationError, cls: type, prefix: str) -> LocauditError
     if isinstance(cause, LocauditError):
         return cause
     fields = [field.name for field in dataclasses.fields(cls)]
-    if place and isinstance(place[0], int):  # an argument without a name
+    if place and isinstance(place[0], int):  # a positional argument
         place = (fields[place[0]], *place[1:])
     names = [part for part in place if isinstance(part, str)]
     hint: Any = cls
@@ -170,12 +171,12 @@ def _translated(error: ValidationError, cls: type, prefix: str) -> LocauditError
     if kind == "unexpected_keyword_argument":
         return unknown(name, fields)
     if kind == "missing" and len(names) == len(place):
-        return ConfigError(got=f"no {name}", expected="a value", remedy="set it")
+        return ConfigError(got=f"no value for {name}", expected="a value", remedy="set it")
     if kind.startswith("dataclass"):
         keys = ", ".join(get_type_hints(hint))
-        return wrong(name, value, f"keys among {keys or 'none'}", "indent the settings under it")
+        return wrong(name, value, f"keys among {keys or 'none'}", "indent its settings under it")
     if new := renamed(name, value):
-        return wrong(name, value, f"{new}, as it is called now", "choose that")
+        return wrong(name, value, f"{new}, which replaces it", "change it")
     if cause is not None:
         expected, _, remedy = str(cause).partition("; ")
         return wrong(name, value, expected, remedy)
@@ -183,7 +184,7 @@ def _translated(error: ValidationError, cls: type, prefix: str) -> LocauditError
         expected = _described(hint) if len(names) == len(place) or kind == "missing" else kind.removesuffix("_type")
     else:
         expected = first["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
-    remedy = "mend the value; the command's --help describes it"
+    remedy = "change the value; the command's --help describes it"
     return wrong(name, value, expected, "put it in quotes" if hint == str | None else remedy)
 
 

@@ -18,7 +18,11 @@ def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w{0,63}", name):
         # Not quoted, because it may be the key itself.
         got = "an api_key_env that is not a variable name"
-        raise ConfigError(got=got, expected="a name such as MY_KEY", remedy="put the key into a variable of that name")
+        raise ConfigError(
+            got=got,
+            expected="a name such as MY_KEY",
+            remedy="put the key into an environment variable and give the name of that variable",
+        )
     return name
 
 
@@ -37,7 +41,7 @@ class CausalLMSettings:
     model: str | None = None
     """The judge: a folder, a hub id, or a folder with a PEFT adapter made by tools/judge/finetune.py."""
     prompt: str | None = None
-    """Text after the answer in the prompt (None: the aspect's own, such as ``True:``)."""
+    """Text after the answer in the prompt (None: the default of the aspect, such as ``True:``)."""
 
 
 @checked
@@ -47,20 +51,21 @@ class OpenAISettings:
     model: str | None = None
     """Name under which the server knows the model."""
     prompt: str | None = None
-    """chat: path of a text file with the rubric; completion: text after the answer (None: the aspect's own)."""
+    """For style chat: path of a text file with the rubric. For style completion: text after the answer in the prompt.
+    None: the default of the aspect."""
     style: Style = "chat"
-    """A chat model with a rubric, or a fine-tuned completion model with the causal-lm prompt."""
+    """``chat``: a chat model with a rubric. ``completion``: a fine-tuned model with the prompt of kind causal-lm."""
     base_url: str | None = None
     """Address of the server, for example ``http://localhost:8000/v1`` (None: api.openai.com)."""
     api_key_env: Annotated[str, AfterValidator(_variable)] | None = None
-    """Name of the environment variable that holds the API key, which is never saved (None: ``OPENAI_API_KEY`` for
-    api.openai.com, no key for other servers)."""
+    """Name of the environment variable that holds the API key. The key is never saved.
+    None: ``OPENAI_API_KEY`` for api.openai.com, no key for other servers."""
     concurrency: Count = 8
-    """Number of requests in flight at once."""
+    """Maximum number of requests at the same time."""
     timeout: Positive = 60.0
-    """Seconds to wait for a reply before an attempt fails."""
+    """Seconds to wait for a reply before a request counts as failed."""
     max_retries: Annotated[int, Field(ge=0)] = 5
-    """Number of retries after a failed attempt, with growing pauses."""
+    """How often a failed request is repeated, with increasing pauses."""
     price_in: Price | None = None
     """US dollars per million prompt tokens, for the cost estimate (None: estimate tokens only)."""
     price_out: Price | None = None

@@ -16,14 +16,16 @@ OptimizerName = Literal["auto", "adamw", "paged_adamw_32bit"]
 
 @checked
 class ITISettings:
-    """Inference-time intervention: h' = h + alpha sigma u."""
+    """ITI (inference-time intervention): h' = h + alpha sigma u, with a direction u and the spread sigma along it."""
 
     direction: Direction = "mass_mean"
-    """Direction u of each unit: difference of the class means, the probe's weights, or random."""
+    """Direction u of each unit. ``mass_mean``: difference of the class means. ``probe``: weights of its probe.
+    ``random``: a random direction."""
     alphas: Grid = (5.0, 10.0, 15.0, 20.0)
-    """Strengths alpha to try; the best one on validation questions is scored on test questions."""
+    """Strengths alpha to try. The best one on validation questions is scored on test questions."""
     positions: Positions = "answer"
-    """Tokens that are edited: all, or those from the last prompt token on (as ITI does while decoding)."""
+    """Which tokens are edited. ``all``: every token.
+    ``answer``: the last prompt token and all after it (as ITI does when it generates)."""
 
 
 @checked
@@ -33,51 +35,52 @@ class TrainingSettings:
     objective: str = "ipo"
     """Loss over pairs of a true and a false answer: ``ipo``, ``dpo``, or one added by a plug-in."""
     reduction: Reduction = "sum"
-    """Log-ratio of an answer: sum over its tokens (as in the paper) or mean (as in TRL's IPO)."""
+    """How the log-ratios of an answer's tokens are combined: ``sum`` (as in the paper), ``mean`` (as in TRL)."""
     strengths: PositiveGrid = (0.1, 0.2, 0.3, 0.4, 0.5)
-    """Values of IPO's tau (or DPO's beta) to try; the best one on validation questions is scored on test questions."""
+    """Values of IPO's tau or DPO's beta to try. The best one on validation questions is scored on test questions."""
     batching: Batching = "question"
-    """Whether a training step takes whole questions, with all their pairs, or single pairs (as in the paper)."""
+    """Whether a training step uses questions with all their answer pairs, or single answer pairs (as in the paper)."""
     batch_size: Count | None = None
-    """Questions or pairs per training step; None: 2 questions, or the paper's 4 pairs."""
+    """Number of questions or pairs per training step (None: 2 questions, or 4 pairs as in the paper)."""
     epochs: Count = 2
-    """Passes over the training questions or pairs."""
+    """Number of passes over the training questions or pairs."""
     max_questions: Count | None = None
-    """Train edits on at most this many training questions (None: all). Probes and ITI always use all of them."""
+    """Use at most this many training questions to train edits (None: all). Probes and ITI always use all of them."""
     learning_rate: Positive | None = None
-    """Peak learning rate; None: chosen by `batching` and the location's size (see docs/learning-rates.md)."""
+    """Peak learning rate (None: depends on batching and on the location's size, see docs/learning-rates.md)."""
     max_grad_norm: Positive = 1.0
-    """Each edit's gradient is clipped to this norm; 1.0 is the default of transformers' Trainer."""
+    """The gradient of each edit is clipped to this norm. The default is that of transformers' Trainer."""
     optimizer: OptimizerName = "adamw"
-    """AdamW, or the paper's paged AdamW, which needs bitsandbytes and CUDA; ``auto``: the paged one if available."""
+    """``adamw``, or the paper's ``paged_adamw_32bit``, which needs CUDA and the package bitsandbytes.
+    ``auto``: the paged one if it is available, else ``adamw``."""
     bank_size: Count | None = None
-    """Number of edits trained together as rows of one batch. None: one on a CPU; on a GPU, as many as fit into half of
-    its free memory, judged by the peak memory of training the first edit."""
+    """Number of edits trained together in one batch.
+    None: one on a CPU; on a GPU, as many as fit into half of its free memory (measured on the first edit)."""
 
 
 @checked
 class OptimalSettings(TrainingSettings):
-    """The optimal edit of a location: a trained low-rank update that writes only there."""
+    """The optimal edit of a location: a trained low-rank update that changes only the location."""
 
     rank: Count = 1
-    """Rank r of the update h' = h + B A h; the paper uses 1."""
+    """Rank r of the update h' = h + B A h. The paper uses 1."""
     reader: Reader = "layer"
-    """What A reads: the whole vector of the layer (as in the paper), or only the location."""
+    """What A reads: the whole vector h of the ``layer`` (as in the paper), or only the ``location``."""
 
 
 @checked
 class ConstantSettings(TrainingSettings):
-    """The optimal constant at a location (the paper's footnote): h' = h + b with trained b."""
+    """The optimal constant at a location (in a footnote of the paper): h' = h + b with trained b."""
 
 
 @checked
 class AblateSettings:
-    """Mean ablation: the location's activations become their mean over the training texts. No settings."""
+    """Mean ablation: the location's activations are replaced by their mean over the training texts. No settings."""
 
 
 @checked
 class GivenSettings:
-    """An edit of your own, such as a steering vector, from a file that `Edit.save` wrote."""
+    """Your own edit, such as a steering vector, from a file written in Python with `Edit.save`."""
 
     file: str | None = None
     """Path of the edit's file."""

@@ -1,4 +1,4 @@
-"""Models: loading, and the table of architectures."""
+"""Models: loading them, and the table of architectures that can be edited."""
 
 from locaudit.models.architectures import (
     ARCHITECTURES,

@@ -1,6 +1,6 @@
-"""One table: where each architecture keeps its attention output and MLP down projections.
+"""The table of architectures: the paths of the attention output projection and the MLP down projection in each.
 
-The names are transformers' ``config.model_type``.
+An architecture's name is its ``config.model_type`` in transformers.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from locaudit.registry import ARCHITECTURES
 
 @dataclass(frozen=True)
 class Architecture:
-    """Dotted paths from the language model to its layers, and from a layer to its two projections."""
+    """Dotted paths from the language model to its list of layers, and from a layer to its two projections."""
 
     layers: str
     """The list of decoder layers."""
     attention: str
-    """Attention output projection; its input is the concatenated head outputs o (n_heads * head_dim)."""
+    """The attention output projection. Its input (n_heads * head_dim) is the concatenation of the heads' outputs."""
     mlp: str
-    """MLP down projection; its input is the hidden neurons."""
+    """The MLP down projection. Its input holds the activations of the neurons."""
 
 
 _LLAMA = Architecture("model.layers", "self_attn.o_proj", "mlp.down_proj")
@@ -47,12 +47,12 @@ for _name, _architecture in _BUILT_IN.items():
 
 
 def register_architecture(model_type: str, architecture: Architecture) -> None:
-    """Make a further ``model_type`` known. Paths are checked when a model of that type is loaded."""
+    """Add an architecture to the table. Its paths are checked when a model of that type is loaded."""
     ARCHITECTURES.register(model_type)(architecture)
 
 
 def find_architecture(model_type: str) -> Architecture:
-    """The table's entry; an unknown type raises `ModelError` and is never guessed."""
+    """The entry of `model_type` in the table. Raises `ModelError` if there is none: paths are never guessed."""
     try:
         return ARCHITECTURES[model_type]
     except ConfigError:
@@ -60,27 +60,27 @@ def find_architecture(model_type: str) -> Architecture:
             got=f"the architecture {model_type!r}",
             expected=f"one of {', '.join(sorted(ARCHITECTURES))}",
             remedy=(
-                "register it: locaudit.register_architecture("
-                f"{model_type!r}, Architecture(layers='model.layers', attention='self_attn.o_proj', "
-                "mlp='mlp.down_proj')) with the paths that print(model) shows"
+                "register it in a Python file, named with --plugins on the command line, that calls "
+                f"locaudit.register_architecture({model_type!r}, locaudit.Architecture(layers='model.layers', "
+                "attention='self_attn.o_proj', mlp='mlp.down_proj')) with the paths that print(model) shows"
             ),
         ) from None
 
 
 def submodule(module: nn.Module, path: str) -> nn.Module:
-    """``module.a.b`` for ``"a.b"``; a missing part raises `ModelError` naming it."""
+    """The submodule ``module.a.b`` for the path ``"a.b"``. Raises `ModelError` if a part of the path does not exist."""
     try:
         return module.get_submodule(path)
     except AttributeError as error:
         raise ModelError(
             got=f"{type(module).__name__} without {path!r} ({error})",
-            expected="a projection at the path of the architecture table",
+            expected="a module at the path that its architecture is registered with",
             remedy="register the architecture with the paths that print(model) shows",
         ) from None
 
 
 def input_width(projection: nn.Module) -> int:
-    """Width of a projection's input, from the projection itself (Linear, or GPT-2's transposed Conv1D)."""
+    """Width of a projection's input, read from the projection: a Linear layer, or GPT-2's transposed Conv1D."""
     if isinstance(projection, nn.Linear):
         return projection.in_features
     weight = getattr(projection, "weight", None)
@@ -92,11 +92,11 @@ def input_width(projection: nn.Module) -> int:
     raise ModelError(
         got=f"a projection of type {type(projection).__name__}",
         expected="a Linear layer or transformers' Conv1D",
-        remedy="register the path of the projection itself, not of the block around it",
+        remedy="register the path of the projection itself, not of a module that contains it",
     )
 
 
 def output_weight(projection: nn.Module) -> Tensor:
-    """Weight W as (d_model, d_in), whatever the layer's own layout."""
+    """The weight W of a projection, of shape (d_model, d_in) also for Conv1D, which stores it transposed."""
     weight: Tensor = projection.weight  # type: ignore[assignment]
     return weight.T if type(projection).__name__ == "Conv1D" else weight

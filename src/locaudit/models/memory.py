@@ -1,4 +1,4 @@
-"""Memory of the device: what is free, what a piece of work takes, and what running out of it looks like."""
+"""Device memory: how much is free, how much a computation needs, and which errors mean that it ran out."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ import torch
 from locaudit.models.model import Model
 
 SHARE = 0.5
-"""Share of the free memory that a bank may be expected to take."""
+"""Share of the free memory that a bank of edits may take, as estimated."""
 
 
 def of_device(table: Mapping[str, int], device: torch.device) -> int:
-    """A device's entry in a table of sizes ``{"cpu": .., "cuda": ..}``; accelerators that it lacks are like CUDA."""
+    """The entry of a device in a table of sizes ``{"cpu": .., "cuda": ..}``. A type not listed counts as CUDA."""
     return table.get(device.type, table["cuda"])
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a CUDA device now, with what PyTorch holds there for nothing."""
+    """Free memory of a CUDA device in bytes, including memory that PyTorch has reserved but does not use."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def copies_that_fit(model: Model, work: Callable[[], object]) -> int:
-    """How often `SHARE` of the free memory of the model's CUDA devices holds what `work` takes at its peak. Runs it."""
+    """How many copies of `work` fit into `SHARE` of the free memory of the model's CUDA devices.
+
+    Runs `work` once and measures its peak memory. Returns 0 if it runs out of memory.
+    """
     devices = {parameter.device for parameter in model.lm.parameters()}
     before = {device: torch.cuda.memory_allocated(device) for device in devices}
     for device in devices:
@@ -42,7 +45,7 @@ def copies_that_fit(model: Model, work: Callable[[], object]) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed."""
+    """Whether the error means that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(
@@ -51,7 +54,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release(device: torch.device) -> None:
-    """Give back what is held for nothing."""
+    """Free memory that is no longer used."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""A loaded language model, seen as a stack of projections whose inputs can be read and edited."""
+"""A loaded language model whose attention heads, neurons and residual stream can be read and edited."""
 
 from __future__ import annotations
 
@@ -28,17 +28,20 @@ CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWit
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """What turns the trunk's last hidden state h into logits: W h + bias, then softcap * tanh(. / softcap)."""
+    """The output head, which turns the last hidden state h into logits.
+
+    z = W h + bias. With a softcap, the logits are softcap * tanh(z / softcap), otherwise z.
+    """
 
     weight: torch.Tensor
-    """(vocabulary, d_model)."""
+    """W, of shape (vocabulary, d_model)."""
     bias: torch.Tensor | None
     softcap: float | None
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A frozen causal language model with its tokenizer. Made by `load_model` or `wrap_model`."""
+    """A frozen causal language model with its tokenizer, made by `load_model` or `wrap_model`."""
 
     lm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -51,7 +54,7 @@ class Model:
 
     @property
     def config(self):
-        """The text model's transformers config."""
+        """The transformers config of the text model."""
         return self.lm.config.get_text_config()
 
     @cached_property
@@ -60,7 +63,7 @@ class Model:
 
     @property
     def trunk(self) -> nn.Module:
-        """The module that calls the layers, one after the other, in every forward."""
+        """The module whose forward pass calls the layers one after another."""
         return submodule(self.lm, find_architecture(self.config.model_type).layers.rpartition(".")[0])
 
     @property
@@ -70,17 +73,20 @@ class Model:
 
     @property
     def n_heads(self) -> int:
-        """Attention (query) heads a layer."""
+        """Number of attention (query) heads per layer."""
         return self.config.num_attention_heads
 
     @property
     def head_dim(self) -> int:
-        """Coordinates a head: input width of the output projection / n_heads; need not be hidden_size / n_heads."""
+        """Width of a head's output: input width of the output projection / n_heads.
+
+        It can differ from hidden_size / n_heads.
+        """
         return input_width(self.projection(Site("heads", 0))) // self.n_heads
 
     @cached_property
     def shape(self) -> Shape:
-        """Sizes of the model, by which kinds cut it into places."""
+        """The sizes that decide which heads, neurons and other units the model has."""
         return Shape(
             n_layers=self.n_layers,
             n_heads=self.n_heads,
@@ -95,36 +101,36 @@ class Model:
         return self._layers[number]  # type: ignore[index]
 
     def projection(self, site: Site) -> nn.Module:
-        """The projection whose input the site is; a residual stream has none."""
+        """The projection whose input is the site's vector: for heads and neurons, not for the residual stream."""
         name, layer = site
         table = find_architecture(self.config.model_type)
         return submodule(self.layer(layer), {"heads": table.attention, "neurons": table.mlp}[name])
 
     def width(self, site: Site) -> int:
-        """Width d of the site."""
+        """Width d of the site's vector."""
         name, layer = site
         if name == "residual":
             return output_weight(self.projection(Site("heads", layer))).shape[0]
         return input_width(self.projection(site))
 
     def site_device(self, site: Site) -> torch.device:
-        """Device of the site's projection (layers may be spread over devices)."""
+        """Device of the site's projection or layer. Layers can be on different devices."""
         name, layer = site
         return next((self.layer(layer) if name == "residual" else self.projection(site)).parameters()).device
 
     @property
     def head(self) -> Head | None:
-        """The output head; None where the model's logits are not those of a plain one."""
+        """The output head; None if the logits are computed in another way than `Head` describes."""
         return self._glance[0]
 
     @property
     def n_layer_outputs(self) -> int:
-        """Length of the tuple that a decoder layer returns; 0 where it returns the residual stream itself."""
+        """Length of the tuple that a decoder layer returns; 0 if it returns the residual stream as a bare tensor."""
         return self._glance[1]
 
     @cached_property
     def _glance(self) -> tuple[Head | None, int]:
-        """What a forward of four tokens shows."""
+        """`head` and `n_layer_outputs`, found by running the model on four tokens."""
         output = self.lm.get_output_embeddings()
         weight = getattr(output, "weight", None)
         lengths: list[int] = []
@@ -154,14 +160,14 @@ class Model:
 
     @property
     def pad_id(self) -> int:
-        """Token that fills rows; it is masked everywhere."""
+        """Id of the padding token, which is always masked."""
         return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
 
     def subspaces(self, location: Location) -> dict[Site, torch.Tensor]:
-        """Where in each site's vector (d,) the location is; sites that it does not touch are left out.
+        """The subspace of each site's vector (d,) that belongs to the location. Other sites are left out.
 
-        A boolean mask (d,) of coordinates, or an orthonormal basis (d, k), float32. Raises `LocationError` when the
-        location lies outside this model.
+        A subspace is a boolean mask (d,) of coordinates, or an orthonormal basis (d, k) in float32. Raises
+        `LocationError` if the location is outside this model.
         """
         found = find_kind(location).subspaces(location, self.shape)
         return {
@@ -170,14 +176,14 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Device of the embeddings: where token ids go."""
+        """Device of the embeddings, to which token ids must be moved."""
         return self.lm.get_input_embeddings().weight.device  # type: ignore[return-value]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of configuration, dtype, every weight, the tokenizer and the end tokens: of all that shapes outputs.
+        """Hash of everything that affects outputs: configuration, dtype, weights, tokenizer and end tokens.
 
-        It is computed once; who changes weights in place calls `forget_fingerprint`.
+        It is computed once. Code that changes weights in place must call `forget_fingerprint`.
         """
         digest = hashlib.sha256(f"{self.config.model_type} {self.lm.dtype}".encode())
         for name, tensor in sorted(self.lm.state_dict().items()):
@@ -188,7 +194,7 @@ class Model:
         config = {k: v for k, v in self.lm.config.to_dict().items() if k not in _NOT_THE_FUNCTION}
         digest.update(json.dumps(config, sort_keys=True, default=str).encode())
         digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)  # slow tokenizers have none
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)  # slow tokenizers have no backend
         digest.update((backend.to_str() if backend is not None else "").encode())
         template = getattr(self.tokenizer, "chat_template", None)
         digest.update(repr((self.tokenizer.special_tokens_map, template)).encode())
@@ -196,12 +202,12 @@ class Model:
         return digest.hexdigest()[:16]
 
     def forget_fingerprint(self) -> None:
-        """Compute the fingerprint anew when it is next asked for: the weights have changed."""
+        """Discard the fingerprint after a change of weights, so that it is computed again when needed."""
         vars(self).pop("fingerprint", None)
 
     @property
     def end_tokens(self) -> frozenset[int]:
-        """Tokens that end an answer: the checkpoint's and the tokenizer's."""
+        """Ids of the tokens that end an answer: those of the generation config and the tokenizer's EOS."""
         own = self.lm.generation_config
         ends = None if own is None else own.eos_token_id  # type: ignore[union-attr]
         listed = [*ends] if isinstance(ends, list | tuple) else [] if ends is None else [ends]
@@ -211,31 +217,31 @@ class Model:
 
 
 def wrap_model(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "custom") -> Model:
-    """Use a model that is already in memory: it is frozen, put in eval mode and checked against the table.
+    """Use a model that is already in memory. It is frozen and put in eval mode.
 
-    Raises `ModelError` for an unknown architecture, a model without usable projections or a tokenizer that can
-    neither pad nor end a text.
+    Raises `ModelError` if the architecture is unknown, a projection is missing or has an unexpected width, weights are
+    offloaded, or the tokenizer has neither a pad nor an EOS token.
     """
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(
-                got=f"the tokenizer of {name} without pad and eos token",
-                expected="a token to pad with (padding is masked, so any will do)",
-                remedy="set tokenizer.pad_token to any token of its vocabulary",
+                got=f"the tokenizer of {name}, which has neither a pad nor an EOS token",
+                expected="a token to pad with (padding is masked, so any token will do)",
+                remedy="set pad_token in tokenizer_config.json (tokenizer.pad_token in Python)",
             )
         tokenizer.pad_token = tokenizer.eos_token
     n_embeddings = lm.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     if tokenizer.pad_token_id >= n_embeddings:  # type: ignore[operator]
         raise ModelError(
-            got=f"the pad token {tokenizer.pad_token_id} of {name}, a model of {n_embeddings} embeddings",
-            expected="a pad token that the model has an embedding for (padding is masked, so any will do)",
-            remedy="set tokenizer.pad_token to a token of the model, for example tokenizer.eos_token",
+            got=f"the pad token {tokenizer.pad_token_id} of {name}, a model with {n_embeddings} embeddings",
+            expected="a pad token that has an embedding (padding is masked, so any such token will do)",
+            remedy="set pad_token in tokenizer_config.json (tokenizer.pad_token in Python), for example to EOS",
         )
     if any(p.is_meta for p in lm.parameters()):
         raise ModelError(
-            got=f"{name} with weights that lie on no device (offloaded to memory or disk, or never loaded)",
+            got=f"{name} with weights that are on no device (offloaded to memory or disk, or never loaded)",
             expected="every weight on a CPU or GPU",
-            remedy="use more or larger GPUs, or loading.dtype bfloat16; offloading is not supported",
+            remedy="use more or larger GPUs, or set loading.dtype to bfloat16; offloading is not supported",
         )
     lm.eval()
     lm.requires_grad_(False)
@@ -245,16 +251,16 @@ def wrap_model(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: st
         if width % model.n_heads:
             raise ModelError(
                 got=f"an output projection of width {width} in layer {layer} with {model.n_heads} heads",
-                expected="a width that the heads share evenly",
+                expected="a width that is a multiple of the number of heads",
                 remedy="register the architecture with the path of its attention output projection",
             )
         model.width(Site("neurons", layer))
-    _ = model.head  # looked at now, when no edit is applied
+    _ = model.head  # computed now, while no edit is applied
     return model
 
 
 def as_model(model: Model | PreTrainedModel) -> Model:
-    """A bare transformers model wrapped as it is, without a tokenizer, for edits; a `Model` is returned unchanged."""
+    """Wrap a transformers model without a tokenizer, enough to apply edits to it. A `Model` is returned unchanged."""
     if isinstance(model, Model):
         return model
     if not isinstance(model, PreTrainedModel):

