@@ -300,7 +300,8 @@ def test_the_order_of_records_does_not_matter():
     records = [BASE_TRIAL, *audit("iti", 0.25, LOW, whole=0.5), *audit("optimal", 0.125, [0.0, 0.25] * 10)]
     order = np.random.default_rng(6).permutation(len(records))
     shuffled = decide([records[i] for i in order], score=SCORE, methods=METHODS)
-    assert shuffled == decide(records, score=SCORE, methods=METHODS)
+    # By repr: a grade that was not tried is NaN, which since Python 3.13 keeps dataclasses from being equal.
+    assert repr(shuffled) == repr(decide(records, score=SCORE, methods=METHODS))
     assert list(shuffled.methods) == list(METHODS)
 
 
