@@ -775,7 +775,7 @@ def test_a_report_never_takes_the_place_of_a_runs(reread, tmp_path):
     other = make_run(tmp_path / "other", FULL[:1])
     for result, out in ((read_result(reread, level=0.3), reread), (read_result(reread), other)):
         before = content_of(out)
-        with pytest.raises(RunFolderError, match="so that they keep their own report"):
+        with pytest.raises(RunFolderError, match="so that their own report is not overwritten"):
             result.write_report(out)
         assert content_of(out) == before
 

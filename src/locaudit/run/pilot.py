@@ -89,7 +89,7 @@ def run_pilot(
 
 
 def pilot_groups(job: Job) -> list[list[TrialSpec]]:
-    """The groups to time: for each method one with the whole model, one with the claim and one with a control.
+    """The groups to time: of each method, those that hold its first whole-model, claim and control trials.
 
     Whole groups are run, not single trials, for two reasons. The audit that continues from there has the same banks and
     so the same results. And on a GPU a bank of many edits takes hardly longer than a single one, so that the time of a

@@ -20,7 +20,7 @@ from locaudit.store.folder import check_run, read_run
 
 
 def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
-    """Settings of repeat `number`: other seeds for training and split, the same controls. Repeat 0 is `config` itself."""
+    """Settings of repeat `number`: other seeds for training and split, same controls. Repeat 0 is `config` itself."""
     split = dataclasses.replace(config.split, seed=config.split.seed + number)
     seed = config.seed if config.training_seed is None else config.training_seed
     return dataclasses.replace(config, training_seed=seed + number, split=split)

@@ -74,7 +74,7 @@ class Meter:
         self._console.print(text, highlight=False, markup=False)
 
     def tell(self) -> None:
-        """Print trials done, time left and current counts in one line; before the first trial, the last message again."""
+        """Print one line: trials done, time left, current counts. Before the first trial, repeat the last message."""
         if not self._total:
             text = f"still at work ({self._stage})" if self._stage else ""
         else:
