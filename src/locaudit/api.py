@@ -315,10 +315,15 @@ def audit_repeats(
     If it is interrupted, the same call continues where it stopped.
 
     Args:
+        model: As in `audit`.
+        behaviour: As in `audit`. One with a fixed split keeps it, so that only training seeds differ.
         out: The folder of the repeats. Each repeat is a run folder in it, ``repeat-0`` and so on, for `read_result`.
         repeats: Number of repeats, at least 2. It can be raised later; the report then says so.
-        model, behaviour, config, claim, judges, progress, **settings: As in `audit`. Controls cannot stop early:
-            ``stopping`` must be ``fixed``.
+        config: As in `audit`. Controls cannot stop early: ``stopping`` must be ``fixed``.
+        claim: As in `audit`. Without any, each repeat takes the heads that its own probes rank best.
+        judges: As in `audit`.
+        progress: As in `audit`.
+        **settings: As in `audit`.
 
     Returns:
         The verdict over all repeats, the folder, and the path of the HTML page.

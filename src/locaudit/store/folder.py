@@ -220,7 +220,7 @@ def _check_config(store: Store, config: AuditConfig) -> None:
     if registration and grown:
         changed = "; ".join(f"{name}: {old[name]} there, {new[name]} here" for name in grown)
         raise RunFolderError(
-            got=f"{store.folder}, whose claim file {registration.file} fixes settings that were raised ({changed})",
+            got=f"{store.folder}, whose claim file {registration.file} fixes settings now raised ({changed})",
             expected="the values that the claim file fixed before the run",
             remedy="choose another --out, or leave these settings as they were",
         )
