@@ -468,7 +468,7 @@ def test_what_the_models_say_is_shown_in_order_and_escaped(judged):
     assert re.findall(r"Is &lt;(\w+)&gt; so\?", part) == IDS["test"]
     before, _, after = part.partition("<details>")
     assert (before.count("<article"), after.count("<article")) == (5, 7)
-    assert "first 12 test questions of 12, in their order, none picked" in before
+    assert "first 12 test questions of 12, in order, not selected" in before
     assert "<b>more" not in page
     chosen = chosen_of(records)
     speakers = [chosen[place] for place in (("base", -1), ("claim", -1), ("whole", -1), ("control", 0))]

@@ -25,7 +25,7 @@ def count_unjudged(runs: Iterable[Run]) -> int:
     for folder, aspect, n, of, reason in lacking:
         print(
             f"locaudit: {n} of {of} answers in {folder} have no judgement of {aspect} (first: {reason}); trials and "
-            "answers are kept: see to the judge, then run the same command again, which asks for what is missing",
+            "answers are kept: fix the judge, then run the same command again, which asks for what is missing",
             file=sys.stderr,
         )
     return int(bool(lacking))
