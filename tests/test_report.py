@@ -297,7 +297,7 @@ def test_only_the_unedited_model_is_enough_for_a_page(tmp_path):
 def test_nothing_scored_is_an_error(tmp_path, records):
     folder = make_run(tmp_path / "run", records)
     with pytest.raises(
-        RunFolderError, match="the unedited model has no scores yet|without scores of the unedited model"
+        RunFolderError, match="the unedited model has no scores yet|which has no scores of the unedited model"
     ):
         write_report(folder)
     assert not (folder / "report.html").exists()

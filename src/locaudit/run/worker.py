@@ -1,4 +1,4 @@
-"""The worker fits and scores groups of trials. It writes no files and uses neither a clock nor global random state.
+"""Fit and score groups of trials. A worker uses neither a clock nor global random state.
 
     Worker(shared).run(group)  ->  (record, edit) pairs
 
