@@ -38,7 +38,7 @@ def compare_judges(
         raise RunFolderError(
             got=f"{folder}, a run without answers",
             expected="a run that generated answers (evaluation.max_new_tokens above 0)",
-            remedy="run the audit first, or again with answers into another --out",
+            remedy="run the audit into the same folder again with evaluation.max_new_tokens = 50, which adds answers",
         )
     own = run.manifest.judges.get(aspect)
     sides: list[JudgeFacts] = []

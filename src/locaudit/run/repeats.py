@@ -36,7 +36,7 @@ def check_repeats(config: AuditConfig, repeats: int) -> None:
         raise ConfigError(
             got=f"{repeats} repeats with stopping = {config.stopping}",
             expected="repeats with all of their controls, stopping = fixed",
-            remedy="leave out --stopping",
+            remedy="set stopping to fixed",
         )
 
 

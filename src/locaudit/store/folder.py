@@ -143,12 +143,12 @@ def check_registration(store: Store, registration: Registration | None) -> None:
     if found is None:
         raise RunFolderError(
             got=f"{registration.file} for {store.folder}, whose trials began without a claim file",
-            expected="a claim file from before the first trial",
+            expected="a claim file given before the first trial",
             remedy="choose another --out, or leave out the claim file (--registered)",
         )
     if found.sha256 != registration.sha256:
         raise RunFolderError(
-            got=f"{registration.file} with the hash {registration.hash} for {store.folder}, registered by "
+            got=f"{registration.file} with the hash {registration.hash} for {store.folder}, whose claim file was "
             f"{found.file} with the hash {found.hash}",
             expected="the claim file as it was before the first trial",
             remedy="choose another --out, or restore the file",
