@@ -243,7 +243,7 @@ def test_an_extension_that_was_interrupted_is_unfinished(home, tmp_path, monkeyp
     assert capsys.readouterr().out.startswith(f"UNFINISHED: 3 of {n_trials} trials")
     monkeypatch.setattr(worker, "run_trials", real)
     run_audit(more_questions(config), tmp_path / "run")
-    assert f"3 of {n_trials} trials done and {n_trials - 3} in part" in capsys.readouterr().err
+    assert f"3 of {n_trials} trials done and {n_trials - 3} partly done" in capsys.readouterr().err
     assert load_run(tmp_path / "run").is_finished
 
 
