@@ -243,7 +243,7 @@ def test_an_extension_that_was_interrupted_is_unfinished(home, tmp_path, monkeyp
     assert capsys.readouterr().out.startswith(f"UNFINISHED: 3 of {n_trials} trials")
     monkeypatch.setattr(worker, "run_trials", real)
     run_audit(more_questions(config), tmp_path / "run")
-    assert f"3 of {n_trials} trials done and {n_trials - 3} in part" in capsys.readouterr().err
+    assert f"3 of {n_trials} trials done and {n_trials - 3} partly done" in capsys.readouterr().err
     assert load_run(tmp_path / "run").is_finished
 
 
@@ -310,7 +310,7 @@ def test_a_claim_file_forbids_what_it_fixes(home, tmp_path):
     run_audit(config, tmp_path / "run", progress=False)
     with pytest.raises(ConfigError, match=r"controls = 5, and 3 in claim\.yaml"):
         run_audit(grown(config, controls=5), tmp_path / "run", progress=False)
-    with pytest.raises(RunFolderError, match=r"claim\.yaml fixes what would grow \(controls: 3 there, 5 here\)"):
+    with pytest.raises(RunFolderError, match=r"claim\.yaml fixes settings now raised \(controls: 3 there, 5 here\)"):
         run_audit(grown(free, controls=5), tmp_path / "run", progress=False)
     run_audit(more_questions(config), tmp_path / "run", progress=False)  # it leaves these open
     run = load_run(tmp_path / "run")

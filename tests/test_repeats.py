@@ -213,7 +213,7 @@ def test_the_page_leads_to_each_repeat_and_says_what_is_missing_or_was_changed(t
     with pytest.raises(RunFolderError, match="without a claim file"):
         run_repeats(dataclasses.replace(changed, level=0.3), out, 3, progress=False)
     assert (out / "repeat-0" / "config.yaml").read_bytes() == settings  # a refused command changes nothing
-    with pytest.raises(ConfigError, match="3 planned"):
+    with pytest.raises(ConfigError, match="but 3 were planned"):
         run_repeats(config, out, 2, progress=False)
 
 

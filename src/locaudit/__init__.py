@@ -1,6 +1,13 @@
-"""Tell whether editing gives any evidence for localization in language models.
+"""Test whether editing gives evidence for localization in language models.
 
-Names are imported when first used, so that ``locaudit --help`` and reports never wait for torch.
+    from locaudit import audit, fit_probes, load_behaviour, load_model
+
+    model, behaviour = load_model("smollm2-135m"), load_behaviour("misconceptions")
+    claim = fit_probes(model, behaviour).top(8)
+    result = audit(model, behaviour, claim=claim, controls=19, out="runs/mine")
+    print(result.verdict)
+
+Each name is imported when it is first used, so that ``locaudit --help`` and reports need not wait for torch.
 """
 
 from importlib import import_module

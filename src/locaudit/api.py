@@ -1,10 +1,12 @@
-"""The library's surface: five lines for the whole job.
+"""The functions of the Python interface. All of them can be imported from `locaudit`.
 
-model = load_model("smollm2-135m")
-behaviour = load_behaviour("misconceptions")
-probes = fit_probes(model, behaviour)
-result = audit(model, behaviour, claim=probes.top(8), controls=19, out="runs/mine")
-print(result.verdict)
+    model = load_model("smollm2-135m")
+    behaviour = load_behaviour("misconceptions")
+    probes = fit_probes(model, behaviour)
+    result = audit(model, behaviour, claim=probes.top(8), controls=19, out="runs/mine")
+    print(result.verdict)
+
+Bad input raises a `LocauditError` that says what was got, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -51,7 +53,24 @@ from locaudit.studies.paper.run import run_paper
 
 
 def training_questions(behaviour: Behaviour, *, max_train: int | None = SplitConfig.max_train) -> tuple[Question, ...]:
-    """Training questions of the default split, the same as `audit`'s, so that its test questions stay unseen."""
+    """The training questions of a behaviour in the default split of `audit`.
+
+    What is fitted on them has not seen the test questions of an audit with the default split.
+
+    Args:
+        behaviour: Questions with true and false answers, from `load_behaviour`.
+        max_train: Largest number of training questions; None for all.
+
+    Returns:
+        The training questions, in the order of the split.
+
+    Raises:
+        DataError: The behaviour has too few questions to be split.
+
+    Example:
+        >>> questions = training_questions(load_behaviour("misconceptions"))
+
+    """
     return split_questions(behaviour, max_train=max_train).train
 
 
@@ -67,9 +86,32 @@ def fit_probes(
     prompt: Prompt | None = None,
     seed: int = AuditConfig.seed,
 ) -> Probes:
-    """Probe every head (or neuron); of a `Behaviour`, only its training questions are read.
+    """Fit a linear probe of true against false answers for every head, or every unit of another kind.
 
-    ``prompt=Prompt("chat")`` reads activations in the model's chat format.
+    Args:
+        model: A model from `load_model` or `wrap_model`.
+        questions: A behaviour, of which only the training questions are used, or a sequence of questions.
+        context: Text whose last token is read: ``answer`` (question and answer) or ``next_question`` (followed by
+            another question, as in the paper).
+        kind: Kind of the units: ``head``, ``neuron``, or another whose units are blocks of coordinates.
+        inverse_l2: Inverse strength C of the probes' L2 penalty.
+        val_fraction: Share of the questions that is held out to measure accuracy.
+        prompt: Format of the questions; ``Prompt("chat")`` is the model's chat format. None: ``Q: ... A: ...``.
+        seed: Seed of the held-out questions and of the questions that follow answers.
+
+    Returns:
+        The probes. ``probes.val_accuracy`` is a tensor (layers, units), and ``probes.top(8)`` is the location of the
+        8 units with the highest held-out accuracy.
+
+    Raises:
+        ConfigError: An unknown context, a kind without blocks, or no questions.
+        DataError: Too few questions.
+        ModelError: A question does not fit into the model's context.
+
+    Example:
+        >>> probes = fit_probes(load_model("smollm2-135m"), load_behaviour("misconceptions"))
+        >>> claim = probes.top(8)
+
     """
     activations = collect_activations(model, _training(questions), context=context, kind=kind, prompt=prompt, seed=seed)
     return _probes.fit_probes(activations, inverse_l2=inverse_l2, val_fraction=val_fraction, seed=seed, kind=kind)
@@ -88,7 +130,37 @@ def fit_iti(
     prompt: Prompt | None = None,
     seed: int = AuditConfig.seed,
 ) -> Edit:
-    """The ITI edit o + alpha sigma u at a location, from training questions. See `locaudit.methods.iti`."""
+    """Fit an inference-time intervention (ITI): h' = h + alpha sigma u at each unit of a location.
+
+    u is the unit's direction, with norm 1, and sigma is the standard deviation of its activations along u. Both are
+    computed from training questions (`locaudit.methods.iti`).
+
+    Args:
+        model: A model from `load_model` or `wrap_model`.
+        questions: A behaviour, of which only the training questions are used, or a sequence of questions.
+        location: Where to edit: a `Location` such as ``probes.top(8)``, or a text such as ``"14.3,15.7"``.
+        alpha: Strength of the edit, in standard deviations.
+        direction: u is the difference of the class means (``mass_mean``), the probe's weights (``probe``), or
+            ``random``.
+        positions: Tokens that are edited: ``all``, or ``answer`` (from the last prompt token on).
+        context: Text whose last token is read, as in `fit_probes`.
+        prompt: Format of the questions, as in `fit_probes`.
+        seed: Seed of probes, of random directions and of the questions that follow answers.
+
+    Returns:
+        The edit. ``with edit.on(model) as lm`` runs the model under it.
+
+    Raises:
+        LocationError: The location cannot be read or does not fit the model.
+        ConfigError: An unknown direction, context or positions, or an alpha that is not finite.
+        ModelError: A question does not fit into the model's context.
+
+    Example:
+        >>> edit = fit_iti(model, behaviour, "14.3,15.7", alpha=10)
+        >>> with edit.on(model) as lm:
+        ...     lm.generate(**inputs)
+
+    """
     place, train_on = parse_location(location), _training(questions)
     read = partial(collect_activations, model, train_on, kind=place.kind, prompt=prompt, seed=seed)
     activations = read(context=context)
@@ -109,10 +181,33 @@ def fit_optimal(
     seed: int = AuditConfig.seed,
     **settings: Any,
 ) -> Edit:
-    """The best edit of a location, trained on training questions. See `locaudit.methods.optimal`.
+    """Train the optimal edit of a location: a low-rank update h' = h + B A h that writes only there.
 
-    `strength` is tau of IPO or beta of DPO; `settings` are fields of `locaudit.methods.settings.OptimalSettings`:
-    ``rank=2``, ``objective="dpo"``, ``epochs=1``. Raises `ModelError` if training diverges.
+    It is trained by preference optimization to raise the log-probabilities of true answers over those of false ones
+    (`locaudit.methods.optimal`).
+
+    Args:
+        model: A model from `load_model` or `wrap_model`. Its weights are not changed.
+        questions: A behaviour, of which only the training questions are used, or a sequence of questions.
+        location: Where to edit: a `Location` such as ``probes.top(8)``, or a text such as ``"14.3,15.7"``.
+        strength: tau of IPO or beta of DPO. Smaller values allow larger changes.
+        prompt: Format of the questions, as in `fit_probes`.
+        seed: Seed of the order of training and of the initial A.
+        **settings: Fields of `locaudit.methods.settings.OptimalSettings`, for example ``rank=2``,
+            ``objective="dpo"`` or ``epochs=1``.
+
+    Returns:
+        The edit. ``with edit.on(model) as lm`` runs the model under it, and ``edit.save(path)`` saves it.
+
+    Raises:
+        LocationError: The location cannot be read or does not fit the model.
+        ConfigError: A setting is out of range.
+        ModelError: Training diverged, or a question does not fit into the model's context.
+
+    Example:
+        >>> edit = fit_optimal(model, behaviour, "14.3,15.7", rank=2)
+        >>> edit.save("edit.safetensors")
+
     """
     train_on = _training(questions)
     forest = plant(model.tokenizer, prompt or Prompt(), [(question.text, question.answers) for question in train_on])
@@ -122,9 +217,9 @@ def fit_optimal(
     (found,) = optimal.fit(shared, [Job(parse_location(location), strength, seed)], OptimalSettings(**settings))
     if found.edit is None:
         raise ModelError(
-            got=f"a training that diverged ({found.message})",
+            got=f"training that diverged ({found.message})",
             expected="finite losses",
-            remedy="lower the learning rate",
+            remedy="lower learning_rate",
         )
     return found.edit
 
@@ -141,11 +236,41 @@ def audit(
     progress: bool = True,
     **settings: Any,
 ) -> AuditResult:
-    """Run (or resume) an audit and write its report.
+    """Run an audit, or resume or extend one, and write its report.
 
-    `settings` are fields of `AuditConfig` over `config`; the nested groups take a mapping, as in the YAML file:
-    ``audit(model, behaviour, out="runs/a", controls=39, methods={"optimal": {"strengths": [0.2]}})``. `judges` are
-    judges of your own (`locaudit.judges.Judge`), ``truth`` and ``info``, in place of those in the settings.
+    The audit edits the claimed location, random locations of the same size (controls) and the whole model, and
+    compares their scores on held-out questions. If it is interrupted, the same call continues where it stopped.
+
+    Args:
+        model: A model from `load_model` or `wrap_model`, or its name: a bundled name, a folder or a hub id.
+        behaviour: Questions with true and false answers from `load_behaviour`, or the name or path of such data.
+        out: The run folder: a new one, or that of the same audit.
+        config: Settings to start from, from `load_config`; None for the defaults. `model` and `behaviour` are always
+            those of this call.
+        claim: The claimed location: a `Location`, a text such as ``"14.3,15.7"``, or a file. None takes the claim of
+            `config` or, without one, the heads with the most accurate probes.
+        judges: Judges of your own (`locaudit.judges.Judge`), by aspect, in place of those in the settings.
+        progress: Whether to show progress on standard error.
+        **settings: Fields of `AuditConfig` that replace those of `config`, such as ``controls=39``. Groups of settings
+            take a mapping, as in the YAML file.
+
+    Returns:
+        The result: ``result.verdict``, tables such as ``result.trials()``, and ``result.report``, the path of the
+        HTML page.
+
+    Raises:
+        ConfigError: A setting is unknown or out of range.
+        DataError: The behaviour's file has another format or too few questions.
+        LocationError: The claim cannot be read or does not fit the model.
+        ModelError: The model cannot be audited, or the device has too little memory.
+        RunFolderError: `out` belongs to another audit or is in use, or the disk is full.
+        LocauditError: The extra ``report`` is not installed. The trials are kept.
+
+    Example:
+        >>> result = audit(model, behaviour, claim="14.3,15.7", controls=39, out="runs/mine",
+        ...                methods={"optimal": {"strengths": [0.2]}})
+        >>> print(result.verdict)
+
     """
     run_audit(
         _resolve(model, behaviour, config, claim, settings),
@@ -162,7 +287,7 @@ def audit(
 
 @dataclass(frozen=True)
 class RepeatsResult:
-    """What the repeats of an audit leave: one verdict over all, the folder and the page."""
+    """The result of `audit_repeats`: the verdict over all repeats, their folder, and the path of the HTML page."""
 
     verdict: RepeatsVerdict
     folder: Path
@@ -185,9 +310,33 @@ def audit_repeats(
     progress: bool = True,
     **settings: Any,
 ) -> RepeatsResult:
-    """Run (or resume) an audit with `repeats` training seeds and question splits, and write their report.
+    """Run an audit several times, with different training seeds and question splits, and write one report.
 
-    The rest as in `audit`; each repeat is a run folder in `out`, for `read_result`.
+    If it is interrupted, the same call continues where it stopped.
+
+    Args:
+        model: As in `audit`.
+        behaviour: As in `audit`. One with a fixed split keeps it, so that only training seeds differ.
+        out: The folder of the repeats. Each repeat is a run folder in it, ``repeat-0`` and so on, for `read_result`.
+        repeats: Number of repeats, at least 2. It can be raised later; the report then says so.
+        config: As in `audit`. Controls cannot stop early: ``stopping`` must be ``fixed``.
+        claim: As in `audit`. Without any, each repeat takes the heads that its own probes rank best.
+        judges: As in `audit`.
+        progress: As in `audit`.
+        **settings: As in `audit`.
+
+    Returns:
+        The verdict over all repeats, the folder, and the path of the HTML page.
+
+    Raises:
+        ConfigError: The number of repeats is out of range or lower than before, or a setting is.
+        RunFolderError: `out` holds a single audit, a study, or repeats of another audit.
+        LocauditError: Other errors of `audit`. The extra ``report`` is checked before the first trial.
+
+    Example:
+        >>> result = audit_repeats(model, behaviour, claim="14.3,15.7", repeats=5, out="runs/repeats")
+        >>> result.verdict
+
     """
     require_report_extra()
     run_repeats(
@@ -205,7 +354,7 @@ def audit_repeats(
 
 @dataclass(frozen=True)
 class PaperResult:
-    """What the paper's study leaves: every number (as in numbers.json), the folder and the page."""
+    """The result of `paper`: all numbers (as in numbers.json), the folder, and the path of the HTML page."""
 
     numbers: Mapping[str, Any]
     folder: Path
@@ -228,10 +377,30 @@ def paper(
     progress: bool = True,
     **settings: Any,
 ) -> PaperResult:
-    """Run (or resume) the paper's whole study and write its figures, numbers, tables and page.
+    """Run the whole study of the paper on a model and data of your choice, and write figures, numbers and a page.
 
-    `settings` are fields of `PaperConfig` over the preset, as in `audit`: ``paper(model, "TruthfulQA.csv", out="p",
-    preset="small", random_heads=12)``.
+    If it is interrupted, the same call continues where it stopped.
+
+    Args:
+        model: A model from `load_model` or `wrap_model`, or its name: a bundled name, a folder or a hub id.
+        data: TruthfulQA as in the paper (a CSV or the hub id), or any behaviour whose answers have judges.
+        out: The folder of the study.
+        preset: ``full`` (the paper's grids and training), ``small`` (about two hours on two cores) or ``smoke`` (a few
+            minutes).
+        judges: Judges of your own (`locaudit.judges.Judge`), by aspect, in place of those in the settings.
+        progress: Whether to show progress on standard error.
+        **settings: Fields of `PaperConfig` that replace those of the preset. Groups of settings take a mapping.
+
+    Returns:
+        All numbers of the study, the folder, and the path of the HTML page.
+
+    Raises:
+        LocauditError: As in `audit`.
+
+    Example:
+        >>> result = paper("smollm2-135m", "TruthfulQA.csv", out="runs/paper", preset="small", random_heads=12)
+        >>> result.page
+
     """
     values: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
     values["model"] = model.name if isinstance(model, Model) else str(model)

@@ -1,4 +1,4 @@
-"""The report of a run folder: verdict, trials, figures and one HTML page, from records and statistics alone."""
+"""Write the report of a run folder: verdict, trials, figures and an HTML page. No model is loaded."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ __all__ = ["Tables", "read_tables", "require_report_extra", "write_report"]
 
 
 def require_report_extra() -> None:
-    """Raise `LocauditError` now, not after hours of trials, when the extra `report` is not installed."""
+    """Raise `LocauditError` if the extra `report` is not installed: before the trials, not after hours of them."""
     for module in ("matplotlib", "jinja2"):
         require(module)
 
 
 def report_folder(folder: Path, out: str | Path | None, score: str, reading: Mapping[str, tuple[Any, Any]]) -> Path:
-    """Where a report goes: `out`, or the run's own folder; for a `Run.reading` the folder ``reports/SCORE...`` in it.
+    """The folder that a report is written to; it is created if needed.
 
-    Raises `RunFolderError` where it would take the place of the report that a run, study or repeats have.
+    That is `out` or, if None, the run's own folder. For a reading with another score, level or margin (`Run.reading`)
+    it is ``reports/SCORE...`` in the run's folder. Raises `RunFolderError` if another run, study or set of repeats has
+    its own report there.
     """
     named = [f"{name}-{value:g}" for name, (_, value) in reading.items() if name != "score"]
     default = folder / "reports" / "-".join([score, *named]) if reading else folder
@@ -36,22 +38,24 @@ def report_folder(folder: Path, out: str | Path | None, score: str, reading: Map
     is_own = not reading and target.resolve() == folder.resolve()
     if not is_own and any((target / file).is_file() for file in ("config.yaml", "paper.yaml", "repeats.json")):
         raise RunFolderError(
-            got=f"{target} as the folder of a report, which a run, study or repeats wrote",
-            expected="another folder, so that they keep their own report",
-            remedy=f"choose another --out, or leave it out for {default}",
+            got=f"{target} as the folder of a report, which holds another run, study or repeats",
+            expected="another folder, so that their own report is not overwritten",
+            remedy=f"choose another --out, or leave out --out to write to {default}",
         )
     target.mkdir(parents=True, exist_ok=True)
     return target
 
 
 def write_report(folder: str | Path, tables: Tables | None = None, *, out: str | Path | None = None) -> Path:
-    """Write verdict.json, trials.csv, figures/ and report.html of a run; returns the page's path.
+    """Write verdict.json, trials.csv, figures/ and report.html of a run; returns the path of the page.
 
-    They go to `out`; None: to the run folder, or to ``reports/SCORE...`` in it if `tables` were read with another
-    score, level or margin than the run's (`Run.read_with`). `tables` spares reading the folder again. Of an unfinished
-    run the page says first what is missing. Raises `RunFolderError` for a folder that is no run, has no scores of the
-    unedited model, or would lose its own report; `LocauditError` without the extra `report` (verdict.json and
-    trials.csv are there even then).
+    They are written to `out` or, if None, to the run folder. If `tables` were read with another score, level or margin
+    than the run's (`Run.read_with`), the default is ``reports/SCORE...`` in the run folder. `tables` saves reading the
+    folder again. The page of an unfinished run begins with what is missing.
+
+    Raises `RunFolderError` for a folder that is not a run or has no scores of the unedited model, and for an `out` that
+    has a report of its own. Raises `LocauditError` without the extra `report`; verdict.json and trials.csv are written
+    even then.
     """
     tables = tables or read_tables(folder)
     folder = report_folder(Path(folder), out, tables.verdict.score, tables.reading)

@@ -1,4 +1,4 @@
-"""What the edited models say, as plain values: the first test questions with the answers to them. No HTML here."""
+"""The generated answers that a report shows: the first test questions with each model's answer. No HTML here."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from locaudit.stats.scores import THRESHOLD
 from locaudit.store.database import HeldOutQuestion
 
 N_OPEN, N_SHOWN = 5, 40
-"""Questions shown at once, and with those behind a click."""
+"""Number of questions that are visible at once, and number including those behind a click."""
 LONGEST_REASON = 160
-"""Characters of why a judgement is missing."""
+"""Longest text, in characters, of why a judgement is missing."""
 _UNSHOWABLE = dict.fromkeys([*range(9), *range(11, 32), 127], "\N{REPLACEMENT CHARACTER}")
-"""Control characters, except tab and newline: HTML has no place for them."""
+"""Control characters that HTML does not allow: all except tab and newline."""
 
 _UNASKED = (None, "not yet")
 
@@ -26,18 +26,18 @@ Judgements = Mapping[tuple[str, str], tuple[float | None, str]]
 
 @dataclass(frozen=True)
 class Opinion:
-    """What one judge says of an answer."""
+    """One judge's rating of an answer."""
 
     word: str
-    """What the answer is, if it is a yes: ``true``."""
+    """The quality that is judged, as an adjective: ``true``."""
     probability: float | None
     """None if the judgement is missing."""
     reason: str = ""
-    """Why it is missing, as far as it is known."""
+    """Why it is missing, if that is known."""
 
     @property
     def is_yes(self) -> bool:
-        """Whether the judge says that the answer has the quality."""
+        """Whether the judge finds that the answer has the quality."""
         return self.probability is not None and self.probability >= THRESHOLD
 
 
@@ -47,15 +47,15 @@ class Said:
 
     who: str
     answer: str | None
-    """Blank if it says nothing; None if every edit tried there diverged."""
+    """Empty if the model generated nothing; None if every edit tried at this place diverged."""
     is_same: bool = False
-    """Equal to the unedited model's answer."""
+    """Whether it equals the unedited model's answer."""
     opinions: tuple[Opinion, ...] = ()
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A test question and what each model says to it, the unedited one first."""
+    """A test question and each model's answer to it, beginning with the unedited model."""
 
     question: str
     answers: tuple[Said, ...]
@@ -72,9 +72,9 @@ class Speaker(NamedTuple):
 def conversations(
     questions: Sequence[HeldOutQuestion], speakers: Sequence[Speaker], judgements: Mapping[str, Judgements]
 ) -> list[Conversation]:
-    """The first `N_SHOWN` test questions in their order; none if nothing was generated.
+    """The first `N_SHOWN` test questions, in order, with all answers; empty if nothing was generated.
 
-    The first speaker is the unedited model; `judgements` has the aspects that have a judge.
+    The first speaker is the unedited model. `judgements` holds the aspects that have a judge.
     """
     answers = [None if s.record is None else s.record.answers.get("test", ()) for s in speakers]
     if not answers[0]:

@@ -1,4 +1,4 @@
-"""Which figures a report has; the words under them are in `template.html`."""
+"""Draw the figures of a report. Their captions are in `template.html`."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = ("controls", "effect_vs_kl", "truth_info", "kl_mc", "probes")
-"""Files that a report may have, in the page's order. The third is of the first two aspects, whatever they are."""
+"""Names of the figures that a report may have, in order. ``truth_info`` shows the first two aspects, whichever."""
 UNJUDGED = resolve_score("auto", ())
-"""What a run without judges is compared by: beside a judged score, it is drawn too."""
+"""The score of a run without judges. If the verdict's score is judged, this one is drawn as well."""
 _BACK_TO_FRONT = ("control", "rest", "whole", "claim")
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure as the page shows it."""
+    """A figure as it is embedded in the page."""
 
     svg: str
     n: int = 0
-    """Trials in it."""
+    """Number of trials in it."""
     n_chosen: int = 0
-    """Of these, those that validation chose."""
+    """How many of these validation chose."""
 
 
 def draw_all(tables: Tables, folder: Path) -> dict[str, Drawing]:
-    """Draw what there is data for into `folder`, as PNG and SVG.
+    """Draw all figures for which there are data into `folder`, as PNG and SVG.
 
-    A figure of an earlier report for which there is no data any more, such as one of judges since removed, is deleted.
+    Figures of an earlier report that no longer have data, for example because a judge was removed, are deleted.
     """
     verdict, base, drawn = tables.verdict, tables.base.values, {}
 
@@ -74,7 +74,7 @@ def draw_all(tables: Tables, folder: Path) -> dict[str, Drawing]:
 
 
 def draw_controls(verdict: Verdict, methods: Mapping[str, MethodFacts]) -> Figure:
-    """Scores of the controls, a panel a method, with claim, unedited and whole model as lines."""
+    """Scores of the controls, one panel per method. Lines mark the claim, the unedited model and the whole model."""
     panels = [
         Spread(
             _controls_title(methods[name], v),
@@ -103,7 +103,10 @@ def _controls_title(method: MethodFacts, verdict: MethodVerdict) -> str:
 
 
 def trial_series(tables: Tables, x: str, y: str, *, minus: float = 0.0) -> list[Series]:
-    """Every edit by two of its values, y less `minus`: arms by colour, methods by marker. Empty without such edits."""
+    """Points (x, y - `minus`) of every edit that has both values, with colours for arms and markers for methods.
+
+    Entries without points, for the legend, come last. Empty if no edit has both values.
+    """
     points: dict[tuple[str, str], list[tuple[float, float, bool]]] = {}
     for row in tables.rows:
         spec, values = row.record.spec, row.values
@@ -116,7 +119,7 @@ def trial_series(tables: Tables, x: str, y: str, *, minus: float = 0.0) -> list[
         for arm, method in product(_BACK_TO_FRONT, markers)
         if (arm, method) in points
     ]
-    # what the marks mean: arms by colour, methods by shape
+    # entries for the legend: arms by colour, methods by shape
     arms = [arm for arm in ARM_NAMES if any(arm == found for found, _ in points)]
     methods = [name for name in markers if any(name == found for _, found in points)]
     keys = [Series(ARM_NAMES[arm], ARM_COLOURS[arm], "s") for arm in arms]

@@ -1,6 +1,6 @@
-"""The drawing of every figure, from plain values: spreads, scatter plots, heat maps. Each returns a `Figure`.
+"""Functions that draw figures from plain values: spreads, scatter plots and heat maps. Each returns a `Figure`.
 
-`style.save` writes them; `locaudit.report.drawings` and `locaudit.studies.paper.figures` say what is drawn.
+`locaudit.report.drawings` and `locaudit.studies.paper.figures` decide what is drawn; `style.save` writes the files.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 7.5
-"""Inches."""
+"""Width of every figure, in inches."""
 N_BINS = 36
-"""Bins across a histogram's whole axis, so that a bar is as wide in each panel."""
+"""Bins across the whole axis of a histogram, so that bars are equally wide in all panels."""
 SMALLEST_KL = 1e-5
-"""Nats per token: below this the axis of the KL drift is linear, so that 0 has a place on it."""
+"""KL drift (nats per token) below which its axis is linear instead of logarithmic, so that 0 can be shown."""
 _HALO = "#fffffe"
-"""White that does not follow the page's colours: it lies on a colour map, which does not either."""
+"""White that stays white in dark mode, because it lies on a colour map that does not change either."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A score that stands as a line beside a spread."""
+    """A score drawn as a vertical line in a spread."""
 
     label: str
     value: float | None
-    """None or NaN: it is not drawn."""
+    """The score; not drawn if it is None or NaN."""
     colour: str
     style: str
-    """Of the line, as matplotlib names it."""
+    """Matplotlib's name of the line style."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Scores at random places, and those they are compared with: one panel."""
+    """One panel: scores at random places and the scores they are compared with."""
 
     title: str
     scores: Sequence[float | None]
@@ -51,22 +51,22 @@ class Spread:
 
 @dataclass(frozen=True)
 class Series:
-    """Trials that belong together in a scatter plot; without points, an entry of the legend alone."""
+    """Trials drawn alike in a scatter plot. Without points it is only an entry in the legend."""
 
     label: str
-    """In the legend; empty for no entry."""
+    """Text in the legend; empty for no entry."""
     colour: str
     marker: str
     points: Sequence[tuple[float, float, bool]] = ()
-    """(x, y, whether validation chose the hyperparameter for its location): filled if it did."""
+    """(x, y, whether validation chose the hyperparameter for its location). Chosen points are filled."""
     large: bool = True
     frontier: bool = False
-    """Connect the points that no other of the series beats in both coordinates."""
+    """Whether to connect the points that no other point of the series beats in both coordinates."""
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """A value of every head."""
+    """One value for every head."""
 
     values: ArrayLike
     """(layers, heads)."""
@@ -76,7 +76,7 @@ class HeatMap:
 
 
 def draw_spreads(panels: Sequence[Spread], *, xlabel: str, what: str, colour: str, height: float = 3.4) -> Figure:
-    """Histogram and a dot for each score, with the marks as lines; the panels share their axes.
+    """Draw a histogram and a dot for each score, with the marks as lines. Panels share their axes.
 
     Raises `ValueError` for no panels.
     """
@@ -140,9 +140,9 @@ def draw_drift(series: Sequence[Series], *, ylabel: str, base: float) -> Figure:
 def draw_shares(
     series: Sequence[Series], *, titles: tuple[str, str], base: tuple[float, float], product: str
 ) -> Figure:
-    """Two shares of answers against each other; `titles` are those of x and y.
+    """Two shares of answers against each other; `titles` are those of the x and y axes.
 
-    Dotted lines cross at the unedited model, `base`; the curve holds what has the same product of the two.
+    Dotted lines cross at the unedited model, `base`. Along the curve, the product of both shares equals its product.
     """
     with house_style():
         figure = new_figure(4.8)
@@ -162,9 +162,9 @@ def draw_shares(
 
 
 def scatter(axis: Any, series: Sequence[Series]) -> None:
-    """Later series lie over earlier ones, and chosen trials over those that were not.
+    """Draw series of points. Later series lie over earlier ones, and chosen trials over the others.
 
-    Raises `ValueError` for no points.
+    Raises `ValueError` if there are no points.
     """
     if not any(one.points for one in series):
         raise ValueError("got no points; expected at least one trial; draw this figure once an edit is scored")
@@ -181,7 +181,7 @@ def scatter(axis: Any, series: Sequence[Series]) -> None:
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other one beats in one coordinate without losing in the other, by the first coordinate."""
+    """The points that no other point beats in both coordinates (the Pareto frontier), sorted by x."""
     best: list[tuple[float, float]] = []
     for x, y in sorted(set(points), reverse=True):
         if not best or y > best[-1][1]:
@@ -190,14 +190,14 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _share_limits(values: Sequence[float]) -> tuple[float, float]:
-    """The part of 0 .. 1 that is needed, with room for a marker at both ends."""
+    """Axis limits: the part of 0 to 1 that the values cover, with room for a marker at both ends."""
     low, high = min(values), max(values)
     room = max(0.08 * (high - low), 0.03)
     return max(low - room, -0.03), min(high + room, 1.03)
 
 
 def _scale_kl(axis: Any, drifts: Sequence[float]) -> None:
-    """A logarithmic axis for drifts that differ much, with a place for 0 if one is below `SMALLEST_KL`."""
+    """Make the x axis logarithmic if drifts differ much; near 0 it is linear if one is below `SMALLEST_KL`."""
     positive = [x for x in drifts if x >= SMALLEST_KL]
     if not positive or (min(positive) == min(drifts) and max(positive) < 10 * min(positive)):
         return
@@ -218,9 +218,10 @@ def _scatter_legend(figure: Figure, series: Sequence[Series], more: Sequence[Any
 
 
 def draw_heads(maps: Sequence[HeatMap], outlined: Collection[Sequence[int]], *, floor: float | None = None) -> Figure:
-    """Heat maps one above the other, layers across and heads up, with some (layer, head) pairs outlined.
+    """Heat maps of heads, one above the other: layers on the x axis, heads on the y axis.
 
-    `floor` is where the scale of the first map begins: what a probe scores that knows nothing.
+    The (layer, head) pairs in `outlined` get an outline. The colour scale of the first map begins at `floor`, the
+    accuracy of always naming the larger class.
     """
     n_layers, n_heads = np.shape(maps[0].values)
     with house_style():
@@ -269,22 +270,22 @@ def draw_heads(maps: Sequence[HeatMap], outlined: Collection[Sequence[int]], *, 
 
 
 def new_figure(height: float) -> Figure:
-    """An empty figure of the house's width."""
+    """An empty figure of the standard width."""
     return require("matplotlib.figure").Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def line_key(label: str, colour: str, **look: Any) -> Any:
-    """A line in a legend."""
+    """An entry with a line for a legend."""
     return require("matplotlib.lines").Line2D([], [], **{"linewidth": 1.8, "color": colour, "label": label, **look})
 
 
 def marker_key(label: str, colour: str, marker: str, **look: Any) -> Any:
-    """A marker in a legend."""
+    """An entry with a marker for a legend."""
     return line_key(label, colour, marker=marker, linestyle="", markersize=6.5, **look)
 
 
 def add_legend(figure: Figure, keys: Sequence[Any]) -> None:
-    """A legend below the figure, of up to four entries a row; none without entries."""
+    """Add a legend below the figure, with up to four entries per row; no legend without entries."""
     if keys:
         columns = len(keys) if len(keys) <= 4 else 3 if len(keys) <= 6 else 4
         figure.legend(

@@ -1,4 +1,4 @@
-"""A run as tidy pandas frames. pandas is imported when a frame is made, and only here (extra ``report``)."""
+"""A run as tidy pandas frames. Only this file needs pandas (extra ``report``), and imports it when a frame is made."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def scores_frame(run: Run) -> DataFrame:
 
 
 def answers_frame(run: Run) -> DataFrame:
-    """One row per answer, with what each judge said of it.
+    """One row per generated answer, with the rating of each judge.
 
     For an aspect such as ``truth``: ``truth`` is 1 for a yes and 0 for a no, ``truth_probability`` is P(yes), and
-    ``truth_reason`` says why they are missing (NaN). No rows where nothing was generated.
+    ``truth_reason`` says why they are missing (NaN). The frame is empty if nothing was generated.
     """
     rows = []
     for record in run.records:

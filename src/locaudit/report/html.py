@@ -1,4 +1,4 @@
-"""Pages: self-contained HTML files, drawn from templates of the package with every text escaped."""
+"""Render self-contained HTML pages from templates of the package, with every text escaped."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from locaudit.report.tables import place_name, reading_words
 from locaudit.stats.scores import THRESHOLD
 
 MISSING = "–"
-"""Stands where nothing was measured."""
+"""Shown where nothing was measured."""
 
 
 def render(template: str, **values: Any) -> str:
-    """A page from a template (a path within the package); texts in `values` are escaped."""
+    """Render a template, given by its path within the package. Texts in `values` are escaped."""
     return environment().get_template(template).render(values)
 
 
 def environment(*, autoescape: bool = True) -> Any:
-    """Jinja with our words and numbers as filters, and every file of the package as a template."""
+    """A Jinja environment with filters for names and numbers. Every file of the package can be a template."""
     jinja, markup = require("jinja2"), require("markupsafe").Markup
     found = jinja.Environment(
         loader=jinja.FunctionLoader(lambda name: resources.files("locaudit").joinpath(name).read_text("utf-8")),
@@ -54,24 +54,24 @@ def environment(*, autoescape: bool = True) -> Any:
 
 
 def number(value: float | None, spec: str = ".3f") -> str:
-    """The number rounded for reading, the exact one in the ``value`` attribute; a dash for None, NaN and infinity."""
+    """HTML of a rounded number, with all digits in the ``value`` attribute; a dash for None, NaN and infinity."""
     text = plain(value, spec)
     return text if text == MISSING else f'<data value="{value!r}">{escape(text)}</data>'
 
 
 def plain(value: float | None, spec: str = ".3f") -> str:
-    """The number rounded for reading, as text alone.
+    """Text of a rounded number; a dash for None, NaN and infinity.
 
-    A true minus sign takes the hyphen's place, so that signs line up with plus signs.
+    The hyphen becomes a true minus sign, which is as wide as a plus sign.
     """
     return MISSING if value is None or not math.isfinite(value) else format(value, spec).replace("-", "−")
 
 
 def inline_svg(svg: str, prefix: str, alt: str) -> str:
-    """An SVG file's text as an element of the page.
+    """Turn the text of an SVG file into an element of the page, with `alt` as its description.
 
-    Drops the prologue and fixed size, makes ids unique by `prefix`, and lets ink, paper and the controls' blue follow
-    the page's colours.
+    The prologue and the fixed size are removed, and ids are made unique with `prefix`. Ink, paper and the controls'
+    blue are replaced by the page's colours, so that they follow light and dark mode.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -86,7 +86,7 @@ def inline_svg(svg: str, prefix: str, alt: str) -> str:
 
 
 def spell_duration(seconds: float) -> str:
-    """Seconds as people say them: ``42 s``, ``3 min 5 s``, ``2 h 4 min``."""
+    """A duration in words: ``42 s``, ``3 min 5 s``, ``2 h 4 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -1,4 +1,4 @@
-"""The report of repeats: one verdict over several run folders, their spread, and a page that leads to each."""
+"""The report of repeats: one verdict over several runs, the spread between them, and a page with links to each."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 _FILE = "repeats.json"
 _PAGE = "repeats.html"
 MOST = 1000
-"""Repeats of an audit."""
+"""Largest number of repeats of an audit."""
 _MARKERS = {"control": "o", "base": "^", "whole": "s", "claim": "D"}
 
 
 @dataclass(frozen=True)
 class Repeats:
-    """What the repeats of an audit say."""
+    """The repeats of an audit and the verdict over them."""
 
     verdict: RepeatsVerdict
     repeats: Mapping[int, Repeat]
-    """The finished ones, by number."""
+    """The finished repeats, by number."""
     unfinished: tuple[str, ...]
-    """What is missing, a phrase each."""
+    """What is missing, one phrase per unfinished repeat."""
     planned: tuple[int, ...]
-    """Numbers of repeats, in the order they were asked for: more than one if they were raised."""
+    """Each number of repeats that was asked for, in order; more than one if it was raised."""
     subject: str
     """Model and behaviour."""
     registered: Registered | None
-    """The claim file, and what was changed after."""
+    """The claim file and the settings that were changed after it; None without one."""
     methods: Mapping[str, MethodFacts]
     reading: Mapping[str, tuple[Any, Any]]
     """As `locaudit.store.run.Run.reading`."""
@@ -64,17 +64,17 @@ class Repeats:
 
     @property
     def extended(self) -> tuple[str, ...]:
-        """How repeats were extended after results existed, and what that means for p, each text once."""
+        """How repeats were extended after they had results and what that means for p; each text once."""
         return tuple(dict.fromkeys(r.verdict.extended for r in self.repeats.values() if r.verdict.extended))
 
     @property
     def raised(self) -> str:
-        """What to say of repeats that were added; empty for none."""
+        """A phrase about repeats that were added; empty if none were."""
         return f"{', then '.join(map(str, self.planned))} repeats were planned" if len(self.planned) > 1 else ""
 
 
 def repeat_folder(folder: str | Path, number: int) -> Path:
-    """Run folder of a repeat."""
+    """The run folder of a repeat."""
     return Path(folder) / f"repeat-{number}"
 
 
@@ -84,7 +84,10 @@ def is_repeats(folder: str | Path) -> bool:
 
 
 def read_plan(folder: str | Path) -> list[int]:
-    """Numbers of repeats planned, in the order they were asked for; none in a new folder."""
+    """Each number of repeats that was asked for, in order; empty in a new folder.
+
+    Raises `RunFolderError` if the file that holds them is damaged.
+    """
     if not is_repeats(folder):
         return []
     planned = None
@@ -94,16 +97,16 @@ def read_plan(folder: str | Path) -> list[int]:
     if not isinstance(planned, list) or not planned or not all(type(n) is int and 2 <= n <= MOST for n in planned):
         raise RunFolderError(
             got=f"{Path(folder) / _FILE}, which does not say how many repeats were planned",
-            expected=f"the file as it was written, with numbers from 2 to {MOST}",
-            remedy="restore it, or delete it and run the same command again",
+            expected=f"the file as locaudit wrote it, with numbers from 2 to {MOST}",
+            remedy="restore the file, or delete it and run the same command again",
         )
     return planned
 
 
 def write_plan(folder: str | Path, repeats: int) -> None:
-    """Note how many repeats are planned before they are run, so that a later increase shows.
+    """Record how many repeats are planned before they run, so that a later increase is visible.
 
-    A verdict over fewer is taken away.
+    If the number changes, the earlier verdict and its page are deleted.
     """
     planned, folder = read_plan(folder), Path(folder)
     if repeats not in planned:
@@ -113,9 +116,9 @@ def write_plan(folder: str | Path, repeats: int) -> None:
 
 
 def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
-    """The verdict over the finished repeats; `settings` are those of `Run.read_with`.
+    """Combine the finished repeats in a folder into one verdict; `settings` are those of `Run.read_with`.
 
-    Raises `RunFolderError` for fewer than two, or for ones of two audits.
+    Raises `RunFolderError` if fewer than two are finished, or if they are not repeats of one audit.
     """
     planned = read_plan(folder)
     runs: dict[int, Run] = {}
@@ -141,7 +144,7 @@ def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
         raise RunFolderError(
             got=f"{folder} with {len(runs)} finished repeats ({'; '.join(missing) or 'none planned'})",
             expected="at least two",
-            remedy="run the same command again to go on",
+            remedy="run the audit with --repeats again: it continues where it stopped",
         )
     _check_alike(facts)
     found = {number: run.as_repeat() for number, run in runs.items()}
@@ -151,7 +154,7 @@ def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """What is the same in all repeats, but for ``training_seed``."""
+    """Settings and facts that must be the same in all repeats, and ``training_seed``, which must differ."""
     values = dict(leaves(to_dict(run.config)))
     for name in ("split.seed", "registered", "loading.device", "loading.device_map"):
         del values[name]
@@ -175,16 +178,16 @@ def _check_alike(facts: Mapping[int, dict[str, Any]]) -> None:
         raise RunFolderError(
             got=f"repeats that are not of one audit ({'; '.join(differences[:5])})",
             expected="audits that differ in training seed and split seed alone",
-            remedy="run the command that made them again, with the same settings",
+            remedy="run the audit with --repeats again with one set of settings, in another --out",
         )
 
 
 def write_repeats(folder: str | Path, out: str | Path | None = None, **settings: Any) -> tuple[Path, Repeats]:
-    """Write repeats.json, repeats.html, its figure and each repeat's own report; returns the page and what it says.
+    """Write repeats.json, repeats.html, its figure and each repeat's own report; returns the page and its content.
 
-    `out` as in `write_report`, `settings` as in `Run.read_with`; outside the repeats' own folder, repeats.json is
-    called verdict.json. Raises as `read_repeats` does, and `LocauditError` without the extra `report` (repeats.json is
-    there even then).
+    `out` is as in `write_report`, `settings` as in `Run.read_with`. In an `out` other than the repeats' own folder,
+    repeats.json is called verdict.json. Raises the errors of `read_repeats`, and `LocauditError` without the extra
+    `report`; repeats.json is written even then.
     """
     found = read_repeats(folder, **settings)
     target = report_folder(Path(folder), out, found.verdict.score, found.reading)
@@ -206,7 +209,10 @@ def write_repeats(folder: str | Path, out: str | Path | None = None, **settings:
 
 
 def draw_repeats(found: Repeats) -> Figure:
-    """Controls, claim, whole model and unedited model, a row a repeat and their mean on top; a panel a method."""
+    """Scores of controls, claim, whole model and unedited model: one panel per method, one row per repeat.
+
+    The top row is the mean over the repeats.
+    """
     combined, verdicts = found.verdict, [repeat.verdict for repeat in found.repeats.values()]
     labels = [*(f"repeat {number}" for number in found.repeats), "mean"]
     with house_style():
@@ -228,7 +234,7 @@ def draw_repeats(found: Repeats) -> Figure:
 
 
 def _repeat_series(parts: Sequence[MethodVerdict], same_places: bool) -> list[Series]:
-    """Scores of each arm by repeat, and their mean; of controls only where they are the same places in every repeat."""
+    """Scores of each arm by repeat, and their means. Controls have a mean only if all repeats have the same ones."""
     n = min(len(v.controls) for v in parts)
     whole = [math.nan if v.whole_model is None else v.whole_model for v in parts]
     by_arm = {"base": [v.base for v in parts], "whole": whole, "claim": [v.claim for v in parts]}

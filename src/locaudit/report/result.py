@@ -1,4 +1,4 @@
-"""A finished (or unfinished) audit in Python: its verdict, its trials as tables, and its report when asked for."""
+"""`AuditResult`: an audit in Python, with its verdict, its trials as tables, and its report on request."""
 
 from __future__ import annotations
 
@@ -20,14 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class AuditResult:
-    """What a run folder says: the verdict, the trials behind it, and tables of them. Made by `audit`, `read_result`."""
+    """The result of an audit: verdict, trials and tables of them. Made by `audit` and `read_result`.
+
+        result = locaudit.read_result("runs/mine")
+        result.verdict.methods["optimal"].p_value
+        result.trials().query("arm == 'control'")
+
+    The run may be unfinished. In a notebook, a result is shown as a table.
+    """
 
     run: Run
     """Settings, manifest, trials, questions and judgements."""
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict by the score, level and margin of this reading."""
+        """The verdict, with the score, level and margin that the result was read with."""
         return self.run.verdict
 
     @property
@@ -42,7 +49,7 @@ class AuditResult:
 
     @property
     def report(self) -> Path:
-        """The run's own page, which `audit` and `locaudit report` write."""
+        """Path of the run's own page, which `audit` and `locaudit report` write. It need not exist yet."""
         return self.folder / "report.html"
 
     def trials(self) -> DataFrame:
@@ -54,14 +61,15 @@ class AuditResult:
         return scores_frame(self.run)
 
     def answers(self) -> DataFrame:
-        """One row per answer, with its judgements. Needs the extra ``report``."""
+        """One row per generated answer, with its judgements. Needs the extra ``report``."""
         return answers_frame(self.run)
 
     def write_report(self, out: str | Path | None = None) -> Path:
-        """Write report.html, verdict.json, trials.csv and figures/; returns the page.
+        """Write report.html, verdict.json, trials.csv and figures/; returns the path of the page.
 
-        `out` None: the run folder, or ``reports/SCORE...`` in it for a score, level or margin that is not the run's.
-        Raises `RunFolderError` for an `out` that is a run folder itself.
+        They are written to the folder `out` or, if None, to the run folder. For another score, level or margin than the
+        run's, the default is ``reports/SCORE...`` in the run folder. Raises `RunFolderError` for an `out` that holds
+        another run or study, and `LocauditError` without the extra ``report``.
         """
         return write_report(self.folder, self.tables, out=out)
 
@@ -74,17 +82,21 @@ class AuditResult:
 
     @cached_property
     def tables(self) -> Tables:
-        """All that a report shows."""
+        """Everything that a report shows, as plain rows."""
         return tabulate(self.run)
 
 
 def read_result(
     folder: str | Path, score: str | None = None, level: float | None = None, margin: float | None = None
 ) -> AuditResult:
-    """Read a run folder, by another score, level or margin if given; writes nothing and loads no model.
+    """Read the result of an audit from its run folder. Writes nothing and loads no model.
 
-    Raises `RunFolderError` for a folder that is no run or has no scores yet, `ConfigError` for a score that the run
-    does not have.
+        result = locaudit.read_result("runs/mine", score="mc1", level=0.01)
+
+    `score`, `level` and `margin` replace those of the run; None keeps them. The trials stay the same.
+
+    Raises `RunFolderError` for a folder that is not a run or has no scores of the unedited model yet. Raises
+    `ConfigError` for a score that the run does not have, or a level or margin out of range.
     """
     result = AuditResult(load_run(folder).read_with(score, level, margin))
     _ = result.verdict  # computed now, so that a run without scores is refused here

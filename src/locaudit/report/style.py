@@ -1,4 +1,4 @@
-"""One look for every figure, and what readers call arms and scores. Matplotlib is imported when it is first used."""
+"""The common style of all figures, and readable names of arms and scores. Matplotlib is imported when first used."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, PAPER = "#1d1e22", "#ffffff"
-"""Text and background. In a page they become `currentColor` and `var(--paper)`, so that figures follow light and dark
-mode."""
+"""Colours of text and background. In a page they become `currentColor` and `var(--paper)`, so that figures follow light
+and dark mode."""
 FAINT, MIDDLE = "#8c8c8c", "#7d7d7d"
-"""Grid lines and curves; marks in a legend that stand for any colour. Both are seen on light and on dark."""
+"""Colours of grid lines and curves, and of legend marks that stand for any colour. Visible in light and dark mode."""
 _ARMS: Mapping[str, tuple[str, str]] = {
     "base": ("unedited", INK),
     "claim": ("claim", "#D55E00"),
@@ -28,19 +28,19 @@ _ARMS: Mapping[str, tuple[str, str]] = {
     "rest": ("all but the claim", "#CC79A7"),
     "control": ("control", "#0072B2"),
 }
-"""Name and colour of each arm, in the order in which tables have them. Okabe and Ito's palette, told apart by every
-common colour vision."""
+"""Name and colour of each arm, in the order of tables. The palette is Okabe and Ito's, which people with colour vision
+deficiencies can distinguish."""
 ARM_NAMES = {arm: name for arm, (name, _) in _ARMS.items()}
 ARM_COLOURS = {arm: colour for arm, (_, colour) in _ARMS.items()}
 MARKERS = "oD^vPX*"
-"""Of the methods, in their order."""
+"""Markers of the methods, in their order."""
 DRIFT_TITLES: Mapping[str, str] = {"kl": "KL", "ce": "CE"}
 ASPECT_WORDS: Mapping[str, tuple[str, str]] = {"truth": ("truth", "true"), "info": ("information", "informative")}
 DPI = 150
 
 
 def score_title(score: str) -> str:
-    """What readers call the score; an unknown one is called by its own name. Files for machines keep the raw names."""
+    """A score's name for readers; an unknown score keeps its raw name. CSV and JSON files have raw names."""
     return DRIFT_TITLES.get(score) or find_score(score).title
 
 
@@ -51,12 +51,12 @@ def score_phrase(score: str, split: str = "") -> str:
 
 
 def aspect_words(aspect: str) -> tuple[str, str]:
-    """What is judged, and what an answer is that has it: ``truth``, ``true``."""
+    """An aspect as a noun and as an adjective: ``truth``, ``true``."""
     return ASPECT_WORDS.get(aspect, (aspect, aspect))
 
 
 def require(module: str) -> Any:
-    """Import a module of the extra `report`; `LocauditError` names the extra when it is missing."""
+    """Import a module of the extra `report`. If it is missing, `LocauditError` says how to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
@@ -69,7 +69,7 @@ def require(module: str) -> Any:
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Matplotlib's settings for drawing and saving; the caller's own come back on leaving."""
+    """Set Matplotlib's style for drawing and saving; the caller's own is restored on leaving."""
     matplotlib = require("matplotlib")
     ours = matplotlib.rc_params_from_file(Path(__file__).with_name("house.mplstyle"), use_default_template=False)
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **ours}):

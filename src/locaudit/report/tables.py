@@ -1,6 +1,6 @@
-"""A run as plain rows: what page, figures, files and terminal show, made once from records and verdict. No HTML here.
+"""A run as plain rows, from which page, figures, files and terminal output are made. No HTML here.
 
-`read_tables` reads a run folder, `tabulate` takes the values.
+`read_tables` reads a run folder; `tabulate` takes a `Run`.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from locaudit.store.run import Run, load_run
 
 @dataclass(frozen=True)
 class Registered:
-    """What was fixed before the run, and what has become of it."""
+    """A claim file that was registered before the run, and the settings that were changed since."""
 
     sha256: str
-    """Of the claim file."""
+    """Hash of the claim file."""
     file: str
     text: str
     changed: tuple[str, ...]
-    """Settings that the claim file names and that are others now, a phrase each."""
+    """Settings of the claim file whose values are different now, one phrase each."""
     left_open: tuple[str, ...]
-    """Settings that could be chosen after the run, since the claim file does not name them."""
+    """Settings that the claim file does not fix, so that they could be chosen after the run."""
 
     @property
     def hash(self) -> str:
-        """What every record of the run carries."""
+        """First 16 digits of the hash, which every trial of the run carries."""
         return self.sha256[:16]
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Registered:
 
 
 def read_registered(run: Run) -> Registered | None:
-    """The run's claim file; None without one."""
+    """The run's claim file and what was changed since; None without one."""
     fact, config = run.manifest.registration, run.config
     if fact is None:
         return None
@@ -68,23 +68,23 @@ def read_registered(run: Run) -> Registered | None:
 
 @dataclass(frozen=True)
 class Row:
-    """One trial."""
+    """One trial, as a row of the report's tables."""
 
     record: TrialRecord
     chosen: bool
-    """Whether validation chose it for its place, so that the verdict compares it; the unedited model is."""
+    """Whether the verdict uses it, because validation chose it for its place. True for the unedited model."""
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Judged score -> 95 % bootstrap interval on the test questions."""
     seconds: float | None = None
 
     @property
     def place(self) -> Place:
-        """Arm and number of the control."""
+        """(arm, number of the control)."""
         return self.record.spec.arm, self.record.spec.control
 
     @property
     def location(self) -> str:
-        """Text of the location; empty for the unedited model."""
+        """The location as text; empty for the unedited model."""
         return str(self.record.spec.location or "")
 
     @property
@@ -94,37 +94,37 @@ class Row:
 
     @cached_property
     def missing(self) -> Mapping[str, tuple[int, int]]:
-        """Judged aspect -> how many judgements of the test answers are missing, and of how many."""
+        """Judged aspect -> (missing judgements of test answers, all test answers)."""
         questions = self.record.questions.get("test", {})
         judged = [aspect for aspect in questions if f"{aspect}_probability" in questions]
         return {aspect: (sum(map(math.isnan, questions[aspect])), len(questions[aspect])) for aspect in judged}
 
     @property
     def n_missing(self) -> int:
-        """Judgements of its test answers that are missing."""
+        """Number of judgements of its test answers that are missing."""
         return sum(lost for lost, _ in self.missing.values())
 
     @property
     def n_asked(self) -> int:
-        """Judgements of its test answers in all."""
+        """Number of judgements of its test answers, including missing ones."""
         return sum(asked for _, asked in self.missing.values())
 
 
 @dataclass(frozen=True)
 class Mean:
-    """The controls of a method that have a score, taken together; named as in `Row`."""
+    """Means over those controls of a method that have a score. Fields are named as in `Row`."""
 
     n: int
     values: Mapping[str, float]
     bounds: Mapping[str, tuple[float, float]]
-    """The lowest and the highest of them."""
+    """Score -> (lowest, highest) value of these controls."""
     n_missing: int
     n_asked: int
 
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """A run as its report shows it."""
+    """Everything that the report of a run shows."""
 
     verdict: Verdict
     config: AuditConfig
@@ -132,12 +132,12 @@ class Tables:
     """Every trial, by method, arm, control and strength; the unedited model first."""
     manifest: Manifest
     judgements: Mapping[str, Judgements] = field(default_factory=dict)
-    """Aspect -> what its judge said."""
+    """Aspect -> judgements of its judge."""
     questions: Sequence[HeldOutQuestion] = ()
     """The test questions."""
     registered: Registered | None = None
     reading: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Setting -> (the run's value, this reading's) for those that differ (`Run.read_with`)."""
+    """Setting -> (value of the run, value chosen), for each setting that `Run.read_with` changed."""
 
     def __repr__(self) -> str:
         return f"Tables({len(self.rows)} trials of {self.manifest.model} on {self.manifest.behaviour})"
@@ -154,7 +154,7 @@ class Tables:
 
     @property
     def probes(self) -> ProbeFacts | None:
-        """What the probes of every unit say."""
+        """Results of the probes of all units; None without probes."""
         return self.manifest.probes
 
     @property
@@ -164,18 +164,18 @@ class Tables:
 
     @property
     def claim(self) -> Location:
-        """Where the claim is."""
+        """The claimed location."""
         return self.manifest.claim
 
     @property
     def claimed_heads(self) -> tuple[tuple[int, int], ...]:
-        """(layer, head) pairs of a claim about heads."""
+        """(layer, head) pairs of a claim about heads; empty for other kinds."""
         pairs = (unit for unit in self.claim.units if not isinstance(unit, str))
         return tuple((unit[0], unit[1]) for unit in pairs) if self.claim.kind == "head" else ()
 
     @cached_property
     def aspects(self) -> tuple[str, ...]:
-        """What the answers of some trial were judged for."""
+        """Aspects for which answers of some trial were judged."""
         return tuple(dict.fromkeys(aspect for row in self.rows for aspect in row.missing))
 
     @cached_property
@@ -184,24 +184,24 @@ class Tables:
         return judged_scores(self.base.record.questions["test"])
 
     def components(self, score: str) -> tuple[str, ...]:
-        """What the score is a product of the means of."""
+        """The scores whose means are multiplied to give this score."""
         return components(score, self.base.record.questions["test"])
 
     @cached_property
     def measured(self) -> tuple[str, ...]:
-        """Scores on the test questions that some trial has: judged ones, known ones, then others by name."""
+        """Scores on the test questions that some trial has: judged ones, then known ones, then others by name."""
         found = {name for row in self.rows for name in row.record.metrics.get("test", {})}
         known = [name for name in (*self.judged, *SCORES) if name in found]
         return tuple(dict.fromkeys((*known, *sorted(found))))
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of the table of all arms: the verdict's score, those that no judge gives, and drift."""
+        """Columns of the table of all arms: the verdict's score, scores without a judge, and drift."""
         own = [name for name in self.measured if name not in self.judged or name == self.verdict.score]
         return (*own, *DRIFT_TITLES)
 
     def places(self, method: str) -> dict[Place, Row | None]:
-        """The chosen trial at each place of a method, in the order of tables; None where every edit diverged."""
+        """The chosen trial at each place of a method, in the order of tables; None if every edit there diverged."""
         found: dict[Place, Row | None] = {}
         for row in self.rows:
             if row.record.spec.method == method:
@@ -214,7 +214,7 @@ class Tables:
 
     @cached_property
     def locations(self) -> dict[Place, str]:
-        """Text of each place's location."""
+        """Place -> its location as text."""
         return {row.place: row.location for row in self.rows}
 
     def mean_control(self, method: str, columns: Sequence[str]) -> Mean:
@@ -233,18 +233,18 @@ class Tables:
 
     @property
     def any_missing(self) -> bool:
-        """Whether a line of a table lacks judgements."""
+        """Whether some row that tables show lacks judgements."""
         shown = ("none", *self.verdict.methods)
         return any(row.n_missing for row in self.rows if row.chosen and row.record.spec.method in shown)
 
     def missing(self, aspect: str) -> tuple[int, int]:
-        """Judgements of an aspect that are missing, and those asked for, over the test answers of all trials."""
+        """(missing judgements, all judgements) of an aspect, over the test answers of all trials."""
         counts = [row.missing[aspect] for row in self.rows if aspect in row.missing]
         return sum(lost for lost, _ in counts), sum(asked for _, asked in counts)
 
     @cached_property
     def conversations(self) -> list[Conversation]:
-        """What the models say to the first test questions; none if nothing was generated."""
+        """The models' answers to the first test questions; empty if nothing was generated."""
         speakers = [Speaker("Unedited model", self.base.record)]
         for method in self.verdict.methods:
             for place, row in self.places(method).items():
@@ -272,7 +272,7 @@ class Tables:
 
     @cached_property
     def unfinished(self) -> list[str]:
-        """What the run still lacks, a sentence each, the count of trials first; empty when it is finished."""
+        """Sentences about what the run still lacks, the count of trials first; empty if it is finished."""
         parts = []
         for method, facts in self.methods.items():
             judged = self.verdict.methods.get(method)
@@ -292,7 +292,7 @@ class Tables:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of all trials."""
+        """Wall-clock seconds of all trials together."""
         return math.fsum(row.seconds for row in self.rows if row.seconds is not None)
 
     def verdict_json(self) -> str:
@@ -305,14 +305,14 @@ class Tables:
         return json_text({**asdict(self.verdict), "judges": judges, "extensions": extensions, **more})
 
     def trials_csv(self) -> str:
-        """Text of trials.csv, `lines` with floats that keep every digit; what was not measured is empty."""
+        """Text of trials.csv: `lines` with all digits of each number, and empty cells for what was not measured."""
         return csv_text(self.lines)
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
         """One dict per trial: its identity, whether validation chose it, its test scores, drift and time.
 
-        Judged scores have a 95 % bootstrap interval beside them, and `n_missing` counts the missing judgements of the
+        Judged scores are followed by their 95 % bootstrap interval. `n_missing` counts the missing judgements of the
         trial's test answers.
         """
         judged = [name for name in self.measured if name in self.judged]
@@ -341,15 +341,15 @@ class Tables:
 
 
 def read_tables(folder: str | Path) -> Tables:
-    """A run folder as tables; the run may be unfinished.
+    """Read a run folder as tables. The run may be unfinished.
 
-    Raises `RunFolderError` for a folder that is no run or has no scores of the unedited model.
+    Raises `RunFolderError` for a folder that is not a run or has no scores of the unedited model.
     """
     return tabulate(load_run(folder))
 
 
 def tabulate(run: Run) -> Tables:
-    """A run as tables."""
+    """Make the tables of a run."""
     verdict, records = run.verdict, sorted(run.records, key=_order((NO_METHOD, *run.manifest.methods)))
     chosen = [record for places in select(records, verdict.score).values() for record in places.values()]
     chosen_ids = {record.spec.trial_id for record in chosen if record is not None}
@@ -374,17 +374,17 @@ def _order(methods: Sequence[str]) -> Callable[[TrialRecord], tuple]:
 
 
 def place_name(place: Place) -> str:
-    """What a line about the place is called."""
+    """The name of a place in tables: ``Claim``, ``Control 3``."""
     return f"Control {place[1]}" if place[0] == "control" else ARM_NAMES[place[0]].capitalize()
 
 
 def reading_words(reading: Mapping[str, tuple[Any, Any]]) -> str:
-    """Settings of a reading that are not the run's: ``level 0.1 (the run's: 0.05)``."""
+    """The settings that a reading changed, in words: ``level 0.1 (the run's: 0.05)``."""
     return "; ".join(f"{name} {here} (the run's: {own})" for name, (own, here) in reading.items())
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with equal keys as CSV; numbers keep every digit, None and NaN are empty, bools lower case."""
+    """Rows with equal keys as CSV. Numbers keep all digits, None and NaN are empty, booleans are lower case."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

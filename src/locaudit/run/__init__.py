@@ -1,1 +1,1 @@
-"""How does it run? Inputs, plan, preparation, trials, judging, resumption, estimate."""
+"""Running an audit: reading inputs, planning, preparing, running and judging trials, resuming, estimating time."""

@@ -1,4 +1,14 @@
-"""Run an audit into a folder, or go on with one that was interrupted."""
+"""Run an audit into a run folder, or continue one that was interrupted or is to grow.
+
+The steps, in order:
+
+1. `read_inputs` reads and checks settings, claim, data and judges, before the run folder is touched.
+2. `open_run` locks the folder, and refuses one made with settings that these cannot continue.
+3. `begin` loads the model, draws controls, plans trials and computes what all trials share (`prepare_audit`). Then it
+   writes the held-out questions and the manifest.
+4. `judge_answers` judges answers that an earlier attempt left unjudged.
+5. `run_groups` runs the missing trials group by group. After each part it stores, judges and decides about stopping.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +59,7 @@ from locaudit.store.manifest import Manifest, extended
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """An audit that is ready to run: everything of it, in one place."""
+    """An audit that is ready to run: what `prepare_audit` returns."""
 
     inputs: Inputs
     shared: Shared
@@ -68,16 +78,17 @@ def run_audit(
     progress: bool = True,
     prepared: Path | None = None,
 ) -> None:
-    """Run every trial of the plan that has no record yet. `model` and `behaviour` take the place of loading by name.
+    """Run every planned trial that has no record yet, and judge its answers.
 
-    `judges` (aspect -> judge) takes the place of the judges in the settings. Answers are judged as their trials end;
-    those that have no judgement from an earlier attempt are judged first. `prepared` is a run folder whose preparation
-    is taken over where it fits.
+    `model`, `behaviour` and `judges` (aspect -> judge) are used instead of those that `config` names. `prepared` is
+    another run folder whose cached tensors are copied; they are used only if they belong to the same inputs.
 
-    Killed at any moment and started again, it ends with the same records: each group of trials is one transaction, a
-    trial depends only on its identity and on what all share, and what all share is written once.
+    A run can be killed at any moment. Started again, it ends with the same records: each part of a group is stored in
+    one transaction, and a trial depends only on its identity and on what all trials share.
+
+    Raises `LocauditError` for inputs, a model or a run folder that cannot be used.
     """
-    inputs = read_inputs(config, behaviour, judges, model)  # a refused command leaves a finished run as it is
+    inputs = read_inputs(config, behaviour, judges, model)  # first, so that a refused command changes no run folder
     opened = open_run(out, inputs.config, inputs.registration)
     with opened as store, show_progress(progress) as meter, closing(open_cache()) as cache:
         job = begin(store, inputs, model, cache, meter, prepared)
@@ -88,7 +99,7 @@ def run_audit(
 def begin(
     store: Store, inputs: Inputs, model: Model | None, cache: Cache, meter: Meter, prepared: Path | None = None
 ) -> Job:
-    """Plan and prepare in a run folder that is open for writing, and write what it says about itself."""
+    """Plan and prepare an audit in an open run folder, and write its held-out questions and manifest."""
     if prepared is not None:
         borrow_cache(store, prepared)
     job, before, n_trials = prepare_audit(store, inputs, model, cache, meter), store.manifest, len(store.seconds())
@@ -102,7 +113,7 @@ def begin(
 
 
 def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cache, meter: Meter) -> Job:
-    """Load the model, plan, and prepare what all trials share; of the run folder, only its cache is written."""
+    """Load the model, plan the trials and compute what they share. Writes only the run folder's cache."""
     config = inputs.config
     if model is None:
         meter.say(f"loading {config.model}")
@@ -115,11 +126,12 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
         name: fit_context(model.fingerprint, forests.train, probing, name, settings)
         for name, settings in config.methods.items()
     } | {NO_METHOD: content_hash([model.fingerprint, inputs.drift_text.decode(errors="replace")])}
+    # The settings are the same (`open_run` checked them), but the files that they name may have changed.
     if not store.contexts() <= set(contexts.values()):
         raise RunFolderError(
             got=f"{store.folder}, made with other model weights, questions, primer or drift text under the same names",
             expected="the same inputs as before",
-            remedy="restore the files it was made with to resume, or choose another --out",
+            remedy="restore the earlier files and run the same command again, or choose another --out",
         )
     kind = "head" if inputs.claim is None else inputs.claim.kind
     preparing = Preparing(model, config, kind, inputs.split.train, forests.train, inputs.training, meter.say)
@@ -127,8 +139,8 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     claim = inputs.claim or _probed_claim(probed, config)
     controls = draw_controls(config, model.shape, claim, probed)
     if len(controls.locations) < config.controls:
-        meter.say(f"{len(controls.locations)} controls instead of {config.controls}: all that there are")
-    # Banks as before where a run goes on, so that it ends with the same bytes.
+        meter.say(f"{len(controls.locations)} controls instead of {config.controls}: there are no more")
+    # A run that is continued keeps its bank sizes: other ones would round differently in the last digits.
     banks = dict(before.banks) if before is not None else {}
     if model.device.type not in banks:
         banks[model.device.type] = bank_sizes(config, model, forests.train)
@@ -144,7 +156,7 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
 
 
 def open_worker(folder: Path, say=lambda _: None) -> Worker:
-    """A worker made from a run folder alone: its settings, what is prepared there, model and data by name."""
+    """Build a worker from a run folder alone. Model and data are loaded by the names in its settings."""
     with read_run(folder) as store, show_progress(False) as meter:
         inputs = read_inputs(store.config)
         job = prepare_audit(store, inputs, None, Cache(), meter)
@@ -152,7 +164,7 @@ def open_worker(folder: Path, say=lambda _: None) -> Worker:
 
 
 def draw_controls(config: AuditConfig, shape: Shape, claim: Location, probed: Probed | None = None) -> Controls:
-    """The claim's controls, matched as the settings say, and of how many they are drawn."""
+    """Draw the claim's controls, matched as the settings say, and count the places they are drawn from."""
     values = None
     if probed is not None and config.match in ("probe-accuracy", "norm"):
         values = (probed.probes.val_accuracy if config.match == "probe-accuracy" else probed.norm).numpy()
@@ -163,9 +175,10 @@ def draw_controls(config: AuditConfig, shape: Shape, claim: Location, probed: Pr
 
 
 def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], meter: Meter) -> list[TrialSpec]:
-    """Run what has no record yet; the driver alone writes, judges and stops early.
+    """Run the trials of `groups` that have no record yet. Storing, judging and early stopping all happen here.
 
-    Returns the trials of the plan that are left, without controls that an early end made needless.
+    Returns the trials of the whole plan that still have to run. Controls that early stopping made unnecessary are not
+    among them.
     """
     inputs, shared = job.inputs, job.shared
     before = store.records()
@@ -174,9 +187,11 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
     _say_resumed(job, len(done), meter)
     _say_cost(store, job, todo, meter)
     stopping = Stopping(store, inputs.config, job.manifest, before)
-    n_left = Counter(pace_of(shared, spec) for group in todo for spec in group)
+    n_left = Counter(pace_of(shared, spec) for group in todo for spec in group)  # kind of trial -> number
     meter.start(n_left, sum(map(len, groups)) - n_left.total(), stopping.describe())
 
+    # The executor takes the next group only when it is ready for it, so each group is checked against all results
+    # stored until then.
     def needed() -> Iterator[Sequence[TrialSpec]]:
         for group in todo:
             method = group[0].method
@@ -189,6 +204,8 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
             yield group
 
     executor = EXECUTORS[inputs.config.executor]()
+    # For each part of a group: save edits, then store records (a record never refers to a missing file), then judge,
+    # then update the stopping rule, which needs the judgements.
     for outcome in executor.map(Worker(shared, meter.say), store.folder, needed()):
         records = [record for record, _ in outcome.results]
         for record, edit in outcome.results:
@@ -202,13 +219,13 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
     done = store.done()
     unrun = [spec for group in job.groups for spec in group if spec.trial_id not in done]
     left = [spec for spec in unrun if spec.arm != "control" or not stopping.has_ended(spec.method)]
-    if len(left) < len(unrun):
+    if len(left) < len(unrun):  # stopped early: what will not run is no longer planned
         store.write_manifest(replace(job.manifest, planned=job.manifest.planned - len(unrun) + len(left)))
     return left
 
 
 def run_probes(config: AuditConfig) -> Probes:
-    """Probes of every head, fitted on the training questions; writes nothing."""
+    """Fit a probe for every head on the training questions of the behaviour. Writes nothing."""
     split = split_behaviour(config, load_behaviour(config.behaviour))
     with show_progress() as meter:
         meter.say(f"loading {config.model}")
@@ -224,7 +241,7 @@ def run_probes(config: AuditConfig) -> Probes:
 
 
 def describe(group: Sequence[TrialSpec]) -> str:
-    """The group in a few words, for people."""
+    """A group in a few words, for progress lines: ``ITI at control 3, strength 15 and 2 more``."""
     first = group[0]
     names = {"base": "unedited model", "whole": "whole model", "rest": "the rest of the model"}
     where = names.get(first.arm, f"control {first.control}" if first.arm == "control" else "claim")
@@ -236,12 +253,12 @@ def describe(group: Sequence[TrialSpec]) -> str:
 
 
 def _probed_claim(probed: Probed | None, config: AuditConfig) -> Location:
-    assert probed is not None  # heads are blocks
+    assert probed is not None  # without a claim the kind is head, and heads always have probes
     return probed.probes.top(config.probe.top_k)
 
 
 def _registered(inputs: Inputs, before: Registration | None) -> Registration | None:
-    """The claim file, be it given again or not: `open_run` refuses another one after the first trial."""
+    """The run's claim file, also if it is not given again. `open_run` has refused a different one."""
     given = inputs.registration
     return before if given is None else given
 
@@ -257,14 +274,14 @@ def _held_out(inputs: Inputs, forests: Forests) -> dict[str, list[HeldOutQuestio
 
 
 def pace_of(shared: Shared, spec: TrialSpec) -> str:
-    """What trials take alike: those of a method, and apart from them those whose edit is kept."""
+    """The kind of trial, for estimating time: its method, and ``METHOD, kept`` if its edit need not be fitted again."""
     return f"{spec.method}, kept" if spec.trial_id in shared.kept and spec.method != NO_METHOD else spec.method
 
 
 def _say_resumed(job: Job, n_done: int, meter: Meter) -> None:
     n_trials, n_kept = sum(map(len, job.groups)), len(job.shared.kept)
     if n_kept:
-        meter.say(f"{n_done} of {n_trials} trials done and {n_kept} in part (only what was added runs), going on")
+        meter.say(f"{n_done} of {n_trials} trials done and {n_kept} partly done (only what was added runs), going on")
     elif 0 < n_done < n_trials:
         meter.say(f"{n_done} of {n_trials} trials done, going on")
 

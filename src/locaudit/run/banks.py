@@ -1,4 +1,4 @@
-"""How many edits run at once, where the settings leave it open."""
+"""Bank sizes: how many edits are trained and scored at once, if the settings do not say."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from locaudit.registry import METHODS
 from locaudit.run.plan import Banks
 
 SCORING_BANK = {"cpu": 4, "cuda": 32}
-"""Edits scored at once: decoding a few rows costs as much as decoding one."""
+"""Device -> edits scored at once. Decoding a few rows takes about as long as decoding one."""
 MAX_BANK = 64
-"""Most edits trained at once."""
+"""Largest number of edits trained at once."""
 N_TRIED = 32
-"""Questions of which the longest are tried."""
+"""Training questions from which the longest are taken to measure memory."""
 
 
 def bank_sizes(config: AuditConfig, model: Model, train: Forest) -> Banks:
-    """(edits trained together, edits scored together): as the settings say, else by device and memory."""
+    """(edits trained together, edits scored together), from the settings or else from the device and its memory."""
     trained = [(METHODS[name], settings) for name, settings in config.methods.items() if METHODS[name].trained]
     sizes = [
         settings.bank_size or _training_bank(method.fitter, settings, model, train) for method, settings in trained
@@ -38,7 +38,7 @@ def bank_sizes(config: AuditConfig, model: Model, train: Forest) -> Banks:
 
 
 def with_banks(config: AuditConfig, banks: Banks) -> AuditConfig:
-    """The settings with these sizes."""
+    """The settings with these bank sizes filled in."""
     methods = {
         name: replace(settings, bank_size=banks[0]) if METHODS[name].trained else settings
         for name, settings in config.methods.items()
@@ -47,9 +47,10 @@ def with_banks(config: AuditConfig, banks: Banks) -> AuditConfig:
 
 
 def _training_bank(fit: Any, settings: Any, model: Model, train: Forest) -> int:
-    """Edits to train at once: one on a CPU, where more gain nothing; else as many as fill the device, and fit.
+    """Number of edits to train at once: 1 on a CPU, where larger banks are not faster; more on a GPU.
 
-    One edit of the whole model runs first, a step of the longest of a few questions: its peak tells how many fit.
+    On a GPU, one training step of a whole-model edit on long questions measures the peak memory per edit. The bank is
+    as large as memory allows, but no larger than it takes to keep the GPU busy (`PART_TOKENS` per step).
     """
     if model.device.type != "cuda":
         return 1
@@ -59,7 +60,7 @@ def _training_bank(fit: Any, settings: Any, model: Model, train: Forest) -> int:
     data = TrainingData(
         longest,
         (1,) * len(longest.trees),
-        tuple(torch.zeros(len(tree.branches)) for tree in longest.trees),  # memory does not depend on it
+        tuple(torch.zeros(len(tree.branches)) for tree in longest.trees),  # memory does not depend on the values
     )
     shared = SimpleNamespace(
         model=model, training=data, residuals={"train": Residuals(model, longest)}, row_tokens=None

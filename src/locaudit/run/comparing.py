@@ -1,4 +1,4 @@
-"""Two judges on the answers of one run."""
+"""Compare two judges on the answers of one run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ from locaudit.store.run import Run, judged, load_run
 def compare_judges(
     folder: str | Path, first: JudgeChoice, second: JudgeChoice, aspect: str = "truth", *, progress: bool = True
 ) -> tuple[tuple[str, str], Agreement, tuple[Verdict, Verdict]]:
-    """Judge every distinct answer of a run by two judges; returns their names, agreement and the verdict by each.
+    """Let two judges judge every distinct answer of a run, and compare them.
 
-    A `first` of kind ``default`` is the run's own judge of the aspect, whose judgements are read and not made again.
-    Judgements are kept in the run. Raises `RunFolderError` for a run without answers.
+    Returns the judges' names, their agreement, and the run's verdict with each. If `first` has the kind ``default``, it
+    is the run's own judge of the aspect, and its stored judgements are used. New judgements are stored in the run.
+
+    Raises `RunFolderError` for a run without answers or if no answer was judged by both, `ConfigError` if the two
+    judges are the same or a judge's settings do not fit.
     """
     run = load_run(folder)
     keys = sorted(run.said)
@@ -35,7 +38,7 @@ def compare_judges(
         raise RunFolderError(
             got=f"{folder}, a run without answers",
             expected="a run that generated answers (evaluation.max_new_tokens above 0)",
-            remedy="run the audit first, or again with answers into another --out",
+            remedy="run the audit into the same folder again with evaluation.max_new_tokens = 50, which adds answers",
         )
     own = run.manifest.judges.get(aspect)
     sides: list[JudgeFacts] = []
@@ -44,7 +47,7 @@ def compare_judges(
             is_own = side == "first" and choice.kind == "default"
             try:
                 sides.append(own if is_own and own else _judge(store, run, choice, aspect, len(keys), progress))
-            except ConfigError as error:  # it names a run's settings
+            except ConfigError as error:  # its text names settings of a run: judges.truth becomes first or second
                 words = (x.replace(f"judges.{aspect}", side) for x in (error.got, error.expected, error.remedy))
                 raise ConfigError(**dict(zip(("got", "expected", "remedy"), words, strict=True))) from None
         tables = [store.judgements(side.fingerprint) for side in sides]
@@ -52,7 +55,7 @@ def compare_judges(
         raise ConfigError(
             got=f"{sides[0].name} twice",
             expected="two judges",
-            remedy="name another one as --second.kind and its model",
+            remedy="choose another kind (--second.kind) or another model for the second judge",
         )
     values = [[table.get(key, (None, ""))[0] for key in keys] for table in tables]
     agreement = compare(values[0], values[1], [question for question, _ in keys])
@@ -60,21 +63,21 @@ def compare_judges(
         raise RunFolderError(
             got=f"no answer that both judged ({' and '.join(map(str, agreement.missing))} of {len(keys)} missing)",
             expected="answers judged by both",
-            remedy="see to the judge that fails, then run the same command again",
+            remedy="fix the judge that fails, then run the same command again",
         )
     one, other = (_verdict_by(run, aspect, side, table) for side, table in zip(sides, tables, strict=True))
     return (sides[0].name, sides[1].name), agreement, (one, other)
 
 
 def _judge(store: Store, run: Run, choice: JudgeChoice, aspect: str, n_answers: int, progress: bool) -> JudgeFacts:
-    """Let a judge judge every answer of the run."""
+    """Let one judge judge every answer of the run, and return its name and fingerprint."""
     asked = {aspect: choice} | {other: JudgeChoice("none") for other in run.manifest.aspects if other != aspect}
     judges = build_judges(asked, run.manifest.aspects, generates=True, device=run.config.loading.device)
     if aspect not in judges:
         raise RunFolderError(
             got=f"a judge of kind {choice.kind} for {aspect} of {run.manifest.behaviour}",
             expected="a judge",
-            remedy="name its kind: reference, causal-lm or openai",
+            remedy="choose a kind that judges: reference, causal-lm or openai",
         )
     with show_progress(progress) as meter, closing(open_cache()) as cache:
         for line in estimate_cost(judges, store.questions("test"), n_answers):
@@ -84,7 +87,7 @@ def _judge(store: Store, run: Run, choice: JudgeChoice, aspect: str, n_answers: 
 
 
 def _verdict_by(run: Run, aspect: str, judge: JudgeFacts, table) -> Verdict:
-    """The run's verdict with that judge of the aspect; by the aspect's own score if no other has a judge."""
+    """The run's verdict with this judge. If no other aspect has a judge, the aspect itself is the score."""
     said = {**run.judgements, aspect: table}
     records = judged(run.trials, said, run.questions)
     score = resolve_score("auto", tuple(said)) if len(said) > 1 else aspect

@@ -1,4 +1,4 @@
-"""What a run folder says about itself: its manifest, made before the first trial."""
+"""Make a run's manifest: the facts about model, data, claim, methods and judges that a report needs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def make_manifest(
     banks: Mapping[str, tuple[int, int]],
     registration: Registration | None,
 ) -> Manifest:
-    """The manifest of a run that is about to start or go on."""
+    """The manifest of a run that is about to start or continue."""
     config, behaviour = inputs.config, inputs.behaviour
     kind, questions = find_kind(claim), behaviour.questions
     population = controls.population
@@ -83,12 +83,12 @@ def make_manifest(
 
 
 def describe_judges(judges: Mapping[str, Judge]) -> dict[str, JudgeFacts]:
-    """Aspect -> who judges it."""
+    """Aspect -> name and fingerprint of its judge."""
     return {aspect: JudgeFacts(judge.name, judge.fingerprint) for aspect, judge in judges.items()}
 
 
 def describe_device(device: torch.device) -> str:
-    """The device as torch names it, with the name of a GPU."""
+    """The device as torch names it; a GPU with its model name: ``cuda:0 (NVIDIA A100)``."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
@@ -108,7 +108,7 @@ def _method_facts(inputs: Inputs, model: Model, claim: Location, name: str) -> M
 
 
 def _describe_training(inputs: Inputs, model: Model, claim: Location, settings: Any) -> dict[str, Any]:
-    """How edits are trained here, of a method with the settings of `locaudit.methods.settings.TrainingSettings`."""
+    """Facts about training, for a method whose settings are `locaudit.methods.settings.TrainingSettings`."""
     questions = inputs.split.train[: settings.max_questions]
     n_pairs = sum(len(question.true) * len(question.false) for question in questions)
     size = step_size(settings.batching, settings.batch_size)
@@ -117,7 +117,7 @@ def _describe_training(inputs: Inputs, model: Model, claim: Location, settings: 
     return {
         "n_questions": len(questions),
         "n_pairs": n_pairs,
-        "n_steps": settings.epochs * -(-n_items // size),
+        "n_steps": settings.epochs * -(-n_items // size),  # steps per epoch, rounded up
         "batching": settings.batching,
         "batch_size": size,
         "optimizer": resolve_optimizer(settings.optimizer, model.device),

@@ -1,4 +1,4 @@
-"""A run's edit, chosen as its verdict chose it, in a form that other programs read."""
+"""Export an edit of a run as a PEFT adapter, a merged checkpoint or a file of vectors."""
 
 from __future__ import annotations
 
@@ -23,13 +23,19 @@ def export_edit(
     strength: float | None = None,
     model: Model | None = None,
 ) -> Path:
-    """Write the edit of a trial of a run, ``ARM/METHOD`` or ``control-N/METHOD``, and return what was written.
+    """Export one edit of a run into the folder `out`; returns the path that was written.
 
-    The folder `out` gets a LoRA adapter (``peft``), a whole checkpoint (``merged``), or ``edit.safetensors`` with each
-    site's A, B, c, mask and mean (``vectors``). `strength` picks one of the grid (None: the one that validation chose).
-    `model` takes the place of the run's own, which is loaded where weights are asked for.
+    `trial` names it as ``ARM/METHOD`` or ``control-N/METHOD``, for example ``claim/optimal`` or ``control-3/iti``.
+    `strength` is one of the method's grid; None takes the one that validation chose. `to` is the form:
 
-    Raises `RunFolderError` for a trial that the run does not have, `LocationError` for an edit that cannot become that.
+    - ``peft``: a LoRA adapter
+    - ``merged``: a whole checkpoint
+    - ``vectors``: ``edit.safetensors`` with each site's A, B, c, mask and mean
+
+    The first two need the model. It is loaded by the name in the run's settings unless `model` is given.
+
+    Raises `RunFolderError` for a trial or strength that the run does not have, and `LocationError` for an edit that
+    cannot have this form.
     """
     run = load_run(run_folder)
     record = _find(run.records, trial, strength, run.score)

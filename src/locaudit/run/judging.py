@@ -1,4 +1,4 @@
-"""Which judges an audit has, and what they say of the answers of its trials."""
+"""Choose and load the judges of an audit, and let them judge the generated answers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from locaudit.store.cache import Cache
 from locaudit.store.database import HeldOutQuestion, Store
 
 CHUNK = 256
-"""Answers judged between two writes: what a kill can lose."""
+"""Answers judged between two writes to disk. At most this many judgements are lost when a run is killed."""
 DEFAULT = "reference"
-"""The kind of judge behind ``default``."""
+"""The kind of judge that ``default`` stands for."""
 
 
 def choose_judges(
     chosen: Mapping[str, JudgeChoice], aspects: Collection[str], *, generates: bool
 ) -> dict[str, tuple[str, Any]]:
-    """Aspect -> (kind, settings) of its judge, for each chosen aspect whose kind is not ``none``. Loads nothing.
+    """Decide which judge rates each aspect: aspect -> (kind, settings). Loads nothing.
 
-    `aspects` are those that the behaviour names. The kind ``default`` is the bundled reference judge where the
-    behaviour names the aspect and `generates`, whether there are or may be answers; else none. Raises `ConfigError` for
-    a kind that does not fit the behaviour.
+    `chosen` has the choices of the settings, `aspects` the aspects that the behaviour names, and `generates` says
+    whether the run generates answers (or may do so). The kind ``default`` stands for the bundled reference judge if the
+    behaviour names the aspect and answers are generated, else for no judge. Aspects without a judge are left out.
+
+    Raises `ConfigError` for a judge without a prompt of its own on an aspect that the behaviour does not name.
     """
     found: dict[str, tuple[str, Any]] = {}
     for aspect in dict.fromkeys([*aspects, *chosen]):
@@ -38,8 +40,8 @@ def choose_judges(
         if name != "none" and aspect not in aspects and JUDGES[name].own_prompt(settings) is None:
             raise ConfigError(
                 got=f"a judge of {aspect}, without a prompt, for a behaviour that names nothing to judge (an A/B set)",
-                expected="a behaviour of questions with free answers, or what the judge is to be asked",
-                remedy=f"set judges.{aspect}.prompt of a kind that takes one, or take the kind none",
+                expected="a behaviour of questions with free answers, or a prompt for the judge",
+                remedy=f"set judges.{aspect}.prompt (kinds causal-lm and openai), or judges.{aspect}.kind to none",
             )
         if name != "none":
             found[aspect] = name, settings
@@ -49,9 +51,10 @@ def choose_judges(
 def build_judges(
     chosen: Mapping[str, JudgeChoice], aspects: Collection[str], *, generates: bool, device: str
 ) -> dict[str, Judge]:
-    """Aspect -> judge, as `choose_judges` has it; those of one kind are loaded together.
+    """Load the judges that `choose_judges` decides on: aspect -> judge.
 
-    Raises what `choose_judges` and the kinds' loaders raise.
+    Judges of one kind are loaded together, so that they can share a model. Raises the errors of `choose_judges` and of
+    the kinds' loaders.
     """
     kinds = choose_judges(chosen, aspects, generates=generates)
     found: dict[str, Judge] = {}
@@ -61,22 +64,25 @@ def build_judges(
 
 
 def check_judges(judges: Mapping[str, Judge]) -> None:
-    """Raise `ConfigError` unless judges are called by what they judge and differ."""
+    """Raise `ConfigError` for a judge of an unknown aspect, or for two judges with the same fingerprint."""
     unknown = [aspect for aspect in judges if aspect not in ASPECTS]
     if unknown:
         raise ConfigError(
-            got=f"a judge called {unknown[0]!r}", expected=f"one of {', '.join(ASPECTS)}", remedy="rename it"
+            got=f"a judge called {unknown[0]!r}", expected=f"one of {', '.join(ASPECTS)}", remedy="use one of these"
         )
     if len({judge.fingerprint for judge in judges.values()}) < len(judges):
         raise ConfigError(
             got="two judges with one fingerprint",
             expected="fingerprints that tell judges of different aspects apart",
-            remedy="let the fingerprint hash what is asked, too",
+            remedy="make the fingerprint depend on the aspect or the prompt, too",
         )
 
 
 def estimate_cost(judges: Mapping[str, Judge], questions: Sequence[HeldOutQuestion], n_answers: int) -> Iterator[str]:
-    """A line for each judge that costs something: what `n_answers` answers like the references would take at most."""
+    """For each judge that costs money: a line with the most that judging `n_answers` answers will cost.
+
+    Answers are assumed to be as long as the reference answers.
+    """
     for aspect, judge in judges.items():
         if isinstance(judge, Billed) and questions and n_answers:
             cases = [_case(question, question.true[0]) for question in questions]
@@ -91,10 +97,10 @@ def judge_answers(
     cache: Cache,
     say: Callable[[str], None],
 ) -> None:
-    """Judge every answer of the records that has no judgement yet; missing ones are tried again.
+    """Judge every answer of the records that has no judgement yet, including those whose judgement failed before.
 
-    Equal answers to a question are judged once, in any run of this user (`locaudit.store.cache`). Writes to the run
-    after each `CHUNK`; failures are counted aloud.
+    Equal answers to a question are judged once, across all runs of this user (`locaudit.store.cache`). Judgements are
+    written to the run after each `CHUNK`. The number of failures is reported through `say`.
     """
     questions = {split: store.questions(split) for split in ("val", "test")}
     words = {question.id: question for part in questions.values() for question in part}
@@ -108,7 +114,7 @@ def judge_answers(
     keys = list(dict.fromkeys(key for needed in todo.values() for key in needed))
     failed: dict[str, list[str]] = {}
     for start in range(0, len(keys), CHUNK):
-        for aspect, judge in judges.items():  # one chunk for all judges: some share the work on a case
+        for aspect, judge in judges.items():  # all judges on one chunk, since some share work on a case
             chunk = [key for key in keys[start : start + CHUNK] if key in todo[aspect]]
             found = _judge_chunk(judge, [_case(words[question], answer) for question, answer in chunk], cache)
             store.add_judgements(
@@ -135,13 +141,13 @@ def _judge_chunk(judge: Judge, cases: Sequence[Case], cache: Cache) -> list[Judg
 
 
 def _asked(judge: Judge, cases: Sequence[Case]) -> list[Judgement]:
-    """What the judge says, checked: a probability that is none is missing."""
+    """Ask the judge, and check its reply. A value that is not a probability becomes a missing judgement."""
     found = judge.score(cases)
     if len(found) != len(cases):
         raise ConfigError(
             got=f"{len(found)} judgements of {len(cases)} answers from {judge.name}",
             expected="one for each answer, in order",
-            remedy="mend its score(): a judgement that fails is Judgement(None, reason)",
+            remedy="fix its score(): it must return Judgement(None, reason) for an answer that it cannot judge",
         )
     return [_checked(judgement) for judgement in found]
 
@@ -150,7 +156,7 @@ def _checked(judgement: Judgement) -> Judgement:
     if judgement.probability is None:
         return Judgement(None, judgement.reason or "no reason given")
     p = float(judgement.probability)
-    return Judgement(p) if 0 <= p <= 1 else Judgement(None, f"{p} is no probability")
+    return Judgement(p) if 0 <= p <= 1 else Judgement(None, f"{p} is not a probability")
 
 
 def _address(judge: Judge, case: Case) -> str:

@@ -1,4 +1,4 @@
-"""A dry run: the first trials of claim, whole model and controls of each method, and the time of the others."""
+"""A dry run: run and time a few trials of each method, and estimate how long the others will take."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ from locaudit.store.run import load_run
 
 @dataclass(frozen=True)
 class Estimate:
-    """What is left of an audit, by the trials timed in its run folder. Made by `run_pilot`."""
+    """How much work an audit has left, estimated from the trials already timed. Made by `run_pilot`."""
 
     n_trials: Mapping[tuple[str, str], int]
-    """(arm, method) -> trials of the whole plan."""
+    """(arm, method) -> number of trials in the whole plan."""
     n_done: int
-    """Trials with a record, those timed now included."""
+    """Trials with a record, including those just timed."""
     n_answers: int
-    """Answers that are still to be generated, at most."""
+    """Answers still to be generated, at most."""
     n_tokens: int
-    """Tokens that the trials left run forward, were every layer run and every answer as long as it may be."""
+    """Tokens in the forward passes of the remaining trials, if every answer has the maximal length. An upper bound."""
     disk_bytes: int
-    """Disk that the trials left will take, like those that ended."""
+    """Disk space that the remaining trials will take, assuming the average of the finished ones."""
     seconds: float
-    """Wall-clock seconds of the trials left; loading and preparing, some seconds, are not among them."""
+    """Wall-clock seconds that the remaining trials will take, without loading the model and preparing."""
     spent: float
-    """Seconds of the trials timed now."""
+    """Wall-clock seconds of the trials just timed."""
     peak_bytes: int
-    """Most memory that this process, or its GPU, has held; 0 where unknown."""
+    """Peak memory of this process, or on the GPU if there is one; 0 if unknown."""
     notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
@@ -64,10 +64,10 @@ def run_pilot(
     progress: bool = True,
     prepared: Path | None = None,
 ) -> Estimate:
-    """Run the first trials of claim, whole model and controls of each method, unless they are done; extrapolate.
+    """Run the first trials of each method at the claim, in the whole model and at controls, and extrapolate.
 
-    Nothing computed is lost: the same audit into `out` goes on from there, and ends with the same records. No judge by
-    API is asked. Arguments and errors are those of `run_audit`.
+    The trials are kept: the same audit into `out` continues from there and ends with the same records. Judges that
+    cost money are not asked. Arguments and errors are those of `run_audit`.
     """
     inputs = read_inputs(config, behaviour, judges, model)
     billed = {aspect: judge for aspect, judge in inputs.judges.items() if isinstance(judge, Billed)}
@@ -89,10 +89,11 @@ def run_pilot(
 
 
 def pilot_groups(job: Job) -> list[list[TrialSpec]]:
-    """Groups of the plan with a trial of the unedited model, and for each method of whole model, claim and control.
+    """The groups to time: of each method, those that hold its first whole-model, claim and control trials.
 
-    Whole groups, so that the audit that goes on from there ends with the same bytes, and since what takes long is the
-    group: many edits at once take hardly longer than one where there are banks.
+    Whole groups are run, not single trials, for two reasons. The audit that continues from there has the same banks and
+    so the same results. And on a GPU a bank of many edits takes hardly longer than a single one, so that the time of a
+    single trial says little.
     """
     chosen: list[list[TrialSpec]] = []
     kinds = [{(pace_of(job.shared, spec), spec.arm) for spec in group} for group in job.groups]
@@ -135,7 +136,7 @@ def _estimate(
     pace: dict[str, list[float]] = {}
     for spec in specs:
         trial = spec.trial_id
-        if trial in done:  # of a kept edit, what was added alone
+        if trial in done:  # for a partly measured trial, only the time spent now
             pace.setdefault(pace_of(job.shared, spec), []).append(times[trial] - (spent[trial] if trial in kept else 0))
     mean = {name: sum(found) / len(found) for name, found in pace.items()}
     size = sum(path.stat().st_size for path in (store.folder / "trials.sqlite", *store.edits.iterdir()))

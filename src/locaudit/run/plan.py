@@ -1,4 +1,4 @@
-"""The plan of an audit: which trials there are, in which order, and which run together."""
+"""Plan an audit: which trials it has, in which order they run, and which run together."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from locaudit.registry import METHODS
 
 Groups = list[list[TrialSpec]]
 Banks = tuple[int, int]
-"""Edits trained together, and scored together."""
+"""(edits trained together, edits scored together)."""
 
 
 def fit_context(fingerprint: str, training: Forest, probing: Any, name: str, settings: Any) -> str:
-    """Hash of all that an edit depends on besides its trial: model, training questions as token ids, settings.
+    """Hash of everything that determines an edit besides its trial: model, training questions, settings.
 
-    The method's grid and how many edits are trained together stay out. `probing` is what activations were read with.
+    Training questions enter as token ids. `probing` are the settings that activations are read with. The method's grid
+    and its bank size are left out, because an edit does not depend on them.
     """
     method: Method = METHODS[name]
     values = {key: x for key, x in asdict(settings).items() if key not in (method.grid, "bank_size")}
@@ -40,11 +41,12 @@ def build_plan(
     banks: Banks,
     registration: str = "",
 ) -> Groups:
-    """Groups of trials in the order they run: base, claim, whole model, rest, controls; a group is scored as one bank.
+    """Groups of trials in the order they run: base, claim, whole model, rest, controls.
 
-    `contexts`: method -> `fit_context`; `NO_METHOD` -> that of the unedited model. Groups are fixed by the plan alone,
-    so that a resumed run trains and scores the same banks. Where controls may end early, a group of them is one
-    training bank.
+    Each group is scored as one bank. `contexts` maps each method to its `fit_context`, and `NO_METHOD` to the context
+    of the unedited model. Groups depend only on the plan and not on what is done already, so a resumed run trains and
+    scores the same banks. If controls may stop early, a group of them is only one training bank, so that the stopping
+    rule is checked more often.
     """
     seed = config.seed if config.training_seed is None else config.training_seed
 
@@ -68,12 +70,12 @@ def build_plan(
 
 
 def _arms(config: AuditConfig, method: Method, shape: Shape, claim: Location) -> list[tuple[Arm, Location]]:
-    """The places of a method besides the controls."""
+    """The arms of a method other than the controls, with their locations."""
     out: list[tuple[Arm, Location]] = [("claim", claim)]
     if method.whole and config.whole_model:
         out.append(("whole", Location.whole(claim.kind)))
         n_units = find_kind(claim).n_units(shape)
-        # There must be a rest, and the whole to compare it with.
+        # The rest is compared with the whole model, and must not be empty.
         if method.rest and config.rest and (n_units is None or len(claim) < n_units):
             out.append(("rest", claim.rest()))
     return out

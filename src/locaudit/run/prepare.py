@@ -1,4 +1,4 @@
-"""What all trials of an audit share, computed once and kept in the run folder's cache."""
+"""Compute what all trials of an audit share, once, and keep it in the run folder's cache."""
 
 from __future__ import annotations
 
@@ -39,59 +39,59 @@ Tensors = tuple[dict[str, Tensor], dict[str, Any]]
 
 @dataclass(frozen=True, eq=False)
 class Forests:
-    """The questions of each split as trees of token ids: what measurements and fits are found by."""
+    """The questions of each split as trees of token ids. Fits and measurements are identified by these ids."""
 
     train: Forest
-    """All training questions; trained methods may take the first ones only."""
+    """All training questions; a trained method may use only the first ones (``max_questions``)."""
     held_out: Mapping[str, Forest]
     """``val`` and ``test``."""
 
     @property
     def keys(self) -> dict[str, list[str]]:
-        """Of each question of a held-out split: what its measurements are found by."""
+        """Split -> for each held-out question, the key under which its measurements are stored."""
         return {name: question_keys(forest) for name, forest in self.held_out.items()}
 
 
 def question_keys(forest: Forest) -> list[str]:
-    """Of each question: hash of its prompt and answers as token ids."""
+    """For each question, the hash of its prompt and answers as token ids."""
     return [content_hash([forest.prefix + tree.prompt, tree.branches]) for tree in forest.trees]
 
 
 @dataclass(frozen=True, eq=False)
 class Preparing:
-    """What a method may prepare from: training questions only. Activations are read when first asked for."""
+    """What `Method.prepare` may use: the model and training questions only. Activations are read when first needed."""
 
     model: Model
     config: AuditConfig
     kind: str
-    """Of the claim."""
+    """Kind of the claim's units, such as ``head``."""
     questions: tuple[Question, ...]
     forest: Forest
-    """The same as trees."""
+    """The training questions as trees of token ids."""
     prompt: Prompt
     say: Say
 
     @property
     def blocks(self) -> tuple[int, int] | None:
-        """(units a layer, coordinates a unit) of the kind; None where units are no equal blocks."""
+        """(units per layer, coordinates per unit) of the kind; None for kinds whose units are not equal blocks."""
         return KINDS[self.kind].blocks(self.model.shape)
 
     @cached_property
     def activations(self) -> Activations:
-        """Of every unit, at the last token of each question with an answer."""
+        """Activations of every unit at the last token of each question and answer."""
         self.say("reading activations of the training questions")
         return self._read(self.config.probe.context)
 
     @cached_property
     def spread(self) -> Activations:
-        """Those that sigma is taken of: behind another question."""
+        """Activations for ITI's sigma, read where another question follows the answer."""
         if self.config.probe.context == "next_question":
             return self.activations
         return self._read("next_question")
 
     @cached_property
     def probes(self) -> Probes:
-        """Every unit's probe."""
+        """A probe for every unit."""
         probe, (n_units, _) = self.config.probe, self.blocks or (0, 0)
         self.say(f"fitting {self.model.n_layers * n_units} probes")
         return fit_probes(
@@ -117,7 +117,7 @@ class Probed:
 
 
 def plant_questions(inputs: Inputs, model: Model) -> Forests:
-    """Trees of all splits, checked against the model's context with the answers to come."""
+    """The trees of all splits. Raises an error if a question with its answer does not fit the model's context."""
     limit = inputs.config.evaluation.max_new_tokens
 
     def grow(questions: Sequence[Question], prompt: Prompt) -> Forest:
@@ -132,14 +132,15 @@ def plant_questions(inputs: Inputs, model: Model) -> Forests:
 
 
 def probing_settings(config: AuditConfig) -> list[Any]:
-    """What activations are read with; part of each fit's identity."""
-    # Not "chat": under that name an earlier version read activations in the form of qa.
+    """The settings that activations are read with; part of each fit's identity."""
+    # "turns" and not "chat": version 0.1.0 read activations in the style qa under the name "chat", and an edit of
+    # that version must not get the same identity.
     texts = "turns" if config.prompt.style == "chat" else config.prompt.style
     return [config.probe.context, config.seed, texts]
 
 
 def prepare_probes(store: Store, preparing: Preparing, key: str) -> Probed | None:
-    """Probes and norms of every unit, from training questions only; None for kinds without blocks."""
+    """Probes and activation norms of every unit, from training questions only; None for kinds without blocks."""
     if preparing.blocks is None:
         return None
 
@@ -160,15 +161,17 @@ def prepare_probes(store: Store, preparing: Preparing, key: str) -> Probed | Non
 def prepare_shared(
     store: Store, inputs: Inputs, preparing: Preparing, forests: Forests, contexts: Mapping[str, str], cache: Cache
 ) -> Shared:
-    """The unedited model's log-probabilities, the drift text, and what each method prepares.
+    """Compute or read the unedited model's log-probabilities, the drift documents and each method's tensors.
 
-    `contexts`: method -> `locaudit.run.plan.fit_context`, under which its tensors are kept.
+    `contexts` maps each method to its `locaudit.run.plan.fit_context`, under which its tensors are cached. Raises
+    `ModelError` if the unedited model's log-probabilities are not finite.
     """
     config, split, model, say = inputs.config, inputs.split, preparing.model, preparing.say
 
     def reference(name: str, forest: Forest) -> tuple[Tensor, ...]:
         if not forest.trees:  # nothing is trained
             return ()
+        # Cached question by question, so that only added questions are scored when a run grows.
         keys, file = question_keys(forest), f"reference-{name}"
         key = content_hash([model.fingerprint, "sums by question"])
         before = _read(store, file, key)
@@ -220,7 +223,7 @@ def prepare_shared(
 
 
 def borrow_cache(store: Store, folder: Path) -> None:
-    """Copy what another run prepared and this one lacks; it is used only under the same key."""
+    """Copy cached tensors that this run lacks from another run. They are used only if their key is the same."""
     for file in (folder / "cache").glob("*.safetensors"):
         if not (store.cache / file.name).exists():
             write_atomically(store.cache / file.name, file.read_bytes())
@@ -243,7 +246,7 @@ def _documents(store: Store, inputs: Inputs, model: Model, say: Say) -> Tensor:
 
 
 def _cached(store: Store, name: str, key: str, compute: Callable[[], Tensors]) -> Tensors:
-    """Tensors and JSON values from ``cache/{name}.safetensors`` if it was written under the same key, else computed."""
+    """Read tensors and JSON values from ``cache/{name}.safetensors`` if its key is the same, else compute them."""
     return _read(store, name, key) or _write(store, name, key, compute())
 
 

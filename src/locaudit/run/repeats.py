@@ -1,4 +1,4 @@
-"""The same audit several times, with other training seeds and question splits."""
+"""Run the same audit several times, with different training seeds and question splits."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from locaudit.store.folder import check_run, read_run
 
 
 def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
-    """Repeat `number` (from 0, the audit itself): the same seed of controls, another of training and split."""
+    """Settings of repeat `number`: other seeds for training and split, same controls. Repeat 0 is `config` itself."""
     split = dataclasses.replace(config.split, seed=config.split.seed + number)
     seed = config.seed if config.training_seed is None else config.training_seed
     return dataclasses.replace(config, training_seed=seed + number, split=split)
 
 
 def check_repeats(config: AuditConfig, repeats: int) -> None:
-    """Raise `ConfigError` unless the audit can be repeated so often."""
+    """Raise `ConfigError` if the number of repeats is out of range, or if controls may stop early."""
     if not 2 <= repeats <= MOST:
         raise ConfigError(
             got=f"{repeats} repeats", expected=f"2 to {MOST}", remedy="change --repeats; leave it out for one audit"
@@ -36,7 +36,7 @@ def check_repeats(config: AuditConfig, repeats: int) -> None:
         raise ConfigError(
             got=f"{repeats} repeats with stopping = {config.stopping}",
             expected="repeats with all of their controls, stopping = fixed",
-            remedy="leave out --stopping",
+            remedy="set stopping to fixed",
         )
 
 
@@ -50,14 +50,16 @@ def run_repeats(
     judges: Mapping[str, Judge] | None = None,
     progress: bool = True,
 ) -> None:
-    """Run ``repeat-0``, ``repeat-1``, ... under `out`, each a run folder; `locaudit.report.repeats` has their verdict.
+    """Run an audit `repeats` times, into the run folders ``repeat-0``, ``repeat-1``, ... in `out`.
 
-    Resumes as `run_audit` does. Behaviours with a split of their own keep it, and only training seeds differ.
+    It can be interrupted and resumed as `run_audit` can. Behaviours with a fixed split keep it, so that only training
+    seeds differ. `locaudit.report.repeats` combines the verdicts. Raises `ConfigError` for a number of repeats that
+    is out of range or lower than before, and the errors of `run_audit`.
     """
     check_repeats(config, repeats)
     inputs = read_inputs(config, behaviour, judges, model)
     config, registration = inputs.config, inputs.registration
-    del inputs  # its judges: each audit loads its own
+    del inputs  # frees its judges, because each audit loads its own
     check_repeats(config, repeats)
     held = dict(leaves(registration.values)) if registration else {}
     if fixed := [name for name in ("split.seed", "training_seed") if name in held]:
@@ -68,8 +70,8 @@ def run_repeats(
         )
     if repeats < (found := max(read_plan(out), default=0)):
         raise ConfigError(
-            got=f"{repeats} repeats, and {found} planned in {out}",
-            expected="at least as many: the verdict is that of all that were planned",
+            got=f"{repeats} repeats, but {found} were planned in {out}",
+            expected=f"at least {found}, since the verdict is over all planned repeats",
             remedy=f"give --repeats {found}, or another --out",
         )
     _check_folders(config, out, repeats, registration)
@@ -89,7 +91,7 @@ def run_repeats(
 
 
 def _check_folders(config: AuditConfig, out: str | Path, repeats: int, registration: Registration | None) -> None:
-    """Refuse a folder of something else, and earlier repeats of other settings or with a claim file of their own."""
+    """Refuse a folder that is not one of repeats, or whose repeats have other settings or another claim file."""
     if (Path(out) / "config.yaml").exists() or (Path(out) / "paper.yaml").exists():
         raise RunFolderError(
             got=f"{out}, which a single audit or a study wrote",
@@ -107,7 +109,7 @@ def _check_folders(config: AuditConfig, out: str | Path, repeats: int, registrat
             before = store.manifest.registration if store.manifest else None
         if registration is None and before is not None and len(begun) < repeats:
             raise RunFolderError(
-                got=f"new repeats without a claim file in {out}, whose first were registered by {before.file}",
-                expected="the same claim file for all",
-                remedy="give it again (--registered)",
+                got=f"new repeats without a claim file in {out}, whose first repeats have the claim file {before.file}",
+                expected="the same claim file for all repeats",
+                remedy="name it again with --registered",
             )

@@ -1,4 +1,4 @@
-"""Progress with an honest remaining time: from the pace of the trials that were really run."""
+"""Progress and the remaining time, estimated from the trials that this run has really run."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from locaudit.store.folder import has_trials
 from locaudit.store.run import load_run
 
 EVERY = 30.0
-"""Seconds between two lines off a terminal."""
+"""Seconds between two progress lines when the output is not a terminal."""
 
 
 class Pace:
-    """Seconds a trial of each kind, from the trials that this run has run: a method's, or those whose edit was kept."""
+    """Average seconds per trial, for each kind of trial (`locaudit.run.audit.pace_of`), from the trials of this run."""
 
     def __init__(self):
         self._trials: Counter[str] = Counter()
         self._seconds: Counter[str] = Counter()  # type: ignore[type-var]
 
     def add(self, method: str, n_trials: int, seconds: float) -> None:
-        """Count trials that ended; the unedited model's costs next to nothing and says nothing about the others."""
+        """Count trials that ended. The unedited model is left out, because it takes almost no time."""
         if method != NO_METHOD:
             self._trials[method] += n_trials
             self._seconds[method] += seconds  # type: ignore[assignment]
 
     def remaining(self, left: Mapping[str, int]) -> float | None:
-        """Seconds for the trials that are left, by method; a method not run yet goes at the others' pace.
+        """Estimated seconds for the remaining trials; `left` has their number by kind.
 
-        None as long as nothing was timed.
+        A kind that has not been timed yet is assumed to take the average of the others. None before any trial ended.
         """
         if not self._trials:
             return None
@@ -55,7 +55,7 @@ def describe_seconds(seconds: float) -> str:
 
 
 class Meter:
-    """What is shown while an audit runs."""
+    """Shows messages and progress while an audit runs."""
 
     def __init__(self, progress: Progress | None, console: Console):
         self._progress, self._console = progress, console
@@ -66,15 +66,15 @@ class Meter:
         self._done = self._total = 0
         self._stage = self._counts = ""
         self._lock = threading.RLock()
-        """Numbers are read by the thread that shows them."""
+        """Guards the numbers, which another thread reads to show them."""
 
     def say(self, text: str) -> None:
-        """A line about the stage."""
+        """Print a line about what is being done."""
         self._stage = text
         self._console.print(text, highlight=False, markup=False)
 
     def tell(self) -> None:
-        """A line with trials done, time left and current counts; before trials begin, the stage once more."""
+        """Print one line: trials done, time left, current counts. Before the first trial, repeat the last message."""
         if not self._total:
             text = f"still at work ({self._stage})" if self._stage else ""
         else:
@@ -84,7 +84,7 @@ class Meter:
             self._console.print(text, highlight=False, markup=False)
 
     def start(self, left: Mapping[str, int], done: int, counts: str = "") -> None:
-        """Begin: trials left by kind, and done before."""
+        """Start counting: `left` trials of each kind remain, `done` trials were done before."""
         with self._lock:
             self._left, self._done, self._total = Counter(left), done, done + sum(left.values())
             self._counts = counts
@@ -93,18 +93,18 @@ class Meter:
             self._task = self._progress.add_task("", total=self._total, completed=done, meter=self)
 
     def begin(self, what: str) -> None:
-        """A group of trials begins."""
+        """Note that a group of trials begins."""
         self._started = time.monotonic()
         if self._progress and self._task is not None:
             self._progress.update(self._task, description=what)
 
     @property
     def seconds(self) -> float:
-        """Since the group began, or its last part ended."""
+        """Seconds since the group began, or since its last part ended."""
         return time.monotonic() - self._started
 
     def end(self, ended: Counter[str], counts: str = "") -> None:
-        """Trials have ended, and are stored and judged: how many of each kind, which share the time."""
+        """Note that trials have been stored and judged: `ended` of each kind. The time is divided evenly among them."""
         with self._lock:
             seconds, n_trials = self.seconds, ended.total()
             for kind, n in ended.items():
@@ -119,7 +119,7 @@ class Meter:
             self.tell()
 
     def skip(self, group: Counter[str]) -> None:
-        """A group will not run: it is not needed."""
+        """Note that a group will not run, because controls stopped early."""
         with self._lock:
             self._left -= group
             self._total -= group.total()
@@ -127,7 +127,7 @@ class Meter:
             self._progress.update(self._task, total=self._total)
 
     def remaining_text(self) -> str:
-        """``about 7 min left``."""
+        """``about 7 min left``, or ``measuring the pace`` before any trial ended."""
         with self._lock:
             seconds = self.pace.remaining(self._left)
             if seconds is None:
@@ -142,7 +142,7 @@ class _Remaining(ProgressColumn):
 
 @contextmanager
 def show_progress(enabled: bool = True, every: float | None = None) -> Iterator[Meter]:
-    """A live bar on a terminal, plain lines elsewhere, at least one in `every` seconds; nothing when not enabled."""
+    """Show a live bar on a terminal. Elsewhere print a line at least every `every` seconds (None: `EVERY`)."""
     console = Console(stderr=True, quiet=not enabled)
     if not enabled:
         yield Meter(None, console)
@@ -158,7 +158,7 @@ def show_progress(enabled: bool = True, every: float | None = None) -> Iterator[
 
 @contextmanager
 def _telling(meter: Meter, every: float) -> Iterator[Meter]:
-    """A thread lets the meter tell how far it is, however long a group takes."""
+    """Print a progress line regularly from a thread, so that one appears even while a long group runs."""
     ended = threading.Event()
 
     def tell() -> None:
@@ -175,7 +175,7 @@ def _telling(meter: Meter, every: float) -> Iterator[Meter]:
 
 
 def say_resumed(folders: Sequence[Path], what: str, meter: Meter) -> None:
-    """Of several audits that go on: how many were finished before."""
+    """Say how many of several audits were finished before, if some but not all are."""
     begun = [folder for folder in folders if has_trials(folder)]
     n_done = sum(load_run(folder).is_finished for folder in begun)
     if begun and n_done < len(folders):

@@ -1,4 +1,8 @@
-"""How controls compare so far, and when they may end early: kept up to date with each trial that ends."""
+"""Early stopping: after each trial, compare the controls with the claim and decide whether more controls are needed.
+
+`locaudit.stats.sequential.Monitor` has the statistics, one monitor per method. This file feeds them. A place (claim or
+control) counts once all its strengths have been run and judged, because only then can validation choose one.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,13 @@ from locaudit.store.run import judged, read_judgements
 
 
 class Stopping:
-    """A `Monitor` a method, fed with each place whose trials have all ended and been judged."""
+    """One `Monitor` per method, updated with each place whose trials have all been stored and judged."""
 
     def __init__(self, store: Store, config: AuditConfig, manifest: Manifest, before: Sequence[TrialRecord]):
         self._store, self._manifest = store, manifest
         self._is_fixed = config.stopping == "fixed"
         self._score = resolve_score(config.score, tuple(manifest.judges))
-        self._told: set[str] = set()
+        self._told: set[str] = set()  # methods for which `is_news` was asked
         self._monitors = {
             name: Monitor(
                 rule=config.stopping,
@@ -33,11 +37,12 @@ class Stopping:
             )
             for name, facts in manifest.methods.items()
         }
+        # (method, arm, control) -> its trials so far; complete when there is one for each strength
         self._waiting: dict[tuple[str, Arm, int], list[TrialRecord]] = defaultdict(list)
-        self.add(before)
+        self.add(before)  # a resumed run starts with what it knew
 
     def add(self, trials: Sequence[TrialRecord]) -> None:
-        """Take note of trials that are stored and judged."""
+        """Add trials that have been stored and judged."""
         questions = {split: tuple(self._store.questions(split)) for split in ("val", "test")}
         answers = {
             (question.id, answer)
@@ -50,24 +55,24 @@ class Stopping:
             spec = record.spec
             trials = self._waiting[spec.method, spec.arm, spec.control]
             trials.append(record)
-            if spec.method == NO_METHOD:  # of the unedited model only missing judgements count, for every method
+            if spec.method == NO_METHOD:  # every method is compared with it; only its missing judgements matter
                 for monitor in self._monitors.values():
                     monitor.add(BASE, *score_place(trials, self._score))
             elif len(trials) == self._manifest.methods[spec.method].n_strengths:
                 self._monitors[spec.method].add((spec.arm, spec.control), *score_place(trials, self._score))
 
     def describe(self) -> str:
-        """How many controls do at least as well as the claim so far, for each method whose claim is scored."""
+        """For each method whose claim is scored, how many controls do at least as well; empty if there is none."""
         seen = {name: monitor.seen for name, monitor in self._monitors.items() if monitor.seen.n}
         counts = "; ".join(f"{name} {look.n_at_least} of {look.n}" for name, look in seen.items())
         return f"controls at least as good as the claim: {counts}" if counts else ""
 
     def has_ended(self, method: str) -> bool:
-        """Whether the method's answer is clear."""
+        """Whether more controls could not change the method's answer; always False with ``stopping = fixed``."""
         return not self._is_fixed and self._monitors[method].state != "open"
 
     def is_news(self, method: str) -> bool:
-        """Whether this is asked for the first time."""
+        """Whether this is the first call for the method, so that the end of its controls is reported once."""
         fresh = method not in self._told
         self._told.add(method)
         return fresh

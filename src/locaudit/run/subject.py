@@ -1,6 +1,6 @@
-"""What an audit starts from: inputs read and checked before any folder is touched, and the subject, loaded.
+"""Read and check the inputs of an audit before its run folder is touched, and load the model (the subject).
 
-Torch is imported only where something is loaded: what settings and files alone refuse is refused at once.
+Torch is imported only when something is loaded, so that bad settings and files are refused at once.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """Everything that is read from files and settings; the model comes apart, since it takes longest."""
+    """Everything that is read from settings and files, except the model, which takes longest to load."""
 
     config: AuditConfig
-    """The settings, a claim file replaced by what it says now, so that a folder never mixes two claims.
+    """The complete settings, including those of the claim file.
 
-    ``evaluation.max_new_tokens`` is a number.
+    The claim is spelled out, so a claim file that changes later cannot mix two claims in one run folder.
+    ``evaluation.max_new_tokens`` is a number here, never None.
     """
     behaviour: Behaviour
     split: Split
     scoring: Prompt
     """Format of the questions that are scored and answered."""
     training: Prompt
-    """Format of those that edits are trained on."""
+    """Format of the questions that edits are trained on."""
     drift_text: bytes
     claim: Location | None
-    """None: the top-k probed heads."""
+    """None stands for the k heads with the most accurate probes."""
     judges: Mapping[str, Judge]
     registration: Registration | None
-    """The claim file, whose settings are among `config`'s; None without one."""
+    """The claim file, whose settings are part of `config`; None without one."""
 
 
 def read_inputs(
@@ -58,7 +59,10 @@ def read_inputs(
     judges: Mapping[str, Judge] | None = None,
     model: Model | None = None,
 ) -> Inputs:
-    """Read what the settings name, and load the judges. Raises `LocauditError`; arguments as in `read_settings`."""
+    """Read and check everything that the settings name, and load the judges.
+
+    Arguments are those of `read_settings`. Raises `LocauditError` for anything that cannot be used.
+    """
     inputs = read_settings(config, behaviour, judges, model)
     config, behaviour = inputs.config, inputs.behaviour
     if judges is None:
@@ -75,17 +79,18 @@ def read_settings(
     judges: Mapping[str, Judge] | None = None,
     model: Model | None = None,
 ) -> Inputs:
-    """Everything of `read_inputs` but the judges, which are only checked; nothing is loaded.
+    """Do what `read_inputs` does, but only check the judges' settings: no judge and no model is loaded.
 
-    `behaviour`, `judges` and `model` take the place of what the settings name, but not of what a claim file names
-    (``registered``). A claim outside the model is refused as far as the model's files say its shape.
+    `behaviour`, `judges` and `model` are used instead of those that the settings name; they must be those that a claim
+    file (``registered``) names. A claim outside the model is refused here if the model's files tell its shape, else
+    when the model is loaded (`check_subject`). Raises `LocauditError`.
     """
     load_plugins(config.plugins)
     registration = None
     if config.registered is not None:
         registration = _read_claim_file(config.registered)
         _check_objects(registration, behaviour, judges, model)
-        if config.claim is not None:  # however it is written, the same location is no contradiction
+        if config.claim is not None:  # the same location may be written in several ways
             config = replace(config, claim=str(parse_location(config.claim)))
         config = hold(registration, config)
     behaviour = behaviour or load_behaviour(config.behaviour)
@@ -117,7 +122,7 @@ def read_settings(
 
 
 def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
-    """The questions as the settings split them."""
+    """Split the behaviour's questions as the settings say."""
     s = config.split
     return split_questions(
         behaviour, s.fractions, seed=s.seed, max_train=s.max_train, max_val=s.max_val, max_test=s.max_test
@@ -125,14 +130,14 @@ def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
 
 
 def load_subject(config: AuditConfig) -> Model:
-    """The model that is audited."""
+    """Load the model that is audited."""
     from locaudit.models.load import load_model
 
     return load_model(config.model, **asdict(config.loading))
 
 
 def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> None:
-    """Refuse what this model does not have, or cannot be trained with on its device, before any work."""
+    """Raise an error if the claim does not fit the model, or if an optimizer cannot run on its device."""
     from locaudit.methods.optimizers import resolve_optimizer
 
     if claim is not None:
@@ -143,7 +148,7 @@ def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> 
 
 
 def _read_claim_file(path: str) -> Registration:
-    """The claim file, with the claim spelled as records spell it."""
+    """Read a claim file, with its claim in the spelling that records use."""
     registration = read_registration(path)
     claim = registration.values["claim"]
     if claim is None:
@@ -164,25 +169,25 @@ def _check_objects(
     judges: Mapping[str, Judge] | None,
     model: Model | None,
 ) -> None:
-    """What comes from Python is what the claim file names, as far as it names it."""
+    """Raise `ConfigError` if objects passed from Python differ from what the claim file names."""
     values = registration.values
     for name, thing in (("model", model), ("behaviour", behaviour)):
         if thing is not None and values.get(name, thing.name) != thing.name:
             raise ConfigError(
                 got=f"the {name} {thing.name!r} from Python, and {values[name]!r} in {registration.file}",
                 expected="what the claim file fixed before the run",
-                remedy=f"leave the {name} out, so that it is loaded by that name",
+                remedy=f"pass {values[name]!r} as {name}, so that it is loaded by that name",
             )
     if judges is not None and "judges" in values:
         raise ConfigError(
             got=f"judges from Python, and others in {registration.file}",
             expected="what the claim file fixed before the run",
-            remedy="leave one of the two out",
+            remedy="leave judges out of the call, so that those of the claim file are loaded",
         )
 
 
 def _check_score(config: AuditConfig, judges: Mapping[str, object]) -> None:
-    """A score that needs a judge who is not there raises `ConfigError` before anything runs."""
+    """Raise `ConfigError` if the score needs a judge that is not there."""
     score = resolve_score(config.score, tuple(judges))
     needed = [aspect for aspect in find_score(score).needs if aspect != "*"]
     if any(aspect not in judges for aspect in needed):

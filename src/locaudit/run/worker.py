@@ -1,9 +1,15 @@
-"""The worker: fits and scores groups of trials. No clock, no global random state; the driver alone writes.
+"""Fit and score groups of trials. A worker uses neither a clock nor global random state.
 
-    Worker(shared).run(group)  ->  records, each with its edit
+    Worker(shared).run(group)  ->  (record, edit) pairs
 
-What it needs lies in the run folder (settings, what is prepared) and where the settings point (model, data), so that a
-worker can be made anywhere.
+A worker can be built on any machine from the run folder (settings and prepared tensors) and from the model and data
+that the settings name. Only the driver (`locaudit.run.audit`) writes to the run folder.
+
+Edits run in banks: K edits in one batch (`locaudit.edits.bank`). Trained methods fit one bank of ``bank_size`` edits at
+a time; then all edits of the group are scored as one bank. The bank size changes results only by rounding errors.
+
+A trial that is partly measured, for example because test questions were added, is *kept*: its edit is loaded from the
+run folder, and only the missing questions and answers are measured.
 """
 
 from __future__ import annotations
@@ -41,22 +47,24 @@ from locaudit.store.database import Kept, join
 
 NOT_FINITE = "scores under the edit are not finite"
 LEAST_ROW_TOKENS = 64
-"""Below this many tokens at once, a device has no memory to work in."""
+"""Padded tokens per forward below which batches are not halved again: the device is too small."""
 OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """The questions of one split as they are scored, with the unedited model's log-probabilities."""
+    """The questions of one held-out split, with the unedited model's answer log-probabilities."""
 
     questions: tuple[Question, ...]
     forest: Forest
+    """The same questions as trees of token ids."""
     reference: tuple[Tensor, ...]
+    """For each question, the unedited model's log-probability of each answer: (answers,)."""
     keys: tuple[str, ...] = ()
-    """What their measurements are found by (`locaudit.store.database`)."""
+    """For each question, the key under which the database stores its scores (`locaudit.store.database`)."""
 
     def only(self, keys: frozenset[str]) -> HeldOut:
-        """Those of its questions that are among `keys`."""
+        """The questions whose key is in `keys`."""
         chosen = [i for i, key in enumerate(self.keys) if key in keys]
         return HeldOut(
             tuple(self.questions[i] for i in chosen),
@@ -68,7 +76,7 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """What all trials of an audit share. A trial depends on this and its own identity only."""
+    """What all trials of an audit share. A trial's result depends only on this and on its `TrialSpec`."""
 
     model: Model
     config: AuditConfig
@@ -76,55 +84,56 @@ class Shared:
     splits: Mapping[str, HeldOut]
     """``val`` and ``test``."""
     drift: DriftText | None
-    """None where drift is known already."""
+    """Documents for measuring drift; None if drift is not to be measured again."""
     cache: Cache
-    """Answers generated before."""
+    """Answers generated earlier, in any run of this user."""
     answer_format: Prompt
-    """Says where an answer ends."""
+    """Prompt format; it determines where a generated answer ends."""
     prepared: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """Method -> what its edits share (`locaudit.methods.Method.prepare`)."""
+    """Method -> tensors that all its edits use (`locaudit.methods.Method.prepare`)."""
     row_tokens: int | None = None
-    """Padded tokens of one forward (None: by device); less after a device ran out of memory."""
+    """Padded tokens per forward; None for the device's default. Halved when the device runs out of memory."""
     fitted: dict[str, Fit] = field(default_factory=dict)
-    """Edits of trials without a record yet, by id: scoring them may run out of memory and be tried again."""
+    """Trial id -> its edit, until it is scored. If scoring runs out of memory, the edit need not be fitted again."""
     kept: Mapping[str, Kept] = field(default_factory=dict)
-    """Trials that the run has a part of, by id: their edits are there, some questions or answers are not."""
+    """Trial id -> what is stored of a partly measured trial: its edit exists, some scores or answers do not."""
     edits: Path = Path()
-    """Folder of the edits that the run has."""
+    """Folder of the saved edits."""
     parts: dict[frozenset[str], Shared] = field(default_factory=dict)
-    """What `only` has made."""
+    """Results of `only`, so that each subset of questions and its residual streams are built once."""
 
     def only(self, keys: frozenset[str]) -> Shared:
-        """The same with these held-out questions alone, to measure what kept trials lack."""
+        """A copy restricted to the held-out questions in `keys`, for measuring what partly measured trials lack."""
         if keys not in self.parts:
             splits = {name: held.only(keys) for name, held in self.splits.items()}
             splits = {name: held for name, held in splits.items() if held.keys}
+            # Drift was measured when the edit was first scored, and does not depend on the questions.
             self.parts[keys] = replace(self, splits=splits, drift=None, parts={})
         return self.parts[keys]
 
     @cached_property
     def residuals(self) -> dict[str, Residuals]:
-        """Residual streams of the unedited model on ``train``, ``val`` and ``test``, read when first needed."""
+        """Residual streams of the unedited model on ``train``, ``val`` and ``test``, computed when first needed."""
         forests = {"train": self.training.forest} | {name: held.forest for name, held in self.splits.items()}
         return {name: Residuals(self.model, forest) for name, forest in forests.items()}
 
 
 Result = tuple[TrialRecord, Edit | None]
-"""None for the unedited model and for an edit that diverged."""
+"""A trial's record, and its edit if that is to be saved (None: unedited model, diverged, or saved already)."""
 
 
 class Worker:
-    """Runs groups of trials; where memory runs out, in parts: fewer edits at once, then shorter batches."""
+    """Runs groups of trials. If memory runs out, it tries again with fewer edits at once, then with smaller batches."""
 
     def __init__(self, shared: Shared, say: Callable[[str], None] = lambda _: None):
         self._shared, self._say = shared, say
         self._most: dict[str, int] = {}
-        """Method -> edits that fitted."""
+        """Method -> largest number of edits at once that fits in memory, once a larger one did not."""
 
     def run(self, group: Sequence[TrialSpec], on_step: OnStep | None = None) -> Iterator[list[Result]]:
-        """Results of the group's trials, in one part or several.
+        """Yield the results of the group's trials, in order, in one or several parts.
 
-        Raises `ModelError` when the smallest batch does not fit; parts that came before are the caller's already.
+        Raises `ModelError` if even one edit with the smallest batch does not fit. Parts yielded before stay valid.
         """
         method = group[0].method
         size = min(self._most.get(method, len(group)), len(group))
@@ -142,13 +151,14 @@ class Worker:
                 self._shorten(part)
 
     def _try(self, part: Sequence[TrialSpec], on_step: OnStep | None) -> list[Result] | None:
-        """Results; None when memory ran out."""
+        """The results, or None if memory ran out."""
         try:
             return run_trials(self._shared, part, on_step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Here, not in the except clause: the error's traceback holds the tensors that did not fit.
+        # Memory is released here and not in the except clause, because there the error's traceback still refers to the
+        # tensors that did not fit.
         vars(self._shared).pop("residuals", None)
         self._shared.parts.clear()
         release(self._shared.model.device)
@@ -161,15 +171,15 @@ class Worker:
                 got=f"a device without memory for one edit and {tokens} tokens at once ({part[0].method} at the "
                 f"{part[0].arm})",
                 expected="memory for the model and a training step",
-                remedy="free memory, load in bfloat16 (loading.dtype), lower the method's batch_size, or take a larger "
-                "device; trials that have ended are kept, and the same command goes on from there",
+                remedy="free memory or choose another loading.device, and run the same command again (finished trials "
+                "are kept); or use a new --out with loading.dtype bfloat16 or a smaller batch_size of the method",
             )
         self._shared = replace(self._shared, row_tokens=tokens // 2)
         self._say(f"out of memory with one edit: going on with {tokens // 2} tokens at once")
 
 
 def scored_splits(config: AuditConfig, spec: TrialSpec) -> tuple[str, ...]:
-    """Splits that a trial is scored on: validation only where there is a strength to choose."""
+    """The splits that a trial is scored on. Validation is needed only if its method has several strengths."""
     if spec.method == NO_METHOD:
         return ("val", "test")
     grid = METHODS[spec.method].strengths(config.methods[spec.method])
@@ -177,11 +187,11 @@ def scored_splits(config: AuditConfig, spec: TrialSpec) -> tuple[str, ...]:
 
 
 Lack = tuple[frozenset[str], frozenset[str]]
-"""Keys of the questions that a trial is to be scored on, and of those that it is to answer."""
+"""What a trial still needs: keys of the questions to score, and keys of the questions to generate answers for."""
 
 
 def find_lack(shared: Shared, spec: TrialSpec) -> Lack:
-    """What is still to be measured of a trial: all of it, unless the run has a part."""
+    """What is still to be measured for a trial: everything, or what a partly measured trial lacks."""
     names, kept = scored_splits(shared.config, spec), shared.kept.get(spec.trial_id)
     keys = frozenset(key for name in names for key in shared.splits[name].keys)
     asked = keys if shared.config.evaluation.max_new_tokens else frozenset()
@@ -189,10 +199,12 @@ def find_lack(shared: Shared, spec: TrialSpec) -> Lack:
 
 
 def run_trials(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None = None) -> list[Result]:
-    """Records of trials of one method, in order, each with its edit unless that is kept already or diverged.
+    """Fit and score trials of one method; returns their results in the order of `specs`.
 
-    Trials of which the run has a part keep their edits, and only what they lack is measured.
+    For partly measured trials, the saved edit is loaded and only what is missing is measured.
     """
+    # One bank scores the same questions under all its edits, so partly measured trials are grouped by what they lack.
+    # None stands for trials that are not measured at all and still have to be fitted.
     alike: dict[Lack | None, list[TrialSpec]] = {}
     for spec in specs:
         alike.setdefault(find_lack(shared, spec) if spec.trial_id in shared.kept else None, []).append(spec)
@@ -206,8 +218,13 @@ def run_trials(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | Non
 def _run_kept(
     shared: Shared, specs: Sequence[TrialSpec], unscored: frozenset[str], unanswered: frozenset[str]
 ) -> list[Result]:
-    """Measure kept edits on the questions that they lack; whole records."""
+    """Measure saved edits on the questions that they lack, and return complete records.
+
+    All `specs` lack the same: scores on the questions `unscored`, generated answers to the questions `unanswered`.
+    """
     parts = [shared.kept[spec.trial_id] for spec in specs]
+    # Scoring also generates answers. What remains are questions that have scores but no answer, as in a run that
+    # generated nothing at first.
     scoring, asking = shared.only(unscored), shared.only(unanswered - unscored)
     if specs[0].method == NO_METHOD:
         edits, scored = None, [_base_scores(scoring) for _ in specs]
@@ -220,6 +237,7 @@ def _run_kept(
         if scores is None:
             out.append((TrialRecord(spec, "diverged", NOT_FINITE, training=part.record.training), None))
             continue
+        # Old and new values are joined by question key, then put back in the order of each split.
         values, texts = dict(part.scores), dict(part.answers)
         for name, metrics in scores.get("questions", {}).items():
             for i, key in enumerate(scoring.splits[name].keys):
@@ -233,7 +251,7 @@ def _run_kept(
 
 
 def _run_new(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None) -> list[Result]:
-    """Fit edits and score them together as one bank."""
+    """Fit edits, then score all that did not diverge as one bank."""
     if specs[0].method == NO_METHOD:
         return [(TrialRecord(spec, "ok", "", **_base_scores(shared)), None) for spec in specs]
     fits = _fit(shared, specs, on_step)
@@ -248,13 +266,13 @@ def _run_new(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None)
         else:
             record = TrialRecord(spec, "ok", "", **scores, training=training, edit=spec.edit_file)
             out.append((record, fit.edit))
-    for spec in specs:
+    for spec in specs:  # only now: if `_score` runs out of memory, the fits are used again
         shared.fitted.pop(spec.trial_id, None)
     return out
 
 
 def _fit(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None) -> list[Fit]:
-    """The trials' edits; trained ones in banks of ``bank_size``."""
+    """Fit the trials' edits, reusing those in `shared.fitted`. Trained methods train ``bank_size`` edits at a time."""
     method, settings = METHODS[specs[0].method], shared.config.methods[specs[0].method]
     todo = [spec for spec in specs if spec.trial_id not in shared.fitted]
     size = (getattr(settings, "bank_size", None) or 1) if method.trained else max(len(todo), 1)
@@ -267,10 +285,14 @@ def _fit(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None) -> 
 
 
 def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) -> list[dict[str, Any] | None]:
-    """A record's metrics, drift, questions and answers under each edit; None where a number is not finite."""
+    """Score a bank of edits.
+
+    Returns for each edit its record's metrics, drift, questions and answers; None if a number is not finite.
+    """
     bank = stack(shared.model, edits)
     names = [name for name in scored_splits(shared.config, specs[0]) if name in shared.splits]
     prefixes = _prefixes(shared, names, bank)
+    # split -> for each question, log-probabilities (edits, answers)
     sums = {
         name: answer_log_probs(
             shared.model,
@@ -289,6 +311,7 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
         if all(torch.isfinite(x[k]).all() for rows in sums.values() for x in rows)
         and all(map(math.isfinite, drift[k].values()))
     ]
+    # The prefixes' keys and values have a row per edit of the whole bank, so they fit only if no edit is left out.
     whole_bank = len(alive) == len(edits)
     said = _answers(shared, names, [edits[k] for k in alive], prefixes if whole_bank else {}) if alive else []
     out: list[dict[str, Any] | None] = [None] * len(edits)
@@ -300,7 +323,7 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
 def _measured(
     shared: Shared, sums: Mapping[str, Sequence[Tensor]], drift: Mapping[str, float], answers: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A record's fields from the log-probabilities of each split's answers."""
+    """A record's fields, from the answer log-probabilities of each split: one tensor (answers,) per question."""
     questions = {
         name: score_questions(shared.splits[name].questions, rows, shared.splits[name].reference)
         for name, rows in sums.items()
@@ -309,7 +332,7 @@ def _measured(
 
 
 def _prefixes(shared: Shared, names: Sequence[str], bank: EditBank) -> dict[str, Prefix | None]:
-    """Keys and values of the prefix of each split's prompts, run once where they are the same."""
+    """KV cache of the prefix of each split's prompts under the bank; splits with equal prefixes share one."""
     out: dict[tuple[int, ...], Prefix | None] = {}
     with torch.no_grad():
         for name in names:
@@ -322,7 +345,7 @@ def _prefixes(shared: Shared, names: Sequence[str], bank: EditBank) -> dict[str,
 def _answers(
     shared: Shared, names: Sequence[str], edits: Sequence[Edit] | None, prefixes: Mapping[str, Prefix | None]
 ) -> list[dict[str, tuple[str, ...]]]:
-    """Split -> answers, for each edit (for the unedited model alone when None)."""
+    """Generate answers. Returns for each edit: split -> answers. `edits` None stands for the unedited model alone."""
     limit = shared.config.evaluation.max_new_tokens
     n_edits = 1 if edits is None else len(edits)
     if not limit:
@@ -344,7 +367,7 @@ def _answers(
 
 
 def _base_scores(shared: Shared) -> dict[str, Any]:
-    """The unedited model's scores come from the reference log-probabilities themselves."""
+    """Scores of the unedited model. Its log-probabilities are the reference, so nothing is scored again."""
     drift = measure_drift(shared.model, shared.drift, None)[0] if shared.drift else {}
     answers = _answers(shared, tuple(shared.splits), None, {})[0]
     sums = {name: held.reference for name, held in shared.splits.items()}

@@ -1,8 +1,10 @@
-"""Where is it kept? The run folder, its database, and what all runs of a user share.
+"""Run folders, their database, and the cache that all runs of a user share.
 
-config.yaml      the configuration, every default spelled out
-trials.sqlite    fits, measurements, answers and their judgements, manifest
-edits/           one safetensors file a fit
-cache/           what all trials share (activations' statistics, reference log-probabilities, drift text)
-verdict.json, report.html, figures/
+A run folder holds:
+
+config.yaml      all settings, with every default spelled out
+trials.sqlite    fits, scores, generated answers and their judgements, manifest
+edits/           one safetensors file per edit
+cache/           what all trials share: probes, the unedited model's log-probabilities, drift documents
+verdict.json, trials.csv, report.html, figures/
 """

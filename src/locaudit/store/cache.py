@@ -1,8 +1,8 @@
-"""What was generated and judged before, in any run: a content-addressed store shared by all runs of a user.
+"""A cache of generated answers and judgements, shared by all runs of a user.
 
-An address is a hash of all that a value is known to depend on, so an entry is not replaced, only left unused. The
-folder is ``$LOCAUDIT_CACHE``, else ``$XDG_CACHE_HOME/locaudit``, else ``~/.cache/locaudit``; ``LOCAUDIT_CACHE=off``
-keeps nothing on disk. Losing the file loses time only.
+The address of an entry is a hash of everything that its value depends on, so entries never have to be replaced. The
+folder is ``$LOCAUDIT_CACHE``, else ``$XDG_CACHE_HOME/locaudit``, else ``~/.cache/locaudit``. With
+``LOCAUDIT_CACHE=off`` nothing is kept on disk. The file can be deleted at any time: what it held is computed again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 _CHUNK = 500
-"""Addresses of one query; SQLite allows a limited number of parameters."""
+"""Addresses per query; SQLite limits the number of parameters."""
 
 
 class Cache:
-    """Address -> JSON value, in a dict and, if there is a file, in SQLite. Trouble with the file is a warning."""
+    """Maps addresses to JSON values, in an SQLite file or, without one, in memory.
+
+    If the file cannot be used, there is a warning and the cache continues in memory.
+    """
 
     def __init__(self, path: Path | None = None):
         self._memory: dict[str, Any] = {}
@@ -38,7 +41,7 @@ class Cache:
             self._give_up(path, error)
 
     def get(self, addresses: Sequence[str]) -> dict[str, Any]:
-        """Values of those addresses that have one."""
+        """The values of those addresses that are in the cache."""
         found = {address: self._memory[address] for address in addresses if address in self._memory}
         if self._connection is not None:
             wanted = [address for address in dict.fromkeys(addresses) if address not in found]
@@ -55,7 +58,7 @@ class Cache:
         return found
 
     def put(self, values: Mapping[str, Any]) -> None:
-        """Keep values, all or none of them; an address keeps the value that it has."""
+        """Store values in one transaction. An address that has a value already keeps it."""
         if self._connection is None:
             self._memory.update({address: value for address, value in values.items() if address not in self._memory})
             return
@@ -77,8 +80,8 @@ class Cache:
 
     def _give_up(self, what: object, error: Exception) -> None:
         warnings.warn(
-            f"the cache of generations and judgements cannot use {what} ({error}); going on without it. "
-            "LOCAUDIT_CACHE names another folder, or is 'off'",
+            f"the cache of generated answers and judgements cannot use {what} ({error}); going on without it. "
+            "Set LOCAUDIT_CACHE to another folder, or to 'off'",
             UserWarning,
             stacklevel=3,
         )
@@ -86,17 +89,17 @@ class Cache:
 
 
 def cache_folder() -> Path | None:
-    """The folder that the environment names; None if nothing is to be kept on disk."""
+    """The cache folder that the environment sets; None if nothing is to be kept on disk."""
     named = os.environ.get("LOCAUDIT_CACHE")
     if named == "off":
         return None
     try:
         return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "locaudit"
-    except RuntimeError:  # a user without a home, as in some containers
+    except RuntimeError:  # the user has no home folder, as in some containers
         return None
 
 
 def open_cache() -> Cache:
-    """The user's cache, at the place that the environment names."""
+    """Open the user's cache in `cache_folder`."""
     folder = cache_folder()
     return Cache(folder and folder / "answers.sqlite")

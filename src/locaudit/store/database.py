@@ -1,7 +1,13 @@
-"""The database of a run: fits, measurements, questions, judgements, manifest. A group of trials is one transaction.
+"""The database of a run: fits, scores, answers, questions, judgements and the manifest.
 
-A fit gives an edit; a measurement is a value of an edit at a question. Both are found by what they depend on, so that a
-run can grow in controls, questions, judges or scores and only what is missing runs.
+A *fit* finds an edit; a *measurement* is a score of an edit on one question, or its answer to it. Fits are stored under
+a hash of what determines the edit (`TrialSpec.trial_id`), measurements under the fit and a hash of the question's
+tokens. Neither depends on how many controls, questions or judges there are. When one of these is raised, everything
+stored stays valid and only what is missing runs.
+
+A trial is therefore *whole* or *partial* only relative to the present questions. When questions are added, the trials
+scored on their split become partial: `Store.records` leaves them out, `Store.kept` returns what is stored of them, and
+the worker measures the rest. Trials that ran together are stored in one transaction.
 """
 
 from __future__ import annotations
@@ -51,39 +57,42 @@ CREATE TABLE IF NOT EXISTS judgements (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS manifest (value TEXT NOT NULL);
 """
-"""Strengths and values have no declared type: SQLite writes the -0.0 of a REAL column as 0.0."""
+"""The tables. ``places`` lists which arm and control each fit belongs to.
+
+Strengths and values have no declared type, because SQLite would store -0.0 in a REAL column as 0.0.
+"""
 
 
 @dataclass(frozen=True)
 class HeldOutQuestion:
-    """A question as a run keeps it, to be shown and judged."""
+    """A held-out question as a run stores it, so that it can be shown and its answers judged."""
 
     id: str
     text: str
     true: tuple[str, ...]
     false: tuple[str, ...]
     key: str = ""
-    """Hash of its prompt and answers as token ids: what a measurement is found by."""
+    """Hash of its prompt and answers as token ids; measurements are stored under it."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What there is of a trial that is not whole, as after questions were added."""
+    """What is stored of a trial that is partial, for example because questions were added later."""
 
     record: TrialRecord
-    """Without scores and answers."""
+    """The trial without scores and answers."""
     scores: Mapping[str, Mapping[str, float]]
-    """Question's key -> metric -> value."""
+    """Question key -> metric -> value."""
     answers: Mapping[str, str]
-    """Question's key -> answer."""
+    """Question key -> generated answer."""
 
 
 Keys = Mapping[str, Sequence[str]]
-"""Split -> keys of its questions, in order."""
+"""Split -> keys of its questions, in the split's order."""
 
 
 class Store:
-    """An open run folder. Use `open_run` (to write, one process at a time) or `read_run` (to read)."""
+    """An open run folder. Made by `open_run` (for writing, one process at a time) and `read_run` (for reading)."""
 
     def __init__(self, folder: Path, config: AuditConfig, connection: sqlite3.Connection):
         self.folder = folder
@@ -97,44 +106,44 @@ class Store:
 
     @property
     def cache(self) -> Path:
-        """Folder of what all trials share."""
+        """Folder of the tensors that all trials share."""
         return self.folder / "cache"
 
     @property
     def manifest(self) -> Manifest | None:
-        """What the run says about itself; None for one that has not come so far."""
+        """The run's manifest; None if the run was stopped before it was written."""
         row = self._connection.execute("SELECT value FROM manifest").fetchone()
         return None if row is None else read_manifest(row[0])
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Keep the manifest, in place of an earlier one, and the settings that it is of."""
+        """Store the manifest in place of an earlier one, and write its settings to config.yaml."""
         write_atomically(self.folder / "config.yaml", to_yaml(self.config).encode())
         with self._writing():
             self._connection.execute("DELETE FROM manifest")
             self._connection.execute("INSERT INTO manifest VALUES (?)", (write_manifest(manifest),))
 
     def done(self) -> set[str]:
-        """Ids of the trials with a record."""
+        """Ids of the trials that are whole."""
         return {record.spec.trial_id for record in self.records()}
 
     def contexts(self) -> set[str]:
-        """What the edits of its trials depend on besides the trial (`locaudit.run.plan.fit_context`)."""
+        """The contexts of all fits: what they depend on besides the trial (`locaudit.run.plan.fit_context`)."""
         return {context for (context,) in self._connection.execute("SELECT DISTINCT context FROM fits")}
 
     def is_empty(self) -> bool:
-        """Whether no trial has ended yet."""
+        """Whether no trial is stored yet."""
         return self._connection.execute("SELECT 1 FROM places LIMIT 1").fetchone() is None
 
     def records(self) -> list[TrialRecord]:
-        """All trials with their scores on the present questions, ordered by trial id.
+        """All whole trials with their scores on the present questions, ordered by trial id.
 
-        One that is not whole is left out: it lacks some questions of a split that it was scored on, as after questions
-        were added, or answers, where the settings want them.
+        Partial trials are left out. They lack the scores of some questions of a split that they were scored on, or
+        answers that the settings ask for.
         """
         return [found for found in self._read(self._keys()) if isinstance(found, TrialRecord)]
 
     def kept(self, keys: Keys) -> dict[str, Kept]:
-        """What there is of trials that would not be whole with these questions, by trial id."""
+        """Trial id -> what is stored of each trial that is partial with respect to these questions."""
         parts = (found for found in self._read(keys) if isinstance(found, Kept))
         return {part.record.spec.trial_id: part for part in parts}
 
@@ -142,9 +151,10 @@ class Store:
         return {split: [q.key for q in self.questions(split)] for split in ("val", "test")}
 
     def _read(self, keys: Keys) -> Iterator[TrialRecord | Kept]:
+        """All stored trials: as a record if whole with respect to `keys`, else as what is stored."""
         values: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
         for fit, question, metric, value in self._connection.execute("SELECT * FROM scores"):
-            values[fit][question][metric] = math.nan if value is None else value
+            values[fit][question][metric] = math.nan if value is None else value  # SQLite has no NaN
         said: dict[str, dict[str, str]] = defaultdict(dict)
         for fit, question, answer in self._connection.execute("SELECT * FROM answers"):
             said[fit][question] = answer
@@ -157,9 +167,11 @@ class Store:
             yield _whole(kept, keys, generates) or kept
 
     def add(self, records: Sequence[TrialRecord], seconds: float) -> None:
-        """Write what trials that ran together left, all or nothing; `seconds` is shared out evenly.
+        """Store trials that ran together in one transaction; `seconds` is divided evenly among them.
 
-        Of a trial that has a fit already, what is new is added; an edit that diverges on new questions keeps no scores.
+        If a trial's fit is stored already, only new scores and answers are added. If its edit gave numbers that are not
+        finite on new questions, the trial becomes diverged and its earlier scores and answers are deleted. Raises
+        `RunFolderError` if the disk is nearly full.
         """
         self.check_room()
         keys = self._keys()
@@ -180,7 +192,7 @@ class Store:
         self._connection.execute(
             "INSERT OR IGNORE INTO places VALUES (?, ?, ?, ?)", (spec.arm, spec.control, fit, spec.registration)
         )
-        if record.status == "diverged":
+        if record.status == "diverged":  # possibly on added questions only: then earlier ones have scores
             for table in ("scores", "answers"):
                 self._connection.execute(f"DELETE FROM {table} WHERE fit = ?", (fit,))
         scores = [
@@ -198,7 +210,7 @@ class Store:
         self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", answers)
 
     def set_questions(self, splits: Mapping[str, Sequence[HeldOutQuestion]]) -> None:
-        """Keep the words of the questions that trials are scored on, in order."""
+        """Store the held-out questions that trials are scored on, in place of earlier ones."""
         with self._writing():
             self._connection.execute("DELETE FROM questions")
             self._connection.executemany(
@@ -211,7 +223,7 @@ class Store:
             )
 
     def questions(self, split: str) -> list[HeldOutQuestion]:
-        """The questions of a split, in order; none for a run that has not come so far."""
+        """The questions of a split, in order; empty if the run was stopped before they were stored."""
         rows = self._connection.execute(
             "SELECT id, text, true_answers, false_answers, question FROM questions WHERE split = ? ORDER BY position",
             (split,),
@@ -224,9 +236,10 @@ class Store:
     def judgements(
         self, judge: str, answers: Collection[tuple[str, str]] | None = None
     ) -> dict[tuple[str, str], tuple[float | None, str]]:
-        """(question id, answer) -> (probability or None, why it is missing), by the judge of that fingerprint.
+        """Judgements by the judge with this fingerprint: (question id, answer) -> (probability, reason).
 
-        Of these answers only, unless None: a run that has judged many looks up a few after each trial.
+        The probability is None if the judgement is missing; the reason then says why. `answers` restricts the result to
+        these (question id, answer) pairs, which is faster when only a few are needed.
         """
         ask = "SELECT question, answer, probability, reason FROM judgements WHERE judge = ?"
         if answers is None:
@@ -237,7 +250,7 @@ class Store:
         return {(question, answer): (probability, reason) for question, answer, probability, reason in rows}
 
     def add_judgements(self, judge: str, found: Mapping[tuple[str, str], tuple[float | None, str]]) -> None:
-        """Write judgements, all or none, replacing earlier ones (of the same judge: a missing one)."""
+        """Store judgements in one transaction. They replace earlier ones by the same judge, such as missing ones."""
         self.check_room()
         with self._writing():
             self._connection.executemany(
@@ -250,7 +263,7 @@ class Store:
         return dict(self._connection.execute("SELECT fit, seconds FROM fits").fetchall())
 
     def check_room(self) -> None:
-        """Raise `RunFolderError` when the disk is nearly full; what is already written stays."""
+        """Raise `RunFolderError` if the disk is nearly full. What is already written stays."""
         free = shutil.disk_usage(self.folder).free
         if free < MIN_FREE_BYTES:
             raise no_room(self.folder, free)
@@ -267,7 +280,7 @@ class Store:
 
 
 def _unscored(row: Sequence) -> TrialRecord:
-    """A trial without its scores, from its row: place, then fit."""
+    """A trial without its scores, from a row of ``places`` joined with ``fits``."""
     (arm, control, registration, fit, method, where, strength, seed, draw, context, status, message, training, edit,
      drift, _) = row  # fmt: skip
     spec = TrialSpec(
@@ -279,9 +292,10 @@ def _unscored(row: Sequence) -> TrialRecord:
 
 
 def _whole(kept: Kept, keys: Keys, generates: bool) -> TrialRecord | None:
-    """The trial with its scores and answers; None if a split that it was scored on lacks some."""
+    """The trial's record if it is whole, else None."""
     if kept.record.status == "diverged":
         return kept.record
+    # A method with one strength is scored on test only. Which splits count is thus read off from what has scores.
     splits = [split for split, wanted in keys.items() if any(key in kept.scores for key in wanted)]
     wanted = {key for split in splits for key in keys[split]}
     if not wanted or not wanted <= kept.scores.keys() or (generates and not wanted <= kept.answers.keys()):
@@ -290,12 +304,12 @@ def _whole(kept: Kept, keys: Keys, generates: bool) -> TrialRecord | None:
 
 
 def join(kept: Kept, keys: Keys) -> TrialRecord:
-    """A trial's record with its scores on these questions, each of which has some, and its answers if all have one."""
+    """The record of a trial on these questions, which must all have scores. Answers are included if none is missing."""
     questions: dict[str, dict[str, tuple[float, ...]]] = {}
     answers: dict[str, tuple[str, ...]] = {}
     for split, wanted in keys.items():
         found = [kept.scores[key] for key in wanted]
-        # A score that a plug-in has added since is not known of the first questions.
+        # Only metrics that every question has: a score that a plug-in added later is missing on the first questions.
         metrics = [name for name in found[0] if all(name in one for one in found)]
         questions[split] = {name: tuple(one[name] for one in found) for name in metrics}
         if all(key in kept.answers for key in wanted):
@@ -304,7 +318,7 @@ def join(kept: Kept, keys: Keys) -> TrialRecord:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Open the database; a damaged one raises `RunFolderError`."""
+    """Open the database. Raises `RunFolderError` if it is damaged."""
     connection = sqlite3.connect(path, timeout=30)
     try:
         connection.execute("PRAGMA synchronous = FULL")

@@ -1,4 +1,4 @@
-"""Files: texts of the user, and those of a run folder, written whole or not at all and never onto a full disk."""
+"""Read users' text files, and write files of a run folder atomically and with a clear error if the disk is full."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from locaudit.errors import DataError, RunFolderError
 
 MIN_FREE_BYTES = 64 * 2**20
-"""A run does not start or go on with less room than this."""
+"""A run neither starts nor continues with less free disk space than this."""
 
 
 def no_room(folder: Path, free: int) -> RunFolderError:
@@ -16,12 +16,12 @@ def no_room(folder: Path, free: int) -> RunFolderError:
     return RunFolderError(
         got=f"{free / 2**20:.0f} MiB free on the disk of {folder}",
         expected=f"at least {MIN_FREE_BYTES // 2**20} MiB",
-        remedy="make room and run the same command again: finished trials are kept",
+        remedy="free disk space and run the same command again: finished trials are kept",
     )
 
 
 def read_text(path: str | Path) -> bytes:
-    """Content of a UTF-8 text file. Raises `DataError`."""
+    """The content of a UTF-8 text file. Raises `DataError` if it is not one."""
     path = Path(path)
     if not path.is_file():
         raise DataError(got=f"{path}, which is not a file", expected="a text file", remedy="check the path")
@@ -29,12 +29,17 @@ def read_text(path: str | Path) -> bytes:
     try:
         content.decode("utf-8")
     except UnicodeDecodeError:
-        raise DataError(got=f"{path}, which is not UTF-8 text", expected="a text file", remedy="check it") from None
+        raise DataError(
+            got=f"{path}, which is not UTF-8 text", expected="a text file in UTF-8", remedy="save it as UTF-8"
+        ) from None
     return content
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a kill leaves the old content or the new, never a part."""
+    """Write a file so that it has either its old or its new content even if the process is killed.
+
+    Raises `RunFolderError` if the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

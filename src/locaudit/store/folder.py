@@ -1,4 +1,4 @@
-"""Opening run folders: one writer at a time, one configuration a folder."""
+"""Open run folders: one writer at a time, one configuration per folder."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ from locaudit.store.files import write_atomically
 
 @contextmanager
 def open_run(folder: str | Path, config: AuditConfig, registration: Registration | None = None) -> Iterator[Store]:
-    """Create a run folder, or open one that can go on with this configuration (and claim file, if given), for writing.
+    """Create a run folder, or open one for writing that can be continued with these settings and this claim file.
 
-    A folder without any record yet, such as one of a run that was refused, takes a new configuration. One with records
-    takes what reads them in another way, and more controls or questions (`locaudit.config.GROWS`); its config.yaml
-    follows with its manifest (`Store.write_manifest`).
-    Raises `RunFolderError` if the folder holds something else, was made by another configuration (naming the settings
-    that differ), is in use by another process, or the disk is full.
+    A folder without stored trials accepts any settings. One with trials accepts changes that need no new edits or only
+    add to the run: score, level and margin, judges, and more controls or questions (`locaudit.config.GROWS`). Its
+    config.yaml is then rewritten together with the manifest (`Store.write_manifest`).
+
+    Raises `RunFolderError` if the folder holds something else, was made with other settings (the error names them), is
+    in use by another process, or if the disk is full.
     """
     folder = Path(folder)
     _prepare_folder(folder)
@@ -47,7 +48,7 @@ def open_run(folder: str | Path, config: AuditConfig, registration: Registration
             remedy="wait for it, stop it, or choose another --out",
         ) from None
     try:
-        if not (folder / "config.yaml").is_file():  # first of all files: it marks the folder as a run's
+        if not (folder / "config.yaml").is_file():  # written first, because it marks the folder as a run folder
             write_atomically(folder / "config.yaml", to_yaml(config).encode())
         connection = connect(folder / "trials.sqlite")
         try:
@@ -70,9 +71,9 @@ def open_run(folder: str | Path, config: AuditConfig, registration: Registration
 
 
 def check_run(folder: str | Path, config: AuditConfig, registration: Registration | None) -> bool:
-    """Whether a folder holds records, of these settings and this claim file; writes nothing.
+    """Whether a folder holds stored trials. Writes nothing.
 
-    Raises `RunFolderError` where they are of others, as `open_run` would.
+    Raises `RunFolderError` if `open_run` would refuse these settings or this claim file for it.
     """
     if not has_trials(folder):
         return False
@@ -83,7 +84,7 @@ def check_run(folder: str | Path, config: AuditConfig, registration: Registratio
 
 
 def has_trials(folder: str | Path) -> bool:
-    """Whether a folder is a run's, with at least one trial. Raises `OldRunError` for one of version 0.1.0."""
+    """Whether a folder is a run folder with at least one trial. Raises `OldRunError` for one of version 0.1.0."""
     try:
         with read_run(folder) as store:
             return not store.is_empty()
@@ -95,23 +96,23 @@ def has_trials(folder: str | Path) -> bool:
 
 @contextmanager
 def read_run(folder: str | Path) -> Iterator[Store]:
-    """Open an existing run folder for reading."""
+    """Open an existing run folder for reading. Raises `RunFolderError` if it is not one."""
     folder = Path(folder)
     if not (folder / "trials.sqlite").is_file() or not (folder / "config.yaml").is_file():
         raise RunFolderError(
             got=f"{folder}, which is not a run folder",
             expected="a folder with config.yaml and trials.sqlite",
-            remedy="name the --out of a locaudit run",
+            remedy="give the folder that was the --out of a locaudit run",
         )
     connection = connect(folder / "trials.sqlite")
     try:
         if "fits" not in _tables(folder, connection):
             raise RunFolderError(
-                got=f"{folder}, whose trials.sqlite has no records table",
-                expected="a run that got past its start",
-                remedy="run the same command again",
+                got=f"{folder}, whose trials.sqlite has no tables yet",
+                expected="a run with at least one trial",
+                remedy="run the audit that started it again",
             )
-        with unknown_names_kept():  # a run can be read without its plug-ins
+        with unknown_names_kept():  # a run can be read even if its plug-ins are missing
             config = load_config(folder / "config.yaml")
         yield Store(folder, config, connection)
     finally:
@@ -123,31 +124,31 @@ class OldRunError(RunFolderError):
 
 
 def _tables(folder: Path, connection: sqlite3.Connection) -> set[str]:
-    """Names of the database's tables; `OldRunError` where version 0.1.0 made them."""
+    """Names of the database's tables. Raises `OldRunError` for a database of version 0.1.0."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if "trials" in tables:
         raise OldRunError(
             got=f"{folder}, made by locaudit 0.1.0",
-            expected="a run of this version, whose trials are recorded and counted otherwise",
+            expected="a run of this version, which stores trials in another way",
             remedy="run the audit again with another --out; its report.html and edits/ (load_edit) stay usable",
         )
     return tables
 
 
 def check_registration(store: Store, registration: Registration | None) -> None:
-    """A claim file in place of none, or of another, is only for a folder without any trial; else `RunFolderError`."""
+    """Raise `RunFolderError` for a claim file that is not the one that the run's first trial was started with."""
     found = store.manifest.registration if store.manifest else None
     if registration is None or store.is_empty():
         return
     if found is None:
         raise RunFolderError(
             got=f"{registration.file} for {store.folder}, whose trials began without a claim file",
-            expected="a claim file from before the first trial",
-            remedy="choose another --out, or leave registered out",
+            expected="a claim file given before the first trial",
+            remedy="choose another --out, or leave out the claim file (--registered)",
         )
     if found.sha256 != registration.sha256:
         raise RunFolderError(
-            got=f"{registration.file} with the hash {registration.hash} for {store.folder}, registered by "
+            got=f"{registration.file} with the hash {registration.hash} for {store.folder}, whose claim file was "
             f"{found.file} with the hash {found.hash}",
             expected="the claim file as it was before the first trial",
             remedy="choose another --out, or restore the file",
@@ -155,7 +156,7 @@ def check_registration(store: Store, registration: Registration | None) -> None:
 
 
 def check_folder(folder: str | Path) -> None:
-    """Raise `RunFolderError` where `open_run` could not write or would mix its files with others; makes nothing."""
+    """Raise `RunFolderError` if `open_run` could not write to the folder or if it holds other files. Writes nothing."""
     folder = Path(folder)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -198,7 +199,7 @@ def _check_config(store: Store, config: AuditConfig) -> None:
         raise RunFolderError(
             got=f"{path}, which does not load ({error})",
             expected="the configuration of this run",
-            remedy="choose another --out",
+            remedy="restore the file as the run wrote it, or choose another --out",
         ) from None
     old, new = dict(leaves(to_dict(found))), dict(leaves(to_dict(config)))
     refused = found.refuses(config)
@@ -210,7 +211,7 @@ def _check_config(store: Store, config: AuditConfig) -> None:
         raise RunFolderError(
             got=f"{store.folder}, made by another configuration ({changed}{more})",
             expected="the same configuration, so that old and new trials can be compared. A run can only grow: raise "
-            "controls, split.max_val or split.max_test, add judges, set evaluation.max_new_tokens where it was 0",
+            "controls, split.max_val or split.max_test, add judges, or set evaluation.max_new_tokens if it was 0",
             remedy="choose another --out, or repeat the earlier settings to resume",
         )
     registration = store.manifest.registration if store.manifest else None
@@ -219,7 +220,7 @@ def _check_config(store: Store, config: AuditConfig) -> None:
     if registration and grown:
         changed = "; ".join(f"{name}: {old[name]} there, {new[name]} here" for name in grown)
         raise RunFolderError(
-            got=f"{store.folder}, whose claim file {registration.file} fixes what would grow ({changed})",
-            expected="what was fixed before the run",
+            got=f"{store.folder}, whose claim file {registration.file} fixes settings now raised ({changed})",
+            expected="the values that the claim file fixed before the run",
             remedy="choose another --out, or leave these settings as they were",
         )

@@ -1,4 +1,4 @@
-"""What a run folder says about itself: model, data, claim, methods, judges, machine. Typed; no plug-in is needed."""
+"""The manifest of a run: facts about model, data, claim, methods, judges and machine. Read without plug-ins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from locaudit.stats.phrases import MethodFacts
 
 @dataclass(frozen=True)
 class JudgeFacts:
-    """Who judges an aspect."""
+    """The judge of an aspect."""
 
     name: str
     fingerprint: str
@@ -24,47 +24,47 @@ class JudgeFacts:
 
 @dataclass(frozen=True)
 class ProbeFacts:
-    """What the probes of every unit say."""
+    """Results of the probes of all units."""
 
     kind: str
     val_accuracy: tuple[tuple[float, ...], ...]
-    """[layer][unit]."""
+    """Validation accuracy, as [layer][unit]."""
     majority: float
     n_train: int
     n_val: int
     context: str
     units: tuple[Unit, ...]
-    """The best, by falling accuracy."""
+    """The best units, by falling accuracy."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is known of a run besides its trials."""
+    """Everything known about a run besides its trials."""
 
     model: str
     fingerprint: str
-    """Of weights, configuration and tokenizer."""
+    """Hash of weights, configuration and tokenizer."""
     shape: Shape
     n_units: int | None
-    """Units of the claim's kind in the model; None for infinitely many."""
+    """Number of units of the claim's kind in the model; None for infinitely many."""
     kind_plural: str
-    """What several of them are called."""
+    """Plural name of the claim's kind, such as ``heads``."""
     behaviour: str
     aspects: tuple[str, ...]
-    """What the behaviour asks of answers."""
+    """Aspects in which the behaviour's answers can be judged, such as ``truth``."""
     n_questions: Mapping[str, int]
-    """Split -> questions."""
+    """Split -> number of questions."""
     data: Mapping[str, int]
-    """Questions, true and false answers of the whole behaviour."""
+    """Numbers of questions, true answers and false answers of the whole behaviour."""
     claim: Location
     claim_source: str
     methods: Mapping[str, MethodFacts]
     planned: int
-    """Trials, when all controls run."""
+    """Number of trials planned; lower if controls stopped early."""
     n_controls: int
-    """Controls planned."""
+    """Number of controls planned."""
     population: int | None
-    """Places that controls were drawn from; None: too many to matter."""
+    """Number of places that controls were drawn from; None if it is too large to matter."""
     versions: Mapping[str, str]
     device: str
     dtype: str
@@ -73,13 +73,13 @@ class Manifest:
     """Aspect -> judge."""
     probes: ProbeFacts | None = None
     banks: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    """Device -> (edits trained together, edits scored together), so that a resumed run ends with the same bytes."""
+    """Device -> (edits trained together, edits scored together); a resumed run uses the same."""
     registration: Registration | None = None
     plugins: tuple[str, ...] = ()
     primer: str | None = None
-    """Text before each scored question; empty for none, None in a run of an earlier version."""
+    """Text before each scored question; empty if there is none, None in a run of an earlier version."""
     extensions: tuple[Extension, ...] = ()
-    """What was added after results existed, in order."""
+    """What was added to the run after it had results, in order."""
 
     def __repr__(self) -> str:
         methods = ", ".join(self.methods)
@@ -87,7 +87,10 @@ class Manifest:
 
 
 def extended(manifest: Manifest, before: Manifest, n_trials: int) -> Manifest:
-    """The manifest of a run that goes on, with what it has more than `before`, when `n_trials` had results."""
+    """The manifest of a run that is continued, noting what it has more than `before`.
+
+    `n_trials` is how many trials had results by then. Without any, nothing is noted.
+    """
     numbers: dict[str, tuple[int | str, int | str]] = {
         CONTROLS: (before.n_controls, manifest.n_controls),
         "test questions": (before.n_questions["test"], manifest.n_questions["test"]),
@@ -103,10 +106,10 @@ _ADAPTER = TypeAdapter(Manifest)
 
 
 def write_manifest(manifest: Manifest) -> str:
-    """JSON text; `read_manifest` is the inverse."""
+    """The manifest as JSON text; `read_manifest` is the inverse."""
     return _ADAPTER.dump_json(manifest).decode()
 
 
 def read_manifest(text: str) -> Manifest:
-    """A manifest from `write_manifest`; pydantic's `ValidationError` for anything else."""
+    """Read the text of `write_manifest`. Raises pydantic's `ValidationError` for anything else."""
     return _ADAPTER.validate_json(text)

@@ -1,4 +1,4 @@
-"""A run folder as it is read: typed, whole, without a model, and without side effects."""
+"""Read a run folder into a `Run`, without a model and without writing anything."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from locaudit.store.manifest import JudgeFacts, Manifest
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a run folder holds. Made by `load_run`."""
+    """The contents of a run folder. Made by `load_run`."""
 
     folder: Path
     config: AuditConfig
-    """Settings of the run, with the score, level and margin of this reading."""
+    """Settings of the run, with the score, level and margin chosen by `read_with`."""
     manifest: Manifest
     trials: tuple[TrialRecord, ...]
-    """As they were measured, without judgements."""
+    """The trials as they were measured, without judgements."""
     questions: Mapping[str, tuple[HeldOutQuestion, ...]]
     """Split -> questions, in order."""
     judgements: Mapping[str, Judgements]
-    """Aspect -> what its judge said."""
+    """Aspect -> judgements of its judge."""
     seconds: Mapping[str, float]
     """Wall-clock seconds of each trial, by id."""
     reading: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Setting -> (the run's value, this reading's), for each that `read_with` chose otherwise."""
+    """Setting -> (value of the run, value chosen), for each setting that `read_with` changed."""
 
     def __repr__(self) -> str:
         m, n = self.manifest, len(self.trials)
@@ -50,7 +50,7 @@ class Run:
         return self.verdict._repr_html_()
 
     def read_with(self, score: str | None = None, level: float | None = None, margin: float | None = None) -> Run:
-        """The same trials, read with another score, level or margin; None keeps the run's.
+        """The same trials, evaluated with another score, level or margin; None keeps the run's value.
 
         Raises `ConfigError` for a score that the run does not have, or a level or margin out of range.
         """
@@ -66,7 +66,7 @@ class Run:
             raise ConfigError(
                 got=f"score {score}, which {self.folder} does not have",
                 expected=f"one of {', '.join(sorted(self.base.metrics['test']))}",
-                remedy="choose another score; those of answers need a judge: name one and run the audit again",
+                remedy="choose another score; for a judged one, add a judge and run the audit again",
             )
         new = {"score": score, "level": config.level, "margin": config.margin}
         reading = {name: (own[name], value) for name, value in new.items() if value != own[name]}
@@ -79,24 +79,24 @@ class Run:
 
     @property
     def score(self) -> str:
-        """What the verdict compares, by the settings and the judges."""
+        """Name of the score that the verdict compares; ``auto`` is resolved by the judges that the run has."""
         return resolve_score(self.config.score, tuple(self.manifest.judges))
 
     @property
     def base(self) -> TrialRecord:
-        """The unedited model's record; `RunFolderError` while there is none."""
+        """The record of the unedited model. Raises `RunFolderError` if there is none yet."""
         found = next((r for r in self.records if r.spec.arm == "base" and r.status == "ok"), None)
         if found is None:
             raise RunFolderError(
-                got=f"{self.folder} without scores of the unedited model, so that nothing is scored yet",
+                got=f"{self.folder}, which has no scores of the unedited model yet",
                 expected="at least the record of the unedited model",
-                remedy="run the audit first, or again if it was stopped",
+                remedy="run the audit, or run it again if it was stopped",
             )
         return found
 
     @cached_property
     def design(self) -> Design:
-        """How controls were planned, and what one of them took."""
+        """How the controls were planned, and the seconds that one took."""
         return Design(
             rule=self.config.stopping,
             n_planned=self.manifest.n_controls,
@@ -108,11 +108,11 @@ class Run:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """The verdict, computed once for this reading."""
+        """The verdict with this score, level and margin; computed once."""
         return self.decide()
 
     def decide(self, records: list[TrialRecord] | None = None, score: str | None = None, *, graded=True) -> Verdict:
-        """The verdict by another score, on records judged by others, or without grades."""
+        """Compute the verdict, optionally with other judgements in `records`, another score, or without grades."""
         verdict = decide(
             self.records if records is None else records,
             score=score or self.score,
@@ -135,12 +135,12 @@ class Run:
 
     @property
     def n_unjudged(self) -> int:
-        """Answers that a judge has not been asked about, as in a run that was killed; failed judgements are none."""
+        """Number of answers that a judge was never asked about, as in a run that was killed."""
         return sum(len(self.said - set(table)) for table in self.judgements.values())
 
     @property
     def lacking(self) -> dict[str, tuple[int, int, str]]:
-        """Judged aspects of the score that lack more than `MAX_MISSING` of their judgements.
+        """The aspects of the score for which more than the share `MAX_MISSING` of judgements is missing.
 
         Aspect -> (distinct answers without one, distinct answers, why the first of them has none).
         """
@@ -154,11 +154,11 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every planned trial has a record and every answer was judged."""
+        """Whether every planned trial has a record and judges were asked about every answer."""
         return len(self.trials) >= self.manifest.planned and not self.n_unjudged
 
     def as_repeat(self) -> Repeat:
-        """One of several audits, without grades."""
+        """The run as one of several repeats, without grades."""
         places = {r.spec.control: r.spec.location for r in self.trials if r.spec.arm == "control"}
         controls = tuple(place for _, place in sorted(places.items()) if place is not None)
         questions = tuple(sorted(question.id for question in self.questions["test"]))
@@ -166,14 +166,14 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Read a run folder. Raises `RunFolderError` for one that is none, or that has no trial yet."""
+    """Read a run folder. Raises `RunFolderError` if it is not one, or if it has no manifest yet."""
     with read_run(folder) as store:
         manifest = store.manifest
         if manifest is None:
             raise RunFolderError(
-                got=f"{folder}, a run that did not come as far as its first trial",
+                got=f"{folder}, a run that was stopped before its first trial",
                 expected="at least the record of the unedited model",
-                remedy="run the same command again",
+                remedy="run the audit that started it again",
             )
         return Run(
             store.folder,
@@ -189,7 +189,7 @@ def load_run(folder: str | Path) -> Run:
 def read_judgements(
     store: Store, judges: Mapping[str, JudgeFacts], answers: Collection[tuple[str, str]] | None = None
 ) -> dict[str, Judgements]:
-    """Aspect -> (question id, answer) -> what its judge said; of these answers only, unless None."""
+    """Aspect -> (question id, answer) -> judgement, of all answers or of `answers` only."""
     return {aspect: store.judgements(judge.fingerprint, answers) for aspect, judge in judges.items()}
 
 
@@ -198,7 +198,7 @@ def judged(
     said: Mapping[str, Judgements],
     questions: Mapping[str, tuple[HeldOutQuestion, ...]],
 ) -> list[TrialRecord]:
-    """Trials with the judged scores of their answers; an answer that has not been judged counts as missing."""
+    """Add the judged scores to each trial. An answer that has not been judged counts as missing."""
     ids = {split: [question.id for question in part] for split, part in questions.items()}
     return [add_judgements(r, said, ids) if said and r.answers else r for r in trials]
 

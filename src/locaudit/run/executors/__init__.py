@@ -1,7 +1,8 @@
-"""Where trials run. An executor hands groups to workers; the driver alone writes, judges and stops early.
+"""Executors decide where trials run: they hand groups of trials to workers, in this process or elsewhere.
 
-Another one is a class with `map`, registered in `locaudit.registry.EXECUTORS`. `Worker`s elsewhere are made from the
-run folder, where `locaudit.run.prepare` has left what they need.
+To add one, register a class with the method `map` in `locaudit.registry.EXECUTORS`. Workers in other processes are
+built from the run folder, where `locaudit.run.prepare` has saved what they need. Only the driver
+(`locaudit.run.audit`) writes results, calls judges and stops early.
 """
 
 from __future__ import annotations
@@ -18,32 +19,33 @@ from locaudit.run.worker import Result, Worker
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What came of a group, or of a part of it."""
+    """The results of a group of trials, or of a part of it."""
 
     group: Sequence[TrialSpec]
     results: Sequence[Result]
     is_last: bool
-    """Whether nothing more of the group will come."""
+    """Whether this is the last part of the group."""
 
 
 class Executor(Protocol):
     """Runs groups of trials."""
 
     def map(self, worker: Worker, folder: Path, groups: Iterable[Sequence[TrialSpec]]) -> Iterator[Outcome]:
-        """Outcomes as they come. `groups` is drawn lazily, so that the driver may leave out what is not needed.
+        """Run `groups` and yield each outcome as soon as it is there.
 
-        `worker` is this process's own; workers elsewhere are made from the run folder
-        (`locaudit.run.audit.open_worker`).
+        Take groups from the iterable only when a worker is free: the driver leaves out groups that early stopping has
+        made unnecessary by then. `worker` runs in this process; `locaudit.run.audit.open_worker` builds one elsewhere
+        from the run folder `folder`.
         """
         ...
 
 
 @EXECUTORS.register("local")
 class Local:
-    """One group after another, in this process."""
+    """Runs one group after another in this process."""
 
     def map(self, worker: Worker, folder: Path, groups: Iterable[Sequence[TrialSpec]]) -> Iterator[Outcome]:
-        """Outcomes in the order of the groups."""
+        """Yield outcomes in the order of the groups."""
         for group in groups:
             n_left = len(group)
             for results in worker.run(group):
