@@ -19,7 +19,7 @@ from locaudit.errors import ConfigError, DataError, LocauditError, ModelError
 from locaudit.judges import Aspect, Case, Judge, Judgement
 from locaudit.judges.labelled import is_held_out, read_labelled
 from locaudit.judges.reference import load_reference_judges
-from locaudit.judges.reference.lexical import N_LEXICAL, lexical_features
+from locaudit.judges.reference.lexical import lexical_features
 from locaudit.judges.reference.reader import Reader
 from locaudit.judges.reference.trees import Trees
 from locaudit.judges.validate import as_table, distinct, measure, read_references, validate
@@ -190,7 +190,7 @@ def test_batch_and_order_do_not_matter(fitted, model):
 def test_the_language_model_runs_once_for_both_aspects(fitted, model, monkeypatch):
     calls = []
     recorded = Reader._recorded
-    monkeypatch.setattr(Reader, "_recorded", lambda self: calls.append(1) or recorded(self))
+    monkeypatch.setattr(Reader, "_recorded", lambda *args: calls.append(1) or recorded(*args))
     truth, info = fresh(fitted, model)
     cases = [case("It is red."), case("It is blue."), case("It is red.")]
     truth.score(cases)
@@ -246,7 +246,8 @@ def test_trees_in_numpy_equal_those_fitted():
     trees = fit_trees(x, y, weight, seed=3)
     reference = ensemble.GradientBoostingClassifier(**TREE_SETTINGS, random_state=3).fit(x, y, weight)
     assert trees(x) == pytest.approx(reference.decision_function(x), abs=1e-4)
-    stored = Trees.from_arrays({name: array.astype(np.float32) for name, array in vars(trees).items()})
+    small = {"feature": np.int16, "left": np.uint8, "right": np.uint8}  # as they are stored
+    stored = Trees(**{name: array.astype(small.get(name, np.float32)) for name, array in vars(trees).items()})
     assert (stored(x) == trees(x)).all()
 
 
@@ -268,7 +269,7 @@ def test_lexical_features_say_what_they_should():
     args = ("Is the wall red?", ("Yes, it is red.",), ("No, it is blue.",))
     same = lexical_features(args[0], "Yes, it is red.", *args[1:])
     other = lexical_features(args[0], "No, it is blue.", *args[1:])
-    assert same.shape == (N_LEXICAL,)
+    assert same.shape == (142,)
     assert same[0] == 1 and other[0] < 1  # best overlap with a true reference
     assert np.isfinite(lexical_features("", "", (), ())).all()
 
