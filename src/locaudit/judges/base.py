@@ -5,7 +5,7 @@ An *aspect* is the quality that is judged, such as whether the answer is true. I
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -53,21 +53,17 @@ class Judge(Protocol):
     @property
     def name(self) -> str:
         """Name in tables and messages, for example ``reference (truth)``."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything that its judgements depend on: kind, weights or served model, prompt, code version."""
-        ...
 
     @property
     def uses_references(self) -> bool:
         """Whether it reads the reference answers. If not, they are left out of the key of cached judgements."""
-        ...
 
     def score(self, cases: Sequence[Case]) -> list[Judgement]:
         """One judgement per case, in order. A case that cannot be judged gives a missing judgement, not an error."""
-        ...
 
 
 @runtime_checkable
@@ -76,7 +72,6 @@ class Billed(Protocol):
 
     def estimate(self, cases: Sequence[Case]) -> object:
         """Estimate the cost of judging the cases; ``str()`` of the result is one line."""
-        ...
 
 
 @runtime_checkable
@@ -85,7 +80,6 @@ class Fitted(Protocol):
 
     def saw(self, question: str) -> bool:
         """Whether its training data had answers to the question, so that the question is not held out."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -106,10 +100,7 @@ class JudgeKind:
     @property
     def loader(self) -> Callable[..., Mapping[str, Judge]]:
         """The function that `load` is or names."""
-        if not isinstance(self.load, str):
-            return self.load
-        module, _, name = self.load.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(self.load) if isinstance(self.load, str) else self.load
 
     def own_prompt(self, settings: Any) -> str | None:
         """The user's own prompt in these settings; None if there is none."""
