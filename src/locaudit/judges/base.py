@@ -53,17 +53,21 @@ class Judge(Protocol):
     @property
     def name(self) -> str:
         """Name in tables and messages, for example ``reference (truth)``."""
+        ...
 
     @property
     def fingerprint(self) -> str:
         """Hash of everything that its judgements depend on: kind, weights or served model, prompt, code version."""
+        ...
 
     @property
     def uses_references(self) -> bool:
         """Whether it reads the reference answers. If not, they are left out of the key of cached judgements."""
+        ...
 
     def score(self, cases: Sequence[Case]) -> list[Judgement]:
         """One judgement per case, in order. A case that cannot be judged gives a missing judgement, not an error."""
+        ...
 
 
 @runtime_checkable
@@ -72,6 +76,7 @@ class Billed(Protocol):
 
     def estimate(self, cases: Sequence[Case]) -> object:
         """Estimate the cost of judging the cases; ``str()`` of the result is one line."""
+        ...
 
 
 @runtime_checkable
@@ -80,6 +85,7 @@ class Fitted(Protocol):
 
     def saw(self, question: str) -> bool:
         """Whether its training data had answers to the question, so that the question is not held out."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,6 @@ from torch import Tensor
 
 from locaudit.judges.reference.reader import Prompt
 
-N_ALIGNMENT = 16
-"""Number of features per layer."""
 _FAR = -1.0
 """Smallest possible cosine: stands in where there is nothing to compare with."""
 
@@ -27,13 +25,13 @@ def alignment_features(
     prompt: Prompt,
     prompt_states: Float[Tensor, "layers prompt_tokens d"],
     hidden: Set[int] = frozenset(),
-) -> Float[Tensor, " layers*{N_ALIGNMENT}"]:
+) -> Float[Tensor, " layers*16"]:
     """Features that compare an answer's tokens with the true and the false references of its prompt.
 
     `states` are those of the answer, `prompt_states` those of the prompt, both standardised and of unit length. The
     references whose numbers are in `hidden` are ignored. A side (true or false) without references counts as cosine -1.
 
-    Per layer, with F the harmonic mean of precision and recall and m_i the best cosine of token i on a side:
+    Per layer 16, with F the harmonic mean of precision and recall and m_i the best cosine of token i on a side:
 
         3  max over true references of precision, recall, F
         3  the same over false references
