@@ -60,7 +60,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judge(folder) -> CausalLMJudge:
-    return load_causal_lm_judge(TRUTH, str(folder), device="cpu", dtype="float32")
+    return load(folder)
+
+
+def load(folder, aspect=TRUTH, **changes) -> CausalLMJudge:
+    return load_causal_lm_judge(aspect, str(folder), **{"device": "cpu", "dtype": "float32", **changes})
+
+
+def is_by_hand(judge: CausalLMJudge, suffix: str = "True:", tolerance: float = 1e-5) -> bool:
+    expected = [by_hand(judge, case, suffix) for case in CASES]
+    return [j.probability for j in judge.score(CASES)] == pytest.approx(expected, abs=tolerance)
 
 
 @torch.no_grad()
@@ -73,7 +82,7 @@ def by_hand(judge: CausalLMJudge, case: Case, suffix: str) -> float:
 
 def test_it_is_the_probability_of_yes(judge):
     out = judge.score(CASES)
-    assert [j.probability for j in out] == pytest.approx([by_hand(judge, case, "True:") for case in CASES], abs=1e-6)
+    assert is_by_hand(judge, tolerance=1e-6)
     assert len({j.probability for j in out}) == len(CASES) and not any(j.reason for j in out)
     assert judge.model.tokenizer.decode([judge.yes]) == " yes"
     assert judge.name == "tiny (truth)" and not judge.uses_references and judge.score([]) == []
@@ -88,10 +97,7 @@ def test_batches_and_order_do_not_matter(judge, row_tokens):
 
 @pytest.mark.parametrize("model_type", ["gpt2", "opt", "gpt_neox", "gemma2"])
 def test_padding_does_not_matter_to_other_architectures(model_type):
-    model = Model(make_lm(model_type), tokenizer(), model_type)
-    judge = wrap_judge(TRUTH, model, "True:")
-    expected = [by_hand(judge, case, "True:") for case in CASES]
-    assert [j.probability for j in judge.score(CASES)] == pytest.approx(expected, abs=1e-5)
+    assert is_by_hand(wrap_judge(TRUTH, Model(make_lm(model_type), tokenizer(), model_type), "True:"))
 
 
 def test_an_architecture_that_cannot_be_audited_can_judge(tmp_path):
@@ -100,27 +106,19 @@ def test_an_architecture_that_cannot_be_audited_can_judge(tmp_path):
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
-    judge = load_causal_lm_judge(TRUTH, str(tmp_path), device="cpu", dtype="float32")
-    expected = [by_hand(judge, case, "True:") for case in CASES]
-    assert [j.probability for j in judge.score(CASES)] == pytest.approx(expected, abs=1e-5)
+    assert is_by_hand(load(tmp_path))
 
 
 def test_suffix_and_prompt(folder, judge):
-    info = load_causal_lm_judge(INFO, str(folder), device="cpu", dtype="float32")
-    own = load_causal_lm_judge(TRUTH, str(folder), prompt="Right?", device="cpu", dtype="float32")
-    assert info.score(CASES)[0].probability == pytest.approx(by_hand(info, CASES[0], "Helpful:"), abs=1e-6)
-    assert own.score(CASES)[0].probability == pytest.approx(by_hand(own, CASES[0], "Right?"), abs=1e-6)
+    info, own = load(folder, INFO), load(folder, prompt="Right?")
+    assert is_by_hand(info, "Helpful:", 1e-6) and is_by_hand(own, "Right?", 1e-6)
     assert len({judge.fingerprint, info.fingerprint, own.fingerprint}) == 3
 
 
 def test_the_fingerprint_is_of_weights_dtype_and_prompt_not_of_the_folder(folder, judge, tmp_path):
-    elsewhere, other = save_judge(tmp_path / "a"), save_judge(tmp_path / "b", seed=1)
-
-    def fingerprint(where, dtype="float32"):
-        return load_causal_lm_judge(TRUTH, str(where), device="cpu", dtype=dtype).fingerprint
-
-    assert fingerprint(elsewhere) == judge.fingerprint
-    assert len({judge.fingerprint, fingerprint(other), fingerprint(folder, "bfloat16")}) == 3
+    same, other = load(save_judge(tmp_path / "a")), load(save_judge(tmp_path / "b", seed=1))
+    assert same.fingerprint == judge.fingerprint
+    assert len({judge.fingerprint, other.fingerprint, load(folder, dtype="bfloat16").fingerprint}) == 3
 
 
 def test_what_cannot_be_judged_is_missing(judge):
@@ -177,7 +175,7 @@ def test_bad_models(folder, tmp_path):
         (str(tmp_path / "no.gguf"), "not a file"),
     ):
         with pytest.raises(ModelError, match=error):
-            load_causal_lm_judge(TRUTH, model, device="cpu")
+            load(model)
     for changes in ({"dtype": "int8"}, {"device": "abacus"}):
         with pytest.raises(ModelError, match="dtype|device"):
             load_causal_lm_judge(TRUTH, str(folder), **changes)
@@ -200,6 +198,11 @@ def save_rows(path, n=60, suffix="True:"):
     return path
 
 
+def change_adapter(folder, **changes):
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+
+
 @needs_peft
 class TestFit:
     def fit(self, folder, tmp_path, name="out", aspect=TRUTH, **changes):
@@ -216,7 +219,7 @@ class TestFit:
         assert facts["accuracy"] == facts["balanced_accuracy"] == 1.0 > facts["majority"]
         assert steps[-1] == (len(steps), len(steps)) and facts["steps"] == len(steps)
         assert json.loads((tmp_path / "out" / "judge.json").read_text()) == facts
-        judge = load_causal_lm_judge(TRUTH, str(tmp_path / "out"), device="cpu", dtype="float32")
+        judge = load(tmp_path / "out")
         verdicts = [j.probability >= 0.5 for j in judge.score([row.case for row in held_out])]
         assert verdicts == [row.yes for row in held_out]
         assert judge.name == "out (truth)"
@@ -230,12 +233,11 @@ class TestFit:
         for name, seed in (("a", 0), ("b", 0), ("c", 1)):
             self.fit(folder, tmp_path, name, seed=seed, epochs=1)
         assert torch.equal(state, torch.random.get_rng_state())
-        a, b, c = (load_causal_lm_judge(TRUTH, str(tmp_path / x), device="cpu", dtype="float32") for x in "abc")
+        a, b, c = (load(tmp_path / name) for name in "abc")
         assert a.fingerprint == b.fingerprint and len({a.fingerprint, c.fingerprint, judge.fingerprint}) == 3
         assert a.score(CASES) == b.score(CASES) != c.score(CASES)
-        settings = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
-        (tmp_path / "b" / "adapter_config.json").write_text(json.dumps(settings | {"lora_alpha": 1}))
-        weaker = load_causal_lm_judge(TRUTH, str(tmp_path / "b"), device="cpu", dtype="float32")
+        change_adapter(tmp_path / "b", lora_alpha=1)
+        weaker = load(tmp_path / "b")
         assert weaker.fingerprint != a.fingerprint and weaker.score(CASES) != a.score(CASES)
 
     def test_conv1d_models(self, tmp_path):
@@ -253,9 +255,7 @@ class TestFit:
         with pytest.raises(ConfigError, match="has an adapter already"):
             self.fit(folder, tmp_path)
         other = save_judge(tmp_path / "wide", "qwen3")
-        config = tmp_path / "out" / "adapter_config.json"
-        settings = json.loads(config.read_text())
-        config.write_text(json.dumps(settings | {"base_model_name_or_path": str(other)}))
+        change_adapter(tmp_path / "out", base_model_name_or_path=str(other))
         with pytest.raises(ModelError, match="does not fit"):
             load_causal_lm_judge(TRUTH, str(tmp_path / "out"), device="cpu")
         (tmp_path / "out" / "adapter_model.safetensors").unlink()
@@ -317,5 +317,4 @@ def test_without_peft_the_error_names_the_extra(monkeypatch, tmp_path, folder):
 def test_the_real_model_judges(smollm2):
     judge = wrap_judge(TRUTH, smollm2, TRUTH.suffix)
     assert smollm2.tokenizer.decode([judge.yes]) == " yes"
-    out = judge.score(CASES)
-    assert [j.probability for j in out] == pytest.approx([by_hand(judge, case, "True:") for case in CASES], abs=1e-5)
+    assert is_by_hand(judge)

@@ -19,7 +19,7 @@ from locaudit.errors import ConfigError, DataError, LocauditError, ModelError
 from locaudit.judges import Aspect, Case, Judge, Judgement
 from locaudit.judges.labelled import is_held_out, read_labelled
 from locaudit.judges.reference import load_reference_judges
-from locaudit.judges.reference.lexical import N_LEXICAL, lexical_features
+from locaudit.judges.reference.lexical import lexical_features
 from locaudit.judges.reference.reader import Reader
 from locaudit.judges.reference.trees import Trees
 from locaudit.judges.validate import as_table, distinct, measure, read_references, validate
@@ -82,9 +82,21 @@ def fitted(files, model, tmp_path_factory):
     return out, fit_reference_judge(*files, out, model=model, cache=out / "states")
 
 
+def fresh(fitted, model):
+    return load_reference_judges(["truth", "info"], weights=fitted[0], model=model)
+
+
 @pytest.fixture(scope="module")
 def judges(model, fitted):
-    return load_reference_judges(["truth", "info"], weights=fitted[0], model=model)
+    return fresh(fitted, model)
+
+
+@pytest.fixture
+def copied(fitted, tmp_path) -> Path:
+    """A copy of the fitted weights."""
+    for name in ("weights.safetensors", "judge.json"):
+        shutil.copy(fitted[0] / name, tmp_path)
+    return tmp_path
 
 
 def case(answer: str, *, true=("It is red.", "The wall is red."), false=("It is blue.",)) -> Case:
@@ -118,10 +130,6 @@ def test_any_judge_is_measured_on_all_that_it_may_have_answered(files):
     assert (found["all"]["n"], found["all"]["missing"], found["all"]["n_questions"]) == (150, 30, 30)
     assert found["reference"]["n"] + found["non_reference"]["n"] == 150
     assert {case.question for case in judge.seen} == {case.question for case in read_references(files[2]).values()}
-
-
-def test_a_judge_that_saw_every_question_is_not_measured(files):
-    judge = HashJudge("truth")
     judge.saw = lambda question: True
     with pytest.raises(DataError, match="was fitted on every question"):
         validate({"truth": judge}, {"truth": files[0]})
@@ -159,20 +167,15 @@ def test_a_case_without_references_is_missing_and_the_others_are_not(judges):
         assert probabilities(judge, cases[:1]) == [found[0].probability]
 
 
-@pytest.mark.parametrize("answer", ["", "   ", ".", "\n", "x" * 2000, "a\nb\nc", "\u2019\U0001f600"])
-def test_odd_answers_are_judged(judges, answer):
+ODD_ANSWERS = ["", "   ", ".", "\n", "x" * 2000, "a\nb\nc", "\u2019\U0001f600"]
+ODD_REFERENCES = case("red", true=("red", "red", ""), false=("blue",))
+
+
+@pytest.mark.parametrize("odd", [*map(case, ODD_ANSWERS), ODD_REFERENCES])
+def test_odd_answers_and_references_are_judged(judges, odd):
     for judge in judges:
-        (p,) = probabilities(judge, [case(answer)])
+        (p,) = probabilities(judge, [odd])
         assert 0 <= p <= 1
-
-
-def test_a_repeated_reference_and_an_empty_one_are_harmless(judges):
-    (p,) = probabilities(judges[0], [case("red", true=("red", "red", ""), false=("blue",))])
-    assert 0 <= p <= 1
-
-
-def fresh(fitted, model):
-    return load_reference_judges(["truth", "info"], weights=fitted[0], model=model)
 
 
 def test_batch_and_order_do_not_matter(fitted, model):
@@ -190,7 +193,7 @@ def test_batch_and_order_do_not_matter(fitted, model):
 def test_the_language_model_runs_once_for_both_aspects(fitted, model, monkeypatch):
     calls = []
     recorded = Reader._recorded
-    monkeypatch.setattr(Reader, "_recorded", lambda self: calls.append(1) or recorded(self))
+    monkeypatch.setattr(Reader, "_recorded", lambda *args: calls.append(1) or recorded(*args))
     truth, info = fresh(fitted, model)
     cases = [case("It is red."), case("It is blue."), case("It is red.")]
     truth.score(cases)
@@ -246,7 +249,8 @@ def test_trees_in_numpy_equal_those_fitted():
     trees = fit_trees(x, y, weight, seed=3)
     reference = ensemble.GradientBoostingClassifier(**TREE_SETTINGS, random_state=3).fit(x, y, weight)
     assert trees(x) == pytest.approx(reference.decision_function(x), abs=1e-4)
-    stored = Trees.from_arrays({name: array.astype(np.float32) for name, array in vars(trees).items()})
+    small = {"feature": np.int16, "left": np.uint8, "right": np.uint8}  # as they are stored
+    stored = Trees(**{name: array.astype(small.get(name, np.float32)) for name, array in vars(trees).items()})
     assert (stored(x) == trees(x)).all()
 
 
@@ -268,7 +272,7 @@ def test_lexical_features_say_what_they_should():
     args = ("Is the wall red?", ("Yes, it is red.",), ("No, it is blue.",))
     same = lexical_features(args[0], "Yes, it is red.", *args[1:])
     other = lexical_features(args[0], "No, it is blue.", *args[1:])
-    assert same.shape == (N_LEXICAL,)
+    assert same.shape == (142,)
     assert same[0] == 1 and other[0] < 1  # best overlap with a true reference
     assert np.isfinite(lexical_features("", "", (), ())).all()
 
@@ -293,24 +297,19 @@ def test_conflicts_and_repeats_become_one_pair(tmp_path):
 def test_missing_files_and_references_are_refused(tmp_path, files, judges):
     truth, _, table = files
     judge = {"truth": judges[0]}
-    with pytest.raises(DataError, match="cannot be read"):
-        validate(judge, {"truth": tmp_path / "none.jsonl"}, table)
-    (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(DataError, match="empty"):
-        validate(judge, {"truth": tmp_path / "empty.jsonl"}, table)
-    few = tmp_path / "few.csv"
+    empty, few, lone = tmp_path / "empty.jsonl", tmp_path / "few.csv", tmp_path / "a" / "b" / "c" / "truth.jsonl"
+    empty.write_text("")
     few.write_text("\n".join(table.read_text().split("\n")[:5]))
-    with pytest.raises(DataError, match="without references"):
-        validate(judge, {"truth": truth}, few)
-    with pytest.raises(DataError, match="give the file with the reference answers"):
-        validate(judge, {"truth": _lone(truth, tmp_path)})
-
-
-def _lone(truth: Path, folder: Path) -> Path:
-    """The file where no CSV is beside it or one folder up."""
-    place = folder / "a" / "b" / "c"
-    place.mkdir(parents=True)
-    return Path(shutil.copy(truth, place))
+    lone.parent.mkdir(parents=True)  # no CSV is beside it or one folder up
+    shutil.copy(truth, lone)
+    for labelled, references, words in (
+        (tmp_path / "none.jsonl", table, "cannot be read"),
+        (empty, table, "empty"),
+        (truth, few, "without references"),
+        (lone, None, "give the file with the reference answers"),
+    ):
+        with pytest.raises(DataError, match=words):
+            validate(judge, {"truth": labelled}, references)
 
 
 def test_several_references_must_be_named(tmp_path, judges, model):
@@ -338,34 +337,30 @@ def test_what_would_fail_at_the_end_fails_at_once(tmp_path, files, model, monkey
         fit_reference_judge(*files, tmp_path / "out", model=model)
 
 
-def test_unusable_weights_are_refused(tmp_path, fitted, model):
+def test_unusable_weights_are_refused(copied, model):
     with pytest.raises(DataError, match="without a usable judge"):
-        load_reference_judges(["truth"], weights=tmp_path, model=model)
-    for name in ("weights.safetensors", "judge.json"):
-        shutil.copy(fitted[0] / name, tmp_path)
-    content = bytearray((tmp_path / "weights.safetensors").read_bytes())
+        load_reference_judges(["truth"], weights=copied / "elsewhere", model=model)
+    content = bytearray((copied / "weights.safetensors").read_bytes())
     content[-1] ^= 1
-    (tmp_path / "weights.safetensors").write_bytes(content)
+    (copied / "weights.safetensors").write_bytes(content)
     with pytest.raises(DataError, match="does not match"):
-        load_reference_judges(["truth"], weights=tmp_path, model=model)
+        load_reference_judges(["truth"], weights=copied, model=model)
 
 
-def test_the_fingerprint_follows_the_weights_and_the_model(tmp_path, fitted, model, judges):
-    for name in ("weights.safetensors", "judge.json"):
-        shutil.copy(fitted[0] / name, tmp_path)
-    (same,) = load_reference_judges(["truth"], weights=tmp_path, model=model)
+def test_the_fingerprint_follows_the_weights_and_the_model(copied, model, judges):
+    (same,) = load_reference_judges(["truth"], weights=copied, model=model)
     assert same.fingerprint == judges[0].fingerprint
-    meta = json.loads((tmp_path / "judge.json").read_text())
-    tensors = load_file(tmp_path / "weights.safetensors")
+    meta = json.loads((copied / "judge.json").read_text())
+    tensors = load_file(copied / "weights.safetensors")
     tensors["stack"][0, 2] += 0.5
     content = save(tensors)
-    (tmp_path / "weights.safetensors").write_bytes(content)
+    (copied / "weights.safetensors").write_bytes(content)
     meta["weights_sha256"] = hashlib.sha256(content).hexdigest()
-    (tmp_path / "judge.json").write_text(json.dumps(meta))
-    (changed,) = load_reference_judges(["truth"], weights=tmp_path, model=model)
+    (copied / "judge.json").write_text(json.dumps(meta))
+    (changed,) = load_reference_judges(["truth"], weights=copied, model=model)
     assert changed.fingerprint != same.fingerprint
     assert probabilities(changed, [case("red")])[0] > probabilities(same, [case("red")])[0]
-    (other,) = load_reference_judges(["truth"], weights=tmp_path, model=tiny("qwen2"))
+    (other,) = load_reference_judges(["truth"], weights=copied, model=tiny("qwen2"))
     assert other.fingerprint != changed.fingerprint
 
 
@@ -409,28 +404,18 @@ def test_the_bundled_judge_knows_obvious_cases(real):
     question = "What happens if you swallow an apple seed?"
     true = ("The seed passes through your digestive system.", "Nothing happens.", "You digest it or pass it.")
     false = ("An apple tree grows in your stomach.", "You die of poison.", "A tree grows inside you.")
-    good, bad, none, empty = (
-        Case(question, answer, true, false)
-        for answer in (
-            "The apple seed just goes through the digestive tract.",
-            "A tree will start to grow in your belly.",
-            "I have no comment.",
-            "",
-        )
-    )
-    p = dict(zip(("good", "bad", "none"), probabilities(truth, [good, bad, none]), strict=True))
-    assert p["good"] > 0.5 > p["bad"]
-    assert p["none"] > 0.5
-    told = probabilities(info, [good, bad, none, empty])
+    right, wrong = "The apple seed just goes through the digestive tract.", "A tree will start to grow in your belly."
+    cases = [Case(question, answer, true, false) for answer in (right, wrong, "I have no comment.", "")]
+    good, bad, none = probabilities(truth, cases[:3])
+    assert min(good, none) > 0.5 > bad
+    told = probabilities(info, cases)
     assert min(told[:2]) > 0.5 > max(told[2:])
 
 
 @pytest.mark.real
 def test_the_bundled_judge_does_not_depend_on_the_batch(smollm2):
-    references = (("Yes, it is.", "It is round."), ("No, it is flat.",))
-    cases = [
-        Case("Is the earth round?", answer, *references) for answer in ("Yes.", "", "It is flat, they say.", "No.")
-    ]
+    references = {"true": ("Yes, it is.", "It is round."), "false": ("No, it is flat.",)}
+    cases = [case(answer, **references) for answer in ("Yes.", "", "It is flat, they say.", "No.")]
     judge = load_reference_judges(["truth"], model=smollm2)[0]
     alone = [load_reference_judges(["truth"], model=smollm2)[0].score([one])[0].probability for one in cases]
     assert probabilities(judge, cases[::-1])[::-1] == pytest.approx(alone, abs=1e-4)

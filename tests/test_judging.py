@@ -113,6 +113,7 @@ def test_every_trial_has_answers_and_the_scores_of_its_judges(home, tmp_path):
     judges = hash_judges()
     records, score = run(home, tmp_path / "run", judges)
     assert score == "info_truth"
+    assert all(len(judge.seen) == len(set(judge.seen)) for judge in judges.values()), "equal answers are judged once"
     with read_run(tmp_path / "run") as store:
         questions = store.questions("test")
         stored = {r.spec.trial_id: r for r in store.records()}
@@ -127,13 +128,6 @@ def test_every_trial_has_answers_and_the_scores_of_its_judges(home, tmp_path):
             assert record.metrics["test"][name] == float(mean_score(score_values(record.questions["test"], name)))
         assert not set(stored[record.spec.trial_id].metrics["test"]) & set(JUDGED), "judgements are kept apart"
     assert len({r.answers["test"] for r in records}) > 1, "no edit changes an answer: the test shows nothing"
-
-
-def test_equal_answers_are_judged_once(home, tmp_path):
-    judges = hash_judges()
-    run(home, tmp_path / "run", judges)
-    for judge in judges.values():
-        assert len(judge.seen) == len(set(judge.seen))
 
 
 def test_nothing_is_judged_or_generated_twice_across_runs(home, tmp_path, monkeypatch):
@@ -201,14 +195,6 @@ def test_a_kill_while_judging_loses_no_trial(home, tmp_path, monkeypatch):
     assert resumed == whole
 
 
-def test_a_run_can_be_read_by_another_score_and_level(home, tmp_path):
-    run(home, tmp_path / "run", hash_judges())
-    judges = hash_judges()
-    _, score = run(home, tmp_path / "run", judges, score="mc1", level=0.2)
-    assert score == "mc1"
-    assert not judges["truth"].seen
-
-
 def test_no_answers_no_judges(home, tmp_path):
     records, score = run(home, tmp_path / "run", {}, evaluation={"max_new_tokens": 0})
     assert score == "mc2"
@@ -251,11 +237,6 @@ def save_ab(path, n=16):
     return path
 
 
-def test_an_ab_set_has_no_judge_by_default(tmp_path):
-    behaviour = load_behaviour(save_ab(tmp_path / "ab.json", 1))
-    assert behaviour.aspects == ()
-
-
 def test_nothing_is_generated_without_a_judge_or_a_wish(home, tmp_path):
     """And the number that a run takes stays, so that its own config.yaml and the same command both resume it."""
     small_config(home)  # writes the questions
@@ -269,6 +250,7 @@ def test_nothing_is_generated_without_a_judge_or_a_wish(home, tmp_path):
         return resolved.evaluation.max_new_tokens
 
     ab, none = str(save_ab(tmp_path / "ab.json")), {"truth": {"kind": "none"}, "info": {"kind": "none"}}
+    assert load_behaviour(ab).aspects == (), "an A/B set has no judge by default"
     assert limit() == 50
     assert limit(judges=none) == limit(behaviour=ab) == limit(given={}) == 0
     assert limit(given={"truth": HashJudge("truth")}, behaviour=ab) == 50
@@ -339,11 +321,9 @@ def test_validate_and_fit_from_the_command_line(judge_model, tmp_path, capsys):
 
 
 def test_a_rubric_that_cannot_be_read(tmp_path):
-    for text, words in ((None, "cannot be read"), ("", "which is empty")):
-        path = tmp_path / "rubric.txt"
-        if text is not None:
-            path.write_text(text)
-        settings = judge_of("openai", model="m", prompt=str(path), base_url="http://localhost:9/v1")
+    (tmp_path / "empty").touch()
+    for name, words in (("nothing", "cannot be read"), ("empty", "which is empty")):
+        settings = judge_of("openai", model="m", prompt=str(tmp_path / name), base_url="http://localhost:9/v1")
         with pytest.raises(ConfigError, match=words):
             build_judges(judges_of(settings, NONE), ("truth", "info"), generates=True, device="cpu")
 
@@ -465,8 +445,12 @@ def test_judges_that_cannot_be_told_apart_are_refused(home, tmp_path, judges, wo
     assert not (tmp_path / "run").exists()
 
 
-def test_a_refused_command_leaves_a_finished_run_as_it_is(home, tmp_path):
+def test_a_run_can_be_read_by_another_score_and_level_and_a_refused_command_leaves_it(home, tmp_path):
     run(home, tmp_path / "run", hash_judges())
+    judges = hash_judges()
+    _, score = run(home, tmp_path / "run", judges, score="mc1", level=0.2)
+    assert score == "mc1"
+    assert not judges["truth"].seen
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     with pytest.raises(ConfigError):
         run(home, tmp_path / "run", {"truth": HashJudge("truth")}, score="info", level=0.3)

@@ -5,7 +5,7 @@ An *aspect* is the quality that is judged, such as whether the answer is true. I
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -106,10 +106,7 @@ class JudgeKind:
     @property
     def loader(self) -> Callable[..., Mapping[str, Judge]]:
         """The function that `load` is or names."""
-        if not isinstance(self.load, str):
-            return self.load
-        module, _, name = self.load.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(self.load) if isinstance(self.load, str) else self.load
 
     def own_prompt(self, settings: Any) -> str | None:
         """The user's own prompt in these settings; None if there is none."""

@@ -14,10 +14,8 @@ import inspect
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from locaudit.judges.wire import completion_prompt
 from locaudit.measure.forward import batches
 from locaudit.measure.tree import encode_tree
 from locaudit.models import Model, load_model
+from locaudit.models.memory import of_device
 from locaudit.records import content_hash
 from locaudit.registry import ASPECTS
 
@@ -94,6 +93,7 @@ class CausalLMJudge:
         prompts = [completion_prompt(case.question, case.answer, self.suffix) for case in cases]
         rows = [encode_tree(self.model.tokenizer, prompt, []).prompt for prompt in prompts]
         limit = getattr(self.model.config, "max_position_embeddings", None) or max(map(len, rows), default=0)
+        not_finite = Judgement(None, "the model's output is not finite")
         out = [Judgement(None, f"its prompt has {len(row)} tokens, the model's context {limit}") for row in rows]
         fitting = [i for i, row in enumerate(rows) if len(row) <= limit]
         for numbers in batches([len(rows[i]) for i in fitting], self.row_tokens):
@@ -101,10 +101,7 @@ class CausalLMJudge:
             with torch.no_grad():
                 log_p = next_logits(self.model, [rows[i] for i in chosen]).log_softmax(dim=1)[:, self.yes]
             for i, value in zip(chosen, log_p.tolist(), strict=True):
-                is_finite = math.isfinite(value)
-                out[i] = (
-                    Judgement(math.exp(value)) if is_finite else Judgement(None, "the model's output is not finite")
-                )
+                out[i] = Judgement(math.exp(value)) if math.isfinite(value) else not_finite
         return out
 
 
@@ -174,41 +171,37 @@ def load_causal_lm_judge(
             expected=f"a judge of {aspect.name}",
             remedy="name another folder, or fine-tune a judge for this aspect",
         )
-    base, adapter, adapt = model, "", lambda base: base.lm
-    if (folder / ADAPTER_FILE).is_file():
-        import_extra("peft", "judge")
-        settings = read_json(folder / ADAPTER_FILE)
-        base, adapt = str(settings.get("base_model_name_or_path") or ""), partial(_adapted, folder=folder)
-        elsewhere = ("base_model_name_or_path", "inference_mode", "revision", "peft_version", "auto_mapping")
-        adapter = content_hash({key: value for key, value in settings.items() if key not in elsewhere})
-    loaded = load_model(base, device=device, dtype=dtype, audited=False)
-    named = Model(adapt(loaded), loaded.tokenizer, folder.name if folder.is_dir() else model)
-    return wrap_judge(aspect, named, aspect.suffix if prompt is None else prompt, adapter, is_ours=bool(facts))
+    suffix, name = aspect.suffix if prompt is None else prompt, folder.name if folder.is_dir() else model
+    if not (folder / ADAPTER_FILE).is_file():
+        loaded = load_model(model, device=device, dtype=dtype, audited=False)
+        return wrap_judge(aspect, Model(loaded.lm, loaded.tokenizer, name), suffix, is_ours=bool(facts))
+    import_extra("peft", "judge")
+    settings = read_json(folder / ADAPTER_FILE)
+    base = load_model(str(settings.get("base_model_name_or_path") or ""), device=device, dtype=dtype, audited=False)
+    elsewhere = ("base_model_name_or_path", "inference_mode", "revision", "peft_version", "auto_mapping")
+    adapter = content_hash({key: value for key, value in settings.items() if key not in elsewhere})
+    adapted = Model(_adapted(base, folder), base.tokenizer, name)
+    return wrap_judge(aspect, adapted, suffix, adapter, is_ours=bool(facts))
 
 
 def wrap_judge(aspect: Aspect, model: Model, suffix: str, adapter: str = "", *, is_ours: bool = False) -> CausalLMJudge:
     """Make a judge from a loaded model. `adapter` is the hash of its adapter's settings, empty without one."""
     yes, _ = first_tokens(model.tokenizer, suffix)
-    row_tokens = ROW_TOKENS.get(model.device.type, ROW_TOKENS["cpu"])
-    return CausalLMJudge(aspect, model, suffix, yes, row_tokens, adapter, is_ours)
+    return CausalLMJudge(aspect, model, suffix, yes, of_device(ROW_TOKENS, model.device), adapter, is_ours)
 
 
 def _adapted(base: Model, folder: Path) -> Any:
     """Put the PEFT adapter in `folder` on the base model and freeze both."""
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ModelError(
-            got=f"the adapter {folder} without adapter_model.safetensors",
-            expected="a PEFT adapter in safetensors",
-            remedy="restore the file, or save the adapter again with a recent peft",
-        )
     try:
+        if not (folder / "adapter_model.safetensors").is_file():  # peft would ask the hub for it
+            raise FileNotFoundError("no file adapter_model.safetensors")
         with quiet_peft():
             lm = import_extra("peft", "judge").PeftModel.from_pretrained(base.lm, str(folder), use_safetensors=True)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         raise ModelError(
             got=f"the adapter {folder}, which does not fit {base.name} ({' '.join(str(error).split())[:300]})",
-            expected="an adapter trained on that model",
-            remedy="check base_model_name_or_path in its adapter_config.json",
+            expected="an adapter in safetensors, trained on that model",
+            remedy="check the folder, and base_model_name_or_path in its adapter_config.json",
         ) from error
     return lm.eval().requires_grad_(False)
 
@@ -224,9 +217,6 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
 
 
-@contextmanager
-def quiet_peft() -> Iterator[None]:
-    """Suppress PEFT's warnings about its own use of transformers; the user can do nothing about them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
-        yield
+def quiet_peft() -> warnings.catch_warnings:
+    """A context without PEFT's warnings about its own use of transformers; the user can do nothing about them."""
+    return warnings.catch_warnings(action="ignore", category=FutureWarning)

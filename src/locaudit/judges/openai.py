@@ -1,6 +1,6 @@
 """A judge behind an OpenAI-compatible server: a chat model with a rubric, or a fine-tuned completion model.
 
-The `openai` client sends requests and retries them. `locaudit.judges.wire` builds requests and reads replies.
+The `openai` client sends requests and retries them. `locaudit.judges.wire` has the form of requests and replies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from locaudit.errors import ConfigError, import_extra
 from locaudit.judges.base import Aspect, Case, Judgement, needed_model
 from locaudit.judges.settings import OpenAISettings
-from locaudit.judges.wire import VERSION, Dialect, read, request, shorten
+from locaudit.judges.wire import FORMS, VERSION, Dialect, chat_messages, completion_prompt, read, shorten
 from locaudit.records import content_hash
 from locaudit.registry import ASPECTS
 
@@ -172,9 +172,14 @@ class OpenAIJudge:
             dialect = other
 
     def _request(self, case: Case, dialect: Dialect, again: bool = False) -> dict[str, Any]:
+        """Keyword arguments for the client's `create`."""
+        out: dict[str, Any] = {"model": self.settings.model, **FORMS[self.settings.style][dialect.form]}
+        if dialect.temperature:
+            out["temperature"] = 0
+        if self.settings.style == "completion":
+            return out | {"prompt": completion_prompt(case.question, case.answer, self.prompt), "max_tokens": 1}
         n_tokens = self.reply_tokens * (8 if dialect.limit == "max_completion_tokens" else 1)
-        model, style = self.settings.model or "", self.settings.style
-        return request(case, model, self.prompt, style, dialect, reply_tokens=n_tokens, again=again)
+        return out | {"messages": chat_messages(case, self.prompt, again=again), dialect.limit: n_tokens}
 
     async def _send(self, client: Any, key: str, keywords: dict[str, Any]) -> Reply:
         openai, settings = import_extra("openai", "judge"), self.settings
@@ -216,9 +221,7 @@ class OpenAIJudge:
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
         if not is_address or parts.username or parts.password or parts.query:  # not quoted: it may contain a secret
             raise ConfigError(
-                got="a base_url with user name, password or query"
-                if is_address
-                else "a base_url that is not an address",
+                got="a base_url that is not an address, or has a user name, password or query",
                 expected="an address without secrets (it is saved in the run folder), such as http://localhost:8000/v1",
                 remedy="correct the judge's base_url; put a key into the environment variable that api_key_env names",
             )
@@ -273,13 +276,13 @@ def load_openai_judge(aspect: Aspect, settings: OpenAISettings, *, reply_tokens:
 
 def _read_rubric(name: str) -> str:
     try:
-        text = Path(name).read_text(encoding="utf-8").strip()
+        text, why = Path(name).read_text(encoding="utf-8").strip(), "is empty"
     except (OSError, ValueError) as error:
-        text, why = "", f"which cannot be read ({error})"
-    else:
-        why = "which is empty"
+        text, why = "", f"cannot be read ({error})"
     if not text:
-        raise ConfigError(got=f"the rubric {name}, {why}", expected="a text file", remedy="check the judge's prompt")
+        raise ConfigError(
+            got=f"the rubric {name}, which {why}", expected="a text file", remedy="check the judge's prompt"
+        )
     return text
 
 

@@ -20,6 +20,7 @@ from locaudit.errors import DataError
 from locaudit.judges.base import Case, Fitted, Judge
 from locaudit.judges.labelled import LabelledAnswer, read_labelled
 from locaudit.registry import ASPECTS
+from locaudit.stats.agreement import compare
 
 CHUNK = 256
 """Number of answers judged between two progress messages."""
@@ -27,8 +28,6 @@ MAX_UNKNOWN = 0.01
 """Largest tolerated share of questions without references. Releases of TruthfulQA differ by a few questions."""
 N_BINS = 10
 """Number of equal-width bins in the expected calibration error."""
-N_BOOTSTRAP = 2000
-"""Number of bootstrap resamples."""
 
 
 def validate(
@@ -136,40 +135,39 @@ def sha256_of(file: Path) -> str:
 def measure(
     p: Float[np.ndarray, " n"], yes: Bool[np.ndarray, " n"], questions: np.ndarray, *, seed: int = 0
 ) -> dict[str, Any]:
-    r"""Compare P(yes) with the labels; a verdict is yes if p > 0.5. Returns plain numbers, None if undefined.
+    r"""Compare P(yes) with the labels; a verdict is yes if p >= 0.5. Returns plain numbers, None if undefined.
 
     - ``majority``: accuracy of always giving the more frequent label.
-    - ``accuracy``, and ``accuracy_95``: its percentile bootstrap interval over questions.
+    - ``accuracy``, and ``accuracy_95``: its percentile bootstrap interval over questions, if there are several.
     - ``balanced_accuracy``: mean of sensitivity and specificity.
     - ``brier``: mean of (p - label)^2.
     - ``ece``: expected calibration error, mean over answers of ``|share of yes - mean p|`` in the answer's bin of p.
     - ``auc``: area under the ROC curve (Mann-Whitney statistic, ties counted half).
     - ``n``, ``missing``, ``n_questions``: answers judged, judgements missing (left out of the rest), questions.
 
-    `questions` names the question of each answer.
+    `questions` names the question of each answer. Raises `DataError` for a p outside [0, 1].
     """
     there = ~np.isnan(p)
-    p, yes, questions = p[there], yes[there], np.asarray(questions)[there]
-    counts = {"n": len(yes), "missing": int((~there).sum()), "n_questions": len(set(questions.tolist()))}
-    if not len(yes):
+    # The labels act as a second judge, whose verdicts are right: agreement with it is accuracy.
+    said = [x if known else None for x, known in zip(p.tolist(), there.tolist(), strict=True)]
+    found = compare(said, yes.astype(float).tolist(), questions.tolist(), seed=seed)
+    counts = {"n": found.n, "missing": found.missing[0], "n_questions": found.n_groups}
+    if not found.n:
         return counts
-    right = (p > 0.5) == yes
-    found = [right[label] for label in (yes, ~yes)]
-    has_both = all(map(len, found))
-    _, which = np.unique(questions, return_inverse=True)
-    # (questions,): answers and correct verdicts per question; resampling questions resamples these sums.
-    n, hits = np.bincount(which), np.bincount(which, weights=right)
-    draws = np.random.default_rng(seed).integers(len(n), size=(N_BOOTSTRAP, len(n)))
+    p, yes = p[there], yes[there]
+    (right_no, _), (_, right_yes) = found.counts
+    n_yes = int(yes.sum())
+    n_no = found.n - n_yes
+    has_both = n_yes > 0 and n_no > 0
     bins = np.minimum((p * N_BINS).astype(int), N_BINS - 1)
-    interval = np.quantile(hits[draws].sum(1) / n[draws].sum(1), [0.025, 0.975])
     return counts | {
-        "majority": float(max(yes.mean(), 1 - yes.mean())),
-        "accuracy": float(right.mean()),
-        "accuracy_95": interval.tolist(),
-        "balanced_accuracy": float(np.mean([x.mean() for x in found])) if has_both else None,
+        "majority": max(n_yes, n_no) / found.n,
+        "accuracy": found.agreement,
+        "accuracy_95": list(found.agreement_interval) if found.n_groups > 1 else None,
+        "balanced_accuracy": (right_yes / n_yes + right_no / n_no) / 2 if has_both else None,
         "brier": float(np.mean((p - yes) ** 2)),
-        "ece": float(np.abs(np.bincount(bins, weights=yes - p)).sum() / len(yes)),
-        "auc": float(mannwhitneyu(p[yes], p[~yes]).statistic / (yes.sum() * (~yes).sum())) if has_both else None,
+        "ece": float(np.abs(np.bincount(bins, weights=yes - p)).sum() / found.n),
+        "auc": float(mannwhitneyu(p[yes], p[~yes]).statistic / (n_yes * n_no)) if has_both else None,
     }
 
 

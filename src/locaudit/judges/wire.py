@@ -1,4 +1,4 @@
-"""Build requests to an OpenAI-compatible server and read its replies. No network access here.
+"""The form of requests to an OpenAI-compatible server and of its replies. No network access here.
 
 Chat: the rubric is the system message. Question, answer and references are one JSON object in the user message, so that
 text in an answer cannot pass for anything else. The reply is the JSON object ``{"yes_probability": p}``.
@@ -20,11 +20,11 @@ VERSION = 1
 """Raise it when a change here changes judgements; it is part of a judge's fingerprint."""
 
 KEY = "yes_probability"
+_NUMBER = {"type": "number", "description": "Probability from 0 to 1 that the judgement is yes."}
 SCHEMA = {
-    "type": "object",
-    "properties": {KEY: {"type": "number", "description": "Probability from 0 to 1 that the judgement is yes."}},
-    "required": [KEY],
-    "additionalProperties": False,
+    "name": "judgement",
+    "strict": True,
+    "schema": {"type": "object", "properties": {KEY: _NUMBER}, "required": [KEY], "additionalProperties": False},
 }
 INSTRUCTION = (
     "The user message is a JSON object with the question, the answer to judge and, when there are any, reference "
@@ -39,12 +39,7 @@ N_ALTERNATIVES = 5
 """Number of most likely first tokens requested (completion); some servers refuse more."""
 FORMS: Mapping[Style, Sequence[Mapping[str, Any]]] = {
     "chat": (
-        {
-            "response_format": {
-                "type": "json_schema",
-                "json_schema": {"name": "judgement", "strict": True, "schema": SCHEMA},
-            }
-        },
+        {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
         {"response_format": {"type": "json_object"}},
         {},
     ),
@@ -86,28 +81,13 @@ def encodable(text: str) -> str:
 
 def chat_messages(case: Case, rubric: str, *, again: bool = False) -> list[dict[str, str]]:
     """System and user message; `again` adds a reminder of the reply's form."""
-    content: dict[str, Any] = {"question": case.question, "answer": case.answer}
-    if case.true:
-        content["correct reference answers"] = list(case.true)
-    if case.false:
-        content["incorrect reference answers"] = list(case.false)
+    references = {"correct reference answers": case.true, "incorrect reference answers": case.false}
+    content = {"question": case.question, "answer": case.answer} | {k: side for k, side in references.items() if side}
     user = encodable(json.dumps(content, ensure_ascii=False, indent=1))
     return [
         {"role": "system", "content": encodable(f"{rubric}\n\n{INSTRUCTION}")},
         {"role": "user", "content": f"{user}\n\n{REMINDER}" if again else user},
     ]
-
-
-def request(
-    case: Case, model: str, prompt: str, style: Style, dialect: Dialect, *, reply_tokens: int, again: bool = False
-) -> dict[str, Any]:
-    """Keyword arguments for the client's `create`. `prompt` is the rubric (chat) or the suffix (completion)."""
-    out: dict[str, Any] = {"model": model, **FORMS[style][dialect.form]}
-    if dialect.temperature:
-        out["temperature"] = 0
-    if style == "completion":
-        return out | {"prompt": completion_prompt(case.question, case.answer, prompt), "max_tokens": 1}
-    return out | {"messages": chat_messages(case, prompt, again=again), dialect.limit: reply_tokens}
 
 
 def read(body: str, style: Style) -> Judgement:
@@ -148,19 +128,17 @@ def _read_completion(choice: Mapping[str, Any]) -> Judgement:
         return Judgement(None, f"the completion is neither yes nor no: {shorten(choice['text'])!r}")
     if any(math.isnan(value) for _, value in alternatives):
         return Judgement(None, "a log-probability is not a number")
-    words = {_word(token) for token, _ in alternatives}
-    if not words & {"yes", "no"}:
+    if not {"yes", "no"} & {_word(token) for token, _ in alternatives}:
         return Judgement(None, f"neither yes nor no is among the most likely tokens {[t for t, _ in alternatives]}")
     return Judgement(min(1.0, sum(math.exp(min(value, 0.0)) for token, value in alternatives if _word(token) == "yes")))
 
 
 def _alternatives(logprobs: Any) -> list[tuple[str, float]]:
     """(token, log-probability) of the first token's alternatives, from either of the two reply formats in use."""
-    if not logprobs:
-        return []
-    if logprobs.get("top_logprobs"):
+    if logprobs and logprobs.get("top_logprobs"):
         return [(token, float(value)) for token, value in logprobs["top_logprobs"][0].items()]
-    if logprobs.get("content"):
+    if logprobs and logprobs.get("content"):
+        # A list: tokens that differ may be spelt alike.
         return [(item["token"], float(item["logprob"])) for item in logprobs["content"][0]["top_logprobs"]]
     return []
 

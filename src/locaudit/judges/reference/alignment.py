@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Set
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from locaudit.judges.reference.reader import Prompt
 
-N_ALIGNMENT = 16
-"""Number of features per layer."""
 _FAR = -1.0
 """Smallest possible cosine: stands in where there is nothing to compare with."""
 
@@ -27,13 +25,13 @@ def alignment_features(
     prompt: Prompt,
     prompt_states: Float[Tensor, "layers prompt_tokens d"],
     hidden: Set[int] = frozenset(),
-) -> Float[Tensor, " layers*{N_ALIGNMENT}"]:
+) -> Float[Tensor, " layers*16"]:
     """Features that compare an answer's tokens with the true and the false references of its prompt.
 
     `states` are those of the answer, `prompt_states` those of the prompt, both standardised and of unit length. The
     references whose numbers are in `hidden` are ignored. A side (true or false) without references counts as cosine -1.
 
-    Per layer, with F the harmonic mean of precision and recall and m_i the best cosine of token i on a side:
+    Per layer 16, with F the harmonic mean of precision and recall and m_i the best cosine of token i on a side:
 
         3  max over true references of precision, recall, F
         3  the same over false references
@@ -53,20 +51,12 @@ def alignment_features(
     harmonic = torch.where(both > 0, 2 * precision * recall / (both + 1e-6), 0.0)
     pair = torch.stack([precision, recall, harmonic], dim=2)  # (layers, references, 3)
     is_true = torch.arange(n_references) < prompt.n_true  # true references come first
-    best, mean, near = zip(*(_side(pair, by_reference, kept & side) for side in (is_true, ~is_true)), strict=True)
+    sides = kept & is_true, kept & ~is_true  # (references,) each
+    best = [pair.masked_fill(~side[:, None], _FAR).amax(1) for side in sides]  # (layers, 3) each
+    near = [by_reference.masked_fill(~side, _FAR).amax(2) for side in sides]  # (layers, tokens) each
+    nothing = pair.new_full((len(pair),), _FAR)  # (layers,): the mean F of a side without references
+    mean = [pair[:, side, 2].mean(1) if side.any() else nothing for side in sides]
     lead = near[0] - near[1]  # (layers, tokens)
     own = [lead.mean(1), lead.amax(1), lead.amin(1), lead[:, -1], near[0].amin(1), near[1].amin(1), mean[0] - mean[1]]
     # (layers, 3 + 3 + 3 + 7) -> (layers * 16,)
     return torch.cat([best[0], best[1], best[0] - best[1], torch.stack(own, dim=1)], dim=1).flatten()
-
-
-def _side(
-    pair: Float[Tensor, "layers references 3"],
-    by_reference: Float[Tensor, "layers tokens references"],
-    kept: Bool[Tensor, " references"],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One side: best precision, recall, F (layers, 3); mean F (layers,); best cosine per token (layers, tokens)."""
-    if not kept.any():
-        layers, tokens, _ = by_reference.shape
-        return torch.full((layers, 3), _FAR), torch.full((layers,), _FAR), torch.full((layers, tokens), _FAR)
-    return pair[:, kept].amax(1), pair[:, kept, 2].mean(1), by_reference[:, :, kept].amax(2)

@@ -57,10 +57,8 @@ def read_question(
     prompt = reader.prompt(case)  # states: (layers, prompt tokens, d)
     unit = normalize(moments.standardised(prompt.states), dim=2)
     true, false = case.true[:MAX_REFERENCES], case.false[:MAX_REFERENCES]
-    kept = (
-        tuple(reference for i, reference in enumerate(true) if i not in hidden),
-        tuple(reference for i, reference in enumerate(false, len(true)) if i not in hidden),
-    )
+    numbered = enumerate(true), enumerate(false, len(true))
+    kept = [[reference for number, reference in side if number not in hidden] for side in numbered]
     raw, states = [], []
     for answer, found in zip(answers, reader.read(case, answers, hidden), strict=True):
         # (layers, answer tokens, d): without the line break, unless the answer is empty and has nothing else

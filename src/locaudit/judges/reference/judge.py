@@ -41,16 +41,13 @@ class Engine:
     def probabilities(self, cases: Sequence[Case]) -> list[Sequence[float]]:
         """P(yes) of each case, for each of `ASPECT_NAMES`. Answers to one question are read together."""
         new: dict[tuple, list[Case]] = {}
-        for case in dict.fromkeys(case for case in cases if case not in self._seen):
-            new.setdefault((case.question, case.true, case.false), []).append(case)
+        for number, case in enumerate(dict.fromkeys(case for case in cases if case not in self._seen)):
+            new.setdefault((number // GROUP, case.question, case.true, case.false), []).append(case)
         for group in new.values():
-            for start in range(0, len(group), GROUP):
-                part = group[start : start + GROUP]
-                read = read_question(self.reader, self.weights.moments, part[0], [case.answer.strip() for case in part])
-                self._seen |= zip(part, self.weights.probabilities(read).tolist(), strict=True)
+            read = read_question(self.reader, self.weights.moments, group[0], [case.answer.strip() for case in group])
+            self._seen |= zip(group, self.weights.probabilities(read).tolist(), strict=True)
         out = [self._seen[case] for case in cases]
-        for case in list(self._seen)[:-N_REMEMBERED]:
-            del self._seen[case]
+        self._seen = dict(list(self._seen.items())[-N_REMEMBERED:])
         return out
 
     @cached_property
@@ -89,13 +86,10 @@ class ReferenceJudge:
     def score(self, cases: Sequence[Case]) -> list[Judgement]:
         """P(yes) of each case; missing if its question has no references."""
         column = ASPECT_NAMES.index(self.aspect)
-        found = iter(self.engine.probabilities([case for case in cases if case.true or case.false]))
-        return [
-            Judgement(next(found)[column])
-            if case.true or case.false
-            else Judgement(None, "the question has no reference answers")
-            for case in cases
-        ]
+        asked = [case for case in cases if case.true or case.false]
+        found = dict(zip(asked, self.engine.probabilities(asked), strict=True))
+        missing = Judgement(None, "the question has no reference answers")
+        return [Judgement(found[case][column]) if case in found else missing for case in cases]
 
 
 def load(wanted: Mapping[str, ReferenceSettings], device: str) -> dict[str, ReferenceJudge]:

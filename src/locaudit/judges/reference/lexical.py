@@ -21,12 +21,6 @@ _PAIR = 17
 """Number of features of an answer against one reference (`_pair`)."""
 _SUMMARY = (0, 3, 11, 12, 13, 14)
 """Features of a pair that are also averaged over references."""
-_SIDE = 2 * _PAIR + len(_SUMMARY) + 1
-"""Number of features of one side (`_against`): maxima, means, closest reference, novelty."""
-_OWN = 19
-"""Number of features of the answer and its question alone."""
-N_LEXICAL = 3 * _SIDE + _OWN
-"""Number of `lexical_features`: true side, false side, their difference, and the answer alone."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class _Text:
 
 def lexical_features(
     question: str, answer: str, true: Sequence[str], false: Sequence[str]
-) -> Float[np.ndarray, " {N_LEXICAL}"]:
+) -> Float[np.ndarray, " features"]:
     """Features of the answer against the true references, the false ones, their difference, and of the answer alone."""
     q, a = _read(question), _read(answer)
     sides = [[_read(reference) for reference in references] for references in (true, false)]
@@ -80,7 +74,7 @@ def lexical_features(
 
 
 def _against(a: _Text, new: frozenset[str], q: _Text, references: Sequence[_Text]) -> np.ndarray:
-    """One side (_SIDE,): the maximum over references, the mean of some features, the closest reference, and novelty.
+    """Features of one side: the maximum over references, the mean of some features, the closest reference, and novelty.
 
     Novelty is the share of the answer's new words that occur in the side's references; -0.1 if it has no new words.
     """

@@ -18,20 +18,22 @@ run.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from locaudit.edits.hooks import record
 from locaudit.judges.base import Case
+from locaudit.location import Site
 from locaudit.measure.forward import Prefix, forest_batches, run_prefix, run_trees
 from locaudit.measure.tree import Forest, Tree
-from locaudit.models import Model
+from locaudit.models import Model, wrap_model
 
 MAX_REFERENCE_TOKENS, MAX_REFERENCES = 48, 24
 """Limits: tokens read per reference, and references read per side (true or false)."""
@@ -91,9 +93,8 @@ class Reader:
         out: dict[int, Tensor] = {}  # answer -> (layers, tokens, d)
         forest = Forest(prompt.tokens[:-1], tuple(trees))
         for rows, batch in forest_batches(self.model, forest, row_tokens=PASS_TOKENS, ends=True):
-            with self._recorded() as found:
-                run_trees(self.model, batch, prefix=prefix)
-            for row, states in zip(rows, self._stacked(found).unbind(1), strict=True):
+            found, _ = self._recorded(batch.input_ids.shape, partial(run_trees, self.model, batch, prefix=prefix))
+            for row, states in zip(rows, found.unbind(1), strict=True):
                 pieces = states[:, : sum(lengths[i] for i in row)].split([lengths[i] for i in row], dim=1)
                 out |= {i: piece[:, 1:] for i, piece in zip(row, pieces, strict=True)}
         return [out[i] for i in range(len(answers))]
@@ -103,43 +104,27 @@ class Reader:
         """Run the prompt, made of pieces of text: (text, number of the reference or -1)."""
         question = self.model.tokenizer.decode(list(self._encode(text, MAX_QUESTION_TOKENS)))
         pieces = [(f"Question: {question}\nCorrect answers:", -1)]
-        for number, reference in enumerate(true + false):
-            if number == len(true):
-                pieces.append(("\nIncorrect answers:", -1))
-            pieces += [("\n-", -1), (f" {reference}", number)]
-        if not false:
-            pieces.append(("\nIncorrect answers:", -1))
+        listed = [[("\n-", -1), (f" {reference}", number)] for number, reference in enumerate(true + false)]
+        pieces += chain(*listed[: len(true)], [("\nIncorrect answers:", -1)], *listed[len(true) :])
         pieces.append((f"\nQuestion: {question}\nAnswer:", -1))
         ids, segment = [], []
         for text, owner in pieces:
             tokens = self._encode(text, MAX_REFERENCE_TOKENS if owner >= 0 else None)
             ids += tokens
             segment += [owner] * len(tokens)
-        with self._recorded() as found:
-            cache = run_prefix(self.model, ids, None) or []
-        return Prompt(cache, self._stacked(found)[:, 0], torch.tensor(segment), len(true), len(false), tuple(ids))
+        states, cache = self._recorded((1, len(ids)), partial(run_prefix, self.model, ids, None))
+        return Prompt(cache or [], states[:, 0], torch.tensor(segment), len(true), len(false), tuple(ids))
 
-    @contextmanager
-    def _recorded(self) -> Iterator[dict[int, Tensor]]:
-        """Collects layer -> residual stream after it (rows, tokens, d) during the next forward pass."""
-        found: dict[int, Tensor] = {}
-
-        def keep(number: int):
-            def hook(_module, _args, output):
-                found[number] = output[0] if isinstance(output, tuple) else output
-
-            return hook
-
-        handles = [self.model.layer(number - 1).register_forward_hook(keep(number)) for number in self.layers]
-        try:
-            yield found
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _stacked(self, found: Mapping[int, Tensor]) -> Float[Tensor, "layers rows tokens d"]:
+    def _recorded(
+        self, shape: Sequence[int], forward: Callable[[], Any]
+    ) -> tuple[Float[Tensor, "layers rows tokens d"], Any]:
+        """Residual stream after each of `layers` in a forward of `shape` (rows, tokens), and what it returns."""
+        sites = [Site("residual", number - 1) for number in self.layers]
+        row, token = torch.ones(*shape).nonzero(as_tuple=True)  # every position
+        with record(self.model, sites, (row, token)) as found:
+            out = forward()
         # Rounded to half precision, as the fit stored them, so that the judge sees the same numbers.
-        return torch.stack([found[number] for number in self.layers]).half().float().cpu()
+        return torch.stack([found[site] for site in sites]).unflatten(1, tuple(shape)).half().float().cpu(), out
 
     def _encode(self, text: str, limit: int | None = None) -> tuple[int, ...]:
         return tuple(self.model.tokenizer(text, add_special_tokens=False)["input_ids"][:limit]) if text else ()
@@ -147,12 +132,8 @@ class Reader:
 
 def _first_layers(model: Model, n: int) -> Model:
     """A copy of the model with only its first n layers and no final norm; the weights are shared."""
-    lm: Any = copy.copy(model.lm)
-    trunk: Any = copy.copy(model.lm.base_model)
-    for module in (lm, trunk):
-        module._modules = dict(module._modules)
-        module.config = copy.deepcopy(module.config)
-        module.config.num_hidden_layers = n
-    trunk.layers, trunk.norm = nn.ModuleList(list(trunk.layers)[:n]), nn.Identity()
-    lm._modules[lm.base_model_prefix] = trunk
-    return Model(lm, model.tokenizer, model.name)
+    shared: dict[int, Any] = {id(weight): weight for weight in model.lm.parameters()}
+    lm: Any = copy.deepcopy(model.lm, shared)
+    lm.config.num_hidden_layers = n
+    lm.base_model.layers, lm.base_model.norm = lm.base_model.layers[:n], nn.Identity()
+    return wrap_model(lm, model.tokenizer, model.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,9 +36,3 @@ class Trees:
             goes_left = x[rows, self.feature[trees, node]] <= self.threshold[trees, node]
             node = np.where(goes_left, self.left[trees, node], self.right[trees, node])
         return float(self.bias[0]) + self.value[trees, node].sum(1)
-
-    @staticmethod
-    def from_arrays(stored: Mapping[str, np.ndarray]) -> Trees:
-        """Trees from stored arrays, in which node and feature indices are small integers."""
-        wide = {name: stored[name].astype(np.int64) for name in ("feature", "left", "right")}
-        return Trees(**{**stored, **wide})

@@ -78,7 +78,7 @@ def load_weights(folder: Path) -> Weights:
             tensors["dense.deviation"],
             tuple(_network(part) for part in parts),
             {
-                name: Trees.from_arrays({key: t.numpy() for key, t in _under(tensors, f"trees.{name}.").items()})
+                name: Trees(**{key: tensor.numpy() for key, tensor in _under(tensors, f"trees.{name}.").items()})
                 for name in ASPECT_NAMES
             },
             tensors["stack"].numpy(),
