@@ -39,6 +39,13 @@ def prompts(planted: Planted, texts) -> torch.Tensor:
     return torch.tensor([tokenizer(Prompt().render(text, tokenizer))["input_ids"] for text in texts])
 
 
+def edited_logits(model, ids: torch.Tensor, location: Location, *, scale: float) -> torch.Tensor:
+    """Logits under a random edit at the location."""
+    edit = random_edit(model, location, seed=1, scale=scale)
+    with stack(model, [edit]).applied(model, torch.zeros(len(ids), dtype=torch.long), torch.ones_like(ids) > 0):
+        return logits(model, ids)
+
+
 def accuracies(planted: Planted, locations) -> list[float]:
     """Preference accuracy on test questions: unedited, then with the optimal edit at each location."""
     model, config = planted.model, merge_config(AuditConfig(), planted_settings())
@@ -66,23 +73,17 @@ def test_no_edit_elsewhere_changes_a_bit_of_the_logits(misconception):
     model = misconception.model
     ids = prompts(misconception, [q.text for q in misconception.behaviour.questions])
     before = logits(model, ids)
-    huge = random_edit(model, misconception.elsewhere, seed=1, scale=100.0)
-    with stack(model, [huge]).applied(model, torch.zeros(len(ids), dtype=torch.long), torch.ones_like(ids) > 0):
-        assert torch.equal(logits(model, ids), before)
-    small = random_edit(model, Location(misconception.places.units[:1]), seed=1, scale=0.1)
-    with stack(model, [small]).applied(model, torch.zeros(len(ids), dtype=torch.long), torch.ones_like(ids) > 0):
-        assert not torch.allclose(logits(model, ids), before, atol=0.1)
+    assert torch.equal(edited_logits(model, ids, misconception.elsewhere, scale=100.0), before)
+    place = Location(misconception.places.units[:1])
+    assert not torch.allclose(edited_logits(model, ids, place, scale=0.1), before, atol=0.1)
 
 
 def test_no_edit_elsewhere_tells_the_answers_the_key(key):
     model = key.model
     items = sorted({q.text.split()[1] for q in key.behaviour.questions})
     answers = model.tokenizer.convert_tokens_to_ids(list(ANSWERS))
-    edit = random_edit(model, key.elsewhere, seed=1, scale=1.0)
     ids = prompts(key, [f"{name} {item}" for name in KEYS for item in items])
-    before = logits(model, ids)[:, -1]
-    with stack(model, [edit]).applied(model, torch.zeros(len(ids), dtype=torch.long), torch.ones_like(ids) > 0):
-        after = logits(model, ids)[:, -1]
+    before, after = logits(model, ids)[:, -1], edited_logits(model, ids, key.elsewhere, scale=1.0)[:, -1]
     for found in (before, after):
         first, second = found[:, answers].chunk(2)
         assert torch.equal(first, second)
@@ -163,7 +164,7 @@ def test_places_are_nested_and_those_of_the_key_are_layers(monkeypatch):
     assert one == same
     for task, places in (("misconception", 7), ("misconception", 0), ("key", 4)):
         with pytest.raises(LocationError):
-            plant_model(task, places, **small)
+            plant_model(task, places, **small)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="task"):
         plant_model("colours")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="items"):

@@ -118,9 +118,8 @@ def _series(n: Numbers, trials: Trials, x: str, y: str) -> Series:
 
 def _draw_sets(n: Numbers, method: Numbers, title: str) -> Figure:
     """Distribution of scores over random sets; lines for localized heads, whole model and unedited model."""
-    whole = method["whole"]["chosen"] or {}
-    marks = _marks(n, whole.get("info_truth"), method["localized_score"])
-    spread = Spread(title, method["random_scores"], marks)
+    whole = (method["whole"]["chosen"] or {}).get("info_truth")
+    spread = Spread(title, method["random_scores"], _marks(n, whole, method["localized_score"]))
     return draw_spreads([spread], xlabel="Info*Truth on test", what="random sets", colour=RANDOM)
 
 
