@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import itertools
 import json
 import math
 import shutil
@@ -18,9 +19,9 @@ from locaudit.cli import main
 from locaudit.config import parse_over, to_dict, to_yaml
 from locaudit.errors import ConfigError, LocationError, ModelError, RunFolderError
 from locaudit.report.figures import frontier
-from locaudit.run import audit as run
 from locaudit.run.audit import run_audit
 from locaudit.stats import compare_edits, decide, holm, mean_score, normal_tail_p, rank_correlation, t_test_p
+from locaudit.store.database import Store
 from locaudit.store.run import load_run
 from locaudit.studies.paper import is_study, write_paper
 from locaudit.studies.paper.claims import judge_claims
@@ -74,17 +75,26 @@ def home(tmp_path_factory):
     return folder
 
 
+def run(config, folder):
+    run_paper(config, folder, judges=JUDGES, progress=False)
+
+
+def report(folder):
+    """Write the report; returns its numbers."""
+    write_paper(folder)
+    return json.loads((folder / "numbers.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def finished(home, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "study"
-    run_paper(study_config(home), folder, judges=JUDGES, progress=False)
-    write_paper(folder)
+    run(study_config(home), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def numbers(finished):
-    return json.loads((finished / "numbers.json").read_text())
+    return report(finished)
 
 
 def at(numbers, path):
@@ -120,8 +130,8 @@ def test_numbers_are_those_of_the_audits(finished, numbers):
         assert [place["chosen"]["info_truth"] for place in block["random"]] == list(verdict.controls)
         assert block["p_monte_carlo"] == verdict.p_value
         assert block["whole"]["chosen"]["info_truth"] == verdict.whole_model
-        assert block["best_on_test"]["localized"] == max(t["info_truth"] for t in block["localized"]["trials"])
-        assert block["best_on_test"]["localized"] >= block["localized_score"]
+        best = block["localized"]["best_on_test"]
+        assert best == max(t["info_truth"] for t in block["localized"]["trials"]) >= block["localized_score"]
         mc2 = decide(records, score="mc2").methods[method]
         assert numbers["multiple_choice"][method]["localized_score"] == mc2.claim
     single, accuracy = numbers["single"], np.asarray(numbers["setup"]["probes"]["val_accuracy"])
@@ -165,35 +175,30 @@ def test_tables_hold_what_the_numbers_do(finished, numbers):
 
 
 def test_a_study_that_was_killed_ends_with_the_same_numbers(home, finished, numbers, tmp_path, monkeypatch):
-    calls, add = [], run.Store.add
+    calls, add = itertools.count(1), Store.add
 
     def dying(self, *arguments):
-        calls.append(0)
-        if len(calls) == 9:
+        if next(calls) == 9:
             raise KeyboardInterrupt
         return add(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.Store, "add", dying)
+        patch.setattr(Store, "add", dying)
         with pytest.raises(KeyboardInterrupt):
-            run_paper(study_config(home), tmp_path / "a", judges=JUDGES, progress=False)
+            run(study_config(home), tmp_path / "a")
     with pytest.raises(RunFolderError, match=r"\d of \d+ trials; expected a finished study|with no trials"):
         write_paper(tmp_path / "a")
-    run_paper(study_config(home), tmp_path / "a", judges=JUDGES, progress=False)
-    write_paper(tmp_path / "a")
-    again = json.loads((tmp_path / "a" / "numbers.json").read_text())
-    assert {**again, "run": 0} == {**numbers, "run": 0}
+    run(study_config(home), tmp_path / "a")
+    assert {**report(tmp_path / "a"), "run": 0} == {**numbers, "run": 0}
 
 
 def test_a_landscape_may_be_added_later(home, tmp_path):
     plain = study_config(home, landscape=False, random_heads=2)
-    run_paper(plain, tmp_path / "a", judges=JUDGES, progress=False)
-    write_paper(tmp_path / "a")
-    assert json.loads((tmp_path / "a" / "numbers.json").read_text())["landscape"] is None
+    run(plain, tmp_path / "a")
+    assert report(tmp_path / "a")["landscape"] is None
     assert not (tmp_path / "a" / "figures" / "landscape.png").exists()
-    run_paper(replace(plain, landscape=True), tmp_path / "a", judges=JUDGES, progress=False)
-    write_paper(tmp_path / "a")
-    assert json.loads((tmp_path / "a" / "numbers.json").read_text())["landscape"]["n"] > 2
+    run(replace(plain, landscape=True), tmp_path / "a")
+    assert report(tmp_path / "a")["landscape"]["n"] > 2
 
 
 @pytest.mark.parametrize(
@@ -207,7 +212,7 @@ def test_a_landscape_may_be_added_later(home, tmp_path):
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_written(home, tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
-        run_paper(study_config(home, **changes), tmp_path / "a", judges=JUDGES, progress=False)
+        run(study_config(home, **changes), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
@@ -224,11 +229,11 @@ def test_a_folder_of_something_else_is_refused(home, finished, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "notes.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="with other files in it"):
-        run_paper(study_config(home), tmp_path / "a", judges=JUDGES, progress=False)
+        run(study_config(home), tmp_path / "a")
     with pytest.raises(RunFolderError, match=r"without paper.yaml"):
         write_paper(tmp_path / "a")
-    with pytest.raises(RunFolderError, match=r"made with other settings \(optimal\)"):
-        run_paper(study_config(home, optimal={"epochs": 2}), finished, judges=JUDGES, progress=False)
+    with pytest.raises(RunFolderError, match=r"\(methods.optimal.epochs: 1 there, 2 here\)"):
+        run(study_config(home, optimal={"epochs": 2}), finished)
     assert is_study(finished) and not is_study(finished / "sets")
 
 
@@ -239,29 +244,28 @@ def test_a_study_is_read_whole_or_not_at_all(home, finished, tmp_path):
     run_audit(study_config(home).audits(2)["sets"], tmp_path / "a" / "sets", judges=other, progress=False)
     with pytest.raises(RunFolderError, match="judged by different judges"):
         write_paper(tmp_path / "a")
-    run_paper(study_config(home), tmp_path / "a", judges=JUDGES, progress=False)
+    run(study_config(home), tmp_path / "a")
     with sqlite3.connect(tmp_path / "a" / "single" / "trials.sqlite") as database:
         database.execute("DELETE FROM judgements")
     database.close()
     with pytest.raises(RunFolderError, match="answers that were not judged"):
         write_paper(tmp_path / "a")
-    run_paper(replace(study_config(home), landscape=False), tmp_path / "a", judges=JUDGES, progress=False)
-    write_paper(tmp_path / "a")
-    assert json.loads((tmp_path / "a" / "numbers.json").read_text())["landscape"] is None
+    run(study_config(home, landscape=False), tmp_path / "a")
+    assert report(tmp_path / "a")["landscape"] is None
 
 
 def test_one_process_at_a_time_and_a_refused_study_leaves_its_folder_free(home, tmp_path):
     config = study_config(home, landscape=False)
-    with pytest.raises(RunFolderError, match="cannot be written to"):
-        run_paper(config, "/proc/x", judges=JUDGES, progress=False)
+    with pytest.raises(RunFolderError, match="/proc/x, which cannot be made"):
+        run(config, "/proc/x")
     (tmp_path / "a").mkdir()
     with FileLock(tmp_path / "a" / ".lock"), pytest.raises(RunFolderError, match="another process is writing to"):
-        run_paper(config, tmp_path / "a", judges=JUDGES, progress=False)
+        run(config, tmp_path / "a")
     assert not (tmp_path / "a" / "paper.yaml").exists()
     long = study_config(home, landscape=False, evaluation={"max_new_tokens": 10_000})
     with pytest.raises(ModelError):
-        run_paper(long, tmp_path / "a", judges=JUDGES, progress=False)
-    run_paper(config, tmp_path / "a", judges=JUDGES, progress=False)  # not "made with other settings"
+        run(long, tmp_path / "a")
+    run(config, tmp_path / "a")  # not "made by another configuration"
 
 
 def test_presets_are_studies_and_full_is_the_papers():
@@ -490,8 +494,7 @@ def test_missing_scores_are_null_and_figures_are_still_drawn(finished, tmp_path,
         return replace(run, trials=tuple(trials))
 
     monkeypatch.setattr("locaudit.studies.paper.study.load_run", broken)
-    write_paper(tmp_path / "a")
-    n = json.loads((tmp_path / "a" / "numbers.json").read_text())
+    n = report(tmp_path / "a")
     assert n[method]["localized"]["chosen"] is None and n[method]["localized_score"] is None
     outcomes = {claim["name"]: claim["outcome"] for claim in n["claims"]}
     if method == "optimal":

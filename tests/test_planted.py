@@ -15,7 +15,6 @@ from locaudit.location import Location
 from locaudit.measure.forward import answer_log_probs
 from locaudit.measure.multiple_choice import score_questions
 from locaudit.measure.tree import plant
-from locaudit.models import load_model
 from locaudit.report.style import save
 from locaudit.studies.calibration.cases import draw_power, power_curve
 from locaudit.studies.calibration.planted import ANSWERS, GROUPS, KEYS, WHICH, Planted, plant_model, planted_settings
@@ -38,6 +37,13 @@ def key() -> Planted:
 def prompts(planted: Planted, texts) -> torch.Tensor:
     tokenizer = planted.model.tokenizer
     return torch.tensor([tokenizer(Prompt().render(text, tokenizer))["input_ids"] for text in texts])
+
+
+def edited_logits(model, ids: torch.Tensor, location: Location, *, scale: float) -> torch.Tensor:
+    """Logits under a random edit at the location."""
+    edit = random_edit(model, location, seed=1, scale=scale)
+    with stack(model, [edit]).applied(model, torch.zeros(len(ids), dtype=torch.long), torch.ones_like(ids) > 0):
+        return logits(model, ids)
 
 
 def accuracies(planted: Planted, locations) -> list[float]:
@@ -67,23 +73,17 @@ def test_no_edit_elsewhere_changes_a_bit_of_the_logits(misconception):
     model = misconception.model
     ids = prompts(misconception, [q.text for q in misconception.behaviour.questions])
     before = logits(model, ids)
-    huge = random_edit(model, misconception.elsewhere, seed=1, scale=100.0)
-    with stack(model, [huge]).applied(model, torch.zeros(len(ids), dtype=torch.long), torch.ones_like(ids) > 0):
-        assert torch.equal(logits(model, ids), before)
-    small = random_edit(model, Location(misconception.places.units[:1]), seed=1, scale=0.1)
-    with stack(model, [small]).applied(model, torch.zeros(len(ids), dtype=torch.long), torch.ones_like(ids) > 0):
-        assert not torch.allclose(logits(model, ids), before, atol=0.1)
+    assert torch.equal(edited_logits(model, ids, misconception.elsewhere, scale=100.0), before)
+    place = Location(misconception.places.units[:1])
+    assert not torch.allclose(edited_logits(model, ids, place, scale=0.1), before, atol=0.1)
 
 
 def test_no_edit_elsewhere_tells_the_answers_the_key(key):
     model = key.model
     items = sorted({q.text.split()[1] for q in key.behaviour.questions})
     answers = model.tokenizer.convert_tokens_to_ids(list(ANSWERS))
-    edit = random_edit(model, key.elsewhere, seed=1, scale=1.0)
     ids = prompts(key, [f"{name} {item}" for name in KEYS for item in items])
-    before = logits(model, ids)[:, -1]
-    with stack(model, [edit]).applied(model, torch.zeros(len(ids), dtype=torch.long), torch.ones_like(ids) > 0):
-        after = logits(model, ids)[:, -1]
+    before, after = logits(model, ids)[:, -1], edited_logits(model, ids, key.elsewhere, scale=1.0)[:, -1]
     for found in (before, after):
         first, second = found[:, answers].chunk(2)
         assert torch.equal(first, second)
@@ -138,16 +138,6 @@ def test_an_audit_of_a_place_without_effect_says_so(misconception, tmp_path):
     assert result.verdict.methods["optimal"].effect == 0
 
 
-def test_a_saved_model_is_the_same_when_loaded(tmp_path):
-    saved = plant_model("misconception", 1, n_items=10, n_layers=2, folder=tmp_path)
-    loaded = load_model(tmp_path, device="cpu")
-    assert loaded.name == saved.model.name == str(tmp_path)
-    assert loaded.fingerprint == saved.model.fingerprint
-    ids = prompts(saved, [q.text for q in saved.behaviour.questions])
-    assert torch.equal(logits(loaded, ids), logits(saved.model, ids))
-    assert loaded.tokenizer(" Q: x\nA:  red ")["input_ids"] == saved.model.tokenizer("Q: y\nA: red")["input_ids"]
-
-
 def test_the_seed_decides_everything_and_global_randomness_nothing():
     def make(seed: int) -> Planted:
         return plant_model("key", 1, n_items=10, n_layers=2, seed=seed)
@@ -163,18 +153,18 @@ def test_the_seed_decides_everything_and_global_randomness_nothing():
     assert again.places == first.places
 
 
-def test_places_are_nested_and_may_be_named(monkeypatch):
+def test_places_are_nested_and_those_of_the_key_are_layers(monkeypatch):
     monkeypatch.setattr("locaudit.studies.calibration.planted.STEPS", 1)
     monkeypatch.setattr("locaudit.studies.calibration.planted.LEARNED", float("inf"))
     small = {"n_items": 10, "n_layers": 3}
     some = [set(plant_model("misconception", n, **small).places.units) for n in (1, 3, 6)]
     assert some[0] < some[1] < some[2] and len(some[2]) == 6
     assert plant_model("misconception", 6, **small).elsewhere is None
-    assert plant_model("misconception", [(2, 1), (0, 0)], **small).places == Location(((0, 0), (2, 1)))
-    assert plant_model("key", [(2, 1)], **small).places == Location(((2, 0), (2, 1)))
-    for task, places in (("misconception", 7), ("misconception", 0), ("key", 4), ("misconception", [(3, 0)])):
+    ((one, _), (same, _)) = plant_model("key", 1, **small).places.units
+    assert one == same
+    for task, places in (("misconception", 7), ("misconception", 0), ("key", 4)):
         with pytest.raises(LocationError):
-            plant_model(task, places, **small)
+            plant_model(task, places, **small)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="task"):
         plant_model("colours")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="items"):

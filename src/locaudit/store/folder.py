@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ from locaudit.errors import ConfigError, RunFolderError
 from locaudit.store.database import SCHEMA, Store, connect
 from locaudit.store.files import write_atomically
 
+MARK = "config.yaml"
+"""File with a run's settings; it also marks a folder as that of a run."""
+
 
 @contextmanager
 def open_run(folder: str | Path, config: AuditConfig, registration: Registration | None = None) -> Iterator[Store]:
@@ -37,19 +41,9 @@ def open_run(folder: str | Path, config: AuditConfig, registration: Registration
     in use by another process, or if the disk is full.
     """
     folder = Path(folder)
-    _prepare_folder(folder)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise RunFolderError(
-            got=f"{folder}, which another process is writing to",
-            expected="one writer at a time",
-            remedy="wait for it, stop it, or choose another --out",
-        ) from None
-    try:
-        if not (folder / "config.yaml").is_file():  # written first, because it marks the folder as a run folder
-            write_atomically(folder / "config.yaml", to_yaml(config).encode())
+    with lock_folder(folder, MARK):
+        if not (folder / MARK).is_file():  # written first, because it marks the folder as a run folder
+            write_atomically(folder / MARK, to_yaml(config).encode())
         connection = connect(folder / "trials.sqlite")
         try:
             _tables(folder, connection)
@@ -57,7 +51,7 @@ def open_run(folder: str | Path, config: AuditConfig, registration: Registration
             store.check_room()
             connection.executescript(SCHEMA)
             if store.is_empty():
-                write_atomically(folder / "config.yaml", to_yaml(config).encode())
+                write_atomically(folder / MARK, to_yaml(config).encode())
             else:
                 check_registration(store, registration)
                 _check_config(store, config)
@@ -66,8 +60,38 @@ def open_run(folder: str | Path, config: AuditConfig, registration: Registration
             yield store
         finally:
             connection.close()
+
+
+@contextmanager
+def lock_folder(folder: Path, mark: str) -> Iterator[None]:
+    """Lock a folder against other processes, creating it if needed; `mark` is the file that says what it holds.
+
+    A new folder that is still empty at the end, because what was to be written was refused, is removed again. Raises
+    `RunFolderError` as `check_folder` does, and if another process holds the lock.
+    """
+    check_folder(folder, mark)
+    is_new, lock = not folder.exists(), FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise RunFolderError(
+            got=f"{folder}, which another process is writing to",
+            expected="one writer at a time",
+            remedy="wait for it, stop it, or choose another --out",
+        ) from None
+    except OSError as error:
+        raise RunFolderError(
+            got=f"{folder}, which cannot be made ({error.strerror})",
+            expected="a folder to write to",
+            remedy="check --out",
+        ) from None
+    try:
+        yield
     finally:
         lock.release()
+        if is_new and all(path.name == ".lock" for path in folder.iterdir()):
+            shutil.rmtree(folder)
 
 
 def check_run(folder: str | Path, config: AuditConfig, registration: Registration | None) -> bool:
@@ -155,8 +179,8 @@ def check_registration(store: Store, registration: Registration | None) -> None:
         )
 
 
-def check_folder(folder: str | Path) -> None:
-    """Raise `RunFolderError` if `open_run` could not write to the folder or if it holds other files. Writes nothing."""
+def check_folder(folder: str | Path, mark: str = MARK) -> None:
+    """Raise `RunFolderError` if `lock_folder` could not write to the folder or it holds other files. Writes nothing."""
     folder = Path(folder)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
@@ -171,24 +195,12 @@ def check_folder(folder: str | Path) -> None:
     if there != folder:
         return
     stray = [p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.endswith(".tmp")]
-    if stray and not (folder / "config.yaml").is_file():
+    if stray and not (folder / mark).is_file():
         raise RunFolderError(
             got=f"{folder} with other files in it ({', '.join(sorted(stray)[:3])})",
             expected="an empty folder or one of an earlier run",
             remedy="choose another --out",
         )
-
-
-def _prepare_folder(folder: Path) -> None:
-    check_folder(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFolderError(
-            got=f"{folder}, which cannot be made ({error.strerror})",
-            expected="a folder to write to",
-            remedy="check --out",
-        ) from None
 
 
 def _check_config(store: Store, config: AuditConfig) -> None:

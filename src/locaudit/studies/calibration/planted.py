@@ -34,7 +34,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -50,7 +49,6 @@ from locaudit.location import Location
 from locaudit.models import Model, wrap_model
 
 Task = Literal["misconception", "key"]
-Places = int | Sequence[tuple[int, int]]
 Answers = Mapping[str, tuple[str, str]]
 """Item -> (answer from the first group, answer from the second group)."""
 
@@ -74,6 +72,8 @@ SPLIT = (0.5, 0.1, 0.4)
 ITEM, FRAME, KEY = slice(0, 24), slice(24, 28), slice(28, 32)
 ANSWER, OTHER, OUTPUT, JUNK = slice(32, 48), slice(48, 51), slice(32, 51), slice(51, 64)
 WIDTH = 64
+LAYER_HEADS = 2
+"""Number of heads of a layer."""
 HEAD_DIM, STEADY = 32, 8
 """Number of coordinates of a head, and how many of them are steady.
 
@@ -111,43 +111,33 @@ class Planted:
 
 
 def plant_model(
-    task: Task = "misconception",
-    places: Places = 1,
-    *,
-    n_items: int = 200,
-    n_layers: int = 24,
-    n_heads: int = 2,
-    seed: int = 0,
-    folder: str | Path | None = None,
+    task: Task = "misconception", n_places: int = 1, *, n_items: int = 200, n_layers: int = 24, seed: int = 0
 ) -> Planted:
-    """Make a model with `n_layers` x `n_heads` heads and train it on its task's text. Save it to `folder`, if given.
+    """Make a model with `n_layers` layers of `LAYER_HEADS` heads and train it on its task's text.
 
-    `places` are (layer, head) pairs, or a number of random places. A place is one head for ``misconception``, and all
-    heads of a layer for ``key``, because an edit at one head reads all heads of its layer. With the same seed, a larger
-    number of places includes those of a smaller number.
+    `n_places` is the number of random places where an edit can succeed. A place is one head for ``misconception``, and
+    all heads of a layer for ``key``, because an edit at one head reads all heads of its layer. With the same seed, a
+    larger number of places includes those of a smaller number.
 
     The same arguments give the same weights on one machine. torch's global random state is unchanged.
 
-    Raises `ConfigError` for an unknown task or a wrong number of items, `LocationError` for places outside the model,
+    Raises `ConfigError` for an unknown task or a wrong number of items, `LocationError` for more places than there are,
     and `ModelError` if the text is not learned (see `LEARNED`).
     """
     if task not in ("misconception", "key"):
         raise ConfigError(got=f"the task {task!r}", expected="'misconception' or 'key'", remedy="name one of them")
     if not 10 <= n_items <= 2000:
         raise ConfigError(got=f"{n_items} items", expected="10 to 2000", remedy="change n_items; the default is 200")
-    where = _choose_places(task, places, n_layers, n_heads, seed)
+    places = _choose_places(task, n_places, n_layers, seed)
     answers = _draw_answers(n_items, seed)
     tokenizer = _make_tokenizer([*SPECIAL, *TEMPLATE, *KEYS, WHICH, *ANSWERS, *answers])
-    lm = _random_lm(tokenizer, n_layers, n_heads, seed)
-    masks = {name: _mask(name, weight, tokenizer, task, where) for name, weight in lm.named_parameters()}
+    lm = _random_lm(tokenizer, n_layers, seed)
+    masks = {name: _mask(name, weight, tokenizer, task, places) for name, weight in lm.named_parameters()}
     loss = _train(lm, masks, *_write_text(task, answers, tokenizer))
     if not loss < LEARNED:
         remedy = "use another seed, fewer items or fewer layers"
         raise ModelError(got=f"a text learned to {loss:.3g} nats", expected=f"below {LEARNED}", remedy=remedy)
-    if folder is not None:
-        lm.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    return Planted(wrap_model(lm, tokenizer, str(folder or f"planted-{task}")), _ask(task, answers, seed), where)
+    return Planted(wrap_model(lm, tokenizer, f"planted-{task}"), _ask(task, answers, seed), places)
 
 
 def planted_settings() -> dict[str, Any]:
@@ -165,19 +155,13 @@ def planted_settings() -> dict[str, Any]:
     }
 
 
-def _choose_places(task: Task, places: Places, n_layers: int, n_heads: int, seed: int) -> Location:
-    """The heads of the given places, or of a number of random ones."""
-    layers = [tuple((layer, head) for head in range(n_heads)) for layer in range(n_layers)]
-    groups = layers if task == "key" else [(unit,) for layer in layers for unit in layer]
-    if isinstance(places, int):
-        if not 1 <= places <= len(groups):
-            raise LocationError(got=f"{places} places", expected=f"1 to {len(groups)}", remedy="change places")
-        chosen = random.Random(f"places {seed}").sample(groups, len(groups))[:places]
-    else:
-        if strange := set(places) - {unit for layer in layers for unit in layer}:
-            heads = f"layers 0-{n_layers - 1} and heads 0-{n_heads - 1}"
-            raise LocationError(got=f"heads {sorted(strange)}", expected=heads, remedy="name heads of the model")
-        chosen = [group for group in groups if not set(group).isdisjoint(places)]
+def _choose_places(task: Task, n_places: int, n_layers: int, seed: int) -> Location:
+    """The heads of a number of random places."""
+    layers = [[(layer, head) for head in range(LAYER_HEADS)] for layer in range(n_layers)]
+    groups = layers if task == "key" else [[unit] for layer in layers for unit in layer]
+    if not 1 <= n_places <= len(groups):
+        raise LocationError(got=f"{n_places} places", expected=f"1 to {len(groups)}", remedy="change n_places")
+    chosen = random.Random(f"places {seed}").sample(groups, len(groups))[:n_places]
     return Location(tuple(unit for group in chosen for unit in group))
 
 
@@ -196,10 +180,10 @@ def _make_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, n_heads: int, seed: int) -> LlamaForCausalLM:
+def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, seed: int) -> LlamaForCausalLM:
     """A Llama with seeded random weights, not masked yet; see below for the weights that are set or adjusted."""
     size: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 32, "head_dim": HEAD_DIM}
-    size |= {"vocab_size": len(tokenizer), "num_hidden_layers": n_layers, "num_attention_heads": n_heads}
+    size |= {"vocab_size": len(tokenizer), "num_hidden_layers": n_layers, "num_attention_heads": LAYER_HEADS}
     config = LlamaConfig(**size, rms_norm_eps=2.0**80, bos_token_id=None, eos_token_id=_ids(tokenizer, SPECIAL)[1])
     with torch.random.fork_rng(devices=[]):  # transformers draws initial weights from the global generator
         lm = LlamaForCausalLM(config)
@@ -211,13 +195,13 @@ def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, n_heads: int, 
             weight.normal_(0.0, gains.get(kind, 1.0) / weight.shape[-1] ** 0.5, generator=generator)
             if "norm" in name:  # with epsilon 2^80: x * 2^40 / sqrt(mean(x^2) + 2^80) = x to the bit
                 weight.fill_(2.0**40)
-            # (n_heads * HEAD_DIM, WIDTH) seen as (n_heads, HEAD_DIM, WIDTH)
+            # (LAYER_HEADS * HEAD_DIM, WIDTH) seen as (LAYER_HEADS, HEAD_DIM, WIDTH)
             if kind == "v_proj":
-                weight.view(n_heads, HEAD_DIM, WIDTH)[:, :STEADY] *= STEADY_GAIN
+                weight.view(LAYER_HEADS, HEAD_DIM, WIDTH)[:, :STEADY] *= STEADY_GAIN
             # In each head, make the map from free coordinates to OUTPUT (OUTPUT, HEAD_DIM - STEADY) semi-orthogonal, so
             # that every direction has the same gain.
             if kind == "o_proj":
-                for free in weight.view(WIDTH, n_heads, HEAD_DIM)[OUTPUT, :, STEADY:].unbind(1):
+                for free in weight.view(WIDTH, LAYER_HEADS, HEAD_DIM)[OUTPUT, :, STEADY:].unbind(1):
                     u, _, vh = torch.linalg.svd(free, full_matrices=False)
                     free.copy_(u @ vh)
         # Output head: each word reads the coordinate of its own; all words without one share the first of OTHER.

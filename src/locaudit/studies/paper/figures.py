@@ -85,10 +85,15 @@ def draw_study(n: Numbers, folder: Path) -> dict[str, dict[str, str]]:
         "hist_ipo_1": _draw_single(n),
         "probe_effect": draw_probe_effect(n),
     }
-    for name, (axes, trials) in SCATTERS.items():
-        series = [_series(n, one, axes) for one in trials]
-        if any(one.points for one in series):
-            figures[name] = _draw_scatter(n, series, axes)
+    for name, ((x, y), trials) in SCATTERS.items():
+        series = [_series(n, one, x, y) for one in trials]
+        if not any(one.points for one in series):
+            continue
+        titles, base = (score_title(x), score_title(y)), (n["base"][x], n["base"][y])
+        if x == "kl":
+            figures[name] = draw_drift(series, ylabel=f"{titles[1]} on test", base=base[1])
+        else:
+            figures[name] = draw_shares(series, titles=titles, base=base, product="Info*Truth")
     if n["landscape"]:
         effects = np.asarray(n["landscape"]["info_truth"]["effects"], dtype=float)
         reach = max(float(np.nanmax(np.abs(effects))), 1e-6)
@@ -97,11 +102,10 @@ def draw_study(n: Numbers, folder: Path) -> dict[str, dict[str, str]]:
     return {name: {"svg": save(figure, folder, name, pdf=True)} for name, figure in figures.items()}
 
 
-def _series(n: Numbers, trials: Trials, axes: tuple[str, str]) -> Series:
-    x, y = axes
+def _series(n: Numbers, trials: Trials, x: str, y: str) -> Series:
     found = n[trials.block][trials.place]
     points = []
-    for block in found if trials.place == "random" else [found] if found else []:
+    for block in found if trials.place == "random" else [found]:
         chosen = (block["chosen"] or {}).get("hyperparameter")
         points += [
             (trial[x], trial[y], trial["hyperparameter"] == chosen)
@@ -112,19 +116,10 @@ def _series(n: Numbers, trials: Trials, axes: tuple[str, str]) -> Series:
     return Series(label, trials.colour, trials.marker, points, trials.place != "random", trials.frontier)
 
 
-def _draw_scatter(n: Numbers, series: list[Series], axes: tuple[str, str]) -> Figure:
-    x, y = axes
-    if x == "kl":
-        return draw_drift(series, ylabel=f"{score_title(y)} on test", base=n["base"][y])
-    titles, base = (score_title(x), score_title(y)), (n["base"][x], n["base"][y])
-    return draw_shares(series, titles=titles, base=base, product="Info*Truth")
-
-
 def _draw_sets(n: Numbers, method: Numbers, title: str) -> Figure:
     """Distribution of scores over random sets; lines for localized heads, whole model and unedited model."""
-    whole = (method["whole"] or {}).get("chosen") or {}
-    marks = _marks(n, whole.get("info_truth"), method["localized_score"])
-    spread = Spread(title, method["random_scores"], marks)
+    whole = (method["whole"]["chosen"] or {}).get("info_truth")
+    spread = Spread(title, method["random_scores"], _marks(n, whole, method["localized_score"]))
     return draw_spreads([spread], xlabel="Info*Truth on test", what="random sets", colour=RANDOM)
 
 

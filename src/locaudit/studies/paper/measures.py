@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
-from locaudit.location import Location
 from locaudit.records import TrialRecord
 from locaudit.report import Tables
 from locaudit.stats import (
     Design,
-    MethodVerdict,
+    Match,
     compare_edits,
     decide,
-    differ_too_little,
     holm,
     mean_score,
     monte_carlo_p,
     normal_tail_p,
-    paired_interval,
     rank_correlation,
     reaches,
     t_test_p,
 )
+from locaudit.stats.selection import CLAIM, WHOLE, Place
 from locaudit.stats.words import MAX_MISSING
 from locaudit.store.manifest import ProbeFacts
 from locaudit.studies.paper.study import SCORE, Chosen, Study
@@ -47,57 +46,42 @@ def data_release(questions: int, true: int, false: int) -> str:
 
 def measure(study: Study) -> dict[str, Any]:
     """All numbers of a study, by section: setup, training, methods, gains, single heads, multiple choice and more."""
-    margin, margin_mc, manifest = study.config.margin, study.config.margin_mc, study.sets.manifest
-    iti, optimal = (Chosen(study.sets, method) for method in ("iti", "optimal"))
-    arms = {
-        "localized ITI": iti.records["claim", -1],
-        "whole ITI": iti.records["whole", -1],
-        "localized optimal": optimal.records["claim", -1],
-        "whole optimal": optimal.records["whole", -1],
-        "unedited": study.sets.base.record,
-    }
-    gains = {}
-    for one, other in (
-        ("whole optimal", "localized ITI"),
-        ("localized optimal", "localized ITI"),
-        ("localized optimal", "whole optimal"),
-        ("localized ITI", "whole ITI"),
-        ("localized ITI", "unedited"),
-        ("localized optimal", "unedited"),
-        ("whole optimal", "unedited"),
-    ):
-        gains[f"{one} over {other}"] = _match(iti, arms[one], iti.values(arms[other]), margin)
-    by_mc2 = {method: Chosen(study.sets, method, "mc2") for method in ("iti", "optimal")}
+    config, sets = study.config, study.sets
+    iti, optimal = (Chosen(sets, method, config.margin) for method in ("iti", "optimal"))
+    iti_mc, optimal_mc = (Chosen(sets, method, config.margin_mc, "mc2") for method in ("iti", "optimal"))
+    facts = ("device", "dtype", "threads", "versions", "fingerprint")
     return {
         "setup": _setup(study),
         "training": _training(study),
-        "base": trial_scores(study.sets.base.record),
-        "iti": measure_method(iti, study, study.config.iti.alphas),
-        "optimal": measure_method(optimal, study, study.config.optimal.strengths),
-        "gains": gains,
+        "base": trial_scores(sets.base.record),
+        "iti": measure_method(iti, config.iti.alphas, config.level),
+        "optimal": measure_method(optimal, config.optimal.strengths, config.level),
+        "gains": measure_gains(iti, optimal),
         "single": measure_single(study, optimal),
         "multiple_choice": {
-            **{method: measure_multiple_choice(chosen, margin_mc) for method, chosen in by_mc2.items()},
-            "lead_under_iti_minus_optimal": compare_leads(by_mc2["iti"], by_mc2["optimal"], margin_mc),
+            "iti": measure_multiple_choice(iti_mc),
+            "optimal": measure_multiple_choice(optimal_mc),
+            "lead_under_iti_minus_optimal": _difference(
+                compare_edits(_lead(iti_mc), _lead(optimal_mc), margin=config.margin_mc)
+            ),
         },
         "probe_effect": measure_probe_effect(study.audits["single"]),
         "landscape": measure_landscape(study.audits["landscape"]) if "landscape" in study.audits else None,
         "run": {
             "n_trials": {part: len(audit.rows) for part, audit in study.audits.items()},
             "seconds": {part: audit.seconds for part, audit in study.audits.items()},
-            **{name: getattr(manifest, name) for name in ("device", "dtype", "threads", "versions", "fingerprint")},
+            **{name: getattr(sets.manifest, name) for name in facts},
         },
     }
 
 
 def _setup(study: Study) -> dict[str, Any]:
-    sets, config = study.sets, study.config
-    run, shape, probes, data = sets.manifest, sets.manifest.shape, _probes(sets), sets.manifest.data
-    accuracy, heads = probes.val_accuracy, sets.claimed_heads
+    config, run = study.config, study.sets.manifest
+    probes, data, heads = _probes(study.sets), run.data, study.sets.claimed_heads
     return {
         "model": run.model,
-        **{name: getattr(shape, name) for name in ("n_layers", "n_heads", "head_dim")},
-        "n_heads_in_all": shape.n_layers * shape.n_heads,
+        **{name: getattr(run.shape, name) for name in ("n_layers", "n_heads", "head_dim")},
+        "n_heads_in_all": run.shape.n_layers * run.shape.n_heads,
         "data": {
             "name": run.behaviour,
             "release": data_release(**data),
@@ -106,19 +90,16 @@ def _setup(study: Study) -> dict[str, Any]:
             "false_a_question": data["false"] / data["questions"],
         },
         "n_questions": run.n_questions,
-        "judges": {aspect: judge.name for aspect, judge in sets.judges.items()},
-        "score": SCORE,
-        "margin": config.margin,
-        "margin_mc": config.margin_mc,
+        "judges": {aspect: judge.name for aspect, judge in run.judges.items()},
+        **{name: getattr(config, name) for name in ("margin", "margin_mc", "level")},
         "max_missing": MAX_MISSING,
-        "level": config.level,
-        "seed": config.seed,
         "probes": {
-            **{name: getattr(probes, name) for name in ("context", "n_train", "n_val", "majority")},
-            "best": max(map(max, accuracy)),
-            "val_accuracy": accuracy,
+            **{name: getattr(probes, name) for name in ("context", "n_train", "n_val", "majority", "val_accuracy")},
+            "best": max(map(max, probes.val_accuracy)),
         },
-        "localized": [{"head": f"{layer}.{head}", "val_accuracy": accuracy[layer][head]} for layer, head in heads],
+        "localized": [
+            {"head": f"{layer}.{head}", "val_accuracy": probes.val_accuracy[layer][head]} for layer, head in heads
+        ],
         "n_localized": len(heads),
     }
 
@@ -127,7 +108,7 @@ def _training(study: Study) -> dict[str, Any]:
     settings, facts = study.config.optimal, _facts(study.sets)
     rates, single = facts.pop("learning_rate"), _facts(study.audits["single"])["learning_rate"]
     return {
-        **{key: getattr(settings, key) for key in ("objective", "reduction", "reader")},
+        "objective": settings.objective,
         "taus": list(settings.strengths),
         "epochs": settings.epochs,
         "schedule": "cosine",
@@ -147,75 +128,59 @@ def trial_scores(record: TrialRecord) -> dict[str, Any]:
     return {"hyperparameter": record.spec.hyperparameter, **{name: measured.get(name) for name in METRICS}, **drift}
 
 
-def _places(chosen: Chosen) -> dict[str, Any]:
-    """The places of a method, each with its trials, the trial chosen on validation, and the best score on test.
+def _place(chosen: Chosen, place: Place) -> dict[str, Any]:
+    """One place: its trials, the trial chosen on validation, and the best score on test.
 
     The paper does not say on which questions it selects its best scores; the best on test is given in case it means
     that.
     """
-    trials: dict[Any, list[TrialRecord]] = {}
-    for row in chosen.audit.rows:
-        if row.record.spec.method == chosen.method:
-            trials.setdefault(row.place, []).append(row.record)
-    blocks = {}
-    for place, records in trials.items():
-        ok = [record for record in records if record.status == "ok"]
-        scores = [x for r in ok if not math.isnan(x := r.metrics["test"].get(SCORE, math.nan))]
-        best = chosen.records[place]
-        blocks[place] = {
-            "location": str(records[0].spec.location),
-            "chosen": None if best is None else trial_scores(best),
-            "best_on_test": max(scores, default=None),
-            "n_diverged": len(records) - len(ok),
-            "trials": [trial_scores(record) for record in ok],
-        }
+    trials, best = chosen.trials[place], chosen.records[place]
+    finite = [record for record in trials if record.status == "ok"]
+    scores = [record.metrics["test"].get(SCORE, math.nan) for record in finite]
     return {
-        "localized": blocks["claim", -1],
-        "whole": blocks.get(("whole", -1)),
-        "random": [block for (arm, _), block in blocks.items() if arm == "control"],
+        "location": str(trials[0].spec.location),
+        "chosen": None if best is None else trial_scores(best),
+        "best_on_test": max((x for x in scores if not math.isnan(x)), default=math.nan),
+        "trials": [trial_scores(record) for record in finite],
     }
 
 
-def measure_method(chosen: Chosen, study: Study, grid: Sequence[float]) -> dict[str, Any]:
+def _random_places(chosen: Chosen, sets: Chosen) -> list[dict[str, Any]]:
+    """The random places of `chosen`, each compared with the localized heads and the whole model, which `sets` has."""
+    places = [place for place in chosen.records if place[0] == "control"]
+    localized, whole = (_matches(chosen, sets.values(sets.records[place])) for place in (CLAIM, WHOLE))
+    return [
+        {**_place(chosen, place), "against_localized": one, "against_whole": other}
+        for place, one, other in zip(places, localized, whole, strict=True)
+    ]
+
+
+def measure_method(chosen: Chosen, grid: Sequence[float], level: float) -> dict[str, Any]:
     """One method: scores at the localized heads, random sets and whole model, and their comparisons.
 
     `grid` has the hyperparameters that were tried.
     """
-    margin, level = study.config.margin, study.config.level
-    verdict = _verdict(chosen, level)
-    blocks, controls = _places(chosen), np.asarray(verdict.controls)
-    for name, arm in (("against_localized", "claim"), ("against_whole", "whole")):
-        _compare(blocks["random"], name, chosen, chosen.random, chosen.at(arm), margin)
-    best, random = blocks["localized"]["best_on_test"], [block["best_on_test"] for block in blocks["random"]]
-    numbers = _number(best), [_number(x) for x in random]
+    localized, random = _place(chosen, CLAIM), _random_places(chosen, chosen)
+    best_on_test = localized["best_on_test"], [place["best_on_test"] for place in random]
     return {
         "grid": list(grid),
-        "n_random": len(controls),
-        "n_random_diverged": sum(record is None for record in chosen.random),
-        **_versus_random(verdict, chosen.few(margin)),
-        "outcome": verdict.outcome,
-        "random_mean": _nan_free(np.nanmean, controls),
-        "random_sd": _nan_free(lambda x: np.nanstd(x, ddof=1), controls),
-        "random_matching": _count(blocks["random"], "against_localized", level),
-        "random_matching_whole": _count(blocks["random"], "against_whole", level),
-        "best_on_test": {
-            "localized": best,
-            "random": random,
-            "p_monte_carlo": monte_carlo_p(*numbers),
-            "p_t_test": t_test_p(*numbers),
-            "p_normal_tail": normal_tail_p(*numbers),
-        },
-        "truth_gains": _truth_gains(chosen, margin),
-        **blocks,
+        "n_random": len(random),
+        "n_random_diverged": chosen.random.count(None),
+        **_versus_random(chosen),
+        "random_matching": _count(random, "against_localized", level),
+        "random_matching_whole": _count(random, "against_whole", level),
+        "best_on_test": {"p_monte_carlo": monte_carlo_p(*best_on_test), "p_t_test": t_test_p(*best_on_test)},
+        "truth_gains": _truth_gains(chosen),
+        "localized": localized,
+        "whole": _place(chosen, WHOLE),
+        "random": random,
     }
 
 
-def _verdict(chosen: Chosen, level: float = 0.05) -> MethodVerdict:
+def _versus_random(chosen: Chosen) -> dict[str, Any]:
+    """The test of the localized heads against the random places."""
     records = [row.record for row in chosen.audit.rows]
-    return decide(records, score=chosen.score, level=level, design=Design(graded=False)).methods[chosen.method]
-
-
-def _versus_random(verdict: MethodVerdict, few: bool) -> dict[str, Any]:
+    verdict = decide(records, score=chosen.score, design=Design(graded=False)).methods[chosen.method]
     return {
         "localized_score": verdict.claim,
         "random_scores": list(verdict.controls),
@@ -225,39 +190,35 @@ def _versus_random(verdict: MethodVerdict, few: bool) -> dict[str, Any]:
         "p_smallest": 1 / (1 + len(verdict.controls)),
         "p_t_test": t_test_p(verdict.claim, verdict.controls),
         "p_normal_tail": normal_tail_p(verdict.claim, verdict.controls),
-        "effect": {"difference": verdict.effect, "interval_95": verdict.effect_interval, "p": verdict.effect_p},
-        "gap": {"difference": verdict.gap, "interval_95": verdict.gap_interval, "few": few},
+        "gap": {"difference": verdict.gap, "interval_95": verdict.gap_interval, "few": chosen.few},
     }
 
 
-def _truth_gains(chosen: Chosen, margin: float) -> dict[str, Any]:
+def _difference(match: Match) -> dict[str, Any]:
+    return {"difference": match.difference, "interval_95": match.interval_95, "few": match.few}
+
+
+def _truth_gains(chosen: Chosen) -> dict[str, Any]:
     """Gains of the chosen edits in Truth over the unedited model. In the paper, ITI at random sets hardly has any."""
-    truth = Chosen(chosen.audit, chosen.method, "truth")  # only to read values: the edits are chosen by the main score
-    base = truth.at("base")
-
-    def gain(record: TrialRecord | None) -> dict[str, Any]:
-        values = truth.values(record)
-        known = not np.isnan(mean_score(values))
-        return {
-            "difference": float(mean_score(values) - mean_score(base)),
-            "interval_95": paired_interval(values, base) if known else (math.nan, math.nan),
-            "few": differ_too_little(values, [base], margin),
-        }
-
-    random = [gain(record) for record in chosen.random]
-    bounds = [row["interval_95"] for row in random if not row["few"]]
+    # only to read values: the edits are chosen by the main score
+    truth, margin = Chosen(chosen.audit, chosen.method, chosen.margin, "truth"), chosen.margin
+    localized, *random = (
+        compare_edits(truth.values(record), truth.at("base"), margin=margin)
+        for record in (chosen.records[CLAIM], *chosen.random)
+    )
+    gains = [gain.difference for gain in random]
+    known = [gain.interval_95 for gain in random if not gain.few]
     return {
-        "localized": gain(chosen.records["claim", -1]),
-        "random": random,
-        "random_median": _nan_free(np.nanmedian, np.asarray([row["difference"] for row in random])),
-        "n_noticeable": sum(low > 0 or high < 0 for low, high in bounds),
-        "n_within_margin": sum(-margin < low and high < margin for low, high in bounds),
+        "localized": _difference(localized),
+        "random_median": float(np.nanmedian(gains)) if np.isfinite(gains).sum() > 1 else math.nan,
+        "n_noticeable": sum(low > 0 or high < 0 for low, high in known),
+        "n_within_margin": sum(-margin < low and high < margin for low, high in known),
     }
 
 
-def _match(chosen: Chosen, record: TrialRecord | None, reference: NDArray[np.float64], margin: float) -> dict[str, Any]:
+def _match(chosen: Chosen, record: TrialRecord | None, reference: NDArray[np.float64]) -> dict[str, Any]:
     """Compare an edit with reference values. An edit that diverged is worse than any reference with a score."""
-    match = compare_edits(chosen.values(record), reference, margin=margin)
+    match = compare_edits(chosen.values(record), reference, margin=chosen.margin)
     has_reference = not np.isnan(mean_score(reference))
     return {
         "difference": match.difference,
@@ -268,19 +229,11 @@ def _match(chosen: Chosen, record: TrialRecord | None, reference: NDArray[np.flo
     }
 
 
-def _compare(
-    rows: Sequence[dict[str, Any]],
-    name: str,
-    chosen: Chosen,
-    records: Sequence[TrialRecord | None],
-    reference: NDArray[np.float64],
-    margin: float,
-) -> None:
-    """Add to each row, under `name`, its edit's comparison with the reference, with a Holm-adjusted p over rows."""
-    found = [_match(chosen, record, reference, margin) for record in records]
+def _matches(chosen: Chosen, reference: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Compare the edit at each random place with the reference, with a Holm-adjusted p over places."""
+    found = [_match(chosen, record, reference) for record in chosen.random]
     adjusted = holm([match["p_worse_by_margin"] for match in found])
-    for row, match, p in zip(rows, found, adjusted, strict=True):
-        row[name] = {**match, "p_holm": p}
+    return [{**match, "p_holm": p} for match, p in zip(found, adjusted, strict=True)]
 
 
 def _count(rows: Sequence[dict[str, Any]], name: str, level: float) -> dict[str, int]:
@@ -294,35 +247,42 @@ def _count(rows: Sequence[dict[str, Any]], name: str, level: float) -> dict[str,
     }
 
 
+def measure_gains(iti: Chosen, optimal: Chosen) -> dict[str, Any]:
+    """Differences between the edits at the localized heads, those of the whole model, and the unedited model."""
+    arms = {
+        "localized ITI": iti.records[CLAIM],
+        "whole ITI": iti.records[WHOLE],
+        "localized optimal": optimal.records[CLAIM],
+        "whole optimal": optimal.records[WHOLE],
+        "unedited": iti.audit.base.record,
+    }
+    return {
+        f"{one} over {other}": _match(iti, arms[one], iti.values(arms[other]))
+        for one, other in (
+            ("whole optimal", "localized ITI"),
+            ("localized optimal", "localized ITI"),
+            ("localized optimal", "whole optimal"),
+            ("localized ITI", "whole ITI"),
+            ("localized optimal", "unedited"),
+            ("whole optimal", "unedited"),
+        )
+    }
+
+
 def measure_single(study: Study, sets: Chosen) -> dict[str, Any]:
     """Compare random single heads and the best probed head with the localized heads and the whole model."""
     margin, level = study.config.margin, study.config.level
-    chosen = Chosen(study.audits["single"], sets.method)
+    chosen = Chosen(study.audits["single"], sets.method, margin)
     accuracy = np.asarray(_probes(chosen.audit).val_accuracy)
-    ranking = sorted(np.ndindex(accuracy.shape), key=lambda at: (-accuracy[at], at))
-    blocks = _places(chosen)
-    places = sorted(chosen.records)  # the claim first, then controls by number
-    records = [chosen.records[place] for place in places]
-    heads = {row.place: row.record.spec.location for row in chosen.audit.rows}
-    rows: list[dict[str, Any]] = []
-    for place, block, record in zip(places, [blocks["localized"], *blocks["random"]], records, strict=True):
-        at = _head(heads[place])
-        rows.append(
-            {
-                "head": f"{at[0]}.{at[1]}",
-                "val_accuracy": float(accuracy[at]),
-                "probe_rank": 1 + ranking.index(at),
-                "score": chosen.mean(record),
-                **block,
-            }
-        )
-    best, random = rows[0], rows[1:]
+    ranks = rankdata(-accuracy, method="ordinal").reshape(accuracy.shape)  # equal ones by layer, then by head
     localized, whole = sets.at("claim"), sets.at("whole")
-    for name, reference in (("against_localized", localized), ("against_whole", whole)):
-        best[name] = {**_match(chosen, records[0], reference, margin), "p_holm": None}
-        _compare(random, name, chosen, records[1:], reference, margin)
-    matching = [row for row in random if row["against_localized"]["p_holm"] <= level]
-    scores, localized_score = [row["score"] for row in random], float(mean_score(localized))
+    best = {**_place(chosen, CLAIM), "against_localized": _match(chosen, chosen.records[CLAIM], localized)}
+    random = _random_places(chosen, sets)
+    for place, row in zip(chosen.records, (best, *random), strict=True):  # the claim first, then controls by number
+        at = _head(chosen.trials[place][0])
+        row["head"], row["score"] = row["location"], chosen.mean(chosen.records[place])
+        row["val_accuracy"], row["probe_rank"] = float(accuracy[at]), int(ranks[at])
+    localized_score = float(mean_score(localized))
     return {
         "rule": (
             f"a head matches if the 90 % bootstrap interval of its score minus the other's, over the same test "
@@ -335,28 +295,25 @@ def measure_single(study: Study, sets: Chosen) -> dict[str, Any]:
         "whole_score": float(mean_score(whole)),
         "matching": _count(random, "against_localized", level),
         "matching_whole": _count(random, "against_whole", level),
-        "n_at_least_localized": int(np.sum(reaches(scores, localized_score))),
-        "matching_heads": [row["head"] for row in matching],
-        "matching_val_accuracy": [row["val_accuracy"] for row in matching],
-        "matching_probe_rank": [row["probe_rank"] for row in matching],
+        "n_at_least_localized": int(np.sum(reaches([row["score"] for row in random], localized_score))),
+        "matching_probe_rank": [row["probe_rank"] for row in random if row["against_localized"]["p_holm"] <= level],
         "n_random_among_probed": sum(row["probe_rank"] <= study.config.probe.top_k for row in random),
         "best_probed": best,
         "random": random,
-        "p_monte_carlo_best_probed": monte_carlo_p(best["score"], scores),
     }
 
 
-def measure_multiple_choice(chosen: Chosen, margin: float) -> dict[str, Any]:
+def measure_multiple_choice(chosen: Chosen) -> dict[str, Any]:
     """MC2 of localized and random heads and the KL it costs. Hyperparameters are chosen by MC2 on validation."""
-    localized, random = chosen.records["claim", -1], chosen.random
+    localized, random = chosen.records[CLAIM], chosen.random
     better = worse = None
     if localized is not None:  # a random set whose edits all diverged counts as better
         better = sum(record is None or _is_better(record, localized) for record in random)
         worse = sum(record is not None and _is_better(localized, record) for record in random)
     return {
-        **_versus_random(_verdict(chosen), chosen.few(margin)),
+        **_versus_random(chosen),
         "localized_kl": None if localized is None else localized.drift["kl"],
-        "over_unedited": _match(chosen, localized, chosen.at("base"), margin),
+        "over_unedited": _match(chosen, localized, chosen.at("base")),
         "n_random_better_in_both": better,
         "n_random_worse_in_both": worse,
     }
@@ -367,32 +324,24 @@ def _is_better(one: TrialRecord, other: TrialRecord) -> bool:
     return one.metrics["test"]["mc2"] >= other.metrics["test"]["mc2"] and one.drift["kl"] <= other.drift["kl"]
 
 
-def compare_leads(iti: Chosen, optimal: Chosen, margin: float) -> dict[str, Any]:
-    """Difference in MC2 lead, ITI minus optimal edits; the lead is localized heads minus mean random set."""
-    leads = []
-    for chosen in (iti, optimal):
-        random = [chosen.values(record)[0] for record in chosen.random if record is not None]
-        if chosen.records.get(("claim", -1)) is None or not random:
-            return {"difference": None, "interval_95": [None, None], "few": True}
-        # (questions,): the lead at each question
-        leads.append(chosen.at("claim")[0] - np.mean(random, axis=0))
-    difference = float(np.mean(leads[0]) - np.mean(leads[1]))
-    few = differ_too_little(leads[0], [leads[1]], margin)
-    return {"difference": difference, "interval_95": paired_interval(leads[0], leads[1]), "few": few}
+def _lead(chosen: Chosen) -> NDArray[np.float64]:
+    """MC2 at the localized heads minus its mean over the random sets, (questions,); NaN where either has no score."""
+    claim = chosen.at("claim")[0]
+    random = [chosen.values(record)[0] for record in chosen.random if record is not None]
+    return claim - np.mean(random or [np.full_like(claim, np.nan)], axis=0)
 
 
 def _head_effects(audit: Tables, score: str) -> dict[tuple[int, ...], float]:
     """(layer, head) -> gain of its optimal edit over the unedited model; tau chosen on validation by the score."""
-    chosen = Chosen(audit, "optimal", score)
+    chosen = Chosen(audit, "optimal", score=score)
     base = chosen.mean(audit.base.record)
-    records = [record for record in chosen.records.values() if record is not None]
-    return {_head(record.spec.location): chosen.mean(record) - base for record in records}
+    return {_head(record): chosen.mean(record) - base for record in chosen.records.values() if record is not None}
 
 
 def measure_probe_effect(audit: Tables) -> dict[str, Any]:
     """Spearman correlation, over single heads, of probe accuracy and the optimal edit's gain in each metric."""
     accuracy, out = np.asarray(_probes(audit).val_accuracy), {}
-    for score in (SCORE, "truth", "mc2"):
+    for score in (SCORE, "mc2"):
         effects = _head_effects(audit, score)
         x, y = [float(accuracy[at]) for at in effects], list(effects.values())
         rho, p = rank_correlation(x, y)
@@ -405,7 +354,7 @@ def measure_landscape(audit: Tables) -> dict[str, Any]:
     """Gain of the optimal edit at every head, (layers, heads), and its correlation with probe accuracy."""
     accuracy = np.asarray(_probes(audit).val_accuracy)
     out: dict[str, Any] = {"tau": audit.config.methods["optimal"].strengths[0], "n": 0}
-    for score in (SCORE, "truth", "mc2", "reward_accuracy"):
+    for score in (SCORE, "mc2"):
         effects = np.full(accuracy.shape, np.nan)
         for at, effect in _head_effects(audit, score).items():
             effects[at] = effect
@@ -415,10 +364,10 @@ def measure_landscape(audit: Tables) -> dict[str, Any]:
     return out
 
 
-def _head(location: Location | None) -> tuple[int, ...]:
-    """(layer, head) of a single-head location."""
-    assert location is not None
-    return tuple(map(int, location.units[0]))
+def _head(record: TrialRecord) -> tuple[int, ...]:
+    """(layer, head) of an edit of a single head."""
+    assert record.spec.location is not None
+    return tuple(map(int, record.spec.location.units[0]))
 
 
 def _probes(audit: Tables) -> ProbeFacts:
@@ -430,11 +379,3 @@ def _probes(audit: Tables) -> ProbeFacts:
 def _facts(audit: Tables) -> dict[str, Any]:
     """Training settings of optimal edits in an audit."""
     return dict(audit.manifest.methods["optimal"].training or {})
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _nan_free(statistic: Callable[[NDArray[np.float64]], Any], values: NDArray[np.float64]) -> float:
-    return float(statistic(values)) if np.isfinite(values).sum() > 1 else math.nan

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from locaudit.config import read_over, unknown_names_kept
 from locaudit.errors import RunFolderError
-from locaudit.records import TrialRecord
+from locaudit.records import Arm, TrialRecord
 from locaudit.report.tables import Tables, tabulate
-from locaudit.stats import components, differ_too_little, mean_score, score_values, select
+from locaudit.stats import components, differ_too_little, mean_score, score_values
+from locaudit.stats.selection import Place, choose, group_trials
 from locaudit.store.folder import has_trials
 from locaudit.store.run import Run, load_run
 from locaudit.studies.paper.config import PaperConfig, Part
@@ -45,18 +45,24 @@ class Chosen:
 
     audit: Tables
     method: str
+    margin: float = 0.0
+    """Equivalence margin of the comparisons, in the score's units."""
     score: str = SCORE
 
     @cached_property
-    def records(self) -> Mapping[Any, TrialRecord | None]:
-        """Place (arm, number) -> chosen trial; None if every edit there diverged."""
-        found: Mapping[Any, Any] = select([row.record for row in self.audit.rows], self.score)
-        return found.get(self.method, {})
+    def trials(self) -> Mapping[Place, Sequence[TrialRecord]]:
+        """Place -> its trials. Places are sorted: the localized heads, then the random places by number."""
+        return group_trials(row.record for row in self.audit.rows)[self.method]
+
+    @cached_property
+    def records(self) -> Mapping[Place, TrialRecord | None]:
+        """Place -> chosen trial; None if every edit there diverged."""
+        return {place: choose(trials, self.score) for place, trials in self.trials.items()}
 
     @property
     def random(self) -> list[TrialRecord | None]:
         """The chosen trials at the random places, by number; None if every edit there diverged."""
-        return [record for (arm, _), record in sorted(self.records.items()) if arm == "control"]
+        return [record for (arm, _), record in self.records.items() if arm == "control"]
 
     def values(self, record: TrialRecord | None) -> NDArray[np.float64]:
         """The score's components at the test questions, (components, questions); all NaN for None."""
@@ -65,7 +71,7 @@ class Chosen:
             return np.full((len(names), len(self.audit.base.record.questions["test"][names[0]])), np.nan)
         return score_values(record.questions["test"], self.score)
 
-    def at(self, arm: str) -> NDArray[np.float64]:
+    def at(self, arm: Arm) -> NDArray[np.float64]:
         """Values at an arm: ``claim`` (the localized heads), ``whole`` or ``base`` (the unedited model)."""
         return self.values(self.audit.base.record if arm == "base" else self.records[arm, -1])
 
@@ -73,9 +79,10 @@ class Chosen:
         """The score on the test questions."""
         return float(mean_score(self.values(record)))
 
-    def few(self, margin: float) -> bool:
+    @property
+    def few(self) -> bool:
         """Whether too few questions differ between the localized heads and the random places (`differ_too_little`)."""
-        return differ_too_little(self.at("claim"), [self.values(record) for record in self.random], margin)
+        return differ_too_little(self.at("claim"), [self.values(record) for record in self.random], self.margin)
 
 
 def is_study(folder: str | Path) -> bool:

@@ -39,16 +39,12 @@ def tables(n: Numbers, claims: Sequence[Numbers]) -> dict[str, str]:
 
 def _places(n: Numbers) -> Iterator[tuple[str, dict[str, Any], Numbers]]:
     """For each place: part of the study, columns that identify it, and what was measured there."""
-    found = [
-        ("sets", method, arm, n[method][arm])
-        for method in ("iti", "optimal")
-        for arm in ("localized", "whole", "random")
-    ]
-    found += [("single", "optimal", "best probed", n["single"]["best_probed"])]
-    found += [("single", "optimal", "random", n["single"]["random"])]
-    for part, method, arm, places in found:
-        for place in places if arm == "random" else [places] if places else []:
-            yield part, {"method": method, "arm": arm, "location": place["location"]}, place
+    arms = [("sets", method, arm, arm) for method in ("iti", "optimal") for arm in ("localized", "whole", "random")]
+    arms += [("single", "optimal", arm, arm.replace("_", " ")) for arm in ("best_probed", "random")]
+    for part, method, arm, name in arms:
+        found = n[method if part == "sets" else "single"][arm]
+        for place in found if arm == "random" else [found]:
+            yield part, {"method": method, "arm": name, "location": place["location"]}, place
 
 
 def _trials(n: Numbers) -> Iterator[dict[str, Any]]:
@@ -63,8 +59,8 @@ def _trials(n: Numbers) -> Iterator[dict[str, Any]]:
 
 def _chosen(place: Numbers, *more: str) -> dict[str, Any]:
     """Columns for the chosen edit of a place and its comparison with the localized heads."""
-    match = place.get("against_localized", {"interval_90": (None, None)})
-    low, high = match["interval_90"]
+    match = place.get("against_localized", {})
+    low, high = match.get("interval_90", (None, None))
     compared = {"difference": match.get("difference"), "low_90": low, "high_90": high, "outcome": match.get("outcome")}
     return _pick(place["chosen"] or {}, _TRIAL) | _pick(place, more) | compared
 
