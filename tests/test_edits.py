@@ -314,16 +314,10 @@ def test_banked_equals_separate(tiny_model):
             torch.testing.assert_close(together[r], logits(tiny_model, ids[i : i + 1])[0], rtol=0, atol=1e-5)
 
 
-def test_zero_edit_changes_no_bit(tiny_model):
+def test_a_zero_edit_and_an_answer_edit_before_the_answer_change_no_bit(tiny_model):
     ids = random_ids(2, 9)
-    edit = zero_edit(tiny_model, every_site(tiny_model))
-    assert torch.equal(run(tiny_model, edit, ids), logits(tiny_model, ids))
-
-
-def test_an_answer_edit_is_idle_before_the_answer(tiny_model):
-    ids = random_ids(2, 9)
-    edit = replace(mixed_edit(tiny_model), positions="answer")
-    assert torch.equal(run(tiny_model, edit, ids), logits(tiny_model, ids))
+    for edit in (zero_edit(tiny_model, every_site(tiny_model)), replace(mixed_edit(tiny_model), positions="answer")):
+        assert torch.equal(run(tiny_model, edit, ids), logits(tiny_model, ids))
 
 
 @pytest.mark.parametrize("positions", ["all", "answer"])

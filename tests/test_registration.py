@@ -47,11 +47,15 @@ def home(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("inputs")
 
 
+def write_claim(folder: Path, text: str = CLAIM) -> Path:
+    path = folder / "claim.yaml"
+    path.write_text(text)
+    return path
+
+
 @pytest.fixture
 def claim_file(tmp_path) -> Path:
-    path = tmp_path / "claim.yaml"
-    path.write_text(CLAIM)
-    return path
+    return write_claim(tmp_path)
 
 
 def tiny_audit(home: Path, **changes) -> AuditConfig:
@@ -76,16 +80,13 @@ def assert_no_claim_file(home: Path, path: Path, words: str, error: type[Excepti
 
 @pytest.fixture(scope="module")
 def finished(home) -> Path:
-    path = home / "claim.yaml"
-    path.write_text(CLAIM)
-    run_audit(registered(home, path), home / "finished", progress=False)
+    run_audit(registered(home, write_claim(home)), home / "finished", progress=False)
     return home / "finished"
 
 
 def test_a_claim_file_may_leave_the_length_of_answers_open(home, tmp_path):
     """``null`` fixes nothing, so that what a run makes of it is no change; an earlier primer is named as now."""
-    path = tmp_path / "claim.yaml"
-    path.write_text(CLAIM + "evaluation: {max_new_tokens: null, drift_documents: 2}\n")
+    path = write_claim(tmp_path, CLAIM + "evaluation: {max_new_tokens: null, drift_documents: 2}\n")
     assert read_registration(path).values["evaluation"] == {"drift_documents": 2}
     config = merge_config(
         tiny_audit(home, iti={"alphas": [3.0]}, registered=str(path)), {"evaluation": {"max_new_tokens": None}}
@@ -94,7 +95,7 @@ def test_a_claim_file_may_leave_the_length_of_answers_open(home, tmp_path):
     assert inputs.config.evaluation.max_new_tokens == 0
     assert read_inputs(inputs.config).config == inputs.config
     assert changed_settings(inputs.registration.values, inputs.config) == []
-    path.write_text(CLAIM + "prompt: {primer: default}\n")
+    write_claim(tmp_path, CLAIM + "prompt: {primer: default}\n")
     with pytest.raises(ConfigError, match=r"prompt.primer = 'default' in .*claim.yaml; expected auto .* or truthful"):
         read_inputs(config)
 
@@ -160,9 +161,7 @@ def test_a_setting_given_otherwise_is_refused_with_both_values(home, claim_file)
     ],
 )
 def test_files_that_are_no_claim_file(home, tmp_path, text, words):
-    path = tmp_path / "claim.yaml"
-    path.write_text(text)
-    assert_no_claim_file(home, path, words)
+    assert_no_claim_file(home, write_claim(tmp_path, text), words)
 
 
 def test_no_file_and_no_location(home, tmp_path):
@@ -170,20 +169,17 @@ def test_no_file_and_no_location(home, tmp_path):
     assert_no_claim_file(home, path, "which is not a file")
     path.write_bytes(b"\xff\xfe\x00")
     assert_no_claim_file(home, path, "not UTF-8")
-    path.write_text("claim: x.y")
-    assert_no_claim_file(home, path, r"x\.y", LocationError)
+    assert_no_claim_file(home, write_claim(tmp_path, "claim: x.y"), r"x\.y", LocationError)
 
 
 def test_a_claim_in_a_file_of_its_own_is_not_fixed(home, tmp_path):
     (tmp_path / "heads.csv").write_text("layer,head\n0,1\n1,2\n")
-    path = tmp_path / "claim.yaml"
-    path.write_text(f"claim: {tmp_path / 'heads.csv'}")
+    path = write_claim(tmp_path, f"claim: {tmp_path / 'heads.csv'}")
     assert_no_claim_file(home, path, r'can change after.*write claim: "0\.1,1\.2"')
 
 
 def test_a_claim_by_rule_leaves_no_room_for_another(home, tmp_path):
-    path = tmp_path / "claim.yaml"
-    path.write_text("probe: {top_k: 2}")
+    path = write_claim(tmp_path, "probe: {top_k: 2}")
     assert read_inputs(tiny_audit(home, registered=str(path))).config.claim is None
     with pytest.raises(ConfigError, match=r"claim = 0\.1, and None in claim\.yaml"):
         read_inputs(tiny_audit(home, registered=str(path), claim="0.1"))
@@ -218,9 +214,7 @@ def test_changes_and_what_is_left_open(claim_file):
 
 
 def test_methods_that_a_claim_file_names_are_those_of_the_run(tmp_path):
-    path = tmp_path / "claim.yaml"
-    path.write_text("claim: '0.1'\nmethods: [iti]")
-    registration = read_registration(path)
+    registration = read_registration(write_claim(tmp_path, "claim: '0.1'\nmethods: [iti]"))
     assert registration.values["methods"] == {"iti": {}}  # its settings stay open
     held = hold(registration, AuditConfig(methods={"iti": {"alphas": [1.0]}}))
     assert held.methods == AuditConfig(methods={"iti": {"alphas": [1.0]}}).methods
@@ -229,9 +223,8 @@ def test_methods_that_a_claim_file_names_are_those_of_the_run(tmp_path):
         hold(registration, AuditConfig(methods={"optimal": {}}))
     now = AuditConfig(claim="0.1")
     assert changed_settings(registration.values, now) == ["methods: ['iti'] registered, ['iti', 'optimal'] now"]
-    path.write_text("claim: '0.1'\niti: {alphas: [3]}")
     with pytest.raises(ConfigError, match=r"the setting iti in .*claim.yaml; expected methods.iti"):
-        read_registration(path)
+        read_registration(write_claim(tmp_path, "claim: '0.1'\niti: {alphas: [3]}"))
 
 
 # The run
