@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from locaudit.config import AuditConfig, JudgeChoice, merge_config
 from locaudit.config.choices import choose_judge, choose_judges
 from locaudit.judges import Judgement
 from locaudit.records import content_hash
 from locaudit.registry import METHODS
+from locaudit.run import worker
 from locaudit.studies.paper.config import PaperConfig
 from tiny import make_lm, tokenizer
 
@@ -94,6 +99,24 @@ def study_config(home: Path, **changes) -> PaperConfig:
         "evaluation": {"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6, "bank_size": 2},
     }
     return merge_config(merge_config(PaperConfig(), values), changes)
+
+
+@contextmanager
+def stopped_at(call: int, error: BaseException | None = None) -> Iterator[None]:
+    """An error, Ctrl-C by default, at the `call`-th group of trials that is run inside; it must come out."""
+    error = error or KeyboardInterrupt("Ctrl-C")
+    real, calls = worker.run_trials, []
+
+    def interrupted(*args, **options):
+        calls.append(args)
+        if len(calls) == call:
+            raise error
+        return real(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)) as raised:
+        patch.setattr(worker, "run_trials", interrupted)
+        yield
+    assert raised.value is error
 
 
 class HashJudge:

@@ -142,8 +142,11 @@ def test_every_setting_differs_in_the_changed_configuration():
 @pytest.mark.parametrize("config", [DEFAULT, CHANGED])
 def test_yaml_round_trip(config, tmp_path):
     assert parse_config(to_yaml(config)) == config
-    (tmp_path / "c.yaml").write_text(to_yaml(config), encoding="utf-8")
-    again = load_config(tmp_path / "c.yaml", CHANGED)
+    with open_run(tmp_path, config):
+        pass
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+    assert saved == json.loads(json.dumps(to_dict(config))), "it names every setting"
+    again = load_config(tmp_path / "config.yaml", CHANGED)
     assert again == config
     assert again.hash == config.hash
     assert hash(again) == hash(config)
@@ -436,6 +439,20 @@ def open_store(folder, config=QUIET):
         yield store
 
 
+def assert_refused(words, opening):
+    """Entering the context raises a `RunFolderError` that matches."""
+    with pytest.raises(RunFolderError, match=words), opening:
+        pass
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A run folder with one trial."""
+    with open_store(tmp_path) as store:
+        store.add([make_record()], 1.0)
+    return tmp_path
+
+
 finite = st.floats(-1e307, 1e307)  # the sum of a few must stay finite
 scores = st.lists(finite, min_size=3, max_size=3)
 
@@ -570,23 +587,13 @@ def test_the_manifest_and_resuming(tmp_path):
         assert store.manifest == make_manifest(device="cpu")
 
 
-def test_a_run_with_a_former_primer_is_read_but_not_resumed(tmp_path):
-    with open_store(tmp_path) as store:
-        store.add([make_record()], 1.0)
-        config = store.config
-    text = (tmp_path / "config.yaml").read_text().replace("primer: auto", "primer: default")
-    (tmp_path / "config.yaml").write_text(text)
-    with read_run(tmp_path) as store:
+def test_a_run_with_a_former_primer_is_read_but_not_resumed(begun):
+    text = (begun / "config.yaml").read_text().replace("primer: auto", "primer: default")
+    (begun / "config.yaml").write_text(text)
+    with read_run(begun) as store:
         assert store.config.prompt.primer == "default" and len(store.records()) == 1
-    with pytest.raises(RunFolderError, match=r"does not load .*'default'.*expected auto .* or truthful"):
-        open_run(tmp_path, config).__enter__()
-    assert (tmp_path / "config.yaml").read_text() == text
-
-
-def test_a_run_from_python_resumes(tmp_path):
-    for _ in range(2):
-        with open_run(tmp_path, AuditConfig(methods={"iti": {"alphas": [5, 10]}})):
-            pass
+    assert_refused(r"does not load .*'default'.*expected auto .* or truthful", open_run(begun, QUIET))
+    assert (begun / "config.yaml").read_text() == text
 
 
 def test_adding_is_all_or_none(tmp_path):
@@ -633,18 +640,12 @@ def test_what_is_measured_anew_is_added_to_a_fit(tmp_path):
         assert [r.questions for r in store.records()] == [first.questions] * 2
 
 
-def test_another_configuration_is_refused_and_the_difference_named(tmp_path):
-    with open_store(tmp_path) as store:
-        store.add([make_record()], 1.0)
+def test_another_configuration_is_refused_and_the_difference_named(begun):
     words = r"controls: 19 there, 5 here; methods.optimal.epochs: 2 there, 3 here\)"
-    with (
-        pytest.raises(RunFolderError, match=words),
-        open_run(tmp_path, replace(QUIET, controls=5, methods={**QUIET.methods, "optimal": OptimalSettings(epochs=3)})),
-    ):
-        pass
-    with pytest.raises(RunFolderError, match=r"\.\.\.\)"), open_run(tmp_path, CHANGED):
-        pass
-    assert load_config(tmp_path / "config.yaml") == QUIET
+    longer = {**QUIET.methods, "optimal": OptimalSettings(epochs=3)}
+    assert_refused(words, open_run(begun, replace(QUIET, controls=5, methods=longer)))
+    assert_refused(r"\.\.\.\)", open_run(begun, CHANGED))
+    assert load_config(begun / "config.yaml") == QUIET
 
 
 def test_what_a_run_can_grow_in():
@@ -698,29 +699,22 @@ def test_a_folder_without_records_takes_a_new_configuration(tmp_path):
     assert load_config(tmp_path / "config.yaml") == other
 
 
-def test_a_damaged_configuration_is_refused(tmp_path):
-    with open_store(tmp_path) as store:
-        store.add([make_record()], 1.0)
-    for content in (b"no_such: 1", b"a: [", b"\xff\xfe\x00"):
-        (tmp_path / "config.yaml").write_bytes(content)
-        with pytest.raises(RunFolderError, match="does not load"), open_run(tmp_path, DEFAULT):
-            pass
-        with pytest.raises((RunFolderError, ConfigError)), read_run(tmp_path):
-            pass
-        assert (tmp_path / "config.yaml").read_bytes() == content
+@pytest.mark.parametrize("content", [b"no_such: 1", b"a: [", b"\xff\xfe\x00"])
+def test_a_damaged_configuration_is_refused(begun, content):
+    (begun / "config.yaml").write_bytes(content)
+    assert_refused("does not load", open_run(begun, DEFAULT))
+    with pytest.raises((RunFolderError, ConfigError)), read_run(begun):
+        pass
+    assert (begun / "config.yaml").read_bytes() == content
 
 
 def test_foreign_folders_are_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RunFolderError, match=r"other files in it \(thesis.tex\)"), open_run(tmp_path, DEFAULT):
-        pass
+    assert_refused(r"other files in it \(thesis.tex\)", open_run(tmp_path, DEFAULT))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
-    with pytest.raises(RunFolderError, match="not a run folder"), read_run(tmp_path):
-        pass
-    with pytest.raises(RunFolderError, match="cannot be made"), open_run(tmp_path / "thesis.tex", DEFAULT):
-        pass
-    with pytest.raises(RunFolderError, match="not a run folder"), read_run(tmp_path / "nowhere"):
-        pass
+    assert_refused("not a run folder", read_run(tmp_path))
+    assert_refused("cannot be made", open_run(tmp_path / "thesis.tex", DEFAULT))
+    assert_refused("not a run folder", read_run(tmp_path / "nowhere"))
 
 
 @pytest.mark.skipif(
@@ -729,10 +723,8 @@ def test_foreign_folders_are_left_alone(tmp_path):
 def test_a_folder_without_permission_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     try:
-        with pytest.raises(RunFolderError, match="write permission"), open_run(tmp_path, DEFAULT):
-            pass
-        with pytest.raises(RunFolderError, match="cannot be made"), open_run(tmp_path / "run", DEFAULT):
-            pass
+        assert_refused("write permission", open_run(tmp_path, DEFAULT))
+        assert_refused("cannot be made", open_run(tmp_path / "run", DEFAULT))
     finally:
         tmp_path.chmod(0o700)
 
@@ -781,8 +773,7 @@ with FileLock(sys.argv[1]):
 
 def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
     with open_run(tmp_path, DEFAULT) as store:
-        with pytest.raises(RunFolderError, match="another process"), open_run(tmp_path, DEFAULT):
-            pass
+        assert_refused("another process", open_run(tmp_path, DEFAULT))
         store.write_manifest(make_manifest())
         with read_run(tmp_path) as reader:  # reading is allowed meanwhile
             assert reader.manifest == make_manifest()
@@ -794,8 +785,7 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path):
     )
     with process:
         assert process.stdout is not None and process.stdout.readline() == "open\n"
-        with pytest.raises(RunFolderError, match="another process"), open_run(tmp_path, DEFAULT):
-            pass
+        assert_refused("another process", open_run(tmp_path, DEFAULT))
         process.kill()
     with open_run(tmp_path, DEFAULT):  # a killed writer holds nothing
         pass
@@ -818,8 +808,7 @@ def test_a_damaged_database_is_refused(tmp_path, damage):
         for at in range(4096, len(content), 4096):  # every page but the schema's
             content[at : at + 200] = b"\xff" * 200
     path.write_bytes(content)
-    with pytest.raises(RunFolderError, match="trials.sqlite"), open_run(tmp_path, DEFAULT):
-        pass
+    assert_refused("trials.sqlite", open_run(tmp_path, DEFAULT))
     with pytest.raises(RunFolderError, match="trials.sqlite"), read_run(tmp_path) as store:
         store.records()
     assert path.read_bytes() == bytes(content)
@@ -841,8 +830,7 @@ def test_no_room_stops_before_writing(tmp_path, monkeypatch):
         with pytest.raises(RunFolderError, match=r"1 MiB free.*at least 64 MiB.*finished trials are kept"):
             store.add([make_record(1)], 1.0)
         assert len(store.done()) == 1
-    with pytest.raises(RunFolderError, match="1 MiB free"), open_run(tmp_path / "other", DEFAULT):
-        pass
+    assert_refused("1 MiB free", open_run(tmp_path / "other", DEFAULT))
     with read_run(tmp_path / "run") as store:  # reading needs no room
         assert len(store.records()) == 1
 
@@ -888,14 +876,6 @@ def test_atomic_writing_leaves_the_old_or_the_new(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_saved_yaml_is_the_whole_configuration(tmp_path):
-    with open_run(tmp_path, CHANGED):
-        pass
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8")) == json.loads(
-        json.dumps(to_dict(CHANGED))
-    )
-
-
 def test_the_schema_is_the_one_in_the_docs():
     page = (Path(__file__).parents[1] / "docs" / "run-folder.md").read_text(encoding="utf-8").split("## Tables of")[1]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
@@ -934,9 +914,8 @@ def test_a_folder_of_the_first_version_is_refused_and_left_as_it_is(tmp_path):
         connection.execute("CREATE TABLE trials (trial_id TEXT PRIMARY KEY, record TEXT)")
     connection.close()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    for opened in (lambda: read_run(folder), lambda: open_run(folder, DEFAULT)):
-        with pytest.raises(RunFolderError, match="made by locaudit 0.1.0.*another --out.*load_edit"), opened():
-            pass
+    for opening in (read_run(folder), open_run(folder, DEFAULT)):
+        assert_refused("made by locaudit 0.1.0.*another --out.*load_edit", opening)
     with pytest.raises(RunFolderError, match="made by locaudit 0.1.0"):
         has_trials(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"} == before

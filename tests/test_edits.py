@@ -17,6 +17,7 @@ from locaudit.location import Site
 from locaudit.models import CACHE, load_model, output_weight, wrap_model
 from reference.generation import greedy
 from tiny import (
+    ablated_sites,
     ablation,
     every_site,
     heads,
@@ -104,7 +105,7 @@ def test_folding_follows_the_equation(tiny_model):
 
 @pytest.mark.parametrize("constant", [True, False])
 def test_folding_restores_the_weights(tiny_model, constant):
-    """Bit for bit and as the same parameters, also after an exception inside, and with edits nested."""
+    """Bit for bit and as the same parameters, after an exception inside nested edits."""
     before = {name: (p, p.detach().clone()) for name, p in tiny_model.lm.named_parameters()}
     one, two = (mixed_edit(tiny_model, seed, constant=constant) for seed in (0, 5))
     with pytest.raises(ZeroDivisionError), folded(tiny_model, one), folded(tiny_model, two):
@@ -251,11 +252,9 @@ def test_streams_become_weights_where_a_bias_reaches_them(tiny_model, tmp_path):
         hooked = run(tiny_model, edit, ids)
         with folded(tiny_model, edit):
             torch.testing.assert_close(logits(tiny_model, ids), hooked, rtol=1e-5, atol=3e-5)
-    width = tiny_model.width(Site("residual", 0))
-    mean = SiteEdit(
-        torch.zeros(0, width), torch.zeros(width, 0), torch.zeros(0), torch.ones(width).bool(), torch.ones(width)
-    )
-    for reads in (residual_edit(tiny_model, 0, 1), Edit({Site("residual", 0): mean})):
+    stream = Site("residual", 0)
+    mean = ablated_sites({stream: torch.ones(tiny_model.width(stream)).bool()})
+    for reads in (residual_edit(tiny_model, 0, 1), mean):
         for form in ("peft", "merged"):
             assert "it reads the residual stream of layer 0" in reads.cannot_become(form, tiny_model)
         with pytest.raises(LocationError, match="the skip connection"):
@@ -280,12 +279,13 @@ def test_an_ablation_becomes_weights_that_ignore_the_place(tiny_model):
 
 def test_answer_edits_refuse_to_become_weights(llama, tmp_path):
     edit = replace(mixed_edit(llama), positions="answer")
-    with pytest.raises(LocationError, match="positions 'answer'"), folded(llama, edit):
-        pass
-    with pytest.raises(LocationError, match="positions 'answer'"):
-        edit.to_peft(tmp_path / "adapter", llama)
-    with pytest.raises(LocationError, match="positions 'answer'"):
-        save_merged(llama, edit, tmp_path / "adapter")
+    for use in (
+        lambda: folded(llama, edit).__enter__(),
+        lambda: edit.to_peft(tmp_path / "adapter", llama),
+        lambda: save_merged(llama, edit, tmp_path / "adapter"),
+    ):
+        with pytest.raises(LocationError, match="positions 'answer'"):
+            use()
     assert not (tmp_path / "adapter").exists()
     assert "positions 'answer'" in edit.cannot_become("merged", llama) and not edit.cannot_become("vectors", llama)
     with pytest.raises(LocationError, match="one of peft, merged, vectors"):
@@ -314,19 +314,10 @@ def test_banked_equals_separate(tiny_model):
             torch.testing.assert_close(together[r], logits(tiny_model, ids[i : i + 1])[0], rtol=0, atol=1e-5)
 
 
-def test_zero_edit_changes_no_bit(tiny_model):
+def test_a_zero_edit_and_an_answer_edit_before_the_answer_change_no_bit(tiny_model):
     ids = random_ids(2, 9)
-    edit = zero_edit(tiny_model, every_site(tiny_model))
-    wide = Edit({site: replace(e, a=torch.ones(3, len(e.b)), b=torch.zeros(len(e.b), 3), c=torch.ones(3))
-                 for site, e in edit.sites.items()})  # fmt: skip
-    for zero in (edit, wide):
-        assert torch.equal(run(tiny_model, zero, ids), logits(tiny_model, ids))
-
-
-def test_an_answer_edit_is_idle_before_the_answer(tiny_model):
-    ids = random_ids(2, 9)
-    edit = replace(mixed_edit(tiny_model), positions="answer")
-    assert torch.equal(run(tiny_model, edit, ids), logits(tiny_model, ids))
+    for edit in (zero_edit(tiny_model, every_site(tiny_model)), replace(mixed_edit(tiny_model), positions="answer")):
+        assert torch.equal(run(tiny_model, edit, ids), logits(tiny_model, ids))
 
 
 @pytest.mark.parametrize("positions", ["all", "answer"])
@@ -376,10 +367,9 @@ def test_saving_takes_shared_and_sliced_tensors(tmp_path):
         assert torch.equal(again.sites[site].b, e.b)
 
 
-def good_file(path, metadata, tensors=None):
-    """A file of the first edition, unless other tensors are given."""
-    tensors = tensors or {"heads.0.a": torch.zeros(2), "heads.0.b": torch.zeros(2)}
-    save_file(tensors, path, None if metadata is None else {"locaudit": metadata})
+def assert_no_edit(path):
+    with pytest.raises(DataError, match="not a saved edit"):
+        load_edit(path)
 
 
 @pytest.mark.parametrize(
@@ -402,10 +392,11 @@ def good_file(path, metadata, tensors=None):
     ],
 )
 def test_loading_other_safetensors_raises(tmp_path, metadata):
+    """Tensors of the first edition, with metadata that is no edit's."""
     path = tmp_path / "edit.safetensors"
-    good_file(path, metadata)
-    with pytest.raises(DataError, match="not a saved edit"):
-        load_edit(path)
+    tensors = {"heads.0.a": torch.zeros(2), "heads.0.b": torch.zeros(2)}
+    save_file(tensors, path, None if metadata is None else {"locaudit": metadata})
+    assert_no_edit(path)
 
 
 GOOD = {"heads.0.a": torch.zeros(1, 2), "heads.0.b": torch.zeros(2, 1), "heads.0.c": torch.zeros(1)}
@@ -426,25 +417,21 @@ GOOD = {"heads.0.a": torch.zeros(1, 2), "heads.0.b": torch.zeros(2, 1), "heads.0
     ids=str,
 )
 def test_tensors_that_do_not_belong_together_raise(tmp_path, changes):
-    path, meta = tmp_path / "edit.safetensors", json.dumps({"positions": "all", "file": "edit"})
-    good_file(path, meta, GOOD)
+    path, meta = tmp_path / "edit.safetensors", {"locaudit": json.dumps({"positions": "all", "file": "edit"})}
+    save_file(GOOD, path, meta)
     assert load_edit(path).sites.keys() == {("heads", 0)}
-    good_file(path, meta, {key: x for key, x in {**GOOD, **changes}.items() if x is not None})
-    with pytest.raises(DataError, match="not a saved edit"):
-        load_edit(path)
+    save_file({key: x for key, x in {**GOOD, **changes}.items() if x is not None}, path, meta)
+    assert_no_edit(path)
 
 
 def test_loading_garbage_raises(llama, tmp_path):
     path = tmp_path / "edit.safetensors"
-    with pytest.raises(DataError, match="not a saved edit"):
-        load_edit(path)
-    with pytest.raises(DataError, match="not a saved edit"):
-        load_edit(tmp_path)
+    assert_no_edit(path)
+    assert_no_edit(tmp_path)
     content = mixed_edit(llama).to_bytes()
     for garbage in (b"", b"garbage", b"\xff" * 100, content[:50], content[:-8]):
         path.write_bytes(garbage)
-        with pytest.raises(DataError, match="not a saved edit"):
-            load_edit(path)
+        assert_no_edit(path)
 
 
 def test_finite_means_every_number(llama):
@@ -553,13 +540,6 @@ def test_plain_forwards_under_an_answer_edit_say_where_answers_begin(tiny_model)
         with pytest.raises(LocationError, match="column of the last prompt token"), edit.on(lm, answer_from=wrong):
             logits(tiny_model, ids)
     assert torch.equal(logits(tiny_model, ids), before)
-
-
-def test_edits_of_all_tokens_need_no_column(tiny_model):
-    edit, ids = mixed_edit(tiny_model), random_ids(2, 9)
-    expected = run(tiny_model, edit, ids)
-    with edit.on(tiny_model) as lm, torch.no_grad():
-        assert torch.equal(lm(ids, use_cache=False).logits, expected)
 
 
 def test_an_exception_under_an_edit_restores_the_model(llama):

@@ -25,7 +25,7 @@ from locaudit.run.repeats import run_repeats
 from locaudit.stats.growth import Extension, describe_extensions
 from locaudit.store.folder import read_run
 from locaudit.store.run import load_run
-from runs import HashJudge, save_behaviour, save_model, small_config
+from runs import HashJudge, save_behaviour, save_model, small_config, stopped_at
 
 JUDGES = {"truth": HashJudge("truth"), "info": HashJudge("info")}
 MARGIN = 2e-5
@@ -44,14 +44,6 @@ def home(tmp_path_factory) -> Path:
     save_model(folder / "model")
     save_behaviour(folder / "questions.jsonl", n=30)
     return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_cache(tmp_path_factory):
-    """What other runs have generated and judged would hide what is generated and judged here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOCAUDIT_CACHE", "off")
-        yield
 
 
 def grown(config, **changes):
@@ -115,6 +107,12 @@ def assert_same_result(one: Path, other: Path) -> None:
     assert ours.verdict.headline == theirs.verdict.headline
 
 
+def assert_as_from_the_start(config, folder: Path, name: str = "run", **options) -> None:
+    """The run `name` in the folder, which has grown, against one that began with this configuration."""
+    run_audit(config, folder / "whole", progress=False, **options)
+    assert_same_result(folder / name, folder / "whole")
+
+
 @pytest.mark.parametrize("match", ["none", "layer", "kv-group", "probe-accuracy", "norm"])
 def test_more_controls_run_those_that_are_missing(home, tmp_path, monkeypatch, match):
     claim = {"claim": "0.1,1.0,1.2"}
@@ -129,8 +127,7 @@ def test_more_controls_run_those_that_are_missing(home, tmp_path, monkeypatch, m
     kept = {r.spec.trial_id: r for r in after.trials}
     assert all(kept[r.spec.trial_id] == r for r in before.trials)
     assert after.manifest.extensions == (Extension("controls", 3, 7, 16, before.manifest.planned),)
-    run_audit(many, tmp_path / "whole", progress=False)
-    assert_same_result(tmp_path / "run", tmp_path / "whole")
+    assert_as_from_the_start(many, tmp_path)
     assert load_run(tmp_path / "whole").verdict.extended == ""
 
 
@@ -164,8 +161,7 @@ def test_new_questions_are_scored_with_the_edits_that_are_there(home, tmp_path, 
     assert {e.what for e in after.manifest.extensions} == {"test questions", "validation questions"}
     monkeypatch.undo()
     monkeypatch.setenv("LOCAUDIT_CACHE", "off")
-    run_audit(more_questions(config), tmp_path / "whole", judges=JUDGES, progress=False)
-    assert_same_result(tmp_path / "run", tmp_path / "whole")
+    assert_as_from_the_start(more_questions(config), tmp_path, judges=JUDGES)
 
 
 def test_all_at_once_with_a_judge_and_answers_that_were_not_there(home, tmp_path, monkeypatch):
@@ -182,11 +178,9 @@ def test_all_at_once_with_a_judge_and_answers_that_were_not_there(home, tmp_path
     assert run.score == "info_truth" and run.is_finished and not run.n_unjudged
     assert [(e.what, e.before, e.after) for e in run.manifest.extensions] == [("judges", "none", "truth, info")]
     everything = grown(more_questions(config), evaluation={"max_new_tokens": 6}, controls=4)
-    for name in ("whole", "grown"):
-        if name == "grown":
-            run_audit(config, tmp_path / name, progress=False)
-        run_audit(everything, tmp_path / name, judges=JUDGES, progress=False)
-    assert_same_result(tmp_path / "grown", tmp_path / "whole")
+    run_audit(config, tmp_path / "grown", progress=False)
+    run_audit(everything, tmp_path / "grown", judges=JUDGES, progress=False)
+    assert_as_from_the_start(everything, tmp_path, "grown", judges=JUDGES)
     with pytest.raises(RunFolderError, match="evaluation.max_new_tokens: 6 there, 0 here"):
         run_audit(grown(everything, evaluation={"max_new_tokens": 0}), tmp_path / "grown", progress=False)
 
@@ -224,24 +218,14 @@ def test_an_extension_that_is_killed_goes_on(home, tmp_path):
     assert_same_result(tmp_path / "run", tmp_path / "whole")
 
 
-def test_an_extension_that_was_interrupted_is_unfinished(home, tmp_path, monkeypatch, capsys):
+def test_an_extension_that_was_interrupted_is_unfinished(home, tmp_path, capsys):
     config = small_config(home, **SMALL)
     run_audit(config, tmp_path / "run", progress=False)
     n_trials = len(load_run(tmp_path / "run").trials)
-    real, calls = worker.run_trials, []
-
-    def interrupted(shared, specs, on_step=None):
-        calls.append(specs)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(shared, specs, on_step)
-
-    monkeypatch.setattr(worker, "run_trials", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(4):
         run_audit(more_questions(config), tmp_path / "run", progress=False)
     assert cli.main(["report", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out.startswith(f"UNFINISHED: 3 of {n_trials} trials")
-    monkeypatch.setattr(worker, "run_trials", real)
     run_audit(more_questions(config), tmp_path / "run")
     assert f"3 of {n_trials} trials done and {n_trials - 3} partly done" in capsys.readouterr().err
     assert load_run(tmp_path / "run").is_finished
@@ -257,11 +241,9 @@ def test_an_edit_that_diverges_on_new_questions_is_recorded_as_from_the_start(ho
         return [x / 0 for x in sums] if wide and len(forest.trees) >= 5 else sums
 
     monkeypatch.setattr(worker, "answer_log_probs", wild)
-    for name in ("run", "whole"):
-        run_audit(more_questions(config), tmp_path / name, progress=False)
-    run = load_run(tmp_path / "run")
-    assert {r.status for r in run.trials} == {"ok", "diverged"}
-    assert_same_result(tmp_path / "run", tmp_path / "whole")
+    run_audit(more_questions(config), tmp_path / "run", progress=False)
+    assert {r.status for r in load_run(tmp_path / "run").trials} == {"ok", "diverged"}
+    assert_as_from_the_start(more_questions(config), tmp_path)
     monkeypatch.setattr(worker, "run_trials", None)
     run_audit(more_questions(config), tmp_path / "run", progress=False)  # nothing is left to do
 
@@ -380,8 +362,7 @@ def test_a_dry_run_of_an_extension_times_what_is_added(home, tmp_path):
     assert found.n_answers == (12 - n_iti) * 7 + (6 - n_optimal) * 5
     assert 0 < found.spent < sum(run.seconds.values())
     run_audit(more_questions(config), tmp_path / "run", progress=False)
-    run_audit(more_questions(config), tmp_path / "whole", progress=False)
-    assert_same_result(tmp_path / "run", tmp_path / "whole")
+    assert_as_from_the_start(more_questions(config), tmp_path)
 
 
 def test_an_old_folder_keeps_the_names_of_its_edits(home, tmp_path):

@@ -13,6 +13,7 @@ from locaudit.measure.residual import is_resumable
 from locaudit.models import ARCHITECTURES, Architecture, Model, wrap_model
 from reference.edits import edited_by_hand, edited_vector
 from tiny import (
+    ablated_sites,
     ablation,
     every_site,
     heads,
@@ -108,13 +109,6 @@ def test_zero_edits_change_no_bit(tiny_model):
             assert torch.equal(logits(tiny_model, ids), before)
 
 
-def mean_edit(site, mask, seed=0):
-    """An ablation of a site's coordinates."""
-    d = len(mask)
-    mean = torch.randn(d, generator=torch.Generator().manual_seed(seed))
-    return Edit({site: SiteEdit(torch.zeros(0, d), torch.zeros(d, 0), torch.zeros(0), mask, mean)})
-
-
 def test_outside_the_location_nothing_moves(tiny_model):
     """In the lowest edited layer, coordinates outside the mask keep their bits; inside they move."""
     ids = random_ids(2, 9)
@@ -124,7 +118,8 @@ def test_outside_the_location_nothing_moves(tiny_model):
     half = torch.arange(tiny_model.width(Site("residual", 1))) % 2 == 0
     (mask,) = tiny_model.subspaces(heads((1, 1), (1, 2))).values()
     for site, inside in ((Site("heads", 1), mask), (Site("residual", 1), half)):
-        for edit in (random_sites({site: inside}, 3), random_sites({site: inside}, 3, rank=3), mean_edit(site, inside)):
+        masks = {site: inside}
+        for edit in (random_sites(masks, 3), random_sites(masks, 3, rank=3), ablated_sites(masks)):
             bank = stack(tiny_model, [edit])
             with edited(tiny_model, bank.sites), spy(tiny_model, sites) as after:
                 logits(tiny_model, ids)
@@ -158,18 +153,6 @@ def test_unedited_positions_keep_their_bits(tiny_model):
         # Last layer: later tokens read earlier ones through no further attention.
         assert torch.equal(after[~positions], before[~positions])
         assert (after[positions] != before[positions]).any(-1).all()
-
-
-def test_each_row_gets_its_own_edit(tiny_model):
-    ids = random_ids(1, 9).expand(3, -1)
-    edits = [random_edit(tiny_model, heads((0, k), (1, k)), k) for k in range(3)]
-    bank = stack(tiny_model, edits)
-    rows = torch.tensor([2, 0, 1])
-    with edited(tiny_model, bank.sites, rows=rows):
-        together = logits(tiny_model, ids)
-    for r, k in enumerate(rows.tolist()):
-        with edited(tiny_model, stack(tiny_model, [edits[k]]).sites):
-            torch.testing.assert_close(together[r], logits(tiny_model, ids[:1])[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3])

@@ -16,7 +16,6 @@ from locaudit.config import (
     AuditConfig,
     changed_settings,
     hold,
-    load_config,
     merge_config,
     open_settings,
     read_registration,
@@ -26,12 +25,11 @@ from locaudit.errors import ConfigError, LocationError, RunFolderError
 from locaudit.models import load_model
 from locaudit.records import TrialSpec
 from locaudit.report import write_report
-from locaudit.run import worker
 from locaudit.run.audit import run_audit
 from locaudit.run.pilot import run_pilot
 from locaudit.run.subject import read_inputs
 from locaudit.store.folder import read_run
-from runs import HashJudge, small_config
+from runs import HashJudge, small_config, stopped_at
 from tiny import heads
 
 CLAIM = """\
@@ -49,11 +47,15 @@ def home(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("inputs")
 
 
+def write_claim(folder: Path, text: str = CLAIM) -> Path:
+    path = folder / "claim.yaml"
+    path.write_text(text)
+    return path
+
+
 @pytest.fixture
 def claim_file(tmp_path) -> Path:
-    path = tmp_path / "claim.yaml"
-    path.write_text(CLAIM)
-    return path
+    return write_claim(tmp_path)
 
 
 def tiny_audit(home: Path, **changes) -> AuditConfig:
@@ -66,18 +68,25 @@ def as_registered(home: Path, **changes) -> AuditConfig:
     return tiny_audit(home, **{"claim": "0.1,1.2", "score": "mc2", "margin": 0.2, "iti": {"alphas": [3.0]}} | changes)
 
 
+def registered(home: Path, path: Path) -> AuditConfig:
+    """The settings of `CLAIM`, taken from the claim file at `path`."""
+    return tiny_audit(home, iti={"alphas": [3.0]}, registered=str(path))
+
+
+def assert_no_claim_file(home: Path, path: Path, words: str, error: type[Exception] = ConfigError) -> None:
+    with pytest.raises(error, match=words):
+        read_inputs(tiny_audit(home, registered=str(path)))
+
+
 @pytest.fixture(scope="module")
 def finished(home) -> Path:
-    path = home / "claim.yaml"
-    path.write_text(CLAIM)
-    run_audit(tiny_audit(home, iti={"alphas": [3.0]}, registered=str(path)), home / "finished", progress=False)
+    run_audit(registered(home, write_claim(home)), home / "finished", progress=False)
     return home / "finished"
 
 
 def test_a_claim_file_may_leave_the_length_of_answers_open(home, tmp_path):
     """``null`` fixes nothing, so that what a run makes of it is no change; an earlier primer is named as now."""
-    path = tmp_path / "claim.yaml"
-    path.write_text(CLAIM + "evaluation: {max_new_tokens: null, drift_documents: 2}\n")
+    path = write_claim(tmp_path, CLAIM + "evaluation: {max_new_tokens: null, drift_documents: 2}\n")
     assert read_registration(path).values["evaluation"] == {"drift_documents": 2}
     config = merge_config(
         tiny_audit(home, iti={"alphas": [3.0]}, registered=str(path)), {"evaluation": {"max_new_tokens": None}}
@@ -86,7 +95,7 @@ def test_a_claim_file_may_leave_the_length_of_answers_open(home, tmp_path):
     assert inputs.config.evaluation.max_new_tokens == 0
     assert read_inputs(inputs.config).config == inputs.config
     assert changed_settings(inputs.registration.values, inputs.config) == []
-    path.write_text(CLAIM + "prompt: {primer: default}\n")
+    write_claim(tmp_path, CLAIM + "prompt: {primer: default}\n")
     with pytest.raises(ConfigError, match=r"prompt.primer = 'default' in .*claim.yaml; expected auto .* or truthful"):
         read_inputs(config)
 
@@ -110,7 +119,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def test_its_settings_hold_over_those_that_were_not_given(home, claim_file):
-    inputs = read_inputs(tiny_audit(home, registered=str(claim_file), iti={"alphas": [3.0]}))
+    inputs = read_inputs(registered(home, claim_file))
     assert inputs.config == as_registered(home, registered=str(claim_file))
     assert inputs.registration is not None
     assert inputs.registration.sha256 == hashlib.sha256(claim_file.read_bytes()).hexdigest()
@@ -152,35 +161,25 @@ def test_a_setting_given_otherwise_is_refused_with_both_values(home, claim_file)
     ],
 )
 def test_files_that_are_no_claim_file(home, tmp_path, text, words):
-    path = tmp_path / "claim.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=words):
-        read_inputs(tiny_audit(home, registered=str(path)))
+    assert_no_claim_file(home, write_claim(tmp_path, text), words)
 
 
 def test_no_file_and_no_location(home, tmp_path):
-    with pytest.raises(ConfigError, match="which is not a file"):
-        read_inputs(tiny_audit(home, registered=str(tmp_path / "none.yaml")))
     path = tmp_path / "claim.yaml"
+    assert_no_claim_file(home, path, "which is not a file")
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="not UTF-8"):
-        read_inputs(tiny_audit(home, registered=str(path)))
-    path.write_text("claim: x.y")
-    with pytest.raises(LocationError, match=r"x\.y"):
-        read_inputs(tiny_audit(home, registered=str(path)))
+    assert_no_claim_file(home, path, "not UTF-8")
+    assert_no_claim_file(home, write_claim(tmp_path, "claim: x.y"), r"x\.y", LocationError)
 
 
 def test_a_claim_in_a_file_of_its_own_is_not_fixed(home, tmp_path):
     (tmp_path / "heads.csv").write_text("layer,head\n0,1\n1,2\n")
-    path = tmp_path / "claim.yaml"
-    path.write_text(f"claim: {tmp_path / 'heads.csv'}")
-    with pytest.raises(ConfigError, match=r'can change after.*write claim: "0\.1,1\.2"'):
-        read_inputs(tiny_audit(home, registered=str(path)))
+    path = write_claim(tmp_path, f"claim: {tmp_path / 'heads.csv'}")
+    assert_no_claim_file(home, path, r'can change after.*write claim: "0\.1,1\.2"')
 
 
 def test_a_claim_by_rule_leaves_no_room_for_another(home, tmp_path):
-    path = tmp_path / "claim.yaml"
-    path.write_text("probe: {top_k: 2}")
+    path = write_claim(tmp_path, "probe: {top_k: 2}")
     assert read_inputs(tiny_audit(home, registered=str(path))).config.claim is None
     with pytest.raises(ConfigError, match=r"claim = 0\.1, but None in claim\.yaml"):
         read_inputs(tiny_audit(home, registered=str(path), claim="0.1"))
@@ -215,9 +214,7 @@ def test_changes_and_what_is_left_open(claim_file):
 
 
 def test_methods_that_a_claim_file_names_are_those_of_the_run(tmp_path):
-    path = tmp_path / "claim.yaml"
-    path.write_text("claim: '0.1'\nmethods: [iti]")
-    registration = read_registration(path)
+    registration = read_registration(write_claim(tmp_path, "claim: '0.1'\nmethods: [iti]"))
     assert registration.values["methods"] == {"iti": {}}  # its settings stay open
     held = hold(registration, AuditConfig(methods={"iti": {"alphas": [1.0]}}))
     assert held.methods == AuditConfig(methods={"iti": {"alphas": [1.0]}}).methods
@@ -226,9 +223,8 @@ def test_methods_that_a_claim_file_names_are_those_of_the_run(tmp_path):
         hold(registration, AuditConfig(methods={"optimal": {}}))
     now = AuditConfig(claim="0.1")
     assert changed_settings(registration.values, now) == ["methods: ['iti'] registered, ['iti', 'optimal'] now"]
-    path.write_text("claim: '0.1'\niti: {alphas: [3]}")
     with pytest.raises(ConfigError, match=r"the setting iti in .*claim.yaml; expected methods.iti"):
-        read_registration(path)
+        read_registration(write_claim(tmp_path, "claim: '0.1'\niti: {alphas: [3]}"))
 
 
 # The run
@@ -265,20 +261,10 @@ def test_ids_are_what_they_were():
     assert replace(spec, registration="0123456789abcdef").trial_id == spec.trial_id
 
 
-def test_resumed_without_the_file_it_keeps_the_ids(home, finished, tmp_path, monkeypatch):
-    real, calls = worker.run_trials, []
-
-    def interrupted(shared, group, on_step=None):
-        calls.append(group)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(shared, group, on_step)
-
-    monkeypatch.setattr(worker, "run_trials", interrupted)
+def test_resumed_without_the_file_it_keeps_the_ids(home, finished, tmp_path):
     config = as_registered(home, registered=str(home / "claim.yaml"))
-    with pytest.raises(KeyboardInterrupt):
+    with stopped_at(3):
         run_audit(config, tmp_path / "run", progress=False)
-    monkeypatch.setattr(worker, "run_trials", real)
     run_audit(as_registered(home), tmp_path / "run", progress=False)
     assert specs(tmp_path / "run") == specs(finished)
     before = contents(tmp_path / "run" / "edits")
@@ -287,20 +273,14 @@ def test_resumed_without_the_file_it_keeps_the_ids(home, finished, tmp_path, mon
     assert specs(tmp_path / "run") == specs(finished)
 
 
-def test_a_run_resumes_from_its_own_configuration(copy, finished):
-    run_audit(load_config(copy / "config.yaml"), copy, progress=False)
-    assert specs(copy) == specs(finished)
-
-
 def test_a_changed_file_is_refused_and_nothing_is_touched(home, copy, claim_file):
-    registered = read_registration(claim_file).hash
+    then = read_registration(claim_file).hash
     for text in (CLAIM.replace("0.05", "0.01"), CLAIM + "# a word more\n", CLAIM.replace("1.2", "1.3")):
         claim_file.write_text(text)
-        config = tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
         before = contents(copy)
         now = read_registration(claim_file).hash
-        with pytest.raises(RunFolderError, match=f"{now}.*{registered}.*another --out, or restore"):
-            run_audit(config, copy, progress=False)
+        with pytest.raises(RunFolderError, match=f"{now}.*{then}.*another --out, or restore"):
+            run_audit(registered(home, claim_file), copy, progress=False)
         assert contents(copy) == before
 
 
@@ -312,34 +292,20 @@ def test_a_claim_file_after_the_first_trial_is_refused(home, tmp_path, claim_fil
     assert contents(tmp_path / "run") == before
 
 
-def test_before_the_first_trial_another_claim_file_may_take_its_place(home, tmp_path, claim_file, monkeypatch):
-    real, config = worker.run_trials, tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(worker, "run_trials", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run_audit(config, tmp_path / "run", progress=False)
-    monkeypatch.setattr(worker, "run_trials", real)
+def test_before_the_first_trial_another_claim_file_may_take_its_place(home, tmp_path, claim_file):
+    with stopped_at(1):
+        run_audit(registered(home, claim_file), tmp_path / "run", progress=False)
     claim_file.write_text(CLAIM.replace("1.2", "1.3"))
-    run_audit(config, tmp_path / "run", progress=False)
+    run_audit(registered(home, claim_file), tmp_path / "run", progress=False)
     assert {spec.registration for spec in specs(tmp_path / "run")} == {read_registration(claim_file).hash}
     with read_run(tmp_path / "run") as store:
         assert store.manifest.registration.values["claim"] == "0.1,1.3"
 
 
-def test_a_start_without_the_file_does_not_shake_it_off(home, tmp_path, claim_file, monkeypatch):
+def test_a_start_without_the_file_does_not_shake_it_off(home, tmp_path, claim_file):
     """Even before the first trial: what differs is then said."""
-    real, config = worker.run_trials, tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(worker, "run_trials", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run_audit(config, tmp_path / "run", progress=False)
-    monkeypatch.setattr(worker, "run_trials", real)
+    with stopped_at(1):
+        run_audit(registered(home, claim_file), tmp_path / "run", progress=False)
     run_audit(as_registered(home, claim="0.1,1.3"), tmp_path / "run", progress=False)
     assert {spec.registration for spec in specs(tmp_path / "run")} == {read_registration(claim_file).hash}
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
@@ -353,7 +319,7 @@ def test_a_key_that_stands_twice_is_refused(claim_file):
 
 
 def test_a_dry_run_runs_registered_trials(home, copy, claim_file, tmp_path):
-    config = tiny_audit(home, iti={"alphas": [3.0]}, registered=str(claim_file))
+    config = registered(home, claim_file)
     assert run_pilot(config, tmp_path / "new", progress=False).n_done == 3  # all but the second control
     assert {spec.registration for spec in specs(tmp_path / "new")} == {read_registration(claim_file).hash}
     assert run_pilot(config, copy, progress=False).n_done == 4

@@ -30,7 +30,6 @@ from locaudit.models import load_model, wrap_model
 from locaudit.models.quiet import quiet_libraries
 from locaudit.records import TrialSpec
 from locaudit.report import write_report
-from locaudit.run import worker
 from locaudit.run.audit import draw_controls, run_audit
 from locaudit.run.pilot import run_pilot
 from locaudit.run.plan import build_plan
@@ -38,7 +37,7 @@ from locaudit.run.prepare import probing_settings
 from locaudit.run.status import Pace, describe_seconds, show_progress
 from locaudit.store.folder import read_run
 from locaudit.store.run import load_run
-from runs import HashJudge, save_behaviour, save_model, small_config
+from runs import HashJudge, save_behaviour, save_model, small_config, stopped_at
 from tiny import chat_tokenizer, heads
 
 
@@ -112,21 +111,12 @@ def test_running_twice_gives_the_same_bytes(home, tmp_path):
     assert dump(tmp_path / "a") == dump(tmp_path / "b")
 
 
-def test_an_error_in_the_middle_keeps_finished_trials(home, tmp_path, monkeypatch):
-    config, real, calls = small_config(home), worker.run_trials, []
-
-    def failing(shared, specs, on_step=None):
-        if len(calls) == 4:
-            raise OSError(28, "No space left on device")
-        calls.append(specs)
-        return real(shared, specs, on_step)
-
-    monkeypatch.setattr(worker, "run_trials", failing)
-    with pytest.raises(OSError, match="No space"):
+def test_an_error_in_the_middle_keeps_finished_trials(home, tmp_path):
+    config = small_config(home)
+    with stopped_at(5, OSError(28, "No space left on device")):
         run_audit(config, tmp_path / "a", progress=False)
     with read_run(tmp_path / "a") as store:
         assert len(store.records()) == 4
-    monkeypatch.setattr(worker, "run_trials", real)
     run_audit(config, tmp_path / "a", progress=False)
     run_audit(config, tmp_path / "b", progress=False)
     assert dump(tmp_path / "a") == dump(tmp_path / "b")
@@ -399,19 +389,10 @@ def wait_for(capsys, text):
         time.sleep(0.005)
 
 
-def test_a_resumed_run_says_what_is_done_and_how_controls_compare(home, tmp_path, capsys, monkeypatch):
-    config, real, calls = small_config(home, score="reward_margin"), worker.run_trials, []
-
-    def interrupted(shared, specs, on_step=None):
-        calls.append(specs)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return real(shared, specs, on_step)
-
-    monkeypatch.setattr(worker, "run_trials", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+def test_a_resumed_run_says_what_is_done_and_how_controls_compare(home, tmp_path, capsys):
+    config = small_config(home, score="reward_margin")
+    with stopped_at(6):
         run_audit(config, tmp_path / "run", progress=False)
-    monkeypatch.setattr(worker, "run_trials", real)
     run_audit(config, tmp_path / "run")
     said = " ".join(capsys.readouterr().err.split())
     found = load_run(tmp_path / "run").verdict.methods
@@ -446,17 +427,8 @@ def test_nothing_stale_is_reused_after_a_refused_start(home, tmp_path):
         run_audit(small_config(home, seed=7, **changes), tmp_path / "clean", progress=False)
 
 
-def test_an_unfinished_run_says_so_in_the_terminal(home, tmp_path, capsys, monkeypatch):
-    real, calls = worker.run_trials, []
-
-    def interrupted(shared, specs, on_step=None):
-        calls.append(specs)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(shared, specs, on_step)
-
-    monkeypatch.setattr(worker, "run_trials", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+def test_an_unfinished_run_says_so_in_the_terminal(home, tmp_path, capsys):
+    with stopped_at(4):
         run_audit(small_config(home), tmp_path / "run", progress=False)
     assert cli.main(["report", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out.startswith("UNFINISHED: 3 of 9 trials")

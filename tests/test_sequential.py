@@ -21,18 +21,24 @@ from locaudit.stats import (
     mean_score,
     score_place,
     score_values,
+    sequential,
 )
-from locaudit.stats.sequential import RISK, controls_to_decide, curtailment, look, share_interval, specificity_power
+from locaudit.stats.sequential import RISK, controls_to_decide, curtailment, share_interval, specificity_power
 from locaudit.stats.tests import max_t_p, monte_carlo_p
 
 LEVEL = 0.05
 
 
+def look(reached, rule, n_planned=None, level=LEVEL, population=None):
+    """All planned controls tried, unless said otherwise."""
+    n_planned = len(reached) if n_planned is None else n_planned
+    return sequential.look(list(reached), rule=rule, n_planned=n_planned, level=level, population=population)
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=120), st.sampled_from([0.01, 0.05, 0.1, 0.3]))
 def test_curtailed_controls_give_the_verdict_of_all_of_them(reached, level):
     n = len(reached)
-    fixed = look(reached, rule="fixed", n_planned=n, level=level)
-    early = look(reached, rule="curtailed", n_planned=n, level=level)
+    fixed, early = (look(reached, rule, level=level) for rule in ("fixed", "curtailed"))
     assert early.state == fixed.state
     assert early.n <= n
     assert (
@@ -40,9 +46,8 @@ def test_curtailed_controls_give_the_verdict_of_all_of_them(reached, level):
     )
     # Until it ends, nothing was clear; what comes after does not matter.
     if early.n < n:
-        assert early == look(reached[: early.n], rule="curtailed", n_planned=n, level=level)
-        assert early == look([*reached[: early.n], *(not x for x in reached[early.n :])], rule="curtailed", n_planned=n,
-                             level=level)  # fmt: skip
+        assert early == look(reached[: early.n], "curtailed", n, level)
+        assert early == look([*reached[: early.n], *(not x for x in reached[early.n :])], "curtailed", n, level)
 
 
 @given(st.integers(0, 30), st.integers(1, 30))
@@ -50,14 +55,14 @@ def test_fixed_controls_give_the_monte_carlo_p(n_hits, n):
     n_hits = min(n_hits, n)
     reached = [True] * n_hits + [False] * (n - n_hits)
     scores = [1.0 if hit else 0.0 for hit in reached]
-    assert look(reached, rule="fixed", n_planned=n, level=LEVEL).p_value == monte_carlo_p(0.5, scores)
+    assert look(reached, "fixed").p_value == monte_carlo_p(0.5, scores)
 
 
 def test_no_outcome_is_certain_from_too_few_controls():
     assert curtailment(18, 0.05) == 0
     assert curtailment(19, 0.05) == 1
     assert curtailment(39, 0.05) == 2
-    assert look([True] * 18, rule="curtailed", n_planned=18, level=0.05).state == "open"
+    assert look([True] * 18, "curtailed").state == "open"
 
 
 def test_curtailed_p_is_valid_under_the_null():
@@ -66,7 +71,7 @@ def test_curtailed_p_is_valid_under_the_null():
     p = []
     for _ in range(4000):
         claim, controls = rng.random(), rng.random(39)
-        p.append(look(list(controls >= claim), rule="curtailed", n_planned=39, level=LEVEL).p_value)
+        p.append(look(controls >= claim, "curtailed").p_value)
     for t in np.unique(p):
         assert np.mean(np.asarray(p) <= t) <= t + 3 * math.sqrt(t * (1 - t) / len(p))
 
@@ -107,17 +112,17 @@ def test_the_interval_is_the_set_of_shares_that_the_mixture_does_not_exclude():
 
 
 def test_anytime_ends_when_the_interval_excludes_the_level_and_keeps_the_error_rate():
-    ended = look([False] * 400, rule="anytime", n_planned=400, level=LEVEL)
+    ended = look([False] * 400, "anytime")
     assert ended.state == "specific"
     assert share_interval(0, ended.n, error=RISK * LEVEL)[1] < (1 - RISK) * LEVEL
     assert share_interval(0, ended.n - 1, error=RISK * LEVEL)[1] >= (1 - RISK) * LEVEL
-    assert look([True] * 400, rule="anytime", n_planned=400, level=LEVEL).n < 10
-    assert look([False] * 19, rule="anytime", n_planned=19, level=LEVEL).state == "open"
+    assert look([True] * 400, "anytime").n < 10
+    assert look([False] * 19, "anytime").state == "open"
     rng = np.random.default_rng(2)
     states = []
     for _ in range(400):
         share = rng.random()  # of places that reach a claim exchangeable with them: uniform
-        states.append(look(list(rng.random(400) < share), rule="anytime", n_planned=400, level=LEVEL).state)
+        states.append(look(rng.random(400) < share, "anytime").state)
     rate = states.count("specific") / len(states)
     assert rate <= LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / len(states))
 
@@ -129,23 +134,20 @@ def test_anytime_counts_the_claim_among_few_places(population):
     for rank in range(population + 1):  # places that reach the claim
         for _ in range(n_runs):
             drawn = rng.permutation(np.arange(population) < rank)
-            found = look(list(drawn), rule="anytime", n_planned=population, level=LEVEL, population=population)
-            n_false += found.state == "specific"
+            n_false += look(drawn, "anytime", population=population).state == "specific"
     assert n_false / (n_runs * (population + 1)) <= LEVEL
 
 
 def test_power_with_an_anytime_rule_is_that_of_its_interval():
     assert specificity_power(199, LEVEL, 0.01, "anytime") == 0.0
     rng = np.random.default_rng(5)
-    runs = [look(list(rng.random(400) < 0.01), rule="anytime", n_planned=400, level=LEVEL) for _ in range(300)]
+    runs = [look(rng.random(400) < 0.01, "anytime") for _ in range(300)]
     rate = np.mean([x.state == "specific" for x in runs])
     assert specificity_power(400, LEVEL, 0.01, "anytime") == pytest.approx(rate, abs=0.1)
 
 
 def test_controls_beyond_the_plan_are_not_looked_at():
-    assert look([False] * 25, rule="curtailed", n_planned=19, level=LEVEL) == look(
-        [False] * 19, rule="fixed", n_planned=19, level=LEVEL
-    )
+    assert look([False] * 25, "curtailed", 19) == look([False] * 19, "fixed")
 
 
 PLANS = st.tuples(
@@ -168,8 +170,7 @@ def test_a_monitor_says_what_a_look_at_all_says(plan, controls, random):
         seen = set(arrivals[:n])
         in_order = list(itertools.takewhile(lambda i, seen=seen: ("control", i) in seen, range(len(controls))))
         in_order = in_order if ("claim", -1) in seen else []
-        expected = look(reached[: len(in_order)], rule=rule, n_planned=n_planned, level=level, population=population)
-        assert monitor.state == expected.state
+        assert monitor.state == look(reached[: len(in_order)], rule, n_planned, level, population).state
 
 
 def test_a_monitor_does_not_end_what_was_hardly_judged():

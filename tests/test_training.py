@@ -57,6 +57,17 @@ def same_bits(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
 
 
+def assert_same_fit(fit, losses, edit, *, rel=1e-4, far=2e-4):
+    """The same losses, and edits no coordinate of which is `far` apart."""
+    assert fit.losses == pytest.approx(losses, rel=rel)
+    assert distance(fit.edit, edit) < far
+
+
+def assert_same_fits(fits, others, **tolerances):
+    for fit, other in zip(fits, others, strict=True):
+        assert_same_fit(fit, other.losses, other.edit, **tolerances)
+
+
 def run(model, data, *jobs, **options):
     fits = train(model, data, jobs or [JOB], **options)
     return fits if len(jobs) > 1 else fits[0]
@@ -123,15 +134,13 @@ def test_training_equals_the_twin(llama, few, options):
     fit = run(llama, few, **options)
     n_items = 4 if options.get("batching", "question") == "question" else 9
     assert len(fit.losses) == len(losses) == 2 * math.ceil(n_items / options["batch_size"])
-    assert fit.losses == pytest.approx(losses, rel=1e-4)
+    assert_same_fit(fit, losses, edit)
     assert abs(losses[-1] - losses[0]) > 1e-3, "the loss did not move"
-    assert distance(fit.edit, edit) < 2e-4
 
     one_batch = {**options, "epochs": 1, "batch_size": n_items}
     edit, losses = fit_edit(llama, few, JOB, **one_batch)
-    fit = run(llama, few, **one_batch)
-    assert len(losses) == 1 and fit.losses == pytest.approx(losses, rel=1e-5)
-    assert distance(fit.edit, edit) < 1e-5
+    assert len(losses) == 1
+    assert_same_fit(run(llama, few, **one_batch), losses, edit, rel=1e-5, far=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,28 +152,21 @@ def test_one_step_equals_the_twin_on_every_architecture(name):
     for location in (PLACE, neurons((0, 3), (0, 40), (1, 7))):
         job = replace(JOB, location=location)
         edit, losses = fit_edit(model, data, job, batch_size=1, epochs=1)
-        fit = run(model, data, job, batch_size=1, epochs=1)
-        assert fit.losses == pytest.approx(losses, rel=1e-4)
-        assert distance(fit.edit, edit) < 1e-4
+        assert_same_fit(run(model, data, job, batch_size=1, epochs=1), losses, edit, far=1e-4)
 
 
 @pytest.mark.parametrize("batching", ["question", "pair"])
 def test_gradients_flow_through_the_cached_primer(llama, batching):
     data = training_data(llama, FEW, PRIMER)
-    size = 2 if batching == "question" else 3
-    edit, losses = fit_edit(llama, data, JOB, batching=batching, batch_size=size)
-    fit = run(llama, data, batching=batching, batch_size=size)
-    assert fit.losses == pytest.approx(losses, rel=1e-4)
-    assert distance(fit.edit, edit) < 2e-4
-    parts = run(llama, data, batching=batching, batch_size=size, step_tokens=1)
-    assert fit.losses == pytest.approx(parts.losses, rel=1e-4)
-    assert distance(fit.edit, parts.edit) < 2e-4
+    options = {"batching": batching, "batch_size": 2 if batching == "question" else 3}
+    edit, losses = fit_edit(llama, data, JOB, **options)
+    fit, parts = run(llama, data, **options), run(llama, data, step_tokens=1, **options)
     # The same data with the primer in every row instead of cached.
     rows = tuple(Tree(data.forest.prefix + tree.prompt, tree.branches) for tree in data.forest.trees)
-    plain = run(llama, replace(data, forest=Forest((), rows)), batching=batching, batch_size=size)
-    assert fit.losses == pytest.approx(plain.losses, rel=1e-4)
-    assert distance(fit.edit, plain.edit) < 2e-4
-    bare = run(llama, training_data(llama, FEW), batching=batching, batch_size=size)
+    plain = run(llama, replace(data, forest=Forest((), rows)), **options)
+    for expected in ((losses, edit), (parts.losses, parts.edit), (plain.losses, plain.edit)):
+        assert_same_fit(fit, *expected)
+    bare = run(llama, training_data(llama, FEW), **options)
     assert max(abs(x - y) for x, y in zip(fit.losses, bare.losses, strict=True)) > 1e-2, "the primer did not matter"
 
 
@@ -216,35 +218,20 @@ BANK = [
 
 
 @pytest.mark.parametrize(
-    "options", [{"reader": "layer"}, {"reader": "location", "batching": "pair"}, {"reader": "none", "objective": "dpo"}]
+    ("jobs", "primer", "options"),
+    [
+        (BANK, "", {"reader": "layer"}),
+        (BANK, "", {"reader": "location", "batching": "pair"}),
+        (BANK, "", {"reader": "none", "objective": "dpo"}),
+        (BANK, PRIMER, {}),
+        ([JOB, replace(JOB, location=neurons((0, 5), (1, 6)))], "", {}),
+    ],
+    ids=str,
 )
-def test_a_bank_equals_separate_runs(llama, few, options):
+def test_a_bank_equals_separate_runs(llama, jobs, primer, options):
     """Jobs that differ in place, strength, seed and rate do not influence each other."""
-    for fit, job in zip(run(llama, few, *BANK, **options), BANK, strict=True):
-        alone = run(llama, few, job, **options)
-        assert fit.losses == pytest.approx(alone.losses, rel=1e-4)
-        assert distance(fit.edit, alone.edit) < 2e-4
-
-
-def test_a_bank_behind_a_primer_equals_separate_runs(llama):
-    data = training_data(llama, FEW[1:], PRIMER)
-    for fit, job in zip(run(llama, data, *BANK), BANK, strict=True):
-        alone = run(llama, data, job)
-        assert fit.losses == pytest.approx(alone.losses, rel=1e-4)
-        assert distance(fit.edit, alone.edit) < 2e-4
-
-
-def test_a_bank_of_heads_and_neurons(llama, few):
-    jobs = [JOB, replace(JOB, location=neurons((0, 5), (1, 6)))]
-    for fit, job in zip(run(llama, few, *jobs), jobs, strict=True):
-        assert distance(fit.edit, run(llama, few, job).edit) < 2e-4
-
-
-def test_order_in_the_bank_does_not_matter(llama, few):
-    forwards, backwards = run(llama, few, *BANK), run(llama, few, *BANK[::-1])
-    for one, two in zip(forwards, backwards[::-1], strict=True):
-        assert one.losses == pytest.approx(two.losses, rel=1e-5)
-        assert distance(one.edit, two.edit) < 1e-4
+    data = training_data(llama, FEW, primer)
+    assert_same_fits(run(llama, data, *jobs, **options), [run(llama, data, job, **options) for job in jobs])
 
 
 # Repeatable
@@ -351,17 +338,13 @@ def test_every_pair_is_trained_on_epochs_times(llama, few, batching, monkeypatch
 def test_pairs_and_questions_agree_when_one_step_takes_all(llama, few):
     """The mean over 9 pairs is the same whether they come as 4 trees or as 9."""
     question = run(llama, few, batch_size=4, epochs=3)
-    pair = run(llama, few, batching="pair", batch_size=9, epochs=3)
-    assert question.losses == pytest.approx(pair.losses, rel=1e-4)
-    assert distance(question.edit, pair.edit) < 2e-4
+    assert_same_fits([question], [run(llama, few, batching="pair", batch_size=9, epochs=3)])
 
 
 def test_order_and_padding_do_not_matter_within_a_step(llama, few):
     one = run(llama, few, batch_size=4)
     back = TrainingData(Forest((), few.forest.trees[::-1]), few.n_true[::-1], few.reference[::-1])
-    two = run(llama, back, batch_size=4)
-    assert one.losses == pytest.approx(two.losses, rel=1e-4)
-    assert distance(one.edit, two.edit) < 1e-4
+    assert_same_fits([one], [run(llama, back, batch_size=4)], far=1e-4)
     # A tree alone in its row, or padded next to a longer one.
     padded = run(llama, few, batch_size=4, epochs=1).losses[0]
     alone = run(llama, few, replace(JOB, learning_rate=1e-30), batch_size=1, epochs=1).losses
@@ -456,8 +439,7 @@ def test_gradients_are_clipped_for_each_edit_alone(llama, few):
     wild = replace(JOB, strength=1e-6)
     tame = run(llama, few, JOB, wild, epochs=4)[0]
     alone = run(llama, few, epochs=4)
-    assert tame.losses == pytest.approx(alone.losses, rel=1e-4)
-    assert distance(tame.edit, alone.edit) < 2e-4
+    assert_same_fits([tame], [alone])
     # Clipping matters at all: Adam undoes a constant factor, but not one that changes between steps.
     assert distance(alone.edit, run(llama, few, epochs=4, max_grad_norm=1e9).edit) > 1e-4
 
@@ -494,9 +476,7 @@ def test_a_job_that_diverges_ends_alone(llama, few, wild, message, reader):
     other = replace(BANK[1], seed=JOB.seed)
     fits = run(llama, few, wild, other, reader=reader, epochs=3)
     assert_only_the_first_ended(fits, run(llama, few, JOB, other, reader=reader, epochs=3), message)
-    alone = run(llama, few, other, reader=reader, epochs=3)
-    assert fits[1].losses == pytest.approx(alone.losses, rel=1e-4)
-    assert distance(fits[1].edit, alone.edit) < 2e-4
+    assert_same_fits(fits[1:], [run(llama, few, other, reader=reader, epochs=3)])
     assert " of 6" in fits[0].message
 
 
@@ -537,16 +517,6 @@ def test_training_ends_when_every_job_has_diverged(llama, few):
     assert told == [(1, 4)]
 
 
-def test_real_data_shapes_are_dropped_into_steps(llama):
-    """All twelve questions, uneven last step."""
-    data = training_data(llama, QUESTIONS)
-    fit = run(llama, data, batch_size=5, epochs=1)
-    assert len(fit.losses) == 3
-    edit, losses = fit_edit(llama, data, JOB, batch_size=5, epochs=1)
-    assert fit.losses == pytest.approx(losses, rel=1e-4)
-    assert distance(fit.edit, edit) < 2e-4
-
-
 def test_the_optimizer_is_the_papers_where_it_can_run(monkeypatch):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert resolve_optimizer("auto", cpu) == resolve_optimizer("adamw", cuda) == "adamw"
@@ -566,12 +536,8 @@ def test_a_step_in_parts_is_the_same_step(llama, few, batching):
     whole, parts, single = (
         train(llama, few, jobs, batching=batching, batch_size=3, step_tokens=tokens) for tokens in (10**9, 30, 1)
     )
-    for found in (parts, single):
-        for one, other in zip(whole, found, strict=True):
-            assert one.losses == pytest.approx(other.losses, rel=1e-4)
-            for site, edit in one.edit.sites.items():
-                assert torch.allclose(edit.b, other.edit.sites[site].b, atol=1e-5)
-                assert torch.allclose(edit.a, other.edit.sites[site].a, atol=1e-5)
+    assert_same_fits(whole, parts, far=1e-5)
+    assert_same_fits(whole, single, far=1e-5)
 
 
 def test_parts_hold_every_item_once(llama, few):
@@ -610,6 +576,4 @@ def test_the_registered_methods_train_in_banks(llama, few, name, settings, reade
     assert sizes == [2, 1] * 3 and limits == [160] * 4 + [80] * 2
     for job, fit in zip(jobs, fits, strict=True):
         ours = Job(job.location, 0.3, 4, settings.learning_rate)
-        alone = run(llama, few, ours, reader=reader, epochs=1)
-        assert fit.losses == pytest.approx(alone.losses, rel=1e-4)
-        assert distance(fit.edit, alone.edit) < 2e-4
+        assert_same_fits([fit], [run(llama, few, ours, reader=reader, epochs=1)])

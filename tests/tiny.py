@@ -237,9 +237,14 @@ def residual_edit(model: Model, layer: int, seed: int, **options) -> Edit:
 
 def ablation(model: Model, location: Location, seed: int = 0) -> Edit:
     """A location's coordinates become random numbers, the same at every token."""
+    return ablated_sites(model.subspaces(location), seed)
+
+
+def ablated_sites(masks: Mapping[Site, torch.Tensor], seed: int = 0) -> Edit:
+    """`ablation` of sites with their masks."""
     generator = torch.Generator().manual_seed(seed)
     sites = {}
-    for site, mask in model.subspaces(location).items():
+    for site, mask in masks.items():
         d = len(mask)
         mean = torch.randn(d, generator=generator)
         sites[site] = SiteEdit(torch.zeros(0, d), torch.zeros(d, 0), torch.zeros(0), mask, mean)

@@ -77,8 +77,7 @@ def compare(
             got=f"the probability {wrong[0]}", expected="0 to 1, or None where missing", remedy="correct the judge"
         )
     both = [i for i in range(len(groups)) if first[i] is not None and second[i] is not None]
-    x = np.array([first[i] for i in both], dtype=float)
-    y = np.array([second[i] for i in both], dtype=float)
+    x, y = (np.array([found[i] for i in both], dtype=float) for found in (first, second))
     names = {name: k for k, name in enumerate(dict.fromkeys(groups[i] for i in both))}
     # (answers,): cell of the 2 x 2 table, flattened row by row: 0 no/no, 1 no/yes, 2 yes/no, 3 yes/yes
     cell = 2 * (x >= threshold).astype(int) + (y >= threshold)

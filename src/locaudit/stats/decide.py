@@ -16,7 +16,7 @@ from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.scores import SIGNS, has_score
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, group_trials
 from locaudit.stats.tests import max_t_p, t_test_p
-from locaudit.stats.verdict import MethodVerdict, Outcome, Verdict
+from locaudit.stats.verdict import MethodVerdict, Verdict, find_outcome
 from locaudit.stats.words import headline, sentence
 
 
@@ -56,14 +56,12 @@ def decide(
     records, facts = list(records), dict(methods or {})
     base, trials = _unedited(records, score), group_trials(records)
     facts |= {name: MethodFacts(name) for name in trials if name not in facts}
-    measured = {
-        name: measure(name, facts[name], {BASE: [base], **trials[name]}, score, level, design or Design())
+    measured = [
+        measure(name, facts[name], {BASE: [base], **trials[name]}, score, level, design or Design())
         for name in facts
         if CLAIM in trials.get(name, {})
-    }
-    found = {name: _judge(m, score) for name, m in measured.items()}
-    adjusted = _adjusted([*measured.values()], [*found.values()])
-    found = {name: replace(v, p_adjusted=p) for (name, v), p in zip(found.items(), adjusted, strict=True)}
+    ]
+    found = {m.method: _judge(m, score, p) for m, p in zip(measured, _adjusted(measured), strict=True)}
     return Verdict(
         headline=headline(found, facts),
         score=score,
@@ -93,8 +91,7 @@ def _unedited(records: Sequence[TrialRecord], score: str) -> TrialRecord:
     return base
 
 
-def _judge(m: Measured, score: str) -> MethodVerdict:
-    p_value = 1.0 if m.unscored else m.look.p_value
+def _judge(m: Measured, score: str, p_adjusted: float) -> MethodVerdict:
     sign = SIGNS[m.facts.supports]  # -1 undoes the sign flip of `measure`: scores are reported as measured
     lead = m.lead
 
@@ -106,13 +103,13 @@ def _judge(m: Measured, score: str) -> MethodVerdict:
         method=m.method,
         title=m.facts.title,
         supports=m.facts.supports,
-        outcome=_outcome(m),
+        outcome=find_outcome(not m.nothing_to_say, m.effect_p, m.level, m.look.state),
         base=sign * m.means[BASE],
         claim=sign * m.means[CLAIM],
         controls=tuple(sign * x for x in m.control_means),
         whole_model=sign * m.means[WHOLE] if WHOLE in m.means else None,
-        p_value=p_value,
-        p_adjusted=p_value,
+        p_value=m.p_value,
+        p_adjusted=p_adjusted,
         p_parametric=math.nan if m.unscored else t_test_p(m.means[CLAIM], m.control_means),
         n_at_least=m.look.n_at_least,
         n_planned=m.n_planned,
@@ -134,22 +131,12 @@ def _judge(m: Measured, score: str) -> MethodVerdict:
     return replace(verdict, sentence=sentence(verdict, m.facts, score, m.level, m.n_questions))
 
 
-def _outcome(m: Measured) -> Outcome:
-    if m.nothing_to_say:
-        return "underpowered"
-    if m.effect_p > m.level:
-        return "no effect"
-    if m.look.state == "open":
-        return "underpowered"
-    return "specific" if m.look.state == "specific" else "effective, not specific"
-
-
-def _adjusted(measured: Sequence[Measured], verdicts: Sequence[MethodVerdict]) -> list[float]:
+def _adjusted(measured: Sequence[Measured]) -> list[float]:
     """P-value of each method, adjusted for testing several methods at the same controls (max-T)."""
-    p_values, n = [v.p_value for v in verdicts], min((v.n_used for v in verdicts), default=0)
-    if len(verdicts) < 2:
+    p_values, n = [m.p_value for m in measured], min((m.look.n for m in measured), default=0)
+    if len(measured) < 2:
         return p_values
     if not n or any(m.unscored for m in measured):  # Bonferroni: max-T needs a score at every claim
-        return [min(1.0, len(verdicts) * p) for p in p_values]
+        return [min(1.0, len(measured) * p) for p in p_values]
     together = max_t_p([m.means[CLAIM] for m in measured], np.asarray([m.control_means[:n] for m in measured]).T)
     return [max(own, p) for own, p in zip(p_values, together, strict=True)]

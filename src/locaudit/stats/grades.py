@@ -56,8 +56,12 @@ def _words(m: Measured, part: str) -> Callable[..., str]:
     return partial(say, part, **m.facts.terms, margin=m.design.margin, level=m.level)
 
 
-def _not_tried(question: Question, words: Callable[..., str], why: str) -> Grade:
-    return Grade(question, "not tried", math.nan, _UNKNOWN, words("quantity"), math.nan, "", words(why), "")
+def _answer(
+    words: Callable[..., str], question: Question, answer: Answer, evidence: str,
+    estimate: float = math.nan, interval: tuple[float, float] = _UNKNOWN, p: float = math.nan, power: str = "",
+) -> Grade:  # fmt: skip
+    """A grade, with the texts that follow from its answer."""
+    return Grade(question, answer, estimate, interval, words("quantity"), p, power, evidence, words(f"clause.{answer}"))
 
 
 def grade(m: Measured) -> tuple[Grade, ...]:
@@ -85,10 +89,7 @@ def _effect(m: Measured, question: Question, part: str) -> Grade:
     # Smallest gain that a one-sided z-test at `level` detects with probability POWER: (z_level + z_power) * SE.
     least = float(stats.norm.ppf(1 - m.level) + stats.norm.ppf(POWER)) * gain.sd
     power = words("power" if least > 0 and not gain.few else "no_power", least=least, power=POWER)
-    return Grade(
-        question, answer, gain.difference, gain.interval_95, words("quantity"), m.effect_p, power, evidence,
-        words(f"clause.{answer}"),
-    )  # fmt: skip
+    return _answer(words, question, answer, evidence, gain.difference, gain.interval_95, m.effect_p, power)
 
 
 def _specificity(m: Measured) -> Grade:
@@ -114,43 +115,36 @@ def _specificity(m: Measured) -> Grade:
     elif answer == "undecided":
         evidence += words("no_gain")
     power = words("power", rare=RARE, power=specificity_power(m.n_planned, m.level, RARE, m.design.rule))
-    return Grade(
-        "specificity", answer, g / n if n else math.nan, (low, high), words("quantity"), m.look.p_value, power,
-        evidence, words(f"clause.{answer}"),
-    )  # fmt: skip
+    share = g / n if n else math.nan
+    return _answer(words, "specificity", answer, evidence, share, (low, high), m.look.p_value, power)
 
 
 def _necessity(m: Measured) -> Grade:
     """Non-inferiority test: the best edit of everything but the claim against that of the whole model."""
     words, margin = _words(m, "necessity"), m.design.margin
     if REST not in m.arms or WHOLE not in m.arms:
-        return _not_tried("necessity", words, "not_tried")
+        return _answer(words, "necessity", "not tried", words("not_tried"))
     against, gain = m.compare(REST, WHOLE), m.compare(WHOLE, BASE)
     # If the whole model barely gains, an edit that does nothing would be "not worse": no answer then.
     is_sure = gain.interval[0] > margin and not gain.few
     answers: dict[str, Answer] = {"not worse": "no", "worse": "yes"}
     answer = answers.get(against.outcome, "undecided") if is_sure else "undecided"
-    why = words(answer if is_sure else "no_gain")
-    return Grade(
-        "necessity", answer, against.difference, against.interval, words("quantity"), against.p,
-        words("power", half=(against.interval[1] - against.interval[0]) / 2),
-        words("seen", why=why, difference=_difference(against)), words(f"clause.{answer}"),
-    )  # fmt: skip
+    evidence = words("seen", why=words(answer if is_sure else "no_gain"), difference=_difference(against))
+    power = words("power", half=(against.interval[1] - against.interval[0]) / 2)
+    return _answer(words, "necessity", answer, evidence, against.difference, against.interval, against.p, power)
 
 
 def _uniqueness(m: Measured) -> Grade:
     """Holm-corrected non-inferiority tests of the disjoint controls against the claim; one that matches it means no."""
     words = _words(m, "uniqueness")
-    if not m.apart:
-        return _not_tried("uniqueness", words, "not_tried")
-    if m.effect_p > m.level:
-        return _not_tried("uniqueness", words, "no_gain")
+    if not m.apart or m.effect_p > m.level:
+        return _answer(words, "uniqueness", "not tried", words("no_gain" if m.apart else "not_tried"))
     matches, is_sure = [m.compare(place, CLAIM) for place in m.apart], m.gain.interval[0] > m.design.margin
     adjusted = holm([match.p for match in matches])
     n_match, n = sum(p <= m.level and not x.few for p, x in zip(adjusted, matches, strict=True)), len(matches)
     n_worse = sum(match.outcome == "worse" for match in matches)
     # Only for a single-unit claim whose controls were all the other units can "no other place matches" be shown.
-    is_all = n == m.design.population and not m.design.matched and len(m.locations.get(CLAIM, ())) == 1
+    is_all = n == m.design.population and not m.design.matched and len(m.locations[CLAIM]) == 1
     answer: Answer = "undecided"
     if is_sure:
         answer = "no" if n_match else "yes" if is_all and n_worse == n else "undecided"
@@ -159,10 +153,8 @@ def _uniqueness(m: Measured) -> Grade:
         evidence += words("unsure")
     elif answer == "undecided" and n_worse == n:
         evidence += words("not_all")
-    return Grade(
-        "uniqueness", answer, n_match / n, _UNKNOWN, words("quantity"), min(adjusted), words("power", n=n), evidence,
-        words(f"clause.{answer}"),
-    )  # fmt: skip
+    power = words("power", n=n)
+    return _answer(words, "uniqueness", answer, evidence, n_match / n, _UNKNOWN, min(adjusted), power)
 
 
 def _difference(match: Match) -> str:

@@ -57,7 +57,7 @@ class Measured:
     arms: Mapping[Place, Values]
     """Values of the unedited model, the claim and every other place tried; NaN if every edit there diverged."""
     locations: Mapping[Place, Location]
-    """Locations of the claim and the controls."""
+    """Locations of the claim, the controls and other edits."""
     level: float
     design: Design
     chosen: Mapping[str, float | None] = field(default_factory=dict)
@@ -114,6 +114,11 @@ class Measured:
         design = self.design
         return look(reached, rule=design.rule, n_planned=self.n_planned, level=self.level, population=design.population)
 
+    @property
+    def p_value(self) -> float:
+        """Monte-Carlo or sequential p of the claim against its controls; 1 if it has no score."""
+        return 1.0 if self.unscored else self.look.p_value
+
     @cached_property
     def drawn(self) -> Mapping[Place, NDArray[np.float64]]:
         """Scores on each bootstrap resample, (resamples,) per place; of the controls, only those `apart`."""
@@ -147,7 +152,7 @@ class Measured:
 
         Taken greedily in the order of the controls, so the choice does not depend on scores.
         """
-        taken, found = set(self.locations[CLAIM].units) if CLAIM in self.locations else set(), []
+        taken, found = set(self.locations[CLAIM].units), []
         for place in self.controls:
             units = set(self.locations[place].units)
             if not taken & units:
@@ -173,11 +178,7 @@ def measure(
         method=method,
         facts=facts,
         arms={place: np.concatenate([known.get(place, np.full_like(known[BASE], np.nan)), turn]) for place in trials},
-        locations={
-            place: location
-            for place, tried in trials.items()
-            if (place == CLAIM or place[0] == "control") and (location := tried[0].spec.location) is not None
-        },
+        locations={place: where for place, tried in trials.items() if (where := tried[0].spec.location) is not None},
         level=level,
         design=design,
         chosen={

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -23,9 +23,9 @@ from locaudit.errors import RunFolderError
 from locaudit.location import Location
 from locaudit.stats.phrases import say
 from locaudit.stats.scores import SIGNS, reaches
-from locaudit.stats.sequential import curtailment
+from locaudit.stats.sequential import State, curtailment
 from locaudit.stats.tests import monte_carlo_p
-from locaudit.stats.verdict import MethodVerdict, Outcome, Verdict
+from locaudit.stats.verdict import MethodVerdict, Outcome, Verdict, find_outcome
 
 
 @dataclass(frozen=True)
@@ -128,17 +128,15 @@ def combine_repeats(repeats: Sequence[Repeat], n_planned: int | None = None) -> 
     overlap = float(np.mean([len(a & b) / len(a | b) for a, b in combinations(sets, 2)]))
     same = len(set(claims)) == 1 and len({repeat.controls for repeat in repeats}) == 1
     alike = len({repeat.questions for repeat in repeats}) == 1 and bool(repeats[0].questions)
-    n_planned = n_planned or len(repeats)
-    methods = {name: _combine([v.methods[name] for v in verdicts], first.level, same) for name in first.methods}
-    if len(repeats) < n_planned:
-        methods = {name: replace(method, outcome="underpowered") for name, method in methods.items()}
-    return RepeatsVerdict(
-        len(verdicts), n_planned, first.score, first.level, tuple(map(str, claims)), overlap, alike, methods
-    )
+    n_planned, n = n_planned or len(repeats), len(repeats)
+    methods = {
+        name: _combine([v.methods[name] for v in verdicts], first.level, same, n < n_planned) for name in first.methods
+    }
+    return RepeatsVerdict(n, n_planned, first.score, first.level, tuple(map(str, claims)), overlap, alike, methods)
 
 
-def _combine(found: Sequence[MethodVerdict], level: float, same_places: bool) -> MethodRepeats:
-    """Combine the verdicts `found` by one method, one per repeat."""
+def _combine(found: Sequence[MethodVerdict], level: float, same_places: bool, more_planned: bool) -> MethodRepeats:
+    """Combine the verdicts `found` by one method, one per repeat; without an outcome if more repeats are planned."""
     n, sign = min(len(v.controls) for v in found), SIGNS[found[0].supports]
     claim = sign * float(np.mean([v.claim for v in found]))
     controls = sign * np.mean([v.controls[:n] for v in found], axis=0) if n else np.zeros(0)
@@ -150,18 +148,12 @@ def _combine(found: Sequence[MethodVerdict], level: float, same_places: bool) ->
     effect_p = min(1.0, 2 * float(np.median([v.effect_p for v in found])))
     sd = float(np.std(gains, ddof=1))
     half = float(stats.t.ppf(0.975, len(gains) - 1)) * sd / math.sqrt(len(gains))
-    outcome: Outcome
-    if math.isnan(claim) or any(v.outcome == "underpowered" for v in found):
-        outcome = "underpowered"
-    elif effect_p > level:
-        outcome = "no effect"
+    can_tell = not (more_planned or math.isnan(claim) or any(v.outcome == "underpowered" for v in found))
     # Twice the median p has the smallest value 2 / (1 + n), that of (n + 1) / 2 - 1 controls in a single audit.
-    elif not curtailment(n if same_places else (n + 1) // 2 - 1, level):
-        outcome = "underpowered"
-    else:
-        outcome = "specific" if p_value <= level else "effective, not specific"
+    is_possible = curtailment(n if same_places else (n + 1) // 2 - 1, level) > 0
+    state: State = "open" if not is_possible else "specific" if p_value <= level else "not specific"
     return MethodRepeats(
-        outcome=outcome,
+        outcome=find_outcome(can_tell, effect_p, level, state),
         outcomes=tuple(v.outcome for v in found),
         p_values=tuple(v.p_value for v in found),
         p_value=p_value,

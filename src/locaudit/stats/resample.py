@@ -51,10 +51,10 @@ def weights(n: int, seed: int = 0) -> NDArray[np.uint16]:
     return out
 
 
-def resampled_means(values: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
-    """Mean of `values` (..., questions) over each resample: (..., resamples). Missing values (NaN) are left out.
+def resampled_scores(values: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
+    """Score on each resample: `values` (components, ..., questions) -> (..., resamples).
 
-    A mean is NaN if its resample draws no known value.
+    Missing values (NaN) are left out. A score is NaN if its resample draws no known value of a component.
     """
     there = ~np.isnan(values)
     n = values.shape[-1]
@@ -67,12 +67,7 @@ def resampled_means(values: NDArray[np.float64], seed: int = 0) -> NDArray[np.fl
         counts = n if there.all() else known @ w  # (rows, resamples): known values drawn
         with np.errstate(invalid="ignore"):  # 0 / 0: the resample has no known value
             out[:, rows] = (filled @ w) / counts
-    return out.reshape(*values.shape[:-1], N_RESAMPLES)
-
-
-def resampled_scores(values: NDArray[np.float64], seed: int = 0) -> NDArray[np.float64]:
-    """Score on each resample: `values` (components, ..., questions) -> (..., resamples)."""
-    return np.prod(resampled_means(values, seed), axis=0)
+    return np.prod(out.reshape(*values.shape[:-1], N_RESAMPLES), axis=0)
 
 
 def arms_of(values: ArrayLike | Sequence[ArrayLike]) -> list[NDArray[np.float64]]:

@@ -12,8 +12,21 @@ from typing import Literal
 from locaudit.records import json_text
 from locaudit.stats.grades import Grade, conclusion
 from locaudit.stats.scores import Supports
+from locaudit.stats.sequential import State
 
 Outcome = Literal["no effect", "effective, not specific", "specific", "underpowered"]
+
+
+def find_outcome(can_tell: bool, effect_p: float, level: float, state: State) -> Outcome:
+    """The outcome of a method from the p of its claim's gain and the state of the test against its controls.
+
+    `can_tell` is false if the data allow no conclusion.
+    """
+    if can_tell and effect_p > level:
+        return "no effect"
+    if not can_tell or state == "open":
+        return "underpowered"
+    return "specific" if state == "specific" else "effective, not specific"
 
 
 @dataclass(frozen=True)
