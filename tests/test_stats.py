@@ -482,3 +482,31 @@ def test_the_interval_against_several_controls_is_that_of_their_mean_score():
     assert paired_interval(claim[0], [one, controls[0][0]]) == pytest.approx(
         paired_interval(claim[0], (one + controls[0][0]) / 2)
     ), "for a plain mean it is the interval of the difference to the mean control"
+
+
+def test_monte_carlo_p_equals_scipys():
+    rng = np.random.default_rng(2)
+    for n in (1, 7, 99):
+        controls, claim = rng.normal(size=n), rng.normal()
+        remaining = iter(controls)
+
+        def draw(size, remaining=remaining):
+            return np.fromiter((next(remaining) for _ in range(np.prod(size))), float).reshape(size)
+
+        result = stats.monte_carlo_test(
+            [claim], draw, lambda x, axis: np.sum(x, axis=axis), n_resamples=n, alternative="greater", vectorized=True
+        )
+        assert monte_carlo_p(claim, controls) == pytest.approx(result.pvalue, abs=1e-12)
+
+
+def test_gain_p_of_equal_gains_is_the_sign_tests():
+    gains = np.asarray([0.25] * 9 + [-0.25] * 3)
+    expected = stats.binomtest(9, 12, alternative="greater").pvalue
+    assert paired_gain_p(gains, np.zeros(12)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_gain_in_a_product_is_tested_by_exchanging_questions(seed):
+    rng = np.random.default_rng(seed)
+    after, before = (rng.random((2, 9)) > 0.3).astype(float), (rng.random((2, 9)) > 0.6).astype(float)
+    assert paired_gain_p(after, before) == pytest.approx(all_exchanges(after, before))

@@ -577,3 +577,10 @@ def test_the_registered_methods_train_in_banks(llama, few, name, settings, reade
     for job, fit in zip(jobs, fits, strict=True):
         ours = Job(job.location, 0.3, 4, settings.learning_rate)
         assert_same_fits([fit], [run(llama, few, ours, reader=reader, epochs=1)])
+
+
+def test_order_in_the_bank_does_not_matter(llama, few):
+    forwards, backwards = run(llama, few, *BANK), run(llama, few, *BANK[::-1])
+    for one, two in zip(forwards, backwards[::-1], strict=True):
+        assert one.losses == pytest.approx(two.losses, rel=1e-5)
+        assert distance(one.edit, two.edit) < 1e-4
