@@ -164,14 +164,19 @@ def test_bad_files_raise(tmp_path, name, content):
         parse_location(path)
 
 
+def test_a_csv_header_in_capitals_is_read(tmp_path):
+    (tmp_path / "c.csv").write_text("Layer,Head\n14,3\n15,7\n")
+    assert str(parse_location(tmp_path / "c.csv")) == "14.3,15.7"
+
+
 @pytest.mark.parametrize(
     ("text", "column"),
     [
         ("score,head, layer\n0.5,3,14\n0.4,7,15", "score"),
         ("layer,head,importance\n14,3,\n15,7,-1e-3", "importance"),
         ("layer,head,effect,note\n14,3,+0.5,best\n15,7,nan,", "effect"),
-        (",layer,head,weight\n0,14,3,70%\n1,15,7,30%", "number 1, weight"),
-        ("layer,head\n14,3,0.5\n15,7,0.4", "number 3"),
+        (",layer,head,weight\n0,14,3,70%\n1,15,7,30%", "1, without a name, weight"),
+        ("layer,head\n14,3,0.5\n15,7,0.4", "3, without a name"),
         ("layer,neuron,score\n3,5,0.5", "score"),
     ],
 )

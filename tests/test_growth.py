@@ -290,7 +290,7 @@ def test_a_claim_file_forbids_what_it_fixes(home, tmp_path):
     free = small_config(home, **SMALL, controls=3)
     config = dataclasses.replace(free, registered=str(claim_file))
     run_audit(config, tmp_path / "run", progress=False)
-    with pytest.raises(ConfigError, match=r"controls = 5, and 3 in claim\.yaml"):
+    with pytest.raises(ConfigError, match=r"controls = 5, but 3 in claim\.yaml"):
         run_audit(grown(config, controls=5), tmp_path / "run", progress=False)
     with pytest.raises(RunFolderError, match=r"claim\.yaml fixes settings now raised \(controls: 3 there, 5 here\)"):
         run_audit(grown(free, controls=5), tmp_path / "run", progress=False)
@@ -329,6 +329,10 @@ def test_what_an_extension_means_for_p():
     assert "stays valid" in describe_extensions([enough], "anytime", 0.05)
     assert "stays valid" not in describe_extensions([enough, questions], "anytime", 0.05)
     assert "anytime" not in describe_extensions([questions], "fixed", 0.05)
+    assert "no result could have been significant" in describe_extensions(
+        [few, dataclasses.replace(questions, before=4)], "fixed", 0.05
+    )
+    assert "optional stopping" in describe_extensions([few, dataclasses.replace(questions, before=5)], "fixed", 0.05)
 
 
 def test_repeats_grow_in_number_controls_and_questions(home, tmp_path, capsys):

@@ -28,6 +28,7 @@ from locaudit.models import wrap_model
 from locaudit.registry import ASPECTS, JUDGES
 from locaudit.run.audit import run_audit
 from locaudit.run.comparing import compare_judges
+from locaudit.run.describe import notes_on
 from locaudit.run.judging import build_judges, check_judges
 from locaudit.run.subject import read_inputs
 from locaudit.stats import (
@@ -228,6 +229,14 @@ def test_judges_by_default(home):
     assert build_judges(judges_of(), ("truth", "info"), generates=False, device="cpu") == {}
     assert build_judges(judges_of(), (), generates=True, device="cpu") == {}
     assert list(build_judges(judges_of(NONE), ("truth", "info"), generates=True, device="cpu")) == ["info"]
+
+
+def test_the_bundled_judge_on_data_that_it_was_not_measured_on_is_noted(home):
+    own = merge_config(small_config(home), {"judges": {"truth": {"kind": "reference"}}})
+    (note,) = notes_on(read_inputs(own))
+    assert "how accurate it is on questions was not measured" in note
+    assert notes_on(read_inputs(merge_config(own, {"behaviour": "misconceptions"}))) == ()
+    assert notes_on(read_inputs(small_config(home))) == ()
 
 
 def save_ab(path, n=16):

@@ -285,6 +285,13 @@ def test_an_unfinished_run_says_first_what_is_missing(tmp_path, unsaved):
     assert 'id="optimal"' not in page
 
 
+def test_notes_on_the_inputs_stand_in_page_and_terminal(tmp_path, capsys, unsaved):
+    folder = make_run(tmp_path / "run", FULL, manifest=replace(MANIFEST, notes=("<i>not measured</i>",)))
+    cli.main(["report", str(folder)])
+    assert "Note: <i>not measured</i>" in capsys.readouterr().out
+    assert "<p>&lt;i&gt;not measured&lt;/i&gt;</p>" in (folder / "report.html").read_text()
+
+
 def test_only_the_unedited_model_is_enough_for_a_page(tmp_path):
     folder = make_run(tmp_path / "run", FULL[:1])
     page = write_report(folder).read_text()

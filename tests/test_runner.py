@@ -264,7 +264,7 @@ def test_what_users_hold_prints_in_a_few_lines(home):
     site = next(iter(iti.sites))
     assert repr(model) == f"Model('{config.model}': llama, 2 layers x 4 heads, float32 on cpu)"
     assert repr(behaviour) == "Behaviour('questions': 16 questions, judged for truth, info)"
-    assert repr(iti) == "Edit(rank 1 at heads 0, heads 1; answer tokens)"
+    assert repr(iti) == "Edit(rank 1 at heads of layer 0, heads of layer 1; answer tokens)"
     assert repr(bank) == "EditBank(2 edits at 2 sites)"
     assert repr(iti.sites[site]) == f"SiteEdit(rank 1, {model.width(site)} coordinates)"
     assert (

@@ -70,21 +70,22 @@ def read_csv(path: Path, kind: str) -> Location:
     """
     cells = [[cell.strip() for cell in row] for row in csv.reader(_read(path).splitlines())]
     header, *lines = [row for row in cells if any(row)] or [[]]
+    header = [name.lower() for name in header]
     kinds = [name for name in ("head", "neuron") if name in header]
     if "layer" not in header or len(kinds) != 1:
         raise LocationError(
             got=f"{path} with the columns {header}",
             expected="the columns 'layer' and 'head' (or 'neuron')",
-            remedy="rename the columns",
+            remedy="put their names in the first line, separated by commas",
         )
     at = header.index("layer"), header.index(kinds[0])
     scores = {i: cell for line in lines for i, cell in enumerate(line) if i not in at and _is_number(cell)}
     if scores:
-        names = [header[i] if i < len(header) and header[i] else f"number {i + 1}" for i in sorted(scores)]
+        names = [header[i] if i < len(header) and header[i] else f"{i + 1}, without a name" for i in sorted(scores)]
         raise LocationError(
             got=f"{path} with numbers in the column {', '.join(names)}",
             expected="one row for each unit of the claim, without scores: every row counts as claimed",
-            remedy="keep only the rows that are the claim, and drop that column",
+            remedy="keep only the rows that are the claim, and drop that column (pandas: to_csv(index=False))",
         )
     units = [tuple(line[i] for i in at if i < len(line)) for line in lines]
     return Location(tuple(KINDS[kinds[0]].parse_unit(unit) for unit in units), kinds[0])

@@ -37,7 +37,7 @@ class Edit:
     positions: Positions = "all"
 
     def __repr__(self) -> str:
-        where = ", ".join(f"{name} {layer}" for name, layer in sorted(self.sites)[:4])
+        where = ", ".join(f"{name} of layer {layer}" for name, layer in sorted(self.sites)[:4])
         more = f", and {len(self.sites) - 4} more" if len(self.sites) > 4 else ""
         rank = max((len(site.c) for site in self.sites.values()), default=0)
         return f"Edit(rank {rank} at {where or 'no site'}{more}; {self.positions} tokens)"

@@ -107,6 +107,8 @@ def begin(
         job = replace(job, manifest=extended(job.manifest, before, n_trials))
     store.set_questions(_held_out(inputs, job.forests))
     store.write_manifest(job.manifest)
+    for note in job.manifest.notes:
+        meter.say(f"note: {note}")
     if inputs.registration is not None:
         meter.say(f"registered before the run: {inputs.registration.hash}, {inputs.registration.file}")
     return job
@@ -282,8 +284,8 @@ def _say_resumed(job: Job, n_done: int, meter: Meter) -> None:
     n_trials, n_kept = sum(map(len, job.groups)), len(job.shared.kept)
     if n_kept:
         meter.say(f"{n_done} of {n_trials} trials done and {n_kept} partly done (only what was added runs), going on")
-    elif 0 < n_done < n_trials:
-        meter.say(f"{n_done} of {n_trials} trials done, going on")
+    elif n_done:
+        meter.say(f"{n_done} of {n_trials} trials done, {'going on' if n_done < n_trials else 'none left to run'}")
 
 
 def _say_cost(store: Store, job: Job, todo: Groups, meter: Meter) -> None:

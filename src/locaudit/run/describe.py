@@ -12,6 +12,7 @@ import torch
 from locaudit.claims import Controls, find_kind
 from locaudit.config import Registration
 from locaudit.judges.base import Judge
+from locaudit.judges.reference import ReferenceJudge
 from locaudit.location import Location
 from locaudit.measure.activations import Context
 from locaudit.methods import Method
@@ -79,6 +80,18 @@ def make_manifest(
         registration=registration,
         plugins=config.plugins,
         primer=inputs.scoring.primer,
+        notes=notes_on(inputs),
+    )
+
+
+def notes_on(inputs: Inputs) -> tuple[str, ...]:
+    """What a reader should know about the inputs before believing the scores."""
+    is_like_truthfulqa = bool(inputs.behaviour.primer)  # the bundled behaviours and TruthfulQA bring theirs
+    if is_like_truthfulqa or not any(isinstance(judge, ReferenceJudge) for judge in inputs.judges.values()):
+        return ()
+    return (
+        f"The bundled judge was fitted on answers to TruthfulQA; how accurate it is on {inputs.behaviour.name} was not "
+        "measured. Choose another judge (--judge), or a score that needs none (--score reward_margin).",
     )
 
 

@@ -143,7 +143,7 @@ class _Remaining(ProgressColumn):
 @contextmanager
 def show_progress(enabled: bool = True, every: float | None = None) -> Iterator[Meter]:
     """Show a live bar on a terminal. Elsewhere print a line at least every `every` seconds (None: `EVERY`)."""
-    console = Console(stderr=True, quiet=not enabled)
+    console = Console(stderr=True, quiet=not enabled, soft_wrap=True)
     if not enabled:
         yield Meter(None, console)
         return

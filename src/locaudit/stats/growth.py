@@ -29,7 +29,8 @@ def describe_extensions(extensions: Sequence[Extension], rule: Rule, level: floa
     """What was added, and whether p still holds at its level; empty for nothing.
 
     To add anything because of what was seen is optional stopping. Two cases are not: `anytime`, whose p holds at any
-    number of controls, and controls added to so few that 1 / (1 + N) > level: the first look could not have ended it.
+    number of controls, and adding to so little that no p could have been at most the level: with N controls the
+    smallest p is 1 / (1 + N), with n test questions the smallest p of the gain is 2^-n.
     """
     if not extensions:
         return ""
@@ -38,8 +39,16 @@ def describe_extensions(extensions: Sequence[Extension], rule: Rule, level: floa
     meaning = say("extended", "stopping", level=level)
     if len(controls) == len(extensions) and rule == "anytime":
         meaning = say("extended", "anytime")
-    elif len(controls) == len(extensions) and not any(curtailment(n, level) for n in controls):
+    elif all(_was_powerless(e, level) for e in extensions):
         meaning = say("extended", "powerless")
     elif controls and rule != "anytime":
         meaning += say("extended", "hint")
     return say("extended", "sentence", grown=grown, meaning=meaning)
+
+
+def _was_powerless(extension: Extension, level: float) -> bool:
+    """Whether no result could have been significant before."""
+    n = extension.before
+    if not isinstance(n, int):
+        return False
+    return {CONTROLS: not curtailment(n, level), "test questions": 2.0**-n > level}.get(extension.what, False)

@@ -80,6 +80,8 @@ class Manifest:
     """Text before each scored question; empty if there is none, None in a run of an earlier version."""
     extensions: tuple[Extension, ...] = ()
     """What was added to the run after it had results, in order."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know about the inputs before believing the scores, one sentence or two each."""
 
     def __repr__(self) -> str:
         methods = ", ".join(self.methods)
