@@ -266,7 +266,7 @@ def test_checking_names_what_lies_outside():
         heads.check(CLAIM, shape_of(15, 8))
     with pytest.raises(LocationError, match=r"15\.7.*heads 0-6"):
         heads.check(CLAIM, shape_of(16, 7))
-    with pytest.raises(LocationError, match="expected some left over"):
+    with pytest.raises(LocationError, match="expected some that are not claimed"):
         heads.check(every_head(2, 2).rest(), shape_of(2, 2))
 
 

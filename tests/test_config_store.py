@@ -902,7 +902,7 @@ def test_settings_of_the_first_version_are_refused_all_at_once(tmp_path):
     assert f"the settings iti, optimal, judges.target in {tmp_path / 'claim.yaml'}; expected methods.iti" in str(
         raised.value
     )
-    assert "the method constant, judges.truth; rename these settings of locaudit 0.1.0" in str(raised.value)
+    assert "the method constant, judges.truth; these are names of locaudit 0.1.0: rename them" in str(raised.value)
     assert parse_over(PaperConfig(), "iti: {alphas: [2.0]}", "a study").iti.alphas == (2.0,), "a study has it still"
 
 

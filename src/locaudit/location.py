@@ -66,7 +66,7 @@ class Location:
             raise LocationError(
                 got=f"{', '.join(sorted(repeated))} named more than once",
                 expected="each unit once",
-                remedy="remove the repeats: controls have as many units as the location",
+                remedy="remove the repeats",
             )
         object.__setattr__(self, "units", tuple(sorted(units, key=order_of)))
 

@@ -180,7 +180,9 @@ class Blocks:
             )
         if location.scope == "rest" and len(location) >= self.n_units(shape):
             raise LocationError(
-                got=f"a claim of all {self.plural} of the model", expected="some left over", remedy="claim fewer"
+                got=f"a claim of all {self.plural} of the model",
+                expected="some that are not claimed",
+                remedy="claim fewer",
             )
 
     def subspaces(self, location: Location, shape: Shape) -> dict[Site, NDArray]:

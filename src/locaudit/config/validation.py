@@ -105,8 +105,8 @@ def refuse_old(values: Mapping[str, Any], known: Iterable[str], source: str) -> 
         raise ConfigError(
             got=f"the setting{'s' * (len(found) > 1)} {', '.join(found)} in {source}",
             expected=", ".join(found.values()),
-            remedy="rename these settings of locaudit 0.1.0; of a judge, keep only its kind and the settings of it "
-            "(docs/judges.md); a run folder of 0.1.0 cannot be continued: choose another folder (--out)",
+            remedy="these are names of locaudit 0.1.0: rename them, and give a judge only settings of its kind "
+            "(docs/judges.md). A run folder of 0.1.0 cannot be continued: choose another one (--out)",
         )
 
 

@@ -68,7 +68,7 @@ class SiteEdit:
 
 @dataclass(frozen=True, eq=False)
 class SiteTensors:
-    """K edits of one site, stacked; lower ranks are padded with zeros.
+    """K edits of one site (a vector of one layer), stacked; edits of a lower rank are padded with zeros.
 
     `mask` and `mean` are None unless one of the edits is an ablation; the masks of the other edits are then all False.
     """

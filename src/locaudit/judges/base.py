@@ -48,7 +48,7 @@ class Judgement:
 
 
 class Judge(Protocol):
-    """A judge of one aspect."""
+    """A judge of one aspect of answers, such as truth."""
 
     @property
     def name(self) -> str:

@@ -54,7 +54,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release(device: torch.device) -> None:
-    """Free memory that is no longer used."""
+    """Return unused memory of Python and of PyTorch's cache on a GPU."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
