@@ -105,7 +105,7 @@ def report(arguments: Sequence[str]) -> None:
     if is_study(command.folder):
         if command.out is not None or any(value is not None for value in settings.values()):
             raise ConfigError(
-                got=f"another score, level, margin or folder for {command.folder}, a study",
+                got=f"--score, --level, --margin or --out with {command.folder}, which is a study of several audits",
                 expected="these flags only for a single run or for repeats",
                 remedy=f"give the folder of one audit: locaudit report {command.folder / 'sets'} --score mc1",
             )

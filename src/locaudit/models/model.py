@@ -101,7 +101,11 @@ class Model:
         return self._layers[number]  # type: ignore[index]
 
     def projection(self, site: Site) -> nn.Module:
-        """The projection whose input is the site's vector: for heads and neurons, not for the residual stream."""
+        """The linear layer that reads the site's vector.
+
+        For heads this is the attention output projection, for neurons the MLP down projection. The residual stream has
+        none; asking for it raises `KeyError`.
+        """
         name, layer = site
         table = find_architecture(self.config.model_type)
         return submodule(self.layer(layer), {"heads": table.attention, "neurons": table.mlp}[name])

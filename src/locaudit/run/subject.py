@@ -79,10 +79,10 @@ def read_settings(
     judges: Mapping[str, Judge] | None = None,
     model: Model | None = None,
 ) -> Inputs:
-    """Do what `read_inputs` does, but only check the judges' settings: no judge and no model is loaded.
+    """Do what `read_inputs` does, but load no judge and no model: the judges' settings are only checked.
 
-    `behaviour`, `judges` and `model` are used instead of those that the settings name; they must be those that a claim
-    file (``registered``) names. A claim outside the model is refused here if the model's files tell its shape, else
+    `behaviour`, `judges` and `model` take precedence over the settings. If there is a claim file (``registered``), they
+    must match what it names. A claim outside the model is refused here if the model's files tell its shape, else
     when the model is loaded (`check_subject`). Raises `LocauditError`.
     """
     load_plugins(config.plugins)

@@ -42,8 +42,8 @@ def t_test_p(claim: float, controls: Sequence[float]) -> float:
 def normal_tail_p(claim: float, controls: Sequence[float]) -> float:
     """One-sided p of the claim's score under a normal distribution with the controls' mean and standard deviation.
 
-    For comparison with papers only. It assumes normal scores and treats mean and deviation as known exactly. NaN as in
-    `t_test_p`.
+    For comparison with papers only. It assumes normal scores and treats mean and deviation as known exactly. NaN for
+    fewer than two finite controls, or if all are equal up to rounding.
     """
     scores = _varying(controls)
     return float(stats.norm.sf((claim - scores.mean()) / scores.std(ddof=1))) if scores.size else math.nan
