@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from locaudit.errors import LocauditError
+from locaudit.errors import import_extra
 from locaudit.stats.scores import find_score, is_judged
 from locaudit.store.files import write_atomically
 
@@ -55,16 +55,8 @@ def aspect_words(aspect: str) -> tuple[str, str]:
     return ASPECT_WORDS.get(aspect, (aspect, aspect))
 
 
-def require(module: str) -> Any:
-    """Import a module of the extra `report`. If it is missing, `LocauditError` says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        raise LocauditError(
-            got=f"an environment without {module.partition('.')[0]}",
-            expected="the packages that draw a report",
-            remedy='run pip install "locaudit[report]"',
-        ) from None
+require = partial(import_extra, extra="report")
+"""Import a module of the extra `report`. If it is missing, `ConfigError` says how to install it."""
 
 
 @contextmanager
