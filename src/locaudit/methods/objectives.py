@@ -2,7 +2,7 @@
 
 With the log-ratio r(y) = log pi_edit(y|x) - log pi_0(y|x) of an answer, and the margin h = r(y+) - r(y-) of a pair:
 
-    IPO  (h - 1 / (2 tau))^2          the paper, "Fitting the Alignment Objective"; Azar et al. 2024, equation 17
+    IPO  (h - 1 / (2 tau))^2          Azar et al. 2024, equation 17, and the paper that this library implements
     DPO  -log sigmoid(beta h)         Rafailov et al. 2023, equation 7
 
 The losses themselves are in `locaudit.registry.OBJECTIVES`. They are minimised, although the paper prints argmax in

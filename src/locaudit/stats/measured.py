@@ -121,7 +121,10 @@ class Measured:
 
     @cached_property
     def drawn(self) -> Mapping[Place, NDArray[np.float64]]:
-        """Scores on each bootstrap resample, (resamples,) per place; of the controls, only those `apart`."""
+        """For each place, its score on every bootstrap resample, of shape (resamples,).
+
+        Of the controls, only those in `apart` are included.
+        """
         places = [place for place in self.arms if place not in self.controls]
         places += self.apart if self.design.graded else []
         values = np.stack([self.arms[place] for place in places], axis=1)
