@@ -1,14 +1,18 @@
 import json
+import math
 import os
 import random
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import combinations
+from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
 
-from locaudit.behaviours import Behaviour, Question, load_behaviour, split_questions
+from locaudit.behaviours import Behaviour, Question, load_behaviour, normalise, split_questions
 from locaudit.behaviours.format import load_primer
 from locaudit.errors import ConfigError, DataError
 from locaudit.registry import LOADERS
@@ -43,10 +47,10 @@ def csv_file(*rows, header=HEADER):
 
 
 def test_jsonl_reads_every_field_and_ignores_others(write):
-    row = {"id": "a", "category": "c", "split": "val", "best": "B", "true": ["T ", "B."], "false": ["F?"]}
+    row = {"id": "a", "category": "c", "split": "val", "best": "B", "group": "g", "true": ["T ", "B."], "false": ["F?"]}
     behaviour = load_behaviour(write("small.jsonl", [row | {"question": " Q? ", "source": 3, "note": None}]))
     assert behaviour.name == "small"
-    assert behaviour.questions == (Question("a", "Q?", ("T.", "B."), ("F?",), "B.", "c", "val"),)
+    assert behaviour.questions == (Question("a", "Q?", ("T.", "B."), ("F?",), "B.", "c", "val", "g"),)
 
 
 def test_jsonl_ids_default_to_line_numbers(write):
@@ -78,6 +82,70 @@ def test_bundled_behaviour_loads_and_splits():
     assert behaviour.name == "misconceptions"
     assert behaviour == load_behaviour("misconceptions", format="jsonl")
     assert len(split_questions(behaviour).test) >= 2
+
+
+def words(text):
+    return [word.strip(".,!?;:\"'").lower() for word in text.split()]
+
+
+def guessed(texts, features):
+    """Share of texts whose class naive Bayes guesses from `features` of the texts of all other domains.
+
+    `texts` has (domain, class, text) of each.
+    """
+    counts, own = defaultdict(Counter), defaultdict(Counter)
+    for domain, label, text in texts:
+        counts[label].update(features(text))
+        own[domain, label].update(features(text))
+    right = 0.0
+    for domain, label, text in texts:
+        fit = {
+            each: sum(math.log(counts[each][x] - own[domain, each][x] + 1) for x in features(text)) for each in counts
+        }
+        others = [fit[each] for each in counts if each != label]
+        right += 0.5 if fit[label] == max(others) else fit[label] > max(others)
+    return right / len(texts)
+
+
+def test_bundled_sentiment_does_not_give_its_classes_away_by_form():
+    questions = load_behaviour("sentiment").questions
+    texts = [(q.category, side, answer) for q in questions for side in ("true", "false") for answer in getattr(q, side)]
+    assert len(questions) >= 240 and {len(side) for q in questions for side in (q.true, q.false)} <= {3, 4}
+    assert len({normalise(text) for _, _, text in texts}) == len(texts), "no continuation twice"
+    lengths = {s: [len(words(text)) for _, side, text in texts if side == s] for s in ("true", "false")}
+    assert abs(fmean(lengths["true"]) - fmean(lengths["false"])) < 0.25
+    assert guessed(texts, lambda text: [len(words(text))]) < 0.55
+    assert guessed(texts, lambda text: ["".join(x for x in text if not x.isalnum() and x != " ")]) < 0.55
+    # The first word is often the opinion itself ("crisp", "burnt"), so it cannot say nothing.
+    assert guessed(texts, lambda text: words(text)[:1]) < 0.65 < guessed(texts, words)
+
+
+def test_bundled_sentiment_has_no_near_duplicates():
+    questions = load_behaviour("sentiment").questions
+    assert len({q.id for q in questions}) == len(questions)
+    assert min(len(q.text.split()) for q in questions) >= 5 and max(len(q.text.split()) for q in questions) <= 40
+    bags = {q.id: set(words(q.text)) for q in questions}
+    threes = {q.id: set(zip(*(words(q.text)[i:] for i in range(3)), strict=False)) for q in questions}
+    for a, b in combinations(bags, 2):
+        assert len(bags[a] & bags[b]) < 0.4 * len(bags[a] | bags[b]), (a, b)
+        assert len(threes[a] & threes[b]) < 0.3 * min(len(threes[a]), len(threes[b])), (a, b)
+    fours = Counter(
+        four for q in questions
+        for four in {x for answer in q.answers for x in zip(*(words(answer)[i:] for i in range(4)), strict=False)}
+    )  # fmt: skip
+    assert max(fours.values()) <= 5, "no phrase recurs under many prompts"
+
+
+def test_bundled_sentiment_is_split_by_domain():
+    behaviour = load_behaviour("sentiment")
+    assert (behaviour.aspects, behaviour.primer, behaviour.style) == (("negative", "fluency"), "", "completion")
+    assert len({q.category for q in behaviour.questions}) >= 20
+    for seed in range(5):
+        split = split_questions(behaviour, seed=seed)
+        domains = [{q.category for q in part} for part in (split.train, split.val, split.test)]
+        assert sum(map(len, domains)) == len(set().union(*domains))
+        assert (len(split.train), len(split.val), len(split.test)) == (180, 60, 60)
+        assert len({q.category for q in split.test[:20]}) > 3, "a maximum keeps questions of every domain"
 
 
 def test_who_brings_a_primer(write):
@@ -428,6 +496,28 @@ def test_fingerprint_sees_parts_order_and_words():
         replace(split, test=(reworded, *split.test[1:])),
     ]
     assert len({split.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_group_is_kept_together(seed):
+    """Groups of several sizes beside questions without one, and ids that look like groups."""
+    names = [*["a"] * 7, *["b"] * 5, *["c"] * 4, *["d"] * 3, *["003"] * 3, *[""] * 18]
+    grouped = tuple(replace(q, group=name) for q, name in zip(behaviour(40).questions, names, strict=True))
+    split = split_questions(Behaviour("x", grouped), seed=seed)
+    parts = [split.train, split.val, split.test]
+    assert sorted(q.id for part in parts for q in part) == [q.id for q in grouped]
+    for name in set(names) - {""}:
+        assert sum(any(q.group == name for q in part) for part in parts) == 1
+    assert all(abs(len(part) - share * 40) <= 7 for part, share in zip(parts, (0.6, 0.2, 0.2), strict=True))
+    assert split == split_questions(Behaviour("x", grouped[::-1]), seed=seed)
+    capped = split_questions(Behaviour("x", grouped), seed=seed, max_train=5)
+    assert capped == replace(split, train=split.train[:5])
+
+
+def test_too_few_groups_raise():
+    questions = tuple(replace(q, group="ab"[int(q.id) % 2]) for q in behaviour(20).questions)
+    with pytest.raises(DataError, match=r"0 \w+ question\(s\) among the 20 of x; .*; add groups or change"):
+        split_questions(Behaviour("x", questions))
 
 
 @pytest.mark.parametrize("fixed", [False, True])

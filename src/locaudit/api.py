@@ -96,7 +96,8 @@ def fit_probes(
         kind: Kind of the units: ``head``, ``neuron``, or another whose units are blocks of coordinates.
         inverse_l2: Inverse strength C of the probes' L2 penalty.
         val_fraction: Share of the questions that is held out to measure accuracy.
-        prompt: Format of the questions; ``Prompt("chat")`` is the model's chat format. None: ``Q: ... A: ...``.
+        prompt: Format of the questions; ``Prompt("chat")`` is the model's chat format. None: the behaviour's
+            own, ``Q: ... A: ...`` for most.
         seed: Seed of the held-out questions and of the questions that follow answers.
 
     Returns:
@@ -113,7 +114,8 @@ def fit_probes(
         >>> claim = probes.top(8)
 
     """
-    activations = collect_activations(model, _training(questions), context=context, kind=kind, prompt=prompt, seed=seed)
+    prompt, train_on = prompt or _prompt(questions), _training(questions)
+    activations = collect_activations(model, train_on, context=context, kind=kind, prompt=prompt, seed=seed)
     return _probes.fit_probes(activations, inverse_l2=inverse_l2, val_fraction=val_fraction, seed=seed, kind=kind)
 
 
@@ -162,6 +164,7 @@ def fit_iti(
 
     """
     place, train_on = parse_location(location), _training(questions)
+    prompt = prompt or _prompt(questions)
     read = partial(collect_activations, model, train_on, kind=place.kind, prompt=prompt, seed=seed)
     activations = read(context=context)
     spread = read(context="next_question") if context == "answer" else None
@@ -210,7 +213,8 @@ def fit_optimal(
 
     """
     train_on = _training(questions)
-    forest = plant(model.tokenizer, prompt or Prompt(), [(question.text, question.answers) for question in train_on])
+    prompt = prompt or _prompt(questions)
+    forest = plant(model.tokenizer, prompt, [(question.text, question.answers) for question in train_on])
     reference = tuple(sums[0] for sums in answer_log_probs(model, forest))
     data = TrainingData(forest, tuple(len(question.true) for question in train_on), reference)
     shared = SimpleNamespace(model=model, training=data, residuals={"train": Residuals(model, forest)}, row_tokens=None)
@@ -434,6 +438,10 @@ def _resolve(
 
 def _training(questions: Behaviour | Sequence[Question]) -> Sequence[Question]:
     return training_questions(questions) if isinstance(questions, Behaviour) else questions
+
+
+def _prompt(questions: Behaviour | Sequence[Question]) -> Prompt:
+    return Prompt(questions.style) if isinstance(questions, Behaviour) else Prompt()
 
 
 def _plain(value: Any) -> Any:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from locaudit.errors import DataError
 from locaudit.records import content_hash
+
+Style = Literal["qa", "chat", "completion"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Question:
     """A label of your choice; any text."""
     split: str | None = None
     """``train``, ``val`` or ``test`` if the data fix the split. None: the question is assigned at random (seeded)."""
+    group: str = ""
+    """Questions of one group, such as rewordings or a domain, go to the same part. Empty: a group of its own."""
 
     def __post_init__(self):
         where = f"question {self.id!r} ({self.text[:60]!r})"
@@ -85,6 +90,8 @@ class Behaviour:
     an edit must not destroy (is it informative?). Empty, as for A/B data: answers are not judged by default."""
     primer: str = ""
     """Instruction and example questions with answers, put before each scored question. Empty: none."""
+    style: Style = "qa"
+    """The format that ``prompt.style: auto`` stands for (`locaudit.behaviours.format`)."""
 
     def __post_init__(self):
         if not self.questions:

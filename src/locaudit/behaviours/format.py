@@ -26,16 +26,17 @@ from functools import cache
 from importlib import resources
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from locaudit.behaviours.behaviour import Style
 from locaudit.errors import DataError
-
-Style = Literal["qa", "chat"]
 
 _NEXT = re.compile(r"(?<!\w)Q:")
 """Start of the next question. ``Q:`` at the end of a word, such as ``FAQ:``, does not match."""
 _CUT = re.compile(r"\n\s*Q\s*$")
 """The start of the next question at the end of a text, where the token limit cut off its colon."""
+_PARAGRAPH = "\n\n"
+"""A paragraph break, which ends an answer in style ``completion``."""
 _END = "\ue000"
 """A private-use character that no real text contains. Appended to a message, it shows where the message ends in the
 rendered template."""
@@ -52,6 +53,8 @@ class Prompt:
     def render(self, question: str, tokenizer: Any) -> str:
         """The text of the prompt. An answer follows it, after the separator `joint`."""
         before = f"{self.primer}\n\n" if self.primer else ""
+        if self.style == "completion":
+            return before + question
         if self.style == "qa":
             return f"{before}Q: {question}\nA:"
         if self.primer:
@@ -77,9 +80,10 @@ class Prompt:
         Activations are read at each text's last token. `endings` holds pairs of an answer and the question that follows
         it, or None for no question. The primer is left out.
         """
-        if self.style == "qa":
-            said = [f" {answer}" + ("" if then is None else f" Q: {then}") for answer, then in endings]
-            return f"Q: {question} A:", said
+        if self.style != "chat":
+            ask, behind = ("Q: {} A:", " Q: ") if self.style == "qa" else ("{}", _PARAGRAPH)
+            said = [f" {answer}" + ("" if then is None else behind + then) for answer, then in endings]
+            return ask.format(question), said
         prompt, asked = _chat(tokenizer, ("user", question)), ("user", question)
         texts = [
             prompt + answer if then is None else _split(tokenizer, asked, ("assistant", answer), ("user", then))[0]
@@ -91,23 +95,25 @@ class Prompt:
 
     @property
     def marker(self) -> str:
-        """Text that begins the next question in a generated text. Empty in ``chat``, where no text marks it."""
-        return "" if self.style == "chat" else "Q:"
+        """Text behind which a generated text no longer belongs to the answer. Empty in ``chat``, where none does."""
+        return {"qa": "Q:", "completion": _PARAGRAPH}.get(self.style, "")
 
     def has_ended(self, text: str) -> bool:
         """Whether a generated text has reached the next question."""
-        return self.style == "qa" and _NEXT.search(text) is not None
+        return _PARAGRAPH in text if self.style == "completion" else self.style == "qa" and bool(_NEXT.search(text))
 
     def answer(self, text: str) -> str:
         """The answer in a generated text: everything before the next question, stripped."""
-        return text.strip() if self.style == "chat" else _CUT.sub("", _NEXT.split(text, maxsplit=1)[0]).strip()
+        if self.style == "qa":
+            text = _CUT.sub("", _NEXT.split(text, maxsplit=1)[0])
+        return (text.split(_PARAGRAPH)[0] if self.style == "completion" else text).strip()
 
     def end_tokens(self, tokenizer: Any) -> frozenset[int]:
         """Tokens that end an answer besides the model's own end tokens.
 
         In ``chat``: the special token that the template puts after an answer. In ``qa``: none.
         """
-        if self.style == "qa":
+        if self.style != "chat":
             return frozenset()
         behind = _split(tokenizer, ("user", "Why?"), ("assistant", "So."))[1].lstrip()
         first, known = tokenizer(behind, add_special_tokens=False)["input_ids"][:1], tokenizer.added_tokens_decoder

@@ -12,14 +12,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from locaudit import hub
-from locaudit.behaviours.behaviour import Behaviour, Question, normalise, unique, with_period
+from locaudit.behaviours.behaviour import Behaviour, Question, Style, normalise, unique, with_period
 from locaudit.behaviours.format import truthful_primer
 from locaudit.errors import DataError
 from locaudit.registry import LOADERS
@@ -29,14 +29,19 @@ Row = tuple[str, str, Mapping[str, Any]]
 Questions = tuple[list[tuple[str, Question]], list[str]]
 """(pairs of where the question is and the question; a description of each answer or row that was dropped)."""
 
-_BUNDLED = ("misconceptions", "misconceptions-balanced")
+_BUNDLED: Mapping[str, Mapping[str, Any]] = {
+    "misconceptions": {"primer": truthful_primer()},
+    "misconceptions-balanced": {"primer": truthful_primer()},
+    "sentiment": {"aspects": ("negative", "fluency"), "style": "completion"},
+}
+"""Files that ship with the package, and what sets each apart from other JSONL files (fields of `Loader`)."""
 _HUB_ID = "truthfulqa/truthful_qa"
 _HUB_IDS = (_HUB_ID, "truthful_qa")
 _JSONL_KEYS = ("question", "true", "false")
 _AB_KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 _HUB_COLUMNS = ("question", "best_answer", "correct_answers", "incorrect_answers")
 _CSV_COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
-_SOURCES = f"`{_BUNDLED[0]}`, `{_BUNDLED[1]}`, `{_HUB_ID}`, or a JSONL, TruthfulQA CSV or A/B JSON file"
+_SOURCES = f"{', '.join(f'`{name}`' for name in (*_BUNDLED, _HUB_ID))}, or a JSONL, TruthfulQA CSV or A/B JSON file"
 _CSV_REMEDY = "give the path of the TruthfulQA CSV (github.com/sylinrl/TruthfulQA) instead"
 
 
@@ -54,6 +59,8 @@ class Loader:
     """What judges assess in answers to these questions (`Behaviour.aspects`)."""
     primer: str = ""
     """Text put before these questions when they are scored (`Behaviour.primer`)."""
+    style: Style = "qa"
+    """Format of these questions (`Behaviour.style`)."""
 
 
 def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
@@ -61,17 +68,19 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
 
     `source` is one of:
 
-    - ``misconceptions`` or ``misconceptions-balanced``, which ship with the package (docs/misconceptions.md);
+    - ``misconceptions``, ``misconceptions-balanced`` (docs/misconceptions.md) or ``sentiment`` (docs/sentiment.md),
+      which ship with the package;
     - a JSONL file: each line has ``question`` and the lists of answers ``true`` and ``false``. Optional keys are ``id``
-      (default: the line number), ``best``, ``category`` and ``split``. Other keys are ignored;
+      (default: the line number), ``best``, ``category``, ``split`` and ``group`` (`Question`). Other keys are
+      ignored;
     - a TruthfulQA CSV of any release, the hub id ``truthfulqa/truthful_qa`` (needs the extra ``hub``), or a folder with
       the same files as that repository. Ids are row numbers from ``0000``. The best answer is added to the true ones.
       An answer that is both true and false is dropped from both, with a warning;
     - an A/B file: a JSON list of objects with ``question``, ``answer_matching_behavior`` (true) and
       ``answer_not_matching_behavior`` (false). Ids are row numbers. A repeated row is dropped, with a warning.
 
-    The bundled behaviours and TruthfulQA come with the bundled primer, which is put before each scored question; other
-    files have none. Answers are stripped, and get a period (`with_period`) in every format but A/B. With `format`
+    The misconceptions and TruthfulQA come with the bundled primer, which is put before each scored question; other
+    data have none. Answers are stripped, and get a period (`with_period`) in every format but A/B. With `format`
     ``auto``, the suffix decides the format, or else the content. Raises `DataError`, which names the file and the line
     or row.
     """
@@ -86,14 +95,15 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
         text = _read(resources.files("locaudit.behaviours").joinpath(f"{name}.jsonl") if bundled else path, name)
         kind = "jsonl" if bundled else _sniff(path, text) if format == "auto" else format
         placed, dropped = LOADERS[kind].questions(LOADERS[kind].rows(text, name))
+    loader = replace(LOADERS[kind], **(_BUNDLED[name] if bundled else {}))
     if dropped:
         listed = "; ".join(dropped[:5]) + ("; ..." if len(dropped) > 5 else "")
         warnings.warn(
             f"{name}: dropped {len(dropped)} repeated or contradictory entries: {listed}", UserWarning, stacklevel=2
         )
-    primer = truthful_primer() if bundled else LOADERS[kind].primer
+    questions = tuple(question for _, question in placed)
     with _at(_first_repeat(placed) or name):
-        return Behaviour(path.resolve().stem, tuple(question for _, question in placed), LOADERS[kind].aspects, primer)
+        return Behaviour(path.resolve().stem, questions, loader.aspects, loader.primer, loader.style)
 
 
 def _read(file: Path | Traversable, name: str) -> str:
@@ -102,7 +112,7 @@ def _read(file: Path | Traversable, name: str) -> str:
         text = file.read_bytes().decode("utf-8-sig")
         problem = "a binary file" if "\0" in text else "" if text.strip() else "which is empty"
     except (FileNotFoundError, IsADirectoryError):
-        problem, remedy = "which is not a file", f"correct the path, or try `{_BUNDLED[0]}`"
+        problem, remedy = "which is not a file", f"correct the path, or try `{next(iter(_BUNDLED))}`"
     except OSError as error:
         problem, remedy = f"which cannot be read ({error.strerror})", "check the path and its permissions"
     except UnicodeDecodeError as error:
@@ -221,9 +231,9 @@ def _jsonl_questions(rows: Iterable[Row]) -> Questions:
     for where, number, row in rows:
         with _at(where):
             name = str(row["id"]) if isinstance(row.get("id"), int) else _string(row, "id") or number
-            text, category, split = (_string(row, key) for key in ("question", "category", "split"))
+            text, category, split, group = (_string(row, key) for key in ("question", "category", "split", "group"))
             true, false = _sentences(row, "true"), _sentences(row, "false")
-            question = Question(name, text, true, false, _best(row, "best"), category, split or None)
+            question = Question(name, text, true, false, _best(row, "best"), category, split or None, group)
         placed.append((where, question))
     return placed, []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 
 from locaudit.behaviours.behaviour import Behaviour, Question
 from locaudit.config import SplitConfig
@@ -41,8 +42,9 @@ def split_questions(
 
     With n questions and fractions f, the parts end at ``round(n f_1)`` and ``round(n (f_1 + f_2))``. TruthfulQA's 817
     questions become 490, 164 and 163. Questions are sorted by id before the shuffle, so the order of rows does not
-    matter. The maxima apply after the division, so the test questions do not depend on `max_train`. Questions that have
-    a `split` keep it, and `fractions` is not used; the seed then only decides which ones a maximum keeps.
+    matter. The maxima apply after the division, so the test questions do not depend on `max_train`. Questions of one
+    `group` go to one part: each part then ends at the end of a group, the one nearest to the number above. Questions
+    that have a `split` keep it, and `fractions` is not used; the seed then only decides which ones a maximum keeps.
 
     Raises `ConfigError` if a fraction or maximum is out of range, and `DataError` if only some questions have a `split`
     or a part has fewer than 2 questions.
@@ -56,7 +58,8 @@ def split_questions(
     if any(question.split for question in questions):
         parts, remedy = _fixed_parts(behaviour.name, questions, seed), "assign more rows to that split"
     else:
-        parts, remedy = _seeded_parts(questions, fractions, seed), "add questions or change split.fractions"
+        more = "groups" if any(question.group for question in questions) else "questions"
+        parts, remedy = _seeded_parts(questions, fractions, seed), f"add {more} or change split.fractions"
     for part in _PARTS:
         if len(parts[part]) < 2:
             raise DataError(
@@ -91,8 +94,15 @@ def _seeded_parts(
     questions: Sequence[Question], fractions: tuple[float, float, float], seed: int
 ) -> dict[str, list[Question]]:
     ordered = shuffled(questions, seed)
-    first, second = (round(len(ordered) * share) for share in (fractions[0], fractions[0] + fractions[1]))
-    return {"train": ordered[:first], "val": ordered[first:second], "test": ordered[second:]}
+    groups: dict[tuple[bool, str], list[Question]] = {}  # in random order, because the questions are
+    for question in ordered:
+        groups.setdefault((bool(question.group), question.group or question.id), []).append(question)
+    ends = (0, *accumulate(map(len, groups.values())))
+    shares = (fractions[0], fractions[0] + fractions[1])
+    first, second = (min(ends, key=lambda end: abs(end - round(len(ordered) * share))) for share in shares)
+    chained = [question.id for group in groups.values() for question in group]
+    ids = {"train": set(chained[:first]), "val": set(chained[first:second]), "test": set(chained[second:])}
+    return {part: [question for question in ordered if question.id in ids[part]] for part in _PARTS}
 
 
 def shuffled(questions: Sequence[Question], seed: int) -> list[Question]:

@@ -57,8 +57,8 @@ class JudgeChoice:
     """The judge of an aspect: a kind of judge, and the settings of that kind."""
 
     kind: str = "default"
-    """A registered kind of judge, or ``default``: the bundled judge if the behaviour has the aspect and
-    ``evaluation.max_new_tokens`` is not 0, otherwise none."""
+    """A registered kind of judge, or ``default``: the aspect's bundled judge if the behaviour has the
+    aspect and ``evaluation.max_new_tokens`` is not 0, otherwise none."""
     settings: Any = None
     """An instance of ``JUDGES[kind].settings``; None for ``default``."""
 

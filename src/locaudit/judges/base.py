@@ -22,6 +22,8 @@ class Aspect:
     """End of the prompt that a causal-LM judge completes with yes or no, such as ``True:``."""
     rubric: str
     """Instruction for a chat judge; yes means that the answer has the quality."""
+    judge: str = "reference"
+    """The kind of judge that ``default`` stands for."""
 
 
 @dataclass(frozen=True)

@@ -73,5 +73,10 @@ class OpenAISettings:
 
 
 @checked
+class LexiconSettings:
+    """Word lists and rules for ``negative`` and ``fluency``, without a model. It has no settings."""
+
+
+@checked
 class NoSettings:
     """No judge. It has no settings."""

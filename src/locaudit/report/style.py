@@ -35,7 +35,12 @@ ARM_COLOURS = {arm: colour for arm, (_, colour) in _ARMS.items()}
 MARKERS = "oD^vPX*"
 """Markers of the methods, in their order."""
 DRIFT_TITLES: Mapping[str, str] = {"kl": "KL", "ce": "CE"}
-ASPECT_WORDS: Mapping[str, tuple[str, str]] = {"truth": ("truth", "true"), "info": ("information", "informative")}
+ASPECT_WORDS: Mapping[str, tuple[str, str]] = {
+    "truth": ("truth", "true"),
+    "info": ("information", "informative"),
+    "negative": ("negativity", "negative"),
+    "fluency": ("fluency", "fluent"),
+}
 DPI = 150
 
 

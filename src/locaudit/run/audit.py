@@ -48,7 +48,7 @@ from locaudit.run.prepare import (
 )
 from locaudit.run.status import Meter, show_progress
 from locaudit.run.stopping import Stopping
-from locaudit.run.subject import Inputs, check_subject, load_subject, read_inputs, split_behaviour
+from locaudit.run.subject import Inputs, check_subject, find_style, load_subject, read_inputs, split_behaviour
 from locaudit.run.worker import Shared, Worker, find_lack
 from locaudit.store.cache import Cache, open_cache
 from locaudit.store.database import HeldOutQuestion, Store
@@ -228,12 +228,13 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
 
 def run_probes(config: AuditConfig) -> Probes:
     """Fit a probe for every head on the training questions of the behaviour. Writes nothing."""
-    split = split_behaviour(config, load_behaviour(config.behaviour))
+    behaviour = load_behaviour(config.behaviour)
+    split = split_behaviour(config, behaviour)
     with show_progress() as meter:
         meter.say(f"loading {config.model}")
         model = load_subject(config)
         meter.say("reading activations of the training questions")
-        prompt = Prompt(config.prompt.style)
+        prompt = Prompt(find_style(config, behaviour))
         activations = collect_activations(
             model, split.train, context=config.probe.context, prompt=prompt, seed=config.seed
         )

@@ -15,8 +15,6 @@ from locaudit.store.database import HeldOutQuestion, Store
 
 CHUNK = 256
 """Answers judged between two writes to disk. At most this many judgements are lost when a run is killed."""
-DEFAULT = "reference"
-"""The kind of judge that ``default`` stands for."""
 
 
 def choose_judges(
@@ -25,8 +23,9 @@ def choose_judges(
     """Decide which judge rates each aspect: aspect -> (kind, settings). Loads nothing.
 
     `chosen` has the choices of the settings, `aspects` the aspects that the behaviour names, and `generates` says
-    whether the run generates answers (or may do so). The kind ``default`` stands for the bundled reference judge if the
-    behaviour names the aspect and answers are generated, else for no judge. Aspects without a judge are left out.
+    whether the run generates answers (or may do so). The kind ``default`` stands for the aspect's own (`Aspect.judge`)
+    if the behaviour names the aspect and answers are generated, else for no judge. Aspects without a judge are left
+    out.
 
     Raises `ConfigError` for a judge without a prompt of its own on an aspect that the behaviour does not name.
     """
@@ -35,11 +34,12 @@ def choose_judges(
         choice = chosen.get(aspect, JudgeChoice())
         name, settings = choice.kind, choice.settings
         if name == "default":
-            name = DEFAULT if aspect in aspects and generates else "none"
+            name = ASPECTS[aspect].judge if aspect in aspects and generates else "none"
             settings = JUDGES[name].settings()
         if name != "none" and aspect not in aspects and JUDGES[name].own_prompt(settings) is None:
+            named = f"is judged for {', '.join(aspects)}" if aspects else "names nothing to judge (an A/B set)"
             raise ConfigError(
-                got=f"a judge of {aspect}, without a prompt, for a behaviour that names nothing to judge (an A/B set)",
+                got=f"a judge of {aspect}, without a prompt, for a behaviour that {named}",
                 expected="a behaviour of questions with free answers, or a prompt for the judge",
                 remedy=f"set judges.{aspect}.prompt (kinds causal-lm and openai), or judges.{aspect}.kind to none",
             )

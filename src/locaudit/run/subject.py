@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from locaudit.behaviours.behaviour import Behaviour
+from locaudit.behaviours.behaviour import Behaviour, Style
 from locaudit.behaviours.format import Prompt, load_primer
 from locaudit.behaviours.loaders import load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
@@ -37,7 +37,7 @@ class Inputs:
     """The complete settings, including those of the claim file.
 
     The claim is spelled out, so a claim file that changes later cannot mix two claims in one run folder.
-    ``evaluation.max_new_tokens`` is a number here, never None.
+    ``evaluation.max_new_tokens`` is a number here, never None, and ``prompt.style`` is never ``auto``.
     """
     behaviour: Behaviour
     split: Split
@@ -94,7 +94,8 @@ def read_settings(
             config = replace(config, claim=str(parse_location(config.claim)))
         config = hold(registration, config)
     behaviour = behaviour or load_behaviour(config.behaviour)
-    prompt, primer = config.prompt, load_primer(config.prompt.primer, behaviour.primer)
+    prompt = replace(config.prompt, style=find_style(config, behaviour))
+    config, primer = replace(config, prompt=prompt), load_primer(prompt.primer, behaviour.primer)
     claim = None if config.claim is None else parse_location(config.claim)
     if claim is not None:
         config = replace(config, claim=str(claim))
@@ -127,6 +128,11 @@ def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
     return split_questions(
         behaviour, s.fractions, seed=s.seed, max_train=s.max_train, max_val=s.max_val, max_test=s.max_test
     )
+
+
+def find_style(config: AuditConfig, behaviour: Behaviour) -> Style:
+    """The format of the questions: that of the settings, or the behaviour's own."""
+    return behaviour.style if config.prompt.style == "auto" else config.prompt.style
 
 
 def load_subject(config: AuditConfig) -> Model:

@@ -57,6 +57,7 @@ class Score:
 
 
 _PAIR = ("truth", "info")
+_ALL = ("*",)
 _BUILT_IN = {
     "info_truth": Score("Info*Truth", _PAIR, needs=_PAIR),
     "info_truth_probability": Score(
@@ -65,7 +66,8 @@ _BUILT_IN = {
     "info_truth_both": Score("Info*Truth (both)", needs=_PAIR),
     "truth": Score("Truth", needs=("truth",)),
     "info": Score("Info", needs=("info",)),
-    "judged": Score("all judged aspects", needs=("*",)),
+    "judged": Score("all judged aspects", needs=_ALL),
+    "judged_probability": Score("all judged aspects (probabilities)", needs=_ALL),
     "mc1": Score("MC1"),
     "mc2": Score("MC2"),
     "mc3": Score("MC3"),
@@ -75,7 +77,7 @@ _BUILT_IN = {
 }
 for _name, _score in _BUILT_IN.items():
     SCORES.register(_name)(_score)
-JUDGED = tuple(name for name, score in _BUILT_IN.items() if score.needs and score.needs != ("*",))
+JUDGED = tuple(name for name, score in _BUILT_IN.items() if score.needs and score.needs != _ALL)
 """Built-in scores of truth and informativeness, the default one first. `judged_scores` gives those of a record."""
 
 
@@ -101,14 +103,14 @@ def judged_aspects(metrics: Collection[str]) -> tuple[str, ...]:
 def components(score: str, metrics: Collection[str] = ()) -> tuple[str, ...]:
     """Per-question metrics whose means are multiplied to give the score; `metrics` are the names of those measured.
 
-    Only ``judged`` depends on `metrics`. It has no components if fewer than two aspects are judged, or exactly truth
-    and informativeness, because these have scores of their own.
+    Only ``judged`` and ``judged_probability`` depend on `metrics`. They have no components if fewer than two aspects
+    are judged, or exactly truth and informativeness, because these have scores of their own.
     """
     found = find_score(score)
-    if found.needs != ("*",):
+    if found.needs != _ALL:
         return found.components or (score,)
-    aspects = judged_aspects(metrics)
-    return aspects if len(aspects) > 1 and set(aspects) != set(_PAIR) else ()
+    aspects, kind = judged_aspects(metrics), score.removeprefix("judged")
+    return tuple(f"{name}{kind}" for name in aspects) if len(aspects) > 1 and set(aspects) != set(_PAIR) else ()
 
 
 def has_score(questions: Mapping[str, Sequence[float]], score: str) -> bool:
@@ -131,7 +133,7 @@ def resolve_score(score: str, aspects: Collection[str]) -> str:
         return "info_truth"
     if set(aspects) <= {"info"}:  # informativeness alone is a side effect to watch, not the target of an edit
         return "mc2"
-    return "judged" if len(aspects) > 1 else next(iter(aspects))
+    return "judged_probability" if len(aspects) > 1 else next(iter(aspects))
 
 
 def score_values(questions: Mapping[str, Sequence[float]], score: str) -> NDArray[np.float64]:
