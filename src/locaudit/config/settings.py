@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from locaudit.architectures import Architecture
 from locaudit.config.choices import LENIENT, JudgesField, MethodsField, choose_judges, choose_methods, find
 from locaudit.config.validation import AtLeastTwo, Count, Positive, Seed, Share, checked, renamed, to_dict
 from locaudit.errors import ConfigError
@@ -80,6 +81,31 @@ class LoadingConfig:
     """Run Python code that comes with the weights. Turn this on only if you trust its author."""
     allow_pickle: bool = False
     """Also load ``.bin`` weights, which can run code when opened. Off: only safetensors and GGUF."""
+
+
+@checked
+class ArchitectureConfig:
+    """Paths in a model whose architecture is not in the table (docs/models.md), as Python's print(model) shows them."""
+
+    layers: str | None = None
+    """The list of decoder layers, such as ``model.layers`` (None: the table says all three)."""
+    heads: str | None = None
+    """From a layer to its attention output projection, such as ``self_attn.o_proj``."""
+    neurons: str | None = None
+    """From a layer to its MLP down projection, such as ``mlp.down_proj`` (None: it has several, or none)."""
+
+    def __post_init__(self):
+        if (self.layers is None) != (self.heads is None) or (self.layers is None and self.neurons is not None):
+            raise ConfigError(
+                got=f"architecture with {', '.join(k for k, v in vars(self).items() if v is not None)} only",
+                expected="layers and heads, and neurons if each layer has one MLP",
+                remedy="give both architecture.layers and architecture.heads, or none of the three",
+            )
+
+    @property
+    def given(self) -> Architecture | None:
+        """The architecture that these paths describe; None if none are given."""
+        return None if self.layers is None or self.heads is None else Architecture(**vars(self))
 
 
 @checked
@@ -203,6 +229,7 @@ class AuditConfig:
     executor: str = "local"
     """What runs the trials: ``local`` (this process), or an executor that a plug-in adds."""
     loading: LoadingConfig = field(default_factory=LoadingConfig)
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)

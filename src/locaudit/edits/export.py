@@ -52,6 +52,8 @@ def cannot_become(model: Model, edit: AnyEdit, form: Form) -> str:
             continue
         if e.a.any() or e.mask is not None:
             return f"it reads the residual stream of layer {layer}, which the skip connection carries past all weights"
+        if "neurons" in model.lacks:
+            return f"a constant in the stream would be a bias of the MLP, but {model.lacks['neurons']}"
         if not _adds_plainly(model, layer):
             return f"layer {layer} normalises its MLP's output, so a bias there does not add a constant to the stream"
     if form == "merged":

@@ -44,7 +44,7 @@ def make_manifest(
     kind, questions = find_kind(claim), behaviour.questions
     population = controls.population
     return Manifest(
-        model=model.name,
+        model=f"{model.name} ({model.note})" if model.note else model.name,
         fingerprint=model.fingerprint,
         shape=model.shape,
         n_units=kind.n_units(model.shape),

@@ -98,7 +98,9 @@ def read_settings(
     claim = None if config.claim is None else parse_location(config.claim)
     if claim is not None:
         config = replace(config, claim=str(claim))
-    shape = read_shape(config.model, config.loading.revision) if model is None else model.shape
+    shape = (
+        read_shape(config.model, config.loading.revision, config.architecture.given) if model is None else model.shape
+    )
     if claim is not None and shape is not None:
         find_kind(claim).check(claim, shape)
     limit, asked = config.evaluation.max_new_tokens, judges
@@ -133,13 +135,14 @@ def load_subject(config: AuditConfig) -> Model:
     """Load the model that is audited."""
     from locaudit.models.load import load_model
 
-    return load_model(config.model, **asdict(config.loading))
+    return load_model(config.model, **asdict(config.loading), architecture=config.architecture.given)
 
 
 def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> None:
-    """Raise an error if the claim does not fit the model, or if an optimizer cannot run on its device."""
+    """Raise an error if the model lacks what is claimed, or if an optimizer cannot run on its device."""
     from locaudit.methods.optimizers import resolve_optimizer
 
+    model.check_kind("head" if claim is None else claim.kind)
     if claim is not None:
         find_kind(claim).check(claim, model.shape)
     for name, settings in config.methods.items():
