@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import field
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PlainValidator
 
 from locaudit.architectures import Architecture
-from locaudit.config.choices import LENIENT, JudgesField, MethodsField, choose_judges, choose_methods, find
+from locaudit.config.choices import LENIENT, Frozen, JudgesField, MethodsField, choose_judges, choose_methods, find
 from locaudit.config.validation import AtLeastTwo, Count, Positive, Seed, Share, checked, renamed, to_dict
 from locaudit.errors import ConfigError
 from locaudit.records import content_hash
@@ -56,6 +57,23 @@ def _called_now(primer: str) -> str:
     if (new := renamed("prompt.primer", primer)) and not LENIENT.get():
         raise ValueError(f"{new}, which replace it; choose one of them")
     return primer
+
+
+def _a_day(day: str) -> str:
+    if day != "auto":
+        try:
+            return date.fromisoformat(day).isoformat()
+        except ValueError:
+            raise ValueError("auto or a day; write it as 2026-01-31") from None
+    return day
+
+
+def _variables(values: Any) -> Frozen:
+    if not isinstance(values, Mapping) or not all(isinstance(x, bool | int | float | str) for x in values.values()):
+        raise ValueError(
+            "names with true, false, a number or a text each; write, for example, {enable_thinking: false}"
+        )
+    return Frozen(values)
 
 
 def _import_plugins(plugins: tuple[str, ...]) -> tuple[str, ...]:
@@ -136,6 +154,14 @@ class PromptConfig:
     ``truthful``: the bundled primer. ``none``: no primer. Anything else: path of a text file."""
     primer_in_training: bool = False
     """Put the primer before the questions in training, too. Off: edits are trained without it and scored with it."""
+    template: Annotated[Mapping[str, bool | int | float | str], PlainValidator(_variables)] = field(
+        default_factory=Frozen
+    )
+    """Variables of the chat template, such as ``enable_thinking`` or ``date_string``.
+    ``enable_thinking`` and ``thinking`` are false unless they are set here: the model answers without reasoning."""
+    date: Annotated[str, AfterValidator(_a_day)] = "auto"
+    """The day that chat templates which print the date are given, such as 2026-01-31.
+    ``auto``: the day on which the run was started; it is written to config.yaml and kept when the run is resumed."""
 
 
 @checked
