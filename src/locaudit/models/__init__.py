@@ -4,6 +4,7 @@ from locaudit.models.architectures import (
     ARCHITECTURES,
     Architecture,
     find_architecture,
+    is_quantised,
     output_weight,
     register_architecture,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "Model",
     "as_model",
     "find_architecture",
+    "is_quantised",
     "load_model",
     "output_weight",
     "register_architecture",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from locaudit.architectures import Architecture, find_architecture, register_architecture
@@ -40,7 +44,52 @@ def input_width(projection: nn.Module) -> int:
     )
 
 
+def output_width(projection: nn.Module) -> int:
+    """Width of a projection's output, read from the layer: quantised weights may be packed into another shape."""
+    width = getattr(projection, "out_features", None)
+    return width if isinstance(width, int) else output_weight(projection).shape[0]
+
+
+_BITSANDBYTES = ("Linear8bitLt", "Linear4bit")
+
+
+def is_quantised(projection: nn.Module) -> bool:
+    """Whether the layer is a quantised one of bitsandbytes, of which `output_weight` returns a copy in floats."""
+    return type(projection).__name__ in _BITSANDBYTES
+
+
 def output_weight(projection: nn.Module) -> Tensor:
-    """The weight W of a projection, of shape (d_model, d_in) also for Conv1D, which stores it transposed."""
-    weight: Tensor = projection.weight  # type: ignore[assignment]
-    return weight.T if type(projection).__name__ == "Conv1D" else weight
+    """The weight W of a projection, of shape (d_model, d_in) also for Conv1D, which stores it transposed.
+
+    8-bit and 4-bit weights of bitsandbytes are dequantised. Raises `ModelError` for any other layer whose weight is not
+    a plain floating-point tensor of its own, for example one of GPTQ, AWQ, HQQ, torchao or FP8, or one with LoRA.
+    """
+    # Not projection.weight: a LoRA layer returns that of the layer inside it, and elsewhere it is a method.
+    weight = projection._parameters.get("weight")
+    if weight is not None and is_quantised(projection):
+        return _dequantised(projection, weight)
+    is_transposed = type(projection).__name__ == "Conv1D"
+    if type(weight) is nn.Parameter and weight.dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        widths = (getattr(projection, name, weight.shape[i]) for i, name in enumerate(("out_features", "in_features")))
+        if is_transposed or tuple(weight.shape) == tuple(widths):
+            return weight.T if is_transposed else weight
+    kind = type(projection)
+    raise ModelError(
+        got=f"a projection of type {kind.__module__}.{kind.__name__}, whose weights are not plain numbers of its own",
+        expected="weights in float32, bfloat16 or float16, or in 8 or 4 bits of bitsandbytes",
+        remedy="load the model without quantisation, and merge adapters into it (peft: merge_and_unload)",
+    )
+
+
+def _dequantised(projection: nn.Module, weight: Any) -> Tensor:
+    if type(projection).__name__ == "Linear8bitLt":  # W = values * scale of the row / 127
+        scales = projection.state.SCB if projection.state.SCB is not None else weight.SCB  # type: ignore[union-attr]
+        return weight.data.float() * scales.unsqueeze(1) / 127
+    if getattr(weight.quant_state, "packing_format_for_cpu", False):
+        raise ModelError(
+            got="4-bit weights that bitsandbytes has packed for this CPU in a forward pass",
+            expected="4-bit weights as they were loaded",
+            remedy="load the model again, and call wrap_model before its first forward pass",
+        )
+    functional = importlib.import_module("bitsandbytes.functional")
+    return functional.dequantize_4bit(weight.data, weight.quant_state)

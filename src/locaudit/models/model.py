@@ -10,6 +10,7 @@ from functools import cached_property
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -18,12 +19,11 @@ from locaudit.checkpoints import kv_heads
 from locaudit.claims import Shape, find_kind
 from locaudit.errors import LocationError, ModelError
 from locaudit.location import Location, Site
-from locaudit.models.architectures import input_width, output_weight, submodule
+from locaudit.models.architectures import input_width, output_width, submodule
 from locaudit.registry import ARCHITECTURES, KINDS
 
 _NOT_THE_FUNCTION = (
-    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config",
-    "use_cache",
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache",
 )  # fmt: skip
 """Entries of a transformers config that do not change what the model computes."""
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
@@ -140,7 +140,7 @@ class Model:
         """Width d of the site's vector."""
         name, layer = site
         if name == "residual":
-            return output_weight(self.projection(Site("heads", layer))).shape[0]
+            return output_width(self.projection(Site("heads", layer)))
         return input_width(self.projection(site))
 
     def check_kind(self, kind: str) -> None:
@@ -156,7 +156,9 @@ class Model:
     def site_device(self, site: Site) -> torch.device:
         """Device of the site's projection or layer. Layers can be on different devices."""
         name, layer = site
-        return next((self.layer(layer) if name == "residual" else self.projection(site)).parameters()).device
+        module = self.layer(layer) if name == "residual" else self.projection(site)
+        # Some quantised layers have only buffers, and some not even those.
+        return next((x.device for x in (*module.parameters(), *module.buffers())), self.device)
 
     @property
     def head(self) -> Head | None:
@@ -172,18 +174,18 @@ class Model:
     def _glance(self) -> tuple[Head | None, int]:
         """`head` and `n_layer_outputs`, found by running the model on four tokens."""
         output = self.lm.get_output_embeddings()
-        weight = getattr(output, "weight", None)
+        weight = getattr(output, "_parameters", {}).get("weight")  # some quantised layers have none
         lengths: list[int] = []
         handle = self.layer(0).register_forward_hook(
             lambda _module, _args, out: lengths.append(len(out) if isinstance(out, tuple) else 0)
         )
-        ids = torch.arange(4, device=self.device).unsqueeze(0)
         try:
+            ids = torch.arange(4, device=self.device).unsqueeze(0)
             with torch.no_grad():
                 logits = self.lm(input_ids=ids, use_cache=False).logits[0].float()
         finally:
             handle.remove()
-        if weight is None or weight.is_meta or self.lm.base_model is self.lm:
+        if weight is None or weight.is_meta or not weight.is_floating_point() or self.lm.base_model is self.lm:
             return None, lengths[0]
         head = Head(weight, getattr(output, "bias", None), getattr(self.config, "final_logit_softcapping", None))
         with torch.no_grad():
@@ -227,9 +229,14 @@ class Model:
         It is computed once. Code that changes weights in place must call `forget_fingerprint`.
         """
         digest = hashlib.sha256(f"{self.config.model_type} {self.lm.dtype}".encode())
-        for name, tensor in sorted(self.lm.state_dict().items()):
-            flat = tensor.detach().reshape(-1)
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        # Some quantised layers keep a tuple of tensors and numbers under one name.
+        state = ((name, x) for name, entry in sorted(self.lm.state_dict().items()) for x in tree_leaves(entry))
+        for name, x in state:
+            if not torch.is_tensor(x):
+                digest.update(f"{name} {x!r}".encode())
+                continue
+            flat = (x.dequantize() if x.is_quantized else x).detach().reshape(-1)
+            digest.update(f"{name} {tuple(x.shape)}".encode())
             if flat.numel() and not flat.is_meta:
                 digest.update(flat.to("cpu").contiguous().view(torch.uint8).numpy().tobytes())
         config = {k: v for k, v in self.lm.config.to_dict().items() if k not in _NOT_THE_FUNCTION}
