@@ -18,7 +18,7 @@ from locaudit import cli
 from locaudit.cli.flags import SHORT, parse, take_config
 from locaudit.config import AuditConfig, leaves, load_config, load_preset, merge_config, to_dict, to_yaml
 from locaudit.judges import Aspect
-from locaudit.registry import ASPECTS, JUDGES, METHODS
+from locaudit.registry import ARCHITECTURES, ASPECTS, JUDGES, METHODS
 from locaudit.store.folder import read_run
 from runs import save_behaviour, small_config
 from tiny import make_lm, tokenizer
@@ -283,17 +283,20 @@ def test_bad_data(capsys, tmp_path, small_yaml):
     assert not (tmp_path / "run").exists(), "bad data must be refused before anything is written"
 
 
-def test_bad_models(capsys, tmp_path, small_yaml):
+def test_bad_models(capsys, tmp_path, small_yaml, monkeypatch):
     out = ["--out", str(tmp_path / "run")]
     assert "does not exist" in fails(capsys, "audit", str(small_yaml), "--model", str(tmp_path / "none"), *out)
     model = tmp_path / "bert"
     lm = make_lm("llama")
     lm.save_pretrained(model)
     tokenizer().save_pretrained(model)
-    text = (model / "config.json").read_text().replace('"llama"', '"granite"').replace("LlamaFor", "GraniteFor")
-    (model / "config.json").write_text(text)
+    monkeypatch.delitem(ARCHITECTURES._things, "llama")
     out = ["--out", str(tmp_path / "run2")]
-    assert "register_architecture" in fails(capsys, "audit", str(small_yaml), "--model", str(model), *out)
+    error = fails(capsys, "audit", str(small_yaml), "--model", str(model), *out)
+    assert "has the list model.layers, whose modules have self_attn.q_proj" in error
+    assert "--architecture.layers" in error and "architecture: {layers: model.layers," in error
+    wrong = ["--architecture.layers", "model.layers"]
+    assert "architecture with layers only" in fails(capsys, "audit", str(small_yaml), *wrong, *out)
 
 
 def test_another_configuration_is_refused_and_nothing_lost(capsys, tmp_path, small_yaml):

@@ -94,7 +94,13 @@ CHANGED = AuditConfig(
         allow_pickle=True,
     ),
     split=SplitConfig(fractions=(0.5, 0.25, 0.25), seed=7, max_train=10, max_val=11, max_test=12),
-    prompt=PromptConfig(style="chat", primer="none", primer_in_training=True),
+    prompt=PromptConfig(
+        style="chat",
+        primer="none",
+        primer_in_training=True,
+        template={"enable_thinking": False, "date_string": "26 Jul", "effort": 0.5},
+        date="2026-01-31",
+    ),
     probe=ProbeConfig(context="answer", inverse_l2=1e-5, val_fraction=0.5, top_k=3),
     methods={
         "iti": ITISettings(direction="probe", alphas=(0.1, 1e22), positions="all"),
@@ -170,6 +176,14 @@ def test_yaml_keeps_every_digit_and_letter(alpha, rate, seed, text):
     assert again.hash == config.hash
 
 
+def test_a_day_and_the_variables_of_a_template():
+    text = "prompt: {date: 2026-01-31, template: {a: true, b: 0.5, c: x}}"  # YAML reads a date
+    prompt = parse_config(text, CHANGED).prompt
+    assert (prompt.date, prompt.template) == ("2026-01-31", {"a": True, "b": 0.5, "c": "x"})
+    assert all(type(prompt.template[name]) is kind for name, kind in {"a": bool, "b": float, "c": str}.items())
+    hash(prompt)
+
+
 def test_settings_not_named_keep_the_base():
     assert parse_config("") == parse_config("{}") == DEFAULT
     text = "controls: 5\nmethods: {iti: {alphas: [1, 2.5]}}\njudges: {info: {timeout: 3}}"
@@ -198,6 +212,10 @@ def test_settings_not_named_keep_the_base():
             "prompt: {primer: default}",
             r"prompt.primer = 'default' in here; expected auto \(.*\) or truthful \(.*which replace",
         ),
+        ("prompt: {date: yesterday}", "prompt.date = 'yesterday' in here; expected auto or a day; write it as 2026-"),
+        ("prompt: {date: 2026-01-31 12:00:00}", "prompt.date = '2026-01-31T12:00:00' in here; expected auto or a day"),
+        ("prompt: {template: [a]}", r"prompt.template = \['a'\] in here"),
+        ("prompt: {template: {a: [1]}}", r"prompt.template = .*\[1\]\} in here"),
         ("judges: {tone: {kind: none}}", "unknown setting judges.tone in here; expected one of truth, info"),
         ("judges: {truth: {kind: opnai}}", "judges.truth.kind = 'opnai' in here.*openai.*did you mean 'openai'"),
         ("judges: {truth: {model: m}}", "judges.truth.model without a kind of judge in here"),

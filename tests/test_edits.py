@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from locaudit.edits import Edit, SiteEdit, export, folded, load_edit, save_merged, stack, zero_edit
-from locaudit.edits.hooks import tensors_of
+from locaudit.edits.hooks import replaced_forwards, tensors_of
 from locaudit.errors import DataError, LocationError, ModelError
 from locaudit.location import Site
 from locaudit.models import CACHE, load_model, output_weight, wrap_model
@@ -153,6 +154,7 @@ def test_an_edit_of_another_model_is_refused(llama, tmp_path, site):
 
 
 @pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:the base model has no folder")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 @pytest.mark.filterwarnings("ignore:.*the targeted layer of type Linear has no bias")
 @pytest.mark.parametrize("rank", [1, 3])
@@ -210,7 +212,8 @@ def test_the_adapter_names_a_base_that_loads(llama, tmp_path):
         folder = mixed_edit(model, constant=False).to_peft(tmp_path / "adapter", model)
         return json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
 
-    saved = named(llama)
+    with pytest.warns(UserWarning, match="a copy of it, 0 MB, is written to .*adapter/base"):
+        saved = named(llama)
     assert saved == str(tmp_path / "adapter" / "base")
     again = load_model(saved, device="cpu")
     assert torch.equal(logits(again, random_ids(1, 5)), logits(llama, random_ids(1, 5)))
@@ -449,18 +452,194 @@ def test_finite_means_every_number(llama):
 
 
 def test_bfloat16_models_take_edits():
-    """Edits stay float32; what differs is bfloat16's rounding, far below the edit's effect."""
+    """Edits stay float32; what differs is bfloat16's rounding of activations, far below the edit's effect."""
     model = wrap_model(make_lm("llama").bfloat16(), tokenizer())
     edit = mixed_edit(model, kinds="heads")
     ids = random_ids(2, 9)
     before, exact = logits(tiny("llama"), ids), run(tiny("llama"), edit, ids)
     hooked = run(model, edit, ids).float()
+    projection = model.projection(Site("heads", 0))
     with folded(model, edit):
-        assert model.projection(("heads", 0)).weight.dtype == torch.bfloat16
+        assert projection.weight.dtype == torch.float32
+        assert projection(torch.zeros(1, 1, 32, dtype=torch.bfloat16)).dtype == torch.bfloat16
         by_weights = logits(model, ids).float()
+    assert projection.weight.dtype == torch.bfloat16 and not projection._forward_hooks
     effect = (exact - before).abs().mean()
     assert (hooked - exact).abs().mean() < 0.2 * effect
     assert (by_weights - exact).abs().mean() < 0.2 * effect
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_folding_in_16_bits_loses_nothing_of_a_small_update(model_type):
+    """Rounded to bfloat16, an update of 1 % of the weights would lose a good part, as `save_merged` says."""
+    model = wrap_model(make_lm(model_type).bfloat16(), tokenizer())
+    edit = random_edit(model, heads((0, 0), (1, 1), (1, 3)), 0, scale=0.03, constant=False)
+    lost = update = 0.0
+    with folded(model, edit):
+        new = {site: output_weight(model.projection(site)).double() for site in edit.sites}
+    for site, e in edit.sites.items():
+        weight = output_weight(model.projection(site)).double()
+        delta = weight @ e.b.double() @ e.a.double()
+        assert ((new[site] - weight) - delta).norm() < 1e-4 * delta.norm()
+        update += delta.square().sum()
+        lost += ((weight + delta).bfloat16().double() - (weight + delta)).square().sum()
+    share = (lost / update).sqrt()
+    assert share > 0.1
+    assert f"rounding to the model's bfloat16 would lose {share:.0%}" in edit.cannot_become("merged", model)
+    assert not edit.cannot_become("peft", model)
+
+
+def test_a_merged_checkpoint_says_how_much_rounding_lost(tmp_path):
+    """In bfloat16 a small update is refused and a large one saved with the number; float32 loses nothing."""
+    lm = make_lm("llama", tie_word_embeddings=False)
+    whole, half = wrap_model(lm, tokenizer()), wrap_model(make_lm("llama").bfloat16(), tokenizer())
+    small = random_edit(whole, heads((0, 0)), 0, scale=0.03, constant=False)
+    large = random_edit(whole, heads((0, 0)), 0, scale=2.0, constant=False)
+    with pytest.raises(LocationError, match=r"rounding to the model's bfloat16 would lose \d+%.*--to peft.*float32"):
+        save_merged(half, small, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+    with pytest.warns(UserWarning, match=r"rounding to bfloat16 loses 0\.\d% of the change of weights"):
+        save_merged(half, large, tmp_path / "large")
+    assert load_file(tmp_path / "large" / "model.safetensors")["model.embed_tokens.weight"].dtype == torch.bfloat16
+    save_merged(whole, small, tmp_path / "small")  # a warning would be an error
+
+
+def quantised_by_torch():
+    """The tiny Llama with 8-bit weights in `torch.ao` layers, whose weight is a method that unpacks it."""
+    with warnings.catch_warnings(action="ignore"):
+        lm = torch.ao.quantization.quantize_dynamic(make_lm("llama"), {torch.nn.Linear}, dtype=torch.qint8)
+        return wrap_model(lm, tokenizer())
+
+
+def test_edits_of_quantised_layers_run_but_are_no_weights(tmp_path):
+    model, ids = quantised_by_torch(), random_ids(2, 9)
+    assert model.shape == tiny("llama").shape and len(model.fingerprint) == 16
+    edit = mixed_edit(model)
+    before, hooked = logits(model, ids), run(model, edit, ids)
+    effect = run(tiny("llama"), edit, ids) - logits(tiny("llama"), ids)
+    assert (hooked - before - effect).abs().mean() < 0.3 * effect.abs().mean()
+    for use in (
+        lambda: edit.to_peft(tmp_path / "out", model),
+        lambda: save_merged(model, edit, tmp_path / "out"),
+        lambda: folded(model, edit).__enter__(),
+    ):
+        with pytest.raises(LocationError, match=r"torch\.ao\.nn\.quantized.*without quantisation.*--to vectors"):
+            use()
+    assert not (tmp_path / "out").exists() and torch.equal(logits(model, ids), before)
+
+
+class TernaryLinear(torch.nn.Linear):
+    """Its weight is plain, but its forward rounds it to three values, as in BitNet."""
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.weight.sign() * self.weight.abs().mean(), self.bias)
+
+
+def test_a_layer_that_does_not_compute_its_product_is_refused(tmp_path):
+    model = wrap_model(make_lm("llama"), tokenizer())
+    edit = mixed_edit(model)
+    model.projection(Site("neurons", 1)).__class__ = TernaryLinear
+    for form in ("peft", "merged"):
+        reason = edit.cannot_become(form, model)
+        assert reason.startswith("the projection at neurons of layer 1 computes something else")
+    with pytest.raises(LocationError, match="computes something else"), folded(model, edit):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_an_adapter_of_a_quantised_model_acts_as_the_hook(bits, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    plain, ids = make_lm("llama", hidden_size=128, intermediate_size=256), random_ids(2, 9)
+    plain.save_pretrained(tmp_path / "base")
+
+    def quantised():
+        config = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)
+        return AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config, device_map="cpu")
+
+    model = wrap_model(quantised(), tokenizer())
+    assert model.shape == wrap_model(plain, tokenizer()).shape
+    edit, before, fingerprint = mixed_edit(model), logits(model, ids), model.fingerprint
+    for site in edit.sites:
+        weight = plain.get_submodule(f"model.layers.{site.layer}.{SITE_PATHS[site.name]}").weight
+        assert (output_weight(model.projection(site)) - weight).norm() < 0.2 * weight.norm()
+    hooked = run(model, edit, ids)
+    adapted = peft.PeftModel.from_pretrained(quantised(), edit.to_peft(tmp_path / "adapter", model, base="org/base"))
+    found = adapted.eval()(input_ids=ids, use_cache=False).logits
+    assert (found - hooked).abs().mean() < 0.1 * (hooked - before).abs().mean()
+    with pytest.raises(LocationError, match="have quantised weights, which cannot hold it"), folded(model, edit):
+        pass
+    assert "quantised weights" in edit.cannot_become("merged", model)
+    model.forget_fingerprint()
+    assert torch.equal(logits(model, ids), before) and model.fingerprint == fingerprint
+
+
+SITE_PATHS = {"heads": "self_attn.o_proj", "neurons": "mlp.down_proj"}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("target", ["down_proj", "q_proj"])
+def test_a_model_with_adapter_layers_is_not_exported(target, tmp_path):
+    """Its weights would be saved without the adapter, or under names that do not load."""
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=[target], r=2, init_lora_weights=False)
+    model = wrap_model(peft.get_peft_model(make_lm("llama"), config).get_base_model(), tokenizer())
+    edit, ids, before = mixed_edit(model), random_ids(2, 9), logits(model, random_ids(2, 9))
+    state = {name: x.clone() for name, x in model.lm.state_dict().items()}
+    hooked = run(model, edit, ids)
+    for use in (lambda: edit.to_peft(tmp_path / "out", model), lambda: save_merged(model, edit, tmp_path / "out")):
+        with pytest.raises(LocationError, match="adapter layers .*merge_and_unload"):
+            use()
+    assert not (tmp_path / "out").exists()
+    if target == "q_proj":  # outside the edit
+        with folded(model, edit):
+            torch.testing.assert_close(logits(model, ids), hooked, rtol=1e-5, atol=3e-5)
+    else:
+        with pytest.raises(LocationError, match=r"peft\.tuners.*merge_and_unload"), folded(model, edit):
+            pass
+    assert torch.equal(logits(model, ids), before)
+    assert all(torch.equal(x, state[name]) for name, x in model.lm.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, RuntimeError])
+def test_hooks_and_forwards_that_fail_half_way_are_removed(llama, kind, monkeypatch):
+    """The second of several hooks or replaced forwards raises; none is left."""
+    edit, ids, before = mixed_edit(llama), random_ids(2, 9), logits(llama, random_ids(2, 9))
+    calls = []
+
+    def fails(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            raise kind
+        return register(*args, **options)
+
+    register = torch.nn.Module.register_forward_pre_hook
+    with monkeypatch.context() as patch, pytest.raises(kind):
+        patch.setattr(torch.nn.Module, "register_forward_pre_hook", fails)
+        with edit.on(llama):
+            pass
+    with pytest.raises(kind), replaced_forwards([llama.layer(0), llama.layer(1)], fails_second(kind)):
+        pass
+    with pytest.raises(kind), folded(llama, edit):
+        raise kind
+    assert torch.equal(logits(llama, ids), before)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in llama.lm.modules())
+    assert not any("forward" in vars(module) for module in llama.lm.modules())
+
+
+def fails_second(kind):
+    calls = []
+
+    def replaced(forward):
+        calls.append(forward)
+        if len(calls) == 2:
+            raise kind
+        return lambda *args, **options: None
+
+    return replaced
 
 
 # Use

@@ -21,7 +21,7 @@ from locaudit.measure.multiple_choice import METRICS, question_scores, score_que
 from locaudit.models import wrap_model
 from locaudit.records import mean_metrics
 from reference.drift import drift
-from tiny import CONTEXT, heads, make_lm, neurons, random_edit, random_ids, tiny, tokenizer
+from tiny import CONTEXT, heads, logits, make_lm, neurons, random_edit, random_ids, tiny, tokenizer
 
 TWO_TWO = Question("1", "Q?", ("t0", "t1"), ("f0", "f1"))
 
@@ -229,9 +229,11 @@ def test_documents_are_cut_evenly_and_repeatably(llama, prose):
     assert not set(documents.unique().tolist()) & {0, 1, 2}, "special tokens in the text"
 
 
-def test_documents_of_a_tokenizer_with_special_tokens(llama, prose):
+def test_each_document_of_a_file_begins_as_the_tokenizer_begins_a_text(llama, prose):
     special = replace(llama, tokenizer=tokenizer(bos=True, eos=True))
-    assert torch.equal(cut_documents(special, prose, 3, 20), cut_documents(llama, prose, 3, 20))
+    documents = cut_documents(special, prose, 3, 20)
+    assert documents[:, 0].tolist() == [2, 2, 2]
+    assert torch.equal(documents[:, 1:], cut_documents(llama, prose, 3, 20))
 
 
 @pytest.mark.parametrize(
@@ -259,27 +261,66 @@ def test_missing_files_raise(llama, tmp_path):
 def test_sampled_documents_come_from_the_seed(llama):
     before, python = torch.random.get_rng_state(), random.getstate()
     one, two, other = (sample_documents(llama, 3, 12, seed) for seed in (5, 5, 6))
-    assert one.shape == (3, 12) and one.dtype == torch.long
+    assert one.shape == (3, 13) and one.dtype == torch.long
     assert torch.equal(one, two) and not torch.equal(one, other)
     assert len({tuple(row) for row in one.tolist()}) == 3
     assert torch.equal(torch.random.get_rng_state(), before) and random.getstate() == python
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_sampled_documents_hold_no_start_or_end(bos):
+def test_sampled_documents_have_one_start_and_no_end(bos):
     """They have full length: no end of text inside, whatever the model would like."""
-    lm = make_lm("llama")
-    lm.generation_config.temperature = 0.1
-    lm.generation_config.top_p = 0.5
-    lm.generation_config.do_sample = True
-    model = wrap_model(lm, tokenizer(bos=bos))
+    model = wrap_model(make_lm("llama"), tokenizer(bos=bos))
     documents = sample_documents(model, 4, 40, seed=0)
-    assert documents.shape == (4, 40)
-    assert not (documents == 1).any()
-    assert len(documents.unique()) > 20, "neither greedy nor nucleus sampling"
-    assert lm.generation_config.temperature == 0.1
+    assert documents.shape == (4, 41)
+    assert set(documents[:, 0].tolist()) == {2 if bos else 1}
+    assert not (documents[:, 1:] == 1).any()
     assert measure_drift(model, DriftText(documents), None)[0]["ce"] > 0
     assert documents.shape[1] < CONTEXT
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.1, "top_p": 0.5, "do_sample": True},
+        {"top_k": 2},
+        {"min_p": 0.9},
+        {"num_beams": 2},
+        {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1},
+        {"suppress_tokens": list(range(3, 300))},
+        {"bad_words_ids": [[token] for token in range(3, 300)]},
+        {"sequence_bias": [[[5], 50.0]]},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_the_model_alone_decides_what_is_sampled(llama, settings):
+    """Not the settings for generation that come with a checkpoint; they stay as they were."""
+    model = wrap_model(make_lm("llama"), tokenizer())
+    for name, value in settings.items():
+        setattr(model.lm.generation_config, name, value)
+    assert torch.equal(sample_documents(model, 4, 40, seed=0), sample_documents(llama, 4, 40, seed=0))
+    assert all(getattr(model.lm.generation_config, name) == value for name, value in settings.items())
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_the_cross_entropy_of_a_models_own_samples_is_its_entropy(bos):
+    """With logits as sharp as a real model's and a start token that changes them. End tokens are never sampled."""
+    lm = make_lm("llama")
+    with torch.no_grad():
+        lm.lm_head.weight.mul_(4)
+    model = wrap_model(lm, tokenizer(bos=bos))
+    documents = sample_documents(model, 40, 24, seed=0)
+    rows = torch.cat([torch.full((40, 1), 2 if bos else 1), documents[:, -24:]], dim=1)
+    log_p = logits(model, rows)[:, :-1].log_softmax(dim=-1)
+    q = log_p.exp()
+    q[..., 1] = 0
+    q = q / q.sum(dim=-1, keepdim=True)
+    expected = -(q * log_p).sum(dim=-1)  # of -log p(token) for a token drawn from q: (documents, tokens)
+    spread = ((q * log_p.square()).sum(dim=-1) - expected.square()).mean() / expected.numel()
+    (own,) = measure_drift(model, DriftText(documents), None)
+    assert abs(own["ce"] - float(expected.mean())) < 3 * float(spread) ** 0.5
+    (unstarted,) = measure_drift(model, DriftText(documents[:, -24:]), None)
+    assert unstarted["ce"] - float(expected.mean()) > 10 * float(spread) ** 0.5
 
 
 def test_sampled_text_follows_the_model(llama):

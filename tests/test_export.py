@@ -55,7 +55,9 @@ def test_vectors_are_the_edit_itself(finished, tmp_path, arm, capsys):
 
 def test_weights_say_what_the_edit_says(finished, tmp_path, capsys):
     assert cli.main(["export", str(finished), "--to", "merged", "--out", str(tmp_path / "merged")]) == 0
+    capsys.readouterr()
     assert cli.main(["export", str(finished), "--to", "peft", "--out", str(tmp_path / "peft")]) == 0
+    assert "base" not in capsys.readouterr().err  # the model has a folder
     model = load_model(load_run(finished).config.model, device="cpu")
     ids, before = random_ids(2, 9), logits(model, random_ids(2, 9))
     with edit_of(finished, "claim", "optimal").on(model):
@@ -82,3 +84,10 @@ def test_what_cannot_be_exported_says_why(finished, tmp_path):
     assert (
         cli.main(["export", str(finished), "--trial", "claim/iti", "--to", "peft", "--out", str(tmp_path / "o")]) == 2
     )
+
+
+def test_a_dtype_that_would_lose_the_update_is_refused(finished, tmp_path, capsys):
+    out = ["--to", "merged", "--out", str(tmp_path / "out")]
+    assert cli.main(["export", str(finished), *out, "--dtype", "bfloat16"]) == 2
+    assert "model's bfloat16 would lose" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert cli.main(["export", str(finished), *out, "--dtype", "float32"]) == 0

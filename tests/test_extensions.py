@@ -37,10 +37,11 @@ def locaudit(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
-    """A run folder of a Granite, a .words behaviour, a claim of directions, and everything else that the file adds."""
+    """A run of a mixture of experts, a .words behaviour, a claim of directions, and all else that the file adds."""
     home = tmp_path_factory.mktemp("extensions")
     torch.manual_seed(0)
-    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model("granite", **CONFIGS["llama"]))
+    experts = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen2_moe", **CONFIGS["llama"], **experts))
     lm.save_pretrained(home / "model")
     tokenizer().save_pretrained(home / "model")
     (home / "lengths.words").write_text(WORDS.replace(" ", "\n"))

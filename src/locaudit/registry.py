@@ -120,8 +120,8 @@ LOADERS = Registry("loaders", "behaviour format", "locaudit.behaviours.loaders")
 """Readers of behaviours (questions with answers), by name of the format."""
 EXECUTORS = Registry("executors", "executor", "locaudit.run.executors")
 """Ways of running trials: `locaudit.run.executors.Executor`."""
-ARCHITECTURES = Registry("architectures", "architecture", "locaudit.models.architectures")
-"""Supported architectures, by transformers' ``config.model_type``: `locaudit.models.Architecture`."""
+ARCHITECTURES = Registry("architectures", "architecture", "locaudit.architectures")
+"""Supported architectures, by transformers' ``config.model_type``: `locaudit.architectures.Architecture`."""
 
 
 def load_plugins(plugins: Sequence[str]) -> None:

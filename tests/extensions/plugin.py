@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from locaudit.architectures import Architecture
 from locaudit.behaviours.behaviour import Question
 from locaudit.behaviours.loaders import Loader
 from locaudit.claims.kinds import Controls
@@ -16,7 +17,6 @@ from locaudit.errors import LocationError
 from locaudit.judges import Aspect, JudgeKind, Judgement
 from locaudit.location import Location, Site
 from locaudit.methods import Fit, Method, Objective
-from locaudit.models.architectures import Architecture
 from locaudit.registry import (
     ARCHITECTURES,
     ASPECTS,
@@ -181,4 +181,4 @@ class Counting:
             yield outcome
 
 
-ARCHITECTURES.register("granite")(Architecture("model.layers", "self_attn.o_proj", "mlp.down_proj"))
+ARCHITECTURES.register("qwen2_moe")(Architecture("model.layers", heads="self_attn.o_proj"))

@@ -26,16 +26,17 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers.pytorch_utils import Conv1D
 
-from locaudit.checkpoints import PACKAGED
+from locaudit.checkpoints import ADAPTER_FILE, PACKAGED
 from locaudit.errors import ConfigError, DataError, LocauditError, ModelError, import_extra
 from locaudit.judges.base import Aspect
-from locaudit.judges.causal_lm import ADAPTER_FILE, JUDGE_FILE, first_tokens, next_logits, quiet_peft, wrap_judge
+from locaudit.judges.causal_lm import JUDGE_FILE, first_tokens, next_logits, wrap_judge
 from locaudit.judges.labelled import SPLIT_RULE, LabelledAnswer, is_held_out, read_labelled
 from locaudit.judges.validate import judged, measure
 from locaudit.judges.wire import completion_prompt
 from locaudit.measure.forward import batches
 from locaudit.measure.tree import encode_tree
 from locaudit.models import Model, load_model
+from locaudit.models.inside import quiet_peft
 from locaudit.records import content_hash
 from locaudit.registry import ASPECTS
 

@@ -1,6 +1,6 @@
 r"""Prompts: how a question and its answers become text.
 
-There are three kinds of text. In style ``qa`` (source: the ITI and TruthfulQA reference code):
+There are three kinds of text in each style. In style ``qa`` (source: the ITI and TruthfulQA reference code):
 
     scoring   primer, then  Q: {question}\nA: {answer}
     training  the same, by default without the primer
@@ -12,16 +12,29 @@ In style ``chat`` the tokenizer's chat template writes them (<role> stands for i
     training  the same, by default without the primer
     probing   <user> {question} <assistant> {answer}   [ <user> {another question} ]
 
+In style ``completion`` the answer goes on from the question, which is the beginning of a text:
+
+    scoring   primer, then  {question} {answer}
+    training  the same, by default without the primer
+    probing   {question} {answer}   [ \n\n{another question} ]
+
+The words between prompt and answer, such as the space before an answer in Llama 2, are the template's own, too. Text
+that a template renders depends on its variables, such as ``enable_thinking``, and on its clock: both are fixed by
+`Prompt.template` and `Prompt.date`.
+
 Probes read activations at the last token of the probing text: the last token of the answer or of the other question.
-A generated answer ends at one of the model's end tokens. In ``qa`` it also ends at the next ``Q:``, and in ``chat`` at
-the special token that the template puts after an answer.
+A generated answer ends at one of the model's end tokens. It also ends at the next ``Q:`` in ``qa``, at a paragraph
+break in ``completion``, and in ``chat`` at the special token that the template puts after an answer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import string
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
 from functools import cache
 from importlib import resources
 from os.path import commonprefix
@@ -29,17 +42,35 @@ from pathlib import Path
 from typing import Any
 
 from locaudit.behaviours.behaviour import Style
+from locaudit.config.choices import Frozen
 from locaudit.errors import DataError
 
-_NEXT = re.compile(r"(?<!\w)Q:")
-"""Start of the next question. ``Q:`` at the end of a word, such as ``FAQ:``, does not match."""
+Message = tuple[str, str]
+"""A message of a chat: (role, text)."""
+
+_PARTS: Mapping[Style, tuple[str, str, str, str]] = {
+    "qa": ("Q: ", "\nA:", " A:", " Q: "),
+    "completion": ("", "", "", "\n\n"),
+}
+"""For each style without a template, the text before a question, behind it in scoring, behind it in probing, and before
+the question that follows an answer."""
+_ENDS: Mapping[Style, re.Pattern[str]] = {"qa": re.compile(r"(?<!\w)Q:"), "completion": re.compile("\n\n")}
+"""What ends an answer besides end tokens. ``Q:`` at the end of a word, such as ``FAQ:``, does not match."""
 _CUT = re.compile(r"\n\s*Q\s*$")
 """The start of the next question at the end of a text, where the token limit cut off its colon."""
-_PARAGRAPH = "\n\n"
-"""A paragraph break, which ends an answer in style ``completion``."""
 _END = "\ue000"
 """A private-use character that no real text contains. Appended to a message, it shows where the message ends in the
 rendered template."""
+_SWITCHES = ("enable_thinking", "thinking")
+"""Variables with which templates turn reasoning on and off. They are False unless `Prompt.template` sets them."""
+_THINK = re.compile(r"[<\[]/?[\w:|]*think\w*\|?[>\]]", re.IGNORECASE)
+"""Mark at the beginning or end of a model's reasoning: ``<think>``, ``</think>``, ``[THINK]``, ``<seed:think>``."""
+_CLOCK = (
+    "{% macro strftime_now(format) %}{% set text = namespace(now=format) %}"
+    "{% for code, value in locaudit_clock.items() %}{% set text.now = text.now.replace(code, value) %}{% endfor %}"
+    "{{ text.now }}{% endmacro %}\n"
+)
+"""Put before a template, it replaces the clock that transformers gives to templates. Jinja drops the line break."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +80,46 @@ class Prompt:
     style: Style = "qa"
     primer: str = ""
     """Instruction and example questions with answers, put before the question. Empty: none."""
+    template: Mapping[str, Any] = field(default_factory=Frozen)
+    """Values of variables of the chat template, such as ``{"enable_thinking": False}``."""
+    date: str = ""
+    """The day, as ``2026-01-31``, on which the chat template's clock stands, at midnight. Empty: today."""
 
     def render(self, question: str, tokenizer: Any) -> str:
-        """The text of the prompt. An answer follows it, after the separator `joint`."""
-        before = f"{self.primer}\n\n" if self.primer else ""
-        if self.style == "completion":
-            return before + question
-        if self.style == "qa":
-            return f"{before}Q: {question}\nA:"
-        if self.primer:
-            try:
-                return _chat(tokenizer, ("system", self.primer), ("user", question))
-            except DataError:
-                pass  # Some templates refuse system messages: then the primer goes before the question.
-        return _chat(tokenizer, ("user", before + question))
+        """The text of the prompt: everything before a generated answer.
 
-    @property
-    def joint(self) -> str:
-        """Separator between prompt and answer: a space in ``qa``, nothing in ``chat``."""
-        return "" if self.style == "chat" else " "
+        In ``chat`` it is rendered without reasoning where the template can turn that off. Raises `DataError` for a
+        template that fails, or after whose prompt the model would reason first.
+        """
+        return self.answered(question, (), tokenizer)[0]
+
+    def answered(self, question: str, answers: Sequence[str], tokenizer: Any) -> tuple[str, list[str]]:
+        """The prompt of a question (`render`), and the text that follows it for each answer.
+
+        In ``qa`` and ``completion``, a space and the answer follow. In ``chat`` it is what the template writes after
+        the prompt if the answer is the next message, up to the answer's last character. Raises `DataError` for a
+        template that writes anything else than white space before the answer, or other words than the prompt's.
+        """
+        if self.style in _PARTS:
+            before, behind, *_ = _PARTS[self.style]
+            primer = f"{self.primer}\n\n" if self.primer else ""
+            return f"{primer}{before}{question}{behind}", [f" {answer}" for answer in answers]
+        asked, prompt = self._ask(question, tokenizer)
+        texts = [self._split(tokenizer, *asked, ("assistant", answer))[0] for answer in answers]
+        for answer, text in zip(answers, texts, strict=True):
+            if not text.startswith(prompt) or text.removeprefix(prompt).strip() != answer.strip():
+                n = len(commonprefix([prompt, text]))
+                raise DataError(
+                    got=f"a chat template that ends a prompt with {prompt[-40:]!r}, but writes {text[n:][:60]!r} "
+                    f"after {text[:n][-40:]!r} in a conversation with the answer {answer[:40]!r}",
+                    expected="a prompt that the answer follows, with nothing but white space between them",
+                    remedy=_ANOTHER_FORM,
+                )
+        return prompt, [text.removeprefix(prompt) for text in texts]
+
+    def uses_clock(self, tokenizer: Any) -> bool:
+        """Whether the date is part of the text: in ``chat``, if the template asks for it."""
+        return self.style == "chat" and "strftime_now" in tokenizer.get_chat_template()
 
     @property
     def adds_special_tokens(self) -> bool:
@@ -80,79 +132,136 @@ class Prompt:
         Activations are read at each text's last token. `endings` holds pairs of an answer and the question that follows
         it, or None for no question. The primer is left out.
         """
-        if self.style != "chat":
-            ask, behind = ("Q: {} A:", " Q: ") if self.style == "qa" else ("{}", _PARAGRAPH)
-            said = [f" {answer}" + ("" if then is None else behind + then) for answer, then in endings]
-            return ask.format(question), said
-        prompt, asked = _chat(tokenizer, ("user", question)), ("user", question)
+        if self.style in _PARTS:
+            before, _, behind, between = _PARTS[self.style]
+            said = [f" {answer}" + ("" if then is None else between + then) for answer, then in endings]
+            return f"{before}{question}{behind}", said
+        bare = replace(self, primer="")
+        prompt, said = bare.answered(question, [answer for answer, _ in endings], tokenizer)
         texts = [
-            prompt + answer if then is None else _split(tokenizer, asked, ("assistant", answer), ("user", then))[0]
-            for answer, then in endings
+            prompt + text
+            if then is None
+            else self._split(tokenizer, ("user", question), ("assistant", answer), ("user", then))[0]
+            for text, (answer, then) in zip(said, endings, strict=True)
         ]
-        # A template may render a past answer differently from the current one (it may drop or add a reasoning block).
+        # A template may render a past answer differently from the last one (it may leave out an empty reasoning block).
         shared = commonprefix([prompt, *texts])
         return shared, [text.removeprefix(shared) for text in texts]
 
     @property
     def marker(self) -> str:
-        """Text behind which a generated text no longer belongs to the answer. Empty in ``chat``, where none does."""
-        return {"qa": "Q:", "completion": _PARAGRAPH}.get(self.style, "")
+        """Text that ends an answer in a generated text, if it is no part of a word. Empty in ``chat``: no text does."""
+        return {"qa": "Q:", "completion": "\n\n"}.get(self.style, "")
 
     def has_ended(self, text: str) -> bool:
-        """Whether a generated text has reached the next question."""
-        return _PARAGRAPH in text if self.style == "completion" else self.style == "qa" and bool(_NEXT.search(text))
+        """Whether a generated text has gone beyond its answer."""
+        return self.style in _ENDS and _ENDS[self.style].search(text) is not None
 
     def answer(self, text: str) -> str:
-        """The answer in a generated text: everything before the next question, stripped."""
-        if self.style == "qa":
-            text = _CUT.sub("", _NEXT.split(text, maxsplit=1)[0])
-        return (text.split(_PARAGRAPH)[0] if self.style == "completion" else text).strip()
+        """The answer in a generated text: everything before the text that ends it, stripped."""
+        said = _ENDS[self.style].split(text, maxsplit=1)[0] if self.style in _ENDS else text
+        return (_CUT.sub("", said) if self.style == "qa" else said).strip()
 
     def end_tokens(self, tokenizer: Any) -> frozenset[int]:
         """Tokens that end an answer besides the model's own end tokens.
 
-        In ``chat``: the special token that the template puts after an answer. In ``qa``: none.
+        In ``chat``: the special token that the template puts after an answer. In the other styles: none.
         """
         if self.style != "chat":
             return frozenset()
-        behind = _split(tokenizer, ("user", "Why?"), ("assistant", "So."))[1].lstrip()
+        behind = self._split(tokenizer, ("user", "Why?"), ("assistant", "So."))[1].lstrip()
         first, known = tokenizer(behind, add_special_tokens=False)["input_ids"][:1], tokenizer.added_tokens_decoder
         return frozenset(token for token in first if token in known and known[token].special)
 
+    def _ask(self, question: str, tokenizer: Any) -> tuple[list[Message], str]:
+        """The messages that ask a question, and their text up to where the answer begins."""
+        asked, text = [("user", f"{self.primer}\n\n{question}" if self.primer else question)], ""
+        if self.primer:
+            with suppress(DataError):  # Some templates refuse system messages, or leave them out.
+                apart = [("system", self.primer), ("user", question)]
+                text = self._chat(tokenizer, *apart)
+                asked = apart if self.primer.strip() in text else asked
+        text = text if len(asked) == 2 else self._chat(tokenizer, *asked)
+        self._check_thinking(tokenizer)
+        return asked, text
 
-def _chat(tokenizer: Any, *messages: tuple[str, str]) -> str:
-    """The chat template applied to messages, pairs (role, text).
+    def _check_thinking(self, tokenizer: Any) -> None:
+        """Raise `DataError` if the model would reason after the prompt, as far as the template tells.
 
-    If the last message is the user's, the text ends where the model's answer begins.
-    """
-    if not getattr(tokenizer, "chat_template", None):
+        It is taken to do so if the template has marks of reasoning, such as ``<think>``, unless a mark closes it at the
+        end of the prompt or a variable turns it off. A variable that the user has set is trusted.
+        """
+        source, asked = tokenizer.get_chat_template(), ("user", "Why?")
+        if any(name in self.template for name in _SWITCHES) or not (mark := _THINK.search(source)):
+            return
+        prompt, marks = self._chat(tokenizer, asked), _THINK.findall(self._split(tokenizer, asked)[1])
+        on = replace(self, template=Frozen({**self.template, **dict.fromkeys(_SWITCHES, True)}))
+        if marks[-1][1] == "/" if marks else on._chat(tokenizer, asked) != prompt:
+            return
         raise DataError(
-            got="prompt style 'chat' with a tokenizer that has no chat template",
-            expected="the tokenizer of an instruct model",
-            remedy="set prompt.style to qa, or choose an instruct model",
+            got=f"a chat template with reasoning ({mark[0]}), whose prompt ends with {prompt[-40:]!r} whatever "
+            f"{' and '.join(_SWITCHES)} are",
+            expected="a prompt after which the model answers at once",
+            remedy=f"{_ANOTHER_FORM}. If the model does not reason, set prompt.template to {{enable_thinking: false}}",
         )
-    turns = [{"role": role, "content": words} for role, words in messages]
-    try:
-        return tokenizer.apply_chat_template(turns, add_generation_prompt=messages[-1][0] == "user", tokenize=False)
-    except Exception as error:  # templates raise whatever they like
-        raise DataError(
-            got=f"a chat template that fails ({type(error).__name__}: {' '.join(str(error).split())})",
-            expected=f"a template that renders {' and '.join(dict(messages))} messages",
-            remedy="set prompt.style to qa, or choose another model",
-        ) from error
+
+    def _chat(self, tokenizer: Any, *messages: Message) -> str:
+        """The chat template applied to messages.
+
+        If the last message is the user's, the text ends where the model's answer begins.
+        """
+        if not getattr(tokenizer, "chat_template", None):
+            raise DataError(
+                got="prompt style 'chat' with a tokenizer that has no chat template",
+                expected="the tokenizer of an instruct model",
+                remedy="set prompt.style to qa, or choose an instruct model",
+            )
+        turns = [{"role": role, "content": words} for role, words in messages]
+        variables = {**dict.fromkeys(_SWITCHES, False), **self.template}
+        try:
+            source = tokenizer.get_chat_template()
+            if self.uses_clock(tokenizer):
+                source = _CLOCK + source
+                variables["locaudit_clock"] = _clock(self.date or date.today().isoformat())
+            return tokenizer.apply_chat_template(
+                turns,
+                chat_template=source,
+                add_generation_prompt=messages[-1][0] == "user",
+                tokenize=False,
+                **variables,
+            )
+        except Exception as error:  # templates raise whatever they like
+            raise DataError(
+                got=f"a chat template that fails ({type(error).__name__}: {' '.join(str(error).split())})",
+                expected=f"a template that renders {' and '.join(dict(messages))} messages",
+                remedy="set prompt.style to qa, or choose another model",
+            ) from error
+
+    def _split(self, tokenizer: Any, *messages: Message) -> tuple[str, str]:
+        """The text of `_chat`, split at the end of the last message's own words."""
+        *before, (role, words) = messages
+        text, found, behind = self._chat(tokenizer, *before, (role, words + _END)).partition(_END)
+        if not found:
+            raise DataError(
+                got=f"a chat template that leaves out the last message (role {role})",
+                expected="a template that renders user and assistant messages",
+                remedy="set prompt.style to qa, or choose another model",
+            )
+        return text, behind
 
 
-def _split(tokenizer: Any, *messages: tuple[str, str]) -> tuple[str, str]:
-    """The text of `_chat`, split at the end of the last message's own words."""
-    *before, (role, words) = messages
-    text, found, behind = _chat(tokenizer, *before, (role, words + _END)).partition(_END)
-    if not found:
-        raise DataError(
-            got=f"a chat template that leaves out the last message (role {role})",
-            expected="a template that renders user and assistant messages",
-            remedy="set prompt.style to qa, or choose another model",
-        )
-    return text, behind
+_ANOTHER_FORM = (
+    "set variables of the template that turn reasoning off (prompt.template), set prompt.style to qa, or choose "
+    "another model"
+)
+
+
+@cache
+def _clock(day: str) -> dict[str, str]:
+    """What each code of ``strftime``, such as ``%d``, stands for at midnight of a day."""
+    time = datetime.fromisoformat(day)
+    codes = [f"%{flag}{letter}" for flag in ("-", "") for letter in string.ascii_letters]
+    return {"%%": "\0", **{code: time.strftime(code) for code in codes}, "\0": "%"}
 
 
 @cache

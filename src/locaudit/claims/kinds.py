@@ -47,7 +47,7 @@ class Shape:
     head_dim: int
     """Coordinates per head."""
     n_neurons: int
-    """Hidden neurons per layer's MLP."""
+    """Hidden neurons per layer's MLP; 0 if a layer has no single MLP, as in a mixture of experts."""
     width: int
     """Width of the residual stream."""
 
@@ -168,8 +168,15 @@ class Blocks:
         return n * self.worth(shape)
 
     def check(self, location: Location, shape: Shape) -> None:
-        """Raise `LocationError` if a unit is not in the model, or if ``rest`` leaves nothing."""
+        """Raise `LocationError` if the model has no such units or not those, or if ``rest`` leaves nothing."""
         n = self.per_layer(shape)
+        if n * self.coordinates(shape) == 0:
+            others = [name for name, kind in BUILT_IN.items() if kind.site != self.site]
+            raise LocationError(
+                got=f"{self.plural}, of which this model has none (a mixture of experts has no single MLP in a layer)",
+                expected=f"another kind, such as {', '.join(others)}",
+                remedy="claim units of one of these kinds",
+            )
         bad = [u for u in location.units if isinstance(u, str) or u[0] >= shape.n_layers or _place(u)[1] >= n]
         if bad:
             units = "" if self.whole_layers else f" and {self.plural} 0-{n - 1}"

@@ -156,7 +156,7 @@ def refuse_early(config: AuditConfig, out: Path | None = None) -> None:
     from locaudit.store.folder import check_folder, check_run
 
     with warnings.catch_warnings(action="ignore"):  # the run reads them again and gives the same warnings
-        inputs = read_settings(config)
+        inputs = read_settings(config, out=out)
     if out is not None:
         check_folder(out)
         check_run(out, inputs.config, inputs.registration)

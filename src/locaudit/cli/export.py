@@ -21,6 +21,8 @@ class _Export:
     """``peft``: a PEFT adapter. ``merged``: a checkpoint with the edit in its weights. ``vectors``: the edit alone."""
     strength: float | None = None
     """Strength of the edit, one of those that were tried (None: the best one on validation questions)."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Load the model in this dtype (None: that of the run). A ``merged`` checkpoint has it, too."""
 
 
 def export(arguments: list[str]) -> None:
@@ -30,4 +32,5 @@ def export(arguments: list[str]) -> None:
     )
     from locaudit.run.export import export_edit
 
-    print(export_edit(command.run, command.trial, command.to, command.out, strength=command.strength))
+    settings = {"strength": command.strength, "dtype": command.dtype}
+    print(export_edit(command.run, command.trial, command.to, command.out, **settings))

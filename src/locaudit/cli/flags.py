@@ -86,7 +86,7 @@ def _form(value: Any, path: str, arguments: Sequence[str]) -> Any:
         inside = path if name == "config" else f"{path}.{name}".removeprefix(".")
         if inside == "methods":
             fields |= _method_fields(item, arguments)
-        elif dataclasses.is_dataclass(item) or isinstance(item, Frozen):
+        elif dataclasses.is_dataclass(item) or (isinstance(item, Frozen) and inside != "prompt.template"):
             form, metadata = _form(item, inside, arguments), getattr(hints[name], "__metadata__", ())
             fields[name] = (Annotated[(type(form), *metadata)] if metadata else type(form), form)
         elif inside in SHORT:

@@ -5,6 +5,7 @@ from locaudit.config.files import load_config, load_preset, merge_config, parse_
 from locaudit.config.registration import Registration, changed_settings, hold, open_settings, read_registration
 from locaudit.config.settings import (
     GROWS,
+    ArchitectureConfig,
     AuditConfig,
     EvaluationConfig,
     LoadingConfig,
@@ -16,6 +17,7 @@ from locaudit.config.settings import (
 from locaudit.config.validation import to_dict
 
 __all__ = [
+    "ArchitectureConfig",
     "GROWS",
     "AuditConfig",
     "EvaluationConfig",

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import field
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PlainValidator
 
-from locaudit.config.choices import LENIENT, JudgesField, MethodsField, choose_judges, choose_methods, find
+from locaudit.architectures import Architecture
+from locaudit.config.choices import LENIENT, Frozen, JudgesField, MethodsField, choose_judges, choose_methods, find
 from locaudit.config.validation import AtLeastTwo, Count, Positive, Seed, Share, checked, renamed, to_dict
 from locaudit.errors import ConfigError
 from locaudit.records import content_hash
@@ -57,6 +59,23 @@ def _called_now(primer: str) -> str:
     return primer
 
 
+def _a_day(day: str) -> str:
+    if day != "auto":
+        try:
+            return date.fromisoformat(day).isoformat()
+        except ValueError:
+            raise ValueError("auto or a day; write it as 2026-01-31") from None
+    return day
+
+
+def _variables(values: Any) -> Frozen:
+    if not isinstance(values, Mapping) or not all(isinstance(x, bool | int | float | str) for x in values.values()):
+        raise ValueError(
+            "names with true, false, a number or a text each; write, for example, {enable_thinking: false}"
+        )
+    return Frozen(values)
+
+
 def _import_plugins(plugins: tuple[str, ...]) -> tuple[str, ...]:
     with suppress(ConfigError) if LENIENT.get() else nullcontext():
         load_plugins(plugins)
@@ -80,6 +99,31 @@ class LoadingConfig:
     """Run Python code that comes with the weights. Turn this on only if you trust its author."""
     allow_pickle: bool = False
     """Also load ``.bin`` weights, which can run code when opened. Off: only safetensors and GGUF."""
+
+
+@checked
+class ArchitectureConfig:
+    """Paths in a model whose architecture is not in the table (docs/models.md), as Python's print(model) shows them."""
+
+    layers: str | None = None
+    """The list of decoder layers, such as ``model.layers`` (None: the table says all three)."""
+    heads: str | None = None
+    """From a layer to its attention output projection, such as ``self_attn.o_proj``."""
+    neurons: str | None = None
+    """From a layer to its MLP down projection, such as ``mlp.down_proj`` (None: it has several, or none)."""
+
+    def __post_init__(self):
+        if (self.layers is None) != (self.heads is None) or (self.layers is None and self.neurons is not None):
+            raise ConfigError(
+                got=f"architecture with {', '.join(k for k, v in vars(self).items() if v is not None)} only",
+                expected="layers and heads, and neurons if each layer has one MLP",
+                remedy="give both architecture.layers and architecture.heads, or none of the three",
+            )
+
+    @property
+    def given(self) -> Architecture | None:
+        """The architecture that these paths describe; None if none are given."""
+        return None if self.layers is None or self.heads is None else Architecture(**vars(self))
 
 
 @checked
@@ -111,6 +155,14 @@ class PromptConfig:
     ``truthful``: the bundled primer. ``none``: no primer. Anything else: path of a text file."""
     primer_in_training: bool = False
     """Put the primer before the questions in training, too. Off: edits are trained without it and scored with it."""
+    template: Annotated[Mapping[str, bool | int | float | str], PlainValidator(_variables)] = field(
+        default_factory=Frozen
+    )
+    """Variables of the chat template, such as ``enable_thinking`` or ``date_string``.
+    ``enable_thinking`` and ``thinking`` are false unless they are set here: the model answers without reasoning."""
+    date: Annotated[str, AfterValidator(_a_day)] = "auto"
+    """The day that chat templates which print the date are given, such as 2026-01-31.
+    ``auto``: the day on which the run was started; it is written to config.yaml and kept when the run is resumed."""
 
 
 @checked
@@ -204,6 +256,7 @@ class AuditConfig:
     executor: str = "local"
     """What runs the trials: ``local`` (this process), or an executor that a plug-in adds."""
     loading: LoadingConfig = field(default_factory=LoadingConfig)
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)

@@ -8,6 +8,7 @@ become floats if the field is a float. NaN and infinity are refused.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import functools
 import json
@@ -141,6 +142,11 @@ def plain(value: Any) -> Any:
     if not dataclasses.is_dataclass(value):
         raise ConfigError(got=repr(value), expected="text, a number, a list or a mapping", remedy="put it in quotes")
     return vars(value)
+
+
+@plain.register
+def _(value: datetime.date) -> str:  # YAML reads 2026-01-31 as a date
+    return value.isoformat()
 
 
 @contextmanager

@@ -11,7 +11,9 @@ is a bias of its MLP's down projection: bias' = bias + v.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +27,15 @@ from torch.nn.functional import pad
 
 from locaudit.edits.bank import AnyEdit, check_fits
 from locaudit.edits.hooks import record
-from locaudit.errors import LocationError
+from locaudit.errors import LocationError, ModelError
 from locaudit.location import Site
-from locaudit.models import Model, output_weight
+from locaudit.models import Model, is_quantised, output_weight
 
 Form = Literal["peft", "merged", "vectors"]
+
+
+MOST_LOST = 0.05
+"""A merged checkpoint is refused if rounding its weights loses more than this share of the edit's update."""
 
 
 def cannot_become(model: Model, edit: AnyEdit, form: Form) -> str:
@@ -45,15 +51,10 @@ def cannot_become(model: Model, edit: AnyEdit, form: Form) -> str:
     check_fits(model, edit)
     if form == "vectors":
         return ""
-    if edit.positions != "all":
-        return "it has positions 'answer', and weights act on every token"
-    for (name, layer), e in edit.sites.items():
-        if name != "residual":
-            continue
-        if e.a.any() or e.mask is not None:
-            return f"it reads the residual stream of layer {layer}, which the skip connection carries past all weights"
-        if not _adds_plainly(model, layer):
-            return f"layer {layer} normalises its MLP's output, so a bias there does not add a constant to the stream"
+    if any(name.endswith(".base_layer") for name, _ in model.lm.named_modules()):
+        return "the model has adapter layers (LoRA); merge them into its weights first (peft: merge_and_unload)"
+    if reason := _no_update(model, edit, folds=form == "merged"):
+        return reason
     if form == "merged":
         for (name, layer), new in _updates(model, edit).items():
             if new.shift.any() and model.projection(Site(name, layer)).bias is None:
@@ -61,46 +62,123 @@ def cannot_become(model: Model, edit: AnyEdit, form: Form) -> str:
                     f"it adds a constant, but the projection of {name} in layer {layer} has no bias by this model's "
                     "config (a PEFT adapter can have one)"
                 )
+        if (lost := _lost(model, edit)) > MOST_LOST:
+            return (
+                f"rounding to the model's {_dtype(model)} would lose {lost:.0%} of the change of weights; a PEFT "
+                "adapter (--to peft) loses nothing, and neither does a model loaded in float32 (--dtype float32)"
+            )
+    return ""
+
+
+def _no_update(model: Model, edit: AnyEdit, *, folds: bool) -> str:
+    """Why an edit is no update of weights or, if `folds`, why these cannot hold it; an empty string if they can."""
+    if edit.positions != "all":
+        return "it has positions 'answer', and weights act on every token"
+    for (name, layer), e in edit.sites.items():
+        if name == "residual" and (e.a.any() or e.mask is not None):
+            return f"it reads the residual stream of layer {layer}, which the skip connection carries past all weights"
+        if name == "residual" and "neurons" in model.lacks:
+            return f"a constant in the stream would be a bias of the MLP, but {model.lacks['neurons']}"
+        projection = model.projection(_written(Site(name, layer)))
+        try:
+            weight = output_weight(projection)
+        except ModelError as error:
+            return f"at {name} of layer {layer}, the model has {error.got}; {error.remedy}"
+        if folds and is_quantised(projection):
+            return f"{name} of layer {layer} have quantised weights, which cannot hold it; an adapter can (--to peft)"
+        if not _is_product(projection, weight):
+            return f"the projection at {name} of layer {layer} computes something else than the product with its weight"
+        if name == "residual" and not _adds_plainly(model, layer):
+            return f"layer {layer} normalises its MLP's output, so a bias there does not add a constant to the stream"
     return ""
 
 
 @contextmanager
 def folded(model: Model, edit: AnyEdit) -> Iterator[None]:
-    """Run `model` with the edit folded into its weights; leaving restores the original weights.
+    """Run `model` with the edit folded into its weights; leaving restores the original weights, whatever happens.
 
-    Raises `LocationError` for an edit that cannot become weights.
+    While folded, the changed projections of a 16-bit model hold W' = W + (W B) A in float32 and compute in float32.
+    Rounding W' to 16 bits would lose a part of the update, which is small next to W. What these projections take and
+    return keeps the model's dtype. Raises `LocationError` for an edit that cannot become weights of this model.
     """
-    _refuse(model, edit, "peft")  # as in an adapter, a projection without a bias can be given one
-    before: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter | None]] = []
-    model.forget_fingerprint()
-    try:
-        for site, new in _updates(model, edit).items():
-            projection = model.projection(site)
-            slots, weight, bias = projection._parameters, output_weight(projection), projection.bias
-            changed = (weight.float() + new.written @ new.a).to(weight.dtype)
-            tensors = {"weight": changed if weight is projection.weight else changed.T.contiguous()}
-            if new.shift.any():
-                tensors["bias"] = new.shift.to(weight.dtype) + (0 if bias is None else bias.data)  # type: ignore[operator]
-            for name, tensor in tensors.items():
-                before.append((slots, name, slots[name]))
-                slots[name] = nn.Parameter(tensor, requires_grad=False)
+    check_fits(model, edit)
+    _refuse(_no_update(model, edit, folds=True))  # as in an adapter, a projection without a bias can be given one
+    with _replaced(model, {site: _changed(model, site, new) for site, new in _updates(model, edit).items()}):
         yield
-    finally:
-        for slots, name, own in reversed(before):
-            slots[name] = own
-        model.forget_fingerprint()
 
 
 def save_merged(model: Model, edit: AnyEdit, folder: str | Path) -> Path:
     """Save the edited model as a transformers checkpoint: its weights with the edit folded in, and its tokenizer.
 
+    The weights are rounded to the model's dtype. The share of the update that is lost by this is the norm of what
+    rounding changes over the norm of the update, both over all changed weights. A share above `MOST_LOST` is refused;
+    any share above 0.1 % gives a warning with the number. In float32 hardly anything is lost. The checkpoint is not
+    written in float32 unasked: a user who loads it would find a model of twice the size.
+
     Raises `LocationError` for an edit that cannot become such weights.
     """
-    _refuse(model, edit, "merged")
+    _refuse(cannot_become(model, edit, "merged"))
+    if (lost := _lost(model, edit)) > 0.001:
+        warnings.warn(
+            f"rounding to {_dtype(model)} loses {lost:.1%} of the change of weights (norm of the lost part)",
+            stacklevel=2,
+        )
     folder = Path(folder)
-    with folded(model, edit):
+    rounded = {}
+    for site, new in _updates(model, edit).items():
+        dtype = model.projection(site).weight.dtype
+        rounded[site] = {name: x.to(dtype) for name, x in _changed(model, site, new).items()}
+    with _replaced(model, rounded):
         _save_model(model, folder)
     return folder
+
+
+@contextmanager
+def _replaced(model: Model, weights: Mapping[Site, Mapping[str, Tensor]]) -> Iterator[None]:
+    """Give projections other weights, which may be in float32 in a 16-bit model; leaving restores their own."""
+    before: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter | None]] = []
+    handles = []
+    model.forget_fingerprint()
+    try:
+        for site, tensors in weights.items():
+            projection = model.projection(site)
+            slots, dtype = projection._parameters, projection.weight.dtype
+            if tensors["weight"].dtype != dtype:
+                handles.append(projection.register_forward_pre_hook(lambda _module, args: (args[0].float(), *args[1:])))
+                handles.append(projection.register_forward_hook(lambda _module, _args, out, dtype=dtype: out.to(dtype)))
+            for name, tensor in tensors.items():
+                before.append((slots, name, slots[name]))
+                slots[name] = nn.Parameter(tensor, requires_grad=False)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for slots, name, own in reversed(before):
+            slots[name] = own
+        model.forget_fingerprint()
+
+
+def _changed(model: Model, site: Site, new: _Update) -> dict[str, Tensor]:
+    """The weight and bias of one projection with the update, in float32 and in the layout of its own."""
+    projection = model.projection(site)
+    weight, bias = output_weight(projection), projection.bias
+    changed = weight.float() + new.written @ new.a
+    tensors = {"weight": changed if weight is projection.weight else changed.T.contiguous()}
+    if bias is not None or new.shift.any():
+        tensors["bias"] = new.shift if bias is None else new.shift + bias.data.float()
+    return tensors
+
+
+def _lost(model: Model, edit: AnyEdit) -> float:
+    """Share of the update that rounding to the model's dtype loses: ||rounded W' - W'|| / ||W' - W||, biases too."""
+    lost = update = 0.0
+    for site, new in _updates(model, edit).items():
+        slots = model.projection(site)._parameters
+        for name, x in _changed(model, site, new).items():
+            old = slots[name]
+            lost += float((x.to(slots["weight"].dtype).float() - x).square().sum())
+            update += float((x if old is None else x - old.data.float()).square().sum())
+    return math.sqrt(lost / update) if update else 0.0
 
 
 def save_adapter(model: Model, edit: AnyEdit, folder: str | Path, *, base: str | None = None) -> Path:
@@ -111,7 +189,7 @@ def save_adapter(model: Model, edit: AnyEdit, folder: str | Path, *, base: str |
     model was loaded. A model loaded from a GGUF file (such as the bundled one) or built in memory has neither: a copy
     is saved in the subfolder ``base``. Raises `LocationError` for an edit that cannot become weights.
     """
-    _refuse(model, edit, "peft")
+    _refuse(cannot_become(model, edit, "peft"))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     updates = _updates(model, edit)
@@ -121,7 +199,7 @@ def save_adapter(model: Model, edit: AnyEdit, folder: str | Path, *, base: str |
     tensors, targets, transposed = {}, [], False
     for site, new in updates.items():
         projection = model.projection(site)
-        transposed = output_weight(projection) is not projection.weight
+        transposed = not is_quantised(projection) and output_weight(projection) is not projection.weight
         targets.append(names[id(projection)])
         key = f"base_model.model.{targets[-1]}"
         tensors[f"{key}.lora_A.weight"] = pad(new.a, (0, 0, 0, rank - len(new.a))).cpu().contiguous()
@@ -159,7 +237,7 @@ def _updates(model: Model, edit: AnyEdit) -> dict[Site, _Update]:
     """The weight update of every projection that the edit changes, on that projection's device."""
     out: dict[Site, _Update] = {}
     for (name, layer), e in sorted(edit.sites.items()):
-        site = Site("neurons" if name == "residual" else name, layer)
+        site = _written(Site(name, layer))
         weight = output_weight(model.projection(site)).float()
         a, b, c = (x.detach().to(weight.device) for x in (e.as_matrices.a, e.as_matrices.b, e.as_matrices.c))
         if name == "residual":
@@ -174,13 +252,34 @@ def _updates(model: Model, edit: AnyEdit) -> dict[Site, _Update]:
     return out
 
 
-def _refuse(model: Model, edit: AnyEdit, form: Form) -> None:
-    if reason := cannot_become(model, edit, form):
+def _written(site: Site) -> Site:
+    """The site whose projection holds the update: a constant in the residual stream is a bias of the MLP's."""
+    return Site("neurons", site.layer) if site.name == "residual" else site
+
+
+def _dtype(model: Model) -> str:
+    return str(model.lm.dtype).removeprefix("torch.")
+
+
+def _refuse(reason: str) -> None:
+    if reason:
         raise LocationError(
             got=f"an edit that cannot become weights: {reason}",
-            expected="an edit that can",
-            remedy="run the model under it with edit.on(model), or export it as vectors",
+            expected="an edit, and layers, whose change is one of plain weights",
+            remedy="export it as vectors (--to vectors), or run the model under it in Python: edit.on(model)",
         )
+
+
+@torch.no_grad()
+def _is_product(projection: nn.Module, weight: Tensor) -> bool:
+    """Whether a projection computes W x + bias, within 5 %; tested on a random x, past any hooks.
+
+    It fails for a layer whose `weight` is not what its forward uses, for example one that quantises it on the fly.
+    """
+    x = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    y, bias = projection.forward(torch.cat([x, torch.zeros_like(x)])).float()
+    expected = weight.float() @ x[0].float()
+    return bool((y - bias - expected).norm() <= 0.05 * expected.norm())
 
 
 @torch.no_grad()
@@ -212,6 +311,12 @@ def _name_base(model: Model, folder: Path) -> str:
         return str(Path(name).resolve())
     if name and not Path(name).is_absolute() and not Path(name).exists():
         return name
+    size = sum(x.nbytes for x in model.lm.parameters())
+    warnings.warn(
+        f"the base model has no folder or hub id that an adapter could name; a copy of it, {size / 1e6:,.0f} MB, is "
+        f"written to {folder / 'base'}",
+        stacklevel=3,
+    )
     _save_model(model, folder / "base")
     return str((folder / "base").resolve())
 

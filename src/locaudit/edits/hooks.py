@@ -285,5 +285,5 @@ def _site_hooks(model: Model, changes: Mapping[Site, _Change]) -> Iterator[None]
         raise ModelError(
             got=f"a forward pass that never reached {missed[0][0]} in layer {missed[0][1]}",
             expected="a forward that calls every edited or recorded site",
-            remedy="register the architecture with the paths of the modules that its forward really calls",
+            remedy="give architecture the paths of the modules that its forward really calls",
         )

@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from locaudit.checkpoints import ADAPTER_FILE
 from locaudit.errors import ConfigError, DataError, ModelError, import_extra
 from locaudit.judges.base import Aspect, Case, Judgement, needed_model
 from locaudit.judges.labelled import is_held_out
@@ -33,6 +32,7 @@ from locaudit.judges.wire import completion_prompt
 from locaudit.measure.forward import batches
 from locaudit.measure.tree import encode_tree
 from locaudit.models import Model, load_model
+from locaudit.models.inside import put_adapter
 from locaudit.models.memory import of_device
 from locaudit.records import content_hash
 from locaudit.registry import ASPECTS
@@ -43,7 +43,6 @@ VERSION = 1
 ROW_TOKENS = {"cpu": 640, "cuda": 8192}
 """Padded tokens per forward pass, by device. Bounds memory; large enough to keep a GPU busy."""
 
-ADAPTER_FILE = "adapter_config.json"
 JUDGE_FILE = "judge.json"
 """File in a fine-tuned judge's folder, beside PEFT's, that records its aspect and how it was trained."""
 
@@ -180,7 +179,7 @@ def load_causal_lm_judge(
     base = load_model(str(settings.get("base_model_name_or_path") or ""), device=device, dtype=dtype, audited=False)
     elsewhere = ("base_model_name_or_path", "inference_mode", "revision", "peft_version", "auto_mapping")
     adapter = content_hash({key: value for key, value in settings.items() if key not in elsewhere})
-    adapted = Model(_adapted(base, folder), base.tokenizer, name)
+    adapted = Model(put_adapter(base.lm, folder, base.name), base.tokenizer, name)
     return wrap_judge(aspect, adapted, suffix, adapter, is_ours=bool(facts))
 
 
@@ -188,22 +187,6 @@ def wrap_judge(aspect: Aspect, model: Model, suffix: str, adapter: str = "", *, 
     """Make a judge from a loaded model. `adapter` is the hash of its adapter's settings, empty without one."""
     yes, _ = first_tokens(model.tokenizer, suffix)
     return CausalLMJudge(aspect, model, suffix, yes, of_device(ROW_TOKENS, model.device), adapter, is_ours)
-
-
-def _adapted(base: Model, folder: Path) -> Any:
-    """Put the PEFT adapter in `folder` on the base model and freeze both."""
-    try:
-        if not (folder / "adapter_model.safetensors").is_file():  # peft would ask the hub for it
-            raise FileNotFoundError("no file adapter_model.safetensors")
-        with quiet_peft():
-            lm = import_extra("peft", "judge").PeftModel.from_pretrained(base.lm, str(folder), use_safetensors=True)
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise ModelError(
-            got=f"the adapter {folder}, which does not fit {base.name} ({' '.join(str(error).split())[:300]})",
-            expected="an adapter in safetensors, trained on that model",
-            remedy="check the folder, and base_model_name_or_path in its adapter_config.json",
-        ) from error
-    return lm.eval().requires_grad_(False)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -215,8 +198,3 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(
             got=f"{path}, which cannot be read ({problem})", expected="a JSON object", remedy="restore the file"
         ) from None
-
-
-def quiet_peft() -> warnings.catch_warnings:
-    """A context without PEFT's warnings about its own use of transformers; the user can do nothing about them."""
-    return warnings.catch_warnings(action="ignore", category=FutureWarning)

@@ -60,6 +60,7 @@ def collect_activations(
     (`locaudit.behaviours.format`). All answers of a question share one tree, so the question's tokens run once. Raises
     `ConfigError` for a kind whose units are not blocks of coordinates, `ModelError` if a text does not fit the context.
     """
+    model.check_kind(kind)
     blocks = KINDS[kind].blocks(model.shape)
     if context not in ("next_question", "answer") or blocks is None or not questions:
         raise ConfigError(

@@ -4,7 +4,11 @@
     CE = mean over next tokens of -log p_edit(token), nats per token
 
 p_0 is the unedited model. The documents are the same for every edit. Source: Li et al. 2023 (ITI), section 4 and its
-code.
+code. Deviation: each document begins as the model expects a text to begin, so its first token is predicted, too.
+
+- Documents that the model wrote begin with the tokens they were sampled after: those that the tokenizer puts before
+  every text (BOS) or, if there are none (GPT-2, Qwen), the tokenizer's BOS or EOS token.
+- Documents cut from a file begin with what the tokenizer puts before every text: BOS, or nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +19,17 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import GenerationConfig
 
 from locaudit.edits import EditBank
 from locaudit.errors import DataError
+from locaudit.measure.generation import plain_generation
+from locaudit.measure.tree import added_tokens
 from locaudit.models import Model
 from locaudit.store.files import read_text
 
 BATCH_TOKENS = 512
-"""Document tokens in one forward."""
+"""About how many tokens of documents are in one forward."""
 KEEP_BYTES = 2**30
 """The unedited model's log-probabilities are kept in memory for the next edit if they need no more than this."""
 
@@ -54,7 +61,7 @@ def measure_drift(model: Model, text: DriftText, bank: EditBank | None) -> list[
     edits = [bank.part(k, k + 1) for k in range(bank.n_edits)] if bank else [None]
     kl = torch.zeros(len(edits), dtype=torch.float64)
     ce = torch.zeros(len(edits), dtype=torch.float64)
-    block = max(1, BATCH_TOKENS // n_tokens)
+    block = max(1, round(BATCH_TOKENS / n_tokens))
     with torch.no_grad():
         for start in range(0, n_documents, block):
             end = min(start + block, n_documents)
@@ -79,7 +86,11 @@ def _log_probs(model: Model, ids: Tensor, edit: EditBank | None) -> Float[Tensor
 
 
 def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: int) -> Int[Tensor, "documents tokens"]:
-    """Cut documents of `n_tokens` tokens from a text file, at even distances. Raises `DataError` if it is too short."""
+    """Cut documents of `n_tokens` tokens from a text file, at even distances.
+
+    Each follows the tokens, if any, that the tokenizer puts before every text. Raises `DataError` for too short a file.
+    """
+    before, _ = added_tokens(model.tokenizer)
     text = read_text(path).decode("utf-8")
     # Tokenise only a piece of each chunk, not the whole file; 8 characters per token are plenty.
     chunk = max(len(text) // n_documents, 1)
@@ -93,32 +104,37 @@ def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: in
                 expected=f"enough text for {n_documents} documents of {n_tokens} tokens",
                 remedy="use a longer text, or lower evaluation.drift_documents or evaluation.drift_tokens",
             )
-        rows.append(ids)
+        rows.append([*before, *ids])
     return torch.tensor(rows)
 
 
 def sample_documents(model: Model, n_documents: int, n_tokens: int, seed: int) -> Int[Tensor, "documents tokens"]:
-    """Sample documents from the unedited model at temperature 1, starting from its BOS token (or else EOS).
+    """Sample documents of `n_tokens` tokens from the unedited model at temperature 1, each behind its start tokens.
 
-    The start token is not part of the document. `seed` fixes the sample; torch's global random state is left as it was.
+    End tokens are not sampled; nothing else changes the model's distribution, such as settings in the checkpoint.
+    `seed` fixes the sample; torch's global random state is left as it was.
     """
-    tokenizer = model.tokenizer
-    known = (tokenizer.bos_token_id, tokenizer.eos_token_id, model.pad_id)
-    start = next(token for token in known if token is not None)
-    first = torch.tensor([[start]], device=model.device).expand(n_documents, 1)  # (documents, 1)
+    start = torch.tensor([start_tokens(model)], device=model.device).expand(n_documents, -1)  # (documents, start)
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), plain_generation(model):
         torch.manual_seed(seed)
-        out = model.lm.generate(  # type: ignore[operator]
-            first,
-            attention_mask=torch.ones(n_documents, 1, dtype=torch.long, device=model.device),
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            repetition_penalty=1.0,
-            min_new_tokens=n_tokens,
-            max_new_tokens=n_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    return out[:, 1:].cpu()
+        return model.lm.generate(  # type: ignore[operator]
+            start,
+            attention_mask=torch.ones_like(start),
+            generation_config=GenerationConfig(
+                do_sample=True,
+                temperature=1.0,
+                top_k=0,
+                top_p=1.0,
+                min_new_tokens=n_tokens,
+                max_new_tokens=n_tokens,
+                pad_token_id=model.pad_id,
+                eos_token_id=sorted(model.end_tokens) or None,
+            ),
+        ).cpu()
+
+
+def start_tokens(model: Model) -> tuple[int, ...]:
+    """Tokens after which the model begins a text: those that its tokenizer puts before every text, else BOS or EOS."""
+    known = (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id, model.pad_id)
+    return added_tokens(model.tokenizer)[0] or (next(token for token in known if token is not None),)

@@ -260,7 +260,7 @@ def check_length(model: Model, n_tokens: int, what: str) -> None:
         "sliding window": getattr(model.config, "sliding_window", None),
     }
     for name, limit in limits.items():
-        if limit is not None and n_tokens > limit:
+        if limit and n_tokens > limit:  # some configs write 0 for no sliding window
             raise ModelError(
                 got=f"{what} of {n_tokens} tokens, for a model with a {name} of {limit} tokens",
                 expected=f"at most {limit} tokens",

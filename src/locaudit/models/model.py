@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from locaudit.architectures import Architecture, find_architecture
+from locaudit.checkpoints import kv_heads
 from locaudit.claims import Shape, find_kind
-from locaudit.errors import ModelError
+from locaudit.errors import LocationError, ModelError
 from locaudit.location import Location, Site
-from locaudit.models.architectures import find_architecture, input_width, output_weight, submodule
+from locaudit.models.architectures import input_width, output_width, submodule
+from locaudit.registry import ARCHITECTURES, KINDS
 
 _NOT_THE_FUNCTION = (
-    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config",
-    "use_cache",
+    "_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "use_cache",
 )  # fmt: skip
 """Entries of a transformers config that do not change what the model computes."""
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 """Argument that takes earlier tokens' keys and values: transformers renamed it in 5.24."""
+
+NO_NEURONS = "a layer has no MLP down projection of its own, or several, as in a mixture of experts"
+"""Why a model lacks neurons whose architecture has no path to them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +53,12 @@ class Model:
     lm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    """Sites (``heads``, ``neurons``, ``residual``) that cannot be used in this model, and why."""
+    architecture: Architecture | None = None
+    """Paths to its projections that were given with the model; None: those of the table."""
+    note: str = ""
+    """What was done to the weights of that name, for reports: an adapter that was merged into them."""
 
     def __repr__(self) -> str:
         kind, dtype = self.config.model_type, str(self.lm.dtype).removeprefix("torch.")
@@ -58,13 +71,20 @@ class Model:
         return self.lm.config.get_text_config()
 
     @cached_property
+    def paths(self) -> Architecture:
+        """The paths to its projections: those given, or those of the table. Raises `ModelError` without either."""
+        model_type = self.config.model_type
+        seen = "" if model_type in ARCHITECTURES else _seen_paths(self.lm)
+        return self.architecture or find_architecture(model_type, seen)
+
+    @cached_property
     def _layers(self) -> nn.Module:
-        return submodule(self.lm, find_architecture(self.config.model_type).layers)
+        return submodule(self.lm, self.paths.layers)
 
     @property
     def trunk(self) -> nn.Module:
         """The module whose forward pass calls the layers one after another."""
-        return submodule(self.lm, find_architecture(self.config.model_type).layers.rpartition(".")[0])
+        return submodule(self.lm, self.paths.layers.rpartition(".")[0])
 
     @property
     def n_layers(self) -> int:
@@ -90,9 +110,9 @@ class Model:
         return Shape(
             n_layers=self.n_layers,
             n_heads=self.n_heads,
-            n_kv_heads=getattr(self.config, "num_key_value_heads", None) or self.n_heads,
+            n_kv_heads=kv_heads(self.config.to_dict(), self.n_heads),
             head_dim=self.head_dim,
-            n_neurons=self.width(Site("neurons", 0)),
+            n_neurons=0 if self.paths.neurons is None else self.width(Site("neurons", 0)),
             width=self.width(Site("residual", 0)),
         )
 
@@ -104,23 +124,41 @@ class Model:
         """The linear layer that reads the site's vector.
 
         For heads this is the attention output projection, for neurons the MLP down projection. The residual stream has
-        none; asking for it raises `KeyError`.
+        none; asking for it raises `KeyError`. Raises `LocationError` for neurons where no projection is known.
         """
         name, layer = site
-        table = find_architecture(self.config.model_type)
-        return submodule(self.layer(layer), {"heads": table.attention, "neurons": table.mlp}[name])
+        path = {"heads": self.paths.heads, "neurons": self.paths.neurons}[name]
+        if path is None:
+            raise LocationError(
+                got=f"{name} of {self.name} ({self.config.model_type}), where {NO_NEURONS}",
+                expected="a site that it has: heads or residual",
+                remedy="use another place, or an edit that was made for this model",
+            )
+        return submodule(self.layer(layer), path)
 
     def width(self, site: Site) -> int:
         """Width d of the site's vector."""
         name, layer = site
         if name == "residual":
-            return output_weight(self.projection(Site("heads", layer))).shape[0]
+            return output_width(self.projection(Site("heads", layer)))
         return input_width(self.projection(site))
+
+    def check_kind(self, kind: str) -> None:
+        """Raise `ModelError` if places of this kind cannot be edited in the model (`lacks`)."""
+        if reason := self.lacks.get(KINDS[kind].site):
+            usable = [name for name in KINDS if KINDS[name].site not in self.lacks]
+            raise ModelError(
+                got=f"places of the kind {kind} in {self.name} ({self.config.model_type}), where {reason}",
+                expected=f"a kind that this model has: {', '.join(usable) or 'none'}",
+                remedy="claim a place of another kind, or audit another model",
+            )
 
     def site_device(self, site: Site) -> torch.device:
         """Device of the site's projection or layer. Layers can be on different devices."""
         name, layer = site
-        return next((self.layer(layer) if name == "residual" else self.projection(site)).parameters()).device
+        module = self.layer(layer) if name == "residual" else self.projection(site)
+        # Some quantised layers have only buffers, and some not even those.
+        return next((x.device for x in (*module.parameters(), *module.buffers())), self.device)
 
     @property
     def head(self) -> Head | None:
@@ -136,18 +174,18 @@ class Model:
     def _glance(self) -> tuple[Head | None, int]:
         """`head` and `n_layer_outputs`, found by running the model on four tokens."""
         output = self.lm.get_output_embeddings()
-        weight = getattr(output, "weight", None)
+        weight = getattr(output, "_parameters", {}).get("weight")  # some quantised layers have none
         lengths: list[int] = []
         handle = self.layer(0).register_forward_hook(
             lambda _module, _args, out: lengths.append(len(out) if isinstance(out, tuple) else 0)
         )
-        ids = torch.arange(4, device=self.device).unsqueeze(0)
         try:
+            ids = torch.arange(4, device=self.device).unsqueeze(0)
             with torch.no_grad():
                 logits = self.lm(input_ids=ids, use_cache=False).logits[0].float()
         finally:
             handle.remove()
-        if weight is None or weight.is_meta or self.lm.base_model is self.lm:
+        if weight is None or weight.is_meta or not weight.is_floating_point() or self.lm.base_model is self.lm:
             return None, lengths[0]
         head = Head(weight, getattr(output, "bias", None), getattr(self.config, "final_logit_softcapping", None))
         with torch.no_grad():
@@ -171,8 +209,9 @@ class Model:
         """The subspace of each site's vector (d,) that belongs to the location. Other sites are left out.
 
         A subspace is a boolean mask (d,) of coordinates, or an orthonormal basis (d, k) in float32. Raises
-        `LocationError` if the location is outside this model.
+        `LocationError` if the location is outside this model, `ModelError` if the model lacks the kind's site.
         """
+        self.check_kind(location.kind)
         found = find_kind(location).subspaces(location, self.shape)
         return {
             site: torch.from_numpy(x) if x.dtype == bool else torch.from_numpy(x).float() for site, x in found.items()
@@ -190,9 +229,14 @@ class Model:
         It is computed once. Code that changes weights in place must call `forget_fingerprint`.
         """
         digest = hashlib.sha256(f"{self.config.model_type} {self.lm.dtype}".encode())
-        for name, tensor in sorted(self.lm.state_dict().items()):
-            flat = tensor.detach().reshape(-1)
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        # Some quantised layers keep a tuple of tensors and numbers under one name.
+        state = ((name, x) for name, entry in sorted(self.lm.state_dict().items()) for x in tree_leaves(entry))
+        for name, x in state:
+            if not torch.is_tensor(x):
+                digest.update(f"{name} {x!r}".encode())
+                continue
+            flat = (x.dequantize() if x.is_quantized else x).detach().reshape(-1)
+            digest.update(f"{name} {tuple(x.shape)}".encode())
             if flat.numel() and not flat.is_meta:
                 digest.update(flat.to("cpu").contiguous().view(torch.uint8).numpy().tobytes())
         config = {k: v for k, v in self.lm.config.to_dict().items() if k not in _NOT_THE_FUNCTION}
@@ -203,6 +247,8 @@ class Model:
         template = getattr(self.tokenizer, "chat_template", None)
         digest.update(repr((self.tokenizer.special_tokens_map, template)).encode())
         digest.update(repr(sorted(self.end_tokens)).encode())
+        if self.architecture is not None:
+            digest.update(repr(self.architecture).encode())
         return digest.hexdigest()[:16]
 
     def forget_fingerprint(self) -> None:
@@ -220,55 +266,32 @@ class Model:
         return frozenset(int(token) for token in listed)
 
 
-def wrap_model(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "custom") -> Model:
-    """Use a model that is already in memory. It is frozen and put in eval mode.
-
-    Raises `ModelError` if the architecture is unknown, a projection is missing or has an unexpected width, weights are
-    offloaded, or the tokenizer has neither a pad nor an EOS token.
-    """
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ModelError(
-                got=f"the tokenizer of {name}, which has neither a pad nor an EOS token",
-                expected="a token to pad with (padding is masked, so any token will do)",
-                remedy="set pad_token in tokenizer_config.json (tokenizer.pad_token in Python)",
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    n_embeddings = lm.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-    if tokenizer.pad_token_id >= n_embeddings:  # type: ignore[operator]
-        raise ModelError(
-            got=f"the pad token {tokenizer.pad_token_id} of {name}, a model with {n_embeddings} embeddings",
-            expected="a pad token that has an embedding (padding is masked, so any such token will do)",
-            remedy="set pad_token in tokenizer_config.json (tokenizer.pad_token in Python), for example to EOS",
-        )
-    if any(p.is_meta for p in lm.parameters()):
-        raise ModelError(
-            got=f"{name} with weights that are on no device (offloaded to memory or disk, or never loaded)",
-            expected="every weight on a CPU or GPU",
-            remedy="use more or larger GPUs, or set loading.dtype to bfloat16; offloading is not supported",
-        )
-    lm.eval()
-    lm.requires_grad_(False)
-    model = Model(lm, tokenizer, name)
-    for layer in range(model.n_layers):
-        width = model.width(Site("heads", layer))
-        if width % model.n_heads:
-            raise ModelError(
-                got=f"an output projection of width {width} in layer {layer} with {model.n_heads} heads",
-                expected="a width that is a multiple of the number of heads",
-                remedy="register the architecture with the path of its attention output projection",
-            )
-        model.width(Site("neurons", layer))
-    _ = model.head  # computed now, while no edit is applied
-    return model
+def _seen_paths(lm: nn.Module) -> str:
+    """For the error about an unlisted model: its first list of layers, and the linear projections in one of them."""
+    for path, module in lm.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) > 1:
+            inner = [
+                n for n, x in module[0].named_modules() if isinstance(x, nn.Linear) or type(x).__name__ == "Conv1D"
+            ]
+            return f" (it has the list {path}, whose modules have {', '.join(inner) or 'no Linear layer'})"
+    return ""
 
 
 def as_model(model: Model | PreTrainedModel) -> Model:
     """Wrap a transformers model without a tokenizer, enough to apply edits to it. A `Model` is returned unchanged."""
     if isinstance(model, Model):
         return model
-    if not isinstance(model, PreTrainedModel):
-        raise ModelError(
-            got=f"a {type(model).__name__}", expected="a Model or a transformers model", remedy="pass one of the two"
-        )
+    check_lm(model)
     return Model(model, None, model.name_or_path)  # type: ignore[arg-type]
+
+
+def check_lm(lm: PreTrainedModel) -> PreTrainedModel:
+    """The model itself; raises `ModelError` if it is no transformers model, such as a `PeftModel`."""
+    if not isinstance(lm, PreTrainedModel):
+        raise ModelError(
+            got=f"a {type(lm).__name__}",
+            expected="a Model or a transformers model",
+            remedy="pass one of the two; of a PEFT model, copy.deepcopy(model).merge_and_unload(), or save its adapter "
+            "and give that folder to load_model",
+        )
+    return lm

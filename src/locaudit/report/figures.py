@@ -157,7 +157,7 @@ def draw_shares(
             across = np.linspace(max(xlim[0], 1e-3), xlim[1], 300)
             axis.plot(across, curve / across, color=FAINT, linewidth=0.9, zorder=1)
         axis.set(xlim=xlim, ylim=ylim, xlabel=f"{titles[0]} on test", ylabel=f"{titles[1]} on test")
-        _scatter_legend(figure, series, [line_key(f"its {product}", FAINT, linewidth=0.9)] if curve > 0 else [])
+        _scatter_legend(figure, series, [line_key(f"unedited {product}", FAINT, linewidth=0.9)] if curve > 0 else [])
     return figure
 
 

@@ -45,6 +45,7 @@ def environment(*, autoescape: bool = True) -> Any:
         "place": lambda text: short_location(text).replace(",", ", "),
         "mean": fmean,
         "settings": reading_words,
+        "escaped": lambda text: repr(text)[1:-1],
         "duration": spell_duration,
         "sentence": lambda text: text[:1].upper() + text[1:],
     }

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from locaudit.behaviours.behaviour import Behaviour
-from locaudit.behaviours.format import Prompt
 from locaudit.behaviours.loaders import load_behaviour
 from locaudit.claims import Controls, find_kind
 from locaudit.claims.kinds import Shape
@@ -41,6 +40,7 @@ from locaudit.run.prepare import (
     Preparing,
     Probed,
     borrow_cache,
+    drift_source,
     plant_questions,
     prepare_probes,
     prepare_shared,
@@ -48,7 +48,15 @@ from locaudit.run.prepare import (
 )
 from locaudit.run.status import Meter, show_progress
 from locaudit.run.stopping import Stopping
-from locaudit.run.subject import Inputs, check_subject, find_style, load_subject, read_inputs, split_behaviour
+from locaudit.run.subject import (
+    Inputs,
+    check_subject,
+    load_subject,
+    make_prompt,
+    read_inputs,
+    settle_style,
+    split_behaviour,
+)
 from locaudit.run.worker import Shared, Worker, find_lack
 from locaudit.store.cache import Cache, open_cache
 from locaudit.store.database import HeldOutQuestion, Store
@@ -88,7 +96,8 @@ def run_audit(
 
     Raises `LocauditError` for inputs, a model or a run folder that cannot be used.
     """
-    inputs = read_inputs(config, behaviour, judges, model)  # first, so that a refused command changes no run folder
+    # First, so that a refused command changes no run folder.
+    inputs = read_inputs(config, behaviour, judges, model, out)
     opened = open_run(out, inputs.config, inputs.registration)
     with opened as store, show_progress(progress) as meter, closing(open_cache()) as cache:
         job = begin(store, inputs, model, cache, meter, prepared)
@@ -127,11 +136,11 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     contexts = {
         name: fit_context(model.fingerprint, forests.train, probing, name, settings)
         for name, settings in config.methods.items()
-    } | {NO_METHOD: content_hash([model.fingerprint, inputs.drift_text.decode(errors="replace")])}
+    } | {NO_METHOD: content_hash([model.fingerprint, drift_source(inputs, model)])}
     # The settings are the same (`open_run` checked them), but the files that they name may have changed.
     if not store.contexts() <= set(contexts.values()):
         raise RunFolderError(
-            got=f"{store.folder}, made with other model weights, questions, primer or drift text under the same names",
+            got=f"{store.folder}, made with other model weights, questions, prompts or drift text under the same names",
             expected="the same inputs as before",
             remedy="restore the earlier files and run the same command again, or choose another --out",
         )
@@ -229,14 +238,13 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
 def run_probes(config: AuditConfig) -> Probes:
     """Fit a probe for every head on the training questions of the behaviour. Writes nothing."""
     behaviour = load_behaviour(config.behaviour)
-    split = split_behaviour(config, behaviour)
+    config, split = settle_style(config, behaviour), split_behaviour(config, behaviour)
     with show_progress() as meter:
         meter.say(f"loading {config.model}")
         model = load_subject(config)
         meter.say("reading activations of the training questions")
-        prompt = Prompt(find_style(config, behaviour))
         activations = collect_activations(
-            model, split.train, context=config.probe.context, prompt=prompt, seed=config.seed
+            model, split.train, context=config.probe.context, prompt=make_prompt(config), seed=config.seed
         )
     return fit_probes(
         activations, inverse_l2=config.probe.inverse_l2, val_fraction=config.probe.val_fraction, seed=config.seed

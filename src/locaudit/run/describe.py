@@ -44,7 +44,7 @@ def make_manifest(
     kind, questions = find_kind(claim), behaviour.questions
     population = controls.population
     return Manifest(
-        model=model.name,
+        model=f"{model.name} ({model.note})" if model.note else model.name,
         fingerprint=model.fingerprint,
         shape=model.shape,
         n_units=kind.n_units(model.shape),
@@ -80,6 +80,8 @@ def make_manifest(
         registration=registration,
         plugins=config.plugins,
         primer=inputs.scoring.primer,
+        prompt_end=_prompt_end(inputs, model),
+        prompt_date=config.prompt.date if inputs.scoring.uses_clock(model.tokenizer) else None,
         notes=notes_on(inputs),
     )
 
@@ -93,6 +95,13 @@ def notes_on(inputs: Inputs) -> tuple[str, ...]:
         f"The bundled judge was fitted on answers to TruthfulQA; how accurate it is on {inputs.behaviour.name} was not "
         "measured. Choose another judge (--judge), or a score that needs none (--score reward_margin).",
     )
+
+
+def _prompt_end(inputs: Inputs, model: Model) -> str | None:
+    """The last 40 characters before an answer in style ``chat``; None in other styles."""
+    if inputs.scoring.style != "chat":
+        return None
+    return inputs.scoring.render(inputs.split.test[0].text, model.tokenizer)[-40:]
 
 
 def describe_judges(judges: Mapping[str, Judge]) -> dict[str, JudgeFacts]:

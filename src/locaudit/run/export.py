@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from locaudit.edits import Edit, Form, load_edit, save_merged
@@ -21,6 +22,7 @@ def export_edit(
     out: str | Path,
     *,
     strength: float | None = None,
+    dtype: str | None = None,
     model: Model | None = None,
 ) -> Path:
     """Export one edit of a run into the folder `out`; returns the path that was written.
@@ -32,7 +34,8 @@ def export_edit(
     - ``merged``: a whole checkpoint
     - ``vectors``: ``edit.safetensors`` with each site's A, B, c, mask and mean
 
-    The first two need the model. It is loaded by the name in the run's settings unless `model` is given.
+    The first two need the model. It is loaded by the name in the run's settings, in their dtype or in `dtype`, unless
+    `model` is given.
 
     Raises `RunFolderError` for a trial or strength that the run does not have, and `LocationError` for an edit that
     cannot have this form.
@@ -45,6 +48,8 @@ def export_edit(
         out.mkdir(parents=True, exist_ok=True)
         edit.save(out / "edit.safetensors")
         return out / "edit.safetensors"
+    if dtype is not None:
+        config = replace(config, loading=replace(config.loading, dtype=dtype))
     return _WEIGHTS[to](model or load_subject(config), edit, out)
 
 

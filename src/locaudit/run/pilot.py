@@ -69,7 +69,7 @@ def run_pilot(
     The trials are kept: the same audit into `out` continues from there and ends with the same records. Judges that
     cost money are not asked. Arguments and errors are those of `run_audit`.
     """
-    inputs = read_inputs(config, behaviour, judges, model)
+    inputs = read_inputs(config, behaviour, judges, model, out)
     billed = {aspect: judge for aspect, judge in inputs.judges.items() if isinstance(judge, Billed)}
     local = {aspect: judge for aspect, judge in inputs.judges.items() if aspect not in billed}
     opened = open_run(out, inputs.config, inputs.registration)

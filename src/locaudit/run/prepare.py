@@ -19,7 +19,7 @@ from locaudit.behaviours.format import Prompt
 from locaudit.config import AuditConfig
 from locaudit.errors import ModelError
 from locaudit.measure.activations import Activations, Context, collect_activations
-from locaudit.measure.drift import DriftText, cut_documents, sample_documents
+from locaudit.measure.drift import DriftText, cut_documents, sample_documents, start_tokens
 from locaudit.measure.forward import answer_log_probs, check_length
 from locaudit.measure.tree import Forest, plant
 from locaudit.methods.probes import Probes, fit_probes
@@ -135,8 +135,9 @@ def probing_settings(config: AuditConfig) -> list[Any]:
     """The settings that activations are read with; part of each fit's identity."""
     # "turns" and not "chat": version 0.1.0 read activations in the style qa under the name "chat", and an edit of
     # that version must not get the same identity.
-    texts = "turns" if config.prompt.style == "chat" else config.prompt.style
-    return [config.probe.context, config.seed, texts]
+    prompt = config.prompt
+    texts = ["turns", prompt.template, prompt.date] if prompt.style == "chat" else [prompt.style]
+    return [config.probe.context, config.seed, *texts]
 
 
 def prepare_probes(store: Store, preparing: Preparing, key: str) -> Probed | None:
@@ -159,7 +160,12 @@ def prepare_probes(store: Store, preparing: Preparing, key: str) -> Probed | Non
 
 
 def prepare_shared(
-    store: Store, inputs: Inputs, preparing: Preparing, forests: Forests, contexts: Mapping[str, str], cache: Cache
+    store: Store,
+    inputs: Inputs,
+    preparing: Preparing,
+    forests: Forests,
+    contexts: Mapping[str, str],
+    cache: Cache,
 ) -> Shared:
     """Compute or read the unedited model's log-probabilities, the drift documents and each method's tensors.
 
@@ -229,10 +235,17 @@ def borrow_cache(store: Store, folder: Path) -> None:
             write_atomically(store.cache / file.name, file.read_bytes())
 
 
+def drift_source(inputs: Inputs, model: Model) -> list[Any]:
+    """What decides the documents that drift is measured on, besides the model: part of the base trial's identity."""
+    settings = inputs.config.evaluation
+    text = content_hash(inputs.drift_text.decode(errors="replace"))
+    return [(settings.drift_documents, settings.drift_tokens), text, inputs.config.seed, start_tokens(model)]
+
+
 def _documents(store: Store, inputs: Inputs, model: Model, say: Say) -> Tensor:
     settings = inputs.config.evaluation
     size = settings.drift_documents, settings.drift_tokens
-    check_length(model, settings.drift_tokens + 1, "a drift document")
+    check_length(model, len(start_tokens(model)) + settings.drift_tokens, "a drift document")
 
     def compute() -> Tensors:
         if settings.drift_text is not None:
@@ -240,8 +253,7 @@ def _documents(store: Store, inputs: Inputs, model: Model, say: Say) -> Tensor:
         say(f"sampling {size[0]} x {size[1]} tokens of text from the unedited model")
         return {"documents": sample_documents(model, *size, seed=inputs.config.seed)}, {}
 
-    text = content_hash(inputs.drift_text.decode(errors="replace"))
-    key = content_hash([model.fingerprint, size, text, inputs.config.seed])
+    key = content_hash([model.fingerprint, *drift_source(inputs, model)])
     return _cached(store, "drift", key, compute)[0]["documents"]
 
 

@@ -57,7 +57,7 @@ def run_repeats(
     is out of range or lower than before, and the errors of `run_audit`.
     """
     check_repeats(config, repeats)
-    inputs = read_inputs(config, behaviour, judges, model)
+    inputs = read_inputs(config, behaviour, judges, model, repeat_folder(out, 0))
     config, registration = inputs.config, inputs.registration
     del inputs  # frees its judges, because each audit loads its own
     check_repeats(config, repeats)

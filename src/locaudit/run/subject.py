@@ -6,16 +6,19 @@ Torch is imported only when something is loaded, so that bad settings and files 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from locaudit.behaviours.behaviour import Behaviour, Style
+from locaudit.behaviours.behaviour import Behaviour
 from locaudit.behaviours.format import Prompt, load_primer
 from locaudit.behaviours.loaders import load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
 from locaudit.checkpoints import read_shape
 from locaudit.claims import find_kind, parse_location
-from locaudit.config import AuditConfig, Registration, hold, read_registration
+from locaudit.config import AuditConfig, Registration, hold, load_config, read_registration
 from locaudit.config.settings import ANSWER_TOKENS
 from locaudit.errors import ConfigError
 from locaudit.judges.base import Judge
@@ -24,6 +27,7 @@ from locaudit.registry import METHODS, load_plugins
 from locaudit.run.judging import build_judges, check_judges, choose_judges
 from locaudit.stats.scores import find_score, resolve_score
 from locaudit.store.files import read_text
+from locaudit.store.folder import MARK
 
 if TYPE_CHECKING:
     from locaudit.models.model import Model
@@ -37,7 +41,8 @@ class Inputs:
     """The complete settings, including those of the claim file.
 
     The claim is spelled out, so a claim file that changes later cannot mix two claims in one run folder.
-    ``evaluation.max_new_tokens`` is a number here, never None, and ``prompt.style`` is never ``auto``.
+    ``evaluation.max_new_tokens`` is a number here, never None, ``prompt.style`` is never ``auto``, and ``prompt.date``
+    is a day in style ``chat``.
     """
     behaviour: Behaviour
     split: Split
@@ -58,12 +63,13 @@ def read_inputs(
     behaviour: Behaviour | None = None,
     judges: Mapping[str, Judge] | None = None,
     model: Model | None = None,
+    out: str | Path | None = None,
 ) -> Inputs:
     """Read and check everything that the settings name, and load the judges.
 
     Arguments are those of `read_settings`. Raises `LocauditError` for anything that cannot be used.
     """
-    inputs = read_settings(config, behaviour, judges, model)
+    inputs = read_settings(config, behaviour, judges, model, out)
     config, behaviour = inputs.config, inputs.behaviour
     if judges is None:
         generates = bool(config.evaluation.max_new_tokens)
@@ -78,12 +84,14 @@ def read_settings(
     behaviour: Behaviour | None = None,
     judges: Mapping[str, Judge] | None = None,
     model: Model | None = None,
+    out: str | Path | None = None,
 ) -> Inputs:
     """Do what `read_inputs` does, but load no judge and no model: the judges' settings are only checked.
 
     `behaviour`, `judges` and `model` take precedence over the settings. If there is a claim file (``registered``), they
     must match what it names. A claim outside the model is refused here if the model's files tell its shape, else
-    when the model is loaded (`check_subject`). Raises `LocauditError`.
+    when the model is loaded (`check_subject`). `out` is the run folder; a run that was started there before gives
+    ``prompt.date``. Raises `LocauditError`.
     """
     load_plugins(config.plugins)
     registration = None
@@ -94,12 +102,16 @@ def read_settings(
             config = replace(config, claim=str(parse_location(config.claim)))
         config = hold(registration, config)
     behaviour = behaviour or load_behaviour(config.behaviour)
-    prompt = replace(config.prompt, style=find_style(config, behaviour))
-    config, primer = replace(config, prompt=prompt), load_primer(prompt.primer, behaviour.primer)
+    config = settle_style(config, behaviour)
+    if config.prompt.style == "chat" and config.prompt.date == "auto":
+        config = replace(config, prompt=replace(config.prompt, date=_first_day(out)))
+    primer = load_primer(config.prompt.primer, behaviour.primer)
     claim = None if config.claim is None else parse_location(config.claim)
     if claim is not None:
         config = replace(config, claim=str(claim))
-    shape = read_shape(config.model, config.loading.revision) if model is None else model.shape
+    shape = (
+        read_shape(config.model, config.loading.revision, config.architecture.given) if model is None else model.shape
+    )
     if claim is not None and shape is not None:
         find_kind(claim).check(claim, shape)
     limit, asked = config.evaluation.max_new_tokens, judges
@@ -113,13 +125,34 @@ def read_settings(
         config,
         behaviour,
         split_behaviour(config, behaviour),
-        Prompt(prompt.style, primer),
-        Prompt(prompt.style, primer if prompt.primer_in_training else ""),
+        make_prompt(config, primer),
+        make_prompt(config, primer if config.prompt.primer_in_training else ""),
         b"" if config.evaluation.drift_text is None else read_text(config.evaluation.drift_text),
         claim,
         judges or {},
         registration,
     )
+
+
+def settle_style(config: AuditConfig, behaviour: Behaviour) -> AuditConfig:
+    """The settings with the behaviour's own ``prompt.style`` in place of ``auto``."""
+    style = behaviour.style if config.prompt.style == "auto" else config.prompt.style
+    return replace(config, prompt=replace(config.prompt, style=style))
+
+
+def make_prompt(config: AuditConfig, primer: str = "") -> Prompt:
+    """The format of questions that the settings say, with the text of a primer."""
+    day = "" if config.prompt.date == "auto" else config.prompt.date
+    return Prompt(config.prompt.style, primer, config.prompt.template, day)
+
+
+def _first_day(out: str | Path | None) -> str:
+    """The ``prompt.date`` of the run in a folder, or today if there is none."""
+    found = "auto"
+    if out is not None:
+        with suppress(ConfigError):  # no run yet, or a damaged one, which is refused when it is opened
+            found = load_config(Path(out) / MARK).prompt.date
+    return date.today().isoformat() if found == "auto" else found
 
 
 def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
@@ -130,22 +163,18 @@ def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
     )
 
 
-def find_style(config: AuditConfig, behaviour: Behaviour) -> Style:
-    """The format of the questions: that of the settings, or the behaviour's own."""
-    return behaviour.style if config.prompt.style == "auto" else config.prompt.style
-
-
 def load_subject(config: AuditConfig) -> Model:
     """Load the model that is audited."""
     from locaudit.models.load import load_model
 
-    return load_model(config.model, **asdict(config.loading))
+    return load_model(config.model, **asdict(config.loading), architecture=config.architecture.given)
 
 
 def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> None:
-    """Raise an error if the claim does not fit the model, or if an optimizer cannot run on its device."""
+    """Raise an error if the model lacks what is claimed, or if an optimizer cannot run on its device."""
     from locaudit.methods.optimizers import resolve_optimizer
 
+    model.check_kind("head" if claim is None else claim.kind)
     if claim is not None:
         find_kind(claim).check(claim, model.shape)
     for name, settings in config.methods.items():

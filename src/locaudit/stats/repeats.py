@@ -106,7 +106,7 @@ class RepeatsVerdict:
             for name, m in self.methods.items()
         ]
         if len(set(self.claims)) > 1:
-            lines.append(f"The claim moves between repeats; two of them share {self.overlap:.0%} of its units.")
+            lines.append(f"The claim moves between repeats; on average, two share {self.overlap:.0%} of its units.")
         return "\n".join(lines)
 
 

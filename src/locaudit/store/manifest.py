@@ -78,6 +78,10 @@ class Manifest:
     plugins: tuple[str, ...] = ()
     primer: str | None = None
     """Text before each scored question; empty if there is none, None in a run of an earlier version."""
+    prompt_end: str | None = None
+    """The last 40 characters that the chat template writes before an answer; None in style ``qa``."""
+    prompt_date: str | None = None
+    """The day on which the chat template's clock stood; None if the template does not print it."""
     extensions: tuple[Extension, ...] = ()
     """What was added to the run after it had results, in order."""
     notes: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from dataclasses import field
 from typing import Literal
 
 from locaudit.config import (
+    ArchitectureConfig,
     AuditConfig,
     EvaluationConfig,
     LoadingConfig,
@@ -63,6 +64,7 @@ class PaperConfig:
     seed: Seed = AuditConfig.seed
     """Seed of random locations, training order and initial values of trained edits."""
     loading: LoadingConfig = field(default_factory=LoadingConfig)
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     prompt: PromptConfig = field(default_factory=lambda: PromptConfig(primer="truthful"))
     probe: ProbeConfig = field(default_factory=ProbeConfig)
@@ -118,7 +120,7 @@ class PaperConfig:
 
 
 _SHARED = (
-    "model", "level", "seed", "loading", "split", "prompt", "probe", "evaluation", "judges",
+    "model", "level", "seed", "loading", "architecture", "split", "prompt", "probe", "evaluation", "judges",
 )  # fmt: skip
 
 

@@ -66,7 +66,8 @@ def _opened(
     """
     first = config.audits()["sets"]
     with lock_folder(folder, SETTINGS):
-        inputs = read_inputs(first, behaviour, judges, model)
+        inputs = read_inputs(first, behaviour, judges, model, folder / "sets")
+        config = replace(config, prompt=inputs.config.prompt)  # all audits have the day of the first one
         questions = inputs.behaviour.questions
         answers = [sum(len(getattr(question, side)) for question in questions) for side in ("true", "false")]
         with show_progress(progress) as meter:
