@@ -155,6 +155,27 @@ def test_an_answer_stops_at_the_next_question(said, kept):
         assert text.endswith("Q:"), "decoded on after the marker"
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (" No. Q: why not?\n\nThe end of it", "No. Q: why not?"),
+        (" round\nand flat\n\n\nThe end", "round\nand flat"),
+        ("\n\nThe end of it", ""),
+        (" round\n", "round"),
+        (" It is.\nQ", "It is.\nQ"),
+    ],
+)
+def test_a_completion_stops_at_a_paragraph_break(said, kept):
+    model = wrap_model(make_lm("llama"), tokenizer(), "scripted")
+    tokens = model.tokenizer(said, add_special_tokens=False)["input_ids"]
+    model.lm.lm_head = Scripted([*tokens, EOS], len(model.tokenizer))
+    _, prompts = prompts_of(model)
+    style = Prompt("completion")
+    (rows,) = generate_tokens(model, (), prompts[:2], max_new_tokens=60, answer_format=style)
+    assert answer_text(model, rows[0], style) == answer_text(model, rows[1], style) == kept
+    assert len(rows[0]) == len(tokens) + 1 if "\n\n" not in said else len(rows[0]) < len(tokens), "decoded on"
+
+
 def test_a_chat_answer_goes_on_past_a_question_to_the_end_of_its_turn():
     said = "No. Q: why not?\n\nQ: Is it round?\nA: Yes.\nQ"
     model = wrap_model(make_lm("llama"), chat_tokenizer(), "scripted")

@@ -15,6 +15,7 @@ import warnings
 from collections import Counter
 from contextlib import nullcontext
 from datetime import date, datetime
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -243,25 +244,27 @@ def test_pairs_primer_in_training_and_other_readers_run(home, tmp_path):
         assert len(store.records()) == 9
 
 
-def test_a_chat_run_probes_and_trains_on_turns(tmp_path):
+def test_a_run_probes_and_trains_in_its_style(tmp_path):
     """Style is part of every fit's identity, and ITI's directions come from other texts."""
     config = small_config(tmp_path, claim="0.1,1.2", whole_model=False)
     chat_tokenizer().save_pretrained(config.model)
-    assert probing_settings(config) == ["next_question", 0, "qa"]
+    for style in ("qa", "completion"):
+        assert probing_settings(merge_config(config, {"prompt": {"style": style}})) == ["next_question", 0, style]
     chat = {"style": "chat", "template": {"a": 1}, "date": "2026-01-31"}
     assert probing_settings(merge_config(config, {"prompt": chat})) == [
         "next_question", 0, "turns", {"a": 1}, "2026-01-31",
     ]  # fmt: skip
     edits, contexts = {}, {}
-    for style in ("qa", "chat"):
+    for style in ("qa", "chat", "completion"):
         run_audit(merge_config(config, {"prompt": {"style": style}}), tmp_path / style, progress=False)
         with read_run(tmp_path / style) as store:
             contexts[style] = store.contexts()
             (record,) = (r for r in store.records() if (r.spec.arm, r.spec.method) == ("claim", "iti"))
             edits[style] = load_edit(store.edits / record.edit)
         assert f"no primer; style {style}" in write_report(tmp_path / style).read_text()
-    assert len(contexts["qa"] & contexts["chat"]) == 1, "the unedited model's alone"
-    assert all(not torch.allclose(site.b, edits["chat"].sites[name].b) for name, site in edits["qa"].sites.items())
+    for a, b in combinations(edits, 2):
+        assert len(contexts[a] & contexts[b]) == 1, "the unedited model's alone"
+        assert all(not torch.allclose(site.b, edits[b].sites[name].b) for name, site in edits[a].sites.items())
 
 
 def set_clock(patch, day: str) -> None:

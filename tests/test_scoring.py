@@ -396,6 +396,18 @@ def test_probes_in_qa_are_one_line_without_primer(llama):
     assert (beginning, endings) == ("Q: Is it? A:", [" No.", " Yes. Q: What?"])
 
 
+def test_a_completion_is_the_bare_text(llama):
+    prompt, tok = Prompt("completion"), llama.tokenizer
+    assert prompt.answered("Paris is", ["flat.", "round."], tok) == ("Paris is", [" flat.", " round."])
+    assert Prompt("completion", PRIMER).render("Paris is", tok) == f"{PRIMER}\n\nParis is"
+    beginning, endings = Prompt("completion", PRIMER).probe("Paris is", [("flat.", None), ("round.", "We")], tok)
+    assert (beginning, endings) == ("Paris is", [" flat.", " round.\n\nWe"])
+    assert prompt.adds_special_tokens and prompt.end_tokens(tok) == frozenset()
+    forest = plant(tok, prompt, [("Paris is", ["flat."]), ("We are", ["round."])])
+    texts = [tok.decode([*tree.prompt, *tree.branches[0]]) for tree in forest.trees]
+    assert texts == ["Paris is flat.", "We are round."]
+
+
 def test_the_end_of_a_turn_is_the_special_token_behind_an_answer(llama):
     end = chat_tokenizer().convert_tokens_to_ids("<end>")
     for template in TEMPLATES.values():
