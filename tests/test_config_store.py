@@ -44,7 +44,7 @@ from locaudit.location import Location
 from locaudit.methods import Method
 from locaudit.methods.settings import ITISettings, OptimalSettings
 from locaudit.records import TrialRecord, TrialSpec, content_hash, mean_metrics
-from locaudit.registry import METHODS
+from locaudit.registry import ASPECTS, METHODS
 from locaudit.stats.phrases import MethodFacts
 from locaudit.store.database import SCHEMA, HeldOutQuestion
 from locaudit.store.files import write_atomically
@@ -124,7 +124,7 @@ CHANGED = AuditConfig(
     evaluation=EvaluationConfig(
         drift_text="text.txt", drift_documents=2, drift_tokens=3, max_new_tokens=7, bank_size=2
     ),
-    judges={"truth": OTHER_JUDGE, "info": OTHER_JUDGE},  # type: ignore[arg-type]
+    judges=dict.fromkeys(ASPECTS, OTHER_JUDGE),  # type: ignore[arg-type]
 )
 
 

@@ -306,7 +306,7 @@ def test_a_kind_and_an_aspect_of_one_file_judge_like_any_other():
         check_judges(judges)
         assert asked == [{"polite": Settings(2), "truth": Settings(1)}]
         assert [judge.name for judge in judges.values()] == ["hash (polite)", "hash (truth)"]
-        with pytest.raises(ConfigError, match="names nothing to judge"):
+        with pytest.raises(ConfigError, match="a judge of polite, .* is judged for truth;"):
             build_judges(chosen, ("truth",), generates=True, device="cpu")
     with pytest.raises(ConfigError, match="kind of judge 'hash'"):
         build_judges({"truth": JudgeChoice("hash", Settings())}, ("truth",), generates=True, device="cpu")
