@@ -207,7 +207,7 @@ def test_no_answers_no_judges(home, tmp_path):
 @pytest.mark.parametrize("score", ["truth", "info_truth", "info_truth_both", "info"])
 def test_a_score_without_its_judge_is_refused_before_anything_runs(home, tmp_path, score):
     judges = {"info": HashJudge("info")} if score != "info" else {"truth": HashJudge("truth")}
-    with pytest.raises(ConfigError, match=f"score = {score} with judges of"):
+    with pytest.raises(ConfigError, match=f"score = {score} without a judge of"):
         run(home, tmp_path / "run", judges, score=score)
 
 

@@ -352,7 +352,10 @@ def test_a_verdict_is_made_of_pairwise_comparisons(score, lost):
     assert v.effect_interval == sufficiency.interval == pytest.approx(paired_interval(claim, base), abs=1e-12)
     assert v.gap_interval == pytest.approx(paired_interval(claim, controls), abs=1e-12)
     lead = compare_edits(claim, controls, margin=0.05)
-    assert f"{lead.difference:+.3f}, 90 %: {lead.interval[0]:+.3f} to {lead.interval[1]:+.3f}" in specificity.evidence
+    assert (
+        f"{lead.difference:+.3f}, 90 % interval {lead.interval[0]:+.3f} to {lead.interval[1]:+.3f}"
+        in specificity.evidence
+    )
     assert necessity.interval == pytest.approx(against.interval, abs=1e-12)
     assert necessity.p == against.p
     assert f"{sum(match.outcome == 'worse' for match in matches)} fall short" in uniqueness.evidence

@@ -207,8 +207,8 @@ def plain_generation(model: Model) -> Iterator[None]:
 def contiguous_head(model: Model) -> AbstractContextManager:
     """Make the output head's input contiguous in memory, which is faster.
 
-    In generation the head gets a slice, the last column of a batch. For such an input PyTorch computes a separate
-    product for each row, copying the head's weights each time.
+    In generation the head's input is the last token of each row, ``h[:, -1:]``, which is not contiguous. For such an
+    input PyTorch computes a separate product for each row and copies the head's weights each time.
     """
     head = model.lm.get_output_embeddings()
     if head is None:

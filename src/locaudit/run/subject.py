@@ -219,7 +219,7 @@ def _check_score(config: AuditConfig, judges: Mapping[str, object]) -> None:
     needed = [aspect for aspect in find_score(score).needs if aspect != "*"]
     if any(aspect not in judges for aspect in needed):
         raise ConfigError(
-            got=f"score = {score} with judges of {', '.join(judges) or 'nothing'}",
-            expected=f"judges of {' and '.join(needed)}",
-            remedy="name judges for them (judges.ASPECT.kind), or choose a score such as mc2",
+            got=f"score = {score} without a judge of {' and '.join(a for a in needed if a not in judges)}",
+            expected=f"a judge of {' and '.join(needed)}",
+            remedy=f"set {' and '.join(f'judges.{a}.kind' for a in needed)}, or choose a score such as mc2",
         )
