@@ -87,8 +87,8 @@ def differ_too_little(values: ArrayLike, others: Sequence[ArrayLike], margin: fl
 
     If only a few questions differ, many resamples contain none of them and the bootstrap interval is too narrow. For
     scores of 0 and 1, a true difference of the margin means that at least that share of questions differ. So if d of n
-    questions differ and P(Bin(n, margin) <= d) is at most 5 %, a true difference as large as the margin is rejected, and
-    no bootstrap is needed.
+    questions differ and P(Bin(n, margin) <= d) is at most 5 %, a true difference as large as the margin is rejected,
+    and no bootstrap is needed.
     """
     a = arms_of(values)[0]
     differ = np.zeros(a.shape[1], dtype=bool)  # (questions,): differs from at least one of the others
