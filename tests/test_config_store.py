@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from locaudit.claims import Shape
 from locaudit.config import (
+    ArchitectureConfig,
     AuditConfig,
     EvaluationConfig,
     JudgeChoice,
@@ -85,6 +86,7 @@ CHANGED = AuditConfig(
     level=0.1,
     seed=2**62,
     training_seed=3,
+    architecture=ArchitectureConfig("model.layers", "self_attn.o_proj", "mlp.down_proj"),
     loading=LoadingConfig(
         dtype="bfloat16",
         device="cuda:1",
@@ -393,6 +395,7 @@ def test_equal_settings_hash_alike_however_they_were_written():
 def test_hash_ignores_the_device_and_what_only_reads_the_trials():
     changed, base = to_dict(CHANGED), to_dict(DEFAULT)
     base["methods"]["ablate"] = {}
+    base["architecture"] = {"layers": "h", "heads": "attn.out", "neurons": None}
     base["evaluation"]["max_new_tokens"] = 50  # a run folder holds the number, whoever chose it
     base["judges"] = {aspect: {"kind": "openai", "model": "m"} for aspect in base["judges"]}
     before = parse_config(yaml.safe_dump(base)).hash

@@ -249,7 +249,10 @@ def test_a_site_that_no_forward_reaches_raises(misregistered):
 
 def test_a_path_that_is_not_there_raises():
     wrong = Architecture("model.layers", "self_attn.no_such", "mlp.down_proj")
-    with ARCHITECTURES.temporary("llama", wrong), pytest.raises(ModelError, match="no_such.*register the architecture"):
+    with (
+        ARCHITECTURES.temporary("llama", wrong),
+        pytest.raises(ModelError, match="no_such.*setting architecture"),
+    ):
         wrap_model(make_lm("llama"), tokenizer())
 
 
