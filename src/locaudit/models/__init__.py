@@ -7,8 +7,8 @@ from locaudit.models.architectures import (
     output_weight,
     register_architecture,
 )
-from locaudit.models.load import load_model
-from locaudit.models.model import CACHE, Head, Model, as_model, wrap_model
+from locaudit.models.load import load_model, wrap_model
+from locaudit.models.model import CACHE, Head, Model, as_model
 
 __all__ = [
     "ARCHITECTURES",

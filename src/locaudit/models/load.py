@@ -1,22 +1,24 @@
-"""Load a causal language model, given by name, folder, GGUF file or hub id."""
+"""Load a causal language model, given by name, folder, GGUF file or hub id, or wrap one that is in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.utils import are_progress_bars_disabled
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from locaudit.checkpoints import find_checkpoint, find_offline
 from locaudit.errors import ModelError
 from locaudit.models.gguf import convert_gguf
-from locaudit.models.model import Model, wrap_model
+from locaudit.models.identity import find_faults
+from locaudit.models.model import Model
 from locaudit.models.quiet import quiet_libraries
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -100,6 +102,42 @@ def load_model(
     if not audited and gguf is None:
         return Model(lm.eval().requires_grad_(False), tokenizer, str(name))
     return wrap_model(lm, tokenizer, str(name))
+
+
+def wrap_model(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "custom") -> Model:
+    """Use a model that is already in memory. It is frozen and put in eval mode.
+
+    Raises `ModelError` if the architecture is unknown, a projection is missing or has an unexpected width, answers in a
+    tree differ from those in rows of their own (`find_faults`), weights are offloaded, or the tokenizer has neither a
+    pad nor an EOS token. What only some places lack is in `Model.lacks`.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise ModelError(
+                got=f"the tokenizer of {name}, which has neither a pad nor an EOS token",
+                expected="a token to pad with (padding is masked, so any token will do)",
+                remedy="set pad_token in tokenizer_config.json (tokenizer.pad_token in Python)",
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    n_embeddings = lm.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+    if tokenizer.pad_token_id >= n_embeddings:  # type: ignore[operator]
+        raise ModelError(
+            got=f"the pad token {tokenizer.pad_token_id} of {name}, a model with {n_embeddings} embeddings",
+            expected="a pad token that has an embedding (padding is masked, so any such token will do)",
+            remedy="set pad_token in tokenizer_config.json (tokenizer.pad_token in Python), for example to EOS",
+        )
+    if any(p.is_meta for p in lm.parameters()):
+        raise ModelError(
+            got=f"{name} with weights that are on no device (offloaded to memory or disk, or never loaded)",
+            expected="every weight on a CPU or GPU",
+            remedy="use more or larger GPUs, or set loading.dtype to bfloat16; offloading is not supported",
+        )
+    lm.eval()
+    lm.requires_grad_(False)
+    model = Model(lm, tokenizer, name)
+    model = replace(model, lacks={**model.lacks, **find_faults(model)})
+    _ = model.head  # computed now, while no edit is applied
+    return model
 
 
 def fastest_dtype(device: torch.device) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -16,6 +19,7 @@ from locaudit.claims import Shape, find_kind
 from locaudit.errors import ModelError
 from locaudit.location import Location, Site
 from locaudit.models.architectures import find_architecture, input_width, output_weight, submodule
+from locaudit.registry import KINDS
 
 _NOT_THE_FUNCTION = (
     "_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "quantization_config",
@@ -24,6 +28,14 @@ _NOT_THE_FUNCTION = (
 """Entries of a transformers config that do not change what the model computes."""
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 """Argument that takes earlier tokens' keys and values: transformers renamed it in 5.24."""
+
+
+def setting(config: Any, name: str) -> Any:
+    """A value of a transformers config; None if it has none, or not the same one for all layers."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # configs with other values in other layers, such as Gemma 4's, refuse the question
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +58,8 @@ class Model:
     lm: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+    lacks: Mapping[str, str] = field(default_factory=dict)
+    """Sites (``heads``, ``neurons``, ``residual``) that cannot be used in this model, and why."""
 
     def __repr__(self) -> str:
         kind, dtype = self.config.model_type, str(self.lm.dtype).removeprefix("torch.")
@@ -73,8 +87,8 @@ class Model:
 
     @property
     def n_heads(self) -> int:
-        """Number of attention (query) heads per layer."""
-        return self.config.num_attention_heads
+        """Number of attention (query) heads per layer; 1 if layers differ, and then `lacks` has ``heads``."""
+        return setting(self.config, "num_attention_heads") or 1
 
     @property
     def head_dim(self) -> int:
@@ -90,7 +104,7 @@ class Model:
         return Shape(
             n_layers=self.n_layers,
             n_heads=self.n_heads,
-            n_kv_heads=getattr(self.config, "num_key_value_heads", None) or self.n_heads,
+            n_kv_heads=setting(self.config, "num_key_value_heads") or self.n_heads,
             head_dim=self.head_dim,
             n_neurons=self.width(Site("neurons", 0)),
             width=self.width(Site("residual", 0)),
@@ -116,6 +130,32 @@ class Model:
         if name == "residual":
             return output_weight(self.projection(Site("heads", layer))).shape[0]
         return input_width(self.projection(site))
+
+    def hook(self, site: Site, change: Callable[[torch.Tensor], torch.Tensor]) -> RemovableHandle:
+        """Replace the site's vectors h by ``change(h)`` in every forward, until the handle is removed."""
+
+        def at_input(_module, args):
+            return change(args[0]), *args[1:]
+
+        def at_output(_module, _args, output):
+            if isinstance(output, tuple):  # in some architectures, layers return more than the residual stream
+                return change(output[0]), *output[1:]
+            return change(output)
+
+        name, layer = site
+        if name == "residual":
+            return self.layer(layer).register_forward_hook(at_output)
+        return self.projection(site).register_forward_pre_hook(at_input)
+
+    def check_kind(self, kind: str) -> None:
+        """Raise `ModelError` if places of this kind cannot be edited in the model (`lacks`)."""
+        if reason := self.lacks.get(KINDS[kind].site):
+            usable = [name for name in KINDS if KINDS[name].site not in self.lacks]
+            raise ModelError(
+                got=f"places of the kind {kind} in {self.name} ({self.config.model_type}), where {reason}",
+                expected=f"a kind that this model has: {', '.join(usable) or 'none'}",
+                remedy="claim a place of another kind, or audit another model",
+            )
 
     def site_device(self, site: Site) -> torch.device:
         """Device of the site's projection or layer. Layers can be on different devices."""
@@ -171,8 +211,9 @@ class Model:
         """The subspace of each site's vector (d,) that belongs to the location. Other sites are left out.
 
         A subspace is a boolean mask (d,) of coordinates, or an orthonormal basis (d, k) in float32. Raises
-        `LocationError` if the location is outside this model.
+        `LocationError` if the location is outside this model, `ModelError` if the model lacks the kind's site.
         """
+        self.check_kind(location.kind)
         found = find_kind(location).subspaces(location, self.shape)
         return {
             site: torch.from_numpy(x) if x.dtype == bool else torch.from_numpy(x).float() for site, x in found.items()
@@ -218,49 +259,6 @@ class Model:
         if self.tokenizer.eos_token_id is not None:
             listed.append(self.tokenizer.eos_token_id)
         return frozenset(int(token) for token in listed)
-
-
-def wrap_model(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "custom") -> Model:
-    """Use a model that is already in memory. It is frozen and put in eval mode.
-
-    Raises `ModelError` if the architecture is unknown, a projection is missing or has an unexpected width, weights are
-    offloaded, or the tokenizer has neither a pad nor an EOS token.
-    """
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise ModelError(
-                got=f"the tokenizer of {name}, which has neither a pad nor an EOS token",
-                expected="a token to pad with (padding is masked, so any token will do)",
-                remedy="set pad_token in tokenizer_config.json (tokenizer.pad_token in Python)",
-            )
-        tokenizer.pad_token = tokenizer.eos_token
-    n_embeddings = lm.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
-    if tokenizer.pad_token_id >= n_embeddings:  # type: ignore[operator]
-        raise ModelError(
-            got=f"the pad token {tokenizer.pad_token_id} of {name}, a model with {n_embeddings} embeddings",
-            expected="a pad token that has an embedding (padding is masked, so any such token will do)",
-            remedy="set pad_token in tokenizer_config.json (tokenizer.pad_token in Python), for example to EOS",
-        )
-    if any(p.is_meta for p in lm.parameters()):
-        raise ModelError(
-            got=f"{name} with weights that are on no device (offloaded to memory or disk, or never loaded)",
-            expected="every weight on a CPU or GPU",
-            remedy="use more or larger GPUs, or set loading.dtype to bfloat16; offloading is not supported",
-        )
-    lm.eval()
-    lm.requires_grad_(False)
-    model = Model(lm, tokenizer, name)
-    for layer in range(model.n_layers):
-        width = model.width(Site("heads", layer))
-        if width % model.n_heads:
-            raise ModelError(
-                got=f"an output projection of width {width} in layer {layer} with {model.n_heads} heads",
-                expected="a width that is a multiple of the number of heads",
-                remedy="register the architecture with the path of its attention output projection",
-            )
-        model.width(Site("neurons", layer))
-    _ = model.head  # computed now, while no edit is applied
-    return model
 
 
 def as_model(model: Model | PreTrainedModel) -> Model:

@@ -98,6 +98,8 @@ def read_settings(
     claim = None if config.claim is None else parse_location(config.claim)
     if claim is not None:
         config = replace(config, claim=str(claim))
+    if model is not None:
+        model.check_kind("head" if claim is None else claim.kind)
     shape = read_shape(config.model, config.loading.revision) if model is None else model.shape
     if claim is not None and shape is not None:
         find_kind(claim).check(claim, shape)
@@ -137,9 +139,10 @@ def load_subject(config: AuditConfig) -> Model:
 
 
 def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> None:
-    """Raise an error if the claim does not fit the model, or if an optimizer cannot run on its device."""
+    """Raise an error if the model lacks what is claimed, or if an optimizer cannot run on its device."""
     from locaudit.methods.optimizers import resolve_optimizer
 
+    model.check_kind("head" if claim is None else claim.kind)
     if claim is not None:
         find_kind(claim).check(claim, model.shape)
     for name, settings in config.methods.items():
