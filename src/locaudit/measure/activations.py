@@ -14,7 +14,7 @@ from torch import Tensor
 from locaudit.behaviours import Question
 from locaudit.behaviours.format import Prompt
 from locaudit.edits.hooks import record
-from locaudit.errors import ConfigError
+from locaudit.errors import ConfigError, ModelError
 from locaudit.location import Site
 from locaudit.measure.forward import check_depth, forest_batches, run_trees
 from locaudit.measure.tree import Forest, encode_tree
@@ -58,7 +58,8 @@ def collect_activations(
     For each answer another random question of the list is drawn, from `seed`. `prompt` sets the format of the text
     (None: the one shown); in style ``chat``, questions and answers are turns of the tokenizer's template
     (`locaudit.behaviours.format`). All answers of a question share one tree, so the question's tokens run once. Raises
-    `ConfigError` for a kind whose units are not blocks of coordinates, `ModelError` if a text does not fit the context.
+    `ConfigError` for a kind whose units are not blocks of coordinates, `ModelError` if a text does not fit the context,
+    the model lacks the kind's site, or an activation is NaN or infinite.
     """
     model.check_kind(kind)
     blocks = KINDS[kind].blocks(model.shape)
@@ -96,8 +97,23 @@ def collect_activations(
             where = torch.cat([torch.arange(starts[i], starts[i + 1]) for row in rows for i in row])
             for layer, site in enumerate(sites):
                 values[where, layer] = inputs[site].cpu().view(-1, n_units, width)  # from (answers, units x width)
-    return Activations(
+    found = Activations(
         values,
         torch.tensor([i < len(q.true) for q in questions for i in range(len(q.answers))]),
         torch.tensor([number for number, q in enumerate(questions) for _ in q.answers]),
     )
+    check_finite(found)
+    return found
+
+
+def check_finite(activations: Activations) -> None:
+    """Raise `ModelError` if an activation is NaN or infinite, naming the lowest such layer and its first question."""
+    broken = ~activations.values.isfinite().flatten(2).all(dim=2)  # (n, layers)
+    if broken.any():
+        layer, example = (int(x) for x in broken.T.nonzero()[0])
+        raise ModelError(
+            got=f"activations that are NaN or infinite, in layer {layer}, for an answer to question "
+            f"{int(activations.question[example])} (counted from 0)",
+            expected="finite numbers",
+            remedy="check the model's weights, or load it in float32 (loading.dtype)",
+        )

@@ -40,7 +40,9 @@ from locaudit.run.prepare import (
     Preparing,
     Probed,
     borrow_cache,
+    check_identity,
     drift_source,
+    note_rounding,
     plant_questions,
     prepare_probes,
     prepare_shared,
@@ -124,6 +126,7 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     check_subject(config, inputs.claim, model)
     before = store.manifest
     forests = plant_questions(inputs, model)
+    check_identity(store, model, forests, meter.say)
     probing = probing_settings(config)
     contexts = {
         name: fit_context(model.fingerprint, forests.train, probing, name, settings)
@@ -154,6 +157,8 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     groups = build_plan(config, model.shape, claim, controls.locations, contexts, banks[model.device.type], carried)
     probes = None if probed is None else probed.probes
     manifest = make_manifest(inputs, model, claim, probes, groups, controls, banks, registration)
+    rounding = note_rounding(store, inputs, model, forests, meter.say)
+    manifest = replace(manifest, notes=(*manifest.notes, *rounding))
     shared = prepare_shared(store, inputs, preparing, forests, contexts, cache)
     return Job(inputs, shared, groups, manifest, forests)
 

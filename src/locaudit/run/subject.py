@@ -107,6 +107,8 @@ def read_settings(
     claim = None if config.claim is None else parse_location(config.claim)
     if claim is not None:
         config = replace(config, claim=str(claim))
+    if model is not None:
+        model.check_kind("head" if claim is None else claim.kind)
     shape = (
         read_shape(config.model, config.loading.revision, config.architecture.given) if model is None else model.shape
     )
