@@ -242,7 +242,7 @@ def test_a_chat_run_probes_and_trains_on_turns(tmp_path):
     """Style is part of every fit's identity, and ITI's directions come from other texts."""
     config = small_config(tmp_path, claim="0.1,1.2", whole_model=False)
     chat_tokenizer().save_pretrained(config.model)
-    assert probing_settings(config) == ["next_question", 0, "qa"]
+    assert probing_settings(config) == ["next_question", 0, "qa", "by question"]
     edits, contexts = {}, {}
     for style in ("qa", "chat"):
         run_audit(merge_config(config, {"prompt": {"style": style}}), tmp_path / style, progress=False)
