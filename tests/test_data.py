@@ -339,6 +339,52 @@ def test_ab_repeat_with_other_answers_raises(write):
         load_behaviour(write("x.json", json.dumps([AB, swapped])))
 
 
+def lettered(n, letters, text="Is {0} more?\n\nChoices:\n (A) yes, {0}\n (B) no, {0}"):
+    other = {"(A)": "(B)", "(B)": "(A)"}
+    return [
+        {"question": text.format(i), "answer_matching_behavior": x, "answer_not_matching_behavior": other[x]}
+        for i, x in zip(range(n), letters, strict=True)
+    ]
+
+
+def test_an_ab_file_that_always_wants_one_letter_is_balanced(write):
+    """Half of the questions get their options swapped, the same ones whatever the order of the file."""
+    rows = lettered(21, ["(A)"] * 21)
+
+    def load(rows):
+        with pytest.warns(UserWarning, match=r"x\.json: \(A\) is the right answer to 21 of 21 questions\. Options were "
+                          r"swapped in 10 of them, after which it is right in 11\."):  # fmt: skip
+            return load_behaviour(write("x.json", json.dumps(rows)))
+
+    behaviour = load(rows)
+    assert len(behaviour.notes) == 1 and "swapped in 10" in behaviour.notes[0]
+    assert sorted(behaviour.questions, key=lambda q: q.id) == sorted(load(rows[::-1]).questions, key=lambda q: q.id)
+    for row, question in zip(rows, behaviour.questions, strict=True):
+        assert question.id == Question("", row["question"], ("(A)",), ("(B)",)).id, "splits do not move"
+        assert f"{question.true[0]} yes, " in question.text, "the right option is still the right one"
+        if question.true == ("(B)",):
+            assert question.text == row["question"].replace("yes", "X").replace("no", "yes").replace("X", "no")
+    assert [q.true for q in behaviour.questions].count(("(B)",)) == 10
+
+
+@pytest.mark.parametrize(
+    "text", ["Is {} more? (A) yes (B) no. Say why.", "(A) or (B), {}?\n(A) yes\n(B) no", "{}?\n(A) yes\n(B) no\nSay:"]
+)
+def test_options_that_cannot_be_swapped_are_warned_about(write, text):
+    with pytest.warns(UserWarning, match=r"\(B\) is the right answer to 9 of 12 questions\. A model that always"):
+        behaviour = load_behaviour(write("x.json", json.dumps(lettered(12, ["(A)"] * 3 + ["(B)"] * 9, text))))
+    assert [q.true for q in behaviour.questions] == [("(A)",)] * 3 + [("(B)",)] * 9
+
+
+def test_balanced_and_other_questions_stay_as_they_are(write):
+    rows = lettered(12, ["(A)"] * 8 + ["(B)"] * 4)
+    behaviour = load_behaviour(write("x.json", json.dumps(rows)))
+    assert behaviour.notes == () and [q.text for q in behaviour.questions] == [row["question"] for row in rows]
+    yes = [{"question": f"Is it {i}?", "true": ["Yes"], "false": ["No"]} for i in range(9)]
+    with pytest.warns(UserWarning, match=r"Yes\. is the right answer to 9 of 9 questions"):
+        load_behaviour(write("x.jsonl", yes))
+
+
 # Formats
 
 

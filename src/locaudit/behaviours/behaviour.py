@@ -88,6 +88,8 @@ class Behaviour:
     an edit must not destroy (is it informative?). Empty, as for A/B data: answers are not judged by default."""
     primer: str = ""
     """Instruction and example questions with answers, put before each scored question. Empty: none."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know about the data before believing a score, one sentence or two each."""
 
     def __post_init__(self):
         if not self.questions:

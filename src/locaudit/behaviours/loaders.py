@@ -12,13 +12,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from locaudit import hub
+from locaudit.behaviours.balance import balance
 from locaudit.behaviours.behaviour import Behaviour, Question, normalise, unique, with_period
 from locaudit.behaviours.format import truthful_primer
 from locaudit.errors import DataError
@@ -69,6 +70,7 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
       is both true and false is dropped from both, with a warning;
     - an A/B file: a JSON list of objects with ``question``, ``answer_matching_behavior`` (true) and
       ``answer_not_matching_behavior`` (false). A repeated row is dropped, with a warning.
+      Where more than two thirds of the right answers are the same letter, options are swapped (`balance`).
 
     A question without an id gets one from its content (`Question.id`), so that the order of rows does not matter.
 
@@ -95,7 +97,11 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
         )
     primer = truthful_primer() if bundled else LOADERS[kind].primer
     with _at(_first_repeat(placed) or name):
-        return Behaviour(path.resolve().stem, tuple(question for _, question in placed), LOADERS[kind].aspects, primer)
+        found = Behaviour(path.resolve().stem, tuple(question for _, question in placed), LOADERS[kind].aspects, primer)
+    questions, notes = balance(found.questions)
+    for note in notes:
+        warnings.warn(f"{name}: {note}", UserWarning, stacklevel=2)
+    return replace(found, questions=questions, notes=notes)
 
 
 def _read(file: Path | Traversable, name: str) -> str:
