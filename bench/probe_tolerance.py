@@ -1,4 +1,4 @@
-"""How many heads' probes does scikit-learn rank differently, because its solver stops before the optimum?
+"""Compare rankings of heads by our probes and by scikit-learn's, whose solver stops before the optimum by default.
 
     python -m bench.probe_tolerance --questions 36
 
