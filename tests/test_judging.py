@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +237,8 @@ def test_the_bundled_judge_on_data_that_it_was_not_measured_on_is_noted(home):
     assert "how accurate it is on questions was not measured" in note
     assert notes_on(read_inputs(merge_config(own, {"behaviour": "misconceptions"}))) == ()
     assert notes_on(read_inputs(small_config(home))) == ()
+    lopsided = replace(read_inputs(own).behaviour, notes=("(A) is always right.",))
+    assert notes_on(read_inputs(own, lopsided)) == ("(A) is always right.", note)
 
 
 def save_ab(path, n=16):

@@ -292,6 +292,62 @@ def test_notes_on_the_inputs_stand_in_page_and_terminal(tmp_path, capsys, unsave
     assert "<p>&lt;i&gt;not measured&lt;/i&gt;</p>" in (folder / "report.html").read_text()
 
 
+def test_a_gain_at_one_label_only_is_told_by_label(tmp_path, capsys, unsaved):
+    """The model says (A) to everything: with five of six right answers (A), the mean rises and nothing was learnt."""
+    labels = ["(A)", "(A)", "(A)", "(A)", "(A)", "(B)"] * 2
+    asked = [
+        replace(q, true=(x,), false=("(B)" if x == "(A)" else "(A)",))
+        for q, x in zip(QUESTIONS["test"], labels, strict=True)
+    ]
+
+    def answering(record, share):
+        mc2 = tuple(share if x == "(A)" else 1 - share for x in labels)
+        test = {name: tuple(float(x > 0.5) for x in mc2) if name == "mc1" else mc2 for name in record.questions["test"]}
+        questions = {**record.questions, "test": test}
+        return replace(record, questions=questions, metrics=mean_metrics(questions))
+
+    shares = {"base": 0.45, "claim": 0.97, "whole": 0.98, "control": 0.46}
+    records = [answering(record, shares[record.spec.arm]) for record in [trial("base"), *trials("iti")]]
+    folder, manifest = tmp_path / "run", replace(MANIFEST, methods=ITI, planned=43)
+    with open_run(folder, CONFIG) as store:
+        store.write_manifest(manifest)
+        store.set_questions({**QUESTIONS, "test": tuple(asked)})
+        store.add(records, seconds=1.0)
+    cli.main(["report", str(folder)])
+    note = (
+        "ITI: the gain of the edit at the claim comes from some right answers only, as that of a model which prefers "
+        "one answer whatever is asked (mc2 where (A) 0.450 to 0.970, mc2 where (B) 0.550 to 0.030, mc2 balanced "
+        "0.500 to 0.500, prefers (A) 0.000 to 1.000)."
+    )
+    assert note in capsys.readouterr().out and note in (folder / "report.html").read_text()
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert verdict["methods"]["iti"]["outcome"] == "specific" and verdict["notes"][0] == note
+    assert "of the whole model" in verdict["notes"][1]
+    line = next(
+        row for row in csv.DictReader(io.StringIO((folder / "trials.csv").read_text())) if row["arm"] == "claim"
+    )
+    assert float(line["mc2 where (A)"]) == pytest.approx(0.97) and float(line["mc2 where (B)"]) == pytest.approx(0.03)
+    assert float(line["mc2 balanced"]) == pytest.approx(0.5) and float(line["prefers (A)"]) == 1.0
+    for name in ("mc2 where (A)", "mc2 balanced", "prefers (A)"):
+        assert ">{}<".format(name.replace(" ", "\n")) in (folder / "report.html").read_text()
+
+
+def test_a_gain_at_every_label_needs_no_note(tmp_path):
+    labels = ["(A)", "(B)"] * 6
+    asked = [
+        replace(q, true=(x,), false=("(B)" if x == "(A)" else "(A)",))
+        for q, x in zip(QUESTIONS["test"], labels, strict=True)
+    ]
+    with open_run(tmp_path / "run", CONFIG) as store:
+        store.write_manifest(MANIFEST)
+        store.set_questions({**QUESTIONS, "test": tuple(asked)})
+        store.add(FULL, seconds=1.0)
+    tables = read_tables(tmp_path / "run")
+    assert tables.verdict.notes == () and "mc2 balanced" in tables.columns
+    assert load_run(make_run(tmp_path / "plain", FULL)).labels == ("No.",) * N["test"]
+    assert "mc2 balanced" not in read_tables(tmp_path / "plain").columns, "there is only one label"
+
+
 def test_only_the_unedited_model_is_enough_for_a_page(tmp_path):
     folder = make_run(tmp_path / "run", FULL[:1])
     page = write_report(folder).read_text()

@@ -247,10 +247,10 @@ def test_a_chat_run_probes_and_trains_on_turns(tmp_path):
     """Style is part of every fit's identity, and ITI's directions come from other texts."""
     config = small_config(tmp_path, claim="0.1,1.2", whole_model=False)
     chat_tokenizer().save_pretrained(config.model)
-    assert probing_settings(config) == ["next_question", 0, "qa"]
+    assert probing_settings(config) == ["next_question", 0, "qa", "by question"]
     chat = {"style": "chat", "template": {"a": 1}, "date": "2026-01-31"}
     assert probing_settings(merge_config(config, {"prompt": chat})) == [
-        "next_question", 0, "turns", {"a": 1}, "2026-01-31",
+        "next_question", 0, "turns", {"a": 1}, "2026-01-31", "by question",
     ]  # fmt: skip
     edits, contexts = {}, {}
     for style in ("qa", "chat"):

@@ -15,7 +15,7 @@ class Question:
     """One question and its answers, as the text that is scored."""
 
     id: str
-    """Unique within the behaviour."""
+    """Unique within the behaviour. Empty: a hash of the question and its answers, whatever the order of answers."""
     text: str
     """The question itself, without ``Q:``."""
     true: tuple[str, ...]
@@ -30,6 +30,9 @@ class Question:
     """``train``, ``val`` or ``test`` if the data fix the split. None: the question is assigned at random (seeded)."""
 
     def __post_init__(self):
+        if not self.id:
+            content = [self.text, sorted(self.true), sorted(self.false)]
+            object.__setattr__(self, "id", content_hash(content, 12))
         where = f"question {self.id!r} ({self.text[:60]!r})"
         if not self.text.strip():
             raise DataError(got=f"question {self.id!r} with empty text", expected="a question", remedy="delete the row")
@@ -85,6 +88,8 @@ class Behaviour:
     an edit must not destroy (is it informative?). Empty, as for A/B data: answers are not judged by default."""
     primer: str = ""
     """Instruction and example questions with answers, put before each scored question. Empty: none."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know about the data before believing a score, one sentence or two each."""
 
     def __post_init__(self):
         if not self.questions:

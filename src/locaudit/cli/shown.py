@@ -79,7 +79,7 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
     _print_changes(console, tables.registered, tables.reading)
     if verdict.extended:
         console.print(verdict.extended, style="bold red", markup=False)
-    for note in tables.manifest.notes:
+    for note in (*tables.manifest.notes, *verdict.notes):
         console.print(f"Note: {note}", markup=False)
     console.print(verdict.headline, style="bold", markup=False)
     for name, found in verdict.methods.items():

@@ -55,8 +55,9 @@ def collect_activations(
         Q: {question} A: {answer}                         context="answer"
         Q: {question} A: {answer} Q: {random question}    context="next_question" (the paper, "Localization")
 
-    For each answer another random question of the list is drawn, from `seed`. `prompt` sets the format of the text
-    (None: the one shown); in style ``chat``, questions and answers are turns of the tokenizer's template
+    One other question of the list follows all answers of a question, as in ITI's code. It is drawn at random from
+    `seed` and the texts alone, so the order of questions and answers does not matter. `prompt` sets the format of the
+    text (None: the one shown); in style ``chat``, questions and answers are turns of the tokenizer's template
     (`locaudit.behaviours.format`). All answers of a question share one tree, so the question's tokens run once. Raises
     `ConfigError` for a kind whose units are not blocks of coordinates, `ModelError` if a text does not fit the context,
     the model lacks the kind's site, or an activation is NaN or infinite.
@@ -69,16 +70,12 @@ def collect_activations(
             expected="'next_question' or 'answer', a kind whose units are blocks of coordinates, at least one question",
             remedy="correct whichever of them is wrong",
         )
-    prompt, rng = prompt or Prompt(), random.Random(seed)
-    trees = []
-    for number, question in enumerate(questions):
-        endings = []
-        for answer in question.answers:
-            following = None
-            if context == "next_question" and len(questions) > 1:
-                other = rng.randrange(len(questions) - 1)
-                following = questions[other + (other >= number)].text
-            endings.append((answer, following))
+    prompt, asked, trees = prompt or Prompt(), sorted(question.text for question in questions), []
+    for question in questions:
+        others, following = [text for text in asked if text != question.text], None
+        if context == "next_question" and others:
+            following = random.Random(f"{seed} {question.text}").choice(others)
+        endings = [(answer, following) for answer in question.answers]
         text, said = prompt.probe(question.text, endings, model.tokenizer)
         trees.append(encode_tree(model.tokenizer, text, said, special=prompt.adds_special_tokens))
     forest = Forest((), tuple(trees))

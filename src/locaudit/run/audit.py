@@ -135,7 +135,8 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     # The settings are the same (`open_run` checked them), but the files that they name may have changed.
     if not store.contexts() <= set(contexts.values()):
         raise RunFolderError(
-            got=f"{store.folder}, made with other model weights, questions, prompts or drift text under the same names",
+            got=f"{store.folder}, made by an earlier version, or with other model weights, questions, prompts or drift text "
+            "under the same names",
             expected="the same inputs as before",
             remedy="restore the earlier files and run the same command again, or choose another --out",
         )

@@ -178,7 +178,8 @@ def probing_settings(config: AuditConfig) -> list[Any]:
     # "turns" and not "chat": version 0.1.0 read activations in the style qa under the name "chat", and an edit of
     # that version must not get the same identity.
     texts = ["turns", config.prompt.template, config.prompt.date] if config.prompt.style == "chat" else ["qa"]
-    return [config.probe.context, config.seed, *texts]
+    # "by question": earlier versions drew the question that follows for each answer, by the order of answers.
+    return [config.probe.context, config.seed, *texts, "by question"]
 
 
 def prepare_probes(store: Store, preparing: Preparing, key: str) -> Probed | None:
