@@ -915,7 +915,7 @@ def test_a_folder_of_the_first_version_is_refused_and_left_as_it_is(tmp_path):
     connection.close()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for opening in (read_run(folder), open_run(folder, DEFAULT)):
-        assert_refused("made by locaudit 0.1.0.*another --out.*load_edit", opening)
+        assert_refused("made by locaudit 0.1.0.*another `out`.*load_edit", opening)
     with pytest.raises(RunFolderError, match="made by locaudit 0.1.0"):
         has_trials(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"} == before

@@ -58,6 +58,10 @@ def _run(command: _Paper) -> int:
     refuse_early(command.config.audits()["sets"])
     from locaudit.cli.shown import count_unjudged
     from locaudit.report import require_report_extra
+    from locaudit.store.folder import check_folder
+    from locaudit.studies.paper.study import SETTINGS
+
+    check_folder(command.out, SETTINGS)
     from locaudit.studies.paper.run import describe_plan, estimate_paper, run_paper
 
     require_report_extra()

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -227,7 +228,8 @@ class OpenAIJudge:
 
     def check(self) -> None:
         """Raise `ConfigError` for a missing package, or an address or key that cannot be used."""
-        import_extra("openai", "judge")
+        if find_spec("openai") is None:  # looked for only: importing it takes a second
+            import_extra("openai", "judge")
         parts = urlsplit(self.url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
         if not is_address or parts.username or parts.password or parts.query:  # not quoted: it may contain a secret

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from locaudit.edits import Edit, SiteEdit, load_edit
-from locaudit.errors import ConfigError, LocationError
+from locaudit.errors import LocationError
 from locaudit.methods.base import Fit, Job
 from locaudit.methods.parameters import Subspace, onto
 from locaudit.methods.settings import GivenSettings
@@ -23,11 +23,10 @@ def fit(
 ) -> list[Fit]:
     """The edit in the file, or for a job with a `draw` the same edit in random directions (`random_directions`).
 
-    Raises `ConfigError` if no file is set, `DataError` if the file is not an edit, and `LocationError` if the edit
-    changes anything outside the job's location.
+    Raises `DataError` if the file is not an edit, and `LocationError` if the edit changes anything outside the job's
+    location.
     """
-    if settings.file is None:
-        raise ConfigError(got="no file", expected="a file with an edit", remedy="set methods.given.file")
+    assert settings.file is not None  # `GivenSettings.check` has refused it
     edit = load_edit(settings.file)
     return [Fit(_at(edit, shared.model.subspaces(job.location), job)) for job in jobs]
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from locaudit.edits import Edit, Form, load_edit, save_merged
 from locaudit.errors import RunFolderError
-from locaudit.models import Model
 from locaudit.records import TrialRecord
 from locaudit.run.subject import load_subject
 from locaudit.stats import select
 from locaudit.store.run import load_run
+
+if TYPE_CHECKING:  # so that a folder that is not a run is refused without torch
+    from locaudit.edits import Form
+    from locaudit.models import Model
 
 
 def export_edit(
@@ -39,20 +42,16 @@ def export_edit(
     """
     run = load_run(run_folder)
     record = _find(run.records, trial, strength, run.score)
+    from locaudit.edits import load_edit, save_merged
+
     edit, config = load_edit(run.folder / "edits" / record.edit), run.config
     out = Path(out)
     if to == "vectors":
         out.mkdir(parents=True, exist_ok=True)
         edit.save(out / "edit.safetensors")
         return out / "edit.safetensors"
-    return _WEIGHTS[to](model or load_subject(config), edit, out)
-
-
-def _peft(model: Model, edit: Edit, out: Path) -> Path:
-    return edit.to_peft(out, model)
-
-
-_WEIGHTS = {"peft": _peft, "merged": save_merged}
+    model = model or load_subject(config)
+    return edit.to_peft(out, model) if to == "peft" else save_merged(model, edit, out)
 
 
 def _find(records: Sequence[TrialRecord], trial: str, strength: float | None, score: str) -> TrialRecord:
