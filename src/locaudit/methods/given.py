@@ -23,11 +23,11 @@ def fit(
 ) -> list[Fit]:
     """The edit in the file, or for a job with a `draw` the same edit in random directions (`random_directions`).
 
-    Raises `DataError` if the file is not an edit, and `LocationError` if the edit changes anything outside the job's
-    location.
+    Raises `ConfigError` if no file is set, `DataError` if the file is not an edit, and `LocationError` if the edit
+    changes anything outside the job's location.
     """
-    assert settings.file is not None  # `GivenSettings.check` has refused it
-    edit = load_edit(settings.file)
+    settings.check()
+    edit = load_edit(str(settings.file))
     return [Fit(_at(edit, shared.model.subspaces(job.location), job)) for job in jobs]
 
 
