@@ -158,7 +158,7 @@ def _check(**values: float) -> None:
 
 
 def _say(text: object, style: str | None = None) -> None:
-    Console(highlight=False, soft_wrap=True).print(str(text), style=style, markup=False)
+    Console(highlight=False, soft_wrap=True, markup=False).print(str(text), style=style)
 
 
 def _write(path: Path | None, values: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from locaudit.config.settings import AuditConfig
 from locaudit.config.validation import plain, refuse_old, renamed, to_dict, validate
-from locaudit.errors import ConfigError
+from locaudit.errors import ConfigError, LocauditError
 
 C = TypeVar("C")
 """A settings class."""
@@ -117,18 +117,16 @@ def _merged(old: Any, new: Any, name: str = "") -> Any:
     return {**old, **{key: _merged(old.get(key), item, f"{name}.{key}".strip(".")) for key, item in new.items()}}
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """Content of a UTF-8 text file. Raises `ConfigError` if the file does not exist or is not UTF-8."""
+def read_bytes(path: str | Path, what: str = "a YAML file", error: type[LocauditError] = ConfigError) -> bytes:
+    """Content of a UTF-8 text file. Raises `error`, which expects `what`, if it does not exist or is not UTF-8."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(got=f"{path}, which is not a file", expected="a YAML file", remedy="correct the path")
+        raise error(got=f"{path}, which is not a file", expected=what, remedy="correct the path")
     content = path.read_bytes()
     try:
         content.decode()
     except UnicodeDecodeError:
-        raise ConfigError(
-            got=f"{path}, which is not UTF-8 text", expected="a YAML file", remedy="save it as UTF-8"
-        ) from None
+        raise error(got=f"{path}, which is not UTF-8 text", expected=what, remedy="save it as UTF-8") from None
     return content
 
 

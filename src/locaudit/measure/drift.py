@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from locaudit.config.files import read_bytes
 from locaudit.edits import EditBank
 from locaudit.errors import DataError
 from locaudit.models import Model
-from locaudit.store.files import read_text
 
 BATCH_TOKENS = 512
 """Document tokens in one forward."""
@@ -80,7 +80,7 @@ def _log_probs(model: Model, ids: Tensor, edit: EditBank | None) -> Float[Tensor
 
 def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: int) -> Int[Tensor, "documents tokens"]:
     """Cut documents of `n_tokens` tokens from a text file, at even distances. Raises `DataError` if it is too short."""
-    text = read_text(path).decode("utf-8")
+    text = read_bytes(path, "a text file", DataError).decode()
     # Tokenise only a piece of each chunk, not the whole file; 8 characters per token are plenty.
     chunk = max(len(text) // n_documents, 1)
     rows = []

@@ -18,14 +18,14 @@ from locaudit.claims import find_kind, parse_location
 from locaudit.claims.kinds import Shape
 from locaudit.config import AuditConfig, Registration, hold, read_registration
 from locaudit.config.choices import find
+from locaudit.config.files import read_bytes
 from locaudit.config.settings import ANSWER_TOKENS
-from locaudit.errors import ConfigError
+from locaudit.errors import ConfigError, DataError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
 from locaudit.registry import EXECUTORS, METHODS, load_plugins
 from locaudit.run.judging import build_judges, check_judges, choose_judges
 from locaudit.stats.scores import find_score, resolve_score
-from locaudit.store.files import read_text
 
 if TYPE_CHECKING:
     from locaudit.models.model import Model
@@ -119,7 +119,9 @@ def read_settings(
         split_behaviour(config, behaviour),
         Prompt(prompt.style, primer),
         Prompt(prompt.style, primer if prompt.primer_in_training else ""),
-        b"" if config.evaluation.drift_text is None else read_text(config.evaluation.drift_text),
+        b""
+        if config.evaluation.drift_text is None
+        else read_bytes(config.evaluation.drift_text, "a text file", DataError),
         claim,
         judges or {},
         registration,
