@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_note
             return getattr(importlib.import_module(module), function)(arguments) or 0
     except LocauditError as error:
-        print(f"locaudit: {error}", file=sys.stderr)
+        print(f"locaudit: {error.line}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the program that reads our output has ended, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

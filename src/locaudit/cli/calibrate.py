@@ -55,9 +55,7 @@ def null(
         out: Write the numbers to this JSON file.
 
     """
-    for name, value, least in (("audits", audits, 1), ("controls", controls, 1), ("questions", questions, 5)):
-        if value < least:
-            raise ConfigError(got=f"--{name} {value}", expected=f"at least {least}", remedy="raise it")
+    _check(audits=audits, controls=controls, questions=questions, level=level, seed=seed)
     from locaudit.studies.calibration.rates import WORLDS, simulate
 
     shared: dict[str, Any] = {"n_questions": questions, "level": level, "seed": seed}
@@ -94,6 +92,7 @@ def run(
         out: Write the numbers to this JSON file.
 
     """
+    _check(controls=controls, level=level, seed=seed)
     from locaudit.studies.calibration.rates import pool_run
 
     model, pools = pool_run(folder, score=score, n_controls=controls, level=level, seed=seed)
@@ -121,15 +120,20 @@ def planted(
     """
     from locaudit.report import require_report_extra
     from locaudit.report.style import save
-    from locaudit.studies.calibration.cases import N_HEADS, audit_cases, draw_power, power_curve
+    from locaudit.studies.calibration.rates import N_HEADS
 
     require_report_extra()
+    _check(controls=controls, level=level, seed=seed)
+    if controls >= N_HEADS:
+        raise ConfigError(got=f"--controls {controls}", expected=f"1 to {N_HEADS - 1}", remedy="lower it")
     if not family or not all(1 <= m <= N_HEADS for m in family):
         raise ConfigError(
             got=f"--family {' '.join(map(str, family))}",
             expected=f"numbers of heads from 1 to {N_HEADS}",
             remedy="leave it out for the default",
         )
+    from locaudit.studies.calibration.cases import audit_cases, draw_power, power_curve
+
     shared: dict[str, Any] = {"n_controls": controls, "level": level}
     cases = audit_cases(out, seed=seed, say=_say)
     for case in cases:
@@ -143,8 +147,18 @@ def planted(
     _write(out / "planted.json", numbers)
 
 
+def _check(**values: float) -> None:
+    """Refuse a flag that is out of range."""
+    least = {"audits": 1, "controls": 1, "questions": 5, "seed": 0}
+    for name, value in values.items():
+        if name == "level" and not 0 < value < 1:
+            raise ConfigError(got=f"--level {value:g}", expected="a number between 0 and 1", remedy="change it")
+        if name != "level" and value < least[name]:
+            raise ConfigError(got=f"--{name} {value}", expected=f"at least {least[name]}", remedy="raise it")
+
+
 def _say(text: object, style: str | None = None) -> None:
-    Console(highlight=False, soft_wrap=True).print(str(text), style=style, markup=False)
+    Console(highlight=False, soft_wrap=True, markup=False).print(str(text), style=style)
 
 
 def _write(path: Path | None, values: dict[str, Any]) -> None:

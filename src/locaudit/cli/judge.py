@@ -88,6 +88,11 @@ def _validate(arguments: list[str]) -> None:
             expected=" or ".join(f"--{aspect} FILE" for aspect in ASPECTS),
             remedy="give a file of labelled answers for at least one aspect",
         )
+    from locaudit.judges.labelled import read_labelled
+
+    for aspect, file in given.items():  # refused before torch is imported
+        JUDGES[kind].refuse(ASPECTS[aspect], command.judge)
+        read_labelled(file, ASPECTS[aspect])
     from locaudit.judges.validate import as_table, validate
 
     judges = JUDGES[kind].loader(dict.fromkeys(given, command.judge), "auto")
@@ -103,6 +108,9 @@ def _compare(arguments: list[str]) -> None:
         "Measure the agreement of two judges on the answers of a run. Their judgements are stored in the run folder.",
         arguments,
     )
+    from locaudit.store.run import load_run
+
+    load_run(command.run)  # a folder that is not a run is refused before torch is imported
     from locaudit.run.comparing import compare_judges
 
     names, agreement, verdicts = compare_judges(command.run, command.first, command.second, command.aspect)

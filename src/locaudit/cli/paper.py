@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from locaudit.cli.audit import refuse_early
 from locaudit.cli.flags import parse, take_config
@@ -58,6 +57,10 @@ def _run(command: _Paper) -> int:
     refuse_early(command.config.audits()["sets"])
     from locaudit.cli.shown import count_unjudged
     from locaudit.report import require_report_extra
+    from locaudit.store.folder import check_folder
+    from locaudit.studies.paper.study import SETTINGS
+
+    check_folder(command.out, SETTINGS)
     from locaudit.studies.paper.run import describe_plan, estimate_paper, run_paper
 
     require_report_extra()
@@ -75,8 +78,10 @@ def _run(command: _Paper) -> int:
 def print_study(page: Path) -> None:
     """Print the claims and outcomes of a finished study."""
     numbers = json.loads((page.parent / "numbers.json").read_text(encoding="utf-8"))
-    console = Console(highlight=False, soft_wrap=True)
+    from locaudit.cli.shown import screen
+
+    console = screen()
     for claim in numbers["claims"]:
-        console.print(f"\n{claim['outcome']}: {claim['says']}", style="bold", markup=False)
-        console.print(f"  {claim['measured']}", markup=False)
-    console.print(f"\nfigures and numbers: {page}", markup=False)
+        console.print(f"\n{claim['outcome']}: {claim['says']}", style="bold")
+        console.print(f"  {claim['measured']}")
+    console.print(f"\nfigures and numbers: {page}")

@@ -19,6 +19,11 @@ _SHOWN_QUESTIONS = 3
 """Number of test questions whose answers are printed."""
 
 
+def screen() -> Console:
+    """A console that prints text as it is."""
+    return Console(highlight=False, soft_wrap=True, markup=False)
+
+
 def count_unjudged(runs: Iterable[Run]) -> int:
     """Print which runs lack too many judgements for a verdict. Returns the exit code: 1 if there are any, else 0."""
     lacking = [(run.folder, aspect, *counts) for run in runs for aspect, counts in run.lacking.items()]
@@ -34,71 +39,67 @@ def count_unjudged(runs: Iterable[Run]) -> int:
 def print_repeats(folder: Path, out: Path | None = None, **settings: Any) -> Repeats:
     """Write the report of an audit's repeats, and print their common verdict. Arguments as in `write_repeats`."""
     page, found = write_repeats(folder, out, **settings)
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen()
     for part in found.unfinished:
-        console.print(f"UNFINISHED: {part}; all below is provisional", style="bold red", markup=False)
+        console.print(f"UNFINISHED: {part}; all below is provisional", style="bold red")
     if found.raised:
-        console.print(f"REPEATS WERE ADDED: {found.raised}", style="bold red", markup=False)
+        console.print(f"REPEATS WERE ADDED: {found.raised}", style="bold red")
     for part in found.extended:
-        console.print(part, style="bold red", markup=False)
+        console.print(part, style="bold red")
     _print_changes(console, found.registered, found.reading)
-    console.print(str(found.verdict), markup=False)
+    console.print(str(found.verdict))
     _print_unchanged(console, found.registered)
-    console.print(f"\nreport: {page} (and one in each repeat's folder)", markup=False)
+    console.print(f"\nreport: {page} (and one in each repeat's folder)")
     return found
 
 
 def _print_changes(console: Console, claim_file: Registered | None, reading: Mapping[str, tuple[Any, Any]]) -> None:
     if reading:
-        console.print(f"READ WITH OTHER SETTINGS: {reading_words(reading)}", style="bold red", markup=False)
+        console.print(f"READ WITH OTHER SETTINGS: {reading_words(reading)}", style="bold red")
     if claim_file is not None and claim_file.changed:
         console.print(
             f"CHANGED AFTER REGISTRATION ({claim_file.hash}, {claim_file.file}): {'; '.join(claim_file.changed)}",
             style="bold red",
-            markup=False,
         )
 
 
 def _print_unchanged(console: Console, claim_file: Registered | None) -> None:
     if claim_file is not None and not claim_file.changed:
-        console.print(
-            f"\nregistered before the run: {claim_file.hash}, {claim_file.file}; nothing was changed after",
-            markup=False,
-        )
+        console.print(f"\nregistered before the run: {claim_file.hash}, {claim_file.file}; nothing was changed after")
 
 
 def print_verdict(result: AuditResult, out: Path | None = None) -> None:
     """Write the report of a run, to `out` if given, and print its verdict."""
     report, tables = result.write_report(out), result.tables
     verdict, said, planned = tables.verdict, tables.conversations[:_SHOWN_QUESTIONS], tables.manifest.planned
-    console = Console(highlight=False, soft_wrap=True)
+    console = screen()
     if len(tables.rows) < planned:
         console.print(
             f"UNFINISHED: {len(tables.rows)} of {planned} trials; all below is provisional.", style="bold red"
         )
     _print_changes(console, tables.registered, tables.reading)
     if verdict.extended:
-        console.print(verdict.extended, style="bold red", markup=False)
+        console.print(verdict.extended, style="bold red")
     for note in (*tables.manifest.notes, *verdict.notes):
-        console.print(f"Note: {note}", markup=False)
-    console.print(verdict.headline, style="bold", markup=False)
+        console.print(f"Note: {note}")
+    console.print(verdict.headline, style="bold")
     for name, found in verdict.methods.items():
-        console.print(f"\n{name}: {found.outcome}", style="bold", markup=False)
-        console.print(found.sentence, markup=False)
+        console.print(f"\n{name}: {found.outcome}", style="bold")
+        console.print(found.sentence)
         for grade in found.grades:
-            console.print(f"  {grade.question}: {grade.answer}; {grade.evidence}.", markup=False)
+            console.print(f"  {grade.question}: {grade.answer}; {grade.evidence}.")
         if found.grades:
-            console.print(conclusion(found.grades), markup=False)
+            console.print(conclusion(found.grades))
     _print_unchanged(console, tables.registered)
     if said:
         console.print("\nWhat the models say (the first test questions; more in the report):", style="bold")
     for conversation in said:
-        console.print(f"\nQ: {conversation.question}", markup=False)
+        console.print(f"\nQ: {conversation.question}")
         width = max(len(answer.who) for answer in conversation.answers)
         for answer in conversation.answers:
             text = "(diverged)" if answer.answer is None else answer.answer.replace("\n", " ") or "(nothing)"
             marks = ", ".join(
                 f"{o.word} {'?' if o.probability is None else f'{o.probability:.2f}'}" for o in answer.opinions
             )
-            console.print(f"  {answer.who:{width}}  {text}{f'  [{marks}]' if marks else ''}", markup=False)
-    console.print(f"\nreport: {report}", markup=False)
+            console.print(f"  {answer.who:{width}}  {text}{f'  [{marks}]' if marks else ''}")
+    console.print(f"\nreport: {report}")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from locaudit.edits import Edit, Form, load_edit, save_merged
 from locaudit.errors import RunFolderError
-from locaudit.models import Model
 from locaudit.records import TrialRecord
 from locaudit.run.subject import load_subject
 from locaudit.stats.scores import tolerance
 from locaudit.stats.selection import choose
 from locaudit.store.run import Run, load_run
+
+if TYPE_CHECKING:  # so that a folder that is not a run is refused without torch
+    from locaudit.edits import Form
+    from locaudit.models import Model
 
 
 def export_edit(
@@ -42,6 +45,8 @@ def export_edit(
     """
     run = load_run(run_folder)
     record = _find(run, trial, strength)
+    from locaudit.edits import load_edit, save_merged
+
     edit, config = load_edit(run.folder / "edits" / record.edit), run.config
     out = Path(out)
     if to == "vectors":
@@ -50,14 +55,8 @@ def export_edit(
         return out / "edit.safetensors"
     if dtype is not None:
         config = replace(config, loading=replace(config.loading, dtype=dtype))
-    return _WEIGHTS[to](model or load_subject(config), edit, out)
-
-
-def _peft(model: Model, edit: Edit, out: Path) -> Path:
-    return edit.to_peft(out, model)
-
-
-_WEIGHTS = {"peft": _peft, "merged": save_merged}
+    model = model or load_subject(config)
+    return edit.to_peft(out, model) if to == "peft" else save_merged(model, edit, out)
 
 
 def _find(run: Run, trial: str, strength: float | None) -> TrialRecord:

@@ -23,6 +23,11 @@ from locaudit.stats.sequential import Rule, curtailment, look
 from locaudit.stats.tests import monte_carlo_p, normal_tail_p, paired_gain_p, t_test_p
 from locaudit.store.run import load_run
 
+FAMILY = (1, 2, 3, 4, 6, 8, 12, 16, 24, 48)
+"""Numbers of able heads, out of `N_HEADS`; one planted model each. An able head is one at which an edit can succeed."""
+N_HEADS = 48
+"""24 layers of 2 heads."""
+
 World = Literal["spread", "same", "heavy", "disjoint"]
 WORLDS: Mapping[World, str] = {
     "spread": "places differ (normal, SD 0.05 in the score)",
