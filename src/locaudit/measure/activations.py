@@ -109,7 +109,7 @@ def check_finite(activations: Activations) -> None:
     if broken.any():
         layer, example = (int(x) for x in broken.T.nonzero()[0])
         raise ModelError(
-            got=f"activations that are NaN or infinite, in layer {layer}, for an answer to question "
+            got=f"activations that are not finite, in layer {layer}, for an answer to question "
             f"{int(activations.question[example])} (counted from 0)",
             expected="finite numbers",
             remedy="check the model's weights, or load it in float32 (loading.dtype)",

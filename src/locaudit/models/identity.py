@@ -137,12 +137,16 @@ def _check_tree(model: Model, columns: Int[Tensor, " columns"], plain: Float[Ten
     visible[5:, 2:5] = False
     mask = torch.zeros(visible.shape, dtype=model.lm.dtype, device=columns.device)
     mask = mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)[None, None]
-    tokens = {"input_ids": columns[None], "position_ids": torch.tensor([_POSITIONS], device=columns.device)}
+    tokens: dict[str, Any] = {
+        "input_ids": columns[None],
+        "position_ids": torch.tensor([_POSITIONS], device=columns.device),
+    }
     tree = _run(model, "an answer tree", **tokens, attention_mask=mask, use_cache=False)
     _compare(model, tree[0], expected, "in an answer tree")
     cache, copied = DynamicCache(), DynamicCache()
-    prefix = {name: x[:, :_N_PREFIX] for name, x in tokens.items()}
-    _run(model, "a prefix with a cache", **prefix, use_cache=True, **{CACHE: cache})
+    prefix: dict[str, Any] = {name: x[:, :_N_PREFIX] for name, x in tokens.items()}
+    prefix |= {"use_cache": True, CACHE: cache}
+    _run(model, "a prefix with a cache", **prefix)
     for number, layer in enumerate(cache.layers):  # as `locaudit.measure.forward.cache_of` does
         copied.update(layer.keys, layer.values, number)  # type: ignore[arg-type]
     rest: dict[str, Any] = {name: x[:, _N_PREFIX:] for name, x in tokens.items()}
