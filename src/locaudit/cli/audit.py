@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from locaudit.cli.commands import say
 from locaudit.cli.flags import parse, take_config
 from locaudit.config import AuditConfig, load_preset
 from locaudit.errors import ConfigError
@@ -81,14 +81,11 @@ def probe(arguments: Sequence[str]) -> None:
 
     probes = run_probes(command.config)
     location = probes.top(command.top)
-    console = Console(highlight=False)
     n_train, n_val = probes.n_train, probes.n_val
-    console.print(
-        f"validation accuracy ({n_train} training and {n_val} validation examples, majority {probes.majority:.3f})"
-    )
+    say(f"validation accuracy ({n_train} training and {n_val} validation examples, majority {probes.majority:.3f})")
     for unit in probes.ranking()[: command.top]:
-        console.print(f"  {spell_unit(unit)}\t{probes.val_accuracy[unit].item():.3f}")  # pyright: ignore
-    console.print(f'--claim "{location}"')
+        say(f"  {spell_unit(unit)}\t{probes.val_accuracy[unit].item():.3f}")  # pyright: ignore
+    say(f'--claim "{location}"')
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -139,7 +136,7 @@ def _run(command: _Run) -> int:
         if several:
             note = f"this is for one repeat; all take {command.repeats} times as long, but load the model only once"
             estimate = replace(estimate, notes=(*estimate.notes, note))
-        print(describe_estimate(estimate))
+        say(describe_estimate(estimate))
         return 0
     if command.repeats > 1:
         run_repeats(command.config, command.out, command.repeats)
