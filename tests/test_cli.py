@@ -258,8 +258,8 @@ def test_flags_of_the_first_edition(capsys):
 def test_wrong_names_on_the_command_line(capsys):
     assert "the method 'optimul'" in fails(capsys, "audit", "--methods", "optimul")
     assert "did you mean 'openai'" in fails(capsys, "audit", "--judges.truth.kind", "opnai")
-    assert "methods.iti.alphas = [1.0, 1.0] in the command line" in fails(capsys, "audit", "--iti.alphas", "1", "1")
-    assert "probe.top_k = 0 in the command line" in fails(capsys, "audit", "--probe.top-k", "0")
+    assert "methods.iti.alphas = [1.0, 1.0] in the flags" in fails(capsys, "audit", "--iti.alphas", "1", "1")
+    assert "probe.top_k = 0 in the flags" in fails(capsys, "audit", "--probe.top-k", "0")
     assert "nowhere, which cannot be imported" in fails(capsys, "audit", "--plugins", "nowhere")
 
 
@@ -312,7 +312,7 @@ def test_bad_commands_and_settings(capsys, tmp_path, small_yaml):
     assert "controlls" in fails(capsys, "audit", str(tmp_path / "bad.yaml"))
     assert "controls = 0" in fails(capsys, "audit", str(small_yaml), "--controls", "0")
     assert "not a run folder" in fails(capsys, "report", str(tmp_path))
-    assert "heads 9.9" in fails(capsys, "audit", str(small_yaml), "--claim", "9.9", *out)
+    assert "got head 9.9" in fails(capsys, "audit", str(small_yaml), "--claim", "9.9", *out)
     assert "the unit 'x'" in fails(capsys, "audit", str(small_yaml), "--claim", "x", *out)
     every = ",".join(f"{layer}.{head}" for layer in range(2) for head in range(4))
     assert "leaves no room for a control" in fails(capsys, "audit", str(small_yaml), "--claim", every, *out)

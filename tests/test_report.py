@@ -20,6 +20,7 @@ import pytest
 
 from locaudit import cli, read_result, registry
 from locaudit.claims import Shape, parse_location
+from locaudit.cli.shown import print_verdict
 from locaudit.config import AuditConfig, EvaluationConfig, load_config, read_registration
 from locaudit.errors import ConfigError, LocauditError, RunFolderError
 from locaudit.location import Location, short_location
@@ -43,6 +44,7 @@ from locaudit.store.database import HeldOutQuestion
 from locaudit.store.folder import open_run
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
 from locaudit.store.run import Run, load_run
+from locaudit.text import LONGEST
 
 N = {"val": 8, "test": 12}
 IDS = {split: [f"{split}{i}" for i in range(n)] for split, n in N.items()}
@@ -601,6 +603,70 @@ def test_what_html_cannot_hold_is_replaced():
     assert [c.answers[0].answer for c in shown[:3]] == ["a\ufffdb\n\ufffd[31mc", "", "x"]
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("score", [[], ["--score", "mc1"]])
+def test_a_run_that_is_read_only_is_reported_elsewhere(tmp_path, unsaved, capsys, score):
+    folder, out = make_run(tmp_path / "run", FULL), tmp_path / "out"
+    paths = [folder, *folder.rglob("*")]
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~0o222)
+    try:
+        assert len(read_result(folder).trials()) == len(FULL)
+        assert cli.main(["report", str(folder), *score]) == 2
+        assert "cannot be written to" in (said := capsys.readouterr().err) and "--out DIR" in said
+        assert cli.main(["report", str(folder), *score, "--out", str(out)]) == 0
+        assert (out / "report.html").is_file()
+        assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
+    finally:
+        for path in paths:
+            path.chmod(path.stat().st_mode | 0o200)
+
+
+def test_a_report_under_a_file_is_refused(tmp_path, unsaved):
+    folder = make_run(tmp_path / "run", FULL)
+    with pytest.raises(RunFolderError, match="cannot be written to.*--out DIR"):
+        write_report(folder, out=folder / "trials.sqlite" / "out")
+
+
+HOSTILE = "a\x00b\x1b[31mc\x7f\x85\x9b2J\u202ed\u2066e\r\nf :smile: [bold]"
+SHOWN = "a\ufffdb\ufffd[31mc\ufffd\ufffd\ufffd2J\ufffdd\ufffde\nf :smile: [bold]"
+
+
+def test_no_text_reaches_page_or_terminal_raw(tmp_path, unsaved, capsys):
+    """Questions, answers, names and the claim's source; what is stored keeps every character."""
+    said = {split: (HOSTILE,) * n for split, n in N.items()}
+    records = [replace(record, answers=said) for record in SAID]
+    questions = {
+        split: tuple(replace(question, text=HOSTILE) for question in part) for split, part in QUESTIONS.items()
+    }
+    manifest = replace(
+        MANIFEST, model=HOSTILE, behaviour=HOSTILE, claim_source=HOSTILE, notes=(HOSTILE,), methods=ITI, probes=None
+    )
+    folder = make_run(tmp_path / "run", records, manifest=manifest)
+    with open_run(folder, CONFIG) as store:
+        store.set_questions(questions)
+    result = read_result(folder)
+    page = result.write_report().read_text()
+    print_verdict(result)
+    shown = capsys.readouterr().out
+    for text in (page, shown):
+        assert not set(text) & set(HOSTILE) - set(SHOWN) and SHOWN in text.replace("<br>", "")
+    assert f"Note: {SHOWN}" in shown and f"Q: {SHOWN}" in shown
+    assert set(result.answers()["answer"]) == set(result.answers()["text"]) == {HOSTILE}
+
+
+def test_a_long_text_is_cut_and_says_so(tmp_path, unsaved):
+    """A megabyte per answer made a page of a hundred; the frame, which users save as CSV, has all of it."""
+    long = "x" * 10**6
+    records = [replace(SAID[0], answers={"test": (long,) * N["test"]}), *SAID[1:]]
+    folder = make_run(tmp_path / "run", records, manifest=replace(MANIFEST, methods=ITI, probes=None))
+    result = read_result(folder)
+    page = result.write_report().read_text()
+    assert len(page) < 10**6 and f"{'x' * LONGEST}… (998,000 more characters)" in page
+    assert result.answers().query("arm == 'base' and split == 'test'")["answer"].tolist() == [long] * N["test"]
+
+
 def test_any_aspects_make_a_product_of_means(tmp_path, unsaved):
     judges = {"brevity": JUDGES["truth"], "tone": JUDGES["info"]}
     page = write_report(make_judged_run(tmp_path / "run", SAID, judges=judges)).read_text()
@@ -634,6 +700,23 @@ def test_another_score_leaves_the_judged_ones_in_their_own_table(tmp_path, unsav
     assert "mean MC2 over 12 test questions" in page
     assert "Info*Truth" not in section(page, "All arms on the test questions")
     assert re.findall(r'<figure id="(\w+)">', page) == ["controls", "effect_vs_kl", "truth_info"]
+
+
+def test_what_was_not_judged_is_not_called_diverged(tmp_path):
+    """The figure of the controls said so of every control without a score."""
+    said = [
+        replace(r, answers={split: ("quiet",) * len(x) for split, x in r.answers.items()})
+        if (r.spec.arm, r.spec.control) == ("control", 1) else r
+        for r in SAID
+    ]  # fmt: skip
+    folder = make_judged_run(tmp_path / "run", said)
+    keys = {(q, "quiet"): (None, "timed out") for ids in IDS.values() for q in ids}
+    with open_run(folder, JUDGED_CONFIG) as store:
+        for judge in JUDGES.values():
+            store.add_judgements(judge.fingerprint, keys)
+    page = write_report(folder).read_text()
+    assert "(1 without a score)" in page and "1 diverged" not in page
+    assert "Too many judgements are missing" in page
 
 
 def test_a_control_that_diverged_is_no_part_of_the_controls_mean(tmp_path, unsaved):

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from locaudit.cli.commands import say
 from locaudit.cli.flags import parse, take_config
 from locaudit.config import AuditConfig, load_preset
 from locaudit.errors import ConfigError
@@ -82,15 +82,12 @@ def probe(arguments: Sequence[str]) -> None:
     from locaudit.run.audit import run_probes
 
     probes = run_probes(command.config)
-    best = probes.ranking()[: command.top]
-    console = Console(highlight=False)
+    location = probes.top(command.top)
     n_train, n_val = probes.n_train, probes.n_val
-    console.print(
-        f"validation accuracy ({n_train} training and {n_val} validation examples, majority {probes.majority:.3f})"
-    )
-    for unit in best:
-        console.print(f"  {spell_unit(unit)}\t{probes.val_accuracy[unit].item():.3f}")  # pyright: ignore
-    console.print(f'--claim "{probes.top(len(best))}"')
+    say(f"validation accuracy ({n_train} training and {n_val} validation examples, majority {probes.majority:.3f})")
+    for unit in probes.ranking()[: command.top]:
+        say(f"  {spell_unit(unit)}\t{probes.val_accuracy[unit].item():.3f}")  # pyright: ignore
+    say(f'--claim "{location}"')
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -139,7 +136,7 @@ def _run(command: _Run) -> int:
         if several:
             note = f"this is for one repeat; all take {command.repeats} times as long, but load the model only once"
             estimate = replace(estimate, notes=(*estimate.notes, note))
-        print(describe_estimate(estimate))
+        say(describe_estimate(estimate))
         return 0
     if command.repeats > 1:
         run_repeats(command.config, command.out, command.repeats)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 
-from locaudit.cli.commands import dispatch
+from locaudit.cli.commands import dispatch, say
 from locaudit.errors import ConfigError
 from locaudit.records import json_text
 
@@ -61,15 +60,15 @@ def null(
     shared: dict[str, Any] = {"n_questions": questions, "level": level, "seed": seed}
     found = []
     for world, words in WORLDS.items():
-        _say(f"\n{words}", style="bold")
+        say(f"\n{words}", style="bold")
         for rule in ("fixed", "curtailed"):
             found.append(simulate(world, rule=rule, n_audits=audits, n_controls=controls, **shared))
             for name, rate in found[-1].parametric.items() if rule == "fixed" else ():
-                _say(f"  {name:>22}  rejects in {rate}")
-            _say(found[-1])
+                say(f"  {name:>22}  rejects in {rate}")
+            say(found[-1])
     found.append(simulate("spread", rule="anytime", n_audits=max(audits // 10, 1), n_controls=400, **shared))
-    _say(f"\n{WORLDS['spread']}, up to 400 controls", style="bold")
-    _say(found[-1])
+    say(f"\n{WORLDS['spread']}, up to 400 controls", style="bold")
+    say(found[-1])
     _write(out, {"null": [asdict(case) for case in found], "settings": shared | {"audits": audits}})
 
 
@@ -97,7 +96,7 @@ def run(
 
     model, pools = pool_run(folder, score=score, n_controls=controls, level=level, seed=seed)
     for pool in pools:
-        _say(pool)
+        say(pool)
     _write(out, {"model": model, "pools": [asdict(pool) for pool in pools]})
 
 
@@ -135,12 +134,12 @@ def planted(
     from locaudit.studies.calibration.cases import audit_cases, draw_power, power_curve
 
     shared: dict[str, Any] = {"n_controls": controls, "level": level}
-    cases = audit_cases(out, seed=seed, say=_say)
+    cases = audit_cases(out, seed=seed, say=say)
     for case in cases:
-        _say(case)
-    curve = power_curve(out, family=family, seed=seed, say=_say, **shared)
+        say(case)
+    curve = power_curve(out, family=family, seed=seed, say=say, **shared)
     for point in curve:
-        _say(f"{point} against {controls} controls")
+        say(f"{point} against {controls} controls")
     figure = draw_power([x.n_able for x in curve], [x.power for x in curve], n_heads=N_HEADS, **shared)
     save(figure, out / "figures", "power")
     numbers = {"cases": [asdict(case) for case in cases], "power": [asdict(x) for x in curve], "settings": shared}
@@ -157,14 +156,10 @@ def _check(**values: float) -> None:
             raise ConfigError(got=f"--{name} {value}", expected=f"at least {least[name]}", remedy="raise it")
 
 
-def _say(text: object, style: str | None = None) -> None:
-    Console(highlight=False, soft_wrap=True, markup=False).print(str(text), style=style)
-
-
 def _write(path: Path | None, values: dict[str, Any]) -> None:
     if path is not None:
         from locaudit.store.files import write_atomically
 
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json_text(values).encode())
-        print(f"numbers: {path}")
+        say(f"numbers: {path}")

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from locaudit.cli.commands import dispatch
+from locaudit.cli.commands import dispatch, say
 from locaudit.cli.flags import parse
 from locaudit.config import JudgeChoice
 from locaudit.errors import ConfigError
@@ -96,8 +96,8 @@ def _validate(arguments: list[str]) -> None:
     from locaudit.judges.validate import as_table, validate
 
     judges = JUDGES[kind].loader(dict.fromkeys(given, command.judge), "auto")
-    say = Console(stderr=True, highlight=False, markup=False).print
-    report = validate(judges, given, command.references, say=say)
+    note = Console(stderr=True, highlight=False, markup=False).print
+    report = validate(judges, given, command.references, say=note)
     print(json_text(report) if command.json else as_table(report), end="" if command.json else "\n")
 
 
@@ -120,20 +120,20 @@ def _compare(arguments: list[str]) -> None:
         print(json_text(values), end="")
         return
     a = agreement
-    print(f"{command.aspect}: {names[0]} and {names[1]} on {a.n} answers to {a.n_groups} questions")
-    print(f"  missing      {a.missing[0]} and {a.missing[1]}")
-    print(f"  yes          {a.yes[0]:.3f} and {a.yes[1]:.3f}")
+    say(f"{command.aspect}: {names[0]} and {names[1]} on {a.n} answers to {a.n_groups} questions")
+    say(f"  missing      {a.missing[0]} and {a.missing[1]}")
+    say(f"  yes          {a.yes[0]:.3f} and {a.yes[1]:.3f}")
     for name, value, interval in (
         ("agreement", a.agreement, a.agreement_interval),
         ("kappa", a.kappa, a.kappa_interval),
     ):
-        print(f"  {name:11}  {value:.3f}  (95 % interval {interval[0]:.3f} to {interval[1]:.3f})")
-    print(f"  correlation  {a.pearson:.3f} of probabilities, {a.spearman:.3f} of ranks")
+        say(f"  {name:11}  {value:.3f}  (95 % interval {interval[0]:.3f} to {interval[1]:.3f})")
+    say(f"  correlation  {a.pearson:.3f} of probabilities, {a.spearman:.3f} of ranks")
     (n00, n01), (n10, n11) = a.counts
-    print(f"  no/no {n00}, no/yes {n01}, yes/no {n10}, yes/yes {n11}")
+    say(f"  no/no {n00}, no/yes {n01}, yes/no {n10}, yes/yes {n11}")
     for method in verdicts[0].methods:
         one, other = (
             f"{v.methods[method].outcome} (claim {v.methods[method].claim:.3f}, p = {v.methods[method].p_value:.3f})"
             for v in verdicts
         )
-        print(f"  verdict on {method}, {verdicts[0].score}: {one} by the first; {other} by the second")
+        say(f"  verdict on {method}, {verdicts[0].score}: {one} by the first; {other} by the second")

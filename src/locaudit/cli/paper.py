@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from locaudit.cli.audit import refuse_early
+from locaudit.cli.commands import say
 from locaudit.cli.flags import parse, take_config
 from locaudit.studies.paper.config import PRESETS, PaperConfig, Preset, load_paper_preset
 
@@ -65,7 +66,7 @@ def _run(command: _Paper) -> int:
 
     require_report_extra()
     if command.dry_run:
-        print(describe_plan(estimate_paper(command.config, out=command.out)))
+        say(describe_plan(estimate_paper(command.config, out=command.out)))
         return 0
     run_paper(command.config, command.out)
     from locaudit.store.run import load_run
@@ -78,10 +79,7 @@ def _run(command: _Paper) -> int:
 def print_study(page: Path) -> None:
     """Print the claims and outcomes of a finished study."""
     numbers = json.loads((page.parent / "numbers.json").read_text(encoding="utf-8"))
-    from locaudit.cli.shown import screen
-
-    console = screen()
     for claim in numbers["claims"]:
-        console.print(f"\n{claim['outcome']}: {claim['says']}", style="bold")
-        console.print(f"  {claim['measured']}")
-    console.print(f"\nfigures and numbers: {page}")
+        say(f"\n{claim['outcome']}: {claim['says']}", style="bold")
+        say(f"  {claim['measured']}")
+    say(f"\nfigures and numbers: {page}")

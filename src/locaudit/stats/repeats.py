@@ -75,7 +75,7 @@ class MethodRepeats:
         """The result in one sentence, with its numbers."""
         alone = ", ".join(f"{self.outcomes.count(x)} {x}" for x in dict.fromkeys(self.outcomes))
         places = say("repeats", "same_places" if self.same_places else "moving", m=self)
-        text = "diverged" if math.isnan(self.gain) else "sentence"
+        text = "unscored" if math.isnan(self.gain) else "sentence"
         return say("repeats", text, m=self, score=score, places=places, alone=alone)
 
 

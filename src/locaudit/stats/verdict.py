@@ -42,9 +42,9 @@ class MethodVerdict:
     base: float
     """Score of the unedited model."""
     claim: float
-    """Score of the edit at the claim; NaN if it diverged."""
+    """Score of the edit at the claim; NaN if it diverged or none of its answers is judged."""
     controls: tuple[float, ...]
-    """Score of the edit at each control, by number; NaN if it diverged."""
+    """Score of the edit at each control, by number; NaN if it diverged or none of its answers is judged."""
     whole_model: float | None
     """Score of the edit of the whole model; None if it was not tried."""
     p_value: float
