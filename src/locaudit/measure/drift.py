@@ -137,4 +137,4 @@ def sample_documents(model: Model, n_documents: int, n_tokens: int, seed: int) -
 def start_tokens(model: Model) -> tuple[int, ...]:
     """Tokens after which the model begins a text: those that its tokenizer puts before every text, else BOS or EOS."""
     known = (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id, model.pad_id)
-    return added_tokens(model.tokenizer)[0] or (next(token for token in known if token is not None),)
+    return added_tokens(model.tokenizer)[0] or (next(int(token) for token in known if token is not None),)  # type: ignore[arg-type]

@@ -170,7 +170,7 @@ def wrap_model(
         if "support_avx512bf16_for_cpu" in vars(module):
             # bitsandbytes would pack 4-bit weights for this CPU in the first forward, and state_dict(), which the
             # fingerprint and save_pretrained call, would unpack them wrongly (0.50).
-            module.support_avx512bf16_for_cpu = False
+            vars(module)["support_avx512bf16_for_cpu"] = False
     model = Model(lm, tokenizer, name, architecture=architecture)
     if model.paths.neurons is None:
         model = replace(model, lacks={"neurons": NO_NEURONS})
