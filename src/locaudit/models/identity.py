@@ -159,7 +159,8 @@ def _compare(model: Model, found: Tensor, expected: Tensor, where: str) -> None:
     difference = (found - expected).abs().masked_fill(found == expected, 0.0).mean()  # both may be minus infinity
     if not difference <= tolerance(model.lm.dtype):  # so written, NaN is refused too
         raise _refused(
-            model, f"gives other log-probabilities {where} than in separate rows ({float(difference):.2g} nats off)"
+            model,
+            f"gives different log-probabilities {where} and in separate rows (mean difference {float(difference):.2g} nats)",
         )
 
 

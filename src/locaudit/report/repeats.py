@@ -145,7 +145,7 @@ def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
         raise RunFolderError(
             got=f"{folder} with {len(runs)} finished repeats ({'; '.join(missing) or 'none planned'})",
             expected="at least two",
-            remedy="run the audit with --repeats again: it continues where it stopped",
+            remedy="run the audit with --repeats and the same --out; a run that stopped continues",
         )
     _check_alike(facts)
     found = {number: run.as_repeat() for number, run in runs.items()}

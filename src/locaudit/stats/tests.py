@@ -87,7 +87,7 @@ def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0, toleran
 
 @lru_cache(maxsize=8)
 def _exchanges(n: int, seed: int) -> NDArray[np.bool_]:
-    """Which of `n` questions each arrangement exchanges: (arrangements, n) booleans, read-only."""
+    """Boolean mask (arrangements, n), read-only: True where an arrangement swaps a question's two scores."""
     if 2**n <= N_RESAMPLES:
         out = (np.arange(2**n)[:, None] >> np.arange(n)) % 2 == 1  # the binary digits of 0 to 2^n - 1
     else:
