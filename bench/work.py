@@ -25,7 +25,7 @@ from locaudit.behaviours import Question, load_behaviour, split_questions
 from locaudit.behaviours.format import Prompt, load_primer
 from locaudit.behaviours.splits import shuffled
 from locaudit.claims import find_kind
-from locaudit.edits import Edit, SiteEdit, stack
+from locaudit.edits import Edit, SiteEdit, stack, zero_edit
 from locaudit.errors import DataError, ModelError
 from locaudit.judges import Case
 from locaudit.judges.labelled import is_held_out

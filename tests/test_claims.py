@@ -170,6 +170,24 @@ def test_a_csv_header_in_capitals_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("layer;head\n14;3", "with semicolons between its columns; expected .*; save it with commas"),
+        ("layer\thead\n14\t3", "with tabs between its columns; expected .*; save it with commas"),
+        ("14,3\n15,7", "whose first line is 14,3; expected .*; write layer,head as its first line"),
+        ("layer,unit\n14,3", "with the columns .'layer', 'unit'.; expected .*; name these two columns so"),
+        ("layer,head\n14,3\n15.0,7.0", "layer, head = 15.0, 7.0; expected two whole numbers.*write 14.0 as 14"),
+        ("layer,head\n14", "layer, head = 14; expected two whole numbers"),
+    ],
+)
+def test_a_csv_that_is_no_claim_says_what_to_change(tmp_path, text, words):
+    path = tmp_path / "heads.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(LocationError, match=words):
+        parse_location(path)
+
+
+@pytest.mark.parametrize(
     ("text", "column"),
     [
         ("score,head, layer\n0.5,3,14\n0.4,7,15", "score"),
@@ -245,7 +263,7 @@ def test_kinds_cut_sites_into_blocks():
     for text, size in sizes.items():
         assert find_kind(parse_location(text)).heads_worth(parse_location(text), shape) == size
     assert find_kind(Location.whole()).heads_worth(Location.whole(), shape) == 18
-    with pytest.raises(LocationError, match=r"MLP layers 3; expected layers 0-2 \(this"):
+    with pytest.raises(LocationError, match=r"MLP layer 3; expected layers 0-2 \(this"):
         chosen("mlp:3")
 
 
@@ -262,7 +280,7 @@ def test_values_round_trip_without_any_registry(scope):
 def test_checking_names_what_lies_outside():
     heads = BUILT_IN["head"]
     heads.check(CLAIM, shape_of(16, 8))
-    with pytest.raises(LocationError, match=r"heads 15\.7;.*layers 0-14 and heads 0-7"):
+    with pytest.raises(LocationError, match=r"got head 15\.7;.*layers 0-14 and heads 0-7"):
         heads.check(CLAIM, shape_of(15, 8))
     with pytest.raises(LocationError, match=r"15\.7.*heads 0-6"):
         heads.check(CLAIM, shape_of(16, 7))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -17,8 +18,10 @@ import tyro
 from locaudit import cli
 from locaudit.cli.flags import SHORT, parse, take_config
 from locaudit.config import AuditConfig, leaves, load_config, load_preset, merge_config, to_dict, to_yaml
+from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges import Aspect
 from locaudit.registry import ARCHITECTURES, ASPECTS, JUDGES, METHODS
+from locaudit.run.audit import run_audit
 from locaudit.store.folder import read_run
 from runs import save_behaviour, small_config
 from tiny import make_lm, tokenizer
@@ -97,49 +100,100 @@ def test_every_command_has_help(command, capsys):
     assert f"locaudit {command}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "status"),
-    [
-        (["--help"], 0),
-        (["audit", "--help"], 0),
-        (["audit", "--no-such-flag"], 2),
-        (["audit", "--controls", "many"], 2),
-        (["audit", "--controls", "0"], 2),
-        (["audit", "--methods", "best"], 2),
-        (["audit", "--claim", "99.0"], 2),
-        (["audit", "--claim", "neuron:29.1536"], 2),
-        (["audit", "--claim", "attention:30"], 2),
-        (["audit", "nothing.yaml"], 2),
-        (["audit", "--behaviour", "nothing.csv"], 2),
-        (["audit", "--behaviour", __file__], 2),
-        (["audit", "--prompt.primer", "nothing.txt"], 2),
-        (["audit", "--evaluation.drift-text", "nothing.txt"], 2),
-        (["audit", "--score", "truth", "--judges.truth.kind", "none"], 2),
-        (["audit", "--model", "smollm-135m"], 2),
-        (["audit", "--model", "./nothing"], 2),
-        (["audit", "--model", "org/nothing"], 2),
-        (["audit", "--out", __file__], 2),
-        (["audit", "--out", str(Path(__file__).parent)], 2),
-        (["demo", "--claim", "0.9"], 2),
-        (["probe", "--behaviour", "nothing.csv"], 2),
-        (["paper", "--data", "nothing.csv"], 2),
-        (["paper", "--model", "./nothing"], 2),
-    ],
-)
-def test_help_and_what_is_refused_never_wait_for_torch(arguments, status, tmp_path):
+SOON = [
+    (["--help"], 0),
+    (["audit", "--help"], 0),
+    (["audit", "--no-such-flag"], 2),
+    (["audit", "--controls", "many"], 2),
+    (["audit", "--controls", "0"], 2),
+    (["audit", "--methods", "best"], 2),
+    (["audit", "--claim", "99.0"], 2),
+    (["audit", "--claim", "neuron:29.1536"], 2),
+    (["audit", "--claim", "attention:30"], 2),
+    (["audit", "nothing.yaml"], 2),
+    (["audit", "--behaviour", "nothing.csv"], 2),
+    (["audit", "--behaviour", __file__], 2),
+    (["audit", "--prompt.primer", "nothing.txt"], 2),
+    (["audit", "--evaluation.drift-text", "nothing.txt"], 2),
+    (["audit", "--score", "truth", "--judges.truth.kind", "none"], 2),
+    (["audit", "--model", "smollm-135m"], 2),
+    (["audit", "--model", "./nothing"], 2),
+    (["audit", "--model", "org/nothing"], 2),
+    (["audit", "--out", __file__], 2),
+    (["audit", "--out", str(Path(__file__).parent)], 2),
+    (["demo", "--claim", "0.9"], 2),
+    (["probe", "--behaviour", "nothing.csv"], 2),
+    (["paper", "--data", "nothing.csv"], 2),
+    (["paper", "--model", "./nothing"], 2),
+    (["audit", "--repeats", "1001"], 2),
+    (["audit", "--repeats", "-3"], 2),
+    (["audit", "--repeats", "3", "--stopping", "curtailed"], 2),
+    (["audit", "--repeats", "3", "--out", __file__], 2),
+    (["audit", "--device", "cdua"], 2),
+    (["audit", "--device", "cuda:x"], 2),
+    (["audit", "--device", ""], 2),
+    (["audit", "--device-map", "cdua"], 2),
+    (["audit", "--executor", "ray"], 2),
+    (["audit", "--methods.optimal.objective", "ipa"], 2),
+    (["audit", "--methods", "given"], 2),
+    (["audit", "--methods", "given", "--methods.given.file", "nothing.safetensors"], 2),
+    (["audit", "--judge", "openai"], 2),
+    (["audit", "--judge", "openai", "--judge.model", "m", "--judge.base-url", "localhost:8000"], 2),
+    (["audit", "--judge", "openai", "--judge.model", "m", "--judge.prompt", "nothing.txt"], 2),
+    (["audit", "--judge", "causal-lm"], 2),
+    (["audit", "--judge", "causal-lm", "--judge.model", "./nothing"], 2),
+    (["audit", "--judge", "reference", "--judge.model", "./nothing"], 2),
+    (["audit", "--top-k", "270"], 2),
+    (["audit", "--match", "layer", "--claim", "mlp:1", "--disjoint"], 2),
+    (["probe", "--top", "0"], 2),
+    (["report", "nowhere"], 2),
+    (["export", "nowhere", "--out", "x"], 2),
+    (["judge", "validate", "--truth", "nothing.jsonl"], 2),
+    (["judge", "validate", "--truth", __file__], 2),
+    (["judge", "validate", "--truth", __file__, "--kind", "openai"], 2),
+    (["judge", "compare", "nowhere"], 2),
+    (["calibrate", "null", "--level", "5"], 2),
+    (["calibrate", "null", "--seed", "-1"], 2),
+    (["calibrate", "run", "nowhere"], 2),
+    (["calibrate", "planted", "--out", "x", "--family", "99"], 2),
+    (["calibrate", "planted", "--out", "x", "--controls", "48"], 2),
+    (["calibrate", "planted", "--out", "x", "--level", "1"], 2),
+    (["paper", "--device", "cdua"], 2),
+    (["paper", "--judge", "openai"], 2),
+    (["paper", "--out", __file__], 2),
+    (["demo", "--repeats", "1001"], 2),
+]
+"""Command lines and their exit code."""
+
+
+@pytest.fixture(scope="module")
+def soon(tmp_path_factory) -> list[tuple[int, bool, str]]:
+    """Exit code, whether torch is there, and stderr, after each of `SOON`, in a process of their own."""
     code = f"""
-import sys, locaudit.cli, locaudit.report
-try:
-    status = locaudit.cli.main({arguments})
-except SystemExit as stop:
-    status = stop.code
-sys.exit(100 if "torch" in sys.modules else status)
+import contextlib, io, json, sys, locaudit.cli, locaudit.report
+found = []
+for arguments in {[arguments for arguments, _ in SOON]}:
+    with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            status = locaudit.cli.main(arguments)
+        except SystemExit as stop:
+            status = stop.code
+    found.append((status, "torch" in sys.modules, errors.getvalue()))
+print(json.dumps(found))
 """
-    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}  # nothing listens there
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    assert found.returncode == status, found.stderr
-    if "got " in found.stderr:  # one line, none of another library
-        assert found.stderr.startswith("locaudit: got ") and found.stderr.count("\n") == 1
+    home = str(tmp_path_factory.mktemp("hub"))
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": home}  # nothing listens there
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=home, check=True)
+    assert not done.stderr, "another library has written past sys.stderr"
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("number", "status"), [(n, status) for n, (_, status) in enumerate(SOON)], ids=str)
+def test_help_and_what_is_refused_never_wait_for_torch(number, status, soon):
+    found, has_torch, errors = soon[number]
+    assert (found, has_torch) == (status, False), f"{SOON[number][0]}: {errors}"
+    if "got " in errors:  # one line, none of another library
+        assert errors.startswith("locaudit: got ") and errors.count("\n") == 1
 
 
 def help_of(capsys, *arguments: str) -> str:
@@ -204,8 +258,8 @@ def test_flags_of_the_first_edition(capsys):
 def test_wrong_names_on_the_command_line(capsys):
     assert "the method 'optimul'" in fails(capsys, "audit", "--methods", "optimul")
     assert "did you mean 'openai'" in fails(capsys, "audit", "--judges.truth.kind", "opnai")
-    assert "methods.iti.alphas = [1.0, 1.0] in the command line" in fails(capsys, "audit", "--iti.alphas", "1", "1")
-    assert "probe.top_k = 0 in the command line" in fails(capsys, "audit", "--probe.top-k", "0")
+    assert "methods.iti.alphas = [1.0, 1.0] in the flags" in fails(capsys, "audit", "--iti.alphas", "1", "1")
+    assert "probe.top_k = 0 in the flags" in fails(capsys, "audit", "--probe.top-k", "0")
     assert "nowhere, which cannot be imported" in fails(capsys, "audit", "--plugins", "nowhere")
 
 
@@ -258,7 +312,7 @@ def test_bad_commands_and_settings(capsys, tmp_path, small_yaml):
     assert "controlls" in fails(capsys, "audit", str(tmp_path / "bad.yaml"))
     assert "controls = 0" in fails(capsys, "audit", str(small_yaml), "--controls", "0")
     assert "not a run folder" in fails(capsys, "report", str(tmp_path))
-    assert "heads 9.9" in fails(capsys, "audit", str(small_yaml), "--claim", "9.9", *out)
+    assert "got head 9.9" in fails(capsys, "audit", str(small_yaml), "--claim", "9.9", *out)
     assert "the unit 'x'" in fails(capsys, "audit", str(small_yaml), "--claim", "x", *out)
     every = ",".join(f"{layer}.{head}" for layer in range(2) for head in range(4))
     assert "leaves no room for a control" in fails(capsys, "audit", str(small_yaml), "--claim", every, *out)
@@ -297,6 +351,16 @@ def test_bad_models(capsys, tmp_path, small_yaml, monkeypatch):
     assert "--architecture.layers" in error and "architecture: {layers: model.layers," in error
     wrong = ["--architecture.layers", "model.layers"]
     assert "architecture with layers only" in fails(capsys, "audit", str(small_yaml), *wrong, *out)
+
+
+def test_errors_name_flags_on_the_command_line_and_keywords_in_python(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "choose another --out" in fails(capsys, "audit", "--out", str(tmp_path))
+    with pytest.raises(RunFolderError, match="choose another `out`$"):
+        run_audit(AuditConfig(), tmp_path, progress=False)
+    error = ConfigError(got="--judge.api-key-env x", expected="e", remedy="run: pip install --no-deps y")
+    assert str(error) == "got `judge.api_key_env` x; expected e; run: pip install --no-deps y"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error) and error.line.startswith("got --judge.api-key-env")
 
 
 def test_another_configuration_is_refused_and_nothing_lost(capsys, tmp_path, small_yaml):

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from locaudit.claims import Shape
 from locaudit.config import (
+    ArchitectureConfig,
     AuditConfig,
     EvaluationConfig,
     JudgeChoice,
@@ -32,6 +33,7 @@ from locaudit.config import (
     Registration,
     SplitConfig,
     load_config,
+    merge_config,
     parse_config,
     parse_over,
     read_registration,
@@ -85,6 +87,7 @@ CHANGED = AuditConfig(
     level=0.1,
     seed=2**62,
     training_seed=3,
+    architecture=ArchitectureConfig("model.layers", "self_attn.o_proj", "mlp.down_proj"),
     loading=LoadingConfig(
         dtype="bfloat16",
         device="cuda:1",
@@ -393,6 +396,7 @@ def test_equal_settings_hash_alike_however_they_were_written():
 def test_hash_ignores_the_device_and_what_only_reads_the_trials():
     changed, base = to_dict(CHANGED), to_dict(DEFAULT)
     base["methods"]["ablate"] = {}
+    base["architecture"] = {"layers": "h", "heads": "attn.out", "neurons": None}
     base["evaluation"]["max_new_tokens"] = 50  # a run folder holds the number, whoever chose it
     base["judges"] = {aspect: {"kind": "openai", "model": "m"} for aspect in base["judges"]}
     before = parse_config(yaml.safe_dump(base)).hash
@@ -921,7 +925,43 @@ def test_settings_of_the_first_version_are_refused_all_at_once(tmp_path):
         raised.value
     )
     assert "the method constant, judges.truth; these are names of locaudit 0.1.0: rename them" in str(raised.value)
+    assert "\n" not in str(raised.value), "a constant edit has no such place"
     assert parse_over(PaperConfig(), "iti: {alphas: [2.0]}", "a study").iti.alphas == (2.0,), "a study has it still"
+
+
+OLD_JUDGE = {"kind": "causal-lm", "model": "m", "prompt": None, "concurrency": 8}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"iti": {"alphas": [2.0]}, "seed": 3}, {"methods": {"iti": {"alphas": [2.0]}, "optimal": {}}}),
+        (
+            {"methods": ["optimal"], "iti": {"alphas": [2.0]}, "optimal": {"epochs": 3, "learning_rate": 1e-3}},
+            {"methods": {"optimal": {"epochs": 3, "learning_rate": 1e-3}}},
+        ),
+        (
+            {"judges": {"target": OLD_JUDGE, "retention": {"kind": "none", "model": None}}},
+            {"judges": {"truth": {"kind": "causal-lm", "model": "m"}, "info": {"kind": "none"}}},
+        ),
+    ],
+)
+def test_settings_of_the_first_version_are_translated_where_they_can_be(old, new):
+    with pytest.raises(ConfigError) as raised:
+        merge_config(AuditConfig(), old)
+    first, *lines = str(raised.value).splitlines()
+    groups = [name for name in old if name != "seed"]
+    assert first.endswith(f"Write in place of {', '.join(groups)}:")
+    assert parse_config("\n".join(lines)) == merge_config(AuditConfig(), new)
+
+
+@pytest.mark.parametrize(
+    "old", ["{iti: 3}", "{iti: {alphas: none}}", "{judges: {target: {kind: sage}}}", "{iti: {}, x: 1}"]
+)
+def test_settings_of_the_first_version_that_never_were_right_are_not_translated(old):
+    with pytest.raises(ConfigError, match="names of locaudit 0.1.0") as raised:
+        parse_config(old)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_folder_of_the_first_version_is_refused_and_left_as_it_is(tmp_path):
@@ -933,7 +973,7 @@ def test_a_folder_of_the_first_version_is_refused_and_left_as_it_is(tmp_path):
     connection.close()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for opening in (read_run(folder), open_run(folder, DEFAULT)):
-        assert_refused("made by locaudit 0.1.0.*another --out.*load_edit", opening)
+        assert_refused("made by locaudit 0.1.0.*another `out`.*load_edit", opening)
     with pytest.raises(RunFolderError, match="made by locaudit 0.1.0"):
         has_trials(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"} == before

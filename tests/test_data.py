@@ -53,11 +53,69 @@ def test_jsonl_reads_every_field_and_ignores_others(write):
     assert behaviour.questions == (Question("a", "Q?", ("T.", "B."), ("F?",), "B.", "c", "val", "g"),)
 
 
-def test_jsonl_ids_default_to_line_numbers(write):
+def test_an_id_in_the_file_is_kept(write):
     text = "\n".join(
         ["", json.dumps(GOOD | {"question": "One?"}), "  ", json.dumps(GOOD | {"question": "Two?", "id": 7})]
     )
-    assert [question.id for question in load_behaviour(write("x.jsonl", text)).questions] == ["2", "7"]
+    first, second = load_behaviour(write("x.jsonl", text)).questions
+    assert (first.id, second.id) == (Question("", "One?", ("T.",), ("F.",)).id, "7")
+
+
+def many_rows(n=40):
+    """Questions with several answers each, as rows of each format that may lack ids."""
+    rng = random.Random(0)
+    rows = [
+        (f"Is {i} more than {i + 1}?", [f"No, {i}.", "No.", f"{i} is less."], ["Yes.", f"Yes, {i}."]) for i in range(n)
+    ]
+    letters = [rng.choice(["(A)", "(B)"]) for _ in rows]
+    quoted = [f"A,C,{question},{true[0]},{'; '.join(true)},{'; '.join(false)},s" for question, true, false in rows]
+    return {
+        "x.jsonl": [json.dumps({"question": q, "true": t, "false": f}) for q, t, f in rows],
+        "x.csv": [line.replace("Yes, ", "Yes ").replace("No, ", "No ") for line in quoted],
+        "x.json": [
+            json.dumps(
+                {
+                    "question": f"{q}\n (A) Yes\n (B) No",
+                    "answer_matching_behavior": letter,
+                    "answer_not_matching_behavior": "(B)" if letter == "(A)" else "(A)",
+                }
+            )
+            for (q, _, _), letter in zip(rows, letters, strict=True)
+        ],
+    }
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.json"])
+def test_without_ids_the_order_of_rows_and_answers_does_not_matter(write, name):
+    """Ids come from the content: shuffled rows, and shuffled answers, are split as before."""
+    rows = many_rows()[name]
+
+    def split_of(rows):
+        content = {"x.jsonl": "\n".join(rows), "x.csv": csv_file(*rows), "x.json": f"[{','.join(rows)}]"}[name]
+        return split_questions(load_behaviour(write(name, content)))
+
+    def words(split):
+        return [
+            [(q.id, q.text, set(q.true), set(q.false)) for q in part] for part in (split.train, split.val, split.test)
+        ]
+
+    first = split_of(rows)
+    shuffled = random.Random(1).sample(rows, len(rows))
+    assert split_of(shuffled) == first
+    if name == "x.jsonl":
+        turned = [
+            json.dumps(row | {side: row[side][::-1] for side in ("true", "false")}) for row in map(json.loads, rows)
+        ]
+        assert turned != rows and words(split_of(turned)) == words(first)
+    assert len({q.id for q in first.train + first.val + first.test}) == len(rows)
+
+
+def test_an_id_from_content_tells_questions_apart():
+    """By question, and by which answers are true; not by their order."""
+    one = Question("", "Q?", ("T.", "U."), ("F.", "G."))
+    assert one.id == Question("", "Q?", ("U.", "T."), ("G.", "F.")).id and len(one.id) == 12
+    others = [("R?", one.true, one.false), (one.text, one.false, one.true), (one.text, ("T.",), one.false)]
+    assert len({one.id, *(Question("", *other).id for other in others)}) == 4
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\x85"])
@@ -181,15 +239,15 @@ def test_csv_of_the_first_releases(write):
         "Adversarial,Law,Is it not?,Missing,Good,Bad,https://x.org",
     )
     assert load_behaviour(write("TruthfulQA.csv", csv_file(*rows))).questions == (
-        Question("0000", "Is it, so?", ("Good.", "Best one."), ("Bad.", "Worse."), "Best one.", "Law"),
-        Question("0001", "Is it not?", ("Good.", "Missing."), ("Bad.",), "Missing.", "Law"),
+        Question("", "Is it, so?", ("Good.", "Best one."), ("Bad.", "Worse."), "Best one.", "Law"),
+        Question("", "Is it not?", ("Good.", "Missing."), ("Bad.",), "Missing.", "Law"),
     )
 
 
 def test_csv_of_2025_has_one_more_column(write):
     header = HEADER.replace("Best Answer", "Best Answer,Best Incorrect Answer")
     path = write("x.csv", csv_file("A,C,Q?,T,F,T; U,E; F,s", header=header))
-    assert load_behaviour(path).questions == (Question("0000", "Q?", ("T.", "U."), ("E.", "F."), "T.", "C"),)
+    assert load_behaviour(path).questions == (Question("", "Q?", ("T.", "U."), ("E.", "F."), "T.", "C"),)
 
 
 def test_answer_on_both_sides_is_dropped_from_both_with_one_warning(write):
@@ -200,7 +258,7 @@ def test_answer_on_both_sides_is_dropped_from_both_with_one_warning(write):
     assert len(caught) == 1 and caught[0].filename == __file__
     message = str(caught[0].message)
     assert "x.csv: dropped 2 repeated or contradictory entries" in message and message.count("'Unknown.'") == 2
-    assert "0000" in message and "0001" in message
+    assert "in row 0000" in message and "in row 0001" in message
 
 
 def test_answer_on_both_sides_raises_where_nothing_would_remain(write):
@@ -249,13 +307,13 @@ def test_folder_like_the_hub_repository(hub_folder, readme):
     folder = hub_folder([HUB_ROW, HUB_ROW | {"question": "Another?", "correct_answers": ["Best"]}], readme)
     with pytest.warns(
         UserWarning,
-        match=r"dropped 1 repeated or contradictory entries: 'Unknown\.', both true and false, of question 0000",
+        match=r"dropped 1 repeated or contradictory entries: 'Unknown\.', both true and false, in row 0000",
     ):
         behaviour = load_behaviour(folder)
     assert behaviour.name == "truthful_qa" and behaviour.primer == load_primer("truthful")
     assert behaviour.questions == (
-        Question("0000", "Is it?", ("Good.", "Best."), ("Bad.",), "Best.", "Law"),
-        Question("0001", "Another?", ("Best.",), ("Bad.", "Unknown."), "Best.", "Law"),
+        Question("", "Is it?", ("Good.", "Best."), ("Bad.",), "Best.", "Law"),
+        Question("", "Another?", ("Best.",), ("Bad.", "Unknown."), "Best.", "Law"),
     )
 
 
@@ -280,7 +338,7 @@ def test_hub_id_asks_for_the_generation_configuration(monkeypatch, tmp_path, sou
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", Datasets)
     monkeypatch.setattr("locaudit.hub.ask", lambda *args, **kwargs: None)
-    assert load_behaviour(source).questions[0].id == "0000"
+    assert load_behaviour(source).questions[0].text == "Is it?"
     assert calls == [(("truthfulqa/truthful_qa", "generation"), {"data_dir": None, "split": "validation"})]
 
 
@@ -331,23 +389,68 @@ def test_missing_extra_is_named(monkeypatch, tmp_path):
 def test_ab_answers_keep_their_form(write):
     path = write("refusal.test_ab.json", json.dumps([AB, AB | {"question": "Other?"}]))
     questions = load_behaviour(path).questions
-    assert questions[0] == Question("0000", AB["question"], ("(B)",), ("(A)",))
-    assert questions[1].id == "0001"
+    assert questions[0] == Question("", AB["question"], ("(B)",), ("(A)",))
 
 
 def test_ab_repeated_row_is_dropped_with_a_warning(write):
     path = write("x.json", json.dumps([AB, AB, AB | {"question": "Other?"}]))
     with pytest.warns(
-        UserWarning, match=r"x\.json: dropped 1 repeated or contradictory entries: question 0001, which repeats 0000"
+        UserWarning, match=r"x\.json: dropped 1 repeated or contradictory entries: row 0001, which repeats row 0000"
     ):
         questions = load_behaviour(path).questions
-    assert [question.id for question in questions] == ["0000", "0002"]
+    assert [question.text for question in questions] == [AB["question"], "Other?"]
 
 
 def test_ab_repeat_with_other_answers_raises(write):
     swapped = AB | {"answer_matching_behavior": "(A)", "answer_not_matching_behavior": "(B)"}
-    with pytest.raises(DataError, match=r"x\.json, row 0001: the question .* twice \(ids '0000' and '0001'\)"):
+    with pytest.raises(DataError, match=r"x\.json, row 0001: the question .* twice \(ids '\w{12}' and '\w{12}'\)"):
         load_behaviour(write("x.json", json.dumps([AB, swapped])))
+
+
+def lettered(n, letters, text="Is {0} more?\n\nChoices:\n (A) yes, {0}\n (B) no, {0}"):
+    other = {"(A)": "(B)", "(B)": "(A)"}
+    return [
+        {"question": text.format(i), "answer_matching_behavior": x, "answer_not_matching_behavior": other[x]}
+        for i, x in zip(range(n), letters, strict=True)
+    ]
+
+
+def test_an_ab_file_that_always_wants_one_letter_is_balanced(write):
+    """Half of the questions get their options swapped, the same ones whatever the order of the file."""
+    rows = lettered(21, ["(A)"] * 21)
+
+    def load(rows):
+        with pytest.warns(UserWarning, match=r"x\.json: \(A\) is the right answer to 21 of 21 questions\. Options were "
+                          r"swapped in 10 of them, after which it is right in 11\."):  # fmt: skip
+            return load_behaviour(write("x.json", json.dumps(rows)))
+
+    behaviour = load(rows)
+    assert len(behaviour.notes) == 1 and "swapped in 10" in behaviour.notes[0]
+    assert sorted(behaviour.questions, key=lambda q: q.id) == sorted(load(rows[::-1]).questions, key=lambda q: q.id)
+    for row, question in zip(rows, behaviour.questions, strict=True):
+        assert question.id == Question("", row["question"], ("(A)",), ("(B)",)).id, "splits do not move"
+        assert f"{question.true[0]} yes, " in question.text, "the right option is still the right one"
+        if question.true == ("(B)",):
+            assert question.text == row["question"].replace("yes", "X").replace("no", "yes").replace("X", "no")
+    assert [q.true for q in behaviour.questions].count(("(B)",)) == 10
+
+
+@pytest.mark.parametrize(
+    "text", ["Is {} more? (A) yes (B) no. Say why.", "(A) or (B), {}?\n(A) yes\n(B) no", "{}?\n(A) yes\n(B) no\nSay:"]
+)
+def test_options_that_cannot_be_swapped_are_warned_about(write, text):
+    with pytest.warns(UserWarning, match=r"\(B\) is the right answer to 9 of 12 questions\. A model that always"):
+        behaviour = load_behaviour(write("x.json", json.dumps(lettered(12, ["(A)"] * 3 + ["(B)"] * 9, text))))
+    assert [q.true for q in behaviour.questions] == [("(A)",)] * 3 + [("(B)",)] * 9
+
+
+def test_balanced_and_other_questions_stay_as_they_are(write):
+    rows = lettered(12, ["(A)"] * 8 + ["(B)"] * 4)
+    behaviour = load_behaviour(write("x.json", json.dumps(rows)))
+    assert behaviour.notes == () and [q.text for q in behaviour.questions] == [row["question"] for row in rows]
+    yes = [{"question": f"Is it {i}?", "true": ["Yes"], "false": ["No"]} for i in range(9)]
+    with pytest.warns(UserWarning, match=r"Yes\. is the right answer to 9 of 9 questions"):
+        load_behaviour(write("x.jsonl", yes))
 
 
 # Formats
@@ -391,20 +494,20 @@ BAD = {
     "id is a list": ("x.jsonl", [GOOD | {"id": []}], r"line 1: id = \[\]; expected text"),
     "half a surrogate": ("x.jsonl", [GOOD | {"question": "\ud800"}], r"line 1: '\\ud800'; expected Unicode text"),
     "half a surrogate in an answer": ("x.jsonl", [GOOD | {"true": ["\ud800"]}], r"expected Unicode text"),
-    "empty question": ("x.jsonl", [GOOD | {"question": " "}], r"line 1: question '1' with empty text"),
-    "no false": ("x.jsonl", [GOOD | {"false": ["", " "]}], r"line 1: question '1' .* without a false answer"),
+    "empty question": ("x.jsonl", [GOOD | {"question": " "}], r"line 1: question '\w{12}' with empty text"),
+    "no false": ("x.jsonl", [GOOD | {"false": ["", " "]}], r"line 1: question '\w{12}' .* without a false answer"),
     "both sides": ("x.jsonl", [GOOD | {"false": ["T."]}], r"line 1: .* both true and false"),
     "best elsewhere": ("x.jsonl", [GOOD | {"best": "B"}], r"line 1: .* with the best answer 'B\.'"),
     "unknown split": ("x.jsonl", [GOOD | {"split": "dev"}], r"line 1: .* with split 'dev'"),
     "repeated question": ("x.jsonl", [GOOD, GOOD | {"question": "q"}], r"x\.jsonl, line 2: the question 'q' twice"),
-    "repeated id": ("x.jsonl", [GOOD | {"id": "2"}, GOOD | {"question": "R?"}], r"x\.jsonl, line 2: .* twice"),
+    "repeated id": ("x.jsonl", [GOOD | {"id": "2"}, GOOD | {"question": "R?", "id": 2}], r"x\.jsonl, line 2: .* twice"),
     "other CSV": ("x.csv", "a,b\n1,2\n", r"x\.csv: no Question, .* \(found: a, b\); expected a TruthfulQA CSV .*JSONL"),
     "no rows": ("x.csv", csv_file(), r"x\.csv: x without questions"),
     "short row": ("x.csv", csv_file("A,C,Q?,T"), r"x\.csv, line 2: 4 cells; expected 7, as in the header"),
     "long row": ("x.csv", csv_file("A,C,Q?,T,T,F,s,more"), r"x\.csv, line 2: 8 cells; expected 7"),
     "open quote": ("x.csv", csv_file('A,C,"Q?,T,T,F,s'), r"x\.csv, line 2: broken CSV"),
-    "CSV, no false": ("x.csv", csv_file("A,C,Q?,T,T,;,s"), r"x\.csv, line 2: question '0000' .* without a false"),
-    "CSV, empty question": ("x.csv", csv_file("A,C,,T,T,F,s"), r"x\.csv, line 2: question '0000' with empty text"),
+    "CSV, no false": ("x.csv", csv_file("A,C,Q?,T,T,;,s"), r"x\.csv, line 2: question '\w{12}' .* without a false"),
+    "CSV, empty question": ("x.csv", csv_file("A,C,,T,T,F,s"), r"x\.csv, line 2: question '\w{12}' with empty text"),
     "CSV, repeated": ("x.csv", csv_file(*["A,C,Q?,T,T,F,s"] * 2), r"x\.csv, line 3: the question 'Q\?' twice"),
     "broken list": ("x.json", "[\n{},\n{]", r"x\.json, line 3: broken JSON"),
     "A/B, not objects": ("x.json", "[1]", r"x\.json, row 0000: 1; expected an object"),

@@ -7,21 +7,27 @@ import random
 import struct
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from locaudit.behaviours import Question
+from locaudit.behaviours.format import Prompt
 from locaudit.edits import Edit, SiteEdit, stack, zero_edit
 from locaudit.errors import DataError
 from locaudit.measure import drift as drift_module
 from locaudit.measure.drift import DriftText, cut_documents, measure_drift, sample_documents
+from locaudit.measure.forward import answer_log_probs
 from locaudit.measure.multiple_choice import METRICS, question_scores, score_questions
+from locaudit.measure.tree import plant
 from locaudit.models import wrap_model
 from locaudit.records import mean_metrics
+from locaudit.stats.scores import tolerance
 from reference.drift import drift
-from tiny import CONTEXT, heads, logits, make_lm, neurons, random_edit, random_ids, tiny, tokenizer
+from tiny import CONTEXT, every_site, heads, logits, make_lm, neurons, random_edit, random_ids, tiny, tokenizer
+from toy import PRIMER, QUESTIONS
 
 TWO_TWO = Question("1", "Q?", ("t0", "t1"), ("f0", "f1"))
 
@@ -109,6 +115,26 @@ def test_means_are_over_questions():
     assert table.keys() == means.keys() == set(METRICS)
     with pytest.raises(ValueError, match="shorter"):
         score_questions((TWO_TWO,) * 3, rows[:2], reference)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_edit_that_does_nothing_ties(dtype):
+    """In another batch its log-probabilities differ from the unedited model's by rounding, within the tolerances."""
+    model, name = wrap_model(make_lm("llama").to(dtype), tokenizer(), "tiny"), str(dtype).removeprefix("torch.")
+    forest = plant(model.tokenizer, Prompt(primer=PRIMER), [(q.text, q.answers) for q in QUESTIONS])
+    base = [x[0] for x in answer_log_probs(model, forest)]
+    bank = stack(model, [zero_edit(model, every_site(model))] * 4)
+    same, moved = score_questions(QUESTIONS, base, base, name), False
+    for sums in (
+        [x[0] for x in answer_log_probs(model, forest, row_tokens=1)],
+        [x[3] for x in answer_log_probs(model, forest, bank)],
+    ):
+        moved |= any(not torch.equal(one, two) for one, two in zip(sums, base, strict=True))
+        found = score_questions(QUESTIONS, sums, base, name)
+        assert found["reward_accuracy"] == (0.5,) * len(QUESTIONS)
+        for score in METRICS:
+            assert abs(np.mean(found[score]) - np.mean(same[score])) <= tolerance(score, name)
+    assert moved, "nothing was rounded in another way"
 
 
 # Drift

@@ -40,7 +40,7 @@ def check_family(name: str, folder: Path) -> None:
     model = tiny(name)
     has_neurons = ARCHITECTURES[name].neurons is not None
     assert set(model.lacks) == (set() if has_neurons else {"neurons"})
-    places = random_edit(model, heads((0, 1), (1, 2)), 1, scale=0.3).sites
+    places = dict(random_edit(model, heads((0, 1), (1, 2)), 1, scale=0.3).sites)
     if has_neurons:
         places |= random_edit(model, neurons((0, 3), (1, 7)), 2, scale=0.3).sites
     edits = [

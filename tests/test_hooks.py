@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -225,7 +226,9 @@ def misregistered():
     for layer in lm.model.layers:
         layer.self_attn.unused = torch.nn.Linear(32, 32)
     with ARCHITECTURES.temporary("llama", Architecture("model.layers", "self_attn.unused", "mlp.down_proj")):
-        yield wrap_model(lm, tokenizer())
+        model = wrap_model(lm, tokenizer())
+        assert "runs the heads' module of layer 0 0 times" in model.lacks["heads"]
+        yield replace(model, lacks={})  # as a model that stopped calling it later
 
 
 def test_a_site_that_no_forward_reaches_raises(misregistered):
@@ -249,7 +252,10 @@ def test_a_site_that_no_forward_reaches_raises(misregistered):
 
 def test_a_path_that_is_not_there_raises():
     wrong = Architecture("model.layers", "self_attn.no_such", "mlp.down_proj")
-    with ARCHITECTURES.temporary("llama", wrong), pytest.raises(ModelError, match="no_such.*register the architecture"):
+    with (
+        ARCHITECTURES.temporary("llama", wrong),
+        pytest.raises(ModelError, match="no_such.*setting architecture"),
+    ):
         wrap_model(make_lm("llama"), tokenizer())
 
 

@@ -451,17 +451,61 @@ def test_the_key_of_openai_goes_to_openai_only():
     assert public(base_url="http://localhost:9/v1", api_key_env="MY_KEY").key_variable == "MY_KEY"
 
 
-OTHER_SHAPES = (json.dumps({"result": {"verdict": "yes"}}), says("probably"))
+OTHER_SHAPES = (json.dumps({"result": {"verdict": "yes"}}), json.dumps(["yes"]), "<html>it works</html>")
+
+
+def audit_by(server: OpenAIServer, home, **settings) -> list[str]:
+    """The command of a small audit whose judge is that server."""
+    path = home / "audit.yaml"
+    path.write_text(to_yaml(small_config(home, methods=["iti"], controls=1, **settings)))
+    flags = ["--judge", "openai", "--judge.model", "m", "--judge.base-url", server.url, "--judge.max-retries", "0"]
+    return ["audit", str(path), *flags, "--out", str(home / "run")]
 
 
 @pytest.mark.parametrize("reply", OTHER_SHAPES)
-def test_a_server_of_another_shape_ends_the_command_with_an_error(reply, tmp_path, capsys):
-    path, out = tmp_path / "audit.yaml", tmp_path / "run"
-    path.write_text(to_yaml(small_config(tmp_path, methods=["iti"], controls=1)))
-    replies = [reply]
+def test_a_server_of_another_api_is_asked_about_one_case(reply):
+    with OpenAIServer(lambda _: reply) as server:
+        with pytest.raises(ConfigError, match="expected a chat reply.*base_url") as caught:
+            judge_of(server).score(cases(30))
+        assert len(server.received) == 2 and reply[:15] in str(caught.value)
+    # A server that worked before has a passing fault.
+    out, received = ask(cases(4), by_answer, [None, *[Fault(body=reply)] * 2], concurrency=1)
+    assert probabilities(out) == [0.0, None, 0.02, 0.03] and len(received) == 5
+    # So has one that fails before.
+    out, _ = ask(cases(3), by_answer, [refusal(500), Fault(body=reply)], concurrency=1, max_retries=0)
+    assert probabilities(out) == [None, 0.01, 0.02]
+
+
+def test_a_model_that_never_gives_a_judgement_is_not_asked_for_ever():
+    out, received = ask(cases(30), lambda _: chat("Yes!"), concurrency=1)
+    assert probabilities(out) == [None] * 30 and len(received) == 8
+    assert out[-1].reason.startswith("not asked: 4 cases before it failed, the last with the reply is not")
+    # One that gave judgements before is asked on: some answers have none.
+    out, _ = ask(cases(30), by_answer, [None, *[Fault(body=chat("Yes!"))] * 20], concurrency=1)
+    assert probabilities(out) == [0.0, *[None] * 10, *[i / 100 for i in range(11, 30)]]
+
+
+def test_a_server_of_another_api_ends_the_command_and_nothing_is_lost(tmp_path, capsys):
+    replies = [OTHER_SHAPES[0]]
     with OpenAIServer(lambda body: replies[0]) as server:
-        flags = ["--judge", "openai", "--judge.model", "m", "--judge.base-url", server.url, "--judge.max-retries", "0"]
-        command = ["audit", str(path), *flags, "--out", str(out)]
+        command = audit_by(server, tmp_path)
+        assert cli.main(command) == 2
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert last.startswith("locaudit: got a reply from ") and "verdict" in last and "judgements are kept" in last
+        assert len(server.received) == 2
+        before = load_run(tmp_path / "run")
+        assert before.trials and len(before.trials) < before.manifest.planned
+        replies[0] = says(0.9)
+        assert cli.main(command) == 0
+    run = load_run(tmp_path / "run")
+    assert not run.lacking and len(run.trials) == run.manifest.planned
+    assert all(record in run.trials for record in before.trials)
+
+
+def test_judgements_that_cannot_be_read_end_the_command_with_an_error(tmp_path, capsys):
+    out, replies = tmp_path / "run", [says("probably")]
+    with OpenAIServer(lambda body: replies[0]) as server:
+        command = audit_by(server, tmp_path)
         assert cli.main(command) == 1
         said = capsys.readouterr()
         run = load_run(out)
@@ -480,9 +524,6 @@ def test_a_server_of_another_shape_ends_the_command_with_an_error(reply, tmp_pat
 
 
 def test_judgements_that_the_score_does_not_need_may_be_missing(tmp_path, capsys):
-    path = tmp_path / "audit.yaml"
-    path.write_text(to_yaml(small_config(tmp_path, methods=["iti"], controls=1, score="mc1")))
-    with OpenAIServer(lambda body: "<html>") as server:
-        flags = ["--judge", "openai", "--judge.model", "m", "--judge.base-url", server.url]
-        assert cli.main(["audit", str(path), *flags, "--out", str(tmp_path / "run")]) == 0, "the score needs no judge"
+    with OpenAIServer(lambda body: says(None)) as server:
+        assert cli.main(audit_by(server, tmp_path, score="mc1")) == 0, "the score needs no judge"
     assert "judgements are missing" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -207,7 +207,7 @@ def test_no_answers_no_judges(home, tmp_path):
 @pytest.mark.parametrize("score", ["truth", "info_truth", "info_truth_both", "info"])
 def test_a_score_without_its_judge_is_refused_before_anything_runs(home, tmp_path, score):
     judges = {"info": HashJudge("info")} if score != "info" else {"truth": HashJudge("truth")}
-    with pytest.raises(ConfigError, match=f"score = {score} with judges of"):
+    with pytest.raises(ConfigError, match=f"score = {score} without a judge of"):
         run(home, tmp_path / "run", judges, score=score)
 
 
@@ -237,6 +237,8 @@ def test_the_bundled_judge_on_data_that_it_was_not_measured_on_is_noted(home):
     assert "how accurate it is on questions was not measured" in note
     assert notes_on(read_inputs(merge_config(own, {"behaviour": "misconceptions"}))) == ()
     assert notes_on(read_inputs(small_config(home))) == ()
+    lopsided = replace(read_inputs(own).behaviour, notes=("(A) is always right.",))
+    assert notes_on(read_inputs(own, lopsided)) == ("(A) is always right.", note)
 
 
 def save_ab(path, n=16):

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedToke
 from locaudit.behaviours import Question
 from locaudit.checkpoints import read_shape
 from locaudit.claims import Shape
+from locaudit.config import parse_config
 from locaudit.edits import folded, save_merged, stack
 from locaudit.errors import LocationError, LocauditError, ModelError
 from locaudit.location import Location
@@ -32,6 +33,7 @@ from locaudit.models import (
     wrap_model,
 )
 from locaudit.registry import KINDS
+from locaudit.run.subject import load_subject
 from locaudit.store.cache import cache_folder
 from test_families import check_heads
 from tiny import (
@@ -140,6 +142,9 @@ def test_an_unlisted_architecture_is_registered_or_given(monkeypatch, folder):
     few = load_model(folder, device="cpu", architecture=Architecture("model.layers", "self_attn.o_proj"))
     assert set(few.lacks) == {"neurons"} and not given.lacks
     assert read_shape(str(folder), None, few.architecture) == few.shape and few.shape.n_neurons == 0
+    settings = {"model": str(folder), "architecture": {"layers": "model.layers", "heads": "self_attn.o_proj"}}
+    subject = load_subject(parse_config(json.dumps(settings)))
+    assert subject.fingerprint == few.fingerprint and subject.lacks == few.lacks
     register_architecture("llama", paths)
     model = wrap_model(make_lm("llama"), tokenizer())
     assert (model.n_layers, model.head_dim) == (2, 8)

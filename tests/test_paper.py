@@ -221,7 +221,7 @@ def test_a_study_needs_both_judges(home, tmp_path):
         study_config(home, judges={"truth": {"kind": "none"}})
     with pytest.raises(ConfigError, match="generated answers, which are judged"):
         study_config(home, evaluation={"max_new_tokens": 0})
-    with pytest.raises(ConfigError, match="score = info_truth with judges of truth"):
+    with pytest.raises(ConfigError, match="score = info_truth without a judge of info"):
         run_paper(study_config(home), tmp_path / "a", judges={"truth": HashJudge("truth")}, progress=False)
 
 

@@ -119,4 +119,4 @@ def test_the_flag_prints_what_is_left(home, tmp_path, capsys):
     assert "note: this is for one repeat" in capsys.readouterr().out
     assert len(load_run(tmp_path / "two" / "repeat-0").trials) == 7
     assert cli.main([*command[:-1], str(tmp_path / "bad"), "--claim", "9.9"]) == 2
-    assert "heads 9.9" in capsys.readouterr().err
+    assert "got head 9.9" in capsys.readouterr().err

@@ -279,7 +279,7 @@ def test_a_changed_file_is_refused_and_nothing_is_touched(home, copy, claim_file
         claim_file.write_text(text)
         before = contents(copy)
         now = read_registration(claim_file).hash
-        with pytest.raises(RunFolderError, match=f"{now}.*{then}.*another --out, or restore"):
+        with pytest.raises(RunFolderError, match=f"{now}.*{then}.*another `out`, or restore"):
             run_audit(registered(home, claim_file), copy, progress=False)
         assert contents(copy) == before
 
@@ -325,7 +325,7 @@ def test_a_dry_run_runs_registered_trials(home, copy, claim_file, tmp_path):
     assert run_pilot(config, copy, progress=False).n_done == 4
     assert run_pilot(as_registered(home), copy, progress=False).n_done == 4
     claim_file.write_text(f"{CLAIM}# a word more\n")
-    with pytest.raises(RunFolderError, match="another --out, or restore"):
+    with pytest.raises(RunFolderError, match="another `out`, or restore"):
         run_pilot(config, copy, progress=False)
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from locaudit import cli, read_result, registry
 from locaudit.claims import Shape, parse_location
+from locaudit.cli.shown import print_verdict
 from locaudit.config import AuditConfig, EvaluationConfig, load_config, read_registration
 from locaudit.errors import ConfigError, LocauditError, RunFolderError
 from locaudit.location import Location, short_location
@@ -43,6 +44,7 @@ from locaudit.store.database import HeldOutQuestion
 from locaudit.store.folder import open_run
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
 from locaudit.store.run import Run, load_run
+from locaudit.text import LONGEST
 
 N = {"val": 8, "test": 12}
 IDS = {split: [f"{split}{i}" for i in range(n)] for split, n in N.items()}
@@ -290,6 +292,62 @@ def test_notes_on_the_inputs_stand_in_page_and_terminal(tmp_path, capsys, unsave
     cli.main(["report", str(folder)])
     assert "Note: <i>not measured</i>" in capsys.readouterr().out
     assert "<p>&lt;i&gt;not measured&lt;/i&gt;</p>" in (folder / "report.html").read_text()
+
+
+def test_a_gain_at_one_label_only_is_told_by_label(tmp_path, capsys, unsaved):
+    """The model says (A) to everything: with five of six right answers (A), the mean rises and nothing was learnt."""
+    labels = ["(A)", "(A)", "(A)", "(A)", "(A)", "(B)"] * 2
+    asked = [
+        replace(q, true=(x,), false=("(B)" if x == "(A)" else "(A)",))
+        for q, x in zip(QUESTIONS["test"], labels, strict=True)
+    ]
+
+    def answering(record, share):
+        mc2 = tuple(share if x == "(A)" else 1 - share for x in labels)
+        test = {name: tuple(float(x > 0.5) for x in mc2) if name == "mc1" else mc2 for name in record.questions["test"]}
+        questions = {**record.questions, "test": test}
+        return replace(record, questions=questions, metrics=mean_metrics(questions))
+
+    shares = {"base": 0.45, "claim": 0.97, "whole": 0.98, "control": 0.46}
+    records = [answering(record, shares[record.spec.arm]) for record in [trial("base"), *trials("iti")]]
+    folder, manifest = tmp_path / "run", replace(MANIFEST, methods=ITI, planned=43)
+    with open_run(folder, CONFIG) as store:
+        store.write_manifest(manifest)
+        store.set_questions({**QUESTIONS, "test": tuple(asked)})
+        store.add(records, seconds=1.0)
+    cli.main(["report", str(folder)])
+    note = (
+        "ITI: the gain of the edit at the claim comes from some right answers only, as that of a model which prefers "
+        "one answer whatever is asked (mc2 where (A) 0.450 to 0.970, mc2 where (B) 0.550 to 0.030, mc2 balanced "
+        "0.500 to 0.500, prefers (A) 0.000 to 1.000)."
+    )
+    assert note in capsys.readouterr().out and note in (folder / "report.html").read_text()
+    verdict = json.loads((folder / "verdict.json").read_text())
+    assert verdict["methods"]["iti"]["outcome"] == "specific" and verdict["notes"][0] == note
+    assert "of the whole model" in verdict["notes"][1]
+    line = next(
+        row for row in csv.DictReader(io.StringIO((folder / "trials.csv").read_text())) if row["arm"] == "claim"
+    )
+    assert float(line["mc2 where (A)"]) == pytest.approx(0.97) and float(line["mc2 where (B)"]) == pytest.approx(0.03)
+    assert float(line["mc2 balanced"]) == pytest.approx(0.5) and float(line["prefers (A)"]) == 1.0
+    for name in ("mc2 where (A)", "mc2 balanced", "prefers (A)"):
+        assert ">{}<".format(name.replace(" ", "\n")) in (folder / "report.html").read_text()
+
+
+def test_a_gain_at_every_label_needs_no_note(tmp_path):
+    labels = ["(A)", "(B)"] * 6
+    asked = [
+        replace(q, true=(x,), false=("(B)" if x == "(A)" else "(A)",))
+        for q, x in zip(QUESTIONS["test"], labels, strict=True)
+    ]
+    with open_run(tmp_path / "run", CONFIG) as store:
+        store.write_manifest(MANIFEST)
+        store.set_questions({**QUESTIONS, "test": tuple(asked)})
+        store.add(FULL, seconds=1.0)
+    tables = read_tables(tmp_path / "run")
+    assert tables.verdict.notes == () and "mc2 balanced" in tables.columns
+    assert load_run(make_run(tmp_path / "plain", FULL)).labels == ("No.",) * N["test"]
+    assert "mc2 balanced" not in read_tables(tmp_path / "plain").columns, "there is only one label"
 
 
 def test_only_the_unedited_model_is_enough_for_a_page(tmp_path):
@@ -545,6 +603,70 @@ def test_what_html_cannot_hold_is_replaced():
     assert [c.answers[0].answer for c in shown[:3]] == ["a\ufffdb\n\ufffd[31mc", "", "x"]
 
 
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.parametrize("score", [[], ["--score", "mc1"]])
+def test_a_run_that_is_read_only_is_reported_elsewhere(tmp_path, unsaved, capsys, score):
+    folder, out = make_run(tmp_path / "run", FULL), tmp_path / "out"
+    paths = [folder, *folder.rglob("*")]
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    for path in paths:
+        path.chmod(path.stat().st_mode & ~0o222)
+    try:
+        assert len(read_result(folder).trials()) == len(FULL)
+        assert cli.main(["report", str(folder), *score]) == 2
+        assert "cannot be written to" in (said := capsys.readouterr().err) and "--out DIR" in said
+        assert cli.main(["report", str(folder), *score, "--out", str(out)]) == 0
+        assert (out / "report.html").is_file()
+        assert {path: path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]} == before
+    finally:
+        for path in paths:
+            path.chmod(path.stat().st_mode | 0o200)
+
+
+def test_a_report_under_a_file_is_refused(tmp_path, unsaved):
+    folder = make_run(tmp_path / "run", FULL)
+    with pytest.raises(RunFolderError, match="cannot be written to.*--out DIR"):
+        write_report(folder, out=folder / "trials.sqlite" / "out")
+
+
+HOSTILE = "a\x00b\x1b[31mc\x7f\x85\x9b2J\u202ed\u2066e\r\nf :smile: [bold]"
+SHOWN = "a\ufffdb\ufffd[31mc\ufffd\ufffd\ufffd2J\ufffdd\ufffde\nf :smile: [bold]"
+
+
+def test_no_text_reaches_page_or_terminal_raw(tmp_path, unsaved, capsys):
+    """Questions, answers, names and the claim's source; what is stored keeps every character."""
+    said = {split: (HOSTILE,) * n for split, n in N.items()}
+    records = [replace(record, answers=said) for record in SAID]
+    questions = {
+        split: tuple(replace(question, text=HOSTILE) for question in part) for split, part in QUESTIONS.items()
+    }
+    manifest = replace(
+        MANIFEST, model=HOSTILE, behaviour=HOSTILE, claim_source=HOSTILE, notes=(HOSTILE,), methods=ITI, probes=None
+    )
+    folder = make_run(tmp_path / "run", records, manifest=manifest)
+    with open_run(folder, CONFIG) as store:
+        store.set_questions(questions)
+    result = read_result(folder)
+    page = result.write_report().read_text()
+    print_verdict(result)
+    shown = capsys.readouterr().out
+    for text in (page, shown):
+        assert not set(text) & set(HOSTILE) - set(SHOWN) and SHOWN in text.replace("<br>", "")
+    assert f"Note: {SHOWN}" in shown and f"Q: {SHOWN}" in shown
+    assert set(result.answers()["answer"]) == set(result.answers()["text"]) == {HOSTILE}
+
+
+def test_a_long_text_is_cut_and_says_so(tmp_path, unsaved):
+    """A megabyte per answer made a page of a hundred; the frame, which users save as CSV, has all of it."""
+    long = "x" * 10**6
+    records = [replace(SAID[0], answers={"test": (long,) * N["test"]}), *SAID[1:]]
+    folder = make_run(tmp_path / "run", records, manifest=replace(MANIFEST, methods=ITI, probes=None))
+    result = read_result(folder)
+    page = result.write_report().read_text()
+    assert len(page) < 10**6 and f"{'x' * LONGEST}… (998,000 more characters)" in page
+    assert result.answers().query("arm == 'base' and split == 'test'")["answer"].tolist() == [long] * N["test"]
+
+
 def test_any_aspects_make_a_product_of_means(tmp_path, unsaved):
     judges = {"brevity": JUDGES["truth"], "tone": JUDGES["info"]}
     page = write_report(make_judged_run(tmp_path / "run", SAID, judges=judges)).read_text()
@@ -578,6 +700,23 @@ def test_another_score_leaves_the_judged_ones_in_their_own_table(tmp_path, unsav
     assert "mean MC2 over 12 test questions" in page
     assert "Info*Truth" not in section(page, "All arms on the test questions")
     assert re.findall(r'<figure id="(\w+)">', page) == ["controls", "effect_vs_kl", "truth_info"]
+
+
+def test_what_was_not_judged_is_not_called_diverged(tmp_path):
+    """The figure of the controls said so of every control without a score."""
+    said = [
+        replace(r, answers={split: ("quiet",) * len(x) for split, x in r.answers.items()})
+        if (r.spec.arm, r.spec.control) == ("control", 1) else r
+        for r in SAID
+    ]  # fmt: skip
+    folder = make_judged_run(tmp_path / "run", said)
+    keys = {(q, "quiet"): (None, "timed out") for ids in IDS.values() for q in ids}
+    with open_run(folder, JUDGED_CONFIG) as store:
+        for judge in JUDGES.values():
+            store.add_judgements(judge.fingerprint, keys)
+    page = write_report(folder).read_text()
+    assert "(1 without a score)" in page and "1 diverged" not in page
+    assert "Too many judgements are missing" in page
 
 
 def test_a_control_that_diverged_is_no_part_of_the_controls_mean(tmp_path, unsaved):

@@ -249,10 +249,11 @@ def test_a_run_probes_and_trains_in_its_style(tmp_path):
     config = small_config(tmp_path, claim="0.1,1.2", whole_model=False)
     chat_tokenizer().save_pretrained(config.model)
     for style in ("qa", "completion"):
-        assert probing_settings(merge_config(config, {"prompt": {"style": style}})) == ["next_question", 0, style]
+        settings = probing_settings(merge_config(config, {"prompt": {"style": style}}))
+        assert settings == ["next_question", 0, style, "by question"]
     chat = {"style": "chat", "template": {"a": 1}, "date": "2026-01-31"}
     assert probing_settings(merge_config(config, {"prompt": chat})) == [
-        "next_question", 0, "turns", {"a": 1}, "2026-01-31",
+        "next_question", 0, "turns", {"a": 1}, "2026-01-31", "by question",
     ]  # fmt: skip
     edits, contexts = {}, {}
     for style in ("qa", "chat", "completion"):

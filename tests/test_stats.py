@@ -33,7 +33,10 @@ from locaudit.stats import (
     score_values,
     select,
 )
+from locaudit.stats.repeats import Repeat, combine_repeats
 from locaudit.stats.resample import N_RESAMPLES, resampled_differences
+from locaudit.stats.selection import choose
+from locaudit.stats.sequential import Monitor
 
 N = 32
 SCORE = "mc2"
@@ -93,6 +96,55 @@ def test_scores_that_differ_by_rounding_alone_tie():
     assert monte_carlo_p(one, [other] * 19) == monte_carlo_p(other, [one] * 19) == 1.0
     assert max_t_p([one, 0.1 + 0.2], [[other, 0.3]] * 19) == [1.0, 1.0]
     assert monte_carlo_p(0.5 + 1e-6, [0.5] * 19) == 0.05
+
+
+@pytest.mark.parametrize(("dtype", "noise"), [("float32", 4e-8), ("float16", 1e-5), ("bfloat16", 1e-4)])
+@pytest.mark.parametrize("seed", range(3))
+def test_edits_that_do_nothing_tie(dtype, noise, seed):
+    """Every edit differs from the unedited model by rounding alone, which may always be upwards: p is no lottery."""
+    rng = np.random.default_rng(seed)
+    arms = [BASE + noise * rng.uniform(0.5, 1.5, N) for _ in range(41)]
+    records = [BASE_TRIAL, trial("claim", "iti", arms[0]), trial("whole", "iti", arms[40])]
+    records += [trial("control", "iti", x, control=i) for i, x in enumerate(arms[1:20])]
+    records += [trial("claim", "optimal", arms[20])]
+    records += [trial("control", "optimal", x, control=i) for i, x in enumerate(arms[21:40])]
+    found = decide(records, score=SCORE, design=Design(dtype=dtype), methods=METHODS)
+    for v in found.methods.values():
+        assert (v.outcome, v.effect_p, v.p_value, v.p_adjusted) == ("no effect", 1.0, 1.0, 1.0)
+        assert v.n_at_least == 19 and math.isnan(v.p_parametric)
+    monitor = Monitor("fixed", 19, 0.05, tolerance=found.tolerance)
+    for place, x in [(("claim", -1), arms[0]), *((("control", i), arms[1 + i]) for i in range(19))]:
+        monitor.add(place, float(x.mean()))
+    assert monitor.seen.n_at_least == 19
+    repeats = combine_repeats([Repeat(found, CLAIM, ()), Repeat(found, CLAIM, ())])
+    assert all(m.p_value == 1.0 and m.n_at_least == 19 for m in repeats.methods.values())
+    strengths = [trial("claim", "iti", BASE, hyperparameter=h, val=0.5 + noise * h) for h in (1.0, 2.0, 3.0)]
+    assert choose(strengths, SCORE, found.tolerance).spec.hyperparameter == 1.0
+    assert (
+        choose([trial("claim", "iti", BASE, hyperparameter=2.0, val=0.6), *strengths], SCORE, 1e-3).spec.hyperparameter
+        == 2.0
+    )
+
+
+def test_a_tolerance_never_lowers_p():
+    """It counts more controls, and more arrangements, as reaching the claim: p stays valid."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scores, tolerance = rng.normal(size=20).round(1), float(rng.uniform(0, 0.3))
+        assert monte_carlo_p(scores[0], scores[1:], tolerance) >= monte_carlo_p(scores[0], scores[1:])
+        one, two = rng.normal(0.1, 1, (2, 10))
+        assert paired_gain_p(one, two, tolerance=tolerance) >= paired_gain_p(one, two)
+        arms = rng.normal(size=(20, 3)).round(1)
+        assert min(np.subtract(max_t_p(arms[0], arms[1:], tolerance), max_t_p(arms[0], arms[1:]))) >= 0
+
+
+def test_questions_that_differ_by_rounding_alone_are_equal():
+    """Three of 100 questions changed: too few for the bootstrap, whatever the last digits of the others."""
+    before = np.full(100, 0.5)
+    after = before + 1e-8 * np.random.default_rng(0).normal(size=100)
+    after[:3] += 0.4
+    assert compare_edits(after, before, margin=0.05, tolerance=1e-5).few
+    assert not compare_edits(after, before, margin=0.05, tolerance=0.0).few
 
 
 @pytest.mark.parametrize(
@@ -352,7 +404,10 @@ def test_a_verdict_is_made_of_pairwise_comparisons(score, lost):
     assert v.effect_interval == sufficiency.interval == pytest.approx(paired_interval(claim, base), abs=1e-12)
     assert v.gap_interval == pytest.approx(paired_interval(claim, controls), abs=1e-12)
     lead = compare_edits(claim, controls, margin=0.05)
-    assert f"{lead.difference:+.3f}, 90 %: {lead.interval[0]:+.3f} to {lead.interval[1]:+.3f}" in specificity.evidence
+    assert (
+        f"{lead.difference:+.3f}, 90 % interval {lead.interval[0]:+.3f} to {lead.interval[1]:+.3f}"
+        in specificity.evidence
+    )
     assert necessity.interval == pytest.approx(against.interval, abs=1e-12)
     assert necessity.p == against.p
     assert f"{sum(match.outcome == 'worse' for match in matches)} fall short" in uniqueness.evidence

@@ -189,6 +189,11 @@ def make_lm(model_type: str, *, attention: str | None = None, seed: int = 0, **c
     torch.manual_seed(seed)
     lm = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     torch.random.set_rng_state(state)
+    return fill(lm, seed)
+
+
+def fill(lm, seed: int):
+    """Give a model random weights large enough for its logits to matter, and put it in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in lm.parameters():

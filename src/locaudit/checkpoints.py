@@ -144,8 +144,7 @@ def _shape(values: Mapping[str, Any], architecture: Architecture | None = None) 
         return None
     n_kv_heads, head_dim = kv_heads(values, n_heads), _first(values, "v_head_dim", "head_dim") or width // n_heads
     n_neurons = _first(values, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
-    if n_neurons is None and _FOUR_TIMES & values.keys():
-        n_neurons = 4 * width
+    n_neurons = n_neurons or (4 * width if _FOUR_TIMES & values.keys() else 0)
     if architecture is None and values.get("model_type") in ARCHITECTURES:
         architecture = ARCHITECTURES[values["model_type"]]
     has_neurons = architecture is None or architecture.neurons is not None

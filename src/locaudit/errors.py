@@ -1,21 +1,37 @@
 """Errors for bad input, which state what was got, what was expected and what to do about it."""
 
 import importlib
+import re
 from typing import Any
+
+_FLAG = re.compile(r"(?<![\w-])--([a-z][\w.-]*)")
+_COMMAND = re.compile(r"\b(pip install|python|locaudit [a-z]+) ")
 
 
 class LocauditError(ValueError):
     """Bad input, described in one line: ``got ...; expected ...; remedy``.
 
-    The command line prints this line and exits with code 2.
+    The texts name what can be set by its flag, such as ``--out``. The command line prints them so (`line`) and exits
+    with code 2. In Python, ``str(error)`` has the name of the argument or setting instead, such as `` `out` ``.
     """
 
     def __init__(self, *, got: str, expected: str, remedy: str):
         self.got, self.expected, self.remedy = got, expected, remedy
-        super().__init__(f"got {got}; expected {expected}; {remedy}")
+        super().__init__("got {}; expected {}; {}".format(*map(_in_python, (got, expected, remedy))))
+
+    @property
+    def line(self) -> str:
+        """The line for a user of the command line."""
+        return f"got {self.got}; expected {self.expected}; {self.remedy}"
 
     def __reduce__(self):
         return (_rebuild, (type(self), self.got, self.expected, self.remedy))
+
+
+def _in_python(text: str) -> str:
+    """The text with keywords in place of flags, unless it has a whole command to run in a shell."""
+    text = text.replace("the command's --help", "the docstring of its class")
+    return text if _COMMAND.search(text) else _FLAG.sub(lambda flag: f"`{flag[1].replace('-', '_')}`", text)
 
 
 def _rebuild(cls: type[LocauditError], got: str, expected: str, remedy: str) -> LocauditError:

@@ -60,8 +60,7 @@ class Registry(Mapping[str, Any]):
     @contextmanager
     def temporary(self, name: str, thing: Any) -> Iterator[None]:
         """Register `thing` within a ``with`` block, replacing one of the same name; meant for tests."""
-        self._fill()
-        before = dict(self._things)
+        before = dict(self._all)
         self._things[name] = thing
         try:
             yield
@@ -69,9 +68,8 @@ class Registry(Mapping[str, Any]):
             self._things = before
 
     def __getitem__(self, name: str) -> Any:
-        self._fill()
         try:
-            return self._things[name]
+            return self._all[name]
         except KeyError:
             near = difflib.get_close_matches(name, self._things, n=1)
             raise ConfigError(
@@ -81,25 +79,24 @@ class Registry(Mapping[str, Any]):
             ) from None
 
     def __contains__(self, name: object) -> bool:
-        self._fill()
-        return name in self._things
+        return name in self._all
 
     def __iter__(self) -> Iterator[str]:
-        self._fill()
-        return iter(tuple(self._things))
+        return iter(tuple(self._all))
 
     def __len__(self) -> int:
-        self._fill()
-        return len(self._things)
+        return len(self._all)
 
-    def _fill(self) -> None:
-        if self._filled:
-            return
-        self._filled = True
-        for module in self._modules:
-            importlib.import_module(module)
-        for entry in metadata.entry_points(group=f"locaudit.{self.group}"):
-            self._things.setdefault(entry.name, entry.load())
+    @property
+    def _all(self) -> dict[str, Any]:
+        """Everything registered; built-in modules and entry points are imported the first time."""
+        if not self._filled:
+            self._filled = True
+            for module in self._modules:
+                importlib.import_module(module)
+            for entry in metadata.entry_points(group=f"locaudit.{self.group}"):
+                self._things.setdefault(entry.name, entry.load())
+        return self._things
 
 
 METHODS = Registry("methods", "method", "locaudit.methods")

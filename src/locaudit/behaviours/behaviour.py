@@ -18,7 +18,7 @@ class Question:
     """One question and its answers, as the text that is scored."""
 
     id: str
-    """Unique within the behaviour."""
+    """Unique within the behaviour. Empty: a hash of the question and its answers, whatever the order of answers."""
     text: str
     """The question itself, without ``Q:``."""
     true: tuple[str, ...]
@@ -35,6 +35,9 @@ class Question:
     """Questions of one group, such as rewordings or a domain, go to the same part. Empty: a group of its own."""
 
     def __post_init__(self):
+        if not self.id:
+            content = [self.text, sorted(self.true), sorted(self.false)]
+            object.__setattr__(self, "id", content_hash(content, 12))
         where = f"question {self.id!r} ({self.text[:60]!r})"
         if not self.text.strip():
             raise DataError(got=f"question {self.id!r} with empty text", expected="a question", remedy="delete the row")
@@ -92,6 +95,8 @@ class Behaviour:
     """Instruction and example questions with answers, put before each scored question. Empty: none."""
     style: Style = "qa"
     """The format that ``prompt.style: auto`` stands for (`locaudit.behaviours.format`)."""
+    notes: tuple[str, ...] = ()
+    """What a reader should know about the data before believing a score, one sentence or two each."""
 
     def __post_init__(self):
         if not self.questions:

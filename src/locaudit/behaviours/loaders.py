@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from locaudit import hub
+from locaudit.behaviours.balance import balance
 from locaudit.behaviours.behaviour import Behaviour, Question, Style, normalise, unique, with_period
 from locaudit.behaviours.format import truthful_primer
 from locaudit.errors import DataError
 from locaudit.registry import LOADERS
 
 Row = tuple[str, str, Mapping[str, Any]]
-"""(where the row is, such as ``x.csv, line 7``; its id if the row itself gives none; its values)."""
+"""(where the row is, such as ``x.csv, line 7``; its number in messages; its values)."""
 Questions = tuple[list[tuple[str, Question]], list[str]]
 """(pairs of where the question is and the question; a description of each answer or row that was dropped)."""
 
@@ -70,14 +71,16 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
 
     - ``misconceptions``, ``misconceptions-balanced`` (docs/misconceptions.md) or ``sentiment`` (docs/sentiment.md),
       which ship with the package;
-    - a JSONL file: each line has ``question`` and the lists of answers ``true`` and ``false``. Optional keys are ``id``
-      (default: the line number), ``best``, ``category``, ``split`` and ``group`` (`Question`). Other keys are
-      ignored;
+    - a JSONL file: each line has ``question`` and the lists of answers ``true`` and ``false``. Optional keys are
+      ``id``, ``best``, ``category``, ``split`` and ``group`` (`Question`). Other keys are ignored;
     - a TruthfulQA CSV of any release, the hub id ``truthfulqa/truthful_qa`` (needs the extra ``hub``), or a folder with
-      the same files as that repository. Ids are row numbers from ``0000``. The best answer is added to the true ones.
-      An answer that is both true and false is dropped from both, with a warning;
+      the same files as that repository. The best answer is added to the true ones. An answer that
+      is both true and false is dropped from both, with a warning;
     - an A/B file: a JSON list of objects with ``question``, ``answer_matching_behavior`` (true) and
-      ``answer_not_matching_behavior`` (false). Ids are row numbers. A repeated row is dropped, with a warning.
+      ``answer_not_matching_behavior`` (false). A repeated row is dropped, with a warning.
+      Where more than two thirds of the right answers are the same letter, options are swapped (`balance`).
+
+    A question without an id gets one from its content (`Question.id`), so that the order of rows does not matter.
 
     The misconceptions and TruthfulQA come with the bundled primer, which is put before each scored question; other
     data have none. Answers are stripped, and get a period (`with_period`) in every format but A/B. With `format`
@@ -103,7 +106,11 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
         )
     questions = tuple(question for _, question in placed)
     with _at(_first_repeat(placed) or name):
-        return Behaviour(path.resolve().stem, questions, loader.aspects, loader.primer, loader.style)
+        found = Behaviour(path.resolve().stem, questions, loader.aspects, loader.primer, loader.style)
+    questions, notes = balance(found.questions)
+    for note in notes:
+        warnings.warn(f"{name}: {note}", UserWarning, stacklevel=2)
+    return replace(found, questions=questions, notes=notes)
 
 
 def _read(file: Path | Traversable, name: str) -> str:
@@ -228,9 +235,9 @@ def _jsonl_rows(text: str, source: str) -> Iterator[Row]:
 
 def _jsonl_questions(rows: Iterable[Row]) -> Questions:
     placed = []
-    for where, number, row in rows:
+    for where, _, row in rows:
         with _at(where):
-            name = str(row["id"]) if isinstance(row.get("id"), int) else _string(row, "id") or number
+            name = str(row["id"]) if isinstance(row.get("id"), int) else _string(row, "id")
             text, category, split, group = (_string(row, key) for key in ("question", "category", "split", "group"))
             true, false = _sentences(row, "true"), _sentences(row, "false")
             question = Question(name, text, true, false, _best(row, "best"), category, split or None, group)
@@ -304,11 +311,11 @@ def _truthfulqa_questions(rows: Iterable[Row]) -> Questions:
             both = set(true) & set(false)
             # If this would leave no true or no false answer, nothing is dropped and `Question` refuses the row.
             if both < set(true) and both < set(false):
-                dropped += [f"{answer!r}, both true and false, of question {number}" for answer in sorted(both)]
+                dropped += [f"{answer!r}, both true and false, in row {number}" for answer in sorted(both)]
                 true, false = (tuple(answer for answer in side if answer not in both) for side in (true, false))
                 best = None if best in both else best
             text, category = _string(row, "question"), _string(row, "category")
-            question = Question(number, text, true, false, best, category)
+            question = Question("", text, true, false, best, category)
         placed.append((where, question))
     return placed, dropped
 
@@ -331,12 +338,12 @@ def _ab_questions(rows: Iterable[Row]) -> Questions:
     for where, number, row in rows:
         with _at(where):
             text, matching, other = (_string(row, key) for key in _AB_KEYS)
-            question = Question(id=number, text=text, true=(matching,), false=(other,))
+            question = Question("", text, (matching,), (other,))
         first = seen.setdefault((normalise(text), matching, other), number)
         if first == number:
             placed.append((where, question))
         else:
-            dropped.append(f"question {number}, which repeats {first}")
+            dropped.append(f"row {number}, which repeats row {first}")
     return placed, dropped
 
 

@@ -73,11 +73,13 @@ def read_csv(path: Path, kind: str) -> Location:
     header = [name.lower() for name in header]
     kinds = [name for name in ("head", "neuron") if name in header]
     if "layer" not in header or len(kinds) != 1:
-        raise LocationError(
-            got=f"{path} with the columns {header}",
-            expected="the columns 'layer' and 'head' (or 'neuron')",
-            remedy="put their names in the first line, separated by commas",
-        )
+        got, remedy = f"{path} with the columns {header}", "name these two columns so in its first line"
+        if all(map(_is_number, header)) and header:
+            got, remedy = f"{path}, whose first line is {','.join(header)}", "write layer,head as its first line"
+        for mark, name in {";": "semicolons", "\t": "tabs"}.items():
+            if len(header) == 1 and mark in header[0]:
+                got, remedy = f"{path} with {name} between its columns", "save it with commas between the columns"
+        raise LocationError(got=got, expected="the columns 'layer' and 'head' (or 'neuron')", remedy=remedy)
     at = header.index("layer"), header.index(kinds[0])
     scores = {i: cell for line in lines for i, cell in enumerate(line) if i not in at and _is_number(cell)}
     if scores:
@@ -88,6 +90,13 @@ def read_csv(path: Path, kind: str) -> Location:
             remedy="keep only the rows that are the claim, and drop that column (pandas: to_csv(index=False))",
         )
     units = [tuple(line[i] for i in at if i < len(line)) for line in lines]
+    for unit in units:
+        if not all(cell.isdecimal() for cell in unit) or len(unit) < 2:
+            raise LocationError(
+                got=f"{path} with the line layer, {kinds[0]} = {', '.join(unit)}",
+                expected="two whole numbers, like 14,3",
+                remedy="correct the line; write 14.0 as 14 (pandas: astype(int) before to_csv)",
+            )
     return Location(tuple(KINDS[kinds[0]].parse_unit(unit) for unit in units), kinds[0])
 
 

@@ -180,8 +180,9 @@ class Blocks:
         bad = [u for u in location.units if isinstance(u, str) or u[0] >= shape.n_layers or _place(u)[1] >= n]
         if bad:
             units = "" if self.whole_layers else f" and {self.plural} 0-{n - 1}"
+            name = self.plural if len(bad) > 1 else self.plural.removesuffix("s")
             raise LocationError(
-                got=f"{self.plural} {', '.join(map(spell_unit, bad[:5]))}{' ...' if len(bad) > 5 else ''}",
+                got=f"{name} {', '.join(map(spell_unit, bad[:5]))}{' ...' if len(bad) > 5 else ''}",
                 expected=f"layers 0-{shape.n_layers - 1}{units} (this model's shape)",
                 remedy="check the numbering (LAYER.UNIT, both from 0) and which model the claim was made for",
             )

@@ -11,6 +11,7 @@ from importlib import metadata
 from typing import Any
 
 from locaudit.errors import ConfigError, LocauditError
+from locaudit.text import readable
 
 _PROGRAM = """Does editing give evidence for localization?
 
@@ -63,25 +64,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_note
             return getattr(importlib.import_module(module), function)(arguments) or 0
     except LocauditError as error:
-        print(f"locaudit: {error}", file=sys.stderr)
+        _print_note(error.line)
         return 2
     except BrokenPipeError:  # the program that reads our output has ended, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        print(
-            f"locaudit: got {error.strerror or error} at {error.filename or 'a file'}; expected to read or write it; "
-            "check disk space, permissions and the path, then repeat the command: finished trials are kept",
-            file=sys.stderr,
+        _print_note(
+            f"got {error.strerror or error} at {error.filename or 'a file'}; expected to read or write it; "
+            "check disk space, permissions and the path, then repeat the command: finished trials are kept"
         )
         return 2
     except KeyboardInterrupt:
-        print("locaudit: interrupted; repeat the command to continue", file=sys.stderr)
+        _print_note("interrupted; repeat the command to continue")
         return 130
 
 
 def _show_note(message: Warning | str, *_args: Any, **_keywords: Any) -> None:
-    print(f"locaudit: note: {message}", file=sys.stderr)
+    _print_note(f"note: {message}")
+
+
+def _print_note(text: str) -> None:
+    print(f"locaudit: {readable(text)}", file=sys.stderr)
 
 
 def _quiet_libraries() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
+from locaudit.cli.commands import say
 from locaudit.cli.flags import parse, take_config
 from locaudit.config import AuditConfig, load_preset
 from locaudit.errors import ConfigError
@@ -76,19 +76,18 @@ def probe(arguments: Sequence[str]) -> None:
     base, rest = take_config(AuditConfig(), arguments)
     words = "Probe every attention head on the training questions and print the best ones."
     command = parse(_Probe(base), "locaudit probe [CONFIG.yaml]", words, rest)
+    if command.top < 1:
+        raise ConfigError(got=f"--top {command.top}", expected="at least 1", remedy="raise it")
     refuse_early(command.config)
     from locaudit.run.audit import run_probes
 
     probes = run_probes(command.config)
     location = probes.top(command.top)
-    console = Console(highlight=False)
     n_train, n_val = probes.n_train, probes.n_val
-    console.print(
-        f"validation accuracy ({n_train} training and {n_val} validation examples, majority {probes.majority:.3f})"
-    )
+    say(f"validation accuracy ({n_train} training and {n_val} validation examples, majority {probes.majority:.3f})")
     for unit in probes.ranking()[: command.top]:
-        console.print(f"  {spell_unit(unit)}\t{probes.val_accuracy[unit].item():.3f}")  # pyright: ignore
-    console.print(f'--claim "{location}"')
+        say(f"  {spell_unit(unit)}\t{probes.val_accuracy[unit].item():.3f}")  # pyright: ignore
+    say(f'--claim "{location}"')
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -117,18 +116,16 @@ def report(arguments: Sequence[str]) -> None:
 
 
 def _run(command: _Run) -> int:
-    refuse_early(command.config, command.out if command.repeats == 1 else None)
+    refuse_early(command.config, command.out, command.repeats)
     from locaudit.cli.shown import count_unjudged, print_repeats, print_verdict
     from locaudit.report import require_report_extra
     from locaudit.report.repeats import repeat_folder
     from locaudit.report.result import read_result
     from locaudit.run.audit import run_audit
     from locaudit.run.pilot import describe_estimate, run_pilot
-    from locaudit.run.repeats import check_repeats, repeat_config, run_repeats
+    from locaudit.run.repeats import repeat_config, run_repeats
 
     require_report_extra()
-    if command.repeats != 1:
-        check_repeats(command.config, command.repeats)
     if command.dry_run:
         several = command.repeats > 1
         config, out = (repeat_config(command.config, 0), repeat_folder(command.out, 0)) if several else (
@@ -139,7 +136,7 @@ def _run(command: _Run) -> int:
         if several:
             note = f"this is for one repeat; all take {command.repeats} times as long, but load the model only once"
             estimate = replace(estimate, notes=(*estimate.notes, note))
-        print(describe_estimate(estimate))
+        say(describe_estimate(estimate))
         return 0
     if command.repeats > 1:
         run_repeats(command.config, command.out, command.repeats)
@@ -150,13 +147,17 @@ def _run(command: _Run) -> int:
     return count_unjudged([result.run])
 
 
-def refuse_early(config: AuditConfig, out: Path | None = None) -> None:
+def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1) -> None:
     """Raise errors in settings and files at once, before torch is imported, which takes seconds."""
     from locaudit.run.subject import read_settings
     from locaudit.store.folder import check_folder, check_run
 
     with warnings.catch_warnings(action="ignore"):  # the run reads them again and gives the same warnings
         inputs = read_settings(config, out=out)
-    if out is not None:
+    if out is not None and repeats != 1:
+        from locaudit.run.repeats import check_repeats
+
+        check_repeats(inputs.config, out, repeats, inputs.registration)
+    elif out is not None:
         check_folder(out)
         check_run(out, inputs.config, inputs.registration)

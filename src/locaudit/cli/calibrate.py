@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from rich.console import Console
 
-from locaudit.cli.commands import dispatch
+from locaudit.cli.commands import dispatch, say
 from locaudit.errors import ConfigError
 from locaudit.records import json_text
 
@@ -55,23 +54,21 @@ def null(
         out: Write the numbers to this JSON file.
 
     """
-    for name, value, least in (("audits", audits, 1), ("controls", controls, 1), ("questions", questions, 5)):
-        if value < least:
-            raise ConfigError(got=f"--{name} {value}", expected=f"at least {least}", remedy="raise it")
+    _check(audits=audits, controls=controls, questions=questions, level=level, seed=seed)
     from locaudit.studies.calibration.rates import WORLDS, simulate
 
     shared: dict[str, Any] = {"n_questions": questions, "level": level, "seed": seed}
     found = []
     for world, words in WORLDS.items():
-        _say(f"\n{words}", style="bold")
+        say(f"\n{words}", style="bold")
         for rule in ("fixed", "curtailed"):
             found.append(simulate(world, rule=rule, n_audits=audits, n_controls=controls, **shared))
             for name, rate in found[-1].parametric.items() if rule == "fixed" else ():
-                _say(f"  {name:>22}  rejects in {rate}")
-            _say(found[-1])
+                say(f"  {name:>22}  rejects in {rate}")
+            say(found[-1])
     found.append(simulate("spread", rule="anytime", n_audits=max(audits // 10, 1), n_controls=400, **shared))
-    _say(f"\n{WORLDS['spread']}, up to 400 controls", style="bold")
-    _say(found[-1])
+    say(f"\n{WORLDS['spread']}, up to 400 controls", style="bold")
+    say(found[-1])
     _write(out, {"null": [asdict(case) for case in found], "settings": shared | {"audits": audits}})
 
 
@@ -94,11 +91,12 @@ def run(
         out: Write the numbers to this JSON file.
 
     """
+    _check(controls=controls, level=level, seed=seed)
     from locaudit.studies.calibration.rates import pool_run
 
     model, pools = pool_run(folder, score=score, n_controls=controls, level=level, seed=seed)
     for pool in pools:
-        _say(pool)
+        say(pool)
     _write(out, {"model": model, "pools": [asdict(pool) for pool in pools]})
 
 
@@ -121,30 +119,41 @@ def planted(
     """
     from locaudit.report import require_report_extra
     from locaudit.report.style import save
-    from locaudit.studies.calibration.cases import N_HEADS, audit_cases, draw_power, power_curve
+    from locaudit.studies.calibration.rates import N_HEADS
 
     require_report_extra()
+    _check(controls=controls, level=level, seed=seed)
+    if controls >= N_HEADS:
+        raise ConfigError(got=f"--controls {controls}", expected=f"1 to {N_HEADS - 1}", remedy="lower it")
     if not family or not all(1 <= m <= N_HEADS for m in family):
         raise ConfigError(
             got=f"--family {' '.join(map(str, family))}",
             expected=f"numbers of heads from 1 to {N_HEADS}",
             remedy="leave it out for the default",
         )
+    from locaudit.studies.calibration.cases import audit_cases, draw_power, power_curve
+
     shared: dict[str, Any] = {"n_controls": controls, "level": level}
-    cases = audit_cases(out, seed=seed, say=_say)
+    cases = audit_cases(out, seed=seed, say=say)
     for case in cases:
-        _say(case)
-    curve = power_curve(out, family=family, seed=seed, say=_say, **shared)
+        say(case)
+    curve = power_curve(out, family=family, seed=seed, say=say, **shared)
     for point in curve:
-        _say(f"{point} against {controls} controls")
+        say(f"{point} against {controls} controls")
     figure = draw_power([x.n_able for x in curve], [x.power for x in curve], n_heads=N_HEADS, **shared)
     save(figure, out / "figures", "power")
     numbers = {"cases": [asdict(case) for case in cases], "power": [asdict(x) for x in curve], "settings": shared}
     _write(out / "planted.json", numbers)
 
 
-def _say(text: object, style: str | None = None) -> None:
-    Console(highlight=False, soft_wrap=True).print(str(text), style=style, markup=False)
+def _check(**values: float) -> None:
+    """Refuse a flag that is out of range."""
+    least = {"audits": 1, "controls": 1, "questions": 5, "seed": 0}
+    for name, value in values.items():
+        if name == "level" and not 0 < value < 1:
+            raise ConfigError(got=f"--level {value:g}", expected="a number between 0 and 1", remedy="change it")
+        if name != "level" and value < least[name]:
+            raise ConfigError(got=f"--{name} {value}", expected=f"at least {least[name]}", remedy="raise it")
 
 
 def _write(path: Path | None, values: dict[str, Any]) -> None:
@@ -153,4 +162,4 @@ def _write(path: Path | None, values: dict[str, Any]) -> None:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json_text(values).encode())
-        print(f"numbers: {path}")
+        say(f"numbers: {path}")

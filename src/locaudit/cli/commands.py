@@ -1,10 +1,13 @@
-"""Commands with subcommands, such as ``locaudit judge validate``."""
+"""What commands share: subcommands, such as ``locaudit judge validate``, and printing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from rich.console import Console
+
 from locaudit.errors import ConfigError
+from locaudit.text import readable
 
 Command = Callable[[list[str]], None]
 
@@ -21,3 +24,9 @@ def dispatch(name: str, program: str, commands: Mapping[str, Command], arguments
             remedy=f"see locaudit {name} --help",
         )
     commands[arguments[0]](arguments[1:])
+
+
+def say(text: object, style: str | None = None) -> None:
+    """Print to the terminal. All text that a command prints goes through here, whoever wrote it (`readable`)."""
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    console.print(readable(str(text)), style=style)

@@ -63,7 +63,7 @@ def parse(command: C, prog: str, description: str, arguments: Sequence[str]) -> 
     parsed = _plain(tyro.cli(type(form), prog=prog, description=description, args=arguments, default=form))
     for name, value in parsed.items():
         if name == "config":
-            parsed[name] = validate(type(config), value, source="the command line")
+            parsed[name] = validate(type(config), value, source="the flags")
         elif isinstance(getattr(command, name), JudgeChoice):
             parsed[name] = choose_judge(value, name)
     return dataclasses.replace(command, **parsed)  # type: ignore[type-var]

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from locaudit.cli.commands import dispatch
+from locaudit.cli.commands import dispatch, say
 from locaudit.cli.flags import parse
 from locaudit.config import JudgeChoice
 from locaudit.errors import ConfigError
@@ -88,11 +88,16 @@ def _validate(arguments: list[str]) -> None:
             expected=" or ".join(f"--{aspect} FILE" for aspect in ASPECTS),
             remedy="give a file of labelled answers for at least one aspect",
         )
+    from locaudit.judges.labelled import read_labelled
+
+    for aspect, file in given.items():  # refused before torch is imported
+        JUDGES[kind].refuse(ASPECTS[aspect], command.judge)
+        read_labelled(file, ASPECTS[aspect])
     from locaudit.judges.validate import as_table, validate
 
     judges = JUDGES[kind].loader(dict.fromkeys(given, command.judge), "auto")
-    say = Console(stderr=True, highlight=False, markup=False).print
-    report = validate(judges, given, command.references, say=say)
+    note = Console(stderr=True, highlight=False, markup=False).print
+    report = validate(judges, given, command.references, say=note)
     print(json_text(report) if command.json else as_table(report), end="" if command.json else "\n")
 
 
@@ -103,6 +108,9 @@ def _compare(arguments: list[str]) -> None:
         "Measure the agreement of two judges on the answers of a run. Their judgements are stored in the run folder.",
         arguments,
     )
+    from locaudit.store.run import load_run
+
+    load_run(command.run)  # a folder that is not a run is refused before torch is imported
     from locaudit.run.comparing import compare_judges
 
     names, agreement, verdicts = compare_judges(command.run, command.first, command.second, command.aspect)
@@ -112,20 +120,20 @@ def _compare(arguments: list[str]) -> None:
         print(json_text(values), end="")
         return
     a = agreement
-    print(f"{command.aspect}: {names[0]} and {names[1]} on {a.n} answers to {a.n_groups} questions")
-    print(f"  missing      {a.missing[0]} and {a.missing[1]}")
-    print(f"  yes          {a.yes[0]:.3f} and {a.yes[1]:.3f}")
+    say(f"{command.aspect}: {names[0]} and {names[1]} on {a.n} answers to {a.n_groups} questions")
+    say(f"  missing      {a.missing[0]} and {a.missing[1]}")
+    say(f"  yes          {a.yes[0]:.3f} and {a.yes[1]:.3f}")
     for name, value, interval in (
         ("agreement", a.agreement, a.agreement_interval),
         ("kappa", a.kappa, a.kappa_interval),
     ):
-        print(f"  {name:11}  {value:.3f}  (95 % interval {interval[0]:.3f} to {interval[1]:.3f})")
-    print(f"  correlation  {a.pearson:.3f} of probabilities, {a.spearman:.3f} of ranks")
+        say(f"  {name:11}  {value:.3f}  (95 % interval {interval[0]:.3f} to {interval[1]:.3f})")
+    say(f"  correlation  {a.pearson:.3f} of probabilities, {a.spearman:.3f} of ranks")
     (n00, n01), (n10, n11) = a.counts
-    print(f"  no/no {n00}, no/yes {n01}, yes/no {n10}, yes/yes {n11}")
+    say(f"  no/no {n00}, no/yes {n01}, yes/no {n10}, yes/yes {n11}")
     for method in verdicts[0].methods:
         one, other = (
             f"{v.methods[method].outcome} (claim {v.methods[method].claim:.3f}, p = {v.methods[method].p_value:.3f})"
             for v in verdicts
         )
-        print(f"  verdict on {method}, {verdicts[0].score}: {one} by the first; {other} by the second")
+        say(f"  verdict on {method}, {verdicts[0].score}: {one} by the first; {other} by the second")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from locaudit.cli.audit import refuse_early
+from locaudit.cli.commands import say
 from locaudit.cli.flags import parse, take_config
 from locaudit.studies.paper.config import PRESETS, PaperConfig, Preset, load_paper_preset
 
@@ -58,11 +58,15 @@ def _run(command: _Paper) -> int:
     refuse_early(command.config.audits()["sets"])
     from locaudit.cli.shown import count_unjudged
     from locaudit.report import require_report_extra
+    from locaudit.store.folder import check_folder
+    from locaudit.studies.paper.study import SETTINGS
+
+    check_folder(command.out, SETTINGS)
     from locaudit.studies.paper.run import describe_plan, estimate_paper, run_paper
 
     require_report_extra()
     if command.dry_run:
-        print(describe_plan(estimate_paper(command.config, out=command.out)))
+        say(describe_plan(estimate_paper(command.config, out=command.out)))
         return 0
     run_paper(command.config, command.out)
     from locaudit.store.run import load_run
@@ -75,8 +79,7 @@ def _run(command: _Paper) -> int:
 def print_study(page: Path) -> None:
     """Print the claims and outcomes of a finished study."""
     numbers = json.loads((page.parent / "numbers.json").read_text(encoding="utf-8"))
-    console = Console(highlight=False, soft_wrap=True)
     for claim in numbers["claims"]:
-        console.print(f"\n{claim['outcome']}: {claim['says']}", style="bold", markup=False)
-        console.print(f"  {claim['measured']}", markup=False)
-    console.print(f"\nfigures and numbers: {page}", markup=False)
+        say(f"\n{claim['outcome']}: {claim['says']}", style="bold")
+        say(f"  {claim['measured']}")
+    say(f"\nfigures and numbers: {page}")

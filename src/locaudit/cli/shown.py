@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from locaudit.cli.commands import say
 from locaudit.report.repeats import Repeats, write_repeats
 from locaudit.report.result import AuditResult
 from locaudit.report.tables import Registered, reading_words
 from locaudit.stats.grades import conclusion
 from locaudit.store.run import Run
+from locaudit.text import readable
 
 _SHOWN_QUESTIONS = 3
 """Number of test questions whose answers are printed."""
@@ -24,8 +24,8 @@ def count_unjudged(runs: Iterable[Run]) -> int:
     lacking = [(run.folder, aspect, *counts) for run in runs for aspect, counts in run.lacking.items()]
     for folder, aspect, n, of, reason in lacking:
         print(
-            f"locaudit: {n} of {of} answers in {folder} have no judgement of {aspect} (first: {reason}); trials and "
-            "answers are kept: check the judge, then repeat the command to get only the missing judgements",
+            f"locaudit: {n} of {of} answers in {folder} have no judgement of {aspect} (first: {readable(reason)}); "
+            "trials and answers are kept: check the judge, then repeat the command to get only the missing judgements",
             file=sys.stderr,
         )
     return int(bool(lacking))
@@ -34,71 +34,63 @@ def count_unjudged(runs: Iterable[Run]) -> int:
 def print_repeats(folder: Path, out: Path | None = None, **settings: Any) -> Repeats:
     """Write the report of an audit's repeats, and print their common verdict. Arguments as in `write_repeats`."""
     page, found = write_repeats(folder, out, **settings)
-    console = Console(highlight=False, soft_wrap=True)
     for part in found.unfinished:
-        console.print(f"UNFINISHED: {part}; all below is provisional", style="bold red", markup=False)
+        say(f"UNFINISHED: {part}; all below is provisional", style="bold red")
     if found.raised:
-        console.print(f"REPEATS WERE ADDED: {found.raised}", style="bold red", markup=False)
+        say(f"REPEATS WERE ADDED: {found.raised}", style="bold red")
     for part in found.extended:
-        console.print(part, style="bold red", markup=False)
-    _print_changes(console, found.registered, found.reading)
-    console.print(str(found.verdict), markup=False)
-    _print_unchanged(console, found.registered)
-    console.print(f"\nreport: {page} (and one in each repeat's folder)", markup=False)
+        say(part, style="bold red")
+    _print_changes(found.registered, found.reading)
+    say(str(found.verdict))
+    _print_unchanged(found.registered)
+    say(f"\nreport: {page} (and one in each repeat's folder)")
     return found
 
 
-def _print_changes(console: Console, claim_file: Registered | None, reading: Mapping[str, tuple[Any, Any]]) -> None:
+def _print_changes(claim_file: Registered | None, reading: Mapping[str, tuple[Any, Any]]) -> None:
     if reading:
-        console.print(f"READ WITH OTHER SETTINGS: {reading_words(reading)}", style="bold red", markup=False)
+        say(f"READ WITH OTHER SETTINGS: {reading_words(reading)}", style="bold red")
     if claim_file is not None and claim_file.changed:
-        console.print(
+        say(
             f"CHANGED AFTER REGISTRATION ({claim_file.hash}, {claim_file.file}): {'; '.join(claim_file.changed)}",
             style="bold red",
-            markup=False,
         )
 
 
-def _print_unchanged(console: Console, claim_file: Registered | None) -> None:
+def _print_unchanged(claim_file: Registered | None) -> None:
     if claim_file is not None and not claim_file.changed:
-        console.print(
-            f"\nregistered before the run: {claim_file.hash}, {claim_file.file}; nothing was changed after",
-            markup=False,
-        )
+        say(f"\nregistered before the run: {claim_file.hash}, {claim_file.file}; nothing was changed after")
 
 
 def print_verdict(result: AuditResult, out: Path | None = None) -> None:
     """Write the report of a run, to `out` if given, and print its verdict."""
     report, tables = result.write_report(out), result.tables
     verdict, said, planned = tables.verdict, tables.conversations[:_SHOWN_QUESTIONS], tables.manifest.planned
-    console = Console(highlight=False, soft_wrap=True)
     if len(tables.rows) < planned:
-        console.print(
-            f"UNFINISHED: {len(tables.rows)} of {planned} trials; all below is provisional.", style="bold red"
-        )
-    _print_changes(console, tables.registered, tables.reading)
+        say(f"UNFINISHED: {len(tables.rows)} of {planned} trials; all below is provisional.", style="bold red")
+    _print_changes(tables.registered, tables.reading)
     if verdict.extended:
-        console.print(verdict.extended, style="bold red", markup=False)
-    for note in tables.manifest.notes:
-        console.print(f"Note: {note}", markup=False)
-    console.print(verdict.headline, style="bold", markup=False)
+        say(verdict.extended, style="bold red")
+    for note in (*tables.manifest.notes, *verdict.notes):
+        say(f"Note: {note}")
+    say(verdict.headline, style="bold")
     for name, found in verdict.methods.items():
-        console.print(f"\n{name}: {found.outcome}", style="bold", markup=False)
-        console.print(found.sentence, markup=False)
+        say(f"\n{name}: {found.outcome}", style="bold")
+        say(found.sentence)
         for grade in found.grades:
-            console.print(f"  {grade.question}: {grade.answer}; {grade.evidence}.", markup=False)
+            say(f"  {grade.question}: {grade.answer}; {grade.evidence}.")
         if found.grades:
-            console.print(conclusion(found.grades), markup=False)
-    _print_unchanged(console, tables.registered)
+            say(conclusion(found.grades))
+    _print_unchanged(tables.registered)
     if said:
-        console.print("\nWhat the models say (the first test questions; more in the report):", style="bold")
+        say("\nWhat the models say (the first test questions; more in the report):", style="bold")
     for conversation in said:
-        console.print(f"\nQ: {conversation.question}", markup=False)
+        say(f"\nQ: {conversation.question}")
         width = max(len(answer.who) for answer in conversation.answers)
         for answer in conversation.answers:
             text = "(diverged)" if answer.answer is None else answer.answer.replace("\n", " ") or "(nothing)"
             marks = ", ".join(
                 f"{o.word} {'?' if o.probability is None else f'{o.probability:.2f}'}" for o in answer.opinions
             )
-            console.print(f"  {answer.who:{width}}  {text}{f'  [{marks}]' if marks else ''}", markup=False)
-    console.print(f"\nreport: {report}", markup=False)
+            say(f"  {answer.who:{width}}  {text}{f'  [{marks}]' if marks else ''}")
+    say(f"\nreport: {report}")

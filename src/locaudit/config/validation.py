@@ -12,7 +12,7 @@ import datetime
 import difflib
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
 
@@ -21,6 +21,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import is_pydantic_dataclass
 
 from locaudit.errors import ConfigError, LocauditError
+from locaudit.registry import JUDGES
 
 C = TypeVar("C")
 """A settings class."""
@@ -92,8 +93,13 @@ def unknown(name: str, known: Iterable[str]) -> ConfigError:
     )
 
 
-def refuse_old(values: Mapping[str, Any], known: Iterable[str], source: str) -> None:
-    """Raise a `ConfigError` that lists all settings of version 0.1.0 in nested values. `known`: present settings."""
+def refuse_old(
+    values: Mapping[str, Any], known: Iterable[str], source: str, write: Callable[[Any], str | None]
+) -> None:
+    """Raise a `ConfigError` that lists all settings of version 0.1.0 in nested values. `known`: present settings.
+
+    `write` gives the text of the `translated` groups, or None if they would be refused.
+    """
     found: dict[str, str] = {}
     for old in _RENAMED:
         group, _, key = old.partition(".")
@@ -103,12 +109,39 @@ def refuse_old(values: Mapping[str, Any], known: Iterable[str], source: str) -> 
         if value is not None and (key or group not in known):
             found[old] = renamed(old, value)
     if found:
+        groups = translated(values, known)
+        text = groups and write(groups)
         raise ConfigError(
             got=f"the setting{'s' * (len(found) > 1)} {', '.join(found)} in {source}",
             expected=", ".join(found.values()),
             remedy="these are names of locaudit 0.1.0: rename them, and give a judge only settings of its kind "
-            "(docs/judges.md). A run folder of 0.1.0 cannot be continued: choose another one (--out)",
+            "(docs/judges.md). A run folder of 0.1.0 cannot be continued: choose another one (--out)"
+            + (
+                f". Write in place of {', '.join(x for x in values if x in groups or x in _RENAMED)}:\n{text}"
+                if text
+                else ""
+            ),
         )
+
+
+def translated(values: Mapping[str, Any], known: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The groups of version 0.1.0 in nested values as they are written now; empty if one has no counterpart."""
+    new: dict[str, dict[str, Any]] = {}
+    methods, judges = values.get("methods", ["iti", "optimal"]), values.get("judges", {})
+    try:
+        if "methods" in known and ("iti" in values or "optimal" in values):
+            if (values.get("optimal") or {}).get("reader") == "none":
+                return {}
+            new["methods"] = {name: values.get(name) or {} for name in methods}
+        for aspect, judge in judges.items():
+            kind = judge.get("kind", "default")
+            own = () if kind == "default" else vars(JUDGES[kind].settings())
+            settings = {key: value for key, value in judge.items() if key in own and value is not None}
+            name = _RENAMED.get(f"judges.{aspect}", f"judges.{aspect}").partition(".")[2]
+            new.setdefault("judges", {})[name] = {"kind": kind, **settings}
+    except (AttributeError, TypeError, ConfigError):  # a group is not a mapping, or a judge's kind is unknown
+        return {}
+    return new
 
 
 def renamed(name: str, value: Any) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -257,25 +258,10 @@ def _site_hooks(model: Model, changes: Mapping[Site, _Change]) -> Iterator[None]
         wide = h if h.dim() == 3 else h.view(n_rows, -1, h.shape[-1])
         return changes[site](wide, n_past).view(h.shape)
 
-    def at_input(site: Site):
-        return lambda _module, args: (changed(site, args[0]), *args[1:])
-
-    def at_output(site: Site):
-        def post(_module, _args, output):
-            if isinstance(output, tuple):  # in some architectures, layers return more than the residual stream
-                return changed(site, output[0]), *output[1:]
-            return changed(site, output)
-
-        return post
-
     try:
         handles.append(model.trunk.register_forward_pre_hook(note, with_kwargs=True))
         for site in changes:
-            name, layer = site
-            if name == "residual":
-                handles.append(model.layer(layer).register_forward_hook(at_output(site)))
-            else:
-                handles.append(model.projection(site).register_forward_pre_hook(at_input(site)))
+            handles.append(model.hook(site, partial(changed, site)))
         yield
     finally:
         for handle in handles:

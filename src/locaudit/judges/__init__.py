@@ -11,7 +11,11 @@ with `` yes`` or `` no``.
 
 from __future__ import annotations
 
-from locaudit.judges.base import Aspect, Billed, Case, Fitted, Judge, JudgeKind, Judgement
+from pathlib import Path
+
+from locaudit.checkpoints import find_checkpoint
+from locaudit.errors import ConfigError
+from locaudit.judges.base import Aspect, Billed, Case, Fitted, Judge, JudgeKind, Judgement, needed_model
 from locaudit.judges.settings import CausalLMSettings, LexiconSettings, NoSettings, OpenAISettings, ReferenceSettings
 from locaudit.registry import ASPECTS, JUDGES
 
@@ -57,8 +61,31 @@ ASPECTS.register("fluency")(
     )
 )
 
-JUDGES.register("reference")(JudgeKind(ReferenceSettings, "locaudit.judges.reference.judge:load"))
-JUDGES.register("causal-lm")(JudgeKind(CausalLMSettings, "locaudit.judges.causal_lm:load", prompt="prompt"))
-JUDGES.register("openai")(JudgeKind(OpenAISettings, "locaudit.judges.openai:load", prompt="prompt"))
+
+def _check_folder(aspect: Aspect, settings: ReferenceSettings) -> None:
+    if settings.model is not None and not Path(settings.model).is_dir():
+        raise ConfigError(
+            got=f"judges.{aspect.name}.model = {settings.model!r}, which is not a folder",
+            expected="a folder made by tools/judge/fit.py",
+            remedy="correct its path, or leave out the model to use the bundled judge",
+        )
+
+
+def _check_model(aspect: Aspect, settings: CausalLMSettings) -> None:
+    find_checkpoint(needed_model(aspect, settings.model))
+
+
+JUDGES.register("reference")(JudgeKind(ReferenceSettings, "locaudit.judges.reference.judge:load", check=_check_folder))
+JUDGES.register("causal-lm")(
+    JudgeKind(CausalLMSettings, "locaudit.judges.causal_lm:load", check=_check_model, prompt="prompt")
+)
+JUDGES.register("openai")(
+    JudgeKind(
+        OpenAISettings,
+        "locaudit.judges.openai:load",
+        check="locaudit.judges.openai:load_openai_judge",
+        prompt="prompt",
+    )  # fmt: skip
+)
 JUDGES.register("lexicon")(JudgeKind(LexiconSettings, "locaudit.judges.lexicon:load"))
 JUDGES.register("none")(JudgeKind(NoSettings, lambda wanted, device: {}))

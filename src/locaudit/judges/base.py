@@ -100,6 +100,9 @@ class JudgeKind:
     """``load(wanted, device) -> {aspect: Judge}``, or ``"module:function"``, which is imported at first use.
 
     `wanted` maps every aspect that this kind judges to its settings, so that the judges can share a loaded model."""
+    check: Callable[[Aspect, Any], object] | str = ""
+    """``check(aspect, settings)`` raises `LocauditError` for a missing model, file or key and the like, without torch;
+    or ``"module:function"``. Empty: nothing is checked before the judge is loaded."""
     prompt: str = ""
     """Name of the settings field that holds the user's own prompt; empty if the kind takes none.
 
@@ -109,6 +112,12 @@ class JudgeKind:
     def loader(self) -> Callable[..., Mapping[str, Judge]]:
         """The function that `load` is or names."""
         return pkgutil.resolve_name(self.load) if isinstance(self.load, str) else self.load
+
+    def refuse(self, aspect: Aspect, settings: Any) -> None:
+        """Raise the errors of `check`."""
+        if self.check:
+            check = pkgutil.resolve_name(self.check) if isinstance(self.check, str) else self.check
+            check(aspect, settings)
 
     def own_prompt(self, settings: Any) -> str | None:
         """The user's own prompt in these settings; None if there is none."""

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 from locaudit.errors import ConfigError, import_extra
 from locaudit.judges.base import Aspect, Case, Judgement, needed_model
 from locaudit.judges.settings import OpenAISettings
-from locaudit.judges.wire import FORMS, VERSION, Dialect, chat_messages, completion_prompt, read, shorten
+from locaudit.judges.wire import FORMS, VERSION, Dialect, chat_messages, completion_prompt, has_choices, read, shorten
 from locaudit.records import content_hash
 from locaudit.registry import ASPECTS
 
@@ -62,6 +63,8 @@ class OpenAIJudge:
     _dialect: Dialect = field(default_factory=Dialect, init=False, repr=False)
     _settled: bool = field(default=False, init=False, repr=False)
     """Whether the server has answered once, so its dialect is known and key and model are accepted."""
+    _works: bool = field(default=False, init=False, repr=False)
+    """Whether a judgement has been read from a reply of the server."""
 
     @property
     def name(self) -> str:
@@ -110,10 +113,12 @@ class OpenAIJudge:
         """One judgement per case, in order, with up to `concurrency` requests at once.
 
         A judgement is missing if the request fails after all attempts, or if two replies in a row cannot be read. After
-        max(4, 2 * concurrency) failures in a row the remaining cases are not sent; they are missing too.
+        max(4, 2 * concurrency) failures in a row the remaining cases are not sent; they are missing too. Replies that
+        cannot be read count as failures until one could be.
 
         Raises `ConfigError` if, before the server has answered once, it rejects the key, model or address (HTTP 401,
-        403, 404) or reports that the account has no credit.
+        403, 404) or reports that the account has no credit. It also raises it if, before a judgement could be read, two
+        replies to a case are of another API.
         """
         if not cases:
             return []
@@ -145,7 +150,7 @@ class OpenAIJudge:
         return out
 
     async def _judge(self, client: Any, key: str, case: Case) -> tuple[Judgement, bool]:
-        """The judgement, and whether the server is working: it accepted the request, or refused just this one."""
+        """The judgement, and whether the server works: it has given a judgement, or it refused this case only."""
         judgement = Judgement(None)
         for again in (False, True):
             reply = await self._ask(client, key, case, again)
@@ -153,8 +158,15 @@ class OpenAIJudge:
                 return Judgement(None, reply.reason), reply.status in _REFUSED and self._settled
             judgement = read(reply.body, self.settings.style)
             if judgement.probability is not None:
+                self._works = True
                 return judgement, True
-        return Judgement(None, f"{judgement.reason} (asked twice)"), True
+            if again and not self._works and not has_choices(reply.body):
+                raise ConfigError(
+                    got=f"a reply from {self.url} that no OpenAI-compatible server gives: {shorten(reply.body)!r}",
+                    expected=f"a {self.settings.style} reply, a JSON object with the key choices",
+                    remedy="check the judge's base_url and style, then repeat: finished trials and judgements are kept",
+                )
+        return Judgement(None, f"{judgement.reason} (asked twice)"), self._works
 
     async def _ask(self, client: Any, key: str, case: Case, again: bool) -> Reply:
         """Send a case in the server's dialect. Until it has answered once, try simpler dialects after a refusal."""
@@ -216,7 +228,8 @@ class OpenAIJudge:
 
     def check(self) -> None:
         """Raise `ConfigError` for a missing package, or an address or key that cannot be used."""
-        import_extra("openai", "judge")
+        if find_spec("openai") is None:  # looked for only: importing it takes a second
+            import_extra("openai", "judge")
         parts = urlsplit(self.url)
         is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
         if not is_address or parts.username or parts.password or parts.query:  # not quoted: it may contain a secret

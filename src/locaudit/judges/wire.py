@@ -99,6 +99,15 @@ def read(body: str, style: Style) -> Judgement:
         return Judgement(None, f"the server's reply is not a {style} reply: {shorten(body)!r}")
 
 
+def has_choices(body: str) -> bool:
+    """Whether the body of a reply is a JSON object with the key ``choices``. If not, the server has another API."""
+    try:
+        reply = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(reply, Mapping) and "choices" in reply
+
+
 def _read_chat(choice: Mapping[str, Any]) -> Judgement:
     message, why = choice["message"], choice.get("finish_reason")
     content = message.get("content") or ""

@@ -14,7 +14,7 @@ from torch import Tensor
 from locaudit.behaviours import Question
 from locaudit.behaviours.format import Prompt
 from locaudit.edits.hooks import record
-from locaudit.errors import ConfigError
+from locaudit.errors import ConfigError, ModelError
 from locaudit.location import Site
 from locaudit.measure.forward import check_depth, forest_batches, run_trees
 from locaudit.measure.tree import Forest, encode_tree
@@ -55,10 +55,12 @@ def collect_activations(
         Q: {question} A: {answer}                         context="answer"
         Q: {question} A: {answer} Q: {random question}    context="next_question" (the paper, "Localization")
 
-    For each answer another random question of the list is drawn, from `seed`. `prompt` sets the format of the text
-    (None: the one shown); in style ``chat``, questions and answers are turns of the tokenizer's template
+    One other question of the list follows all answers of a question, as in ITI's code. It is drawn at random from
+    `seed` and the texts alone, so the order of questions and answers does not matter. `prompt` sets the format of the
+    text (None: the one shown); in style ``chat``, questions and answers are turns of the tokenizer's template
     (`locaudit.behaviours.format`). All answers of a question share one tree, so the question's tokens run once. Raises
-    `ConfigError` for a kind whose units are not blocks of coordinates, `ModelError` if a text does not fit the context.
+    `ConfigError` for a kind whose units are not blocks of coordinates, `ModelError` if a text does not fit the context,
+    the model lacks the kind's site, or an activation is NaN or infinite.
     """
     model.check_kind(kind)
     blocks = KINDS[kind].blocks(model.shape)
@@ -68,16 +70,12 @@ def collect_activations(
             expected="'next_question' or 'answer', a kind whose units are blocks of coordinates, at least one question",
             remedy="correct whichever of them is wrong",
         )
-    prompt, rng = prompt or Prompt(), random.Random(seed)
-    trees = []
-    for number, question in enumerate(questions):
-        endings = []
-        for answer in question.answers:
-            following = None
-            if context == "next_question" and len(questions) > 1:
-                other = rng.randrange(len(questions) - 1)
-                following = questions[other + (other >= number)].text
-            endings.append((answer, following))
+    prompt, asked, trees = prompt or Prompt(), sorted(question.text for question in questions), []
+    for question in questions:
+        others, following = [text for text in asked if text != question.text], None
+        if context == "next_question" and others:
+            following = random.Random(f"{seed} {question.text}").choice(others)
+        endings = [(answer, following) for answer in question.answers]
         text, said = prompt.probe(question.text, endings, model.tokenizer)
         trees.append(encode_tree(model.tokenizer, text, said, special=prompt.adds_special_tokens))
     forest = Forest((), tuple(trees))
@@ -96,8 +94,23 @@ def collect_activations(
             where = torch.cat([torch.arange(starts[i], starts[i + 1]) for row in rows for i in row])
             for layer, site in enumerate(sites):
                 values[where, layer] = inputs[site].cpu().view(-1, n_units, width)  # from (answers, units x width)
-    return Activations(
+    found = Activations(
         values,
         torch.tensor([i < len(q.true) for q in questions for i in range(len(q.answers))]),
         torch.tensor([number for number, q in enumerate(questions) for _ in q.answers]),
     )
+    check_finite(found)
+    return found
+
+
+def check_finite(activations: Activations) -> None:
+    """Raise `ModelError` if an activation is NaN or infinite, naming the lowest such layer and its first question."""
+    broken = ~activations.values.isfinite().flatten(2).all(dim=2)  # (n, layers)
+    if broken.any():
+        layer, example = (int(x) for x in broken.T.nonzero()[0])
+        raise ModelError(
+            got=f"activations that are not finite, in layer {layer}, for an answer to question "
+            f"{int(activations.question[example])} (counted from 0)",
+            expected="finite numbers",
+            remedy="check the model's weights, or load it in float32 (loading.dtype)",
+        )

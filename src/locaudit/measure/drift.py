@@ -21,12 +21,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig
 
+from locaudit.config.files import read_bytes
 from locaudit.edits import EditBank
 from locaudit.errors import DataError
 from locaudit.measure.generation import plain_generation
 from locaudit.measure.tree import added_tokens
 from locaudit.models import Model
-from locaudit.store.files import read_text
 
 BATCH_TOKENS = 512
 """About how many tokens of documents are in one forward."""
@@ -91,7 +91,7 @@ def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: in
     Each follows the tokens, if any, that the tokenizer puts before every text. Raises `DataError` for too short a file.
     """
     before, _ = added_tokens(model.tokenizer)
-    text = read_text(path).decode("utf-8")
+    text = read_bytes(path, "a text file", DataError).decode()
     # Tokenise only a piece of each chunk, not the whole file; 8 characters per token are plenty.
     chunk = max(len(text) // n_documents, 1)
     rows = []
@@ -137,4 +137,4 @@ def sample_documents(model: Model, n_documents: int, n_tokens: int, seed: int) -
 def start_tokens(model: Model) -> tuple[int, ...]:
     """Tokens after which the model begins a text: those that its tokenizer puts before every text, else BOS or EOS."""
     known = (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id, model.pad_id)
-    return added_tokens(model.tokenizer)[0] or (next(token for token in known if token is not None),)
+    return added_tokens(model.tokenizer)[0] or (next(int(token) for token in known if token is not None),)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +31,7 @@ from locaudit.measure.head import head_log_probs
 from locaudit.measure.tree import Forest, Tree, TreeBatch, additive_mask, collate, pack
 from locaudit.models import CACHE, Model
 from locaudit.models.memory import of_device
+from locaudit.models.model import setting
 
 Prefix = list[tuple[Tensor, Tensor]]
 """The prefix's KV cache under K edits: for each layer, keys and values (K, KV heads, prefix tokens, head_dim)."""
@@ -203,12 +204,26 @@ def token_log_probs(
     where, which = torch.unique(row * batch.input_ids.shape[1] + predictor, return_inverse=True)
     states = run_trees(model, batch, bank, rows, prefix, start).flatten(0, 1)  # (rows tokens, d)
     chosen = states.index_select(0, where.to(states.device))  # (m, d), or logits (m, vocabulary)
+    return state_log_probs(model, chosen, which, token)
+
+
+def state_log_probs(
+    model: Model, states: Float[Tensor, "m d"], which: Int[Tensor, " n"], token: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Log-probability (nats, float32) of ``token[i]`` after ``states[which[i]]``, a result of `last_states`."""
     if model.head is not None:
         device = model.head.weight.device
-        return head_log_probs(chosen.to(device), model.head, which.to(device), token.to(device))
-    which, token = which.to(chosen.device), token.to(chosen.device)
-    chosen = chosen.float()
-    return chosen[which, token] - chosen.logsumexp(dim=1)[which]
+        return head_log_probs(states.to(device), model.head, which.to(device), token.to(device))
+    which, token, states = which.to(states.device), token.to(states.device), states.float()
+    return states[which, token] - states.logsumexp(dim=1)[which]
+
+
+def last_states(model: Model, **inputs: Any) -> Float[Tensor, "rows tokens d"]:
+    """Run the model and return its last hidden states.
+
+    Logits (rows, tokens, vocabulary) instead if the model's output head is one that `Head` cannot describe.
+    """
+    return model.lm(**inputs).logits if model.head is None else model.lm.base_model(**inputs).last_hidden_state
 
 
 def run_trees(
@@ -219,10 +234,7 @@ def run_trees(
     prefix: Prefix | None = None,
     start: Start | None = None,
 ) -> Float[Tensor, "rows tokens d"]:
-    """Run the batch, row r under edit ``rows[r]`` (None: edit 0), and return its last hidden states.
-
-    Logits (rows, tokens, vocabulary) instead if the model's output head is one that `Head` cannot describe.
-    """
+    """Run the batch, row r under edit ``rows[r]`` (None: edit 0), and return its `last_states`."""
     rows = batch.input_ids.new_zeros(len(batch.input_ids)) if rows is None else rows.to(model.device)
     n_prefix = prefix[0][0].shape[2] if prefix else 0
     keywords = {
@@ -237,9 +249,7 @@ def run_trees(
             stack.enter_context(resumed(model, start.layer, start.hidden))
         if bank:
             stack.enter_context(bank.applied(model, rows, batch.answer_positions))
-        if model.head is not None:
-            return model.lm.base_model(**keywords).last_hidden_state
-        return model.lm(**keywords).logits
+        return last_states(model, **keywords)
 
 
 def branch_sums(batch: TreeBatch, values: Float[Tensor, " n"]) -> Float[Tensor, " branches"]:
@@ -248,22 +258,50 @@ def branch_sums(batch: TreeBatch, values: Float[Tensor, " n"]) -> Float[Tensor, 
     return values.new_zeros(batch.n_branches).index_add(0, branch, values.index_select(0, step))
 
 
+_FIXED_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
+"""Kinds of rotary positions whose frequencies are the same for texts of all lengths. Any other kind may change them
+behind ``original_max_position_embeddings``: a cached primer and what follows it would have different ones."""
+
+
 def check_depth(model: Model, forest: Forest) -> None:
-    """Raise `ModelError` if a path of the forest is longer than the model's context or its sliding window."""
-    check_length(model, forest.depth, "a question with an answer (prompt included)")
+    """Raise `ModelError` if a path of the forest is longer than the model computes in one way (`check_length`)."""
+    if forest.trees:
+        check_length(model, forest.depth, "a question with an answer (prompt included)", len(forest.prefix))
 
 
-def check_length(model: Model, n_tokens: int, what: str) -> None:
-    """Raise `ModelError` if `n_tokens` exceeds the model's context or its sliding window; `what` names the text."""
+def check_length(model: Model, n_tokens: int, what: str, n_primer: int = 0) -> None:
+    """Raise `ModelError` for a text of `n_tokens` that the model does not run as it runs shorter ones.
+
+    That is a text longer than the context, than the window or chunk that some layers attend to, or than the length
+    at which rotary frequencies change. `what` names the text, `n_primer` is how many of its tokens are the primer's.
+    """
+    config = model.config
+    longest = setting(config, "max_position_embeddings")
     limits = {
-        "context": getattr(model.config, "max_position_embeddings", None),
-        "sliding window": getattr(model.config, "sliding_window", None),
+        "context": longest,
+        "sliding window": setting(config, "sliding_window"),
+        "window of local attention": setting(config, "window_size"),
+        "attention chunk": setting(config, "attention_chunk_size"),
     }
+    ropes = setting(config, "rope_parameters") or setting(config, "rope_scaling") or {}
+    for rope in (ropes, *(inner for inner in ropes.values() if isinstance(inner, dict))):
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in _FIXED_ROPES:
+            given = rope.get("original_max_position_embeddings")
+            limits[f"range of {kind} positions"] = (
+                given or setting(config, "original_max_position_embeddings") or longest
+            )
     for name, limit in limits.items():
         if limit and n_tokens > limit:  # some configs write 0 for no sliding window
+            room = limit - (n_tokens - n_primer)
+            shorter = (
+                f"shorten prompt.primer from {n_primer} to at most {room} tokens"
+                if n_primer and room > 0
+                else ("use no primer (prompt.primer)" if n_primer else "shorten prompt.primer")
+            )
             raise ModelError(
                 got=f"{what} of {n_tokens} tokens, for a model with a {name} of {limit} tokens",
                 expected=f"at most {limit} tokens",
-                remedy="remove long questions, shorten prompt.primer, lower evaluation.max_new_tokens or "
+                remedy=f"{shorter}, remove long questions, lower evaluation.max_new_tokens or "
                 "evaluation.drift_tokens, or use another model",
             )

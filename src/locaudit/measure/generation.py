@@ -87,7 +87,7 @@ def generate_tokens(
     """
     n_edits = bank.n_edits if bank else 1
     longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
-    check_length(model, longest, "a question with the answer to be generated (prompt included)")
+    check_length(model, longest, "a question with the answer to be generated (prompt included)", len(prefix))
     out: list[list[tuple[int, ...]]] = [[()] * len(prompts) for _ in range(n_edits)]
     answer_format = answer_format or Prompt()
     ended = _Ended(model, answer_format, model.end_tokens | answer_format.end_tokens(model.tokenizer))
@@ -105,6 +105,16 @@ def generate_tokens(
                 k, place = divmod(n, len(numbers))  # row n is prompt `place` of the batch under edit k
                 out[k][numbers[place]] = row
     return out
+
+
+def differing_answers(model: Model, prefix: Sequence[int], prompts: Sequence[Sequence[int]], **limits: Any) -> int:
+    """How many greedy answers of the unedited model differ between one batch and one prompt at a time.
+
+    None in float32. In 16 bits, rounding depends on the shape of a batch. Takes the arguments of `generate_tokens`.
+    """
+    batched = generate_tokens(model, prefix, prompts, **limits)[0]
+    alone = [generate_tokens(model, prefix, [prompt], **limits)[0][0] for prompt in prompts]
+    return sum(a != b for a, b in zip(batched, alone, strict=True))
 
 
 @dataclass(frozen=True)
@@ -207,8 +217,8 @@ def plain_generation(model: Model) -> Iterator[None]:
 def contiguous_head(model: Model) -> AbstractContextManager:
     """Make the output head's input contiguous in memory, which is faster.
 
-    In generation the head gets a slice, the last column of a batch. For such an input PyTorch computes a separate
-    product for each row, copying the head's weights each time.
+    In generation the head's input is the last token of each row, ``h[:, -1:]``, which is not contiguous. For such an
+    input PyTorch computes a separate product for each row and copies the head's weights each time.
     """
     head = model.lm.get_output_embeddings()
     if head is None:

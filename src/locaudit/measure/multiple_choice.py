@@ -13,13 +13,14 @@ from torch import Tensor
 
 from locaudit.behaviours import Question
 from locaudit.registry import SCORES
+from locaudit.stats.scores import ROUNDING
 
 METRICS = ("mc1", "mc2", "mc3", "preference_accuracy", "reward_accuracy", "reward_margin")
 """Names of the scores. All but `reward_margin` (nats) lie in [0, 1]; higher is better."""
 
 
 def question_scores(
-    question: Question, sums: Float[Tensor, " answers"], reference: Float[Tensor, " answers"]
+    question: Question, sums: Float[Tensor, " answers"], reference: Float[Tensor, " answers"], tie: float = 0.0
 ) -> dict[str, float]:
     """Scores of one question, from log-probabilities of its answers, true answers first.
 
@@ -30,7 +31,8 @@ def question_scores(
         mc2                   sum over true answers of exp s / sum over all answers of exp s
         mc3                   share of true answers with s > max s(false)
         preference_accuracy   share of (true, false) pairs with s(true) > s(false)
-        reward_accuracy       share of pairs with r(true) > r(false), where r = s - reference; ties count 1/2
+        reward_accuracy       share of pairs with r(true) > r(false), where r = s - reference; ties count 1/2;
+                              a difference of at most `tie` nats is one
         reward_margin         mean over pairs of r(true) - r(false), in nats
 
     MC1 takes the first true answer if none is marked as the best. Ties of s count as wrong. Ties of r count 1/2 (TRL
@@ -46,21 +48,23 @@ def question_scores(
         "mc2": float(sums.softmax(dim=0)[:n_true].sum()),
         "mc3": float((s_true > s_false.max()).double().mean()),
         "preference_accuracy": float((s_true.unsqueeze(1) > s_false.unsqueeze(0)).double().mean()),
-        "reward_accuracy": float((margins > 0).double().mean() + (margins == 0).double().mean() / 2),
+        "reward_accuracy": float((margins > tie).double().mean() + (margins.abs() <= tie).double().mean() / 2),
         "reward_margin": float(margins.mean()),
     }
 
 
 def score_questions(
-    questions: Sequence[Question], sums: Sequence[Tensor], reference: Sequence[Tensor]
+    questions: Sequence[Question], sums: Sequence[Tensor], reference: Sequence[Tensor], dtype: str = "float32"
 ) -> dict[str, tuple[float, ...]]:
     """Score every question: metric -> one value per question.
 
-    The metrics are those of `question_scores` and of every registered score that has its own `measure`.
+    The metrics are those of `question_scores` and of every registered score that has its own `measure`. Rewards that
+    differ by less than a model in `dtype` rounds are tied.
     """
     own = {name: score.measure for name, score in SCORES.items() if score.measure is not None}
+    tie = ROUNDING.get(dtype, 0.0)
     rows = [
-        question_scores(q, s, r) | {name: float(measure(q, s, r)) for name, measure in own.items()}
+        question_scores(q, s, r, tie) | {name: float(measure(q, s, r)) for name, measure in own.items()}
         for q, s, r in zip(questions, sums, reference, strict=True)
     ]
     return {metric: tuple(row[metric] for row in rows) for metric in (*METRICS, *own)}

@@ -68,5 +68,12 @@ METHODS.register("ablate")(
     )  # fmt: skip
 )
 METHODS.register("given")(
-    Method("Given edit", GivenSettings, "locaudit.methods.given:fit", null="directions", whole=False)
+    Method(
+        "Given edit",
+        GivenSettings,
+        "locaudit.methods.given:fit",
+        null="directions",
+        whole=False,
+        check=GivenSettings.check,
+    )  # fmt: skip
 )

@@ -68,6 +68,9 @@ class Method:
     """Whether everything but the claim is edited too, to test whether the claim is necessary."""
     trained: bool = False
     """Whether edits are trained; several can then be trained together in one bank."""
+    check: Callable[[Any], object] = str
+    """``check(settings)`` raises `LocauditError` for a file that is not there and the like, before anything is loaded.
+    The default checks nothing."""
 
     def __post_init__(self):
         names = [field.name for field in fields(self.settings)]

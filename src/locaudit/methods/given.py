@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from locaudit.edits import Edit, SiteEdit, load_edit
-from locaudit.errors import ConfigError, LocationError
+from locaudit.errors import LocationError
 from locaudit.methods.base import Fit, Job
 from locaudit.methods.parameters import Subspace, onto
 from locaudit.methods.settings import GivenSettings
@@ -26,9 +26,8 @@ def fit(
     Raises `ConfigError` if no file is set, `DataError` if the file is not an edit, and `LocationError` if the edit
     changes anything outside the job's location.
     """
-    if settings.file is None:
-        raise ConfigError(got="no file", expected="a file with an edit", remedy="set methods.given.file")
-    edit = load_edit(settings.file)
+    settings.check()
+    edit = load_edit(str(settings.file))
     return [Fit(_at(edit, shared.model.subspaces(job.location), job)) for job in jobs]
 
 

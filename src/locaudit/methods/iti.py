@@ -18,7 +18,7 @@ from torch import Tensor
 from locaudit.edits import Edit, Positions, SiteEdit
 from locaudit.errors import ConfigError
 from locaudit.location import Location, Site
-from locaudit.measure.activations import Activations
+from locaudit.measure.activations import Activations, check_finite
 from locaudit.methods.base import Fit, Job
 from locaudit.methods.parameters import onto
 from locaudit.methods.probes import Probes
@@ -44,8 +44,12 @@ def iti_theta(
 
     sigma is the population standard deviation (dividing by n, as in ITI's code) along u of the activations in `spread`,
     or of `activations` themselves if `spread` is None. A unit whose activations do not vary gets theta = 0.
+    Raises `ModelError` for activations that are NaN or infinite.
     """
     # x (n, layers, units, width), y (n,); u (layers, units, width)
+    spread = activations if spread is None else spread
+    for read in (activations, spread):
+        check_finite(read)
     x, y = activations.values, activations.is_true
     if direction == "mass_mean":
         raw = x[y].mean(dim=0) - x[~y].mean(dim=0)
@@ -60,7 +64,7 @@ def iti_theta(
             got=f"the direction {direction!r}", expected="'mass_mean', 'probe' or 'random'", remedy="choose one of them"
         )
     u = torch.nn.functional.normalize(raw, dim=-1)
-    along = torch.einsum("nluw,luw->nlu", (activations if spread is None else spread).values, u)  # (n, layers, units)
+    along = torch.einsum("nluw,luw->nlu", spread.values, u)  # (n, layers, units)
     return along.std(dim=0, correction=0).unsqueeze(-1) * u
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from locaudit.errors import DataError, LocationError
 from locaudit.location import Location, Unit, spell_unit
-from locaudit.measure.activations import Activations
+from locaudit.measure.activations import Activations, check_finite
 from locaudit.registry import KINDS
 
 MAX_STEPS = 100
@@ -92,9 +92,11 @@ def fit_probes(
     """Fit every unit's probe on some of the questions and measure its accuracy on the others.
 
     `val_fraction` of the questions, drawn from `seed`, are held out. All answers of a question are on the same side of
-    the split. Raises `DataError` if either side is empty, or the examples to fit on are of one class only. Source: the
-    paper, "Localization and Intervention Using Activation Statistics"; Li et al. 2023 (ITI), section 3.1.
+    the split. Raises `DataError` if either side is empty, or the examples to fit on are of one class only, and
+    `ModelError` for activations that are NaN or infinite. Source: the paper, "Localization and Intervention Using
+    Activation Statistics"; Li et al. 2023 (ITI), section 3.1.
     """
+    check_finite(activations)
     n_questions = int(activations.question.max()) + 1
     order = list(range(n_questions))
     random.Random(seed).shuffle(order)

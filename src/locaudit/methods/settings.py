@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from locaudit.config.validation import Count, Grid, Positive, PositiveGrid, checked
+from locaudit.errors import ConfigError
+from locaudit.registry import OBJECTIVES
 
 Positions = Literal["all", "answer"]
 Direction = Literal["mass_mean", "probe", "random"]
@@ -12,6 +17,14 @@ Reader = Literal["layer", "location"]
 Reduction = Literal["sum", "mean"]
 Batching = Literal["question", "pair"]
 OptimizerName = Literal["auto", "adamw", "paged_adamw_32bit"]
+
+
+def _registered(objective: str) -> str:
+    try:
+        OBJECTIVES[objective]
+    except ConfigError as error:
+        raise ValueError(f"{error.expected}; {error.remedy}") from None
+    return objective
 
 
 @checked
@@ -32,7 +45,7 @@ class ITISettings:
 class TrainingSettings:
     """Settings of the methods that train edits."""
 
-    objective: str = "ipo"
+    objective: Annotated[str, AfterValidator(_registered)] = "ipo"
     """Loss over pairs of a true and a false answer: ``ipo``, ``dpo``, or one added by a plug-in."""
     reduction: Reduction = "sum"
     """How the log-ratios of an answer's tokens are combined: ``sum`` (as in the paper), ``mean`` (as in TRL)."""
@@ -84,3 +97,12 @@ class GivenSettings:
 
     file: str | None = None
     """Path of the edit's file."""
+
+    def check(self) -> None:
+        """Raise `ConfigError` if no file is named, or if it is not there."""
+        if self.file is None or not Path(self.file).is_file():
+            raise ConfigError(
+                got="no file" if self.file is None else f"{self.file}, which is not a file",
+                expected="a file with an edit, written by Edit.save",
+                remedy="set methods.given.file to its path",
+            )

@@ -21,7 +21,8 @@ def text_model(lm: PreTrainedModel, name: str) -> PreTrainedModel:
     transformers has no such class, or if it gives other logits on four tokens than the multimodal model.
     """
     config = lm.config.get_text_config()
-    if config is lm.config or isinstance(lm, found := MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())):
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())  # its class, or no class at all
+    if config is lm.config or isinstance(lm, found):
         return lm
     outer, head = type(lm).__name__, lm.get_output_embeddings()
     config, embeddings = deepcopy(config), lm.get_input_embeddings()
@@ -30,7 +31,7 @@ def text_model(lm: PreTrainedModel, name: str) -> PreTrainedModel:
     problem = f"transformers has no causal language model for its {config.model_type}"
     try:
         with torch.device("meta"):
-            text = found(config)  # type: ignore[operator]
+            text = found(config)
         trunk = next(module for module in lm.modules() if type(module) is type(text.base_model))
         setattr(text, text.base_model_prefix, trunk)
         text.set_output_embeddings(head)

@@ -25,8 +25,8 @@ from transformers.utils import logging
 from locaudit.architectures import Architecture
 from locaudit.checkpoints import adapter_base, find_checkpoint, find_offline
 from locaudit.errors import ModelError
-from locaudit.location import Site
 from locaudit.models.gguf import convert_gguf
+from locaudit.models.identity import find_faults
 from locaudit.models.inside import merge_adapter, text_model
 from locaudit.models.model import NO_NEURONS, Model, check_lm
 from locaudit.models.quiet import quiet_libraries
@@ -138,8 +138,9 @@ def wrap_model(
 
     `architecture` gives the paths of one that is not in the table. Of a multimodal model, the text model is taken.
 
-    Raises `ModelError` if the architecture is unknown, a projection is missing or has an unexpected width, weights are
-    offloaded, or the tokenizer has neither a pad nor an EOS token.
+    Raises `ModelError` if the architecture is unknown, a projection is missing or has an unexpected width, answers in a
+    tree differ from those in separate rows (`find_faults`), weights are offloaded, or the tokenizer has neither a pad
+    nor an EOS token. What only some places lack is in `Model.lacks`.
     """
     lm = text_model(check_lm(lm), name)
     if tokenizer.pad_token_id is None:
@@ -169,20 +170,11 @@ def wrap_model(
         if "support_avx512bf16_for_cpu" in vars(module):
             # bitsandbytes would pack 4-bit weights for this CPU in the first forward, and state_dict(), which the
             # fingerprint and save_pretrained call, would unpack them wrongly (0.50).
-            module.support_avx512bf16_for_cpu = False
+            vars(module)["support_avx512bf16_for_cpu"] = False
     model = Model(lm, tokenizer, name, architecture=architecture)
     if model.paths.neurons is None:
         model = replace(model, lacks={"neurons": NO_NEURONS})
-    for layer in range(model.n_layers):
-        width = model.width(Site("heads", layer))
-        if width % model.n_heads:
-            raise ModelError(
-                got=f"an output projection of width {width} in layer {layer} with {model.n_heads} heads",
-                expected="a width that is a multiple of the number of heads",
-                remedy="give architecture the path of its attention output projection",
-            )
-        if model.paths.neurons is not None:
-            model.width(Site("neurons", layer))
+    model = replace(model, lacks={**model.lacks, **find_faults(model)})
     _ = model.head  # computed now, while no edit is applied
     return model
 

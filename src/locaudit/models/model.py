@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -31,6 +33,14 @@ CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWit
 
 NO_NEURONS = "a layer has no MLP down projection of its own, or several, as in a mixture of experts"
 """Why a model lacks neurons whose architecture has no path to them."""
+
+
+def setting(config: Any, name: str) -> Any:
+    """A value of a transformers config; None if it has none, or not the same one for all layers."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # configs with other values in other layers, such as Gemma 4's, refuse the question
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +103,8 @@ class Model:
 
     @property
     def n_heads(self) -> int:
-        """Number of attention (query) heads per layer."""
-        return self.config.num_attention_heads
+        """Number of attention (query) heads per layer; 1 if layers differ, and then `lacks` has ``heads``."""
+        return setting(self.config, "num_attention_heads") or 1
 
     @property
     def head_dim(self) -> int:
@@ -142,6 +152,22 @@ class Model:
         if name == "residual":
             return output_width(self.projection(Site("heads", layer)))
         return input_width(self.projection(site))
+
+    def hook(self, site: Site, change: Callable[[torch.Tensor], torch.Tensor]) -> RemovableHandle:
+        """Replace the site's vectors h by ``change(h)`` in every forward, until the handle is removed."""
+
+        def at_input(_module, args):
+            return change(args[0]), *args[1:]
+
+        def at_output(_module, _args, output):
+            if isinstance(output, tuple):  # in some architectures, layers return more than the residual stream
+                return change(output[0]), *output[1:]
+            return change(output)
+
+        name, layer = site
+        if name == "residual":
+            return self.layer(layer).register_forward_hook(at_output)
+        return self.projection(site).register_forward_pre_hook(at_input)
 
     def check_kind(self, kind: str) -> None:
         """Raise `ModelError` if places of this kind cannot be edited in the model (`lacks`)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def report_folder(folder: Path, out: str | Path | None, score: str, reading: Map
 
     That is `out` or, if None, the run's own folder. For a reading with another score, level or margin (`Run.reading`)
     it is ``reports/SCORE...`` in the run's folder. Raises `RunFolderError` if another run, study or set of repeats has
-    its own report there.
+    its own report there, or if it cannot be written to.
     """
     named = [f"{name}-{value:g}" for name, (_, value) in reading.items() if name != "score"]
     default = folder / "reports" / "-".join([score, *named]) if reading else folder
@@ -41,6 +42,13 @@ def report_folder(folder: Path, out: str | Path | None, score: str, reading: Map
             got=f"{target} as the folder of a report, which holds another run, study or repeats",
             expected="another folder, so that their own report is not overwritten",
             remedy=f"choose another --out, or leave out --out to write to {default}",
+        )
+    there = next(path for path in (target, *target.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise RunFolderError(
+            got=f"{target} as the folder of a report, which cannot be written to",
+            expected="a folder with write permission; the run itself is only read",
+            remedy="give another folder: --out DIR, or in Python write_report(out=DIR)",
         )
     target.mkdir(parents=True, exist_ok=True)
     return target

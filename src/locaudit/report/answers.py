@@ -10,13 +10,12 @@ from locaudit.records import TrialRecord
 from locaudit.report.style import aspect_words
 from locaudit.stats.scores import THRESHOLD
 from locaudit.store.database import HeldOutQuestion
+from locaudit.text import LONGEST, readable
 
 N_OPEN, N_SHOWN = 5, 40
 """Number of questions that are visible at once, and number including those behind a click."""
 LONGEST_REASON = 160
 """Longest text, in characters, of why a judgement is missing."""
-_UNSHOWABLE = dict.fromkeys([*range(9), *range(11, 32), 127], "\N{REPLACEMENT CHARACTER}")
-"""Control characters that HTML does not allow: all except tab and newline."""
 
 _UNASKED = (None, "not yet")
 
@@ -89,11 +88,9 @@ def conversations(
                 row.append(Said(who, None))
                 continue
             found = {aspect: table.get((question.id, said[i]), _UNASKED) for aspect, table in judgements.items()}
-            opinions = tuple(Opinion(aspect_words(aspect)[1], p, _cut(why)) for aspect, (p, why) in found.items())
-            row.append(Said(who, said[i].strip().translate(_UNSHOWABLE), n > 0 and said[i] == first, opinions))
-        out.append(Conversation(question.text, tuple(row)))
+            opinions = tuple(
+                Opinion(aspect_words(aspect)[1], p, readable(why, LONGEST_REASON)) for aspect, (p, why) in found.items()
+            )
+            row.append(Said(who, readable(said[i].strip(), LONGEST), n > 0 and said[i] == first, opinions))
+        out.append(Conversation(readable(question.text, LONGEST), tuple(row)))
     return out
-
-
-def _cut(reason: str) -> str:
-    return reason if len(reason) <= LONGEST_REASON else f"{reason[: LONGEST_REASON - 1]}…"

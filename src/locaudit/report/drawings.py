@@ -92,12 +92,13 @@ def draw_controls(verdict: Verdict, methods: Mapping[str, MethodFacts]) -> Figur
 
 
 def _controls_title(method: MethodFacts, verdict: MethodVerdict) -> str:
-    n, diverged = len(verdict.controls), sum(map(math.isnan, verdict.controls))
+    # Not "diverged": a score is also missing where judgements are.
+    n, unscored = len(verdict.controls), sum(map(math.isnan, verdict.controls))
     if math.isnan(verdict.claim):
-        return f"{method.title}\nevery edit at the claim diverged"
+        return f"{method.title}\nno edit at the claim has a score"
     if not n:
         return f"{method.title}\nno control scored yet"
-    lost = f" ({diverged} diverged)" if diverged else ""
+    lost = f" ({unscored} without a score)" if unscored else ""
     reached = f"{verdict.n_at_least} of {n} controls {method.reaches} the claim{lost}"
     return f"{method.title}: p = {verdict.p_value:.3f}\n{reached}"
 

@@ -13,13 +13,14 @@ from locaudit.location import short_location
 from locaudit.report.style import ARM_COLOURS, INK, PAPER, aspect_words, require, score_phrase, score_title
 from locaudit.report.tables import place_name, reading_words
 from locaudit.stats.scores import THRESHOLD
+from locaudit.text import readable
 
 MISSING = "–"
 """Shown where nothing was measured."""
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template, given by its path within the package. Texts in `values` are escaped."""
+    """Render a template, given by its path within the package. Texts in `values` are escaped and made `readable`."""
     return environment().get_template(template).render(values)
 
 
@@ -29,6 +30,8 @@ def environment(*, autoescape: bool = True) -> Any:
     found = jinja.Environment(
         loader=jinja.FunctionLoader(lambda name: resources.files("locaudit").joinpath(name).read_text("utf-8")),
         autoescape=autoescape,
+        # Applied to whatever a template shows; type(x) keeps what is HTML already from being escaped.
+        finalize=lambda x: type(x)(readable(x)) if isinstance(x, str) else x,
         undefined=jinja.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -31,7 +31,8 @@ from locaudit.store.run import Run, load_run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FILE = "repeats.json"
+PLAN = "repeats.json"
+"""File with the planned numbers of repeats; it also marks a folder as that of repeats."""
 _PAGE = "repeats.html"
 MOST = 1000
 """Largest number of repeats of an audit."""
@@ -80,7 +81,7 @@ def repeat_folder(folder: str | Path, number: int) -> Path:
 
 def is_repeats(folder: str | Path) -> bool:
     """Whether `locaudit audit --repeats` wrote the folder."""
-    return (Path(folder) / _FILE).is_file()
+    return (Path(folder) / PLAN).is_file()
 
 
 def read_plan(folder: str | Path) -> list[int]:
@@ -92,11 +93,11 @@ def read_plan(folder: str | Path) -> list[int]:
         return []
     planned = None
     with suppress(ValueError, AttributeError):
-        found = json.loads((Path(folder) / _FILE).read_text(encoding="utf-8"))
+        found = json.loads((Path(folder) / PLAN).read_text(encoding="utf-8"))
         planned = found.get("planned", [found.get("n_repeats")])
     if not isinstance(planned, list) or not planned or not all(type(n) is int and 2 <= n <= MOST for n in planned):
         raise RunFolderError(
-            got=f"{Path(folder) / _FILE}, which does not say how many repeats were planned",
+            got=f"{Path(folder) / PLAN}, which does not say how many repeats were planned",
             expected=f"the file as locaudit wrote it, with numbers from 2 to {MOST}",
             remedy="restore the file, or delete it and run the same command again",
         )
@@ -112,7 +113,7 @@ def write_plan(folder: str | Path, repeats: int) -> None:
     if repeats not in planned:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _PAGE).unlink(missing_ok=True)
-        write_atomically(folder / _FILE, json_text({"planned": [*planned, repeats]}).encode())
+        write_atomically(folder / PLAN, json_text({"planned": [*planned, repeats]}).encode())
 
 
 def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
@@ -144,7 +145,7 @@ def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
         raise RunFolderError(
             got=f"{folder} with {len(runs)} finished repeats ({'; '.join(missing) or 'none planned'})",
             expected="at least two",
-            remedy="run the audit with --repeats again: it continues where it stopped",
+            remedy="run the audit with --repeats and the same --out; a run that stopped continues",
         )
     _check_alike(facts)
     found = {number: run.as_repeat() for number, run in runs.items()}
@@ -198,7 +199,7 @@ def write_repeats(folder: str | Path, out: str | Path | None = None, **settings:
     if found.reading:
         values["reading"] = found.reading
     is_own = target.resolve() == Path(folder).resolve()
-    write_atomically(target / (_FILE if is_own else "verdict.json"), json_text(values).encode())
+    write_atomically(target / (PLAN if is_own else "verdict.json"), json_text(values).encode())
     for number, run in found.runs.items():
         own = repeat_folder(folder, number)
         write_report(own, tabulate(run), out=own if is_own else target / own.name)

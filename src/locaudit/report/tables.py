@@ -21,6 +21,7 @@ from locaudit.records import ARMS, NO_METHOD, TrialRecord, json_text
 from locaudit.registry import SCORES
 from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES
+from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.resample import score_intervals
 from locaudit.stats.scores import components, judged_scores
@@ -76,6 +77,8 @@ class Row:
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Judged score -> 95 % bootstrap interval on the test questions."""
     seconds: float | None = None
+    by_label: Mapping[str, float] = field(default_factory=dict)
+    """The verdict's score by right answer (`locaudit.stats.labels.label_scores`); empty without labels."""
 
     @property
     def place(self) -> Place:
@@ -89,8 +92,8 @@ class Row:
 
     @property
     def values(self) -> Mapping[str, float]:
-        """Scores on the test questions, and drift."""
-        return {**self.record.metrics.get("test", {}), **self.record.drift}
+        """Scores on the test questions, the verdict's by label, and drift."""
+        return {**self.record.metrics.get("test", {}), **self.by_label, **self.record.drift}
 
     @cached_property
     def missing(self) -> Mapping[str, tuple[int, int]]:
@@ -190,7 +193,7 @@ class Tables:
     @cached_property
     def measured(self) -> tuple[str, ...]:
         """Scores on the test questions that some trial has: judged ones, then known ones, then others by name."""
-        found = {name for row in self.rows for name in row.record.metrics.get("test", {})}
+        found = {name for row in self.rows for name in (*row.record.metrics.get("test", {}), *row.by_label)}
         known = [name for name in (*self.judged, *SCORES) if name in found]
         return tuple(dict.fromkeys((*known, *sorted(found))))
 
@@ -351,13 +354,15 @@ def read_tables(folder: str | Path) -> Tables:
 def tabulate(run: Run) -> Tables:
     """Make the tables of a run."""
     verdict, records = run.verdict, sorted(run.records, key=_order((NO_METHOD, *run.manifest.methods)))
-    chosen = [record for places in select(records, verdict.score).values() for record in places.values()]
+    selected = select(records, verdict.score, verdict.tolerance)
+    chosen = [record for places in selected.values() for record in places.values()]
     chosen_ids = {record.spec.trial_id for record in chosen if record is not None}
     bounds = score_intervals(records, judged_scores(run.base.questions["test"]))
     rows = []
     for record in records:
         trial = record.spec.trial_id
-        rows.append(Row(record, trial in chosen_ids, bounds.get(trial, {}), run.seconds.get(trial)))
+        by_label = label_scores(record.questions.get("test", {}), verdict.score, run.labels)
+        rows.append(Row(record, trial in chosen_ids, bounds.get(trial, {}), run.seconds.get(trial), by_label))
     registered = read_registered(run)
     return Tables(
         verdict, run.config, tuple(rows), run.manifest, run.judgements, run.questions["test"], registered, run.reading

@@ -1,11 +1,11 @@
 """Run an audit into a run folder, or continue one that was interrupted or is to grow.
 
-The steps, in order:
+The steps, in order; `begin` does the first three:
 
 1. `read_inputs` reads and checks settings, claim, data and judges, before the run folder is touched.
 2. `open_run` locks the folder, and refuses one made with settings that these cannot continue.
-3. `begin` loads the model, draws controls, plans trials and computes what all trials share (`prepare_audit`). Then it
-   writes the held-out questions and the manifest.
+3. `prepare_audit` loads the model, draws controls, plans trials and computes what all trials share. Then the held-out
+   questions and the manifest are written.
 4. `judge_answers` judges answers that an earlier attempt left unjudged.
 5. `run_groups` runs the missing trials group by group. After each part it stores, judges and decides about stopping.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,7 +40,9 @@ from locaudit.run.prepare import (
     Preparing,
     Probed,
     borrow_cache,
+    check_identity,
     drift_source,
+    note_rounding,
     plant_questions,
     prepare_probes,
     prepare_shared,
@@ -96,31 +98,38 @@ def run_audit(
 
     Raises `LocauditError` for inputs, a model or a run folder that cannot be used.
     """
+    with begin(config, out, model, behaviour, judges, progress, prepared) as (store, job, meter):
+        judge_answers(job.inputs.judges, store, store.records(), job.shared.cache, meter.say)
+        run_groups(store, job, job.groups, meter)
+
+
+@contextmanager
+def begin(
+    config: AuditConfig,
+    out: str | Path,
+    model: Model | None,
+    behaviour: Behaviour | None,
+    judges: Mapping[str, Judge] | None,
+    progress: bool,
+    prepared: Path | None,
+) -> Iterator[tuple[Store, Job, Meter]]:
+    """Open the run folder, plan and prepare the audit, and write its held-out questions and manifest."""
     # First, so that a refused command changes no run folder.
     inputs = read_inputs(config, behaviour, judges, model, out)
     opened = open_run(out, inputs.config, inputs.registration)
     with opened as store, show_progress(progress) as meter, closing(open_cache()) as cache:
-        job = begin(store, inputs, model, cache, meter, prepared)
-        judge_answers(inputs.judges, store, store.records(), cache, meter.say)
-        run_groups(store, job, job.groups, meter)
-
-
-def begin(
-    store: Store, inputs: Inputs, model: Model | None, cache: Cache, meter: Meter, prepared: Path | None = None
-) -> Job:
-    """Plan and prepare an audit in an open run folder, and write its held-out questions and manifest."""
-    if prepared is not None:
-        borrow_cache(store, prepared)
-    job, before, n_trials = prepare_audit(store, inputs, model, cache, meter), store.manifest, len(store.seconds())
-    if before is not None:
-        job = replace(job, manifest=extended(job.manifest, before, n_trials))
-    store.set_questions(_held_out(inputs, job.forests))
-    store.write_manifest(job.manifest)
-    for note in job.manifest.notes:
-        meter.say(f"note: {note}")
-    if inputs.registration is not None:
-        meter.say(f"registered before the run: {inputs.registration.hash}, {inputs.registration.file}")
-    return job
+        if prepared is not None:
+            borrow_cache(store, prepared)
+        job, before, n_trials = prepare_audit(store, inputs, model, cache, meter), store.manifest, len(store.seconds())
+        if before is not None:
+            job = replace(job, manifest=extended(job.manifest, before, n_trials))
+        store.set_questions(_held_out(inputs, job.forests))
+        store.write_manifest(job.manifest)
+        for note in job.manifest.notes:
+            meter.say(f"note: {note}")
+        if inputs.registration is not None:
+            meter.say(f"registered before the run: {inputs.registration.hash}, {inputs.registration.file}")
+        yield store, job, meter
 
 
 def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cache, meter: Meter) -> Job:
@@ -132,6 +141,7 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     check_subject(config, inputs.claim, model)
     before = store.manifest
     forests = plant_questions(inputs, model)
+    check_identity(store, model, forests, meter.say)
     probing = probing_settings(config)
     contexts = {
         name: fit_context(model.fingerprint, forests.train, probing, name, settings)
@@ -140,7 +150,8 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     # The settings are the same (`open_run` checked them), but the files that they name may have changed.
     if not store.contexts() <= set(contexts.values()):
         raise RunFolderError(
-            got=f"{store.folder}, made with other model weights, questions, prompts or drift text under the same names",
+            got=f"{store.folder}, made by an earlier version, or with other model weights, questions, prompts or drift "
+            "text under the same names",
             expected="the same inputs as before",
             remedy="restore the earlier files and run the same command again, or choose another --out",
         )
@@ -162,6 +173,8 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     groups = build_plan(config, model.shape, claim, controls.locations, contexts, banks[model.device.type], carried)
     probes = None if probed is None else probed.probes
     manifest = make_manifest(inputs, model, claim, probes, groups, controls, banks, registration)
+    rounding = note_rounding(store, inputs, model, forests, meter.say)
+    manifest = replace(manifest, notes=(*manifest.notes, *rounding))
     shared = prepare_shared(store, inputs, preparing, forests, contexts, cache)
     return Job(inputs, shared, groups, manifest, forests)
 

@@ -88,10 +88,12 @@ def make_manifest(
 
 def notes_on(inputs: Inputs) -> tuple[str, ...]:
     """What a reader should know about the inputs before believing the scores."""
+    notes = inputs.behaviour.notes
     is_like_truthfulqa = bool(inputs.behaviour.primer)  # the bundled behaviours and TruthfulQA bring theirs
     if is_like_truthfulqa or not any(isinstance(judge, ReferenceJudge) for judge in inputs.judges.values()):
-        return ()
+        return notes
     return (
+        *notes,
         f"The bundled judge was fitted on answers to TruthfulQA; how accurate it is on {inputs.behaviour.name} was not "
         "measured. Choose another judge (--judge), or a score that needs none (--score reward_margin).",
     )

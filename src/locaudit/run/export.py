@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from locaudit.edits import Edit, Form, load_edit, save_merged
 from locaudit.errors import RunFolderError
-from locaudit.models import Model
 from locaudit.records import TrialRecord
 from locaudit.run.subject import load_subject
-from locaudit.stats import select
-from locaudit.store.run import load_run
+from locaudit.stats.scores import tolerance
+from locaudit.stats.selection import choose
+from locaudit.store.run import Run, load_run
+
+if TYPE_CHECKING:  # so that a folder that is not a run is refused without torch
+    from locaudit.edits import Form
+    from locaudit.models import Model
 
 
 def export_edit(
@@ -41,7 +44,9 @@ def export_edit(
     cannot have this form.
     """
     run = load_run(run_folder)
-    record = _find(run.records, trial, strength, run.score)
+    record = _find(run, trial, strength)
+    from locaudit.edits import load_edit, save_merged
+
     edit, config = load_edit(run.folder / "edits" / record.edit), run.config
     out = Path(out)
     if to == "vectors":
@@ -50,18 +55,12 @@ def export_edit(
         return out / "edit.safetensors"
     if dtype is not None:
         config = replace(config, loading=replace(config.loading, dtype=dtype))
-    return _WEIGHTS[to](model or load_subject(config), edit, out)
+    model = model or load_subject(config)
+    return edit.to_peft(out, model) if to == "peft" else save_merged(model, edit, out)
 
 
-def _peft(model: Model, edit: Edit, out: Path) -> Path:
-    return edit.to_peft(out, model)
-
-
-_WEIGHTS = {"peft": _peft, "merged": save_merged}
-
-
-def _find(records: Sequence[TrialRecord], trial: str, strength: float | None, score: str) -> TrialRecord:
-    there = [record for record in records if record.edit]
+def _find(run: Run, trial: str, strength: float | None) -> TrialRecord:
+    there = [record for record in run.records if record.edit]
     wanted = [record for record in there if _name(record) == trial]
     if not wanted:
         names = sorted({_name(record) for record in there})
@@ -71,7 +70,7 @@ def _find(records: Sequence[TrialRecord], trial: str, strength: float | None, sc
             remedy="name it ARM/METHOD, for example claim/optimal or control-3/optimal",
         )
     if strength is None:
-        chosen = select(wanted, score)[wanted[0].spec.method][wanted[0].spec.arm, wanted[0].spec.control]
+        chosen = choose(wanted, run.score, tolerance(run.score, run.manifest.dtype))
         assert chosen is not None, "a trial with an edit did not diverge"
         return chosen
     by_strength = {record.spec.hyperparameter: record for record in wanted}

@@ -27,7 +27,8 @@ def choose_judges(
     if the behaviour names the aspect and answers are generated, else for no judge. Aspects without a judge are left
     out.
 
-    Raises `ConfigError` for a judge without a prompt of its own on an aspect that the behaviour does not name.
+    Raises `ConfigError` for a judge without a prompt of its own on an aspect that the behaviour does not name, and the
+    errors of the kinds' `check`.
     """
     found: dict[str, tuple[str, Any]] = {}
     for aspect in dict.fromkeys([*aspects, *chosen]):
@@ -44,6 +45,7 @@ def choose_judges(
                 remedy=f"set judges.{aspect}.prompt (kinds causal-lm and openai), or judges.{aspect}.kind to none",
             )
         if name != "none":
+            JUDGES[name].refuse(ASPECTS[aspect], settings)
             found[aspect] = name, settings
     return found
 

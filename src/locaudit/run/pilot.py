@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,12 +17,9 @@ from locaudit.models.model import Model
 from locaudit.records import NO_METHOD, TrialSpec
 from locaudit.run.audit import Job, begin, pace_of, run_groups
 from locaudit.run.judging import estimate_cost
-from locaudit.run.status import describe_seconds, show_progress
-from locaudit.run.subject import read_inputs
+from locaudit.run.status import describe_seconds
 from locaudit.run.worker import find_lack, scored_splits
-from locaudit.store.cache import open_cache
 from locaudit.store.database import Store
-from locaudit.store.folder import open_run
 from locaudit.store.run import load_run
 
 
@@ -69,12 +65,9 @@ def run_pilot(
     The trials are kept: the same audit into `out` continues from there and ends with the same records. Judges that
     cost money are not asked. Arguments and errors are those of `run_audit`.
     """
-    inputs = read_inputs(config, behaviour, judges, model, out)
-    billed = {aspect: judge for aspect, judge in inputs.judges.items() if isinstance(judge, Billed)}
-    local = {aspect: judge for aspect, judge in inputs.judges.items() if aspect not in billed}
-    opened = open_run(out, inputs.config, inputs.registration)
-    with opened as store, show_progress(progress) as meter, closing(open_cache()) as cache:
-        job = begin(store, inputs, model, cache, meter, prepared)
+    with begin(config, out, model, behaviour, judges, progress, prepared) as (store, job, meter):
+        billed = {aspect: judge for aspect, judge in job.inputs.judges.items() if isinstance(judge, Billed)}
+        local = {aspect: judge for aspect, judge in job.inputs.judges.items() if aspect not in billed}
         before, spent = store.done(), store.seconds()
         local_only = replace(job, inputs=replace(job.inputs, judges=local))
         left = run_groups(store, local_only, pilot_groups(job), meter)

@@ -20,7 +20,9 @@ from locaudit.config import AuditConfig
 from locaudit.errors import ModelError
 from locaudit.measure.activations import Activations, Context, collect_activations
 from locaudit.measure.drift import DriftText, cut_documents, sample_documents, start_tokens
-from locaudit.measure.forward import answer_log_probs, check_length
+from locaudit.measure.forward import answer_log_probs, check_depth, check_length
+from locaudit.measure.generation import differing_answers
+from locaudit.measure.identity import check_trees, hardest_trees
 from locaudit.measure.tree import Forest, plant
 from locaudit.methods.probes import Probes, fit_probes
 from locaudit.methods.training import TrainingData
@@ -35,6 +37,8 @@ from locaudit.store.files import write_atomically
 
 Say = Callable[[str], None]
 Tensors = tuple[dict[str, Tensor], dict[str, Any]]
+N_COMPARED = 8
+"""Test questions that a 16-bit model answers both in one batch and one by one (`note_rounding`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +131,46 @@ def plant_questions(inputs: Inputs, model: Model) -> Forests:
     for name, forest in held_out.items():
         if limit:
             longest = len(forest.prefix) + max(len(tree.prompt) for tree in forest.trees)
-            check_length(model, longest + limit, f"a {name} question with its answer")
-    return Forests(grow(inputs.split.train, inputs.training), held_out)
+            check_length(model, longest + limit, f"a {name} question with its answer", len(forest.prefix))
+    forests = Forests(grow(inputs.split.train, inputs.training), held_out)
+    for forest in (forests.train, *held_out.values()):
+        check_depth(model, forest)
+    return forests
+
+
+def check_identity(store: Store, model: Model, forests: Forests, say: Say) -> None:
+    """Check once per run folder and model that answer trees give what separate rows give (`check_trees`)."""
+    forest = hardest_trees([forests.train, *forests.held_out.values()])
+
+    def compute() -> Tensors:
+        say("comparing the longest answer tree with separate rows")
+        return {"difference": torch.tensor(check_trees(model, forest))}, {}
+
+    key = content_hash([model.fingerprint, forest.prefix, [(tree.prompt, tree.branches) for tree in forest.trees]])
+    _cached(store, "identity", key, compute)
+
+
+def note_rounding(store: Store, inputs: Inputs, model: Model, forests: Forests, say: Say) -> tuple[str, ...]:
+    """How many answers of the unedited model depend on the batch, as a note for the report; nothing if none do."""
+    limit, forest = inputs.config.evaluation.max_new_tokens, forests.held_out["test"]
+    if not limit or model.lm.dtype == torch.float32:
+        return ()
+    prompts = [tree.prompt for tree in forest.trees[:N_COMPARED]]
+
+    def compute() -> Tensors:
+        say(f"answering {len(prompts)} questions in one batch and one by one")
+        differ = differing_answers(model, forest.prefix, prompts, max_new_tokens=limit, answer_format=inputs.scoring)
+        return {"differ": torch.tensor(differ)}, {}
+
+    key = content_hash([model.fingerprint, forest.prefix, prompts, limit, inputs.scoring.style])
+    differ = int(_cached(store, "rounding", key, compute)[0]["differ"])
+    if not differ:
+        return ()
+    return (
+        f"In {str(model.lm.dtype).removeprefix('torch.')}, rounding depends on the batch: {differ} of {len(prompts)} "
+        "answers of the unedited model differ between one batch and one question at a time. In float32 (--dtype "
+        "float32) they are equal.",
+    )
 
 
 def probing_settings(config: AuditConfig) -> list[Any]:
@@ -137,7 +179,8 @@ def probing_settings(config: AuditConfig) -> list[Any]:
     # that version must not get the same identity.
     prompt = config.prompt
     texts = ["turns", prompt.template, prompt.date] if prompt.style == "chat" else [prompt.style]
-    return [config.probe.context, config.seed, *texts]
+    # "by question": earlier versions drew the question that follows for each answer, by the order of answers.
+    return [config.probe.context, config.seed, *texts, "by question"]
 
 
 def prepare_probes(store: Store, preparing: Preparing, key: str) -> Probed | None:

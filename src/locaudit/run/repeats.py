@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from locaudit.behaviours import Behaviour
 from locaudit.config import AuditConfig, Registration
 from locaudit.config.settings import leaves
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges import Judge
-from locaudit.models import Model
-from locaudit.report.repeats import MOST, read_plan, repeat_folder, write_plan
-from locaudit.run.audit import run_audit
+from locaudit.report.repeats import MOST, PLAN, read_plan, repeat_folder, write_plan
 from locaudit.run.status import say_resumed, show_progress
 from locaudit.run.subject import load_subject, read_inputs
-from locaudit.store.folder import check_run, read_run
+from locaudit.store.folder import check_folder, check_run, read_run
+
+if TYPE_CHECKING:  # so that a number of repeats is refused without torch
+    from locaudit.models import Model
 
 
 def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
@@ -24,20 +26,6 @@ def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
     split = dataclasses.replace(config.split, seed=config.split.seed + number)
     seed = config.seed if config.training_seed is None else config.training_seed
     return dataclasses.replace(config, training_seed=seed + number, split=split)
-
-
-def check_repeats(config: AuditConfig, repeats: int) -> None:
-    """Raise `ConfigError` if the number of repeats is out of range, or if controls may stop early."""
-    if not 2 <= repeats <= MOST:
-        raise ConfigError(
-            got=f"{repeats} repeats", expected=f"2 to {MOST}", remedy="change --repeats; leave it out for one audit"
-        )
-    if config.stopping != "fixed":
-        raise ConfigError(
-            got=f"{repeats} repeats with stopping = {config.stopping}",
-            expected="repeats with all of their controls, stopping = fixed",
-            remedy="set stopping to fixed",
-        )
 
 
 def run_repeats(
@@ -56,28 +44,15 @@ def run_repeats(
     seeds differ. `locaudit.report.repeats` combines the verdicts. Raises `ConfigError` for a number of repeats that
     is out of range or lower than before, and the errors of `run_audit`.
     """
-    check_repeats(config, repeats)
     inputs = read_inputs(config, behaviour, judges, model, repeat_folder(out, 0))
     config, registration = inputs.config, inputs.registration
     del inputs  # frees its judges, because each audit loads its own
-    check_repeats(config, repeats)
-    held = dict(leaves(registration.values)) if registration else {}
-    if fixed := [name for name in ("split.seed", "training_seed") if name in held]:
-        raise ConfigError(
-            got=f"--repeats {repeats} and a claim file that fixes {' and '.join(fixed)}",
-            expected="seeds that differ between repeats",
-            remedy="leave them out of the claim file: repeats count up from split.seed and seed",
-        )
-    if repeats < (found := max(read_plan(out), default=0)):
-        raise ConfigError(
-            got=f"{repeats} repeats, but {found} were planned in {out}",
-            expected=f"at least {found}, since the verdict is over all planned repeats",
-            remedy=f"give --repeats {found}, or another --out",
-        )
-    _check_folders(config, out, repeats, registration)
+    check_repeats(config, out, repeats, registration)
     write_plan(out, repeats)
     with show_progress(progress) as meter:
         say_resumed([repeat_folder(out, number) for number in range(repeats)], "repeats", meter)
+    from locaudit.run.audit import run_audit
+
     model = model or load_subject(config)
     for number in range(repeats):
         run_audit(
@@ -90,13 +65,37 @@ def run_repeats(
         )
 
 
-def _check_folders(config: AuditConfig, out: str | Path, repeats: int, registration: Registration | None) -> None:
-    """Refuse a folder that is not one of repeats, or whose repeats have other settings or another claim file."""
+def check_repeats(config: AuditConfig, out: str | Path, repeats: int, registration: Registration | None) -> None:
+    """Raise the errors of `run_repeats` that settings and run folder show; `config` has those of the claim file."""
+    if not 2 <= repeats <= MOST:
+        raise ConfigError(
+            got=f"{repeats} repeats", expected=f"2 to {MOST}", remedy="change --repeats; leave it out for one audit"
+        )
+    if config.stopping != "fixed":
+        raise ConfigError(
+            got=f"{repeats} repeats with stopping = {config.stopping}",
+            expected="repeats with all of their controls, stopping = fixed",
+            remedy="set stopping to fixed",
+        )
+    held = dict(leaves(registration.values)) if registration else {}
+    if fixed := [name for name in ("split.seed", "training_seed") if name in held]:
+        raise ConfigError(
+            got=f"--repeats {repeats} and a claim file that fixes {' and '.join(fixed)}",
+            expected="seeds that differ between repeats",
+            remedy="leave them out of the claim file: repeats count up from split.seed and seed",
+        )
     if (Path(out) / "config.yaml").exists() or (Path(out) / "paper.yaml").exists():
         raise RunFolderError(
             got=f"{out}, which a single audit or a study wrote",
             expected="a new folder, or that of earlier repeats",
             remedy="choose another --out",
+        )
+    check_folder(out, PLAN)
+    if repeats < (found := max(read_plan(out), default=0)):
+        raise ConfigError(
+            got=f"{repeats} repeats, but {found} were planned in {out}",
+            expected=f"at least {found}, since the verdict is over all planned repeats",
+            remedy=f"give --repeats {found}, or another --out",
         )
     folders = [repeat_folder(out, number) for number in range(repeats)]
     begun = [

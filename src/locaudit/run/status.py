@@ -16,6 +16,7 @@ from rich.text import Text
 from locaudit.records import NO_METHOD
 from locaudit.store.folder import has_trials
 from locaudit.store.run import load_run
+from locaudit.text import readable
 
 EVERY = 30.0
 """Seconds between two progress lines when the output is not a terminal."""
@@ -71,7 +72,10 @@ class Meter:
     def say(self, text: str) -> None:
         """Print a line about what is being done."""
         self._stage = text
-        self._console.print(text, highlight=False, markup=False)
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._console.print(readable(text), highlight=False, markup=False, emoji=False)
 
     def tell(self) -> None:
         """Print one line: trials done, time left, current counts. Before the first trial, repeat the last message."""
@@ -81,7 +85,7 @@ class Meter:
             parts = [f"{self._done} of {self._total} trials", self.remaining_text(), self._counts]
             text = ", ".join(filter(None, parts))
         if text:
-            self._console.print(text, highlight=False, markup=False)
+            self._print(text)
 
     def start(self, left: Mapping[str, int], done: int, counts: str = "") -> None:
         """Start counting: `left` trials of each kind remain, `done` trials were done before."""
@@ -151,7 +155,8 @@ def show_progress(enabled: bool = True, every: float | None = None) -> Iterator[
         with _telling(Meter(None, console), EVERY if every is None else every) as meter:
             yield meter
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("trials"), _Remaining())
+    what = TextColumn("{task.description}", markup=False)
+    columns = (what, BarColumn(), MofNCompleteColumn(), TextColumn("trials"), _Remaining())
     with Progress(*columns, console=console) as progress:
         yield Meter(progress, progress.console)
 

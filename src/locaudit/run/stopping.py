@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from locaudit.config import AuditConfig
 from locaudit.records import NO_METHOD, Arm, TrialRecord
-from locaudit.stats.scores import resolve_score
+from locaudit.stats.scores import resolve_score, tolerance
 from locaudit.stats.selection import BASE, score_place
 from locaudit.stats.sequential import Monitor
 from locaudit.store.database import Store
@@ -26,6 +26,7 @@ class Stopping:
         self._store, self._manifest = store, manifest
         self._is_fixed = config.stopping == "fixed"
         self._score = resolve_score(config.score, tuple(manifest.judges))
+        self._tie = tolerance(self._score, manifest.dtype)
         self._told: set[str] = set()  # methods for which `is_news` was asked
         self._monitors = {
             name: Monitor(
@@ -34,6 +35,7 @@ class Stopping:
                 level=config.level,
                 population=manifest.population,
                 supports=facts.supports,
+                tolerance=self._tie,
             )
             for name, facts in manifest.methods.items()
         }
@@ -57,9 +59,9 @@ class Stopping:
             trials.append(record)
             if spec.method == NO_METHOD:  # every method is compared with it; only its missing judgements matter
                 for monitor in self._monitors.values():
-                    monitor.add(BASE, *score_place(trials, self._score))
+                    monitor.add(BASE, *score_place(trials, self._score, self._tie))
             elif len(trials) == self._manifest.methods[spec.method].n_strengths:
-                self._monitors[spec.method].add((spec.arm, spec.control), *score_place(trials, self._score))
+                self._monitors[spec.method].add((spec.arm, spec.control), *score_place(trials, self._score, self._tie))
 
     def describe(self) -> str:
         """For each method whose claim is scored, how many controls do at least as well; empty if there is none."""

@@ -18,15 +18,17 @@ from locaudit.behaviours.loaders import load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
 from locaudit.checkpoints import read_shape
 from locaudit.claims import find_kind, parse_location
+from locaudit.claims.kinds import Shape
 from locaudit.config import AuditConfig, Registration, hold, load_config, read_registration
+from locaudit.config.choices import find
+from locaudit.config.files import read_bytes
 from locaudit.config.settings import ANSWER_TOKENS
-from locaudit.errors import ConfigError
+from locaudit.errors import ConfigError, DataError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
-from locaudit.registry import METHODS, load_plugins
+from locaudit.registry import EXECUTORS, METHODS, load_plugins
 from locaudit.run.judging import build_judges, check_judges, choose_judges
 from locaudit.stats.scores import find_score, resolve_score
-from locaudit.store.files import read_text
 from locaudit.store.folder import MARK
 
 if TYPE_CHECKING:
@@ -109,11 +111,16 @@ def read_settings(
     claim = None if config.claim is None else parse_location(config.claim)
     if claim is not None:
         config = replace(config, claim=str(claim))
+    if model is not None:
+        model.check_kind("head" if claim is None else claim.kind)
     shape = (
         read_shape(config.model, config.loading.revision, config.architecture.given) if model is None else model.shape
     )
-    if claim is not None and shape is not None:
-        find_kind(claim).check(claim, shape)
+    if shape is not None:
+        _check_claim(config, claim, shape)
+    find(EXECUTORS, config.executor, "executor")
+    for name, settings in config.methods.items():
+        METHODS[name].check(settings)
     limit, asked = config.evaluation.max_new_tokens, judges
     if asked is None:
         asked = choose_judges(config.judges, behaviour.aspects, generates=limit != 0)
@@ -127,7 +134,9 @@ def read_settings(
         split_behaviour(config, behaviour),
         make_prompt(config, primer),
         make_prompt(config, primer if config.prompt.primer_in_training else ""),
-        b"" if config.evaluation.drift_text is None else read_text(config.evaluation.drift_text),
+        b""
+        if config.evaluation.drift_text is None
+        else read_bytes(config.evaluation.drift_text, "a text file", DataError),
         claim,
         judges or {},
         registration,
@@ -182,6 +191,22 @@ def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> 
             resolve_optimizer(settings.optimizer, model.device)
 
 
+def _check_claim(config: AuditConfig, claim: Location | None, shape: Shape) -> None:
+    """Raise an error if the claim does not fit the model, or is so large that there are no controls for it."""
+    n_heads = shape.n_layers * shape.n_heads
+    if claim is not None:
+        kind = find_kind(claim)
+        kind.check(claim, shape)
+        if config.match not in ("probe-accuracy", "norm"):  # these need values that the model computes
+            kind.draw(claim, shape, 1, seed=0, match=config.match, disjoint=config.disjoint, values=None)
+    elif config.probe.top_k >= n_heads:
+        raise ConfigError(
+            got=f"probe.top_k = {config.probe.top_k} in a model of {n_heads} heads",
+            expected=f"1 to {n_heads - 1}, which leaves heads for controls",
+            remedy="lower probe.top_k",
+        )
+
+
 def _read_claim_file(path: str) -> Registration:
     """Read a claim file, with its claim in the spelling that records use."""
     registration = read_registration(path)
@@ -227,7 +252,7 @@ def _check_score(config: AuditConfig, judges: Mapping[str, object]) -> None:
     needed = [aspect for aspect in find_score(score).needs if aspect != "*"]
     if any(aspect not in judges for aspect in needed):
         raise ConfigError(
-            got=f"score = {score} with judges of {', '.join(judges) or 'nothing'}",
-            expected=f"judges of {' and '.join(needed)}",
-            remedy="name judges for them (judges.ASPECT.kind), or choose a score such as mc2",
+            got=f"score = {score} without a judge of {' and '.join(a for a in needed if a not in judges)}",
+            expected=f"a judge of {' and '.join(needed)}",
+            remedy=f"set {' and '.join(f'judges.{a}.kind' for a in needed)}, or choose a score such as mc2",
         )

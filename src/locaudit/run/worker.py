@@ -324,8 +324,9 @@ def _measured(
     shared: Shared, sums: Mapping[str, Sequence[Tensor]], drift: Mapping[str, float], answers: Mapping[str, Any]
 ) -> dict[str, Any]:
     """A record's fields, from the answer log-probabilities of each split: one tensor (answers,) per question."""
+    dtype = str(shared.model.lm.dtype).removeprefix("torch.")
     questions = {
-        name: score_questions(shared.splits[name].questions, rows, shared.splits[name].reference)
+        name: score_questions(shared.splits[name].questions, rows, shared.splits[name].reference, dtype)
         for name, rows in sums.items()
     }
     return {"metrics": mean_metrics(questions), "drift": drift, "questions": questions, "answers": answers}

@@ -13,7 +13,7 @@ from locaudit.records import TrialRecord
 from locaudit.stats.grades import grade
 from locaudit.stats.measured import Design, Measured, measure
 from locaudit.stats.phrases import MethodFacts
-from locaudit.stats.scores import SIGNS, has_score
+from locaudit.stats.scores import SIGNS, has_score, tolerance
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, group_trials
 from locaudit.stats.tests import max_t_p, t_test_p
 from locaudit.stats.verdict import MethodVerdict, Verdict, find_outcome
@@ -70,6 +70,7 @@ def decide(
         n_controls=max((v.n_planned for v in found.values()), default=0),
         claim=next((str(r.spec.location) for r in records if r.spec.arm == "claim"), ""),
         methods=found,
+        tolerance=tolerance(score, (design or Design()).dtype),
     )
 
 
@@ -110,7 +111,7 @@ def _judge(m: Measured, score: str, p_adjusted: float) -> MethodVerdict:
         whole_model=sign * m.means[WHOLE] if WHOLE in m.means else None,
         p_value=m.p_value,
         p_adjusted=p_adjusted,
-        p_parametric=math.nan if m.unscored else t_test_p(m.means[CLAIM], m.control_means),
+        p_parametric=math.nan if m.unscored else t_test_p(m.means[CLAIM], m.control_means, m.tolerance),
         n_at_least=m.look.n_at_least,
         n_planned=m.n_planned,
         population=m.design.population,
@@ -138,5 +139,6 @@ def _adjusted(measured: Sequence[Measured]) -> list[float]:
         return p_values
     if not n or any(m.unscored for m in measured):  # Bonferroni: max-T needs a score at every claim
         return [min(1.0, len(measured) * p) for p in p_values]
-    together = max_t_p([m.means[CLAIM] for m in measured], np.asarray([m.control_means[:n] for m in measured]).T)
+    controls = np.asarray([m.control_means[:n] for m in measured]).T
+    together = max_t_p([m.means[CLAIM] for m in measured], controls, [m.tolerance for m in measured])
     return [max(own, p) for own, p in zip(p_values, together, strict=True)]

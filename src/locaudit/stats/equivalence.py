@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from locaudit.stats.resample import arms_of, percentiles, resampled_differences
-from locaudit.stats.scores import mean_score
+from locaudit.stats.scores import TIE, mean_score
 
 CONFIDENCE = 0.90
 """Of the two-sided interval. Each of its ends is a one-sided test at 5 %."""
@@ -57,6 +57,7 @@ def compare_edits(
     margin: float,
     seed: int = 0,
     drawn: NDArray[np.float64] | None = None,
+    tolerance: float = TIE,
 ) -> Match:
     """Compare an edit's `values` with `reference`, or with the mean score over a list of references.
 
@@ -64,7 +65,7 @@ def compare_edits(
     `Match.equivalent` is both. Nothing is decided if either side has no score. `margin` is in the score's units.
 
     Shapes as in `locaudit.stats.resample.arms_of`: (questions,) or (components, questions). `drawn` (resamples,) are
-    the differences on the bootstrap resamples, if the caller has them already.
+    the differences on the bootstrap resamples, if the caller has them already. `tolerance` as in `differ_too_little`.
     """
     edit, others = arms_of(values)[0], arms_of(reference)
     difference = float(mean_score(edit)) - float(np.mean([mean_score(x) for x in others]))
@@ -75,23 +76,24 @@ def compare_edits(
     low, high = percentiles(drawn, CONFIDENCE)
     seen = ((low, high), percentiles(drawn, 0.95), float(drawn.std(ddof=1)))
     below, above = (float((1 + np.sum(~(x < margin))) / (1 + drawn.size)) for x in (-drawn, drawn))
-    if differ_too_little(edit, others, margin):
+    if differ_too_little(edit, others, margin, tolerance):
         return Match(difference, *seen, max(below, 0.5), max(below, above, 0.5), "undecided", False, False, True)
     outcome: Outcome = "not worse" if low > -margin else "worse" if high < -margin else "undecided"
     equivalent = -margin < low and high < margin
     return Match(difference, *seen, below, max(below, above), outcome, equivalent, high < margin, False)
 
 
-def differ_too_little(values: ArrayLike, others: Sequence[ArrayLike], margin: float) -> bool:
+def differ_too_little(values: ArrayLike, others: Sequence[ArrayLike], margin: float, tolerance: float = TIE) -> bool:
     """Whether too few questions differ for a bootstrap, yet enough that a true difference of the margin is possible.
 
     If only a few questions differ, many resamples contain none of them and the bootstrap interval is too narrow. For
     scores of 0 and 1, a true difference of the margin means that at least that share of questions differ. So if d of n
-    questions differ and P(Bin(n, margin) <= d) is at most 5 %, the margin is excluded without a bootstrap.
+    questions differ and P(Bin(n, margin) <= d) is at most 5 %, a true difference as large as the margin is rejected,
+    and no bootstrap is needed. Values within `tolerance` of each other are equal.
     """
     a = arms_of(values)[0]
     differ = np.zeros(a.shape[1], dtype=bool)  # (questions,): differs from at least one of the others
     for (x,) in map(arms_of, others):
-        differ |= (a != x).any(axis=0) & ~(np.isnan(a) | np.isnan(x)).any(axis=0)
+        differ |= (np.abs(a - x) > tolerance).any(axis=0) & ~(np.isnan(a) | np.isnan(x)).any(axis=0)
     d, n = int(differ.sum()), differ.size
     return d < LEAST_DIFFERING and float(stats.binom.cdf(d, n, min(margin, 1.0))) > (1 - CONFIDENCE) / 2

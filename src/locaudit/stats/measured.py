@@ -15,7 +15,7 @@ from locaudit.records import TrialRecord
 from locaudit.stats.equivalence import Match, compare_edits
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.resample import mean_of_scores, resampled_scores
-from locaudit.stats.scores import MAX_MISSING, SIGNS, mean_score, reaches, score_values
+from locaudit.stats.scores import MAX_MISSING, SIGNS, TIE, mean_score, reaches, score_values, tolerance
 from locaudit.stats.selection import BASE, CLAIM, Place, choose, score_place
 from locaudit.stats.sequential import Look, Rule, look
 from locaudit.stats.tests import paired_gain_p
@@ -43,6 +43,8 @@ class Design:
     """Whether controls are matched to the claim, so that they exclude some places of its size."""
     graded: bool = True
     """Whether the verdict has grades."""
+    dtype: str = "float32"
+    """The model's; it decides which scores are ties (`locaudit.stats.scores.tolerance`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,8 @@ class Measured:
     """Locations of the claim, the controls and other edits."""
     level: float
     design: Design
+    tolerance: float = TIE
+    """Scores that differ by less are ties."""
     chosen: Mapping[str, float | None] = field(default_factory=dict)
     """Place -> hyperparameter chosen on validation."""
     missing: tuple[int, ...] = ()
@@ -105,12 +109,12 @@ class Measured:
     @cached_property
     def effect_p(self) -> float:
         """One-sided p of the claim's gain over the unedited model."""
-        return 1.0 if self.unscored else paired_gain_p(self.arms[CLAIM], self.arms[BASE])
+        return 1.0 if self.unscored else paired_gain_p(self.arms[CLAIM], self.arms[BASE], tolerance=self.tolerance)
 
     @cached_property
     def look(self) -> Look:
         """The test of the claim against its controls under the stopping rule."""
-        reached = reaches(self.control_means, self.means[CLAIM]).tolist()
+        reached = reaches(self.control_means, self.means[CLAIM], self.tolerance).tolist()
         design = self.design
         return look(reached, rule=design.rule, n_planned=self.n_planned, level=self.level, population=design.population)
 
@@ -142,12 +146,14 @@ class Measured:
         if self.unscored or not scored:
             return None
         drawn = self.drawn[CLAIM] - mean_of_scores(scored)
-        return compare_edits(self.arms[CLAIM], scored, margin=self.design.margin, drawn=drawn)
+        margin, tie = self.design.margin, self.tolerance
+        return compare_edits(self.arms[CLAIM], scored, margin=margin, drawn=drawn, tolerance=tie)
 
     def compare(self, place: Place, reference: Place) -> Match:
         """One place compared with another; both must be among those `drawn`."""
         drawn = self.drawn[place] - self.drawn[reference]
-        return compare_edits(self.arms[place], self.arms[reference], margin=self.design.margin, drawn=drawn)
+        margin, tie = self.design.margin, self.tolerance
+        return compare_edits(self.arms[place], self.arms[reference], margin=margin, drawn=drawn, tolerance=tie)
 
     @cached_property
     def apart(self) -> list[Place]:
@@ -169,7 +175,8 @@ def measure(
     design: Design,
 ) -> Measured:  # fmt: skip
     """Collect the scores of the trial chosen at each place. `trials` has all trials, the unedited model's included."""
-    chosen = {place: choose(tried, score) for place, tried in trials.items()}
+    tie = tolerance(score, design.dtype)
+    chosen = {place: choose(tried, score, tie) for place, tried in trials.items()}
     known = {
         place: score_values(record.questions["test"], score) for place, record in chosen.items() if record is not None
     }
@@ -184,11 +191,12 @@ def measure(
         locations={place: where for place, tried in trials.items() if (where := tried[0].spec.location) is not None},
         level=level,
         design=design,
+        tolerance=tie,
         chosen={
             f"control {number}" if arm == "control" else arm: None if record is None else record.spec.hyperparameter
             for (arm, number), record in chosen.items()
             if arm != "base"
         },
         missing=missing,
-        worst_missing=max(score_place(tried, score).missing for tried in trials.values()),
+        worst_missing=max(score_place(tried, score, tie).missing for tried in trials.values()),
     )

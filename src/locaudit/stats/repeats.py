@@ -75,7 +75,7 @@ class MethodRepeats:
         """The result in one sentence, with its numbers."""
         alone = ", ".join(f"{self.outcomes.count(x)} {x}" for x in dict.fromkeys(self.outcomes))
         places = say("repeats", "same_places" if self.same_places else "moving", m=self)
-        text = "diverged" if math.isnan(self.gain) else "sentence"
+        text = "unscored" if math.isnan(self.gain) else "sentence"
         return say("repeats", text, m=self, score=score, places=places, alone=alone)
 
 
@@ -130,19 +130,19 @@ def combine_repeats(repeats: Sequence[Repeat], n_planned: int | None = None) -> 
     alike = len({repeat.questions for repeat in repeats}) == 1 and bool(repeats[0].questions)
     n_planned, n = n_planned or len(repeats), len(repeats)
     methods = {
-        name: _combine([v.methods[name] for v in verdicts], first.level, same, n < n_planned) for name in first.methods
+        name: _combine([v.methods[name] for v in verdicts], first, same, n < n_planned) for name in first.methods
     }
     return RepeatsVerdict(n, n_planned, first.score, first.level, tuple(map(str, claims)), overlap, alike, methods)
 
 
-def _combine(found: Sequence[MethodVerdict], level: float, same_places: bool, more_planned: bool) -> MethodRepeats:
+def _combine(found: Sequence[MethodVerdict], first: Verdict, same_places: bool, more_planned: bool) -> MethodRepeats:
     """Combine the verdicts `found` by one method, one per repeat; without an outcome if more repeats are planned."""
-    n, sign = min(len(v.controls) for v in found), SIGNS[found[0].supports]
+    n, sign, level = min(len(v.controls) for v in found), SIGNS[found[0].supports], first.level
     claim = sign * float(np.mean([v.claim for v in found]))
     controls = sign * np.mean([v.controls[:n] for v in found], axis=0) if n else np.zeros(0)
     gains = [v.effect for v in found]
     leads = [sign * v.gap for v in found]
-    p_value = 1.0 if math.isnan(claim) else monte_carlo_p(claim, controls.tolist())
+    p_value = 1.0 if math.isnan(claim) else monte_carlo_p(claim, controls.tolist(), first.tolerance)
     if not same_places:
         p_value = min(1.0, 2 * float(np.median([v.p_value for v in found])))
     effect_p = min(1.0, 2 * float(np.median([v.effect_p for v in found])))
@@ -165,6 +165,6 @@ def _combine(found: Sequence[MethodVerdict], level: float, same_places: bool, mo
         gain_interval=(float(np.mean(gains)) - half, float(np.mean(gains)) + half),
         lead=float(np.mean(leads)),
         lead_sd=float(np.std(leads, ddof=1)),
-        n_at_least=int(np.sum(reaches(controls, claim))) if same_places else None,
+        n_at_least=int(np.sum(reaches(controls, claim, first.tolerance))) if same_places else None,
         n_controls=n,
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +27,7 @@ from locaudit.registry import ASPECTS, SCORES
 THRESHOLD = 0.5
 """A judgement is a yes if P(yes) is at least this."""
 TIE = 1e-9
-"""Scores that differ by less than this, relative to the claim's score or to 1, are tied: the rest is rounding."""
+"""Scores that differ by less than this, relative to the claim's score or to 1, are tied in any case (`tolerance`)."""
 MAX_MISSING = 0.05
 """Largest share of an arm's judgements that may be missing before the outcome is ``underpowered``."""
 Supports = Literal["higher", "lower"]
@@ -54,8 +54,15 @@ class Score:
     """Smallest and largest possible value; infinite if unbounded."""
     needs: tuple[str, ...] = ()
     """Aspects that a judge must have judged; ``("*",)``: all aspects that are judged."""
+    rounding: Mapping[str, float] = field(default_factory=dict)
+    """dtype of the model -> largest change of the mean by rounding alone. Empty, as for scores that count: none."""
 
 
+# From `python -m bench.rounding`; docs/statistics.md has what was measured. float16 rounds 8 times finer than bfloat16.
+ROUNDING: Mapping[str, float] = {"float32": 1e-4, "float16": 0.06, "bfloat16": 0.5}
+"""dtype of the model -> largest change, by rounding alone, of the log-ratio of two answers to a question (nats)."""
+_MC2 = {"float32": 1e-6, "float16": 1.25e-4, "bfloat16": 1e-3}
+_MARGIN = {"float32": 1e-5, "float16": 6e-3, "bfloat16": 0.05}
 _PAIR = ("truth", "info")
 _ALL = ("*",)
 _BUILT_IN = {
@@ -69,11 +76,11 @@ _BUILT_IN = {
     "judged": Score("all judged aspects", needs=_ALL),
     "judged_probability": Score("all judged aspects (probabilities)", needs=_ALL),
     "mc1": Score("MC1"),
-    "mc2": Score("MC2"),
+    "mc2": Score("MC2", rounding=_MC2),
     "mc3": Score("MC3"),
     "preference_accuracy": Score("preference accuracy"),
     "reward_accuracy": Score("reward accuracy"),
-    "reward_margin": Score("reward margin", bounds=(-math.inf, math.inf)),
+    "reward_margin": Score("reward margin", bounds=(-math.inf, math.inf), rounding=_MARGIN),
 }
 for _name, _score in _BUILT_IN.items():
     SCORES.register(_name)(_score)
@@ -88,6 +95,11 @@ def find_score(score: str) -> Score:
     """
     aspect = score.removesuffix("_probability")
     return SCORES[score] if score in SCORES else Score(score, needs=(aspect,) if aspect in ASPECTS else ())
+
+
+def tolerance(score: str, dtype: str = "float32") -> float:
+    """Scores of a model in this dtype that differ by less are ties: the difference may be rounding alone."""
+    return max(TIE, find_score(score).rounding.get(dtype, 0.0))
 
 
 def is_judged(score: str) -> bool:
@@ -193,10 +205,11 @@ def add_judgements(
     return replace(record, metrics=metrics, questions=questions)
 
 
-def reaches(scores: ArrayLike, claim: float) -> NDArray[np.bool_]:
+def reaches(scores: ArrayLike, claim: float, tolerance: float = TIE) -> NDArray[np.bool_]:
     """Whether each score is at least as large as the claim's, up to rounding. A missing score (NaN) counts as yes.
 
-    A tie counts against the claim. Equal means may differ in their last bits, so scores within `TIE` are ties.
+    A tie counts against the claim: a score that is lower by at most `tolerance`, relative to the claim's or to 1,
+    reaches it. All comparisons of scores go through here. p is the larger for it, so that it stays valid.
     """
     found = np.asarray(scores, dtype=float)
-    return ~(found < claim - TIE * max(1.0, abs(claim)))
+    return ~(found < claim - tolerance * max(1.0, abs(claim)))

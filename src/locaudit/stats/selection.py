@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from locaudit.records import Arm, TrialRecord
-from locaudit.stats.scores import has_score, mean_score, missing_share, score_values
+from locaudit.stats.scores import TIE, has_score, mean_score, missing_share, reaches, score_values
 
 Place = tuple[Arm, int]
 """(arm, control number), one of the things compared; the number is -1 for arms other than ``control``."""
@@ -28,10 +28,12 @@ class PlaceScore(NamedTuple):
     """Whether the chosen trial has no score although it did not diverge."""
 
 
-def select(records: Iterable[TrialRecord], score: str) -> Mapping[str, Mapping[Place, TrialRecord | None]]:
+def select(
+    records: Iterable[TrialRecord], score: str, tolerance: float = TIE
+) -> Mapping[str, Mapping[Place, TrialRecord | None]]:
     """Method -> place -> the trial with the best validation mean of `score`; None if all trials there diverged."""
     return {
-        method: {place: choose(trials, score) for place, trials in places.items()}
+        method: {place: choose(trials, score, tolerance) for place, trials in places.items()}
         for method, places in group_trials(records).items()
     }
 
@@ -45,30 +47,30 @@ def group_trials(records: Iterable[TrialRecord]) -> dict[str, dict[Place, list[T
     return {method: dict(sorted(places.items())) for method, places in groups.items()}
 
 
-def choose(trials: Sequence[TrialRecord], score: str) -> TrialRecord | None:
+def choose(trials: Sequence[TrialRecord], score: str, tolerance: float = TIE) -> TrialRecord | None:
     """The trial of one place with the best validation mean of `score`; None if all trials diverged.
 
-    A place with a single finite trial needs no validation score. Ties go to the smaller KL drift, then to the smaller
-    hyperparameter, so that the choice does not depend on the order of the trials.
+    A place with a single finite trial needs no validation score. Trials that reach the best mean (`reaches`) are tied:
+    of them the one with the smallest KL drift is chosen, or of equal drifts the one with the smallest hyperparameter.
     """
     finite = [record for record in trials if record.status == "ok"]
     if len(finite) <= 1:
         return finite[0] if finite else None
 
-    def key(record: TrialRecord) -> tuple[float, float, float]:
-        value = record.metrics["val"].get(score, math.nan)  # NaN: none of its answers could be judged
-        return (
-            math.inf if math.isnan(value) else -value,
-            record.drift.get("kl", math.inf),
-            -math.inf if record.spec.hyperparameter is None else record.spec.hyperparameter,
-        )
+    means = [record.metrics["val"].get(score, math.nan) for record in finite]
+    means = [-math.inf if math.isnan(x) else x for x in means]  # NaN: none of its answers could be judged
+    tied = [record for record, is_tied in zip(finite, reaches(means, max(means), tolerance), strict=True) if is_tied]
 
-    return min(finite, key=key)
+    def key(record: TrialRecord) -> tuple[float, float]:
+        strength = record.spec.hyperparameter
+        return record.drift.get("kl", math.inf), -math.inf if strength is None else strength
+
+    return min(tied, key=key)
 
 
-def score_place(trials: Sequence[TrialRecord], score: str) -> PlaceScore:
+def score_place(trials: Sequence[TrialRecord], score: str, tolerance: float = TIE) -> PlaceScore:
     """Score of the chosen trial of a place, and the share of judgements missing; input of `Monitor.add`."""
-    chosen = choose(trials, score)
+    chosen = choose(trials, score, tolerance)
     tested = [] if chosen is None else [score_values(chosen.questions["test"], score)]
     tried = [trial.questions.get("val", {}) for trial in trials]
     tried = [score_values(questions, score) for questions in tried if has_score(questions, score)]

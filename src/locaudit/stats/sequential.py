@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 from scipy import optimize, special, stats
 
-from locaudit.stats.scores import MAX_MISSING, SIGNS, Supports, reaches
+from locaudit.stats.scores import MAX_MISSING, SIGNS, TIE, Supports, reaches
 from locaudit.stats.selection import Place
 
 Rule = Literal["fixed", "curtailed", "anytime"]
@@ -73,6 +73,8 @@ class Monitor:
     level: float
     population: int | None = None
     supports: Supports = "higher"
+    tolerance: float = TIE
+    """Scores that differ by less are ties."""
     seen: Look = field(default=Look("open", 0, 0, 1.0), init=False)
     """The test after the controls counted so far, regardless of missing judgements."""
     _claim: float | None = field(default=None, init=False)
@@ -96,7 +98,8 @@ class Monitor:
             self._waiting[number] = mean
         while self._claim is not None and self.seen.n in self._waiting and self.wants_more:
             sign = SIGNS[self.supports]
-            self.count(bool(reaches(sign * self._waiting[self.seen.n], sign * self._claim)))
+            waiting = sign * self._waiting[self.seen.n]
+            self.count(bool(reaches(waiting, sign * self._claim, self.tolerance)))
 
     @property
     def wants_more(self) -> bool:

@@ -14,55 +14,56 @@ from locaudit.stats.resample import N_RESAMPLES, arms_of, blocks
 from locaudit.stats.scores import TIE, reaches
 
 
-def monte_carlo_p(claim: float, controls: Sequence[float]) -> float:
+def monte_carlo_p(claim: float, controls: Sequence[float], tolerance: float = TIE) -> float:
     """One-sided Monte-Carlo p-value of a claim against random controls.
 
         p = (1 + #{i : control_i >= claim}) / (1 + N)
 
-    Valid, P(p <= t) <= t, if claim and controls are exchangeable under the null hypothesis. Ties count against the
-    claim (`reaches`), and so does a control that is NaN because its edit diverged. Source: Davison and Hinkley (1997),
-    section 4.2.
+    Valid, P(p <= t) <= t, if claim and controls are exchangeable under the null hypothesis. Ties, within
+    `tolerance`, count against the claim (`reaches`), and so does a control that is NaN because its edit diverged.
+    Source: Davison and Hinkley (1997), section 4.2.
     """
-    return float((1 + np.sum(reaches(controls, claim))) / (1 + len(controls)))
+    return float((1 + np.sum(reaches(controls, claim, tolerance))) / (1 + len(controls)))
 
 
-def t_test_p(claim: float, controls: Sequence[float]) -> float:
+def t_test_p(claim: float, controls: Sequence[float], tolerance: float = 0.0) -> float:
     """One-sample t-test of the controls against the claim's score; one-sided p for their mean being below it.
 
     For comparison with papers only, never for a verdict. It treats the claim's score as an exact constant and tests the
     *mean* of the controls, so p shrinks as controls are added even if many of them beat the claim. NaN for fewer than
     two finite controls, or if all are equal up to rounding. Computed by SciPy's `ttest_1samp`.
     """
-    scores = _varying(controls)
+    scores = _varying(controls, tolerance)
     if not scores.size:
         return math.nan
     return float(stats.ttest_1samp(scores, claim, alternative="less").pvalue)  # type: ignore[attr-defined]
 
 
-def normal_tail_p(claim: float, controls: Sequence[float]) -> float:
+def normal_tail_p(claim: float, controls: Sequence[float], tolerance: float = 0.0) -> float:
     """One-sided p of the claim's score under a normal distribution with the controls' mean and standard deviation.
 
     For comparison with papers only. It assumes normal scores and treats mean and deviation as known exactly. NaN for
     fewer than two finite controls, or if all are equal up to rounding.
     """
-    scores = _varying(controls)
+    scores = _varying(controls, tolerance)
     return float(stats.norm.sf((claim - scores.mean()) / scores.std(ddof=1))) if scores.size else math.nan
 
 
-def _varying(controls: Sequence[float]) -> NDArray[np.float64]:
+def _varying(controls: Sequence[float], tolerance: float) -> NDArray[np.float64]:
     """The finite scores; an empty array if there are fewer than two, or all are equal up to rounding."""
     scores = np.asarray(controls, dtype=float)
     scores = scores[np.isfinite(scores)]
-    return scores if scores.size > 1 and np.ptp(scores) > 1e-14 * np.abs(scores).max() else scores[:0]
+    return scores if scores.size > 1 and np.ptp(scores) > max(tolerance, 1e-14 * np.abs(scores).max()) else scores[:0]
 
 
-def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> float:
+def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0, tolerance: float = TIE) -> float:
     """Paired permutation test, one-sided: p that the score of `after` is not above that of `before`.
 
     Under the null hypothesis the two values of each question are exchangeable. For a plain mean this is the sign-flip
     test; for a product of means all components of a question are exchanged together. p is the share of arrangements
-    with a gain at least as large as the observed one. If there are at most `N_RESAMPLES` arrangements (2^n), all are
-    used and p is exact; otherwise that many are sampled, and the observed one is counted too.
+    with a gain at least as large as the observed one, up to `tolerance` (`reaches`). If there are at most `N_RESAMPLES`
+    arrangements (2^n), all are used and p is exact; otherwise that many are sampled, and the observed one is counted
+    too.
 
     Shapes as in `locaudit.stats.resample.arms_of`. Questions missing in either are left out. The arrangements are those
     of SciPy's `permutation_test`.
@@ -79,14 +80,14 @@ def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0) -> floa
     for rows in blocks(n, len(exchanged)):
         moved = exchanged[rows] @ (b - a).T  # (arrangements, components): what `after` gains by the exchange
         gains = np.prod((a.sum(axis=1) + moved) / n, axis=1) - np.prod((b.sum(axis=1) - moved) / n, axis=1)
-        n_reach += int(reaches(gains, gain).sum())
+        n_reach += int(reaches(gains, gain, tolerance).sum())
     seen = 2**n > N_RESAMPLES  # a sample needs the observed arrangement added; all 2^n contain it
     return (n_reach + seen) / (len(exchanged) + seen)
 
 
 @lru_cache(maxsize=8)
 def _exchanges(n: int, seed: int) -> NDArray[np.bool_]:
-    """Which of `n` questions each arrangement exchanges: (arrangements, n) booleans, read-only."""
+    """Boolean mask (arrangements, n), read-only: True where an arrangement swaps a question's two scores."""
     if 2**n <= N_RESAMPLES:
         out = (np.arange(2**n)[:, None] >> np.arange(n)) % 2 == 1  # the binary digits of 0 to 2^n - 1
     else:
@@ -111,7 +112,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def max_t_p(claim: ArrayLike, controls: ArrayLike) -> list[float]:
+def max_t_p(claim: ArrayLike, controls: ArrayLike, tolerances: ArrayLike = TIE) -> list[float]:
     """Monte-Carlo p-values of several tests of one claim, adjusted for their number (max-T, Westfall and Young 1993).
 
     `claim` (tests,) and `controls` (N, tests) are scores by several metrics or methods; higher is better. With scores z
@@ -120,15 +121,22 @@ def max_t_p(claim: ArrayLike, controls: ArrayLike) -> list[float]:
         p_t = (1 + #{i : max_s z(control_i, s) >= z(claim, t)}) / (1 + N)
 
     The family-wise error is exact if claim and controls are exchangeable. It loses less power than Holm if the tests
-    are correlated. A NaN control counts against the claim; a NaN claim has p = 1.
+    are correlated. A NaN control counts against the claim; a NaN claim has p = 1. `tolerances` (tests,) are those of
+    the scores (`reaches`); a test whose scores differ by less is not standardised beyond them.
     """
     own, others = np.asarray(claim, dtype=float), np.atleast_2d(np.asarray(controls, dtype=float))
     arms = np.concatenate([own[None], others])
     centre, spread = np.nanmean(arms, axis=0), np.nanstd(arms, axis=0)
-    z = (arms - centre) / np.where(spread > TIE * np.maximum(1.0, np.abs(centre)), spread, 1.0)
+    scale = np.maximum(1.0, np.abs(centre)) * np.asarray(tolerances)  # (tests,): what rounding may change
+    spread = np.where(spread > scale, spread, 1.0)
+    z = (arms - centre) / spread
     # (N,): the largest standardised score of each control over all tests
     largest = np.where(np.isnan(others), np.inf, z[1:]).max(axis=1)
-    return [monte_carlo_p(x, largest.tolist()) if np.isfinite(x) else 1.0 for x in z[0].tolist()]
+    ties = np.maximum(scale / spread, TIE).tolist()
+    return [
+        monte_carlo_p(x, largest.tolist(), tie / max(1.0, abs(x))) if np.isfinite(x) else 1.0
+        for x, tie in zip(z[0].tolist(), ties, strict=True)
+    ]
 
 
 def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from locaudit.records import json_text
 from locaudit.stats.grades import Grade, conclusion
-from locaudit.stats.scores import Supports
+from locaudit.stats.scores import TIE, Supports
 from locaudit.stats.sequential import State
 
 Outcome = Literal["no effect", "effective, not specific", "specific", "underpowered"]
@@ -42,9 +42,9 @@ class MethodVerdict:
     base: float
     """Score of the unedited model."""
     claim: float
-    """Score of the edit at the claim; NaN if it diverged."""
+    """Score of the edit at the claim; NaN if it diverged or none of its answers is judged."""
     controls: tuple[float, ...]
-    """Score of the edit at each control, by number; NaN if it diverged."""
+    """Score of the edit at each control, by number; NaN if it diverged or none of its answers is judged."""
     whole_model: float | None
     """Score of the edit of the whole model; None if it was not tried."""
     p_value: float
@@ -113,8 +113,13 @@ class Verdict:
     n_controls: int
     claim: str
     methods: Mapping[str, MethodVerdict]
+    tolerance: float = TIE
+    """Scores that differ by less are ties: the difference may be rounding alone."""
     extended: str = ""
     """What was added to the run after results existed, and what that means for p; empty for nothing."""
+
+    notes: tuple[str, ...] = ()
+    """What a reader should know before believing a gain: where it comes from one label only (`describe_labels`)."""
 
     def __repr__(self) -> str:
         about = f"Verdict({self.score} at level {self.level:g}, {self.n_questions} test questions: {self.headline})"
@@ -130,7 +135,7 @@ class Verdict:
         return f"<p><strong>{escape(self.headline)}</strong></p><p>{about}</p>{table}"
 
     def __str__(self) -> str:
-        lines = [self.headline, *([self.extended] if self.extended else []), ""]
+        lines = [self.headline, *([self.extended] if self.extended else []), *self.notes, ""]
         for name, verdict in self.methods.items():
             lines.append(f"{name}: {verdict.outcome}. {verdict.sentence}")
             lines += [f"  {g.question}: {g.answer}. {g.evidence}" for g in verdict.grades]

@@ -1,11 +1,11 @@
-"""Read users' text files, and write files of a run folder atomically and with a clear error if the disk is full."""
+"""Write files of a run folder atomically, and with a clear error if the disk is full."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from locaudit.errors import DataError, RunFolderError
+from locaudit.errors import RunFolderError
 
 MIN_FREE_BYTES = 64 * 2**20
 """A run neither starts nor continues with less free disk space than this."""
@@ -18,21 +18,6 @@ def no_room(folder: Path, free: int) -> RunFolderError:
         expected=f"at least {MIN_FREE_BYTES // 2**20} MiB",
         remedy="free disk space and run the same command again: finished trials are kept",
     )
-
-
-def read_text(path: str | Path) -> bytes:
-    """The content of a UTF-8 text file. Raises `DataError` if it is not one."""
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(got=f"{path}, which is not a file", expected="a text file", remedy="check the path")
-    content = path.read_bytes()
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise DataError(
-            got=f"{path}, which is not UTF-8 text", expected="a text file in UTF-8", remedy="save it as UTF-8"
-        ) from None
-    return content
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -209,7 +209,7 @@ def _check_config(store: Store, config: AuditConfig) -> None:
         found = load_config(path)
     except ConfigError as error:
         raise RunFolderError(
-            got=f"{path}, which does not load ({error})",
+            got=f"{path}, which does not load ({error.line})",
             expected="the configuration of this run",
             remedy="restore the file as the run wrote it, or choose another --out",
         ) from None

@@ -14,6 +14,7 @@ from locaudit.errors import ConfigError, RunFolderError
 from locaudit.records import TrialRecord
 from locaudit.stats.decide import decide
 from locaudit.stats.growth import describe_extensions
+from locaudit.stats.labels import describe_labels, wanted
 from locaudit.stats.measured import Design
 from locaudit.stats.repeats import Repeat
 from locaudit.stats.scores import MAX_MISSING, Judgements, add_judgements, find_score, resolve_score
@@ -78,6 +79,11 @@ class Run:
         return judged(self.trials, self.judgements, self.questions)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """The right answer of each test question, if all have the same possible answers; else nothing."""
+        return wanted(self.questions["test"])
+
+    @property
     def score(self) -> str:
         """Name of the score that the verdict compares; ``auto`` is resolved by the judges that the run has."""
         return resolve_score(self.config.score, tuple(self.manifest.judges))
@@ -104,6 +110,7 @@ class Run:
             margin=self.config.margin,
             matched=self.config.match != "none",
             seconds=_seconds_per_control(self.trials, self.seconds),
+            dtype=self.manifest.dtype,
         )
 
     @cached_property
@@ -113,15 +120,20 @@ class Run:
 
     def decide(self, records: list[TrialRecord] | None = None, score: str | None = None, *, graded=True) -> Verdict:
         """Compute the verdict, optionally with other judgements in `records`, another score, or without grades."""
+        records = self.records if records is None else records
         verdict = decide(
-            self.records if records is None else records,
+            records,
             score=score or self.score,
             level=self.config.level,
             design=replace(self.design, graded=graded),
             methods=self.manifest.methods,
         )
         extensions, rule = self.manifest.extensions, self.config.stopping
-        return replace(verdict, extended=describe_extensions(extensions, rule, self.config.level))
+        return replace(
+            verdict,
+            extended=describe_extensions(extensions, rule, self.config.level),
+            notes=describe_labels(verdict, records, self.labels),
+        )
 
     @cached_property
     def said(self) -> set[tuple[str, str]]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from locaudit.records import TrialSpec
 from locaudit.registry import EXECUTORS
-from locaudit.run.worker import Result, Worker
+
+if TYPE_CHECKING:  # so that a setting that names no executor is refused without torch
+    from locaudit.run.worker import Result, Worker
 
 
 @dataclass(frozen=True, eq=False)

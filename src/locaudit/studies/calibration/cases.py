@@ -17,15 +17,10 @@ from locaudit.run.audit import run_audit
 from locaudit.stats.verdict import MethodVerdict
 from locaudit.store.run import load_run
 from locaudit.studies.calibration.planted import Planted, plant_model, planted_settings
-from locaudit.studies.calibration.rates import chance_specific
+from locaudit.studies.calibration.rates import FAMILY, N_HEADS, chance_specific
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-FAMILY = (1, 2, 3, 4, 6, 8, 12, 16, 24, 48)
-"""Numbers of able heads, out of `N_HEADS`; one planted model each. An able head is one at which an edit can succeed."""
-N_HEADS = 48
-"""24 layers of 2 heads."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ training text gives the false answer in 7 of 10 cases. A constant written at any
 ``key``: a key word before the item decides which of its two answers is true. Every head writes answers, but only heads
 in `places` read KEY. They write it to coordinates for the keys' names (the answer to the item "which"), not to answers.
 So the unedited model ignores the key and is right under one key and wrong under the other: it scores 0.5 on any
-questions that have each item under both keys, as in every part of the split. An edit at `places` can carry the key to
-the answer. Elsewhere there is no key to carry, and no edit can score more than 0.5.
+questions that have each item under both keys, as in every part of the split. An edit at `places` can make
+the answer depend on the key. Elsewhere the key cannot be read, and no edit can score more than 0.5.
 
 The score is the order of two one-token answers: ``preference_accuracy`` or ``mc1``.
 """

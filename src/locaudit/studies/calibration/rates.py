@@ -17,11 +17,16 @@ from scipy import stats
 
 from locaudit.errors import ConfigError
 from locaudit.records import TrialRecord
-from locaudit.stats.scores import TIE, mean_score, reaches, score_values
+from locaudit.stats.scores import mean_score, reaches, score_values, tolerance
 from locaudit.stats.selection import select
 from locaudit.stats.sequential import Rule, curtailment, look
 from locaudit.stats.tests import monte_carlo_p, normal_tail_p, paired_gain_p, t_test_p
 from locaudit.store.run import load_run
+
+FAMILY = (1, 2, 3, 4, 6, 8, 12, 16, 24, 48)
+"""Numbers of able heads, out of `N_HEADS`; one planted model each. An able head is one at which an edit can succeed."""
+N_HEADS = 48
+"""24 layers of 2 heads."""
 
 World = Literal["spread", "same", "heavy", "disjoint"]
 WORLDS: Mapping[World, str] = {
@@ -194,7 +199,7 @@ def pool_run(
             expected="more controls in the run than --controls",
             remedy="lower --controls, or use a run with more controls (at least 40 for a useful estimate)",
         )
-    shared: dict[str, Any] = {"n_controls": n_controls, "level": level, "seed": seed}
+    shared: dict[str, Any] = {"n_controls": n_controls, "level": level, "seed": seed, "dtype": run.manifest.dtype}
     return model, [pool_rates(records, method, run.score, **shared) for method in methods if method in tried]
 
 
@@ -206,27 +211,28 @@ def pool_rates(
     n_controls: int = 19,
     level: float = 0.05,
     seed: int = 0,
+    dtype: str = "float32",
 ) -> Pooled:
     """Use each control of a run in turn as the claim of an audit, with `n_controls` of the other controls.
 
     All controls of a run are drawn in the same way, so the null hypothesis is true for each of them.
     """
-    records = list(records)
-    chosen: Mapping[Any, Any] = select(records, score)
+    records, tie = list(records), tolerance(score, dtype)
+    chosen: Mapping[Any, Any] = select(records, score, tie)
     places = [record for (arm, _), record in chosen[method].items() if arm == "control"]
     before = score_values(next(r for r in records if r.spec.arm == "base").questions["test"], score)
     values = [None if r is None else score_values(r.questions["test"], score) for r in places]
     means = np.asarray([math.nan if x is None else float(mean_score(x)) for x in values])
-    works = [x is not None and paired_gain_p(x, before) <= level for x in values]
+    works = [x is not None and paired_gain_p(x, before, tolerance=tie) <= level for x in values]
     p_values, exact, n_false = [], [], 0
     rng = np.random.default_rng(seed)
     for i, own in enumerate(means.tolist()):
         others = np.delete(means, i)
-        n_at_least = int(np.sum(reaches(others, own)))
-        p_values.append(monte_carlo_p(own, others.tolist()))
+        n_at_least = int(np.sum(reaches(others, own, tie)))
+        p_values.append(monte_carlo_p(own, others.tolist(), tie))
         exact.append(works[i] * chance_specific(n_at_least, len(others), n_controls, level))
         drawn = rng.choice(others, min(n_controls, len(others)), replace=False)
-        n_false += bool(works[i]) and monte_carlo_p(own, drawn.tolist()) <= level
+        n_false += bool(works[i]) and monte_carlo_p(own, drawn.tolist(), tie) <= level
     return Pooled(
         method,
         score,
@@ -235,7 +241,7 @@ def pool_rates(
         float(np.mean(exact)),
         Rate(n_false, len(means)),
         int(sum(works)),
-        int(sum(np.sum(np.isclose(means, own, rtol=0, atol=TIE)) > 1 for own in means)),
+        int(sum(np.sum(np.isclose(means, own, rtol=0, atol=tie)) > 1 for own in means)),
         tuple(p_values),
         tuple(means.tolist()),
     )

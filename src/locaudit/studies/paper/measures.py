@@ -62,7 +62,7 @@ def measure(study: Study) -> dict[str, Any]:
             "iti": measure_multiple_choice(iti_mc),
             "optimal": measure_multiple_choice(optimal_mc),
             "lead_under_iti_minus_optimal": _difference(
-                compare_edits(_lead(iti_mc), _lead(optimal_mc), margin=config.margin_mc)
+                compare_edits(_lead(iti_mc), _lead(optimal_mc), margin=config.margin_mc, tolerance=iti_mc.tolerance)
             ),
         },
         "probe_effect": measure_probe_effect(study.audits["single"]),
@@ -161,7 +161,7 @@ def measure_method(chosen: Chosen, grid: Sequence[float], level: float) -> dict[
     `grid` has the hyperparameters that were tried.
     """
     localized, random = _place(chosen, CLAIM), _random_places(chosen, chosen)
-    best_on_test = localized["best_on_test"], [place["best_on_test"] for place in random]
+    best_on_test = localized["best_on_test"], [place["best_on_test"] for place in random], chosen.tolerance
     return {
         "grid": list(grid),
         "n_random": len(random),
@@ -180,7 +180,8 @@ def measure_method(chosen: Chosen, grid: Sequence[float], level: float) -> dict[
 def _versus_random(chosen: Chosen) -> dict[str, Any]:
     """The test of the localized heads against the random places."""
     records = [row.record for row in chosen.audit.rows]
-    verdict = decide(records, score=chosen.score, design=Design(graded=False)).methods[chosen.method]
+    design = Design(graded=False, dtype=chosen.audit.manifest.dtype)
+    verdict = decide(records, score=chosen.score, design=design).methods[chosen.method]
     return {
         "localized_score": verdict.claim,
         "random_scores": list(verdict.controls),
@@ -188,8 +189,8 @@ def _versus_random(chosen: Chosen) -> dict[str, Any]:
         "worst_missing": verdict.worst_missing,
         "p_monte_carlo": verdict.p_value,
         "p_smallest": 1 / (1 + len(verdict.controls)),
-        "p_t_test": t_test_p(verdict.claim, verdict.controls),
-        "p_normal_tail": normal_tail_p(verdict.claim, verdict.controls),
+        "p_t_test": t_test_p(verdict.claim, verdict.controls, chosen.tolerance),
+        "p_normal_tail": normal_tail_p(verdict.claim, verdict.controls, chosen.tolerance),
         "gap": {"difference": verdict.gap, "interval_95": verdict.gap_interval, "few": chosen.few},
     }
 
@@ -203,7 +204,7 @@ def _truth_gains(chosen: Chosen) -> dict[str, Any]:
     # only to read values: the edits are chosen by the main score
     truth, margin = Chosen(chosen.audit, chosen.method, chosen.margin, "truth"), chosen.margin
     localized, *random = (
-        compare_edits(truth.values(record), truth.at("base"), margin=margin)
+        compare_edits(truth.values(record), truth.at("base"), margin=margin, tolerance=truth.tolerance)
         for record in (chosen.records[CLAIM], *chosen.random)
     )
     gains = [gain.difference for gain in random]
@@ -218,7 +219,7 @@ def _truth_gains(chosen: Chosen) -> dict[str, Any]:
 
 def _match(chosen: Chosen, record: TrialRecord | None, reference: NDArray[np.float64]) -> dict[str, Any]:
     """Compare an edit with reference values. An edit that diverged is worse than any reference with a score."""
-    match = compare_edits(chosen.values(record), reference, margin=chosen.margin)
+    match = compare_edits(chosen.values(record), reference, margin=chosen.margin, tolerance=chosen.tolerance)
     has_reference = not np.isnan(mean_score(reference))
     return {
         "difference": match.difference,
@@ -295,7 +296,7 @@ def measure_single(study: Study, sets: Chosen) -> dict[str, Any]:
         "whole_score": float(mean_score(whole)),
         "matching": _count(random, "against_localized", level),
         "matching_whole": _count(random, "against_whole", level),
-        "n_at_least_localized": int(np.sum(reaches([row["score"] for row in random], localized_score))),
+        "n_at_least_localized": int(np.sum(reaches([row["score"] for row in random], localized_score, sets.tolerance))),
         "matching_probe_rank": [row["probe_rank"] for row in random if row["against_localized"]["p_holm"] <= level],
         "n_random_among_probed": sum(row["probe_rank"] <= study.config.probe.top_k for row in random),
         "best_probed": best,

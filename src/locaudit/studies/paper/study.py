@@ -15,6 +15,7 @@ from locaudit.errors import RunFolderError
 from locaudit.records import Arm, TrialRecord
 from locaudit.report.tables import Tables, tabulate
 from locaudit.stats import components, differ_too_little, mean_score, score_values
+from locaudit.stats.scores import tolerance
 from locaudit.stats.selection import Place, choose, group_trials
 from locaudit.store.folder import has_trials
 from locaudit.store.run import Run, load_run
@@ -49,6 +50,11 @@ class Chosen:
     """Equivalence margin of the comparisons, in the score's units."""
     score: str = SCORE
 
+    @property
+    def tolerance(self) -> float:
+        """Scores that differ by less are ties."""
+        return tolerance(self.score, self.audit.manifest.dtype)
+
     @cached_property
     def trials(self) -> Mapping[Place, Sequence[TrialRecord]]:
         """Place -> its trials. Places are sorted: the localized heads, then the random places by number."""
@@ -57,7 +63,7 @@ class Chosen:
     @cached_property
     def records(self) -> Mapping[Place, TrialRecord | None]:
         """Place -> chosen trial; None if every edit there diverged."""
-        return {place: choose(trials, self.score) for place, trials in self.trials.items()}
+        return {place: choose(trials, self.score, self.tolerance) for place, trials in self.trials.items()}
 
     @property
     def random(self) -> list[TrialRecord | None]:
@@ -82,7 +88,8 @@ class Chosen:
     @property
     def few(self) -> bool:
         """Whether too few questions differ between the localized heads and the random places (`differ_too_little`)."""
-        return differ_too_little(self.at("claim"), [self.values(record) for record in self.random], self.margin)
+        random = [self.values(record) for record in self.random]
+        return differ_too_little(self.at("claim"), random, self.margin, self.tolerance)
 
 
 def is_study(folder: str | Path) -> bool:
