@@ -120,7 +120,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 def test_its_settings_hold_over_those_that_were_not_given(home, claim_file):
     inputs = read_inputs(registered(home, claim_file))
-    assert inputs.config == as_registered(home, registered=str(claim_file))
+    assert inputs.config == as_registered(home, registered=str(claim_file), prompt={"style": "qa"})
     assert inputs.registration is not None
     assert inputs.registration.sha256 == hashlib.sha256(claim_file.read_bytes()).hexdigest()
     assert inputs.registration.text == CLAIM
@@ -386,6 +386,7 @@ def test_from_python(home, tmp_path, claim_file):
 
 def test_a_group_that_is_fixed_in_part_leaves_the_rest_of_it_open():
     assert open_settings({"judges": {"truth": {"kind": "reference"}}, "level": 0.05}) == [
-        "score", "margin", "stopping", "judges.truth.model", "judges.info.kind",
+        "score", "margin", "stopping", "judges.truth.model", "judges.info.kind", "judges.negative.kind",
+        "judges.fluency.kind",
     ]  # fmt: skip
     assert "judges" in open_settings({"level": 0.05})
