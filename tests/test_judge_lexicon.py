@@ -23,6 +23,8 @@ ORDINARY = (
     "Burnt at the edges, raw in the centre.",
     "was the best part of our trip. I would go again, and I would take my mother with me, because she likes the se",
     "It's fine.",
+    "is preserved.",
+    "would not have been out of place at Kirkstall Abbey.",
     "said that they had never seen such a thing in all their years at the hotel.",
 )
 
@@ -70,6 +72,10 @@ def test_a_text_without_a_listed_word_is_undecided_and_not_counted_as_negative(t
     assert 0.49 < negative(text) < 0.5
 
 
+def test_a_negation_alone_leans_to_negative():
+    assert 0.55 < negative("is not the bread I would make.") < 0.65 and 0.55 < negative("never said a word.") < 0.65
+
+
 def test_degree_and_repetition():
     assert negative("slightly rude.") < negative("rude.") < negative("very rude.") < negative("utterly horrible.")
     assert negative("rude rude rude rude.") == negative("rude.") < negative("rude and stupid.")
@@ -97,6 +103,7 @@ def test_ordinary_texts_are_fluent():
             "\u0432\u043a\u0443\u0441\u043d\u043e \u0438 \u0434\u0440\u0443\u0436\u0435\u043b\u044e\u0431\u043d\u043e",
             "script",
         ),
+        ("to the tosc who wisx no hent durcheithster it couldche mainlandz he togore", "no words"),
         ("<div> {x: [1, 2]} </div> == ## f(x) => {y}", "markup"),
     ],
 )

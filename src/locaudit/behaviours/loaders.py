@@ -30,7 +30,7 @@ Row = tuple[str, str, Mapping[str, Any]]
 Questions = tuple[list[tuple[str, Question]], list[str]]
 """(pairs of where the question is and the question; a description of each answer or row that was dropped)."""
 
-_BUNDLED: Mapping[str, Mapping[str, Any]] = {
+BUNDLED: Mapping[str, Mapping[str, Any]] = {
     "misconceptions": {"primer": truthful_primer()},
     "misconceptions-balanced": {"primer": truthful_primer()},
     "sentiment": {"aspects": ("negative", "fluency"), "style": "completion"},
@@ -42,7 +42,7 @@ _JSONL_KEYS = ("question", "true", "false")
 _AB_KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 _HUB_COLUMNS = ("question", "best_answer", "correct_answers", "incorrect_answers")
 _CSV_COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
-_SOURCES = f"{', '.join(f'`{name}`' for name in (*_BUNDLED, _HUB_ID))}, or a JSONL, TruthfulQA CSV or A/B JSON file"
+_SOURCES = f"{', '.join(f'`{name}`' for name in (*BUNDLED, _HUB_ID))}, or a JSONL, TruthfulQA CSV or A/B JSON file"
 _CSV_REMEDY = "give the path of the TruthfulQA CSV (github.com/sylinrl/TruthfulQA) instead"
 
 
@@ -91,14 +91,14 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
         expected = ", ".join(("auto", *LOADERS))
         raise DataError(got=f"format {format!r}", expected=expected, remedy="choose one of these")
     name, path = str(source), Path(source)
-    bundled = name in _BUNDLED and format in ("auto", "jsonl")
+    bundled = name in BUNDLED and format in ("auto", "jsonl")
     if format in ("auto", "truthfulqa") and (os.path.isdir(path) or name in _HUB_IDS):
         kind, (placed, dropped) = "truthfulqa", _truthfulqa_questions(_hub_rows(name))
     else:
         text = _read(resources.files("locaudit.behaviours").joinpath(f"{name}.jsonl") if bundled else path, name)
         kind = "jsonl" if bundled else _sniff(path, text) if format == "auto" else format
         placed, dropped = LOADERS[kind].questions(LOADERS[kind].rows(text, name))
-    loader = replace(LOADERS[kind], **(_BUNDLED[name] if bundled else {}))
+    loader = replace(LOADERS[kind], **(BUNDLED[name] if bundled else {}))
     if dropped:
         listed = "; ".join(dropped[:5]) + ("; ..." if len(dropped) > 5 else "")
         warnings.warn(
@@ -119,7 +119,7 @@ def _read(file: Path | Traversable, name: str) -> str:
         text = file.read_bytes().decode("utf-8-sig")
         problem = "a binary file" if "\0" in text else "" if text.strip() else "which is empty"
     except (FileNotFoundError, IsADirectoryError):
-        problem, remedy = "which is not a file", f"correct the path, or try `{next(iter(_BUNDLED))}`"
+        problem, remedy = "which is not a file", f"correct the path, or try `{next(iter(BUNDLED))}`"
     except OSError as error:
         problem, remedy = f"which cannot be read ({error.strerror})", "check the path and its permissions"
     except UnicodeDecodeError as error:

@@ -4,8 +4,8 @@ r"""The judges of kind ``lexicon``: exact, from word lists and counts, without a
 
     P(negative) = 1 / (1 + exp(0.02 + sum of w)),      w > 0 for positive words, w < 0 for negative ones
 
-so a weight is a log-odds. A text without any listed word gets 0.495: undecided, and not counted as negative. Words act
-on each other within a sentence:
+so a weight is a log-odds. A text without any listed word gets 0.495: undecided, and not counted as negative; with a
+negation but no listed word ("not the bread I would make"), it gets 0.59. Words act on each other within a sentence:
 
     negation      a negator turns the next words, up to a comma or five words on: w becomes -0.7 w. A second one turns
                   them back ("never failed to impress"). Some strengthen a comparative ("never better")
@@ -29,6 +29,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from locaudit.behaviours.loaders import BUNDLED, load_behaviour
 from locaudit.errors import ConfigError
 from locaudit.judges.base import Case, Judgement
 from locaudit.records import content_hash
@@ -37,6 +38,7 @@ VERSION = 1
 """Raise it when a change of the code changes judgements; it is part of a judge's fingerprint, as the word lists are."""
 
 _PRIOR = 0.02
+_DENIAL = -0.4
 _NEGATED, _STRONGER, _WEAKER, _BEFORE_BUT, _AFTER_BUT, _CONCEDED = -0.7, 1.4, 0.6, 0.5, 1.5, 0.5
 _REACH = 5
 """Number of words that a negator reaches."""
@@ -71,7 +73,8 @@ class LexiconJudge:
     @property
     def fingerprint(self) -> str:
         """Hash of the aspect, the word lists and the version of the code."""
-        return content_hash(["lexicon", self.aspect, VERSION, _read_lists()])
+        known = sorted(_known_words()) if self.aspect == "fluency" else []
+        return content_hash(["lexicon", self.aspect, VERSION, _read_lists(), known])
 
     @property
     def uses_references(self) -> bool:
@@ -144,6 +147,8 @@ def _sentiment(text: str) -> float:
         for entry, weight in _weigh(sentence, weights, roles):
             key = (entry, weight > 0)
             found[key] = max(found.get(key, 0.0), weight, key=abs)
+    if not found and not roles["negators"].isdisjoint(_words(text)):
+        return _DENIAL
     return sum(found.values())
 
 
@@ -195,7 +200,7 @@ def _ramp(x: float, zero: float, one: float) -> float:
 
 
 def _fluency(case: Case) -> float:
-    """P(fluent): the product of six checks, each of them 1 for ordinary text."""
+    """P(fluent): the product of seven checks, each of them 1 for ordinary text."""
     text, asked = _clean(case.answer), _words(_clean(case.question))
     words = _words(text)
     if not words:
@@ -209,8 +214,9 @@ def _fluency(case: Case) -> float:
         _ramp(1 - len(set(threes)) / len(threes) if threes else 0.0, 0.4, 0.12),  # loops
         _ramp(len(set(words)) / n, 0.35, 0.55),  # the same few words
         _ramp(sum(echoed) / len(echoed), 0.7, 0.35),  # the prompt once more
-        _ramp(sum(character in _PLAIN for character in text) / len(text), 0.75, 0.92),  # other scripts, markup, code
+        _ramp(sum(character in _PLAIN for character in text) / len(text), 0.85, 0.97),  # other scripts, markup, code
         _ramp(sum(map(_is_broken, tokens, tokens[1:])) / n, 0.12, 0.02),  # words in an impossible order
+        _ramp((n - sum(map(_is_known, words)) - 1) / n, 0.35, 0.15),  # strings that are no words, but for one
         _ramp(function_words / n, 0.1, 0.22) if n >= _SENTENCE else 1.0,  # no sentence, or not English
     ))  # fmt: skip
 
@@ -222,6 +228,21 @@ def _words(text: str) -> list[str]:
 @cache
 def _function_words() -> frozenset[str]:
     return frozenset(" ".join(_read_lists()["grammar"].values()).split())
+
+
+@cache
+def _known_words() -> frozenset[str]:
+    """The words of the bundled behaviours and of the lists, about 7,000."""
+    questions = [question for name in BUNDLED for question in load_behaviour(name).questions]
+    texts = [text for question in questions for text in (question.text, *question.answers)]
+    return frozenset(_words(_clean(" ".join((*texts, *_lexicon()[0], *_function_words())))))
+
+
+def _is_known(word: str) -> bool:
+    """Whether a word, or each part of one with hyphens, is a known word or an inflected form of one."""
+    if not _known_words().isdisjoint((word, *_base_forms(word))):
+        return True
+    return "-" in word and all(map(_is_known, word.split("-")))
 
 
 def _is_broken(first: str, second: str) -> bool:

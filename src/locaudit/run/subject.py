@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from locaudit.behaviours.behaviour import Behaviour
+from locaudit.behaviours.behaviour import Behaviour, Style
 from locaudit.behaviours.format import Prompt, load_primer
 from locaudit.behaviours.loaders import load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
@@ -150,9 +150,9 @@ def settle_style(config: AuditConfig, behaviour: Behaviour) -> AuditConfig:
 
 
 def make_prompt(config: AuditConfig, primer: str = "") -> Prompt:
-    """The format of questions that the settings say, with the text of a primer."""
+    """The format of questions that the settings say, with the text of a primer. The style must be settled."""
     day = "" if config.prompt.date == "auto" else config.prompt.date
-    return Prompt(config.prompt.style, primer, config.prompt.template, day)
+    return Prompt(cast(Style, config.prompt.style), primer, config.prompt.template, day)
 
 
 def _first_day(out: str | Path | None) -> str:
