@@ -260,7 +260,7 @@ def wrap_model(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: st
         if "support_avx512bf16_for_cpu" in vars(module):
             # bitsandbytes would pack 4-bit weights for this CPU in the first forward, and state_dict(), which the
             # fingerprint and save_pretrained call, would unpack them wrongly (0.50).
-            module.support_avx512bf16_for_cpu = False
+            vars(module)["support_avx512bf16_for_cpu"] = False
     model = Model(lm, tokenizer, name)
     for layer in range(model.n_layers):
         width = model.width(Site("heads", layer))
