@@ -44,7 +44,7 @@ def main(given: Settings) -> None:
             for head in range(n_heads):
                 fit = LogisticRegression(tol=tol, max_iter=10_000).fit(x[~is_val, head], y[~is_val])
                 accuracy.append(fit.score(x[is_val, head], y[is_val]))
-            found = torch.tensor(accuracy).view_as(ours.val_accuracy)
+            found = torch.tensor(accuracy, dtype=torch.float64).view_as(ours.val_accuracy)
             n_other = int(((found - ours.val_accuracy).abs() > 1e-9).sum())
             ranked = type(ours)(ours.weight, ours.intercept, found, ours.majority, ours.n_train, ours.n_val).ranking()
             n_moved = sum(a != b for a, b in zip(ranked, ours.ranking(), strict=True))

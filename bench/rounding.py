@@ -59,7 +59,7 @@ def ways(model: Model, forest: Forest) -> Iterator[tuple[str, Sequence[Tensor]]]
 
 def main(given: Settings) -> None:
     """Print, for each score and way, the largest difference at a question and the difference of the means."""
-    model, asked = load(given.subject), questions(given.subject, given.questions)
+    asked, model = questions(given.subject, given.questions), load(given.subject)
     forest = grow(model, asked, PRIMED)
     (base,) = log_probs(model, forest)
     plain = score_questions(asked, base, base)

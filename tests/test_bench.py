@@ -7,6 +7,8 @@ import sys
 
 import bench.__main__
 import bench.learning_rates
+import bench.probe_tolerance
+import bench.rounding
 import bench.scaling
 import pytest
 import torch
@@ -90,6 +92,8 @@ def test_a_quick_side_runs_until_its_round_is_long_enough(monkeypatch):
         (bench.scaling, ["--device", "nonsense"], "device 'nonsense'"),
         (bench.scaling, ["--only", "colours"], "colours"),
         (bench.learning_rates, ["--train", "many"], "a positive whole number"),
+        (bench.rounding, ["--questions", "1000"], "expected at most"),
+        (bench.probe_tolerance, ["--questions", "0"], "a positive whole number"),
     ],
 )
 def test_bad_arguments_end_before_any_work(program, arguments, message, capsys):

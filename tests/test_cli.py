@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import os
 import pickle
@@ -201,6 +202,20 @@ def help_of(capsys, *arguments: str) -> str:
         cli.main([*arguments, "--help"])
     assert stop.value.code == 0
     return capsys.readouterr().out
+
+
+def test_lines_of_help_end_where_sentences_do():
+    """Help keeps the line breaks of a field's docstring."""
+    root = Path(cli.__file__).parents[1]
+    files = [
+        root / x for x in ("config/settings.py", "methods/settings.py", "judges/settings.py", "studies/paper/config.py")
+    ]
+    for file in [*files, *(root / "cli").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for field, text in itertools.pairwise(node.body) if isinstance(node, ast.ClassDef) else ():
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    words = ast.literal_eval(text.value)
+                    assert all(line.rstrip().endswith((".", ":", ")")) for line in words.split("\n")), words
 
 
 def test_help_shows_the_flags_of_what_is_chosen_and_names_the_rest(capsys, monkeypatch):

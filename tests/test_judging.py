@@ -243,7 +243,10 @@ def test_the_bundled_judge_on_data_that_it_was_not_measured_on_is_noted(home):
 
 def save_ab(path, n=16):
     keys = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
-    rows = [dict(zip(keys, (f"Is {i} even? (A) yes (B) no", "(A)", "(B)"), strict=True)) for i in range(n)]
+    rows = [
+        dict(zip(keys, (f"Is {i} even? (A) yes (B) no", *("(A)", "(B)")[:: 1 - i % 2 * 2]), strict=True))
+        for i in range(n)
+    ]
     path.write_text(json.dumps(rows))
     return path
 

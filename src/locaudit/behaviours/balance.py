@@ -56,7 +56,5 @@ def balance(questions: Sequence[Question]) -> tuple[tuple[Question, ...], tuple[
     if swapped:
         note = f"{seen}. Options were swapped in {len(swapped)} of them, after which it is right in {n - len(swapped)}."
     else:
-        note = (
-            f"{seen}. A model that always prefers it gets them right; balance the file, or read the scores by answer."
-        )
+        note = f"{seen}. A model that always prefers it is right there; balance the file."
     return tuple(swapped.get(question.id, question) for question in questions), (note,)

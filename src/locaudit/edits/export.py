@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +126,7 @@ def save_merged(model: Model, edit: AnyEdit, folder: str | Path) -> Path:
     folder = Path(folder)
     rounded = {}
     for site, new in _updates(model, edit).items():
-        dtype = model.projection(site).weight.dtype
+        dtype = output_weight(model.projection(site)).dtype
         rounded[site] = {name: x.to(dtype) for name, x in _changed(model, site, new).items()}
     with _replaced(model, rounded):
         _save_model(model, folder)
@@ -142,10 +142,10 @@ def _replaced(model: Model, weights: Mapping[Site, Mapping[str, Tensor]]) -> Ite
     try:
         for site, tensors in weights.items():
             projection = model.projection(site)
-            slots, dtype = projection._parameters, projection.weight.dtype
+            slots, dtype = projection._parameters, output_weight(projection).dtype
             if tensors["weight"].dtype != dtype:
                 handles.append(projection.register_forward_pre_hook(lambda _module, args: (args[0].float(), *args[1:])))
-                handles.append(projection.register_forward_hook(lambda _module, _args, out, dtype=dtype: out.to(dtype)))
+                handles.append(projection.register_forward_hook(_cast_to(dtype)))
             for name, tensor in tensors.items():
                 before.append((slots, name, slots[name]))
                 slots[name] = nn.Parameter(tensor, requires_grad=False)
@@ -158,10 +158,14 @@ def _replaced(model: Model, weights: Mapping[Site, Mapping[str, Tensor]]) -> Ite
         model.forget_fingerprint()
 
 
+def _cast_to(dtype: torch.dtype) -> Callable[..., Tensor]:
+    return lambda _module, _args, output: output.to(dtype)
+
+
 def _changed(model: Model, site: Site, new: _Update) -> dict[str, Tensor]:
     """The weight and bias of one projection with the update, in float32 and in the layout of its own."""
     projection = model.projection(site)
-    weight, bias = output_weight(projection), projection.bias
+    weight, bias = output_weight(projection), projection._parameters["bias"]
     changed = weight.float() + new.written @ new.a
     tensors = {"weight": changed if weight is projection.weight else changed.T.contiguous()}
     if bias is not None or new.shift.any():
@@ -173,10 +177,10 @@ def _lost(model: Model, edit: AnyEdit) -> float:
     """Share of the update that rounding to the model's dtype loses: ||rounded W' - W'|| / ||W' - W||, biases too."""
     lost = update = 0.0
     for site, new in _updates(model, edit).items():
-        slots = model.projection(site)._parameters
+        projection = model.projection(site)
         for name, x in _changed(model, site, new).items():
-            old = slots[name]
-            lost += float((x.to(slots["weight"].dtype).float() - x).square().sum())
+            old = projection._parameters[name]
+            lost += float((x.to(output_weight(projection).dtype).float() - x).square().sum())
             update += float((x if old is None else x - old.data.float()).square().sum())
     return math.sqrt(lost / update) if update else 0.0
 

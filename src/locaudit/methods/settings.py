@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
+from locaudit.config.choices import find
 from locaudit.config.validation import Count, Grid, Positive, PositiveGrid, checked
 from locaudit.errors import ConfigError
 from locaudit.registry import OBJECTIVES
@@ -21,7 +22,7 @@ OptimizerName = Literal["auto", "adamw", "paged_adamw_32bit"]
 
 def _registered(objective: str) -> str:
     try:
-        OBJECTIVES[objective]
+        find(OBJECTIVES, objective, "objective")
     except ConfigError as error:
         raise ValueError(f"{error.expected}; {error.remedy}") from None
     return objective

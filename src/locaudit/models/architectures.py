@@ -81,9 +81,9 @@ def output_weight(projection: nn.Module) -> Tensor:
     )
 
 
-def _dequantised(projection: nn.Module, weight: Any) -> Tensor:
+def _dequantised(projection: Any, weight: Any) -> Tensor:
     if type(projection).__name__ == "Linear8bitLt":  # W = values * scale of the row / 127
-        scales = projection.state.SCB if projection.state.SCB is not None else weight.SCB  # type: ignore[union-attr]
+        scales = projection.state.SCB if projection.state.SCB is not None else weight.SCB
         return weight.data.float() * scales.unsqueeze(1) / 127
     if getattr(weight.quant_state, "packing_format_for_cpu", False):
         raise ModelError(

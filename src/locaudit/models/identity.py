@@ -160,7 +160,7 @@ def _compare(model: Model, found: Tensor, expected: Tensor, where: str) -> None:
     if not difference <= tolerance(model.lm.dtype):  # so written, NaN is refused too
         raise _refused(
             model,
-            f"gives different log-probabilities {where} and in separate rows (mean difference {float(difference):.2g} nats)",
+            f"gives different log-probabilities {where} and in separate rows (mean difference {difference:.2g} nats)",
         )
 
 

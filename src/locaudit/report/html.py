@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import cache
 from html import escape
 from importlib import resources
 from statistics import fmean
@@ -21,9 +22,11 @@ MISSING = "–"
 
 def render(template: str, **values: Any) -> str:
     """Render a template, given by its path within the package. Texts in `values` are escaped and made `readable`."""
+    require("jinja2")
     return environment().get_template(template).render(values)
 
 
+@cache
 def environment(*, autoescape: bool = True) -> Any:
     """A Jinja environment with filters for names and numbers. Every file of the package can be a template."""
     jinja, markup = require("jinja2"), require("markupsafe").Markup

@@ -86,6 +86,7 @@ def save(figure: Figure, folder: Path, name: str, *, pdf: bool = False) -> str:
         for ending in ("png", "svg", "pdf") if pdf else ("png", "svg"):
             file = io.BytesIO()
             figure.savefig(file, format=ending, **without_dates[ending])
+            figure.set_layout_engine("none")  # laid out once, not again for every format
             written[ending] = file.getvalue()
             write_atomically(folder / f"{name}.{ending}", written[ending])
     return written["svg"].decode()

@@ -23,7 +23,7 @@ from locaudit.config import AuditConfig, Registration, hold, load_config, read_r
 from locaudit.config.choices import find
 from locaudit.config.files import read_bytes
 from locaudit.config.settings import ANSWER_TOKENS
-from locaudit.errors import ConfigError, DataError
+from locaudit.errors import ConfigError, DataError, LocationError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
 from locaudit.registry import EXECUTORS, METHODS, load_plugins
@@ -200,8 +200,8 @@ def _check_claim(config: AuditConfig, claim: Location | None, shape: Shape) -> N
         if config.match not in ("probe-accuracy", "norm"):  # these need values that the model computes
             kind.draw(claim, shape, 1, seed=0, match=config.match, disjoint=config.disjoint, values=None)
     elif config.probe.top_k >= n_heads:
-        raise ConfigError(
-            got=f"probe.top_k = {config.probe.top_k} in a model of {n_heads} heads",
+        raise LocationError(
+            got=f"probe.top_k = {config.probe.top_k} for {config.model}, which has {n_heads} heads",
             expected=f"1 to {n_heads - 1}, which leaves heads for controls",
             remedy="lower probe.top_k",
         )
