@@ -21,7 +21,7 @@ import pytest
 from locaudit import cli, read_result, registry
 from locaudit.claims import Shape, parse_location
 from locaudit.cli.shown import print_verdict
-from locaudit.config import AuditConfig, EvaluationConfig, load_config, read_registration
+from locaudit.config import AuditConfig, EvaluationConfig, PromptConfig, load_config, read_registration
 from locaudit.errors import ConfigError, LocauditError, RunFolderError
 from locaudit.location import Location, short_location
 from locaudit.records import TrialRecord, TrialSpec, content_hash, mean_metrics
@@ -157,8 +157,9 @@ class _Outline(HTMLParser):
 
 def test_the_page_shows_what_stood_before_the_questions(tmp_path, unsaved):
     pages = {}
+    config = replace(CONFIG, prompt=PromptConfig("qa"))
     for name, primer in {"none": "", "own": "Be <b>brief</b>.", "unknown": None}.items():
-        folder = make_run(tmp_path / name, FULL[:1], manifest=replace(MANIFEST, primer=primer))
+        folder = make_run(tmp_path / name, FULL[:1], manifest=replace(MANIFEST, primer=primer), config=config)
         pages[name] = write_report(folder).read_text()
     assert "no primer; style qa" in pages["none"]
     assert "a primer of 2 words" in pages["own"] and "Be &lt;b&gt;brief&lt;/b&gt;." in pages["own"]
@@ -670,8 +671,9 @@ def test_a_long_text_is_cut_and_says_so(tmp_path, unsaved):
 def test_any_aspects_make_a_product_of_means(tmp_path, unsaved):
     judges = {"brevity": JUDGES["truth"], "tone": JUDGES["info"]}
     page = write_report(make_judged_run(tmp_path / "run", SAID, judges=judges)).read_text()
-    assert "all judged aspects over 12 test questions, of the models’ own answers as judged" in page
+    assert "all judged aspects (probabilities) over 12 test questions, of the models’ own answers as judged" in page
     assert "a product of two means" in page
+    assert "Another form is also given. “Of probabilities” is" in page and "Both at once" not in page
     assert "brevity and tone are the shares of answers judged brevity and tone" in page
 
 
