@@ -375,7 +375,10 @@ def test_unknown_aspects_and_a_missing_package_raise_at_load(monkeypatch, fitted
 def test_judges_are_named_without_torch():
     code = "import sys; from locaudit.registry import *; print(*JUDGES, *ASPECTS); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.split()) == (0, ["reference", "causal-lm", "openai", "none", "truth", "info"])
+    assert (done.returncode, done.stdout.split()) == (
+        0,
+        [*["reference", "causal-lm", "openai", "lexicon", "none"], *["truth", "info", "negative", "fluency"]],
+    )
 
 
 def test_judges_with_the_same_weights_share_one_language_model(fitted):

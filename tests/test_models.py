@@ -595,6 +595,7 @@ def wrapper(kind="gemma3", seed=0):
     return lm.eval()
 
 
+@pytest.mark.filterwarnings("ignore:the base model has no folder")
 @pytest.mark.parametrize("kind", ["gemma3", "mistral3"])
 def test_the_text_model_of_a_multimodal_one(kind, tmp_path):
     lm, ids = wrapper(kind), random_ids(2, 7)
@@ -649,6 +650,7 @@ def adapter(folder, tmp_path):
     return tmp_path / "adapter", adapted.eval()
 
 
+@pytest.mark.filterwarnings("ignore:the base model has no folder")
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_an_adapter_folder_is_its_base_with_the_adapter_merged(adapter, folder, tmp_path):
     path, adapted = adapter

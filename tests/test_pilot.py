@@ -58,7 +58,9 @@ def test_what_is_left_by_hand(home, tmp_path):
         test.n_tokens + len(test.prefix)
     )
     trained = n_optimal * config.methods["optimal"].epochs * train.n_tokens
-    assert found.n_tokens == found.n_answers * 6 + (n_iti + n_optimal) * 2 * 8 + scored + trained
+    assert (
+        found.n_tokens == found.n_answers * 6 + (n_iti + n_optimal) * 2 * (1 + 8) + scored + trained
+    )  # 1: a document's start token
     run = load_run(tmp_path / "run")
     pace = {m: [run.seconds[r.spec.trial_id] for r in run.trials if r.spec.method == m] for m in config.methods}
     assert found.seconds == pytest.approx((sum(pace["iti"]) * n_iti + sum(pace["optimal"]) * n_optimal) / 3)

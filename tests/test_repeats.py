@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from locaudit import audit_repeats, cli
-from locaudit.config import AuditConfig
+from locaudit.config import AuditConfig, merge_config
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.report.repeats import read_plan, read_repeats, write_plan
 from locaudit.run.audit import run_audit
@@ -148,7 +148,7 @@ def test_folders_that_are_no_repeats_are_told_apart(tmp_path):
 
 
 def test_repeats_of_a_real_run_share_controls_and_differ_in_seed_and_split(tmp_path, capsys):
-    config = small_config(tmp_path, claim=None, methods=["optimal"])
+    config = merge_config(small_config(tmp_path, claim=None, methods=["optimal"]), {"prompt": {"style": "qa"}})
     found = audit_repeats(config.model, config.behaviour, out=tmp_path / "runs", repeats=2, config=config).verdict
     specs, questions = [], []
     for number in range(2):

@@ -626,7 +626,7 @@ def test_a_run_that_is_read_only_is_reported_elsewhere(tmp_path, unsaved, capsys
 
 def test_a_report_under_a_file_is_refused(tmp_path, unsaved):
     folder = make_run(tmp_path / "run", FULL)
-    with pytest.raises(RunFolderError, match="cannot be written to.*--out DIR"):
+    with pytest.raises(RunFolderError, match="cannot be written to.*choose another `out`"):
         write_report(folder, out=folder / "trials.sqlite" / "out")
 
 

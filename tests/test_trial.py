@@ -278,7 +278,7 @@ def test_a_diverged_training_becomes_a_record(shared):
 def test_scores_that_are_not_finite_become_a_record(shared):
     """A finite edit under which the model overflows."""
     wild = replace(ITI[0], hyperparameter=1e38)
-    huge = replace(shared, prepared={"iti": {"theta": 10 * shared.prepared["iti"]["theta"]}})
+    huge = replace(shared, prepared={"iti": {"theta": 100 * shared.prepared["iti"]["theta"]}})
     ((record, edit),) = run_trials(huge, [wild])
     assert_diverged(record, edit, "scores under the edit are not finite")
     (broken, none), (fine, kept) = run_trials(huge, [wild, ITI[1]])

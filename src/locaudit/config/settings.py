@@ -167,8 +167,9 @@ class PromptConfig:
     """How a question becomes a prompt."""
 
     style: Literal["auto", "qa", "chat", "completion"] = "auto"
-    """``qa``: plain text, ``Q: ...\\nA:``. ``chat``: the tokenizer's chat template. ``completion``: the bare question,
-    which the answer continues. ``auto``: the behaviour's own, ``completion`` for ``sentiment`` and else ``qa``."""
+    """``qa``: plain text, ``Q: ...\\nA:``. ``chat``: the tokenizer's chat template.
+    ``completion``: the bare question, which the answer continues.
+    ``auto``: the behaviour's own, ``completion`` for ``sentiment`` and else ``qa``."""
     primer: Annotated[str, AfterValidator(_called_now)] = "auto"
     """Text before each scored question: an instruction and example questions with answers.
     ``auto``: the bundled primer for misconceptions and TruthfulQA, no primer for other data.

@@ -126,7 +126,8 @@ def _refused(model: Model, what: str) -> ModelError:
         "and attention mask of that token's path",
         remedy="choose a model with rotary or learned positions and attention in every layer; ALiBi positions (BLOOM, "
         "MPT, some Falcon), recurrent layers (Mamba, Jamba, LFM2, Qwen3-Next, Falcon-H1, Granite-4-H, Nemotron-H) and "
-        "attention with its own index (DeepSeek-V3.2) cannot be audited",
+        "attention with its own index (DeepSeek-V3.2) cannot be audited, nor can a model that quantises activations "
+        "with one scale for a whole batch (load it without quantisation)",
     )
 
 

@@ -48,7 +48,7 @@ def report_folder(folder: Path, out: str | Path | None, score: str, reading: Map
         raise RunFolderError(
             got=f"{target} as the folder of a report, which cannot be written to",
             expected="a folder with write permission; the run itself is only read",
-            remedy="give another folder: --out DIR, or in Python write_report(out=DIR)",
+            remedy="choose another --out",
         )
     target.mkdir(parents=True, exist_ok=True)
     return target
