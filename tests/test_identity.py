@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from locaudit.measure.identity import check_trees, hardest_trees
 from locaudit.measure.tree import Forest, Tree, plant
 from locaudit.methods.iti import iti_theta
 from locaudit.methods.probes import fit_probes
-from locaudit.models import ARCHITECTURES, Architecture, wrap_model
+from locaudit.models import ARCHITECTURES, Architecture, Model, wrap_model
 from locaudit.models.identity import find_faults, tolerance
 from locaudit.run import prepare
 from locaudit.run.audit import run_audit
@@ -304,9 +305,11 @@ def test_a_model_that_gives_nan():
 
 
 def test_the_tolerance_grows_with_the_rounding():
-    assert tolerance(torch.float32) == 1e-4
-    assert tolerance(torch.float16) == 2**-5
-    assert tolerance(torch.bfloat16) == 0.25
+    for dtype, expected in ((torch.float32, 1e-4), (torch.float16, 2**-5), (torch.bfloat16, 0.25)):
+        assert tolerance(Model(make_lm("llama").to(dtype), tokenizer(), "")) == expected
+    with warnings.catch_warnings(action="ignore"):
+        lm = torch.ao.quantization.quantize_dynamic(make_lm("llama"), {torch.nn.Linear}, dtype=torch.qint8)
+    assert tolerance(Model(lm, tokenizer(), "")) == 0.25
 
 
 # On a run's own questions

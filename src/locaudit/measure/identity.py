@@ -51,11 +51,11 @@ def check_trees(model: Model, forest: Forest) -> float:
         states = last_states(model, input_ids=ids, use_cache=False)[0, -len(branch) - 1 : -1]
         alone = state_log_probs(model, states, torch.arange(len(branch)), ids[0, -len(branch) :]).sum()
         worst = max(worst, abs(float(sums[number][0, answer]) - float(alone)) / len(branch))
-    if worst > tolerance(model.lm.dtype):  # NaN is refused with the unedited model's log-probabilities, by question
+    if worst > tolerance(model):  # NaN is refused with the unedited model's log-probabilities, by question
         raise ModelError(
             got=f"{model.name} ({model.config.model_type}), which scores the answers of a question of {forest.depth} "
             f"tokens (primer: {len(forest.prefix)}) {worst:.2g} nats per token off in a tree from separate rows",
-            expected=f"a difference of at most {tolerance(model.lm.dtype):.1g}, as rounding gives",
+            expected=f"a difference of at most {tolerance(model):.1g}, as rounding gives",
             remedy="use a shorter primer or none (prompt.primer), or another model: positions or attention of this one "
             "depend on the length of a text",
         )
