@@ -47,8 +47,11 @@ def test_vectors_are_the_edit_itself(finished, tmp_path, arm, capsys):
     assert (
         load_edit(out / "edit.safetensors").to_bytes() == edit_of(finished, arm, "optimal", control=control).to_bytes()
     )
+    assert cli.main(arguments) == 2  # the folder is not empty: nothing is replaced
+    assert "which is not empty; expected a new or empty folder" in capsys.readouterr().err
     for strength in (0.1, 0.4):
-        assert cli.main([*arguments, "--strength", str(strength)]) == 0
+        out = tmp_path / str(strength)
+        assert cli.main([*arguments[:-1], str(out), "--strength", str(strength)]) == 0
         expected = edit_of(finished, arm, "optimal", strength, control)
         assert load_edit(out / "edit.safetensors").to_bytes() == expected.to_bytes()
 

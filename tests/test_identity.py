@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from locaudit.errors import ModelError
 from locaudit.location import Location
 from locaudit.measure import forward, identity, residual
 from locaudit.measure.activations import Activations, collect_activations
-from locaudit.measure.forward import answer_log_probs, check_length
+from locaudit.measure.forward import answer_log_probs, check_depth, check_length
 from locaudit.measure.generation import differing_answers, generate_tokens
 from locaudit.measure.identity import check_trees, hardest_trees
 from locaudit.measure.tree import Forest, Tree, plant
@@ -270,6 +271,38 @@ def test_heads_of_another_width_than_the_config_says():
     lm = make_lm("qwen3")
     lm.config.head_dim = 8  # its projections have 4 heads of 12
     assert "reads 48 numbers, not 4 heads of 8" in wrap_model(lm, tokenizer()).lacks["heads"]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "site", "reason"),
+    [
+        ("llama", {"heads": "self_attn.q_proj"}, "heads", "does not depend on earlier tokens"),
+        ("llama", {"heads": "self_attn.v_proj"}, "heads", "reads|does not depend on earlier tokens"),
+        ("gpt2", {"heads": "attn.c_attn"}, "heads", "does not depend on earlier tokens"),
+        ("llama", {"neurons": "mlp.up_proj"}, "neurons", "numbers, not"),
+        ("llama", {"neurons": "self_attn.o_proj"}, "neurons", "are the same"),
+        ("gpt2", {"neurons": "mlp.c_fc"}, "neurons", "numbers, not"),
+    ],
+)
+def test_a_path_to_another_projection_is_found(name, wrong, site, reason):
+    """All of these have a width that heads could have, and edits there change the logits."""
+    paths = replace(ARCHITECTURES[name], **wrong)
+    lacks = wrap_model(make_lm(name), tokenizer(), architecture=paths).lacks
+    assert re.search(reason, lacks[site])
+
+
+def test_paths_and_models_that_cannot_be_audited():
+    with pytest.raises(ModelError, match="path of the layers, which is a LlamaModel.*architecture.layers"):
+        wrap_model(make_lm("llama"), tokenizer(), architecture=Architecture("model", "self_attn.o_proj"))
+    lm = make_lm("llama")
+    lm.config.model_type = "diffllama"
+    with pytest.raises(ModelError, match="two heads share their coordinates"):
+        wrap_model(lm, tokenizer(), architecture=ARCHITECTURES["llama"])
+
+
+def test_tokens_without_an_embedding_are_refused(llama):
+    with pytest.raises(ModelError, match="got the token 9999999 .* embeddings in tiny-llama"):
+        check_depth(llama, Forest((), (Tree((1, 2), ((3, 9999999),)),)))
 
 
 def test_a_module_that_runs_twice_is_no_site():

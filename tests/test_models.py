@@ -157,7 +157,7 @@ def test_kinds_that_a_model_lacks_are_refused_by_name(tmp_path):
     assert set(model.lacks) == {"neurons"} and model.shape.n_neurons == 0
     others = "a kind that this model has: head, kv-group, attention, residual"
     for kind in ("neuron", "mlp"):
-        with pytest.raises(ModelError, match=f"{kind} in tiny-mixtral .*as in a mixture of experts.*{others}"):
+        with pytest.raises(ModelError, match=f"{kind} in tiny-mixtral .*as for a mixture of experts.*{others}"):
             model.subspaces(Location.whole(kind))
         with pytest.raises(LocationError, match="of which this model has none.*head, kv-group, attention, residual"):
             KINDS[kind].check(Location.whole(kind), model.shape)

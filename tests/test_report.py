@@ -630,8 +630,8 @@ def test_a_report_under_a_file_is_refused(tmp_path, unsaved):
         write_report(folder, out=folder / "trials.sqlite" / "out")
 
 
-HOSTILE = "a\x00b\x1b[31mc\x7f\x85\x9b2J\u202ed\u2066e\r\nf :smile: [bold]"
-SHOWN = "a\ufffdb\ufffd[31mc\ufffd\ufffd\ufffd2J\ufffdd\ufffde\nf :smile: [bold]"
+HOSTILE = "\u061c\u2028\U000e0041a\x00b\x1b[31mc\x7f\x85\x9b2J\u202ed\u2066e\r\nf :smile: [bold]"
+SHOWN = "\ufffd\ufffd\ufffda\ufffdb\ufffd[31mc\ufffd\ufffd\ufffd2J\ufffdd\ufffde\nf :smile: [bold]"
 
 
 def test_no_text_reaches_page_or_terminal_raw(tmp_path, unsaved, capsys):

@@ -492,7 +492,7 @@ def test_variables_of_a_template():
     dated = Prompt("chat", "Be brief.", {"date_string": "a day"})
     assert dated.render("Is it?", named).startswith("a day: <bos>system\nBe brief.")
     assert dated.probe("Is it?", [("No.", "What?")], named)[0].startswith("a day: ")
-    with pytest.raises(DataError, match="a chat template that fails.*TypeError"):
+    with pytest.raises(DataError, match="prompt.template with conversation, which the chat template does not read"):
         Prompt("chat", template={"conversation": "x"}).render("Is it?", named)
 
 

@@ -61,11 +61,25 @@ def register_architecture(model_type: str, architecture: Architecture) -> None:
     ARCHITECTURES.register(model_type)(architecture)
 
 
+UNSUITABLE = {
+    "diffllama": "two heads share their coordinates",
+    "doge": "a token sees the best keys of its whole row, also those of other answers",
+    "mimo_v2_flash": "layers differ in their number of key-value heads",
+}
+"""Model types that fail a check which is not made when a model is loaded, with the reason."""
+
+
 def find_architecture(model_type: str, seen: str = "") -> Architecture:
     """The entry of `model_type` in the table. Raises `ModelError` if there is none: paths are never guessed.
 
     `seen` says in the error which paths the model has.
     """
+    if model_type in UNSUITABLE:
+        raise ModelError(
+            got=f"a model of the type {model_type}, where {UNSUITABLE[model_type]}",
+            expected="a model whose heads and trees are what an audit takes them for",
+            remedy="choose another model; docs/models.md lists them",
+        )
     try:
         return ARCHITECTURES[model_type]
     except ConfigError:

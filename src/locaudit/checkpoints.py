@@ -77,7 +77,7 @@ def read_shape(name: str, revision: str | None = None, architecture: Architectur
     """
     path = find_checkpoint(name)
     if path is not None and path.is_file():
-        return _shape(_read_gguf_sizes(path), architecture)
+        return shape_in(_read_gguf_sizes(path), architecture)
     if path is not None and (base := adapter_base(path)):
         return read_shape(base, architecture=architecture)
     config = hub.downloaded(name, "config.json", revision=revision) if path is None else path / "config.json"
@@ -86,7 +86,7 @@ def read_shape(name: str, revision: str | None = None, architecture: Architectur
         return None
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
-        return _shape(values.get("text_config") or values, architecture)
+        return shape_in(values.get("text_config") or values, architecture)
     except (OSError, ValueError, AttributeError):  # the error is reported when the model is loaded
         return None
 
@@ -131,7 +131,7 @@ def _packaged(name: str) -> Path:
     return files[0]
 
 
-def _shape(values: Mapping[str, Any], architecture: Architecture | None = None) -> Shape | None:
+def shape_in(values: Mapping[str, Any], architecture: Architecture | None = None) -> Shape | None:
     """The sizes in a transformers config, whose keys differ between architectures; None if one is missing.
 
     Several architectures leave out the number of neurons if it is 4 times the width of the residual stream. Where

@@ -173,7 +173,7 @@ class Blocks:
         if n * self.coordinates(shape) == 0:
             others = [name for name, kind in BUILT_IN.items() if kind.site != self.site]
             raise LocationError(
-                got=f"{self.plural}, of which this model has none (a mixture of experts has no single MLP in a layer)",
+                got=f"{self.plural}, of which this model has none (its architecture gives no path of neurons)",
                 expected=f"another kind, such as {', '.join(others)}",
                 remedy="claim units of one of these kinds",
             )

@@ -266,6 +266,14 @@ behind ``original_max_position_embeddings``: a cached primer and what follows it
 def check_depth(model: Model, forest: Forest) -> None:
     """Raise `ModelError` if a path of the forest is longer than the model computes in one way (`check_length`)."""
     if forest.trees:
+        n_embeddings = model.lm.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
+        paths = [forest.prefix, *(ids for tree in forest.trees for ids in (tree.prompt, *tree.branches))]
+        if (largest := max(max(ids, default=0) for ids in paths)) >= n_embeddings:
+            raise ModelError(
+                got=f"the token {largest} in a question or an answer, and {n_embeddings} embeddings in {model.name}",
+                expected="a tokenizer that belongs to the model",
+                remedy="load the model with its own tokenizer",
+            )
         check_length(model, forest.depth, "a question with an answer (prompt included)", len(forest.prefix))
 
 

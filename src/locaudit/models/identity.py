@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
+from locaudit.checkpoints import shape_in
 from locaudit.errors import LocauditError, ModelError
 from locaudit.location import SITES, Site
 from locaudit.models.model import CACHE, Model, setting
@@ -94,7 +95,29 @@ def find_faults(model: Model) -> dict[str, str]:
         moved = (edited[2 + k] - plain[2 + k]).abs().max()
         if not found[name] and moved <= tolerance(model):
             found[name] = f"a large edit of the {name} of all layers does not change the logits"
+    if "heads" in names and not found["heads"] and not _reads_context(model, columns):
+        found["heads"] = "what the path of the heads reads at a token does not depend on earlier tokens"
+    declared = shape_in(model.config.to_dict(), model.paths)
+    if "neurons" in names and not found["neurons"]:
+        if model.paths.neurons == model.paths.heads:
+            found["neurons"] = "the paths of heads and neurons are the same"
+        elif declared is not None and declared.n_neurons != widths["neurons"][0]:
+            found["neurons"] = f"the path reads {widths['neurons'][0]} numbers, not {declared.n_neurons} neurons"
     return {name: reason for name, reason in found.items() if reason}
+
+
+def _reads_context(model: Model, columns: Int[Tensor, " columns"]) -> bool:
+    """Whether the heads' vectors in layer 0 depend on earlier tokens, as those of queries, keys and values do not."""
+    rows = torch.stack([columns[[0, 2]], columns[[1, 2]]])  # the same token behind two others
+    seen: list[Tensor] = []
+
+    def note(site: Site, h: Tensor) -> Tensor:
+        if site.layer == 0:
+            seen.append(h.reshape(2, 2, -1)[:, -1])
+        return h
+
+    _run(model, "separate rows", (["heads"], note), input_ids=rows, use_cache=False)
+    return not torch.equal(seen[0][0], seen[0][1])
 
 
 def _has(values: Mapping[str, Any], key: str) -> bool:

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from locaudit.architectures import Architecture, find_architecture
+from locaudit.architectures import UNSUITABLE, Architecture, find_architecture
 from locaudit.checkpoints import kv_heads
 from locaudit.claims import Shape, find_kind
 from locaudit.errors import LocationError, ModelError
@@ -31,7 +31,7 @@ _NOT_THE_FUNCTION = (
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
 """Argument that takes earlier tokens' keys and values: transformers renamed it in 5.24."""
 
-NO_NEURONS = "a layer has no MLP down projection of its own, or several, as in a mixture of experts"
+NO_NEURONS = "the architecture gives no path of neurons, as for a mixture of experts with several MLPs in a layer"
 """Why a model lacks neurons whose architecture has no path to them."""
 
 
@@ -85,11 +85,20 @@ class Model:
         """The paths to its projections: those given, or those of the table. Raises `ModelError` without either."""
         model_type = self.config.model_type
         seen = "" if model_type in ARCHITECTURES else _seen_paths(self.lm)
-        return self.architecture or find_architecture(model_type, seen)
+        if self.architecture is not None and model_type not in UNSUITABLE:
+            return self.architecture
+        return find_architecture(model_type, seen)
 
     @cached_property
     def _layers(self) -> nn.Module:
-        return submodule(self.lm, self.paths.layers)
+        found = submodule(self.lm, self.paths.layers)
+        if not isinstance(found, nn.ModuleList | nn.Sequential):
+            raise ModelError(
+                got=f"{self.paths.layers!r} as the path of the layers, which is a {type(found).__name__}",
+                expected="the list of decoder layers, such as model.layers",
+                remedy="correct architecture.layers",
+            )
+        return found
 
     @property
     def trunk(self) -> nn.Module:

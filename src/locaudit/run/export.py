@@ -49,6 +49,12 @@ def export_edit(
 
     edit, config = load_edit(run.folder / "edits" / record.edit), run.config
     out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunFolderError(
+            got=f"{out} as the folder of an export, which is not empty",
+            expected="a new or empty folder, since an export would replace files",
+            remedy="choose another --out",
+        )
     if to == "vectors":
         out.mkdir(parents=True, exist_ok=True)
         edit.save(out / "edit.safetensors")
