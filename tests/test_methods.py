@@ -242,5 +242,8 @@ def test_a_bank_of_trainable_edits_is_that_of_their_edits(llama):
 
 
 def test_a_method_whose_grid_is_no_setting_is_refused():
-    with pytest.raises(ConfigError, match=r"the grid 'alpha' of the method 'ITI'; expected a field of .*alphas"):
+    with pytest.raises(
+        ConfigError,
+        match=r"grid = 'alpha' in the method 'ITI'; expected the setting to search over, a field of .*alphas",
+    ):
         replace(METHODS["iti"], grid="alpha")

@@ -80,7 +80,7 @@ class Location:
         return Location(self.units, self.kind, "rest")
 
     def __len__(self) -> int:
-        """Number of units listed: for ``rest`` those left out, for ``whole`` 0."""
+        """Number of units in the list. ``rest`` lists the units that are left out; ``whole`` lists none."""
         return len(self.units)
 
     def __bool__(self) -> bool:

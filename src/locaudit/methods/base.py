@@ -76,8 +76,8 @@ class Method:
         names = [field.name for field in fields(self.settings)]
         if self.grid and self.grid not in names:
             raise ConfigError(
-                got=f"the grid {self.grid!r} of the method {self.title!r}",
-                expected=f"a field of {self.settings.__name__}: {', '.join(names)}",
+                got=f"grid = {self.grid!r} in the method {self.title!r}",
+                expected=f"the setting to search over, a field of {self.settings.__name__}: {', '.join(names)}",
                 remedy="set grid to one of them",
             )
 

@@ -106,7 +106,8 @@ def _controls_title(method: MethodFacts, verdict: MethodVerdict) -> str:
 def trial_series(tables: Tables, x: str, y: str, *, minus: float = 0.0) -> list[Series]:
     """Points (x, y - `minus`) of every edit that has both values, with colours for arms and markers for methods.
 
-    Entries without points, for the legend, come last. Empty if no edit has both values.
+    The list ends with series that have no points: they give the legend its colours and markers. It is empty if no edit
+    has both values.
     """
     points: dict[tuple[str, str], list[tuple[float, float, bool]]] = {}
     for row in tables.rows:

@@ -102,7 +102,9 @@ def read_study(folder: str | Path) -> Study:
     folder = Path(folder)
     if not is_study(folder):
         raise RunFolderError(
-            got=f"{folder} without {SETTINGS}", expected="a folder made by locaudit paper", remedy="name its --out"
+            got=f"{folder} without {SETTINGS}",
+            expected="a folder made by locaudit paper",
+            remedy="give the folder that locaudit paper got as --out",
         )
     with unknown_names_kept():  # a study of an earlier version can be read
         config = read_over(PaperConfig(), folder / SETTINGS)
