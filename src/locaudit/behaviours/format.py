@@ -202,7 +202,9 @@ class Prompt:
             got=f"a chat template with reasoning ({mark[0]}), whose prompt ends with {prompt[-40:]!r} whatever "
             f"{' and '.join(_SWITCHES)} are",
             expected="a prompt after which the model answers at once",
-            remedy=f"{_ANOTHER_FORM}. If the model does not reason, set prompt.template to {{enable_thinking: false}}",
+            remedy=_ANOTHER_FORM
+            # Not where the prompt itself opens the reasoning: then no answer follows it, whatever the user says.
+            + ("" if marks else ". If the model does not reason, set prompt.template to {enable_thinking: false}"),
         )
 
     def _chat(self, tokenizer: Any, *messages: Message) -> str:
@@ -266,8 +268,8 @@ class Prompt:
 
 
 _ANOTHER_FORM = (
-    "set variables of the template that turn reasoning off (prompt.template), set prompt.style to qa, or choose "
-    "another model"
+    "if the template has a variable that changes this, such as one that turns reasoning off, set it in "
+    "prompt.template; otherwise set prompt.style to qa, or choose another model"
 )
 
 
