@@ -222,21 +222,13 @@ class Prompt:
         variables = {**dict.fromkeys(_SWITCHES, False), **self.template}
         try:
             source = tokenizer.get_chat_template()
-            unknown = [
-                name
-                for name in {*self.template}.difference(_SWITCHES)
-                if not re.search(rf"\b{re.escape(name)}\b", source)
-            ]
-        except Exception:  # noqa: BLE001 - the same error is reported below
-            unknown = []
-        if unknown:
-            raise DataError(
-                got=f"prompt.template with {', '.join(unknown)}, which the chat template does not read",
-                expected="names of variables in the model's chat template",
-                remedy="correct the name, or leave it out of prompt.template",
-            )
-        try:
-            source = tokenizer.get_chat_template()
+            unread = {*self.template}.difference(_SWITCHES, re.findall(r"\w+", source))
+            if unread:
+                raise DataError(
+                    got=f"prompt.template with {', '.join(sorted(unread))}, which the chat template does not read",
+                    expected="names of variables in the model's chat template",
+                    remedy="correct the name, or leave it out of prompt.template",
+                )
             if self.uses_clock(tokenizer):
                 source = _CLOCK + source
                 variables["locaudit_clock"] = _clock(self.date or date.today().isoformat())
@@ -247,6 +239,8 @@ class Prompt:
                 tokenize=False,
                 **variables,
             )
+        except DataError:
+            raise
         except Exception as error:  # templates raise whatever they like
             raise DataError(
                 got=f"a chat template that fails ({type(error).__name__}: {' '.join(str(error).split())})",
