@@ -1,4 +1,4 @@
-"""The study's numbers as CSV files, for readers who want to do their own statistics."""
+"""The study's numbers as CSV files, for readers who want to compute their own statistics."""
 
 from __future__ import annotations
 
