@@ -55,7 +55,7 @@ from locaudit.studies.paper.run import run_paper
 def training_questions(behaviour: Behaviour, *, max_train: int | None = SplitConfig.max_train) -> tuple[Question, ...]:
     """The training questions of a behaviour in the default split of `audit`.
 
-    What is fitted on them has not seen the test questions of an audit with the default split.
+    Anything that is fitted on them has not seen the test questions of an audit with the default split.
 
     Args:
         behaviour: Questions with true and false answers, from `load_behaviour`.
@@ -333,7 +333,7 @@ def audit_repeats(
         The verdict over all repeats, the folder, and the path of the HTML page.
 
     Raises:
-        ConfigError: The number of repeats is out of range or lower than before, or a setting is.
+        ConfigError: The number of repeats or a setting is out of range, or the number is lower than before.
         RunFolderError: `out` holds a single audit, a study, or repeats of another audit.
         LocauditError: Other errors of `audit`. The extra ``report`` is checked before the first trial.
 

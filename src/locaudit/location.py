@@ -106,7 +106,7 @@ class Location:
 
     @staticmethod
     def from_json(value: Mapping[str, Any] | None) -> Location | None:
-        """Read a location from `to_json`; None (the unedited model has no location) stays None."""
+        """Read a location from `to_json`. None, which stands for the unedited model, stays None."""
         return None if value is None else Location(tuple(value["units"]), value["kind"], value["scope"])
 
 

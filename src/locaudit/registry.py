@@ -91,7 +91,7 @@ class Registry(Mapping[str, Any]):
 
     @property
     def _all(self) -> dict[str, Any]:
-        """Everything registered; built-in modules and entry points are imported the first time."""
+        """All registered parts. The first call imports built-in modules and entry points."""
         if not self._filled:
             self._filled = True
             for module in self._modules:

@@ -154,7 +154,7 @@ class Prompt:
         return {"qa": "Q:", "completion": "\n\n"}.get(self.style, "")
 
     def has_ended(self, text: str) -> bool:
-        """Whether a generated text has gone beyond its answer."""
+        """Whether the answer in a generated text has ended."""
         return self.style in _ENDS and _ENDS[self.style].search(text) is not None
 
     def answer(self, text: str) -> str:
@@ -200,8 +200,8 @@ class Prompt:
         if marks[-1][1] == "/" if marks else on._chat(tokenizer, asked) != prompt:
             return
         raise DataError(
-            got=f"a chat template with reasoning ({mark[0]}), whose prompt ends with {prompt[-40:]!r} whatever "
-            f"{' and '.join(_SWITCHES)} are",
+            got=f"a chat template with reasoning ({mark[0]}), whose prompt ends with {prompt[-40:]!r} for all "
+            f"values of {' and '.join(_SWITCHES)}",
             expected="a prompt after which the model answers at once",
             remedy=_ANOTHER_FORM
             # Not offered if the prompt itself opens the reasoning: the model would then reason in any case.
@@ -250,7 +250,7 @@ class Prompt:
             ) from error
 
     def _split(self, tokenizer: Any, *messages: Message) -> tuple[str, str]:
-        """The text of `_chat`, split at the end of the last message's own words."""
+        """The text of `_chat` in two parts: up to the end of the last message's own words, and the rest."""
         *before, (role, words) = messages
         text, found, behind = self._chat(tokenizer, *before, (role, words + _END)).partition(_END)
         if not found:

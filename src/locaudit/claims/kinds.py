@@ -74,7 +74,7 @@ class Kind(Protocol):
         ...
 
     def parse_unit(self, part: object) -> Unit:
-        """Read a unit from text or numbers; raises `LocationError` if it is not one."""
+        """Read a unit from text or numbers. Raises `LocationError` for anything else."""
         ...
 
     def n_units(self, shape: Shape) -> int | None:

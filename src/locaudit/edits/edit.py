@@ -171,7 +171,8 @@ def _answer_columns(
     def columns(n_rows: int, n_tokens: int, n_past: int) -> Bool[Tensor, "rows tokens"]:
         if first is None or len(first) not in (1, n_rows) or bool((first < 0).any()):
             raise LocationError(
-                got=f"a plain forward of {n_rows} rows, under an edit of answer tokens, with answer_from={answer_from}",
+                got=f"a plain forward of {n_rows} rows under an edit with positions 'answer', and "
+                f"answer_from={answer_from}",
                 expected="the column of the last prompt token, from 0: one number for all rows or one per row",
                 remedy="pass it as edit.on(model, answer_from=...), or call generate",
             )

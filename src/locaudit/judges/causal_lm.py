@@ -49,7 +49,7 @@ JUDGE_FILE = "judge.json"
 
 @dataclass(frozen=True, eq=False)
 class CausalLMJudge:
-    """Reads P(yes) from a language model's next-token distribution. Made by `load_causal_lm_judge`."""
+    """A judge that reads P(yes) from a model's next-token distribution. Made by `load_causal_lm_judge`."""
 
     aspect: Aspect
     model: Model

@@ -1,4 +1,4 @@
-r"""Labelled answers from files in the format of TruthfulQA's judge data, and the split into training and held-out.
+r"""Read labelled answers in the format of TruthfulQA's judge data, and split their questions (training, held out).
 
 Each line is ``{"prompt": "Q: {question}\nA: {answer}\nTrue:", "completion": " yes"}``. In files of another aspect, the
 prompt ends with that aspect's suffix instead of ``True:``. Whether a question is held out is decided by a hash of its

@@ -73,7 +73,7 @@ class OpenAIJudge:
 
     @property
     def url(self) -> str:
-        """Address of the server. Always passed to the client, so that the client takes none from the environment."""
+        """Address of the server. Never None, because the client would then take an address from the environment."""
         return self.settings.base_url or PUBLIC_URL
 
     @property
@@ -162,7 +162,7 @@ class OpenAIJudge:
                 return judgement, True
             if again and not self._works and not has_choices(reply.body):
                 raise ConfigError(
-                    got=f"a reply from {self.url} that no OpenAI-compatible server gives: {shorten(reply.body)!r}",
+                    got=f"a reply from {self.url} that is not OpenAI-compatible: {shorten(reply.body)!r}",
                     expected=f"a {self.settings.style} reply, a JSON object with the key choices",
                     remedy="check the judge's base_url and style, then repeat: finished trials and judgements are kept",
                 )

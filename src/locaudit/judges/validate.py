@@ -45,9 +45,8 @@ def validate(
     - ``non_reference``: the other answers, which resemble a model's answers;
     - ``all``: both.
 
-    `references` is a behaviour file with the reference answers. If it is None, the only ``TruthfulQA*.csv`` in the
-    folder of the first labelled file or in its parent is used, if there is exactly one. Raises `DataError` like
-    `unseen` and `read_labelled`.
+    `references` is a behaviour file with the reference answers. If it is None, `find_references` looks for one near the
+    first labelled file. Raises `DataError` like `unseen` and `read_labelled`.
     """
     file = references or find_references(next(iter(files.values())))
     known = read_references(file) if file else {}
@@ -64,7 +63,7 @@ def validate(
 
 
 def find_references(rows: Path) -> Path | None:
-    """The only ``TruthfulQA*.csv`` in the folder of a file or its parent; None if there is none or several."""
+    """The ``TruthfulQA*.csv`` in the folder of a file or in its parent folder; None if there is not exactly one."""
     folders = (rows.resolve().parent, rows.resolve().parent.parent)
     found = [file for folder in folders for file in folder.glob("TruthfulQA*.csv")]
     return found[0] if len(found) == 1 else None

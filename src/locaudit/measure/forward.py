@@ -76,7 +76,7 @@ def answer_log_probs(
     residuals: Starts | None = None,
     row_tokens: int | None = None,
 ) -> list[Float[Tensor, "k answers"]]:
-    """Log-probability of every answer of every tree under each edit of the bank: sums over tokens, in nats, float32.
+    """Log-probability (nats, float32) of every answer of every tree, under each edit of the bank, summed over tokens.
 
     Returns one tensor (K, answers) per tree. Without a bank, K = 1 and the model is unedited. If `run_prefix` was
     already called for this forest's prefix and this bank, pass its result as `prefix`. With `residuals` of this forest,
@@ -122,7 +122,7 @@ def batches(lengths: Sequence[int], row_tokens: int, n_rows: int | None = None) 
 def forest_batches(
     model: Model, forest: Forest, n_edits: int = 1, *, row_tokens: int | None = None, ends: bool = False
 ) -> Iterator[tuple[list[list[int]], TreeBatch]]:
-    """Pack a forest into batches: for each forward, the tree numbers of each row, and the batch.
+    """Pack a forest into batches. For each forward, yields the tree numbers of each row, and the batch.
 
     The batch holds these rows once for each of `n_edits` edits. It has at most `row_tokens` tokens with padding (None:
     `ROW_TOKENS`), unless it has only one row per edit. With `ends`, the branches' last tokens get columns too.
@@ -211,7 +211,7 @@ def token_log_probs(
 def state_log_probs(
     model: Model, states: Float[Tensor, "m d"], which: Int[Tensor, " n"], token: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
-    """Log-probability (nats, float32) of ``token[i]`` after ``states[which[i]]``, a result of `last_states`."""
+    """Log-probability (nats, float32) of ``token[i]`` after ``states[which[i]]``; `states` come from `last_states`."""
     if model.head is not None:
         device = model.head.weight.device
         return head_log_probs(states.to(device), model.head, which.to(device), token.to(device))
@@ -271,7 +271,7 @@ def check_depth(model: Model, forest: Forest) -> None:
         paths = [forest.prefix, *(ids for tree in forest.trees for ids in (tree.prompt, *tree.branches))]
         if (largest := max(max(ids, default=0) for ids in paths)) >= n_embeddings:
             raise ModelError(
-                got=f"the token {largest} in a question or an answer, and {n_embeddings} embeddings in {model.name}",
+                got=f"the token {largest} in a question or answer, but only {n_embeddings} embeddings in {model.name}",
                 expected="a tokenizer that belongs to the model",
                 remedy="load the model with its own tokenizer",
             )

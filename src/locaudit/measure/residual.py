@@ -28,7 +28,7 @@ Streams = tuple[tuple[Float[Tensor, "tokens d"], ...], Float[Tensor, "prefix d"]
 
 
 class Residuals:
-    """Cache of a forest's residual streams in the unedited model, one entry per layer, computed when first needed."""
+    """Cache of a forest's residual streams in the unedited model: one entry per layer, computed when it is needed."""
 
     def __init__(self, model: Model, forest: Forest, *, budget_bytes: int = BUDGET_BYTES):
         self.model, self.forest = model, forest

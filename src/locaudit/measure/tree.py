@@ -272,7 +272,7 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def _lay_out(tree: Tree, *, ends: bool) -> Layout:
-    """Columns of a tree; `ends` gives the branches' last tokens a column too."""
+    """Columns of a tree. With `ends`, the branches' last tokens get columns too."""
     n_prompt = len(tree.prompt)
     tokens, positions, parents = list(tree.prompt), list(range(n_prompt)), list(range(-1, n_prompt - 1))
     # Two branches have the same edge (predicting column, token) exactly if they agree up to and including that token.
@@ -296,7 +296,7 @@ def _lay_out(tree: Tree, *, ends: bool) -> Layout:
 
 
 def additive_mask(batch: TreeBatch, n_prefix: int, dtype: torch.dtype) -> Float[Tensor, "rows 1 tokens seen"]:
-    """The attention mask that transformers adds to attention scores, for a batch behind `n_prefix` cached tokens.
+    """The mask that transformers adds to attention scores, for a batch that comes after `n_prefix` cached tokens.
 
     It is 0 where a token may attend, and the dtype's minimum elsewhere. Its last dimension covers the prefix and the
     row: P + tokens.

@@ -40,7 +40,7 @@ def input_width(projection: nn.Module) -> int:
     raise ModelError(
         got=f"a projection of type {type(projection).__name__}",
         expected="a Linear layer or transformers' Conv1D",
-        remedy="give architecture the path of the projection itself, not of a module that contains it",
+        remedy="set architecture to the path of the projection itself, not of a module that contains it",
     )
 
 
@@ -75,7 +75,7 @@ def output_weight(projection: nn.Module) -> Tensor:
             return weight.T if is_transposed else weight
     kind = type(projection)
     raise ModelError(
-        got=f"a projection of type {kind.__module__}.{kind.__name__}, whose weights are not plain numbers of its own",
+        got=f"a projection of type {kind.__module__}.{kind.__name__}, whose weights are not stored as plain numbers",
         expected="weights in float32, bfloat16 or float16, or in 8 or 4 bits of bitsandbytes",
         remedy="load the model without quantisation, and merge adapters into it (peft: merge_and_unload)",
     )

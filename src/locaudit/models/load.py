@@ -208,7 +208,7 @@ def resolve_device(device: str) -> torch.device:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Turn off transformers' progress bars and warnings; problems that matter raise errors here."""
+    """Turn off transformers' progress bars and warnings. Problems that matter raise errors in this file."""
     verbosity = logging.get_verbosity()
     has_bars = logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
     logging.set_verbosity_error()

@@ -14,7 +14,7 @@ SHARE = 0.5
 
 
 def of_device(table: Mapping[str, int], device: torch.device) -> int:
-    """The entry of a device in a table of sizes ``{"cpu": .., "cuda": ..}``. A type not listed counts as CUDA."""
+    """The entry of a device in a table of sizes ``{"cpu": .., "cuda": ..}``. Other types of device count as CUDA."""
     return table.get(device.type, table["cuda"])
 
 

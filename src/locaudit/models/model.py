@@ -321,7 +321,7 @@ def as_model(model: Model | PreTrainedModel) -> Model:
 
 
 def check_lm(lm: PreTrainedModel) -> PreTrainedModel:
-    """The model itself; raises `ModelError` if it is no transformers model, such as a `PeftModel`."""
+    """The model itself. Raises `ModelError` if it is not a transformers model, for example a `PeftModel`."""
     if not isinstance(lm, PreTrainedModel):
         raise ModelError(
             got=f"a {type(lm).__name__}",

@@ -76,7 +76,7 @@ class HeatMap:
 
 
 def draw_spreads(panels: Sequence[Spread], *, xlabel: str, what: str, colour: str, height: float = 3.4) -> Figure:
-    """Draw a histogram and a dot for each score, with the marks as lines. Panels share their axes.
+    """Draw scores as a histogram and as dots, and marks as lines. Panels share their axes.
 
     Raises `ValueError` for no panels.
     """

@@ -56,7 +56,7 @@ def score_phrase(score: str, split: str = "") -> str:
 
 
 def aspect_words(aspect: str) -> tuple[str, str]:
-    """An aspect as a noun and as an adjective: ``truth``, ``true``."""
+    """An aspect as a noun and as an adjective, such as ``truth`` and ``true``."""
     return ASPECT_WORDS.get(aspect, (aspect, aspect))
 
 

@@ -51,7 +51,7 @@ class Registered:
         return self.sha256[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; the file's text is left out."""
+        """The values, ready for JSON, without the file's text."""
         return {key: value for key, value in asdict(self).items() if key != "text"}
 
 
@@ -221,7 +221,7 @@ class Tables:
         return {row.place: row.location for row in self.rows}
 
     def mean_control(self, method: str, columns: Sequence[str]) -> Mean:
-        """Mean over the controls of a method that have a score in one of the columns."""
+        """Mean over those controls of a method that have a score in one of the columns."""
         rows = [row for row in self.controls(method).values() if row is not None]
         found = [{name: x for name, x in row.values.items() if name in columns and math.isfinite(x)} for row in rows]
         by_name = {name: [values[name] for values in found if name in values] for name in columns}

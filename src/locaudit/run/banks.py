@@ -29,7 +29,7 @@ N_TRIED = 32
 
 
 def bank_sizes(config: AuditConfig, model: Model, train: Forest) -> Banks:
-    """(edits trained together, edits scored together), from the settings or else from the device and its memory."""
+    """(edits trained together, edits scored together): from the settings, or else from the device and its memory."""
     trained = [(METHODS[name], settings) for name, settings in config.methods.items() if METHODS[name].trained]
     sizes = [
         settings.bank_size or _training_bank(method.fitter, settings, model, train) for method, settings in trained

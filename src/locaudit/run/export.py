@@ -85,7 +85,7 @@ def _find(run: Run, trial: str, strength: float | None) -> TrialRecord:
         raise RunFolderError(
             got=f"strength {strength:g} of {trial}",
             expected=f"one of {', '.join(f'{value:g}' for value in sorted(filter(None, by_strength)))}",
-            remedy="change --strength, or leave it out for the one that validation chose",
+            remedy="change --strength, or leave it out for the one that was chosen on validation questions",
         )
     return by_strength[strength]
 

@@ -77,7 +77,7 @@ def check_repeats(config: AuditConfig, out: str | Path, repeats: int, registrati
     if config.stopping != "fixed":
         raise ConfigError(
             got=f"{repeats} repeats with stopping = {config.stopping}",
-            expected="repeats with all of their controls, stopping = fixed",
+            expected="stopping = fixed, because repeats need all of their controls",
             remedy="set stopping to fixed",
         )
     held = dict(leaves(registration.values)) if registration else {}

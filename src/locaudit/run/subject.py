@@ -1,4 +1,4 @@
-"""Read and check the inputs of an audit before its run folder is touched, and load the model (the subject).
+"""Read and check the inputs of an audit before anything is written, and load the model (the subject).
 
 Torch is imported only when something is loaded, so that bad settings and files are refused at once.
 """
@@ -150,7 +150,7 @@ def settle_style(config: AuditConfig, behaviour: Behaviour) -> AuditConfig:
 
 
 def make_prompt(config: AuditConfig, primer: str = "") -> Prompt:
-    """The format of questions by the settings, with the text of a primer. The style must not be ``auto`` any more."""
+    """The format of questions that the settings choose, with the text of a primer. The style must not be ``auto``."""
     day = "" if config.prompt.date == "auto" else config.prompt.date
     return Prompt(cast(Style, config.prompt.style), primer, config.prompt.template, day)
 
@@ -208,7 +208,7 @@ def _check_claim(config: AuditConfig, claim: Location | None, shape: Shape) -> N
 
 
 def _read_claim_file(path: str) -> Registration:
-    """Read a claim file. Its claim is spelled as in records."""
+    """Read a claim file, and write its claim in the form that records have."""
     registration = read_registration(path)
     claim = registration.values["claim"]
     if claim is None:
@@ -247,7 +247,7 @@ def _check_objects(
 
 
 def _check_score(config: AuditConfig, judges: Mapping[str, object]) -> None:
-    """Raise `ConfigError` if the score needs a judge that is not there."""
+    """Raise `ConfigError` if the score needs a judge and there is none."""
     score = resolve_score(config.score, tuple(judges))
     needed = [aspect for aspect in find_score(score).needs if aspect != "*"]
     if any(aspect not in judges for aspect in needed):

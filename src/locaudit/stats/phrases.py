@@ -1,4 +1,4 @@
-"""The texts of `words.toml`, and the facts about a method that choose among them."""
+"""The texts in `words.toml`, and the facts about a method that decide which of them are used."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def combine_repeats(repeats: Sequence[Repeat], n_planned: int | None = None) -> 
 
 
 def _combine(found: Sequence[MethodVerdict], first: Verdict, same_places: bool, more_planned: bool) -> MethodRepeats:
-    """Combine the verdicts `found` by one method, one per repeat; without an outcome if more repeats are planned."""
+    """Combine one method's verdicts `found`, one per repeat. While more repeats are planned, there is no outcome."""
     n, sign, level = min(len(v.controls) for v in found), SIGNS[found[0].supports], first.level
     claim = sign * float(np.mean([v.claim for v in found]))
     controls = sign * np.mean([v.controls[:n] for v in found], axis=0) if n else np.zeros(0)

@@ -105,12 +105,12 @@ class Monitor:
 
     @property
     def wants_more(self) -> bool:
-        """Whether the stopping rule asks for another control and not all planned ones are counted."""
+        """Whether the stopping rule needs another control and not all planned controls are counted."""
         return self.seen.state == "open" and self.seen.n < self.n_planned
 
     @property
     def state(self) -> State:
-        """``open`` while controls or the claim's score are missing, or while too many judgements are."""
+        """``open`` while the claim's score, controls or too many judgements are missing."""
         return self.seen.state if self._is_sure else "open"
 
     def count(self, hit: bool) -> None:

@@ -52,7 +52,7 @@ def sentence(v: MethodVerdict, facts: MethodFacts, score: str, level: float, n_q
 
 
 def _lack(v: MethodVerdict, need: int) -> str:
-    """Why the controls of an effective edit do not decide yet: name of the text in words.toml."""
+    """Name of the text in words.toml that says why the controls of an effective edit do not decide yet."""
     if v.n_used < v.n_planned:
         return "unfinished"
     if v.n_used >= need:  # ``anytime``: all planned controls are used, but the interval still contains the level

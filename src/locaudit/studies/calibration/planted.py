@@ -26,7 +26,7 @@ to coordinates of answers. So the unedited model ignores the key: it is right un
 Every part of the split has each item under both keys, so that the unedited model scores 0.5. An edit at `places` can
 make the answer depend on the key. Elsewhere the key cannot be read, and no edit can score more than 0.5.
 
-The score is the order of two one-token answers: ``preference_accuracy`` or ``mc1``.
+The score, ``preference_accuracy`` or ``mc1``, says which of two one-token answers has the higher probability.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Planted:
 
     @property
     def elsewhere(self) -> Location | None:
-        """All other heads; None if there are none."""
+        """All heads outside `places`; None if there are none."""
         rest = set(BUILT_IN["head"].units(self.model.shape)) - set(self.places.units)
         return Location(tuple(rest)) if rest else None
 
@@ -159,7 +159,7 @@ def planted_settings() -> dict[str, Any]:
 
 
 def _choose_places(task: Task, n_places: int, n_layers: int, seed: int) -> Location:
-    """The heads of a number of random places."""
+    """The heads of `n_places` random places."""
     layers = [[(layer, head) for head in range(LAYER_HEADS)] for layer in range(n_layers)]
     groups = layers if task == "key" else [[unit] for layer in layers for unit in layer]
     if not 1 <= n_places <= len(groups):

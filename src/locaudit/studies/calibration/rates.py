@@ -180,7 +180,7 @@ class Pooled:
 def pool_run(
     folder: Path, *, score: str | None = None, n_controls: int = 19, level: float = 0.05, seed: int = 0
 ) -> tuple[str, list[Pooled]]:
-    """Name of a run's model, and `pool_rates` of each of its methods. `score` defaults to the run's own.
+    """The name of a run's model, and `pool_rates` for each of its methods. `score` is by default the run's score.
 
     Raises `ConfigError` if the simulated audits or the run have too few controls, or if the run lacks the score.
     """

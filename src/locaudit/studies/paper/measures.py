@@ -146,7 +146,7 @@ def _place(chosen: Chosen, place: Place) -> dict[str, Any]:
 
 
 def _random_places(chosen: Chosen, sets: Chosen) -> list[dict[str, Any]]:
-    """The random places of `chosen`, each compared with the localized heads and the whole model (both from `sets`)."""
+    """The random places of `chosen`, each compared with the probed heads and the whole model (both from `sets`)."""
     places = [place for place in chosen.records if place[0] == "control"]
     localized, whole = (_matches(chosen, sets.values(sets.records[place])) for place in (CLAIM, WHOLE))
     return [
@@ -156,7 +156,7 @@ def _random_places(chosen: Chosen, sets: Chosen) -> list[dict[str, Any]]:
 
 
 def measure_method(chosen: Chosen, grid: Sequence[float], level: float) -> dict[str, Any]:
-    """One method: scores at the localized heads, random sets and whole model, and their comparisons.
+    """One method: scores at the probed heads, random sets and whole model, and their comparisons.
 
     `grid` has the hyperparameters that were tried.
     """
@@ -178,7 +178,7 @@ def measure_method(chosen: Chosen, grid: Sequence[float], level: float) -> dict[
 
 
 def _versus_random(chosen: Chosen) -> dict[str, Any]:
-    """The test of the localized heads against the random places."""
+    """The test of the probed heads against the random places."""
     records = [row.record for row in chosen.audit.rows]
     design = Design(graded=False, dtype=chosen.audit.manifest.dtype)
     verdict = decide(records, score=chosen.score, design=design).methods[chosen.method]
@@ -200,7 +200,7 @@ def _difference(match: Match) -> dict[str, Any]:
 
 
 def _truth_gains(chosen: Chosen) -> dict[str, Any]:
-    """Gains of the chosen edits in Truth over the unedited model. In the paper, ITI at random sets hardly has any."""
+    """Gains of the chosen edits in Truth over the unedited model. In the paper, ITI at random sets hardly gains."""
     # only to read values: the edits are chosen by the main score
     truth, margin = Chosen(chosen.audit, chosen.method, chosen.margin, "truth"), chosen.margin
     localized, *random = (
@@ -249,7 +249,7 @@ def _count(rows: Sequence[dict[str, Any]], name: str, level: float) -> dict[str,
 
 
 def measure_gains(iti: Chosen, optimal: Chosen) -> dict[str, Any]:
-    """Differences between the edits at the localized heads, those of the whole model, and the unedited model."""
+    """Differences between the edits at the probed heads, those of the whole model, and the unedited model."""
     arms = {
         "localized ITI": iti.records[CLAIM],
         "whole ITI": iti.records[WHOLE],
@@ -271,7 +271,7 @@ def measure_gains(iti: Chosen, optimal: Chosen) -> dict[str, Any]:
 
 
 def measure_single(study: Study, sets: Chosen) -> dict[str, Any]:
-    """Compare random single heads and the best probed head with the localized heads and the whole model."""
+    """Compare random single heads and the best probed head with the probed heads and the whole model."""
     margin, level = study.config.margin, study.config.level
     chosen = Chosen(study.audits["single"], sets.method, margin)
     accuracy = np.asarray(_probes(chosen.audit).val_accuracy)
@@ -305,7 +305,7 @@ def measure_single(study: Study, sets: Chosen) -> dict[str, Any]:
 
 
 def measure_multiple_choice(chosen: Chosen) -> dict[str, Any]:
-    """MC2 and KL of localized and random heads. Hyperparameters are chosen by MC2 on validation questions."""
+    """MC2 and KL of probed and random heads. Hyperparameters are chosen by MC2 on validation questions."""
     localized, random = chosen.records[CLAIM], chosen.random
     better = worse = None
     if localized is not None:  # a random set whose edits all diverged counts as better
@@ -321,19 +321,19 @@ def measure_multiple_choice(chosen: Chosen) -> dict[str, Any]:
 
 
 def _is_better(one: TrialRecord, other: TrialRecord) -> bool:
-    """Whether `one` has at least as high an MC2 at no more KL than `other`."""
+    """Whether the MC2 of `one` is at least as high as that of `other`, and its KL not higher."""
     return one.metrics["test"]["mc2"] >= other.metrics["test"]["mc2"] and one.drift["kl"] <= other.drift["kl"]
 
 
 def _lead(chosen: Chosen) -> NDArray[np.float64]:
-    """MC2 at the localized heads minus its mean over the random sets, (questions,); NaN if either has no score."""
+    """MC2 at the probed heads minus its mean over the random sets, (questions,); NaN if either has no score."""
     claim = chosen.at("claim")[0]
     random = [chosen.values(record)[0] for record in chosen.random if record is not None]
     return claim - np.mean(random or [np.full_like(claim, np.nan)], axis=0)
 
 
 def _head_effects(audit: Tables, score: str) -> dict[tuple[int, ...], float]:
-    """(layer, head) -> gain of its optimal edit over the unedited model. Validation chose tau by this score."""
+    """(layer, head) -> gain of its optimal edit over the unedited model, with the tau that is best on validation."""
     chosen = Chosen(audit, "optimal", score=score)
     base = chosen.mean(audit.base.record)
     return {_head(record): chosen.mean(record) - base for record in chosen.records.values() if record is not None}

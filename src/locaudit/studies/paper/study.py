@@ -1,4 +1,4 @@
-"""Read the audits of a study from their run folders, and pick the trials that validation chose."""
+"""Read the audits of a study from their run folders, and pick the trials that were chosen on validation questions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Chosen:
 
     @cached_property
     def trials(self) -> Mapping[Place, Sequence[TrialRecord]]:
-        """Place -> its trials. Places are sorted: the localized heads, then the random places by number."""
+        """Place -> its trials. Places are sorted: the probed heads, then the random places by number."""
         return group_trials(row.record for row in self.audit.rows)[self.method]
 
     @cached_property
@@ -78,7 +78,7 @@ class Chosen:
         return score_values(record.questions["test"], self.score)
 
     def at(self, arm: Arm) -> NDArray[np.float64]:
-        """Values at an arm: ``claim`` (the localized heads), ``whole`` or ``base`` (the unedited model)."""
+        """Values at an arm: ``claim`` (the probed heads), ``whole`` or ``base`` (the unedited model)."""
         return self.values(self.audit.base.record if arm == "base" else self.records[arm, -1])
 
     def mean(self, record: TrialRecord | None) -> float:
@@ -87,7 +87,7 @@ class Chosen:
 
     @property
     def few(self) -> bool:
-        """Whether too few questions differ between the localized heads and the random places (`differ_too_little`)."""
+        """Whether too few questions differ between the probed heads and the random places (`differ_too_little`)."""
         random = [self.values(record) for record in self.random]
         return differ_too_little(self.at("claim"), random, self.margin, self.tolerance)
 
