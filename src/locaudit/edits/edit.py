@@ -54,9 +54,9 @@ class Edit:
         Leaving the ``with`` block restores the model, also after an exception.
 
         An edit with positions ``answer`` needs to know where the prompt ends. In ``lm.generate``, prompts must be
-        left-padded; they end at the last column. In a plain forward, `answer_from` must give the column of the last
-        prompt token, as one number for all rows or one per row; without it, the forward raises `LocationError`. With a
-        KV cache, columns count from the first cached token.
+        left-padded, so that they end at the last column. For a plain forward, pass the column of the last prompt token
+        as `answer_from`: one number for all rows, or one per row. Without it, a plain forward raises `LocationError`.
+        With a KV cache, columns count from the first cached token.
         """
         whole = as_model(model)
         with _answer_columns(whole, answer_from) as columns:

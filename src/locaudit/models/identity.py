@@ -40,8 +40,8 @@ def tolerance(model: Model) -> float:
     - float32: 1e-4. Rounding gives differences of 5e-6.
     - bfloat16 and float16: 32 machine epsilons, which are 0.25 and 0.03. SmolLM2-135M's two implementations of
       attention differ by 0.09 and 0.009.
-    - quantised layers: 0.25. If rounding moves an activation to another quantisation step, its integer jumps. This gave
-      a difference of 0.06 in a tiny model.
+    - quantised layers: 0.25. Rounding can move an activation to another quantisation step. This gave a difference of
+      0.06 in a tiny model.
     """
     lm = model.lm
     quantised = (

@@ -200,7 +200,7 @@ def _difference(match: Match) -> dict[str, Any]:
 
 
 def _truth_gains(chosen: Chosen) -> dict[str, Any]:
-    """Gains of the chosen edits in Truth over the unedited model. In the paper, ITI at random sets hardly gains."""
+    """Gains of the chosen edits in Truth over the unedited model. In the paper, ITI at random sets has hardly any."""
     # only to read values: the edits are chosen by the main score
     truth, margin = Chosen(chosen.audit, chosen.method, chosen.margin, "truth"), chosen.margin
     localized, *random = (
