@@ -21,8 +21,8 @@ from locaudit.location import spell_unit
 class _Run:
     config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
     out: Path = Path("runs/audit")
-    """Run folder, for results, edits, verdict and report. If it has an earlier run with the same settings, this run is
-    resumed."""
+    """Run folder, for results, edits, verdict and report.
+    An earlier run with the same settings in this folder is resumed."""
     repeats: int = 1
     """Number of audits with different training seeds and question splits. One verdict is given over all of them.
     Each audit has its own folder, ``repeat-N``, in the run folder."""
