@@ -98,7 +98,8 @@ def fit_probes(
         val_fraction: Share of the questions that is held out to measure accuracy.
         prompt: Format of the questions; ``Prompt("chat")`` is the model's chat format. None: the behaviour's
             own, ``Q: ... A: ...`` for most.
-        seed: Seed of the held-out questions and of the questions that follow answers.
+        seed: Seed for choosing which questions are held out and, if another question is appended to each answer,
+            which one.
 
     Returns:
         The probes. ``probes.val_accuracy`` is a tensor (layers, units), and ``probes.top(8)`` is the location of the

@@ -6,9 +6,9 @@
 p_0 is the unedited model. The documents are the same for every edit. Source: Li et al. 2023 (ITI), section 4 and its
 code. One thing is different here: start tokens come before each document, so that its first token is predicted, too.
 
-- If the model wrote the document, these are the tokens that sampling started from. They are the tokens that the
-  tokenizer puts before every text (BOS) or, if there are none (GPT-2, Qwen), the tokenizer's BOS or EOS token.
-- If the document was cut from a file, they are what the tokenizer puts before every text: BOS, or nothing.
+Start tokens are the tokens that the tokenizer puts before every text, usually BOS. Some tokenizers put none there
+(GPT-2, Qwen). Then a document that the model wrote starts with BOS (EOS if there is no BOS), because it was sampled
+after that token. A document cut from a file then has no start token.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ _HALO = "#fffffe"
 
 @dataclass(frozen=True)
 class Mark:
-    """A score drawn as a vertical line in a spread."""
+    """A score drawn as a vertical line over the distribution of the controls' scores."""
 
     label: str
     value: float | None

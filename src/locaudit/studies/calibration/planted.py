@@ -21,8 +21,9 @@ There are two tasks:
 training text gives the false answer in 7 of 10 cases. A constant written at any head in `places` flips all answers.
 
 ``key``: a key word before the item decides which of the item's two answers is true. Every head writes answers, but only
-heads in `places` read KEY. They write the key to coordinates for the keys' names (which answer the item "which"), not
-to coordinates of answers. So the unedited model ignores the key: it is right under one key and wrong under the other.
+heads in `places` read KEY. What they
+write is the key's name, which is the right answer to one item only (the word "which"). They write nothing about the
+answers to other items. So the unedited model ignores the key: it is right under one key and wrong under the other.
 Every part of the split has each item under both keys, so that the unedited model scores 0.5. An edit at `places` can
 make the answer depend on the key. Elsewhere the key cannot be read, and no edit can score more than 0.5.
 
