@@ -15,6 +15,7 @@ from locaudit.report.html import render
 from locaudit.report.style import require
 from locaudit.report.tables import Tables, read_tables
 from locaudit.stats.grades import conclusion
+from locaudit.stats.words import changes
 from locaudit.store.files import write_atomically
 
 __all__ = ["Tables", "read_tables", "require_report_extra", "write_report"]
@@ -29,11 +30,11 @@ def require_report_extra() -> None:
 def report_folder(folder: Path, out: str | Path | None, score: str, reading: Mapping[str, tuple[Any, Any]]) -> Path:
     """The folder that a report is written to; it is created if needed.
 
-    That is `out` or, if None, the run's own folder. For a reading with another score, level or margin (`Run.reading`)
-    it is ``reports/SCORE...`` in the run's folder. Raises `RunFolderError` if another run, study or set of repeats has
-    its own report there, or if it cannot be written to.
+    That is `out` or, if None, the run's own folder. For a reading with another score, level or margin (`Run.reading`),
+    or with labels, it is ``reports/SCORE...`` in the run's folder. Raises `RunFolderError` if another run, study or set
+    of repeats has its own report there, or if it cannot be written to.
     """
-    named = [f"{name}-{value:g}" for name, (_, value) in reading.items() if name != "score"]
+    named = [name if name == "labels" else f"{name}-{x:g}" for name, (_, x) in reading.items() if name != "score"]
     default = folder / "reports" / "-".join([score, *named]) if reading else folder
     target = default if out is None else Path(out)
     is_own = not reading and target.resolve() == folder.resolve()
@@ -58,15 +59,16 @@ def write_report(folder: str | Path, tables: Tables | None = None, *, out: str |
     """Write verdict.json, trials.csv, figures/ and report.html of a run; returns the path of the page.
 
     They are written to `out` or, if None, to the run folder. If `tables` were read with another score, level or margin
-    than the run's (`Run.read_with`), the default is ``reports/SCORE...`` in the run folder. `tables` saves reading the
-    folder again. The page of an unfinished run begins with what is missing.
+    than the run's, or with labels (`Run.read_with`), the default is ``reports/SCORE...`` in the run folder. `tables`
+    saves reading the folder again. The page of an unfinished run begins with what is missing.
 
     Raises `RunFolderError` for a folder that is not a run or has no scores of the unedited model, and for an `out` that
     has a report of its own. Raises `LocauditError` without the extra `report`; verdict.json and trials.csv are written
     even then.
     """
     tables = tables or read_tables(folder)
-    folder = report_folder(Path(folder), out, tables.verdict.score, tables.reading)
+    labels = {} if tables.corrected is None else {"labels": (None, tables.corrected.file)}
+    folder = report_folder(Path(folder), out, tables.verdict.score, {**tables.reading, **labels})
     write_atomically(folder / "verdict.json", tables.verdict_json().encode())
     write_atomically(folder / "trials.csv", tables.trials_csv().encode())
     page = render(
@@ -79,6 +81,7 @@ def write_report(folder: str | Path, tables: Tables | None = None, *, out: str |
         kind=tables.manifest.kind_plural.removesuffix("s"),
         unjudged=UNJUDGED,
         conclusion=conclusion,
+        changes=changes,
         n_open=N_OPEN,
         yaml=to_yaml(tables.config),
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from statistics import fmean
 from typing import Literal
 
 from locaudit.records import json_text
+from locaudit.stats.changes import Changes
 from locaudit.stats.grades import Grade, conclusion
 from locaudit.stats.scores import TIE, Supports
 from locaudit.stats.sequential import State
@@ -85,6 +86,8 @@ class MethodVerdict:
     """Place -> hyperparameter chosen on validation questions."""
     sentence: str
     """The outcome in words."""
+    changes: Mapping[str, Changes] = field(default_factory=dict)
+    """Place -> how many test questions its edit made worse and better than unedited."""
 
     def __repr__(self) -> str:
         return f"{self.method}: {self.outcome}; " + ", ".join(f"{k} {v}" for k, v in self._cells().items())
