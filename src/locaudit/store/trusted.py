@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -174,36 +174,48 @@ class Frame:
     """Arm -> its chosen trial, which has answers."""
 
     @cached_property
-    def answers(self) -> Mapping[Arm, tuple[str, ...]]:
-        """Arm -> its answers, one per question."""
-        return {arm: tuple(map(_words, record.answers["test"])) for arm, record in self.records.items()}
+    def answers(self) -> Mapping[tuple[Arm, int], tuple[str, ...]]:
+        """(arm, sample) -> its answers, one per question; all arms have the same samples."""
+        return {(arm, k): said for arm, record in self.records.items() for k, said in enumerate(_answers(record))}
 
     @cached_property
-    def controls(self) -> Mapping[str, tuple[Arm, ...]]:
-        """Method -> its controls."""
-        methods = dict.fromkeys(method for method, place in self.records if place[0] == "control")
-        return {m: tuple(arm for arm in self.records if arm[0] == m and arm[1][0] == "control") for m in methods}
+    def samples(self) -> range:
+        """Numbers of the samples."""
+        return range(1 + max(k for _, k in self.answers))
+
+    @cached_property
+    def groups(self) -> Mapping[tuple[str, str], tuple[Arm, ...]]:
+        """(method, kind of arm) -> its arms: all controls of a method, or one other arm."""
+        kinds = dict.fromkeys((method, place[0]) for method, place in self.records)
+        return {kind: tuple(arm for arm in self.records if (arm[0], arm[1][0]) == kind) for kind in kinds}
 
     @cached_property
     def inclusion(self) -> tuple[Mapping[str, float], ...]:
         """For each question, answer -> probability that it is labelled if the question is drawn.
 
-        All answers of arms other than controls are. Of each method's controls one is drawn, and its answer is.
+        A sample is drawn, the same for all arms, and one arm of each group.
         """
-        found = []
-        for i in range(len(self.ids)):
-            missed: Counter[str] = Counter()
-            for arms in self.controls.values():
-                for answer, k in Counter(self.answers[arm][i] for arm in arms).items():
-                    missed[answer] = missed.get(answer, 1.0) * (1 - k / len(arms))  # type: ignore[assignment]
-            certain = {said[i]: 1.0 for arm, said in self.answers.items() if arm[1][0] != "control"}
-            found.append({answer: 1 - x for answer, x in missed.items()} | certain)
+        found: list[dict[str, float]] = [defaultdict(float) for _ in self.ids]
+        for i, odds in enumerate(found):
+            for k in self.samples:
+                missed: dict[str, float] = {}
+                for arms in self.groups.values():
+                    for answer, n in Counter(_words(self.answers[arm, k][i]) for arm in arms).items():
+                        missed[answer] = missed.get(answer, 1.0) * (1 - n / len(arms))
+                for answer, share in missed.items():
+                    odds[answer] += (1 - share) / len(self.samples)
         return tuple(found)
 
     @property
     def key(self) -> str:
-        """Hash of the trials and questions: a sample is for these only."""
-        return content_hash([sorted(record.spec.trial_id for record in self.records.values()), self.ids])
+        """Hash of the trials, questions and number of samples: labels of a sample are for these only."""
+        trials = sorted(record.spec.trial_id for record in self.records.values())
+        return content_hash([trials, self.ids, len(self.samples)])
+
+
+def _answers(record: TrialRecord) -> tuple[tuple[str, ...], ...]:
+    """The answers to test questions that the verdict's score is computed from, by sample."""
+    return (record.answers["test"],)
 
 
 def frame_of(run: Run) -> Frame:
@@ -228,8 +240,8 @@ def draw(run: Run, n: int, seed: int = 0) -> tuple[list[dict[str, str]], str]:
     """Draw about `n` answers to label, and describe the sample in a sentence.
 
     Test questions are drawn at random, all with the same probability. Of each, the answers of the unedited model, the
-    claim, the whole model and one random control are taken, because differences between arms at the same question are
-    what a verdict compares. Rows do not show which arm said what: each distinct answer comes once, in random order.
+    claim, the whole model and one random control are taken, all of one random sample, because differences between arms
+    at the same question are what a verdict compares. Rows do not show which arm said what: each distinct answer comes once, in random order.
     """
     frame, rng = frame_of(run), np.random.default_rng(seed)
     per_question = fmean(sum(odds.values()) for odds in frame.inclusion)
@@ -237,9 +249,9 @@ def draw(run: Run, n: int, seed: int = 0) -> tuple[list[dict[str, str]], str]:
     texts = {question.id: question.text for question in run.questions["test"]}
     found: list[tuple[str, str]] = []
     for i in rng.permutation(len(frame.ids))[:m]:
-        arms = [arm for arm in frame.records if arm[1][0] != "control"]
-        arms += [controls[rng.integers(len(controls))] for controls in frame.controls.values()]
-        found += dict.fromkeys((frame.ids[i], frame.answers[arm][i]) for arm in arms)
+        k = rng.choice(frame.samples)
+        arms = [group[rng.integers(len(group))] for group in frame.groups.values()]
+        found += dict.fromkeys((frame.ids[i], _words(frame.answers[arm, k][i])) for arm in arms)
     design = _DESIGN.format(m=m, n=len(frame.ids), rows=len(found), key=frame.key)
     rows = [
         {"question_id": id_, "question": texts[id_], "answer": answer}
@@ -270,7 +282,7 @@ def correct(run: Run, file: str, rows: Sequence[Labelled]) -> Corrected:
     if not aspects:
         raise _wrong(file, f"labels of other aspects than {' and '.join(run.judgements) or 'none'}, which the run's "
                      "judges rate", "label one of these, or add a judge and run the audit again")  # fmt: skip
-    weighing = _Weighing(frame, table, _design(run, frame, rows), file)
+    weighing = _Weighing(run, frame, table, _design(run, frame, rows))
     agreement = {
         aspect: compare(
             [run.judgements[aspect].get(said[key], (None, ""))[0] for key in has],
@@ -307,50 +319,55 @@ def _design(run: Run, frame: Frame, rows: Sequence[Labelled]) -> tuple[float, in
 
 @dataclass(frozen=True, eq=False)
 class _Weighing:
+    run: Run
     frame: Frame
     table: Mapping[tuple[str, str], Labelled]
     design: tuple[float, int] | None
-    file: str
 
     def weigh(self, aspect: str) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Judgements f, labels y and weights w of an aspect, each (arms, questions); see `locaudit.stats.ppi`."""
+        """Judgements f, labels y and weights w of an aspect, (answers of an arm, questions) each: `stats.ppi`."""
         frame = self.frame
-        f = np.array([record.questions["test"][f"{aspect}_probability"] for record in frame.records.values()])
+        judged = self.run.judgements[aspect]
+        f = np.full((len(frame.answers), len(frame.ids)), np.nan)
         y, w = np.zeros_like(f), np.zeros_like(f)
         n_rows = len(self.table) if self.design is None else self.design[1]
         # Rows that were left empty count as missing at random.
         filled = sum(aspect in row.labels for row in self.table.values()) / n_rows
         for a, said in enumerate(frame.answers.values()):
             for i, key in enumerate(zip(frame.ids, said, strict=True)):
-                row = self.table.get(key)
+                probability = judged.get(key, (None, ""))[0]
+                f[a, i] = np.nan if probability is None else probability
+                row = self.table.get((key[0], _words(key[1])))
                 if row is None or aspect not in row.labels:
                     continue
                 y[a, i], odds = row.labels[aspect], row.probability or 1.0
                 if self.design is not None:
-                    odds = self.design[0] * frame.inclusion[i][key[1]]
+                    odds = self.design[0] * frame.inclusion[i][_words(key[1])]
                 w[a, i] = 1 / (odds * filled)
         if self.design is None and next(iter(self.table.values())).probability is None:
             # The probability is the share that is labelled: of an arm, or of all controls of a method together.
-            kinds = [(method, place[0]) for method, place in frame.records]
-            for kind in dict.fromkeys(kinds):
-                arms = [a for a, other in enumerate(kinds) if other == kind]
+            for group in frame.groups.values():
+                arms = [a for a, (arm, _) in enumerate(frame.answers) if arm in group]
                 has = w[arms] > 0
                 w[arms] = np.where(has, 1 / max(has.mean(), 1e-9), 0.0)
         return f, y, w
 
 
-def _contrasts(frame: Frame) -> Iterator[tuple[str, str, NDArray[np.float64]]]:
-    """(method, what is estimated, weight of each arm)."""
+def _contrasts(frame: Frame) -> Iterator[tuple[str, str, dict[Arm, float]]]:
+    """(method, what is estimated, weight of each arm that counts)."""
     arms = list(frame.records)
 
-    def at(*chosen: Arm) -> NDArray[np.float64]:
+    def at(*chosen: Arm) -> dict[Arm, float]:
         """The mean of these arms."""
-        return np.array([(arm in chosen) / len(chosen) for arm in arms])
+        return {arm: 1 / len(chosen) for arm in chosen}
+
+    def minus(one: Mapping[Arm, float], other: Mapping[Arm, float]) -> dict[Arm, float]:
+        return {**one, **{arm: -x for arm, x in other.items()}}
 
     base = at((NO_METHOD, BASE))
     yield NO_METHOD, "unedited", base
     for method in dict.fromkeys(method for method, _ in arms if method != NO_METHOD):
-        claim, whole, controls = (method, CLAIM), (method, WHOLE), frame.controls.get(method, ())
+        claim, whole, controls = (method, CLAIM), (method, WHOLE), frame.groups.get((method, "control"), ())
         if claim in arms:
             yield method, "claim", at(claim)
         if whole in arms:
@@ -358,26 +375,28 @@ def _contrasts(frame: Frame) -> Iterator[tuple[str, str, NDArray[np.float64]]]:
         if controls:
             yield method, "mean control", at(*controls)
         if claim in arms:
-            yield method, "gain", at(claim) - base
+            yield method, "gain", minus(at(claim), base)
         if claim in arms and controls:
-            yield method, "lead", at(claim) - at(*controls)
+            yield method, "lead", minus(at(claim), at(*controls))
 
 
-def _line(frame: Frame, score: str, measured: Mapping[str, Any], method: str, what: str, c: NDArray) -> Line:
-    used = np.flatnonzero(c)
-    records = [list(frame.records.values())[k].questions["test"] for k in used]
+def _line(
+    frame: Frame, score: str, measured: Mapping[str, Any], method: str, what: str, weights: Mapping[Arm, float]
+) -> Line:
+    arms, samples = [arm for arm in frame.records if arm in weights], len(frame.samples)
+    c, records = np.array([weights[arm] for arm in arms]), [frame.records[arm].questions["test"] for arm in arms]
     values = np.stack([score_values(questions, score) for questions in records], axis=1)
+    judged, drawn = float(c @ mean_score(values)), c @ resampled_scores(values)
+    used = [a for a, (arm, _) in enumerate(frame.answers) if arm in arms]
     names = [name.removesuffix("_probability") for name in components(score, records[0])]
-    c = c[used]
-    w = np.min([measured[name][2][used] for name in names], axis=0)
-    found = estimate(
-        [rectify(f[used], y[used], weights[used], c) for f, y, weights in (measured[name] for name in names)], w, c
-    )
+    parts = [[x[used] for x in measured[name]] for name in names]
+    each = np.repeat(c, samples) / samples  # of each answer, in the order of `used`
+    psi = [rectify(f, y, w, each).reshape(len(arms), samples, -1).mean(axis=1) for f, y, w in parts]
+    labelled = np.min([w for _, _, w in parts], axis=0).reshape(len(arms), samples, -1).max(axis=1)
+    found = estimate(psi, labelled, c)
     unknown = (math.nan, math.nan)
     if found.n < LEAST:
         found = Estimate(math.nan, math.nan, found.n, unknown)
     elif found.se == 0:
         found = Estimate(found.value, math.nan, found.n, unknown)
-    return Line(
-        method, what, score, float(c @ mean_score(values)), percentiles(c @ resampled_scores(values), 0.95), found
-    )
+    return Line(method, what, score, judged, percentiles(drawn, 0.95), found)
