@@ -97,6 +97,12 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
             say(f"  {grade.question}: {grade.answer}; {grade.evidence}.")
         if found.grades:
             say(conclusion(found.grades))
+    for o in verdict.off_target:
+        low, high = o.gain_interval
+        say(
+            f"\nOff target, {o.behaviour}, {o.method}: {o.score} {o.base:.3f} unedited, {o.claim:.3f} at the claim "
+            f"({o.gain:+.3f}, {low:+.3f} to {high:+.3f}); {o.n_at_least} of {len(o.controls)} controls at or above it"
+        )
     if tables.corrected is not None:
         _print_corrected(tables.corrected)
     _print_unchanged(tables.registered)

@@ -44,6 +44,7 @@ GROWS: Mapping[str, Callable[[Any, Any], bool]] = {
     "split.max_val": _is_more,
     "split.max_test": _is_more,
     "evaluation.max_new_tokens": lambda old, new: not old or new == old,
+    "off_target": lambda old, new: set(old or ()) <= set(new or ()),
 }
 """Settings that can be raised in an existing run folder, so that only the missing part runs: a function of (old, new)
 that tells whether `new` is allowed."""
@@ -229,6 +230,9 @@ class AuditConfig:
     behaviour: str = "misconceptions"
     """Questions with true and false answers. Bundled: ``misconceptions``, ``misconceptions-balanced``, ``sentiment``.
     Otherwise a JSONL, TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``."""
+    off_target: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Other behaviours, named as `behaviour` is, on which every edit is scored too, by log-probabilities alone.
+    They show what an edit breaks or moves elsewhere, and do not enter the verdict. They can be added later."""
     claim: str | None = None
     """The claimed location: ``"14.3,15.7"`` (heads, as LAYER.HEAD), ``"neuron:3.117"`` or a JSON or CSV file.
     None: the ``probe.top_k`` best probed heads."""

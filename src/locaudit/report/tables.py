@@ -17,7 +17,7 @@ from typing import Any
 
 from locaudit.config import AuditConfig, changed_settings, open_settings, unknown_names_kept
 from locaudit.location import Location
-from locaudit.records import ARMS, NO_METHOD, TrialRecord, json_text
+from locaudit.records import ARMS, NO_METHOD, OFF, TrialRecord, json_text
 from locaudit.registry import SCORES
 from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES
@@ -354,6 +354,8 @@ class Tables:
             if judged:
                 line["n_missing"] = row.n_missing if row.missing else None
             line |= {name: row.values.get(name) for name in DRIFT_TITLES}
+            for off in dict.fromkeys((o.behaviour, o.score) for o in self.verdict.off_target):
+                line[" ".join(off)] = row.record.metrics.get(f"{OFF}{off[0]}", {}).get(off[1])
             lines.append({**line, "seconds": row.seconds})
         return lines
 

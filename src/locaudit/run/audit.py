@@ -291,9 +291,9 @@ def _held_out(inputs: Inputs, forests: Forests) -> dict[str, list[HeldOutQuestio
     return {
         name: [
             HeldOutQuestion(q.id, q.text, q.true, q.false, key)
-            for q, key in zip(getattr(inputs.split, name), forests.keys[name], strict=True)
+            for q, key in zip(inputs.held_out(name), keys, strict=True)
         ]
-        for name in ("val", "test")
+        for name, keys in forests.keys.items()
     }
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 from locaudit.records import json_text
 from locaudit.stats.changes import Changes
 from locaudit.stats.grades import Grade, conclusion
+from locaudit.stats.off_target import OffTarget
 from locaudit.stats.scores import TIE, Supports
 from locaudit.stats.sequential import State
 
@@ -123,6 +124,8 @@ class Verdict:
 
     notes: tuple[str, ...] = ()
     """What a reader should know before believing a gain: where it comes from one label only (`describe_labels`)."""
+    off_target: tuple[OffTarget, ...] = ()
+    """What the edits do to other behaviours; they do not enter outcomes."""
 
     def __repr__(self) -> str:
         about = f"Verdict({self.score} at level {self.level:g}, {self.n_questions} test questions: {self.headline})"

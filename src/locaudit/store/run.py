@@ -16,6 +16,7 @@ from locaudit.stats.decide import decide
 from locaudit.stats.growth import describe_extensions
 from locaudit.stats.labels import describe_labels, wanted
 from locaudit.stats.measured import Design
+from locaudit.stats.off_target import measure_off_target
 from locaudit.stats.repeats import Repeat
 from locaudit.stats.scores import MAX_MISSING, Judgements, add_judgements, find_score, resolve_score
 from locaudit.stats.verdict import Verdict
@@ -149,6 +150,7 @@ class Run:
             verdict,
             extended=describe_extensions(extensions, rule, self.config.level),
             notes=describe_labels(verdict, records, self.labels),
+            off_target=measure_off_target(verdict, records, self.manifest.dtype),
         )
 
     @cached_property
@@ -213,7 +215,7 @@ def load_run(folder: str | Path) -> Run:
             store.config,
             manifest,
             tuple(store.records()),
-            {split: tuple(store.questions(split)) for split in ("val", "test")},
+            {split: tuple(store.questions(split)) for split in store.splits},
             read_judgements(store, manifest.judges),
             store.seconds(),
         )

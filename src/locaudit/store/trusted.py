@@ -240,8 +240,9 @@ def draw(run: Run, n: int, seed: int = 0) -> tuple[list[dict[str, str]], str]:
     """Draw about `n` answers to label, and describe the sample in a sentence.
 
     Test questions are drawn at random, all with the same probability. Of each, the answers of the unedited model, the
-    claim, the whole model and one random control are taken, all of one random sample, because differences between arms
-    at the same question are what a verdict compares. Rows do not show which arm said what: each distinct answer comes once, in random order.
+    claim, the whole model and one random control of each method are taken, because differences between arms at the same
+    question are what a verdict compares. Rows do not show which arm said what: each distinct answer comes once, in
+    random order.
     """
     frame, rng = frame_of(run), np.random.default_rng(seed)
     per_question = fmean(sum(odds.values()) for odds in frame.inclusion)
