@@ -23,7 +23,7 @@ class _Run:
     out: Path = Path("runs/audit")
     """Run folder: results, edits, verdict, report. The folder of an earlier run with the same settings resumes it."""
     repeats: int = 1
-    """Number of audits with different training seeds and question splits, for one verdict over all of them.
+    """Number of audits that differ in what `vary` names (seeds and splits), for one verdict over all of them.
     Each has its own folder, ``repeat-N``, in the run folder."""
     labels: Path | None = None
     """File of trusted labels of the run's answers, which correct the judged scores (docs/judges.md)."""

@@ -27,11 +27,18 @@ from locaudit.registry import SCORES, load_plugins
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Match = Literal["none", "layer", "kv-group", "probe-accuracy", "norm"]
 Stopping = Literal["fixed", "curtailed", "anytime"]
+Vary = Literal["seed", "primer", "wording"]
+VARIED = {
+    "seed": ("training_seed", "split.seed"),
+    "primer": ("prompt.primer_order",),
+    "wording": ("prompt.wording",),
+}
+"""What repeats may vary -> the settings that count up from repeat to repeat."""
 READS_ONLY = ("score", "level", "margin", "stopping", "judges")
 """Settings that no trial depends on: they can be changed after a run, to judge and report it again."""
 ANSWER_TOKENS = 50
 """Value of ``evaluation.max_new_tokens`` if it is None and a judge reads the answers."""
-_ELSEWHERE = ("registered", "plugins", "executor", "loading.device", "loading.device_map")
+_ELSEWHERE = ("registered", "plugins", "vary", "executor", "loading.device", "loading.device_map")
 """Other settings that no trial depends on. The settings in a claim file are applied to the configuration itself."""
 
 
@@ -175,6 +182,12 @@ class PromptConfig:
     """Text before each scored question: an instruction and example questions with answers.
     ``auto``: the bundled primer for misconceptions and TruthfulQA, no primer for other data.
     ``truthful``: the bundled primer. ``none``: no primer. Anything else: path of a text file."""
+    primer_order: Annotated[int, Field(ge=0)] = 0
+    """Order of the primer's example questions. 0: as written; any other number stands for a random order of its own.
+    Repeats that vary the primer (`vary`) count it up."""
+    wording: Annotated[int, Field(ge=0)] = 0
+    """Wording of the questions. 0: as written; n: each question's n-th paraphrase (``paraphrases`` in a JSONL row).
+    Repeats that vary the wording (`vary`) count it up."""
     primer_in_training: bool = False
     """Put the primer before the questions in training, too. Off: edits are trained without it and scored with it."""
     template: Annotated[Mapping[str, bool | int | float | str], PlainValidator(_variables)] = field(
@@ -278,6 +291,9 @@ class AuditConfig:
     training_seed: Seed | None = None
     """Seed of the training order and the initial values of trained edits (None: the same as `seed`).
     Repeats (``--repeats``) set it."""
+    vary: Annotated[tuple[Vary, ...], Field(strict=False)] = ("seed",)
+    """What differs between repeats (``--repeats``): ``seed`` (training seed and question split), ``primer`` (order of
+    its examples), ``wording`` (paraphrases of the questions)."""
     executor: str = "local"
     """What runs the trials: ``local`` (this process), or an executor that a plug-in adds."""
     loading: LoadingConfig = field(default_factory=LoadingConfig)

@@ -250,7 +250,7 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
 
 def run_probes(config: AuditConfig) -> Probes:
     """Fit a probe for every head on the training questions of the behaviour. Writes nothing."""
-    behaviour = load_behaviour(config.behaviour)
+    behaviour = load_behaviour(config.behaviour).worded(config.prompt.wording)
     config, split = settle_style(config, behaviour), split_behaviour(config, behaviour)
     with show_progress() as meter:
         meter.say(f"loading {config.model}")

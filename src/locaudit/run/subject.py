@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from locaudit.behaviours.behaviour import Behaviour, Question, Style, normalise
-from locaudit.behaviours.format import Prompt, load_primer
+from locaudit.behaviours.format import Prompt, load_primer, reorder_primer
 from locaudit.behaviours.loaders import load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
 from locaudit.checkpoints import read_shape
@@ -110,11 +110,11 @@ def read_settings(
         if config.claim is not None:  # the same location may be written in several ways
             config = replace(config, claim=str(parse_location(config.claim)))
         config = hold(registration, config)
-    behaviour = behaviour or load_behaviour(config.behaviour)
+    behaviour = (behaviour or load_behaviour(config.behaviour)).worded(config.prompt.wording)
     config = settle_style(config, behaviour)
     if config.prompt.style == "chat" and config.prompt.date == "auto":
         config = replace(config, prompt=replace(config.prompt, date=_first_day(out)))
-    primer = load_primer(config.prompt.primer, behaviour.primer)
+    primer = reorder_primer(load_primer(config.prompt.primer, behaviour.primer), config.prompt.primer_order)
     claim = None if config.claim is None else parse_location(config.claim)
     if claim is not None:
         config = replace(config, claim=str(claim))
