@@ -73,6 +73,7 @@ def _print_corrected(found: Corrected) -> None:
         name = f"{line.score}, {line.what}" if line.method == NO_METHOD else f"{line.score}, {line.method}: {line.what}"
         (low, high), (least, most), c = line.judged_interval, line.corrected.interval, line.corrected
         by_labels = f"{c.value:.3f} ({least:.3f} to {most:.3f})" if c.n >= found.least else "too few labels"
+        by_labels = by_labels if c.se == c.se or c.n < found.least else f"{c.value:.3f} (all equal: no interval)"
         say(f"  {name:32}  judge {line.judged:.3f} ({low:.3f} to {high:.3f}); labels of {c.n} questions: {by_labels}")
 
 

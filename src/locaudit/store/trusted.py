@@ -291,7 +291,7 @@ def correct(run: Run, file: str, rows: Sequence[Labelled]) -> Corrected:
             [question for question, _ in has],
         )
         for aspect in aspects
-        if (has := [key for key, row in table.items() if aspect in row.labels])
+        if (has := [k for k, row in table.items() if aspect in row.labels and said[k] in run.judgements[aspect]])
     }
     how = _HOW["design" if weighing.design else "probability" if rows[0].probability is not None else ""]
     measured = {aspect: weighing.weigh(aspect) for aspect in aspects}
