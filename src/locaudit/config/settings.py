@@ -292,8 +292,8 @@ class AuditConfig:
     """Seed of the training order and the initial values of trained edits (None: the same as `seed`).
     Repeats (``--repeats``) set it."""
     vary: Annotated[tuple[Vary, ...], Field(strict=False)] = ("seed",)
-    """What differs between repeats (``--repeats``): ``seed`` (training seed and question split), ``primer`` (order of
-    its examples), ``wording`` (paraphrases of the questions)."""
+    """What differs between repeats (``--repeats``). ``seed``: training seed and question split.
+    ``primer``: order of its examples. ``wording``: paraphrases of the questions."""
     executor: str = "local"
     """What runs the trials: ``local`` (this process), or an executor that a plug-in adds."""
     loading: LoadingConfig = field(default_factory=LoadingConfig)
