@@ -103,7 +103,11 @@ CHANGED = AuditConfig(
         primer_in_training=True,
         template={"enable_thinking": False, "date_string": "26 Jul", "effort": 0.5},
         date="2026-01-31",
+        primer_order=2,
+        wording=1,
     ),
+    off_target=("sentiment",),
+    vary=("primer", "wording"),
     probe=ProbeConfig(context="answer", inverse_l2=1e-5, val_fraction=0.5, top_k=3),
     methods={
         "iti": ITISettings(direction="probe", alphas=(0.1, 1e22), positions="all"),
@@ -396,6 +400,7 @@ def test_equal_settings_hash_alike_however_they_were_written():
 def test_hash_ignores_the_device_and_what_only_reads_the_trials():
     changed, base = to_dict(CHANGED), to_dict(DEFAULT)
     base["methods"]["ablate"] = {}
+    base["off_target"] = ["sentiment", "misconceptions-balanced"]
     base["architecture"] = {"layers": "h", "heads": "attn.out", "neurons": None}
     base["evaluation"]["max_new_tokens"] = 50  # a run folder holds the number, whoever chose it
     base["judges"] = {aspect: {"kind": "openai", "model": "m"} for aspect in base["judges"]}
@@ -409,8 +414,8 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
         target[key] = value
         same = parse_config(yaml.safe_dump(values)).hash == before
         reads_only = name in ("score", "level", "margin", "stopping", "registered") or name.startswith("judges.")
-        grows = name in ("controls", "split.max_val", "split.max_test", "evaluation.max_new_tokens")
-        elsewhere = name in ("loading.device", "loading.device_map", "plugins", "executor")
+        grows = name in ("controls", "split.max_val", "split.max_test", "evaluation.max_new_tokens", "off_target")
+        elsewhere = name in ("loading.device", "loading.device_map", "plugins", "executor", "vary")
         assert same == (reads_only or elsewhere or grows), name
         refused = parse_config(yaml.safe_dump(base)).refuses(parse_config(yaml.safe_dump(values)))
         assert refused == ([] if reads_only or elsewhere else [name]), name  # a smaller number is refused, too

@@ -386,3 +386,34 @@ def test_an_old_folder_keeps_the_names_of_its_edits(home, tmp_path):
     assert len(names["claim-iti-2.safetensors"]) == len("0123456789abcdef.safetensors")
     with read_run(tmp_path / "run") as store:
         assert {path.name for path in store.edits.iterdir()} == set(names.values())
+
+
+def test_an_off_target_behaviour_is_only_measured(home, tmp_path, monkeypatch):
+    other = save_behaviour(home / "other.jsonl", n=16, shift=25)  # shares questions 25 to 29 with the behaviour
+    config = small_config(home, **SMALL)
+    with_other = grown(config, off_target=(str(other),))
+    run_audit(config, tmp_path / "run", judges=JUDGES, progress=False)
+    before = load_run(tmp_path / "run")
+    counted = Counted(monkeypatch)
+    run_audit(with_other, tmp_path / "run", judges=JUDGES, progress=False)
+    after = load_run(tmp_path / "run")
+    assert not counted.found and not counted.answered
+    split = f"off:{other}"
+    n = len(after.questions[split])
+    assert set(counted.scored) == {n} and n < 5  # 0.3 of 16, without those that are shared
+    assert {r.spec.trial_id for r in after.records} == {r.spec.trial_id for r in before.records}
+    assert dataclasses.replace(after.verdict, off_target=()) == before.verdict
+    run_audit(with_other, tmp_path / "at once", judges=JUDGES, progress=False)
+    at_once = load_run(tmp_path / "at once")
+    for one, two in zip(after.records, at_once.records, strict=True):
+        assert one.questions[split]["mc2"] == pytest.approx(two.questions[split]["mc2"], abs=1e-6)
+        assert set(one.answers) == {"val", "test"} or one.spec.method == "optimal"
+    chosen = {o.method: o for o in after.verdict.off_target if o.score == "mc2"}
+    claim = next(r for r in after.records if r.spec.arm == "claim" and r.spec.method == "optimal")
+    assert chosen["optimal"].claim == pytest.approx(claim.metrics[split]["mc2"])
+    assert chosen["optimal"].n_at_least == sum(x >= chosen["optimal"].claim for x in chosen["optimal"].controls)
+    assert "Other behaviours under the same edits" in write_report(tmp_path / "run").read_text()
+    with pytest.raises(RunFolderError, match="off_target"):  # it cannot be taken away again
+        run_audit(config, tmp_path / "run", judges=JUDGES, progress=False)
+    with pytest.raises(DataError, match="another behaviour"):
+        run_audit(grown(config, off_target=(config.behaviour,)), tmp_path / "no", progress=False)

@@ -10,8 +10,8 @@ import pytest
 
 from locaudit import audit_repeats, cli
 from locaudit.config import AuditConfig, merge_config
-from locaudit.errors import ConfigError, RunFolderError
-from locaudit.report.repeats import read_plan, read_repeats, write_plan
+from locaudit.errors import ConfigError, DataError, RunFolderError
+from locaudit.report.repeats import read_plan, read_repeats, write_plan, write_repeats
 from locaudit.run.audit import run_audit
 from locaudit.run.repeats import repeat_config, run_repeats
 from locaudit.stats import Repeat, combine_repeats, decide
@@ -226,3 +226,32 @@ def test_averaging_over_controls_that_move_is_not_done():
     enough = [i / 4096 for i in range(39)]
     found = repeats(0.25, 0.25, controls=enough, claims=[HEAD, heads((0, 1))]).methods["optimal"]
     assert (found.p_value, found.outcome, found.n_at_least) == (2 / 40, "specific", None)
+
+
+def test_repeats_may_vary_the_primer_and_the_wording_alone(tmp_path):
+    config = small_config(tmp_path, methods=["iti"], claim="0.1,1.2")
+    rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    several = tmp_path / "worded.jsonl"
+    worded = [row | {"paraphrases": [row["question"].replace("Is", "Would you say that"), "x"]} for row in rows]
+    worded[0]["paraphrases"].pop()
+    several.write_text("\n".join(map(json.dumps, worded)))
+    primer = tmp_path / "primer.txt"
+    primer.write_text("Be brief.\n\n" + "\n\n".join(f"Q: {x}?\nA: {x}." for x in "abcdef"))
+    settings = {"behaviour": str(several), "vary": ["primer", "wording"], "prompt": {"primer": str(primer)}}
+    config = merge_config(config, settings)
+    run_repeats(config, tmp_path / "out", 2, progress=False)
+    runs = read_repeats(tmp_path / "out").runs
+    assert [run.config.training_seed for run in runs.values()] == [0, 0]
+    first, second = (run.questions["test"] for run in runs.values())
+    assert [q.id for q in first] == [q.id for q in second]  # the same questions, in other words
+    assert [q.text.replace("Is", "Would you say that") for q in first] == [q.text for q in second]
+    primers = [run.manifest.primer for run in runs.values()]
+    assert primers[0] == primer.read_text() != primers[1]
+    assert sorted(primers[0].split("\n\n")) == sorted(primers[1].split("\n\n")) and primers[1].startswith("Be brief.")
+    assert "different orders of the primer, wordings" in write_repeats(tmp_path / "out")[0].read_text()
+    with pytest.raises(DataError, match="has 1 paraphrases"):  # one question has only one
+        run_repeats(config, tmp_path / "three", 3, progress=False)
+    with pytest.raises(DataError, match="with 0 example questions"):
+        run_repeats(merge_config(config, {"prompt": {"primer": "none"}}), tmp_path / "none", 2, progress=False)
+    with pytest.raises(ConfigError, match="vary nothing"):
+        run_repeats(merge_config(config, {"vary": []}), tmp_path / "nothing", 2, progress=False)

@@ -33,6 +33,7 @@ from locaudit.stats import (
     score_values,
     select,
 )
+from locaudit.stats.changes import count_changes
 from locaudit.stats.repeats import Repeat, combine_repeats
 from locaudit.stats.resample import N_RESAMPLES, resampled_differences
 from locaudit.stats.selection import choose
@@ -566,3 +567,13 @@ def test_a_gain_in_a_product_is_tested_by_exchanging_questions(seed):
     rng = np.random.default_rng(seed)
     after, before = (rng.random((2, 9)) > 0.3).astype(float), (rng.random((2, 9)) > 0.6).astype(float)
     assert paired_gain_p(after, before) == pytest.approx(all_exchanges(after, before))
+
+
+def test_questions_made_worse_and_better_by_hand():
+    before = np.array([[1.0, 1.0, 0.0, 0.0, np.nan, 0.5], [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]])
+    after = np.array([[1.0, 0.0, 1.0, 1.0, 1.0, 0.5 + 4e-9], [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]])
+    found = count_changes(after, before, tolerance=1e-9)  # a product over components, at each question
+    assert (found.n, found.worse, found.better) == (5, 0.2, 0.2)
+    assert found.worse_interval == pytest.approx((0.0362, 0.6245), abs=1e-4)  # Wilson, by hand
+    assert count_changes(after, before, tolerance=1e-10).better == 0.4  # beyond rounding
+    assert np.isnan(count_changes(after * np.nan, before, 1e-9).worse)

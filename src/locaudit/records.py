@@ -17,6 +17,8 @@ ARMS: tuple[Arm, ...] = ("base", "claim", "whole", "rest", "control")
 NO_METHOD = "none"
 """The `method` of trials of the unedited model."""
 Status = Literal["ok", "diverged"]
+OFF = "off:"
+"""Start of the names of splits that hold off-target behaviours: ``off:sentiment``. Nothing is generated for them."""
 
 
 def content_hash(value: Any, length: int = 16) -> str:
@@ -108,7 +110,7 @@ class TrialRecord:
     message: str = ""
     """Why the trial diverged."""
     metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """split (``val``, ``test``) -> metric -> mean over questions."""
+    """split (``val``, ``test``, ``off:NAME``) -> metric -> mean over questions."""
     drift: Mapping[str, float] = field(default_factory=dict)
     """``kl`` and ``ce`` on the fixed documents, in nats per token."""
     questions: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)

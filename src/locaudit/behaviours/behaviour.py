@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from locaudit.errors import DataError
@@ -34,6 +34,8 @@ class Question:
     group: str = ""
     """Questions of one group, such as rewordings of one question or the questions of a domain, go to the same part of
     the split. Empty: the question is a group of its own."""
+    paraphrases: tuple[str, ...] = ()
+    """Other wordings of `text`, for audits that repeat with another wording (``prompt.wording``)."""
 
     def __post_init__(self):
         if not self.id:
@@ -120,6 +122,23 @@ class Behaviour:
     def __repr__(self) -> str:
         asked = ", ".join(self.aspects) or "nothing"
         return f"Behaviour({self.name!r}: {len(self)} questions, judged for {asked})"
+
+    def worded(self, number: int) -> Behaviour:
+        """The behaviour with the paraphrase of that number, from 1, in place of each question; 0: as it is.
+
+        Ids, answers and splits stay. Raises `DataError` if a question has fewer paraphrases.
+        """
+        short = next((q for q in self.questions if len(q.paraphrases) < number), None)
+        if short is not None:
+            raise DataError(
+                got=f"prompt.wording = {number} for {self.name}, whose question {short.text[:60]!r} has "
+                f"{len(short.paraphrases)} paraphrases",
+                expected=f"{number} for each question",
+                remedy='write them into each JSONL row as "paraphrases": [...]; or ask for fewer wordings',
+            )
+        if not number:
+            return self
+        return replace(self, questions=tuple(replace(q, text=q.paraphrases[number - 1]) for q in self.questions))
 
     @property
     def fingerprint(self) -> str:

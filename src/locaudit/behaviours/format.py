@@ -29,6 +29,7 @@ break in ``completion``, and in ``chat`` at the special token that the template 
 
 from __future__ import annotations
 
+import random
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -283,6 +284,26 @@ def truthful_primer() -> str:
     It was written for this project.
     """
     return resources.files("locaudit.behaviours").joinpath("primer.txt").read_text(encoding="utf-8").strip()
+
+
+def reorder_primer(primer: str, order: int) -> str:
+    """The primer with its example questions in another order, a random one for each `order`; 0: as written.
+
+    Examples are the paragraphs that begin with ``Q:``. Raises `DataError` for fewer than 2 of them.
+    """
+    parts = re.split(r"\n\s*\n", primer)
+    places = [i for i, part in enumerate(parts) if part.lstrip().startswith("Q:")]
+    if not order:
+        return primer
+    if len(places) < 2:
+        raise DataError(
+            got=f"prompt.primer_order = {order} for a primer with {len(places)} example questions",
+            expected="at least 2 paragraphs that begin with Q:",
+            remedy="set prompt.primer to truthful or to a file of such examples; or leave out primer_order",
+        )
+    for place, part in zip(places, random.Random(order).sample([parts[i] for i in places], len(places)), strict=True):
+        parts[place] = part
+    return "\n\n".join(parts)
 
 
 def load_primer(primer: str, own: str = "") -> str:

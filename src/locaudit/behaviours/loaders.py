@@ -240,7 +240,12 @@ def _jsonl_questions(rows: Iterable[Row]) -> Questions:
             name = str(row["id"]) if isinstance(row.get("id"), int) else _string(row, "id")
             text, category, split, group = (_string(row, key) for key in ("question", "category", "split", "group"))
             true, false = _sentences(row, "true"), _sentences(row, "false")
-            question = Question(name, text, true, false, _best(row, "best"), category, split or None, group)
+            others = row.get("paraphrases", [])
+            if not isinstance(others, list) or not all(isinstance(other, str) and other.strip() for other in others):
+                remedy = 'write "paraphrases": ["another wording"]'
+                raise DataError(got=f"paraphrases = {others!r:.60}", expected="a list of texts", remedy=remedy)
+            others = tuple(_encodable(other).strip() for other in others)
+            question = Question(name, text, true, false, _best(row, "best"), category, split or None, group, others)
         placed.append((where, question))
     return placed, []
 

@@ -24,8 +24,10 @@ class _Run:
     """Run folder, for results, edits, verdict and report.
     An earlier run with the same settings in this folder is resumed."""
     repeats: int = 1
-    """Number of audits with different training seeds and question splits. One verdict is given over all of them.
+    """Number of audits that differ in what `vary` names (seeds and splits). One verdict is given over all of them.
     Each audit has its own folder, ``repeat-N``, in the run folder."""
+    labels: Path | None = None
+    """File of trusted labels of the run's answers, which correct the judged scores (docs/judges.md)."""
     dry_run: bool = False
     """Run only the first trials of each method and print how long the rest would take.
     These trials are kept in the run folder, so the audit does not repeat them."""
@@ -48,9 +50,11 @@ class _Report:
     """Significance level (None: the level of the run)."""
     margin: float | None = None
     """Equivalence margin (None: the margin of the run)."""
+    labels: Path | None = None
+    """File of trusted labels of the run's answers, which correct the judged scores (docs/judges.md)."""
     out: Path | None = None
     """Folder to write the report to.
-    None: the run folder; with another score, level or margin, the folder ``reports/SCORE...`` in it."""
+    None: the run folder; with another score, level or margin, or labels, the folder ``reports/SCORE...`` in it."""
 
 
 def demo(arguments: Sequence[str]) -> int:
@@ -103,17 +107,18 @@ def report(arguments: Sequence[str]) -> None:
     from locaudit.studies.paper import is_study, write_paper
 
     if is_study(command.folder):
-        if command.out is not None or any(value is not None for value in settings.values()):
+        if command.out is not None or any(value is not None for value in (*settings.values(), command.labels)):
             raise ConfigError(
-                got=f"--score, --level, --margin or --out with {command.folder}, which is a study of several audits",
+                got=f"--score, --level, --margin, --labels or --out with {command.folder}, a study of several audits",
                 expected="these flags only for a single run or for repeats",
                 remedy=f"give the folder of one audit: locaudit report {command.folder / 'sets'} --score mc1",
             )
         print_study(write_paper(command.folder))
     elif is_repeats(command.folder):
+        _refuse_labels(command.labels, command.folder / "repeat-0")
         print_repeats(command.folder, command.out, **settings)
     else:
-        print_verdict(read_result(command.folder, **settings), command.out)
+        print_verdict(read_result(command.folder, **settings, labels=command.labels), command.out)
 
 
 def _run(command: _Run) -> int:
@@ -125,8 +130,13 @@ def _run(command: _Run) -> int:
     from locaudit.run.audit import run_audit
     from locaudit.run.pilot import describe_estimate, run_pilot
     from locaudit.run.repeats import repeat_config, run_repeats
+    from locaudit.store.trusted import read_labels
 
     require_report_extra()
+    if command.labels is not None:
+        read_labels(command.labels)
+    if command.repeats > 1:
+        _refuse_labels(command.labels, repeat_folder(command.out, 0))
     if command.dry_run:
         several = command.repeats > 1
         config, out = (repeat_config(command.config, 0), repeat_folder(command.out, 0)) if several else (
@@ -144,8 +154,21 @@ def _run(command: _Run) -> int:
         return count_unjudged(print_repeats(command.out).runs.values())
     run_audit(command.config, command.out)
     result = read_result(command.out)
+    if command.labels is not None:
+        result.write_report()  # the run's own; the one that is printed is written beside it
+        result = read_result(command.out, labels=command.labels)
     print_verdict(result)
     return count_unjudged([result.run])
+
+
+def _refuse_labels(labels: Path | None, folder: Path) -> None:
+    """Labels are of one run's answers; `folder` is one of the repeats."""
+    if labels is not None:
+        raise ConfigError(
+            got="--labels for several repeats",
+            expected="labels of the answers of one run",
+            remedy=f"run: locaudit report {folder} --labels {labels}",
+        )
 
 
 def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1) -> None:

@@ -5,6 +5,8 @@ commands:
         measure a judge (default: the bundled one) on labelled answers to questions that it was not fitted on
   locaudit judge compare RUN --second.kind KIND ...
         measure the agreement of two judges on the answers of a run
+  locaudit judge sample RUN --out FILE
+        draw answers of a run to be labelled by people, for locaudit report RUN --labels FILE
 
 To fit a judge of your own, use the scripts tools/judge/fit.py and tools/judge/finetune.py in the repository.
 locaudit judge COMMAND --help lists the flags of a command.
@@ -52,9 +54,24 @@ class _Compare:
     """Print the result as JSON."""
 
 
+@dataclass(frozen=True)
+class _Sample:
+    run: tyro.conf.Positional[Path]
+    """Run folder with answers."""
+    out: Path
+    """CSV file to write. Fill its columns, one per aspect, with 1 (yes) or 0 (no)."""
+    n: int = 100
+    """Number of answers, about."""
+    score: str | None = None
+    """The score that the report will be read with; it decides which strengths are chosen (None: the run's)."""
+    seed: int = 0
+    """Seed of the draw."""
+
+
 def judge(arguments: list[str]) -> None:
     """Parse ``locaudit judge COMMAND [flags]`` and run it."""
-    dispatch("judge", (__doc__ or "").strip(), {"fit": _fit, "validate": _validate, "compare": _compare}, arguments)
+    commands = {"fit": _fit, "validate": _validate, "compare": _compare, "sample": _sample}
+    dispatch("judge", (__doc__ or "").strip(), commands, arguments)
 
 
 def _fit(arguments: list[str]) -> None:
@@ -99,6 +116,25 @@ def _validate(arguments: list[str]) -> None:
     note = Console(stderr=True, highlight=False, markup=False).print
     report = validate(judges, given, command.references, say=note)
     print(json_text(report) if command.json else as_table(report), end="" if command.json else "\n")
+
+
+def _sample(arguments: list[str]) -> None:
+    words = "Draw answers of a run to be labelled by people. Rows do not show which edit an answer comes from."
+    command = tyro.cli(_Sample, prog="locaudit judge sample", description=words, args=arguments)
+    if command.n < 1 or command.out.exists():
+        raise ConfigError(
+            got=f"--n {command.n}" if command.n < 1 else f"--out {command.out}, which exists",
+            expected="at least 1 answer, and a new file, so that no labels are lost",
+            remedy="raise --n" if command.n < 1 else "choose another --out, or move the file away",
+        )
+    from locaudit.report.tables import csv_text
+    from locaudit.store.files import write_atomically
+    from locaudit.store.run import load_run
+    from locaudit.store.trusted import draw
+
+    rows, about = draw(load_run(command.run).read_with(command.score), command.n, command.seed)
+    write_atomically(command.out, csv_text(rows).encode())
+    say(f"{command.out}: {about}")
 
 
 def _compare(arguments: list[str]) -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from locaudit.cli.commands import say
+from locaudit.records import NO_METHOD
 from locaudit.report.repeats import Repeats, write_repeats
 from locaudit.report.result import AuditResult
 from locaudit.report.tables import Registered, reading_words
 from locaudit.stats.grades import conclusion
+from locaudit.stats.words import changes
 from locaudit.store.run import Run
+from locaudit.store.trusted import Corrected
 from locaudit.text import readable
 
 _SHOWN_QUESTIONS = 3
@@ -62,6 +65,18 @@ def _print_unchanged(claim_file: Registered | None) -> None:
         say(f"\nregistered before the run: {claim_file.hash}, {claim_file.file}; nothing was changed after")
 
 
+def _print_corrected(found: Corrected) -> None:
+    say(f"\nCorrected by {found.n_labels} labels ({found.file}), {found.how}:", style="bold")
+    for aspect, a in found.agreement.items():
+        say(f"  judge and labels agree on {a.agreement:.1%} of {a.n} answers ({aspect}; kappa {a.kappa:.2f})")
+    for line in found.lines:
+        name = f"{line.score}, {line.what}" if line.method == NO_METHOD else f"{line.score}, {line.method}: {line.what}"
+        (low, high), (least, most), c = line.judged_interval, line.corrected.interval, line.corrected
+        by_labels = f"{c.value:.3f} ({least:.3f} to {most:.3f})" if c.n >= found.least else "too few labels"
+        by_labels = by_labels if c.se == c.se or c.n < found.least else f"{c.value:.3f} (all equal: no interval)"
+        say(f"  {name:32}  judge {line.judged:.3f} ({low:.3f} to {high:.3f}); labels of {c.n} questions: {by_labels}")
+
+
 def print_verdict(result: AuditResult, out: Path | None = None) -> None:
     """Write the report of a run, to `out` if given, and print its verdict."""
     report, tables = result.write_report(out), result.tables
@@ -77,10 +92,20 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
     for name, found in verdict.methods.items():
         say(f"\n{name}: {found.outcome}", style="bold")
         say(found.sentence)
+        if changed := changes(found):
+            say(changed)
         for grade in found.grades:
             say(f"  {grade.question}: {grade.answer}; {grade.evidence}.")
         if found.grades:
             say(conclusion(found.grades))
+    for o in verdict.off_target:
+        low, high = o.gain_interval
+        say(
+            f"\nOff target, {o.behaviour}, {o.method}: {o.score} {o.base:.3f} unedited, {o.claim:.3f} at the claim "
+            f"({o.gain:+.3f}, {low:+.3f} to {high:+.3f}); {o.n_at_least} of {len(o.controls)} controls at or above it"
+        )
+    if tables.corrected is not None:
+        _print_corrected(tables.corrected)
     _print_unchanged(tables.registered)
     if said:
         say("\nWhat the models say (the first test questions; more in the report):", style="bold")

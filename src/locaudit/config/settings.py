@@ -27,11 +27,18 @@ from locaudit.registry import SCORES, load_plugins
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Match = Literal["none", "layer", "kv-group", "probe-accuracy", "norm"]
 Stopping = Literal["fixed", "curtailed", "anytime"]
+Vary = Literal["seed", "primer", "wording"]
+VARIED = {
+    "seed": ("training_seed", "split.seed"),
+    "primer": ("prompt.primer_order",),
+    "wording": ("prompt.wording",),
+}
+"""What repeats may vary -> the settings that count up from repeat to repeat."""
 READS_ONLY = ("score", "level", "margin", "stopping", "judges")
 """Settings that no trial depends on: they can be changed after a run, to judge and report it again."""
 ANSWER_TOKENS = 50
 """Value of ``evaluation.max_new_tokens`` if it is None and a judge reads the answers."""
-_ELSEWHERE = ("registered", "plugins", "executor", "loading.device", "loading.device_map")
+_ELSEWHERE = ("registered", "plugins", "vary", "executor", "loading.device", "loading.device_map")
 """Other settings that no trial depends on. The settings in a claim file are applied to the configuration itself."""
 
 
@@ -44,6 +51,7 @@ GROWS: Mapping[str, Callable[[Any, Any], bool]] = {
     "split.max_val": _is_more,
     "split.max_test": _is_more,
     "evaluation.max_new_tokens": lambda old, new: not old or new == old,
+    "off_target": lambda old, new: set(old or ()) <= set(new or ()),
 }
 """Settings that can be raised in an existing run folder, so that only the missing part runs: a function of (old, new)
 that tells whether `new` is allowed."""
@@ -174,6 +182,12 @@ class PromptConfig:
     """Text before each scored question: an instruction and example questions with answers.
     ``auto``: the bundled primer for misconceptions and TruthfulQA, no primer for other data.
     ``truthful``: the bundled primer. ``none``: no primer. Anything else: path of a text file."""
+    primer_order: Annotated[int, Field(ge=0)] = 0
+    """Order of the primer's example questions. 0: as written; any other number stands for a random order of its own.
+    Repeats that vary the primer (`vary`) count it up."""
+    wording: Annotated[int, Field(ge=0)] = 0
+    """Wording of the questions. 0: as written; n: each question's n-th paraphrase (``paraphrases`` in a JSONL row).
+    Repeats that vary the wording (`vary`) count it up."""
     primer_in_training: bool = False
     """Put the primer before the questions in training, too. Off: edits are trained without it and scored with it."""
     template: Annotated[Mapping[str, bool | int | float | str], PlainValidator(_variables)] = field(
@@ -229,6 +243,9 @@ class AuditConfig:
     behaviour: str = "misconceptions"
     """Questions with true and false answers. Bundled: ``misconceptions``, ``misconceptions-balanced``, ``sentiment``.
     Otherwise a JSONL, TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``."""
+    off_target: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Other behaviours, named as `behaviour` is, on which every edit is scored too, by log-probabilities alone.
+    They show what an edit breaks or moves elsewhere, and do not enter the verdict. They can be added later."""
     claim: str | None = None
     """The claimed location: ``"14.3,15.7"`` (heads, as LAYER.HEAD), ``"neuron:3.117"`` or a JSON or CSV file.
     None: the ``probe.top_k`` best probed heads."""
@@ -274,6 +291,9 @@ class AuditConfig:
     training_seed: Seed | None = None
     """Seed of the training order and the initial values of trained edits (None: the same as `seed`).
     Repeats (``--repeats``) set it."""
+    vary: Annotated[tuple[Vary, ...], Field(strict=False)] = ("seed",)
+    """What differs between repeats (``--repeats``). ``seed``: training seed and question split.
+    ``primer``: order of its examples. ``wording``: paraphrases of the questions."""
     executor: str = "local"
     """What runs the trials: ``local`` (this process), or an executor that a plug-in adds."""
     loading: LoadingConfig = field(default_factory=LoadingConfig)

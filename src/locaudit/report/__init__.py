@@ -15,6 +15,7 @@ from locaudit.report.html import render
 from locaudit.report.style import require
 from locaudit.report.tables import Tables, read_tables
 from locaudit.stats.grades import conclusion
+from locaudit.stats.words import changes
 from locaudit.store.files import write_atomically
 
 __all__ = ["Tables", "read_tables", "require_report_extra", "write_report"]
@@ -30,10 +31,10 @@ def report_folder(folder: Path, out: str | Path | None, score: str, reading: Map
     """The folder that a report is written to; it is created if needed.
 
     The folder is `out` or, if None, the run's own folder. If the run is read with another score, level or margin
-    (`Run.reading`), the default is ``reports/SCORE...`` in the run's folder. Raises `RunFolderError` if another run,
-    study or set of repeats has its own report there, or if the folder cannot be written to.
+    (`Run.reading`), or with labels, the default is ``reports/SCORE...`` in the run's folder. Raises `RunFolderError` if
+    another run, study or set of repeats has its own report there, or if the folder cannot be written to.
     """
-    named = [f"{name}-{value:g}" for name, (_, value) in reading.items() if name != "score"]
+    named = [name if name == "labels" else f"{name}-{x:g}" for name, (_, x) in reading.items() if name != "score"]
     default = folder / "reports" / "-".join([score, *named]) if reading else folder
     target = default if out is None else Path(out)
     is_own = not reading and target.resolve() == folder.resolve()
@@ -58,14 +59,15 @@ def write_report(folder: str | Path, tables: Tables | None = None, *, out: str |
     """Write verdict.json, trials.csv, figures/ and report.html of a run; returns the path of the page.
 
     They are written to `out` or, if None, to the run folder. `tables` has the run's content, if it was read before. If
-    it was read with another score, level or margin than the run's (`Run.read_with`), the default is
+    it was read with another score, level or margin than the run's, or with labels (`Run.read_with`), the default is
     ``reports/SCORE...`` in the run folder. The page of an unfinished run begins with what is missing.
 
     Raises `RunFolderError` for a folder that is not a run or has no scores of the unedited model, and for an `out` that
     has another report. Without the extra `report`, raises `LocauditError` after writing verdict.json and trials.csv.
     """
     tables = tables or read_tables(folder)
-    folder = report_folder(Path(folder), out, tables.verdict.score, tables.reading)
+    labels = {} if tables.corrected is None else {"labels": (None, tables.corrected.file)}
+    folder = report_folder(Path(folder), out, tables.verdict.score, {**tables.reading, **labels})
     write_atomically(folder / "verdict.json", tables.verdict_json().encode())
     write_atomically(folder / "trials.csv", tables.trials_csv().encode())
     page = render(
@@ -78,6 +80,7 @@ def write_report(folder: str | Path, tables: Tables | None = None, *, out: str |
         kind=tables.manifest.kind_plural.removesuffix("s"),
         unjudged=UNJUDGED,
         conclusion=conclusion,
+        changes=changes,
         n_open=N_OPEN,
         yaml=to_yaml(tables.config),
     )

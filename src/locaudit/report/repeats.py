@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from locaudit.config import to_dict
-from locaudit.config.settings import leaves
+from locaudit.config.settings import VARIED, leaves
 from locaudit.errors import RunFolderError
 from locaudit.records import json_text
 from locaudit.report import report_folder, write_report
@@ -59,6 +59,13 @@ class Repeats:
     """As `locaudit.store.run.Run.reading`."""
     runs: Mapping[int, Run]
     """The finished runs, by number."""
+
+    @property
+    def varied(self) -> str:
+        """What differs between the repeats, in words."""
+        split = "" if self.verdict.same_questions else " and question splits"
+        words = {"seed": f"training seeds{split}", "primer": "orders of the primer", "wording": "wordings"}
+        return ", ".join(words[what] for what in next(iter(self.runs.values())).config.vary)
 
     def __repr__(self) -> str:
         return f"Repeats({self.subject})\n{self.verdict!r}"
@@ -155,14 +162,21 @@ def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """Settings and facts that must be the same in all repeats, and ``training_seed``, which must differ."""
+    """Settings and facts that must be the same in all repeats, and ``varied``, which must differ."""
     values = dict(leaves(to_dict(run.config)))
-    for name in ("split.seed", "registered", "loading.device", "loading.device_map"):
+    varied = [(name, values.pop(name)) for what in run.config.vary for name in VARIED[what]]
+    for name in ("registered", "loading.device", "loading.device_map"):
         del values[name]
     judges = {aspect: judge.fingerprint for aspect, judge in run.manifest.judges.items()}
     registration = run.manifest.registration
     claim_file = "none" if registration is None else registration.sha256
-    return {**values, "model weights": run.manifest.fingerprint, "judges": judges, "claim file": claim_file}
+    return {
+        **values,
+        "varied": varied,
+        "model weights": run.manifest.fingerprint,
+        "judges": judges,
+        "claim file": claim_file,
+    }
 
 
 def _check_alike(facts: Mapping[int, dict[str, Any]]) -> None:
@@ -171,14 +185,16 @@ def _check_alike(facts: Mapping[int, dict[str, Any]]) -> None:
         f"{name}: {first[1][name]} in repeat-{first[0]}, {value} in repeat-{number}"
         for number, values in others
         for name, value in values.items()
-        if name != "training_seed" and value != first[1][name]
+        if name != "varied" and value != first[1].get(name)
     ]
-    if len({values["training_seed"] for values in facts.values()}) < len(facts):
-        differences.append("two with the same training seed")
+    if len({str(values["varied"]) for values in facts.values()}) < len(facts):
+        differences.append(
+            f"two with the same {' and '.join(name.replace('_', ' ') for name, _ in first[1]['varied'])}"
+        )
     if differences:
         raise RunFolderError(
             got=f"repeats that are not of one audit ({'; '.join(differences[:5])})",
-            expected="audits that differ only in training seed and split seed",
+            expected="audits that differ only in what they vary (`vary`)",
             remedy="run the audit with --repeats again with one set of settings, in another --out",
         )
 

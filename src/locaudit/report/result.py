@@ -87,17 +87,23 @@ class AuditResult:
 
 
 def read_result(
-    folder: str | Path, score: str | None = None, level: float | None = None, margin: float | None = None
+    folder: str | Path,
+    score: str | None = None,
+    level: float | None = None,
+    margin: float | None = None,
+    labels: str | Path | None = None,
 ) -> AuditResult:
     """Read the result of an audit from its run folder. Writes nothing and loads no model.
 
         result = locaudit.read_result("runs/mine", score="mc1", level=0.01)
 
-    `score`, `level` and `margin` replace those of the run; None keeps them. The trials stay the same.
+    `score`, `level` and `margin` replace those of the run; None keeps them. The trials stay the same. `labels` is a
+    file of trusted labels of the run's answers: ``result.run.corrected`` then has the scores corrected by them.
 
     Raises `RunFolderError` for a folder that is not a run or has no scores of the unedited model yet. Raises
-    `ConfigError` for a score that the run does not have, or a level or margin out of range.
+    `ConfigError` for a score that the run does not have, or a level or margin out of range, and `DataError`
+    for labels that cannot be used.
     """
-    result = AuditResult(load_run(folder).read_with(score, level, margin))
+    result = AuditResult(load_run(folder).read_with(score, level, margin, labels))
     _ = result.verdict  # computed now, so that a run without scores is refused here
     return result

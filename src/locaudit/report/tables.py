@@ -17,19 +17,21 @@ from typing import Any
 
 from locaudit.config import AuditConfig, changed_settings, open_settings, unknown_names_kept
 from locaudit.location import Location
-from locaudit.records import ARMS, NO_METHOD, TrialRecord, json_text
+from locaudit.records import ARMS, NO_METHOD, OFF, TrialRecord, json_text
 from locaudit.registry import SCORES
 from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES
+from locaudit.stats.changes import Changes, count_changes
 from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.resample import score_intervals
-from locaudit.stats.scores import components, judged_scores
+from locaudit.stats.scores import components, has_score, judged_scores, score_values
 from locaudit.stats.selection import Place, select
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
 from locaudit.store.run import Run, load_run
+from locaudit.store.trusted import Corrected
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Row:
     seconds: float | None = None
     by_label: Mapping[str, float] = field(default_factory=dict)
     """The verdict's score by right answer (`locaudit.stats.labels.label_scores`); empty without labels."""
+    changes: Changes | None = None
+    """How many test questions it made worse and better than unedited; None for the unedited model."""
 
     @property
     def place(self) -> Place:
@@ -92,8 +96,10 @@ class Row:
 
     @property
     def values(self) -> Mapping[str, float]:
-        """Scores on the test questions, the verdict's score by label, and drift."""
-        return {**self.record.metrics.get("test", {}), **self.by_label, **self.record.drift}
+        """Scores on the test questions, the verdict's by label, the shares of questions that changed, and drift."""
+        c = self.changes
+        changed = {} if c is None else {"worse": c.worse, "better": c.better}
+        return {**self.record.metrics.get("test", {}), **self.by_label, **changed, **self.record.drift}
 
     @cached_property
     def missing(self) -> Mapping[str, tuple[int, int]]:
@@ -141,6 +147,8 @@ class Tables:
     registered: Registered | None = None
     reading: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Setting -> (value of the run, value chosen), for each setting that `Run.read_with` changed."""
+    corrected: Corrected | None = None
+    """The judged scores corrected by trusted labels; None without labels."""
 
     def __repr__(self) -> str:
         return f"Tables({len(self.rows)} trials of {self.manifest.model} on {self.manifest.behaviour})"
@@ -199,9 +207,9 @@ class Tables:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the table of all arms: the verdict's score, scores without a judge, and drift."""
+        """Columns of the table of all arms: the verdict's score, scores without a judge, changes, and drift."""
         own = [name for name in self.measured if name not in self.judged or name == self.verdict.score]
-        return (*own, *DRIFT_TITLES)
+        return (*own, "worse", "better", *DRIFT_TITLES)
 
     def places(self, method: str) -> dict[Place, Row | None]:
         """The chosen trial at each place of a method, in the tables' order; None if every edit there diverged."""
@@ -303,6 +311,8 @@ class Tables:
         more: dict[str, Any] = {} if self.registered is None else {"registration": self.registered.to_dict()}
         if self.reading:
             more["reading"] = {name: {"run": own, "here": here} for name, (own, here) in self.reading.items()}
+        if self.corrected is not None:
+            more["labels"] = asdict(self.corrected)
         judges = {aspect: asdict(judge) for aspect, judge in self.judges.items()}
         extensions = [asdict(extension) for extension in self.manifest.extensions]
         return json_text({**asdict(self.verdict), "judges": judges, "extensions": extensions, **more})
@@ -315,8 +325,9 @@ class Tables:
     def lines(self) -> list[dict[str, Any]]:
         """One dict per trial: its identity, whether validation questions chose it, its test scores, drift and time.
 
-        After each score from judges comes its 95 % bootstrap interval. `n_missing` is the number of missing judgements
-        of the trial's test answers.
+        After each score from judges comes its 95 % bootstrap interval. ``worse`` and ``better`` are the shares of test
+        questions whose score fell and rose, with their 95 % Wilson intervals. `n_missing` is the number of missing
+        judgements of the trial's test answers.
         """
         judged = [name for name in self.measured if name in self.judged]
         lines = []
@@ -336,9 +347,15 @@ class Tables:
                 line[name] = row.values.get(name)
                 if name in judged:
                     line[f"{name}_low"], line[f"{name}_high"] = row.bounds.get(name, (None, None))
+            c = row.changes
+            for name in ("worse", "better"):
+                line[name] = row.values.get(name)
+                line[f"{name}_low"], line[f"{name}_high"] = getattr(c, f"{name}_interval", (None, None))
             if judged:
                 line["n_missing"] = row.n_missing if row.missing else None
             line |= {name: row.values.get(name) for name in DRIFT_TITLES}
+            for off in dict.fromkeys((o.behaviour, o.score) for o in self.verdict.off_target):
+                line[" ".join(off)] = row.record.metrics.get(f"{OFF}{off[0]}", {}).get(off[1])
             lines.append({**line, "seconds": row.seconds})
         return lines
 
@@ -358,15 +375,19 @@ def tabulate(run: Run) -> Tables:
     chosen = [record for places in selected.values() for record in places.values()]
     chosen_ids = {record.spec.trial_id for record in chosen if record is not None}
     bounds = score_intervals(records, judged_scores(run.base.questions["test"]))
-    rows = []
+    before, rows = score_values(run.base.questions["test"], verdict.score), []
     for record in records:
         trial = record.spec.trial_id
         by_label = label_scores(record.questions.get("test", {}), verdict.score, run.labels)
-        rows.append(Row(record, trial in chosen_ids, bounds.get(trial, {}), run.seconds.get(trial), by_label))
+        changes, own = None, record.questions.get("test", {})
+        if record.spec.arm != "base" and has_score(own, verdict.score):
+            changes = count_changes(score_values(own, verdict.score), before, verdict.tolerance)
+        rows.append(Row(record, trial in chosen_ids, bounds.get(trial, {}), run.seconds.get(trial), by_label, changes))
     registered = read_registered(run)
     return Tables(
-        verdict, run.config, tuple(rows), run.manifest, run.judgements, run.questions["test"], registered, run.reading
-    )
+        verdict, run.config, tuple(rows), run.manifest, run.judgements, run.questions["test"], registered, run.reading,
+        run.corrected,
+    )  # fmt: skip
 
 
 def _order(methods: Sequence[str]) -> Callable[[TrialRecord], tuple]:

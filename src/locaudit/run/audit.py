@@ -250,7 +250,7 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
 
 def run_probes(config: AuditConfig) -> Probes:
     """Fit a probe for every head on the training questions of the behaviour. Writes nothing."""
-    behaviour = load_behaviour(config.behaviour)
+    behaviour = load_behaviour(config.behaviour).worded(config.prompt.wording)
     config, split = settle_style(config, behaviour), split_behaviour(config, behaviour)
     with show_progress() as meter:
         meter.say(f"loading {config.model}")
@@ -291,9 +291,9 @@ def _held_out(inputs: Inputs, forests: Forests) -> dict[str, list[HeldOutQuestio
     return {
         name: [
             HeldOutQuestion(q.id, q.text, q.true, q.false, key)
-            for q, key in zip(getattr(inputs.split, name), forests.keys[name], strict=True)
+            for q, key in zip(inputs.held_out(name), keys, strict=True)
         ]
-        for name in ("val", "test")
+        for name, keys in forests.keys.items()
     }
 
 

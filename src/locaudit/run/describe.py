@@ -51,7 +51,8 @@ def make_manifest(
         kind_plural=kind.plural,
         behaviour=behaviour.name,
         aspects=behaviour.aspects,
-        n_questions={name: len(getattr(inputs.split, name)) for name in ("train", "val", "test")},
+        n_questions={name: len(getattr(inputs.split, name)) for name in ("train", "val", "test")}
+        | {name: len(questions) for name, (_, questions) in inputs.off_target.items()},
         data={
             "questions": len(questions),
             "true": sum(len(question.true) for question in questions),

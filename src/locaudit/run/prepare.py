@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,7 +49,7 @@ class Forests:
     train: Forest
     """All training questions; a trained method may use only the first ones (``max_questions``)."""
     held_out: Mapping[str, Forest]
-    """``val`` and ``test``."""
+    """``val``, ``test`` and ``off:NAME``."""
 
     @property
     def keys(self) -> dict[str, list[str]]:
@@ -132,6 +133,7 @@ def plant_questions(inputs: Inputs, model: Model) -> Forests:
         if limit:
             longest = len(forest.prefix) + max(len(tree.prompt) for tree in forest.trees)
             check_length(model, longest + limit, f"a {name} question with its answer", len(forest.prefix))
+    held_out |= {name: grow(questions, prompt) for name, (prompt, questions) in inputs.off_target.items()}
     forests = Forests(grow(inputs.split.train, inputs.training), held_out)
     for forest in (forests.train, *held_out.values()):
         check_depth(model, forest)
@@ -221,7 +223,7 @@ def prepare_shared(
         if not forest.trees:  # nothing is trained
             return ()
         # Cached question by question, so that only added questions are scored when a run grows.
-        keys, file = question_keys(forest), f"reference-{name}"
+        keys, file = question_keys(forest), re.sub(r"\W+", "-", f"reference-{name}")
         key = content_hash([model.fingerprint, "sums by question"])
         before = _read(store, file, key)
         found: dict[str, Tensor] = {}
@@ -249,7 +251,7 @@ def prepare_shared(
     train = Forest(forests.train.prefix, forests.train.trees[:n_train])
     n_true = tuple(len(question.true) for question in split.train[:n_train])
     held_out = {
-        name: HeldOut(getattr(split, name), forest, reference(name, forest), tuple(forests.keys[name]))
+        name: HeldOut(inputs.held_out(name), forest, reference(name, forest), tuple(forests.keys[name]))
         for name, forest in forests.held_out.items()
     }
     prepared: dict[str, dict[str, Tensor]] = {}

@@ -1,20 +1,20 @@
-"""Run the same audit several times, with different training seeds and question splits."""
+"""Run the same audit several times, with other training seeds and question splits, primers or wordings."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from locaudit.behaviours import Behaviour
-from locaudit.config import AuditConfig, Registration
-from locaudit.config.settings import leaves
+from locaudit.config import AuditConfig, Registration, merge_config, to_dict
+from locaudit.config.settings import VARIED, leaves
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges import Judge
 from locaudit.report.repeats import MOST, PLAN, read_plan, repeat_folder, write_plan
 from locaudit.run.status import say_resumed, show_progress
-from locaudit.run.subject import load_subject, read_inputs
+from locaudit.run.subject import load_subject, read_inputs, read_settings
 from locaudit.store.folder import check_folder, check_run, read_run
 
 if TYPE_CHECKING:  # so that a number of repeats is refused without torch
@@ -22,10 +22,15 @@ if TYPE_CHECKING:  # so that a number of repeats is refused without torch
 
 
 def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
-    """Settings of repeat `number`: other seeds for training and split, but the same controls. Repeat 0 is `config`."""
-    split = dataclasses.replace(config.split, seed=config.split.seed + number)
+    """Settings of repeat `number`: those that `vary` names are counted up, controls stay. Repeat 0 is `config`."""
     seed = config.seed if config.training_seed is None else config.training_seed
-    return dataclasses.replace(config, training_seed=seed + number, split=split)
+    config = dataclasses.replace(config, training_seed=seed)
+    now = dict(leaves(to_dict(config)))
+    changed: dict[str, Any] = {}
+    for name in (name for what in config.vary for name in VARIED[what]):
+        group, _, field = name.rpartition(".")
+        (changed.setdefault(group, {}) if group else changed)[field] = now[name] + number
+    return merge_config(config, changed)
 
 
 def run_repeats(
@@ -40,13 +45,16 @@ def run_repeats(
 ) -> None:
     """Run an audit `repeats` times, into the run folders ``repeat-0``, ``repeat-1``, ... in `out`.
 
-    Like `run_audit`, it can be interrupted and resumed. A behaviour with a fixed split keeps it, so that only the
-    training seeds differ. `locaudit.report.repeats` combines the verdicts. Raises `ConfigError` if the number of
-    repeats is out of range or lower than before, and the errors of `run_audit`.
+    The audits differ in what ``vary`` of the settings names. Like `run_audit`, this can be interrupted and resumed. A
+    behaviour with a fixed split keeps it, so that only the training seeds differ. `locaudit.report.repeats` combines the
+    verdicts. Raises `ConfigError` if the number of repeats is out of range or lower than before, and the errors of
+    `run_audit`.
     """
     inputs = read_inputs(config, behaviour, judges, model, repeat_folder(out, 0))
     config, registration = inputs.config, inputs.registration
     del inputs  # frees the memory of its judges, because each audit loads its own
+    if repeats > 1:  # as many wordings as are needed
+        read_settings(repeat_config(config, repeats - 1), behaviour, judges, model)
     check_repeats(config, out, repeats, registration)
     write_plan(out, repeats)
     with show_progress(progress) as meter:
@@ -81,11 +89,15 @@ def check_repeats(config: AuditConfig, out: str | Path, repeats: int, registrati
             remedy="set stopping to fixed",
         )
     held = dict(leaves(registration.values)) if registration else {}
-    if fixed := [name for name in ("split.seed", "training_seed") if name in held]:
+    if not config.vary:
+        raise ConfigError(
+            got=f"{repeats} repeats that vary nothing", expected="seed, primer or wording", remedy="set --vary"
+        )
+    if fixed := [name for what in config.vary for name in sorted(VARIED[what]) if name in held]:
         raise ConfigError(
             got=f"--repeats {repeats} and a claim file that fixes {' and '.join(fixed)}",
-            expected="seeds that differ between repeats",
-            remedy="leave them out of the claim file: repeats count up from split.seed and seed",
+            expected="settings that differ between repeats",
+            remedy="leave them out of the claim file: repeats count up from them",
         )
     if (Path(out) / "config.yaml").exists() or (Path(out) / "paper.yaml").exists():
         raise RunFolderError(

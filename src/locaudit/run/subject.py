@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from locaudit.behaviours.behaviour import Behaviour, Style
-from locaudit.behaviours.format import Prompt, load_primer
+from locaudit.behaviours.behaviour import Behaviour, Question, Style, normalise
+from locaudit.behaviours.format import Prompt, load_primer, reorder_primer
 from locaudit.behaviours.loaders import load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
 from locaudit.checkpoints import read_shape
@@ -26,6 +26,7 @@ from locaudit.config.settings import ANSWER_TOKENS
 from locaudit.errors import ConfigError, DataError, LocationError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
+from locaudit.records import OFF
 from locaudit.registry import EXECUTORS, METHODS, load_plugins
 from locaudit.run.judging import build_judges, check_judges, choose_judges
 from locaudit.stats.scores import find_score, resolve_score
@@ -58,6 +59,12 @@ class Inputs:
     judges: Mapping[str, Judge]
     registration: Registration | None
     """The claim file, whose settings are part of `config`; None without one."""
+    off_target: Mapping[str, tuple[Prompt, tuple[Question, ...]]] = field(default_factory=dict)
+    """Split, such as ``off:sentiment`` -> format and test questions of another behaviour that edits are scored on."""
+
+    def held_out(self, split: str) -> tuple[Question, ...]:
+        """The questions of ``val``, ``test`` or an off-target behaviour's split."""
+        return self.off_target[split][1] if split in self.off_target else getattr(self.split, split)
 
 
 def read_inputs(
@@ -103,11 +110,11 @@ def read_settings(
         if config.claim is not None:  # the same location may be written in several ways
             config = replace(config, claim=str(parse_location(config.claim)))
         config = hold(registration, config)
-    behaviour = behaviour or load_behaviour(config.behaviour)
+    behaviour = (behaviour or load_behaviour(config.behaviour)).worded(config.prompt.wording)
     config = settle_style(config, behaviour)
     if config.prompt.style == "chat" and config.prompt.date == "auto":
         config = replace(config, prompt=replace(config.prompt, date=_first_day(out)))
-    primer = load_primer(config.prompt.primer, behaviour.primer)
+    primer = reorder_primer(load_primer(config.prompt.primer, behaviour.primer), config.prompt.primer_order)
     claim = None if config.claim is None else parse_location(config.claim)
     if claim is not None:
         config = replace(config, claim=str(claim))
@@ -140,7 +147,28 @@ def read_settings(
         claim,
         judges or {},
         registration,
+        {f"{OFF}{name}": _read_off_target(config, behaviour, name) for name in config.off_target},
     )
+
+
+def _read_off_target(config: AuditConfig, behaviour: Behaviour, name: str) -> tuple[Prompt, tuple[Question, ...]]:
+    """Format and test questions of an off-target behaviour, without questions of the behaviour itself.
+
+    The format is the behaviour's own, or the chat format in style ``chat``. Raises `DataError` for fewer than 2
+    questions.
+    """
+    other = load_behaviour(name)
+    style = "chat" if config.prompt.style == "chat" else other.style
+    own = {normalise(question.text) for question in behaviour.questions}
+    kept = tuple(q for q in split_behaviour(config, other).test if normalise(q.text) not in own)
+    if len(kept) < 2:
+        raise DataError(
+            got=f"off_target {name}, with {len(kept)} test questions that {behaviour.name} does not have",
+            expected="another behaviour, with at least 2",
+            remedy="leave it out",
+        )
+    settings = replace(config, prompt=replace(config.prompt, style=style))
+    return make_prompt(settings, load_primer(config.prompt.primer, other.primer)), kept
 
 
 def settle_style(config: AuditConfig, behaviour: Behaviour) -> AuditConfig:

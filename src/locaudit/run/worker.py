@@ -40,7 +40,7 @@ from locaudit.methods.base import Fit, Job
 from locaudit.methods.training import TrainingData
 from locaudit.models.memory import is_out_of_memory, of_device, release
 from locaudit.models.model import Model
-from locaudit.records import NO_METHOD, TrialRecord, TrialSpec, mean_metrics
+from locaudit.records import NO_METHOD, OFF, TrialRecord, TrialSpec, mean_metrics
 from locaudit.registry import METHODS
 from locaudit.store.cache import Cache
 from locaudit.store.database import Kept, join
@@ -82,7 +82,7 @@ class Shared:
     config: AuditConfig
     training: TrainingData
     splits: Mapping[str, HeldOut]
-    """``val`` and ``test``."""
+    """``val``, ``test`` and ``off:NAME``."""
     drift: DriftText | None
     """Documents for measuring drift; None if drift is not to be measured again."""
     cache: Cache
@@ -180,10 +180,10 @@ class Worker:
 
 def scored_splits(config: AuditConfig, spec: TrialSpec) -> tuple[str, ...]:
     """The splits that a trial is scored on. Validation is needed only if its method has several strengths."""
-    if spec.method == NO_METHOD:
-        return ("val", "test")
-    grid = METHODS[spec.method].strengths(config.methods[spec.method])
-    return ("val", "test") if len(grid) > 1 else ("test",)
+    off = [f"{OFF}{name}" for name in config.off_target]
+    if spec.method != NO_METHOD and len(METHODS[spec.method].strengths(config.methods[spec.method])) == 1:
+        return ("test", *off)
+    return ("val", "test", *off)
 
 
 Lack = tuple[frozenset[str], frozenset[str]]
@@ -194,7 +194,8 @@ def find_lack(shared: Shared, spec: TrialSpec) -> Lack:
     """What is still to be measured for a trial: everything, or what a partly measured trial lacks."""
     names, kept = scored_splits(shared.config, spec), shared.kept.get(spec.trial_id)
     keys = frozenset(key for name in names for key in shared.splits[name].keys)
-    asked = keys if shared.config.evaluation.max_new_tokens else frozenset()
+    spoken = frozenset(key for name in names if not name.startswith(OFF) for key in shared.splits[name].keys)
+    asked = spoken if shared.config.evaluation.max_new_tokens else frozenset()
     return (keys, asked) if kept is None else (keys.difference(kept.scores), asked.difference(kept.answers))
 
 
@@ -346,7 +347,11 @@ def _prefixes(shared: Shared, names: Sequence[str], bank: EditBank) -> dict[str,
 def _answers(
     shared: Shared, names: Sequence[str], edits: Sequence[Edit] | None, prefixes: Mapping[str, Prefix | None]
 ) -> list[dict[str, tuple[str, ...]]]:
-    """Generate answers. Returns for each edit: split -> answers. `edits` None stands for the unedited model alone."""
+    """Generate answers, but none of off-target behaviours. Returns for each edit: split -> answers.
+
+    `edits` None stands for the unedited model alone.
+    """
+    names = [name for name in names if not name.startswith(OFF)]
     limit = shared.config.evaluation.max_new_tokens
     n_edits = 1 if edits is None else len(edits)
     if not limit:

@@ -10,6 +10,7 @@ import numpy as np
 
 from locaudit.errors import RunFolderError
 from locaudit.records import TrialRecord
+from locaudit.stats.changes import count_changes
 from locaudit.stats.grades import grade
 from locaudit.stats.measured import Design, Measured, measure
 from locaudit.stats.phrases import MethodFacts
@@ -128,6 +129,11 @@ def _judge(m: Measured, score: str, p_adjusted: float) -> MethodVerdict:
         worst_missing=m.worst_missing,
         chosen=m.chosen,
         sentence="",
+        changes={
+            f"control {number}" if arm == "control" else arm: count_changes(values, m.arms[BASE], m.tolerance, sign)
+            for (arm, number), values in m.arms.items()
+            if arm != "base"
+        },
     )
     return replace(verdict, sentence=sentence(verdict, m.facts, score, m.level, m.n_questions))
 

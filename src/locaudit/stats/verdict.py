@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from html import escape
 from statistics import fmean
 from typing import Literal
 
 from locaudit.records import json_text
+from locaudit.stats.changes import Changes
 from locaudit.stats.grades import Grade, conclusion
+from locaudit.stats.off_target import OffTarget
 from locaudit.stats.scores import TIE, Supports
 from locaudit.stats.sequential import State
 
@@ -85,6 +87,8 @@ class MethodVerdict:
     """Place -> hyperparameter chosen on validation questions."""
     sentence: str
     """The outcome in words."""
+    changes: Mapping[str, Changes] = field(default_factory=dict)
+    """Place -> how many test questions its edit made worse and better than unedited."""
 
     def __repr__(self) -> str:
         return f"{self.method}: {self.outcome}; " + ", ".join(f"{k} {v}" for k, v in self._cells().items())
@@ -120,6 +124,8 @@ class Verdict:
 
     notes: tuple[str, ...] = ()
     """What a reader should know before believing a gain: where it comes from one label only (`describe_labels`)."""
+    off_target: tuple[OffTarget, ...] = ()
+    """What the edits do to other behaviours; they do not enter outcomes."""
 
     def __repr__(self) -> str:
         about = f"Verdict({self.score} at level {self.level:g}, {self.n_questions} test questions: {self.headline})"

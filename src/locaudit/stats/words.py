@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from statistics import fmean
 from typing import Any
 
 from locaudit.stats.phrases import MethodFacts, say
@@ -49,6 +50,16 @@ def sentence(v: MethodVerdict, facts: MethodFacts, score: str, level: float, n_q
         least=part("few", v.n_used < need),
         more=part(_lack(v, need)),
     )
+
+
+def changes(v: MethodVerdict) -> str:
+    """How many questions the edit at the claim made worse and better, in words; empty if it has no score."""
+    claim = v.changes.get("claim")
+    if claim is None or not claim.n:
+        return ""
+    others = [c for place, c in v.changes.items() if place.startswith("control ") and c.n]
+    means = {name: fmean(getattr(c, name) for c in others) if others else 0.0 for name in ("worse", "better")}
+    return say("changes", "line", c=claim, controls=say("changes", "controls", **means) if others else "")
 
 
 def _lack(v: MethodVerdict, need: int) -> str:

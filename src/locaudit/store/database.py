@@ -25,7 +25,7 @@ from pathlib import Path
 from locaudit.config import AuditConfig, to_yaml
 from locaudit.errors import RunFolderError
 from locaudit.location import Location
-from locaudit.records import TrialRecord, TrialSpec, mean_metrics
+from locaudit.records import OFF, TrialRecord, TrialSpec, mean_metrics
 from locaudit.store.files import MIN_FREE_BYTES, no_room, write_atomically
 from locaudit.store.manifest import Manifest, read_manifest, write_manifest
 
@@ -148,7 +148,13 @@ class Store:
         return {part.record.spec.trial_id: part for part in parts}
 
     def _keys(self) -> Keys:
-        return {split: [q.key for q in self.questions(split)] for split in ("val", "test")}
+        return {split: [q.key for q in self.questions(split)] for split in self.splits}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """``val``, ``test`` and the splits of off-target behaviours."""
+        rows = self._connection.execute("SELECT DISTINCT split FROM questions")
+        return ("val", "test", *sorted(name for (name,) in rows if name.startswith(OFF)))
 
     def _read(self, keys: Keys) -> Iterator[TrialRecord | Kept]:
         """All stored trials: as a record if whole with respect to `keys`, else as what is stored."""
@@ -296,9 +302,10 @@ def _whole(kept: Kept, keys: Keys, generates: bool) -> TrialRecord | None:
     if kept.record.status == "diverged":
         return kept.record
     # A method with one strength is scored on test only. Which splits count is thus read off from what has scores.
-    splits = [split for split, wanted in keys.items() if any(key in kept.scores for key in wanted)]
+    splits = [split for split, wanted in keys.items() if split.startswith(OFF) or any(k in kept.scores for k in wanted)]
     wanted = {key for split in splits for key in keys[split]}
-    if not wanted or not wanted <= kept.scores.keys() or (generates and not wanted <= kept.answers.keys()):
+    spoken = {key for split in splits if not split.startswith(OFF) for key in keys[split]}
+    if not wanted or not wanted <= kept.scores.keys() or (generates and not spoken <= kept.answers.keys()):
         return None
     return join(kept, {split: keys[split] for split in splits})
 

@@ -16,12 +16,14 @@ from locaudit.stats.decide import decide
 from locaudit.stats.growth import describe_extensions
 from locaudit.stats.labels import describe_labels, wanted
 from locaudit.stats.measured import Design
+from locaudit.stats.off_target import measure_off_target
 from locaudit.stats.repeats import Repeat
 from locaudit.stats.scores import MAX_MISSING, Judgements, add_judgements, find_score, resolve_score
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion, Store
 from locaudit.store.folder import read_run
 from locaudit.store.manifest import JudgeFacts, Manifest
+from locaudit.store.trusted import Corrected, Labelled, correct, read_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +44,8 @@ class Run:
     """Wall-clock seconds of each trial, by id."""
     reading: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Setting -> (value of the run, value chosen), for each setting that `read_with` changed."""
+    trusted: tuple[str, tuple[Labelled, ...]] | None = None
+    """(file, its rows) of the trusted labels that `read_with` was given."""
 
     def __repr__(self) -> str:
         m, n = self.manifest, len(self.trials)
@@ -50,11 +54,24 @@ class Run:
     def _repr_html_(self) -> str:
         return self.verdict._repr_html_()
 
-    def read_with(self, score: str | None = None, level: float | None = None, margin: float | None = None) -> Run:
+    def read_with(
+        self,
+        score: str | None = None,
+        level: float | None = None,
+        margin: float | None = None,
+        labels: str | Path | None = None,
+    ) -> Run:
         """The same trials, evaluated with another score, level or margin; None keeps the run's value.
 
-        Raises `ConfigError` for a score that the run does not have, or a level or margin out of range.
+        `labels` is a file of trusted labels of the run's answers, which correct the judged scores (`corrected`).
+
+        Raises `ConfigError` for a score that the run does not have, or a level or margin out of range. Raises
+        `DataError` for labels that cannot be used.
         """
+        if labels is not None:
+            found = replace(self.read_with(score, level, margin), trusted=(str(labels), read_labels(labels)))
+            _ = found.corrected  # computed now, so that labels of another run are refused here
+            return found
         own = {"score": self.score, "level": self.config.level, "margin": self.config.margin}
         chosen = {"score": score, "level": level, "margin": margin}
         given = {name: value for name, value in chosen.items() if value is not None}
@@ -133,6 +150,7 @@ class Run:
             verdict,
             extended=describe_extensions(extensions, rule, self.config.level),
             notes=describe_labels(verdict, records, self.labels),
+            off_target=measure_off_target(verdict, records, self.manifest.dtype),
         )
 
     @cached_property
@@ -144,6 +162,11 @@ class Run:
             for split, answers in record.answers.items()
             for question, answer in zip(self.questions[split], answers, strict=True)
         }
+
+    @cached_property
+    def corrected(self) -> Corrected | None:
+        """The judged scores corrected by the trusted labels; None without labels."""
+        return None if self.trusted is None else correct(self, *self.trusted)
 
     @property
     def n_unjudged(self) -> int:
@@ -192,7 +215,7 @@ def load_run(folder: str | Path) -> Run:
             store.config,
             manifest,
             tuple(store.records()),
-            {split: tuple(store.questions(split)) for split in ("val", "test")},
+            {split: tuple(store.questions(split)) for split in store.splits},
             read_judgements(store, manifest.judges),
             store.seconds(),
         )

@@ -1,0 +1,78 @@
+"""What edits do to behaviours that they were not made for: scores by log-probability, claim against controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from locaudit.records import OFF, TrialRecord
+from locaudit.stats.resample import paired_interval
+from locaudit.stats.scores import reaches, tolerance
+from locaudit.stats.selection import CLAIM, WHOLE, select
+
+if TYPE_CHECKING:
+    from locaudit.stats.verdict import Verdict
+
+SHOWN = ("mc2", "preference_accuracy", "reward_margin")
+"""Scores of off-target behaviours."""
+
+
+@dataclass(frozen=True)
+class OffTarget:
+    """One method's edits on an off-target behaviour, at the strengths chosen by the verdict's own score."""
+
+    behaviour: str
+    method: str
+    score: str
+    n: int
+    """Number of its test questions."""
+    base: float
+    """Score of the unedited model."""
+    claim: float
+    gain: float
+    """claim - base."""
+    gain_interval: tuple[float, float]
+    """95 % bootstrap interval of `gain` over questions."""
+    whole_model: float | None
+    """Score of the edit of the whole model; None if it was not tried."""
+    controls: tuple[float, ...]
+    """Score at each control that did not diverge."""
+    n_at_least: int
+    """Number of these controls whose score is at least the claim's."""
+
+
+def measure_off_target(verdict: Verdict, records: Iterable[TrialRecord], dtype: str) -> tuple[OffTarget, ...]:
+    """Every off-target behaviour, method and score. Methods without a score at the claim are left out."""
+    records = list(records)
+    chosen = select(records, verdict.score, verdict.tolerance)
+    base = next(r for r in records if r.spec.arm == "base" and r.status == "ok")
+    found = []
+    for split in (name for name in base.questions if name.startswith(OFF)):
+        for method in verdict.methods:
+            places = chosen[method]
+            if (claim := places.get(CLAIM)) is None:
+                continue
+            others = [r for place, r in places.items() if place[0] == "control" and r is not None]
+            for score in (name for name in SHOWN if name in base.questions[split]):
+                before, after = (np.asarray(r.questions[split][score]) for r in (base, claim))
+                means = tuple(float(np.mean(r.questions[split][score])) for r in others)
+                whole, mean = places.get(WHOLE), float(after.mean())
+                found.append(
+                    OffTarget(
+                        behaviour=split.removeprefix(OFF),
+                        method=method,
+                        score=score,
+                        n=len(after),
+                        base=float(before.mean()),
+                        claim=mean,
+                        gain=mean - float(before.mean()),
+                        gain_interval=paired_interval(after, before),
+                        whole_model=None if whole is None else float(np.mean(whole.questions[split][score])),
+                        controls=means,
+                        n_at_least=int(np.sum(reaches(means, mean, tolerance(score, dtype)))),
+                    )
+                )
+    return tuple(found)
