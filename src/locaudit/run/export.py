@@ -30,7 +30,7 @@ def export_edit(
 ) -> Path:
     """Export one edit of a run into the folder `out`; returns the path that was written.
 
-    `trial` names it as ``ARM/METHOD`` or ``control-N/METHOD``, for example ``claim/optimal`` or ``control-3/iti``.
+    `trial` names it as ``ARM/METHOD`` or ``control-NULL-N/METHOD``, for example ``control-layers-3/iti``.
     `strength` is one of the method's grid; None takes the one that validation chose. `to` is the form:
 
     - ``peft``: a LoRA adapter
@@ -73,7 +73,7 @@ def _find(run: Run, trial: str, strength: float | None) -> TrialRecord:
         raise RunFolderError(
             got=f"the trial {trial!r}",
             expected=f"one with an edit: {', '.join(names[:8]) or 'none yet'}{' ...' if names[8:] else ''}",
-            remedy="name it ARM/METHOD, for example claim/optimal or control-3/optimal",
+            remedy="name it ARM/METHOD, for example claim/optimal or control-anywhere-3/optimal",
         )
     if strength is None:
         chosen = choose(wanted, run.score, tolerance(run.score, run.manifest.dtype))
@@ -91,4 +91,5 @@ def _find(run: Run, trial: str, strength: float | None) -> TrialRecord:
 
 def _name(record: TrialRecord) -> str:
     spec = record.spec
-    return f"{spec.arm}-{spec.control}/{spec.method}" if spec.arm == "control" else f"{spec.arm}/{spec.method}"
+    arm = f"{spec.arm}-{spec.null}-{spec.control}" if spec.arm == "control" else spec.arm
+    return f"{arm}/{spec.method}"
