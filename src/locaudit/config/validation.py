@@ -218,14 +218,15 @@ def _translated(error: ValidationError, cls: type, prefix: str) -> LocauditError
         fields = list(get_type_hints(hint))
         hint = get_type_hints(hint).get(part)
     name = (prefix + ".".join(names)).rstrip(".")
-    if kind == "unexpected_keyword_argument":
+    new = renamed(name, value)
+    if kind == "unexpected_keyword_argument" and not new:
         return unknown(name, fields)
     if kind == "missing" and len(names) == len(place):
         return ConfigError(got=f"no value for {name}", expected="a value", remedy="set it")
     if kind.startswith("dataclass"):
         keys = ", ".join(get_type_hints(hint))
         return wrong(name, value, f"keys among {keys or 'none'}", "indent its settings under it")
-    if new := renamed(name, value):
+    if new:
         return wrong(name, value, f"{new}, which replaces it", "change it")
     if cause is not None:
         expected, _, remedy = str(cause).partition("; ")
