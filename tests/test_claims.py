@@ -383,7 +383,9 @@ def test_overlapping_controls_are_any_set_but_the_claim():
 
 
 def test_strata_are_layers_groups_of_shared_keys_or_tenths_by_value():
-    assert unit_strata("kv-groups", 2, 6, n_groups=2) == {(lay, u): 2 * lay + u // 3 for lay in (0, 1) for u in range(6)}
+    assert unit_strata("kv-groups", 2, 6, n_groups=2) == {
+        (lay, u): 2 * lay + u // 3 for lay in (0, 1) for u in range(6)
+    }
     values = [[(7 * layer + 3 * unit) % 40 for unit in range(10)] for layer in range(4)]
     strata = unit_strata("norm", 4, 10, values=values)
     assert set(Counter(strata.values()).values()) == {40 // N_BINS}

@@ -973,7 +973,17 @@ def test_frames_are_tidy(reread):
     assert next(csv.reader(io.StringIO(result.tables.trials_csv()))) == list(trials.columns)
     keys = ["trial_id", "split", "question"]
     assert not scores.duplicated([*keys, "metric"]).any() and not answers.duplicated(keys).any()
-    assert set(scores.columns) == {*keys, "arm", "null", "control", "method", "hyperparameter", "location", "metric", "value"}
+    assert set(scores.columns) == {
+        *keys,
+        "arm",
+        "null",
+        "control",
+        "method",
+        "hyperparameter",
+        "location",
+        "metric",
+        "value",
+    }
     assert len(answers) == sum(len(said) for record in SAID for said in record.answers.values())
     by_trial = scores[(scores.split == "test") & (scores.metric == "mc2")].groupby("trial_id").value.mean()
     assert by_trial.to_dict() == pytest.approx(dict(zip(trials.trial_id, trials.mc2, strict=True)))

@@ -240,7 +240,7 @@ def test_pairs_primer_in_training_and_other_readers_run(home, tmp_path):
         optimal={"batching": "pair", "reader": "location", "objective": "dpo", "reduction": "mean"},
         probe={"context": "answer"},
         iti={"direction": "probe", "positions": "all"},
-        match="layer",
+        nulls=["layers"],
     )
     run_audit(config, tmp_path / "run", progress=False)
     with read_run(tmp_path / "run") as store:
@@ -363,7 +363,7 @@ folder, out, progress = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
 model, behaviour = load_model(folder + "/model", device="cpu"), load_behaviour(folder + "/questions.jsonl")
 claim = fit_probes(model, behaviour).top(2)
 fit_iti(model, behaviour, claim), fit_optimal(model, behaviour, claim, epochs=1)
-audit(model, behaviour, claim=claim, controls=1, out=out, progress=progress, rest=False, judges={},
+audit(model, behaviour, claim=claim, controls=1, out=out, progress=progress, rest=False, judges={}, nulls=["anywhere"],
       prompt={"primer": "none"}, methods={"iti": {"alphas": [2.0]}},
       evaluation={"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6})
 print([*tqdm([1], desc="mine")])
