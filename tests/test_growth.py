@@ -253,8 +253,8 @@ def test_an_edit_that_diverges_on_new_questions_is_recorded_as_from_the_start(ho
 def test_a_lost_edit_is_named(home, tmp_path):
     config = small_config(home, **SMALL)
     run_audit(config, tmp_path / "run", progress=False)
-    (tmp_path / "run" / "edits" / "control-01-optimal-0.2.safetensors").unlink()
-    with pytest.raises(DataError, match=r"control-01-optimal-0\.2\.safetensors"):
+    (tmp_path / "run" / "edits" / "control-anywhere-01-optimal-0.2.safetensors").unlink()
+    with pytest.raises(DataError, match=r"control-anywhere-01-optimal-0\.2\.safetensors"):
         run_audit(more_questions(config), tmp_path / "run", progress=False)
 
 
