@@ -14,7 +14,7 @@ from locaudit.location import Location
 Arm = Literal["base", "claim", "control", "whole", "rest"]
 ARMS: tuple[Arm, ...] = ("base", "claim", "whole", "rest", "control")
 """All arms, in the order of tables."""
-NullName = Literal["anywhere", "layers", "kv-groups", "probe-accuracy", "norm"]
+NullId = Literal["anywhere", "layers", "kv-groups", "probe-accuracy", "norm"]
 """A null distribution: what controls have in common with the claim (`locaudit.claims.kinds.Blocks.strata`)."""
 DIRECTIONS = "directions"
 """The null of methods whose controls are random directions at the claim."""
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     control: int = -1
     """Number of the control among those of its null, from 0; -1 for other arms."""
     null: str = ""
-    """Name of the control's null: a `NullName` or `DIRECTIONS`; empty for other arms."""
+    """Name of the control's null: a `NullId` or `DIRECTIONS`; empty for other arms."""
 
 
 def content_hash(value: Any, length: int = 16) -> str:
@@ -81,7 +81,7 @@ class TrialSpec:
     registration: str = ""
     """First 16 digits of the SHA-256 of the claim file that was registered before the run; empty without one."""
     null: str = ""
-    """Name of the control's null: a `NullName` or `DIRECTIONS`; empty for other arms."""
+    """Name of the control's null: a `NullId` or `DIRECTIONS`; empty for other arms."""
 
     @property
     def place(self) -> Place:

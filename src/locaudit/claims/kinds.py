@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from locaudit.claims.controls import Strata, count_controls, sample_controls
 from locaudit.errors import LocationError
 from locaudit.location import Location, Site, Unit, order_of, read_numbers, spell_unit
-from locaudit.records import NullName
+from locaudit.records import NullId
 from locaudit.registry import KINDS
 
-BY_VALUE: tuple[NullName, ...] = ("probe-accuracy", "norm")
+BY_VALUE: tuple[NullId, ...] = ("probe-accuracy", "norm")
 """Nulls that need a value of every unit, measured on the model."""
 N_BINS, LEAST_IN_BIN = 10, 4
 """Matching by a value uses at most `N_BINS` bins; in small models fewer, of at least `LEAST_IN_BIN` units each."""
@@ -105,15 +105,7 @@ class Kind(Protocol):
         ...
 
     def draw(
-        self,
-        claim: Location,
-        shape: Shape,
-        n: int,
-        *,
-        seed: int,
-        null: NullName,
-        disjoint: bool,
-        values: NDArray | None,
+        self, claim: Location, shape: Shape, n: int, *, seed: int, null: NullId, disjoint: bool, values: NDArray | None
     ) -> Controls:
         """Draw `n` controls of a null for the claim; the first k must be the same for every n.
 
@@ -214,7 +206,7 @@ class Blocks:
             chosen[layer, block] = location.scope == "listed"
         return {Site(self.site, i): np.repeat(row, width) for i, row in enumerate(chosen) if row.any()}
 
-    def strata(self, null: NullName, shape: Shape, values: Sequence[Sequence[float]] | NDArray | None = None) -> Strata:
+    def strata(self, null: NullId, shape: Shape, values: Sequence[Sequence[float]] | NDArray | None = None) -> Strata:
         """The stratum of every unit; a control has as many units in each stratum as the claim.
 
             anywhere                all units are in one stratum
@@ -249,15 +241,7 @@ class Blocks:
         return {unit: rank * n_bins // len(ranked) for rank, unit in enumerate(ranked)}
 
     def draw(
-        self,
-        claim: Location,
-        shape: Shape,
-        n: int,
-        *,
-        seed: int,
-        null: NullName,
-        disjoint: bool,
-        values: NDArray | None,
+        self, claim: Location, shape: Shape, n: int, *, seed: int, null: NullId, disjoint: bool, values: NDArray | None
     ) -> Controls:
         """Draw random sets with as many units in each stratum as the claim; see `sample_controls`."""
         self.check(claim, shape)
@@ -302,12 +286,12 @@ def find_kind(location: Location) -> Kind:
 def draw_nulls(
     claim: Location,
     shape: Shape,
-    nulls: Sequence[NullName],
+    nulls: Sequence[NullId],
     n: int,
     *,
     seed: int = 0,
     disjoint: bool = False,
-    values: Mapping[NullName, NDArray] | None = None,
+    values: Mapping[NullId, NDArray] | None = None,
 ) -> tuple[dict[str, Controls], tuple[str, ...]]:
     """Draw `n` controls of each null, or all there are, and say in a sentence each which nulls have none.
 

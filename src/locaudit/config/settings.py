@@ -21,7 +21,7 @@ from locaudit.architectures import Architecture
 from locaudit.config.choices import LENIENT, Frozen, JudgesField, MethodsField, choose_judges, choose_methods, find
 from locaudit.config.validation import AtLeastTwo, Count, Positive, Seed, Share, checked, each_once, renamed, to_dict
 from locaudit.errors import ConfigError
-from locaudit.records import NullName, content_hash
+from locaudit.records import NullId, content_hash
 from locaudit.registry import SCORES, load_plugins
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
@@ -238,11 +238,11 @@ class AuditConfig:
     controls: Count = 19
     """Number of controls of each null: random locations of the claim's size (or all of them, if there are fewer).
     The smallest possible p-value is 1 / (1 + controls)."""
-    nulls: Annotated[tuple[NullName, ...], Field(strict=False, min_length=1), AfterValidator(each_once)] = (
+    nulls: Annotated[tuple[NullId, ...], Field(strict=False, min_length=1), AfterValidator(each_once)] = (
         "anywhere",
         "layers",
     )
-    """NullName distributions: what controls have in common with the claim. The claim must stand out from each.
+    """NullId distributions: what controls have in common with the claim. The claim must stand out from each.
     ``anywhere``: only the number of units (heads, neurons, ...). ``layers``: also their number in each layer.
     ``kv-groups``: in each group of heads that share keys and values.
     ``probe-accuracy``, ``norm``: in each decile of probe accuracy, or of activation norm."""

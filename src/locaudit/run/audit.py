@@ -31,7 +31,7 @@ from locaudit.location import Location
 from locaudit.measure.activations import collect_activations
 from locaudit.methods.probes import Probes, fit_probes
 from locaudit.models.model import Model
-from locaudit.records import NO_METHOD, NullName, Place, TrialRecord, TrialSpec, content_hash
+from locaudit.records import NO_METHOD, NullId, Place, TrialRecord, TrialSpec, content_hash
 from locaudit.registry import EXECUTORS, METHODS
 from locaudit.run.banks import bank_sizes, with_banks
 from locaudit.run.describe import make_manifest
@@ -204,7 +204,7 @@ def draw_controls(
     config: AuditConfig, shape: Shape, claim: Location, probed: Probed | None = None
 ) -> tuple[dict[str, Controls], tuple[str, ...]]:
     """Draw the claim's controls of each null in the settings, and say which nulls have none (`draw_nulls`)."""
-    values: dict[NullName, NDArray] = {}
+    values: dict[NullId, NDArray] = {}
     if probed is not None:
         values = {"probe-accuracy": probed.probes.val_accuracy.numpy(), "norm": probed.norm.numpy()}
     rules = {"seed": config.seed, "disjoint": config.disjoint}

@@ -26,7 +26,7 @@ from locaudit.config.settings import ANSWER_TOKENS
 from locaudit.errors import ConfigError, DataError, LocationError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
-from locaudit.records import NullName
+from locaudit.records import NullId
 from locaudit.registry import EXECUTORS, METHODS, load_plugins
 from locaudit.run.judging import build_judges, check_judges, choose_judges
 from locaudit.stats.scores import find_score, resolve_score
@@ -203,7 +203,7 @@ def _check_claim(config: AuditConfig, claim: Location | None, shape: Shape) -> t
     n_heads = shape.n_layers * shape.n_heads
     if claim is not None:
         find_kind(claim).check(claim, shape)
-        known: list[NullName] = [
+        known: list[NullId] = [
             null for null in config.nulls if null not in BY_VALUE
         ]  # the others need values of the model
         try:

@@ -141,9 +141,7 @@ class Measured:
         scored = [self.arms[place] for place in places if not math.isnan(self.means[place])]
         if self.unscored or not scored:
             return None
-        drawn = self.drawn[CLAIM] - mean_of_scores(scored)
-        margin, tie = self.design.margin, self.tolerance
-        return compare_edits(self.arms[CLAIM], scored, margin=margin, drawn=drawn, tolerance=tie)
+        return self._compare(CLAIM, scored, mean_of_scores(scored))
 
     @property
     def deciding(self) -> Mapping[str, Against]:
@@ -169,9 +167,12 @@ class Measured:
 
     def compare(self, place: Place, reference: Place) -> Match:
         """One place compared with another; both must be among those `drawn`."""
-        drawn = self.drawn[place] - self.drawn[reference]
-        margin, tie = self.design.margin, self.tolerance
-        return compare_edits(self.arms[place], self.arms[reference], margin=margin, drawn=drawn, tolerance=tie)
+        return self._compare(place, self.arms[reference], self.drawn[reference])
+
+    def _compare(self, place: Place, reference: Values | Sequence[Values], drawn: NDArray[np.float64]) -> Match:
+        differences, design = self.drawn[place] - drawn, self.design
+        margin, tie = design.margin, self.tolerance
+        return compare_edits(self.arms[place], reference, margin=margin, drawn=differences, tolerance=tie)
 
     @cached_property
     def apart(self) -> list[Place]:
