@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import sqlite3
 from collections import Counter
 
 import pytest
@@ -11,7 +12,7 @@ from locaudit import cli
 from locaudit.claims import draw_nulls
 from locaudit.claims.kinds import Shape
 from locaudit.config import AuditConfig, merge_config, parse_config, read_registration
-from locaudit.errors import ConfigError, LocationError
+from locaudit.errors import ConfigError, LocationError, RunFolderError
 from locaudit.location import Location
 from locaudit.report import write_report
 from locaudit.run import worker
@@ -22,6 +23,7 @@ from locaudit.stats import Repeat, combine_repeats, decide
 from locaudit.stats.growth import Extension, describe_extensions
 from locaudit.stats.measured import Design
 from locaudit.stats.sequential import Null
+from locaudit.store.folder import read_run
 from locaudit.store.run import load_run
 from runs import save_behaviour, save_model, small_config, stopped_at
 from test_stats import BASE_TRIAL, LOW, METHODS, SCORE, audit
@@ -214,3 +216,13 @@ def test_the_former_setting_is_refused_with_its_translation(tmp_path, capsys, ol
     assert cli.main(["audit", "--match", old]) == 2
     assert f"got --match {old}; expected --nulls {new}, which replaces it" in capsys.readouterr().err
     assert merge_config(AuditConfig(), {"nulls": [new]}).nulls == (new,)
+
+
+def test_a_run_of_an_earlier_version_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("")
+    with sqlite3.connect(tmp_path / "trials.sqlite") as connection:
+        connection.execute("CREATE TABLE fits (fit TEXT)")
+        connection.execute("CREATE TABLE places (arm TEXT, control INTEGER, fit TEXT, registration TEXT)")
+    connection.close()
+    with pytest.raises(RunFolderError, match="made by an earlier development version"), read_run(tmp_path):
+        pass

@@ -43,11 +43,11 @@ def make_manifest(
     """The manifest of a run that is about to start or continue."""
     config, behaviour = inputs.config, inputs.behaviour
     kind, questions = find_kind(claim), behaviour.questions
-    nulls = {name: Null(len(found.locations), _countable(found.population)) for name, found in controls.items()}
-    if n_directions := 1 + max(
-        (spec.control for group in groups for spec in group if spec.null == DIRECTIONS), default=-1
-    ):
-        nulls[DIRECTIONS] = Null(n_directions)
+    tried, nulls = {METHODS[name].null for name in config.methods}, {}
+    if "places" in tried:
+        nulls = {name: Null(len(found.locations), _countable(found.population)) for name, found in controls.items()}
+    if DIRECTIONS in tried:
+        nulls[DIRECTIONS] = Null(config.controls)
     return Manifest(
         model=f"{model.name} ({model.note})" if model.note else model.name,
         fingerprint=model.fingerprint,

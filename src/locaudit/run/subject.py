@@ -203,9 +203,7 @@ def _check_claim(config: AuditConfig, claim: Location | None, shape: Shape) -> t
     n_heads = shape.n_layers * shape.n_heads
     if claim is not None:
         find_kind(claim).check(claim, shape)
-        known: list[NullId] = [
-            null for null in config.nulls if null not in BY_VALUE
-        ]  # the others need values of the model
+        known: list[NullId] = [null for null in config.nulls if null not in BY_VALUE]  # known without the model
         try:
             found, notes = draw_nulls(claim, shape, known, 1, disjoint=config.disjoint)
         except LocationError:

@@ -123,7 +123,8 @@ def _specificity(m: Measured) -> Grade:
     else:
         evidence += words("no_gain")
     power = words("power", rare=RARE, power=specificity_power(plan.n_planned, m.level, RARE, m.design.rule))
-    share, words = g / n if n else math.nan, partial(words, where=where(name) if answer != "yes" else "")
+    share, low = g / n if n else math.nan, max(intervals, key=lambda null: intervals[null][0])
+    words = partial(words, where=where({"yes": "", "no": low}.get(answer, name)))
     return _answer(words, "specificity", answer, evidence, share, intervals[name], worst.look.p_value, power)
 
 
