@@ -202,7 +202,7 @@ def _renamed(arguments: Sequence[str], *, is_audit: bool) -> list[str]:
         new = renamed(flag.removeprefix("--").replace("-", "_"), value or following) if flag.startswith("--") else ""
         if not is_audit and not new.startswith("judges."):
             new = ""  # a study has settings of these names
-        if flag == "--match" and new:
+        if new and flag.endswith("match"):
             new = f"--nulls {null_of(value or following)}"
         if new.startswith("methods."):
             argument = f"--{new}{equals}{value}"

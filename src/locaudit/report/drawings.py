@@ -109,8 +109,8 @@ def _controls_title(method: MethodFacts, verdict: MethodVerdict, null: NullResul
     if not n:
         return f"{method.title}\nno control{null.where} scored yet"
     lost = f" ({unscored} without a score)" if unscored else ""
-    reached = f"{null.n_at_least} of {n} controls {method.reaches} the claim{lost}"
-    return f"{method.title}{null.where}: p = {null.p_value:.3f}\n{reached}"
+    reached = f"{null.n_at_least} of {n}{null.where or ' controls'} {method.reaches} the claim{lost}"
+    return f"{method.title}: p = {null.p_value:.3f}\n{reached}"
 
 
 def trial_series(tables: Tables, x: str, y: str, *, minus: float = 0.0) -> list[Series]:

@@ -112,7 +112,8 @@ def draw_spreads(
         axes[0].xaxis.set_major_locator(ticker.MaxNLocator(6))
         ticks = ticker.MaxNLocator(5, integer=True).tick_values(0, tallest)
         axes[0].set(ylim=(-0.24 * tallest, 1.06 * tallest), yticks=[y for y in ticks if 0 <= y <= tallest])
-        axes[0].set_ylabel(what)
+        for axis in axes[::columns]:
+            axis.set_ylabel(what)
         bars = require("matplotlib.patches").Patch(color=colour, alpha=0.55, linewidth=0, label=f"{what} (a dot each)")
         seen = {m.label: m for panel in panels for m in panel.marks if m.value is not None}
         lines = [line_key(mark.label, mark.colour, linestyle=mark.style) for mark in seen.values()]
