@@ -254,7 +254,7 @@ class Tables:
         """The models' answers to the first test questions; empty if nothing was generated."""
         speakers = [Speaker("Unedited model", self.base.record)]
         for method in self.verdict.methods:
-            first = next((place for place in self.places(method) if place.arm == "control"), None)
+            first = next((place for place in self.places(method) if place.control == 0), None)
             for place, row in self.places(method).items():
                 if place.arm in ("claim", "whole") or place == first:
                     name = f"{self.methods[method].title}: {place_name(place).lower()}"
