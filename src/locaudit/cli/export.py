@@ -22,7 +22,7 @@ class _Export:
     strength: float | None = None
     """Strength of the edit, one of those that were tried (None: the best one on validation questions)."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Load the model in this dtype (None: that of the run). A ``merged`` checkpoint has it, too."""
+    """Load the model in this dtype (None: that of the run). A ``merged`` checkpoint is saved in it."""
 
 
 def export(arguments: list[str]) -> None:

@@ -1,12 +1,12 @@
 """Combine several audits of one claim, with different training seeds and question splits, into one verdict.
 
 If claim and controls are the same places in every repeat, each place's score is averaged over the repeats. The claim's
-mean is then compared with the controls' means as in a single audit. This is exact: under the null hypothesis claim and
-controls are exchangeable in all repeats at once, and averaging treats them alike.
+mean is then compared with the controls' means as in a single audit. This is exact, because under the null hypothesis
+claim and controls are exchangeable in all repeats at once, and averaging treats them alike.
 
-Places move between repeats if the claim is picked again from each repeat's training questions, or if controls are
-matched by values measured on them. Means over different places are not comparable. The p-value is then twice the median
-of the repeats' p-values, which is valid under any dependence between them (Rueger 1978).
+Places can also differ between repeats: if each repeat chooses the claim from its own training questions, or if controls
+are matched by values measured on these. Then means over repeats are not comparable. The p-value is twice the median of
+the repeats' p-values, which is valid under any dependence between them (Rueger 1978).
 """
 
 from __future__ import annotations

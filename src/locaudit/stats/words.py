@@ -86,8 +86,8 @@ def _lack(r: NullResult, need: int) -> str:
 def headline(methods: Mapping[str, MethodVerdict], facts: Mapping[str, MethodFacts]) -> str:
     """The conclusion over all methods.
 
-    It is that of the first trained method, or of the last method if none is trained. If other methods call the claim
-    specific and this one does not, the headline names them first.
+    It is the conclusion of the first trained method, or of the last method if none is trained. If other methods call
+    the claim specific and this method does not, the headline names those first.
     """
     if not methods:
         return say("headline", "none")
