@@ -102,7 +102,7 @@ def _controls(verdict: MethodVerdict) -> list[float]:
 
 
 def _controls_title(method: MethodFacts, verdict: MethodVerdict, null: NullResult) -> str:
-    # Not "diverged": a score is also missing where judgements are.
+    # Not "diverged": a score is also missing if judgements are missing.
     n, unscored = len(null.controls), sum(map(math.isnan, null.controls))
     if math.isnan(verdict.claim):
         return f"{method.title}\nno edit at the claim has a score"

@@ -78,7 +78,7 @@ class HeatMap:
 def draw_spreads(
     panels: Sequence[Spread], *, xlabel: str, what: str, colour: str, height: float = 3.4, columns: int | None = None
 ) -> Figure:
-    """Draw a histogram and a dot for each score, with the marks as lines. Panels share their axes.
+    """Draw scores as a histogram and as dots, and marks as lines. Panels share their axes.
 
     They stand in rows of `columns` panels, or in one row.
 

@@ -225,7 +225,7 @@ class Tables:
         return {row.place: row.location for row in self.rows}
 
     def mean_control(self, method: str, null: str, columns: Sequence[str]) -> Mean:
-        """Mean over the controls of a method and null that have a score in one of the columns."""
+        """Mean over those controls of a method and null that have a score in one of the columns."""
         rows = [row for row in self.controls(method)[null].values() if row is not None]
         found = [{name: x for name, x in row.values.items() if name in columns and math.isfinite(x)} for row in rows]
         by_name = {name: [values[name] for values in found if name in values] for name in columns}

@@ -30,8 +30,9 @@ def export_edit(
 ) -> Path:
     """Export one edit of a run into the folder `out`; returns the path that was written.
 
-    `trial` names it as ``ARM/METHOD`` or ``control-NULL-N/METHOD``, for example ``control-layers-3/iti``.
-    `strength` is one of the method's grid; None takes the one that validation chose. `to` is the form:
+    `trial` names the edit as ``ARM/METHOD`` or ``control-NULL-N/METHOD``, for example ``claim/optimal`` or
+    ``control-layers-3/iti``. `strength` is a strength of the method's grid; None takes the one that validation
+    questions chose. `to` is one of:
 
     - ``peft``: a LoRA adapter
     - ``merged``: a whole checkpoint

@@ -1,7 +1,8 @@
 """Early stopping: after each trial, compare the controls with the claim and decide whether more controls are needed.
 
-`locaudit.stats.sequential.Monitor` has the statistics, one monitor per method and null. This file feeds them. A
-place (claim or control) counts once all its strengths have been run and judged: only then can validation choose one.
+The statistics are in `locaudit.stats.sequential.Monitor`, with one monitor per method and null. This file passes scores
+to the monitors. A place (claim or control) counts once all its strengths have been run and judged, because only then can
+validation questions choose one of them.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ class Stopping:
             for null, planned in manifest.nulls.items()
             if (null == DIRECTIONS) == (facts.null == DIRECTIONS)
         }
-        # (method, place) -> its trials so far; complete when there is one for each strength
+        # (method, place) -> its trials so far; it is complete when each strength has a trial
         self._waiting: dict[tuple[str, Place], list[TrialRecord]] = defaultdict(list)
-        self.add(before)  # a resumed run starts with what it knew
+        self.add(before)  # a resumed run starts with its earlier trials
 
     def add(self, trials: Sequence[TrialRecord]) -> None:
         """Add trials that have been stored and judged."""
@@ -61,8 +62,7 @@ class Stopping:
             spec = record.spec
             trials = self._waiting[spec.method, spec.place]
             trials.append(record)
-            # Every method is compared with the unedited model; only its missing judgements matter.
-            is_base = spec.method == NO_METHOD
+            is_base = spec.method == NO_METHOD  # used by every method; only missing judgements matter
             if is_base or len(trials) == self._manifest.methods[spec.method].n_strengths:
                 found = score_place(trials, self._score, self._tie)
                 for (method, _), monitor in self._monitors.items():
@@ -70,7 +70,7 @@ class Stopping:
                         monitor.add(spec.place, *found)
 
     def describe(self) -> str:
-        """For each method whose claim is scored, how many controls do at least as well; empty if there is none."""
+        """For each method whose claim is scored, the number of controls that do at least as well. Empty without one."""
         seen = {key: monitor.seen for key, monitor in self._monitors.items() if monitor.seen.n}
         counts = "; ".join(
             f"{method} {look.n_at_least} of {look.n}{where(null)}" for (method, null), look in seen.items()
@@ -86,7 +86,7 @@ class Stopping:
         return spec.arm == "control" and not self._is_fixed and self._monitors[key].state != "open"
 
     def is_news(self, spec: TrialSpec) -> bool:
-        """Whether this is the first call for its method and null, so that the end of controls is reported once."""
+        """Whether this is the first call for the method and null. So the early end of controls is reported only once."""
         key = spec.method, spec.null
         fresh = key not in self._told
         self._told.add(key)

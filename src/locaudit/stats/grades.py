@@ -153,7 +153,7 @@ def _uniqueness(m: Measured) -> Grade:
     adjusted = holm([match.p for match in matches])
     n_match, n = sum(p <= m.level and not x.few for p, x in zip(adjusted, matches, strict=True)), len(matches)
     n_worse = sum(match.outcome == "worse" for match in matches)
-    # Only for a single-unit claim whose controls were all the other units can "no other place matches" be shown.
+    # "No other place matches" can be shown only if the claim is a single unit and the controls are all other units.
     anywhere = m.plans.get("anywhere", Null(0))
     is_all = n == anywhere.population and len(m.locations[CLAIM]) == 1
     answer: Answer = "undecided"

@@ -111,7 +111,7 @@ class Monitor:
         self._is_sure &= missing <= MAX_MISSING
         if arm == "claim":
             self._claim = mean
-            self._is_sure &= not lost  # without any judgement, the claim cannot be compared
+            self._is_sure &= not lost  # a claim without any judgement cannot be compared
         elif arm == "control" and null == self.null:
             self._waiting[number] = mean
         while self._claim is not None and self.seen.n in self._waiting and self.wants_more:

@@ -75,10 +75,10 @@ def _others(v: MethodVerdict, facts: MethodFacts) -> str:
 
 
 def _lack(r: NullResult, need: int) -> str:
-    """Why the controls of an effective edit do not decide yet: name of the text in words.toml."""
+    """Name of the text in words.toml that says why the controls of an effective edit do not decide yet."""
     if r.n_used < r.n_planned:
         return "unfinished"
-    if r.n_used >= need:  # ``anytime``: all planned controls are used and the interval still contains the level
+    if r.n_used >= need:  # ``anytime``: all planned controls are used, but the interval still contains the level
         return "unknown"
     return "more" if r.can_test else "no_more"
 

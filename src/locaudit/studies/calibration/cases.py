@@ -120,7 +120,7 @@ def power_curve(
         claim = _first(planted.places)
         v = _audit(planted, claim, folder / f"able-{n_able:02d}", seed)
         controls = v.first.controls
-        n_at_least = sum(not score < v.claim for score in controls)  # one that diverged counts
+        n_at_least = sum(not score < v.claim for score in controls)  # a control that diverged counts
         power, theory = (chance_specific(n, len(controls), n_controls, level) for n in (n_at_least, n_able - 1))
         out.append(Strength(n_able, str(claim), v.claim, n_at_least, power, theory))
     return out

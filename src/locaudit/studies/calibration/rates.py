@@ -217,8 +217,8 @@ def pool_rates(
 ) -> Pooled:
     """Use each control of a run in turn as the claim of an audit, with `n_controls` of the other controls.
 
-    The controls in `records` must be those of one null: all are drawn in the same way, so the null hypothesis is true
-    for each of them.
+    The controls in `records` must be those of one null: all are drawn in the same way, so that the null
+    hypothesis is true for each of them.
     """
     records, tie = list(records), tolerance(score, dtype)
     chosen: Mapping[Any, Any] = select(records, score, tie)

@@ -146,7 +146,7 @@ def _place(chosen: Chosen, place: Place) -> dict[str, Any]:
 
 
 def _random_places(chosen: Chosen, sets: Chosen) -> list[dict[str, Any]]:
-    """The random places of `chosen`, each compared with the localized heads and the whole model, which `sets` has."""
+    """The random places of `chosen`, each compared with the probed heads and the whole model (both from `sets`)."""
     places = [place for place in chosen.records if place.arm == "control"]
     localized, whole = (_matches(chosen, sets.values(sets.records[place])) for place in (CLAIM, WHOLE))
     return [

@@ -78,7 +78,7 @@ class Chosen:
         return score_values(record.questions["test"], self.score)
 
     def at(self, arm: Arm) -> NDArray[np.float64]:
-        """Values at an arm: ``claim`` (the localized heads), ``whole`` or ``base`` (the unedited model)."""
+        """Values at an arm: ``claim`` (the probed heads), ``whole`` or ``base`` (the unedited model)."""
         return self.values(self.audit.base.record if arm == "base" else self.records[Place(arm)])
 
     def mean(self, record: TrialRecord | None) -> float:
