@@ -1,8 +1,8 @@
 """Early stopping: after each trial, compare the controls with the claim and decide whether more controls are needed.
 
 The statistics are in `locaudit.stats.sequential.Monitor`, with one monitor per method and null. This file passes scores
-to the monitors. A place (claim or control) counts once all its strengths have been run and judged, because only then can
-validation questions choose one of them.
+to the monitors. A place (claim or control) counts once all its strengths have been run and judged, because only then
+can validation questions choose one of them.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Stopping:
         return spec.arm == "control" and not self._is_fixed and self._monitors[key].state != "open"
 
     def is_news(self, spec: TrialSpec) -> bool:
-        """Whether this is the first call for the method and null. So the early end of controls is reported only once."""
+        """Whether this is the first call for the method and null: the early end of controls is reported only once."""
         key = spec.method, spec.null
         fresh = key not in self._told
         self._told.add(key)
