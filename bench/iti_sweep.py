@@ -89,7 +89,7 @@ def main(given: Settings) -> None:
     train = [q for q in asked if not is_held_out(q.text)][: given.train]
     model = load(given.subject)
     claim, theta = probed(model, train, given.top_k)
-    chosen = {"seed": given.seed, "match": "none", "disjoint": True, "values": None}
+    chosen = {"seed": given.seed, "null": "anywhere", "disjoint": True, "values": None}
     controls = find_kind(claim).draw(claim, model.shape, given.random, **chosen).locations
     places = {"probed heads": claim, **{f"random heads {n}": place for n, place in enumerate(controls, start=1)}}
     forest = grow(model, test, PRIMED)

@@ -28,7 +28,7 @@ def main(given: Settings) -> None:
     print(header("score", "method", "outcome", "p of the effect", "p against the controls"))
     for score in done.base.metrics["test"]:
         for name, v in done.decide(score=score, graded=False).methods.items():
-            print(line([score, name, v.outcome, f"{v.effect_p:.4f}", f"{v.p_value:.3f}"]))
+            print(line([score, name, v.outcome, f"{v.effect_p:.4f}", f"{v.first.p_value:.3f}"]))
 
 
 if __name__ == "__main__":

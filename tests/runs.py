@@ -55,6 +55,7 @@ def small_config(folder: Path, **changes) -> AuditConfig:
         "model": str(model),
         "behaviour": str(folder / "questions.jsonl"),
         "controls": 2,
+        "nulls": ["anywhere"],
         "rest": False,
         "prompt": {"primer": "none"},
         "probe": {"top_k": 2},

@@ -30,8 +30,8 @@ def shape_of(n_layers, n_units, n_groups=None, width=2):
     return Shape(n_layers, n_units, n_groups or n_units, width, n_units, 8)
 
 
-def unit_strata(match, n_layers, n_units, *, n_groups=None, values=None):
-    return BUILT_IN["head"].strata(match, shape_of(n_layers, n_units, n_groups), values)
+def unit_strata(null, n_layers, n_units, *, n_groups=None, values=None):
+    return BUILT_IN["head"].strata(null, shape_of(n_layers, n_units, n_groups), values)
 
 
 @pytest.mark.parametrize(
@@ -295,44 +295,44 @@ def every_head(n_layers, n_units):
 # Controls
 
 
-def sample_controls(claim, n_layers, n_units, n, *, seed, match="none", disjoint=True):
-    return sample_from(claim, unit_strata(match, n_layers, n_units), n, seed=seed, disjoint=disjoint)
+def sample_controls(claim, n_layers, n_units, n, *, seed, null="anywhere", disjoint=True):
+    return sample_from(claim, unit_strata(null, n_layers, n_units), n, seed=seed, disjoint=disjoint)
 
 
-@given(st.data(), st.sampled_from(["none", "layer"]), kinds)
-def test_controls_are_distinct_disjoint_and_matched(data, match, kind):
+@given(st.data(), st.sampled_from(["anywhere", "layers"]), kinds)
+def test_controls_are_distinct_disjoint_and_matched(data, null, kind):
     n_layers, n_units = data.draw(st.integers(1, 5)), data.draw(st.integers(2, 6))
     every = [(layer, u) for layer in range(n_layers) for u in range(n_units)]
     chosen = data.draw(st.lists(st.sampled_from(every), min_size=1, max_size=4, unique=True))
     claim = Location(tuple(chosen), kind)
-    available = len(allowed(claim, n_layers, n_units, match))
+    available = len(allowed(claim, n_layers, n_units, null))
     if not available:
         return
     n = data.draw(st.integers(0, min(available, 30)))
     seed = data.draw(st.integers(0, 2**63))
-    controls = sample_controls(claim, n_layers, n_units, n, seed=seed, match=match)
+    controls = sample_controls(claim, n_layers, n_units, n, seed=seed, null=null)
     assert len(controls) == len(set(controls)) == n
     for control in controls:
         assert len(control) == len(claim)
         assert control.kind == kind
         assert not set(control.units) & set(claim.units)
         find_kind(control).check(control, shape_of(n_layers, n_units))
-        if match == "layer":
+        if null == "layers":
             assert Counter(layer for layer, _ in control.units) == Counter(layer for layer, _ in claim.units)
-    assert controls == sample_controls(claim, n_layers, n_units, n, seed=seed, match=match)
+    assert controls == sample_controls(claim, n_layers, n_units, n, seed=seed, null=null)
     # A longer list begins with the shorter one, so that controls can be added to a run.
-    more = sample_controls(claim, n_layers, n_units, min(n + 1, available), seed=seed, match=match)
+    more = sample_controls(claim, n_layers, n_units, min(n + 1, available), seed=seed, null=null)
     assert more[:n] == controls
 
 
-def allowed(claim, n_layers, n_units, match):
+def allowed(claim, n_layers, n_units, null):
     """Every control that may be drawn, by enumeration."""
     free = [(layer, u) for layer in range(n_layers) for u in range(n_units) if (layer, u) not in claim.units]
     per_layer = Counter(layer for layer, _ in claim.units)
     return [
         units
         for units in combinations(free, len(claim))
-        if match == "none" or Counter(layer for layer, _ in units) == per_layer
+        if null == "anywhere" or Counter(layer for layer, _ in units) == per_layer
     ]
 
 
@@ -341,14 +341,14 @@ def test_seeds_give_different_controls():
     assert len(draws) == 20
 
 
-@pytest.mark.parametrize("match", ["none", "layer"])
-def test_every_control_can_be_asked_for_and_not_one_more(match):
+@pytest.mark.parametrize("null", ["anywhere", "layers"])
+def test_every_control_can_be_asked_for_and_not_one_more(null):
     claim = Location(((0, 0), (0, 1), (1, 2)))
-    every = allowed(claim, 2, 4, match)
-    assert len(every) == (comb(5, 3) if match == "none" else comb(2, 2) * comb(3, 1))
-    assert count_controls(claim, unit_strata(match, 2, 4), disjoint=True) == len(every)
+    every = allowed(claim, 2, 4, null)
+    assert len(every) == (comb(5, 3) if null == "anywhere" else comb(2, 2) * comb(3, 1))
+    assert count_controls(claim, unit_strata(null, 2, 4), disjoint=True) == len(every)
     for more in (0, 1, 100):
-        controls = sample_controls(claim, 2, 4, len(every) + more, seed=0, match=match)
+        controls = sample_controls(claim, 2, 4, len(every) + more, seed=0, null=null)
         assert len(controls) == len(every)
         assert {c.units for c in controls} == set(every)
 
@@ -357,16 +357,16 @@ def test_a_claim_of_most_of_the_model_has_no_controls():
     with pytest.raises(LocationError, match="leaves no room for a control"):
         sample_controls(every_head(2, 4), 2, 4, 1, seed=0)
     with pytest.raises(LocationError, match="leaves no room for a control"):
-        sample_controls(Location(((0, 0), (0, 1), (0, 2))), 2, 4, 1, seed=0, match="layer")
+        sample_controls(Location(((0, 0), (0, 1), (0, 2))), 2, 4, 1, seed=0, null="layers")
 
 
-@pytest.mark.parametrize("match", ["none", "layer"])
+@pytest.mark.parametrize("null", ["anywhere", "layers"])
 @pytest.mark.parametrize("n", [1, 3])
-def test_drawing_is_uniform(match, n):
+def test_drawing_is_uniform(null, n):
     """Each allowed set is drawn equally often, in each place of the list (chi-square over many seeds)."""
     claim = Location(((0, 0), (1, 1)))
-    every = allowed(claim, 2, 4, match)
-    draws = [sample_controls(claim, 2, 4, n, seed=seed, match=match) for seed in range(3000)]
+    every = allowed(claim, 2, 4, null)
+    draws = [sample_controls(claim, 2, 4, n, seed=seed, null=null) for seed in range(3000)]
     for place in range(n):
         counts = Counter(draw[place].units for draw in draws)
         assert set(counts) == set(every)
@@ -383,21 +383,23 @@ def test_overlapping_controls_are_any_set_but_the_claim():
 
 
 def test_strata_are_layers_groups_of_shared_keys_or_tenths_by_value():
-    assert unit_strata("kv-group", 2, 6, n_groups=2) == {(lay, u): 2 * lay + u // 3 for lay in (0, 1) for u in range(6)}
+    assert unit_strata("kv-groups", 2, 6, n_groups=2) == {
+        (lay, u): 2 * lay + u // 3 for lay in (0, 1) for u in range(6)
+    }
     values = [[(7 * layer + 3 * unit) % 40 for unit in range(10)] for layer in range(4)]
     strata = unit_strata("norm", 4, 10, values=values)
     assert set(Counter(strata.values()).values()) == {40 // N_BINS}
     bins = [[values[layer][unit] for (layer, unit), stratum in strata.items() if stratum == i] for i in range(N_BINS)]
     assert all(max(low) <= min(high) for low, high in zip(bins, bins[1:], strict=False))
-    with pytest.raises(LocationError, match="matching by norm without values"):
+    with pytest.raises(LocationError, match="the null norm without values"):
         unit_strata("norm", 4, 10)
 
 
 @given(st.data())
 def test_matched_controls_have_as_many_units_in_each_stratum(data):
     values = [[data.draw(st.integers(0, 5)) for _ in range(5)] for _ in range(4)]
-    match = data.draw(st.sampled_from(["none", "layer", "kv-group", "probe-accuracy", "norm"]))
-    strata = unit_strata(match, 4, 5, n_groups=5 if match == "kv-group" else None, values=values)
+    null = data.draw(st.sampled_from(["anywhere", "layers", "kv-groups", "probe-accuracy", "norm"]))
+    strata = unit_strata(null, 4, 5, n_groups=5 if null == "kv-groups" else None, values=values)
     claim = Location(tuple(data.draw(st.lists(st.sampled_from(sorted(strata)), min_size=1, max_size=5, unique=True))))
     if not count_controls(claim, strata):
         return

@@ -145,7 +145,7 @@ SOON = [
     (["audit", "--judge", "causal-lm", "--judge.model", "./nothing"], 2),
     (["audit", "--judge", "reference", "--judge.model", "./nothing"], 2),
     (["audit", "--top-k", "270"], 2),
-    (["audit", "--match", "layer", "--claim", "mlp:1", "--disjoint"], 2),
+    (["audit", "--nulls", "layers", "--claim", "mlp:1", "--disjoint"], 2),
     (["probe", "--top", "0"], 2),
     (["report", "nowhere"], 2),
     (["export", "nowhere", "--out", "x"], 2),

@@ -48,6 +48,7 @@ from locaudit.methods.settings import ITISettings, OptimalSettings
 from locaudit.records import TrialRecord, TrialSpec, content_hash, mean_metrics
 from locaudit.registry import ASPECTS, METHODS
 from locaudit.stats.phrases import MethodFacts
+from locaudit.stats.sequential import Null
 from locaudit.store.database import SCHEMA, HeldOutQuestion
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import has_trials, open_run, read_run
@@ -75,7 +76,7 @@ CHANGED = AuditConfig(
     claim="14.3,15.7",
     registered="claim.yaml",
     controls=3,
-    match="layer",
+    nulls=("norm", "anywhere"),
     disjoint=True,
     stopping="curtailed",
     rest=False,
@@ -256,7 +257,9 @@ def test_settings_not_named_keep_the_base():
         ("model: 5", "model = 5.*expected str"),
         ("claim: 14.3", r"claim = 14.3.*expected str \| None"),
         ("claim: [14.3]", "claim = "),
-        ("match: layers", "match = 'layers'.*'layer'"),
+        ("nulls: [layer]", "nulls = 'layer'.*'layers'"),
+        ("nulls: []", "nulls"),
+        ("nulls: [layers, layers]", "each value once"),
         ("methods: iti", "methods = 'iti'"),
         ("methods: []", "methods = "),
         ("methods: [iti, best]", "methods = 'best'"),
@@ -414,7 +417,9 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
         target[key] = value
         same = parse_config(yaml.safe_dump(values)).hash == before
         reads_only = name in ("score", "level", "margin", "stopping", "registered") or name.startswith("judges.")
-        grows = name in ("controls", "split.max_val", "split.max_test", "evaluation.max_new_tokens", "off_target")
+        grows = name in (
+            "controls", "nulls", "split.max_val", "split.max_test", "evaluation.max_new_tokens", "off_target"
+        )  # fmt: skip
         elsewhere = name in ("loading.device", "loading.device_map", "plugins", "executor", "vary")
         assert same == (reads_only or elsewhere or grows), name
         refused = parse_config(yaml.safe_dump(base)).refuses(parse_config(yaml.safe_dump(values)))
@@ -434,7 +439,7 @@ def test_files_that_are_no_configuration(tmp_path):
 
 
 def make_record(number=0, **changes):
-    spec = TrialSpec("control", "optimal", heads((14, 3), (15, 7)), 0.1 + 0.2, number, "context", number)
+    spec = TrialSpec("control", "optimal", heads((14, 3), (15, 7)), 0.1 + 0.2, number, "context", number, null="layers")
     questions = {"val": {"mc1": (0.1,)}, "test": {"mc1": (1 / 3, 1e308), "mc2": (0.0, -0.0)}}
     values = {
         "spec": spec,
@@ -528,11 +533,11 @@ def test_trial_identity():
     spec = make_record().spec
     assert spec.trial_id == replace(spec).trial_id
     changes = {"arm": "claim", "method": "iti", "location": heads((1, 1)), "hyperparameter": 0.4, "draw": 0}
-    changes |= {"seed": 9, "context": "x", "control": 8, "registration": "0123456789abcdef"}
+    changes |= {"seed": 9, "context": "x", "control": 8, "registration": "0123456789abcdef", "null": "norm"}
     assert changes.keys() == {field.name for field in dataclasses.fields(spec)}
     ids = {key: replace(spec, **{key: value}).trial_id for key, value in changes.items()}
     places = {key for key, found in ids.items() if found == spec.trial_id}
-    assert places == {"arm", "control", "registration"}
+    assert places == {"arm", "control", "registration", "null"}
     assert len(set(ids.values())) == len(changes) - len(places) + 1
     assert replace(spec, location=spec.location.rest()).trial_id != spec.trial_id
     # The claim and its controls share their random numbers; methods, hyperparameters and seeds do not.
@@ -557,8 +562,7 @@ def make_manifest(device="cuda:0") -> Manifest:
         claim_source="given",
         methods={"iti": MethodFacts("ITI", training={"rate": 1 / 3})},
         planned=9,
-        n_controls=2,
-        population=None,
+        nulls={"anywhere": Null(2), "layers": Null(1, 7)},
         versions={"torch": "2"},
         device=device,
         dtype="float32",
@@ -646,7 +650,7 @@ def test_what_is_measured_anew_is_added_to_a_fit(tmp_path):
     first, metric = make_record(), {"mc1": (0.25,)}
     with open_store(tmp_path) as store:
         store.add([first], 1.0)
-        store.add([replace(first, spec=replace(first.spec, arm="claim", control=-1))], 0.5)  # the same edit
+        store.add([replace(first, spec=replace(first.spec, arm="claim", control=-1, null=""))], 0.5)  # the same edit
         assert [r.spec.arm for r in store.records()] == ["claim", "control"]
         assert [r.questions for r in store.records()] == [first.questions] * 2
         assert store.seconds() == {first.spec.trial_id: 1.5}
@@ -681,7 +685,9 @@ def test_what_a_run_can_grow_in():
     def refused(old: AuditConfig, new: dict):
         return old.refuses(parse_config(yaml.safe_dump(new), old))
 
-    for more in ({"controls": 59}, {"split": {"max_val": 4}}, {"split": {"max_val": None}}, {"score": "mc1"}):
+    assert refused(base, {"nulls": ["anywhere"]}) == ["nulls"]
+    nulls = {"nulls": ["layers", "norm", "anywhere"]}
+    for more in ({"controls": 59}, nulls, {"split": {"max_val": 4}}, {"split": {"max_val": None}}, {"score": "mc1"}):
         assert refused(base, more) == []
     answering = parse_config("evaluation: {max_new_tokens: 30}", base)
     assert base.refuses(answering) == []

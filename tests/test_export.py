@@ -11,6 +11,7 @@ from locaudit import cli
 from locaudit.edits import load_edit
 from locaudit.errors import LocationError, RunFolderError
 from locaudit.models import load_model
+from locaudit.records import Place
 from locaudit.run.audit import run_audit
 from locaudit.run.export import export_edit
 from locaudit.stats import select
@@ -30,7 +31,8 @@ def finished(tmp_path_factory):
 def edit_of(folder, arm, method, strength=None, control=-1):
     """The saved edit of a trial, the one that validation chose."""
     run = load_run(folder)
-    record = select(run.records, run.score)[method][arm, control]
+    null = "anywhere" if arm == "control" else ""
+    record = select(run.records, run.score)[method][Place(arm, control, null)]
     if strength is not None:
         (record,) = [r for r in run.records if (r.spec.arm, r.spec.method) == (arm, method)
                      and (r.spec.control, r.spec.hyperparameter) == (control, strength)]  # fmt: skip
@@ -39,7 +41,7 @@ def edit_of(folder, arm, method, strength=None, control=-1):
 
 @pytest.mark.parametrize("arm", ["claim", "control", "whole", "rest"])
 def test_vectors_are_the_edit_itself(finished, tmp_path, arm, capsys):
-    name, control = ("control-0", 0) if arm == "control" else (arm, -1)
+    name, control = ("control-anywhere-0", 0) if arm == "control" else (arm, -1)
     out = tmp_path / "out"
     arguments = ["export", str(finished), "--trial", f"{name}/optimal", "--to", "vectors", "--out", str(out)]
     assert cli.main(arguments) == 0
@@ -73,7 +75,7 @@ def test_weights_say_what_the_edit_says(finished, tmp_path, capsys):
 
 @pytest.mark.parametrize("trial", ["", "claim", "claim/nothing", "control-7/optimal", "control/optimal", "base/none"])
 def test_a_trial_that_is_not_there_is_named(finished, tmp_path, trial):
-    with pytest.raises(RunFolderError, match="claim/iti, claim/optimal, control-0/iti.*ARM/METHOD"):
+    with pytest.raises(RunFolderError, match="claim/iti, claim/optimal, control-anywhere-0/iti.*ARM/METHOD"):
         export_edit(finished, trial, "vectors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

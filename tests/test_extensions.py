@@ -70,7 +70,7 @@ def test_everything_that_a_file_adds_is_in_plan_verdict_tables_and_figures(audit
     verdict = json.loads((folder / "verdict.json").read_text())
     assert set(verdict["methods"]) == {"push", "optimal"} and verdict["score"] == "best_gains"
     assert verdict["methods"]["push"]["title"] == "Push" and "Push" in said
-    assert all(len(method["controls"]) == 3 for method in verdict["methods"].values())
+    assert all(len(v["nulls"]["anywhere"]["controls"]) == 3 for v in verdict["methods"].values())
     with (folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     # unedited; at claim, whole model, rest, and three controls, two sizes of push and one strength of optimal

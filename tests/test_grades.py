@@ -8,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locaudit.location import Location
+from locaudit.records import Place
 from locaudit.stats import Design, MethodFacts, compare_edits
 from locaudit.stats.grades import conclusion, grade
 from locaudit.stats.measured import Measured
+from locaudit.stats.selection import CLAIM as CLAIM_PLACE
+from locaudit.stats.sequential import Null
 
 N = 200
 RNG = np.random.default_rng(0)
@@ -25,9 +28,9 @@ def measured(base, claim, controls, *, whole=None, rest=None, places=None, facts
     return Measured(
         method="optimal",
         facts=facts,
-        arms={(arm, -1): x for arm, x in arms.items() if x is not None}
-        | {("control", i): x for i, x in controls.items()},
-        locations={("claim", -1): CLAIM} | {("control", i): place for i, place in places.items()},
+        arms={Place(arm): x for arm, x in arms.items() if x is not None}
+        | {Place("control", i, "anywhere"): x for i, x in controls.items()},
+        locations={CLAIM_PLACE: CLAIM} | {Place("control", i, "anywhere"): x for i, x in places.items()},
         level=0.05,
         design=Design(**design),
     )
@@ -46,7 +49,8 @@ def measure(claim=0.3, controls=(0.0,) * 39, whole=0.3, rest=0.3, places=None, p
         for i, gain in enumerate(controls)
     }
     found = measured(
-        base, own, others, whole=scores(whole, noise), rest=scores(rest, noise), places=places, population=population,
+        base, own, others, whole=scores(whole, noise), rest=scores(rest, noise), places=places,
+        nulls={"anywhere": Null(len(controls), population)},
         seconds={"optimal": 60.0},
     )  # fmt: skip
     return {g.question: g for g in grade(found)}
@@ -156,7 +160,7 @@ def test_grades_do_not_depend_on_a_shift_of_all_scores(shift, seed):
 
 
 def test_a_claim_without_a_score_has_no_grades():
-    assert not grade(measured(BASE[None], np.full((1, N), math.nan), {}, n_planned=19))
+    assert not grade(measured(BASE[None], np.full((1, N), math.nan), {}, nulls={"anywhere": Null(19)}))
 
 
 @pytest.mark.parametrize("n", [0, 1])

@@ -101,9 +101,11 @@ def assert_same_result(one: Path, other: Path) -> None:
     assert ours.is_finished and theirs.is_finished
     for name, verdict in ours.verdict.methods.items():
         its = theirs.verdict.methods[name]
-        assert (verdict.outcome, verdict.chosen, verdict.n_at_least) == (its.outcome, its.chosen, its.n_at_least)
-        assert verdict.controls == pytest.approx(its.controls, abs=MARGIN, nan_ok=True)
-        assert verdict.p_value == its.p_value
+        assert (verdict.outcome, verdict.chosen, [*verdict.nulls]) == (its.outcome, its.chosen, [*its.nulls])
+        for name, null in verdict.nulls.items():
+            other = its.nulls[name]
+            assert (null.n_at_least, null.n_planned, null.p_value) == (other.n_at_least, other.n_planned, other.p_value)
+            assert null.controls == pytest.approx(other.controls, abs=MARGIN, nan_ok=True)
     assert ours.verdict.headline == theirs.verdict.headline
 
 
@@ -113,10 +115,10 @@ def assert_as_from_the_start(config, folder: Path, name: str = "run", **options)
     assert_same_result(folder / name, folder / "whole")
 
 
-@pytest.mark.parametrize("match", ["none", "layer", "kv-group", "probe-accuracy", "norm"])
-def test_more_controls_run_those_that_are_missing(home, tmp_path, monkeypatch, match):
+@pytest.mark.parametrize("null", ["anywhere", "layers", "kv-groups", "probe-accuracy", "norm"])
+def test_more_controls_run_those_that_are_missing(home, tmp_path, monkeypatch, null):
     claim = {"claim": "0.1,1.0,1.2"}
-    few = small_config(home, **SMALL | claim, match=match, controls=3, evaluation={"bank_size": 2})
+    few = small_config(home, **SMALL | claim, nulls=[null], controls=3, evaluation={"bank_size": 2})
     many = grown(few, controls=7)
     run_audit(few, tmp_path / "run", progress=False)
     before = load_run(tmp_path / "run")
@@ -251,8 +253,8 @@ def test_an_edit_that_diverges_on_new_questions_is_recorded_as_from_the_start(ho
 def test_a_lost_edit_is_named(home, tmp_path):
     config = small_config(home, **SMALL)
     run_audit(config, tmp_path / "run", progress=False)
-    (tmp_path / "run" / "edits" / "control-01-optimal-0.2.safetensors").unlink()
-    with pytest.raises(DataError, match=r"control-01-optimal-0\.2\.safetensors"):
+    (tmp_path / "run" / "edits" / "control-anywhere-01-optimal-0.2.safetensors").unlink()
+    with pytest.raises(DataError, match=r"control-anywhere-01-optimal-0\.2\.safetensors"):
         run_audit(more_questions(config), tmp_path / "run", progress=False)
 
 
@@ -382,7 +384,7 @@ def test_an_old_folder_keeps_the_names_of_its_edits(home, tmp_path):
     connection.close()
     run_audit(grown(more_questions(config), controls=3), tmp_path / "run", progress=False)
     names = {r.spec.edit_file: r.edit for r in load_run(tmp_path / "run").trials if r.edit}
-    assert names["control-02-iti-2.safetensors"] == "control-02-iti-2.safetensors"
+    assert names["control-anywhere-02-iti-2.safetensors"] == "control-anywhere-02-iti-2.safetensors"
     assert len(names["claim-iti-2.safetensors"]) == len("0123456789abcdef.safetensors")
     with read_run(tmp_path / "run") as store:
         assert {path.name for path in store.edits.iterdir()} == set(names.values())

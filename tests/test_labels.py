@@ -17,6 +17,7 @@ from locaudit.location import Location
 from locaudit.records import TrialRecord, TrialSpec
 from locaudit.stats import MethodFacts
 from locaudit.stats.ppi import LEAST, estimate, rectify
+from locaudit.stats.sequential import Null
 from locaudit.store.database import HeldOutQuestion
 from locaudit.store.folder import open_run
 from locaudit.store.manifest import JudgeFacts, Manifest
@@ -55,7 +56,8 @@ def folder(tmp_path_factory):
         place = {"base": None, "whole": Location.whole()}.get(
             arm, CLAIM if control < 0 else Location(((0, control + 1),))
         )
-        spec = TrialSpec(arm, "none" if arm == "base" else "iti", place, None, 0, "context", control)
+        null = "anywhere" if arm == "control" else ""
+        spec = TrialSpec(arm, "none" if arm == "base" else "iti", place, None, 0, "context", control, null=null)
         scores = {"test": {"mc2": tuple(np.linspace(0.2, 0.8, N).tolist())}}
         records.append(
             TrialRecord(
@@ -65,7 +67,8 @@ def folder(tmp_path_factory):
     manifest = Manifest(
         model="tiny", fingerprint="f", shape=Shape(1, 8, 8, 2, 16, 6), n_units=8, kind_plural="heads", behaviour="toy",
         aspects=("truth", "info"), n_questions={"train": 9, "val": 0, "test": N}, data={}, claim=CLAIM,
-        claim_source="given", methods={"iti": MethodFacts("ITI")}, planned=len(ARMS), n_controls=CONTROLS, population=7,
+        claim_source="given", methods={"iti": MethodFacts("ITI")}, planned=len(ARMS),
+        nulls={"anywhere": Null(CONTROLS, 7)},
         versions={}, device="cpu", dtype="float32", threads=1, judges=JUDGES,
     )  # fmt: skip
     path = tmp_path_factory.mktemp("runs") / "run"

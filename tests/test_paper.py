@@ -126,9 +126,9 @@ def test_numbers_are_those_of_the_audits(finished, numbers):
         verdict = decide(records, score="info_truth").methods[method]
         block = numbers[method]
         assert block["localized_score"] == verdict.claim == block["localized"]["chosen"]["info_truth"]
-        assert block["random_scores"] == list(verdict.controls)
-        assert [place["chosen"]["info_truth"] for place in block["random"]] == list(verdict.controls)
-        assert block["p_monte_carlo"] == verdict.p_value
+        assert block["random_scores"] == list(verdict.first.controls)
+        assert [place["chosen"]["info_truth"] for place in block["random"]] == list(verdict.first.controls)
+        assert block["p_monte_carlo"] == verdict.first.p_value
         assert block["whole"]["chosen"]["info_truth"] == verdict.whole_model
         best = block["localized"]["best_on_test"]
         assert best == max(t["info_truth"] for t in block["localized"]["trials"]) >= block["localized_score"]

@@ -20,7 +20,7 @@ from runs import small_config
 from test_stats import BASE_TRIAL, LOW, SCORE, audit
 from tiny import heads
 
-HEAD, PLACES = heads((0, 0)), tuple(heads((1, i)) for i in range(19))
+HEAD, PLACES = heads((0, 0)), {"anywhere": tuple(heads((1, i)) for i in range(19))}
 
 
 def repeats(*gains, controls=LOW, claims=None, places=None):
@@ -45,7 +45,7 @@ def test_a_claim_that_leads_on_average_is_specific_and_its_spread_is_told():
     method = found.methods["optimal"]
     assert method.outcome == "specific"
     assert method.outcomes == ("specific",) * 3
-    assert method.p_value == 1 / 20
+    assert method.nulls["anywhere"].p_value == 1 / 20
     assert method.gains == pytest.approx((0.25, 0.5, 0.375), abs=0.05)
     assert method.gain_sd == pytest.approx(0.125)
     assert found.overlap == 1
@@ -59,13 +59,14 @@ def test_a_claim_that_leads_in_some_repeats_only_is_not_specific():
     method = found.methods["optimal"]
     assert method.outcomes[0] == "specific"
     assert method.outcomes[1] == "effective, not specific"
-    assert not method.same_places  # the claim moves: twice the median of 1/20, 2/20, 2/20
-    assert (method.outcome, method.p_value) == ("underpowered", 4 / 20)
+    assert not method.nulls["anywhere"].same_places  # the claim moves: twice the median of 1/20, 2/20, 2/20
+    assert (method.outcome, method.nulls["anywhere"].p_value) == ("underpowered", 4 / 20)
     assert found.overlap == pytest.approx((1 / 3 + 1 + 1 / 3) / 3)
     assert "moves between" in str(found)
     assert "twice the median" in str(found)
     worse = repeats(0.25, 0.25, controls=strong).methods["optimal"]
-    assert (worse.outcome, worse.n_at_least, worse.p_value) == ("effective, not specific", 1, 2 / 20)
+    against = worse.nulls["anywhere"]
+    assert (worse.outcome, against.n_at_least, against.p_value) == ("effective, not specific", 1, 2 / 20)
 
 
 def test_tied_repeats_are_not_specific_by_rounding():
@@ -73,12 +74,13 @@ def test_tied_repeats_are_not_specific_by_rounding():
     rng = np.random.default_rng(0)
     for n in (3, 8, 12):
         scores = rng.integers(1, 20, n) / 20 * rng.integers(1, 20, n) / 20
+        part = verdicts(0.25)[0].methods["optimal"]
         parts = [
-            replace(verdicts(0.25)[0].methods["optimal"], claim=x, controls=(y,) * 19)
+            replace(part, claim=x, nulls={"anywhere": replace(part.first, controls=(y,) * 19)})
             for x, y in zip(scores.tolist(), scores[::-1].tolist(), strict=True)
         ]
         several = [Repeat(replace(verdicts(0.25)[0], methods={"optimal": part}), HEAD, PLACES) for part in parts]
-        assert combine_repeats(several).methods["optimal"].p_value == 1.0
+        assert combine_repeats(several).methods["optimal"].nulls["anywhere"].p_value == 1.0
 
 
 def test_no_gain_in_half_of_the_repeats_is_no_effect():
@@ -112,7 +114,7 @@ def test_a_behaviour_with_its_own_split_keeps_it(tmp_path):
 
 def test_a_claim_that_diverges_in_a_repeat_has_no_mean():
     found = repeats(0.25, None).methods["optimal"]
-    assert (found.outcome, found.p_value) == ("underpowered", 1.0)
+    assert (found.outcome, found.nulls["anywhere"].p_value) == ("underpowered", 1.0)
     assert "nan" not in found.sentence("x")
 
 
@@ -158,7 +160,7 @@ def test_repeats_of_a_real_run_share_controls_and_differ_in_seed_and_split(tmp_p
             assert store.config == repeat_config(config, number)
     controls = [{s.control: s.location for s in part if s.arm == "control"} for part in specs]
     same = controls[0] == controls[1] and found.claims[0] == found.claims[1]
-    assert found.methods["optimal"].same_places == same
+    assert found.methods["optimal"].nulls["anywhere"].same_places == same
     assert {s.seed for s in specs[0]} == {0}
     assert {s.seed for s in specs[1]} == {1}
     assert questions[0] != questions[1]
@@ -219,13 +221,14 @@ def test_the_page_leads_to_each_repeat_and_says_what_is_missing_or_was_changed(t
 
 def test_averaging_over_controls_that_move_is_not_done():
     """Controls that change from repeat to repeat average out, a claim that stays does not: p would be too small."""
-    moving = [tuple(heads((r, i)) for i in range(19)) for r in range(3)]
-    found = repeats(0.25, 0.25, 0.25, places=moving).methods["optimal"]
+    moving = [{"anywhere": tuple(heads((r, i)) for i in range(19))} for r in range(3)]
+    found = repeats(0.25, 0.25, 0.25, places=moving).methods["optimal"].nulls["anywhere"]
     assert not found.same_places
     assert found.p_value == 2 * 1 / 20
     enough = [i / 4096 for i in range(39)]
     found = repeats(0.25, 0.25, controls=enough, claims=[HEAD, heads((0, 1))]).methods["optimal"]
-    assert (found.p_value, found.outcome, found.n_at_least) == (2 / 40, "specific", None)
+    against = found.nulls["anywhere"]
+    assert (against.p_value, found.outcome, against.n_at_least) == (2 / 40, "specific", None)
 
 
 def test_repeats_may_vary_the_primer_and_the_wording_alone(tmp_path):

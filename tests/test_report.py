@@ -24,7 +24,7 @@ from locaudit.cli.shown import print_verdict
 from locaudit.config import AuditConfig, EvaluationConfig, PromptConfig, load_config, read_registration
 from locaudit.errors import ConfigError, LocauditError, RunFolderError
 from locaudit.location import Location, short_location
-from locaudit.records import TrialRecord, TrialSpec, content_hash, mean_metrics
+from locaudit.records import Place, TrialRecord, TrialSpec, content_hash, mean_metrics
 from locaudit.report import write_report
 from locaudit.report.drawings import draw_controls
 from locaudit.report.figures import HeatMap, Series, draw_drift, draw_heads, draw_shares, draw_spreads
@@ -40,6 +40,7 @@ from locaudit.stats import (
     score_intervals,
     score_values,
 )
+from locaudit.stats.sequential import Null
 from locaudit.store.database import HeldOutQuestion
 from locaudit.store.folder import open_run
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
@@ -71,15 +72,16 @@ MANIFEST = Manifest(
     model="tiny", fingerprint="0123abcd", shape=Shape(4, 3, 3, 2, 8, 6), n_units=12, kind_plural="heads",
     behaviour="misconceptions", aspects=("truth", "info"), n_questions={"train": 30, **N},
     data={"questions": 50, "true": 100, "false": 100}, claim=CLAIM, claim_source="given", methods=METHODS,
-    planned=85, n_controls=19, population=65, versions={"locaudit": "0.1.0"}, device="cpu", dtype="float32", threads=2,
-    probes=PROBES,
+    planned=85, nulls={"anywhere": Null(19, 65)}, versions={"locaudit": "0.1.0"}, device="cpu", dtype="float32",
+    threads=2, probes=PROBES,
 )  # fmt: skip
 GAINS = {"base": 0.0, "claim": 0.2, "control": 0.05, "whole": 0.3}
 
 
 def trial(arm, method="none", hyperparameter=None, control=-1, *, gain=None, status="ok", kl=None):
     place = {"base": None, "claim": CLAIM, "control": CONTROLS[control], "whole": Location.whole()}[arm]
-    spec = TrialSpec(arm, method, place, hyperparameter, 0, "context", control)
+    null = "anywhere" if arm == "control" else ""
+    spec = TrialSpec(arm, method, place, hyperparameter, 0, "context", control, null=null)
     if status == "diverged":
         return TrialRecord(spec, "diverged", message="the loss became NaN at step 3 <b>of 9</b>")
     rng = np.random.default_rng(spec.rng_seed % 2**32 + control + 1)
@@ -194,17 +196,18 @@ def test_numbers_in_the_page_are_those_of_the_verdict(finished):
         card = re.search(rf'<article class="card [a-z]+" id="{name}">(.*?)</article>', page, re.DOTALL)
         assert card is not None
         shown = {float(value) for value in re.findall(r'<data value="([^"]+)">', card[1])}
-        finite = judged["controls"]
+        null = judged["nulls"]["anywhere"]
+        finite = null["controls"]
         means = judged["base"], judged["claim"], judged["whole_model"]
-        p_values = [judged[key] for key in ("p_value", "p_adjusted", "p_parametric", "effect_p")]
-        intervals = *judged["effect_interval"], *judged["gap_interval"]
-        expected = {*means, *p_values, judged["effect"], judged["gap"], *intervals}
+        p_values = [judged["effect_p"], *(null[key] for key in ("p_value", "p_adjusted", "p_parametric"))]
+        intervals = *judged["effect_interval"], *null["gap_interval"]
+        expected = {*means, *p_values, judged["effect"], null["gap"], *intervals}
         expected |= {judged["chosen"]["claim"], min(finite), max(finite)}
         assert expected <= shown
         (mean,) = shown - expected
         assert mean == pytest.approx(np.mean(finite), abs=1e-12)
         assert judged["sentence"] in unescape(card[1])
-        assert f"{judged['n_at_least']} of 19 at or above" in card[1]
+        assert f"{null['n_at_least']} of 19 at or above" in card[1]
 
 
 def test_the_table_has_every_arm_and_control(finished):
@@ -266,7 +269,7 @@ def test_diverged_trials_are_listed_with_their_messages(tmp_path, unsaved):
     assert "Optimal edit, control 7, τ = 1.0: the loss became NaN at step 3 &lt;b&gt;of 9&lt;/b&gt;" in page
     assert "2 trials of 85" in page
     assert f"diverged; {CONTROLS[7]}".replace(",", ", ") in page
-    judged = json.loads((folder / "verdict.json").read_text())["methods"]["optimal"]
+    judged = json.loads((folder / "verdict.json").read_text())["methods"]["optimal"]["nulls"]["anywhere"]
     assert (judged["controls"][7], judged["n_at_least"]) == (None, 1)
     assert "NaN" not in (folder / "verdict.json").read_text()
 
@@ -431,7 +434,9 @@ def opinion(fingerprint, question, answer):
 
 
 def make_judged_run(folder, records, judges=JUDGES, config=JUDGED_CONFIG, opinion=opinion):
-    manifest = replace(MANIFEST, planned=len(records), n_controls=3, methods=ITI, probes=None, judges=judges)
+    manifest = replace(
+        MANIFEST, planned=len(records), nulls={"anywhere": Null(3, 65)}, methods=ITI, probes=None, judges=judges
+    )
     make_run(folder, records, manifest=manifest, config=config)
     with open_run(folder, config) as store:
         for judge in judges.values():
@@ -457,13 +462,10 @@ def section(page, title):
 
 def chosen_of(records, score="info_truth"):
     verdict = decide(records, score=score)
-    strengths = {"claim": ("claim", -1), "whole": ("whole", -1), **{f"control {i}": ("control", i) for i in range(3)}}
+    strengths = {"claim": Place("claim"), "whole": Place("whole")}
+    strengths |= {f"control anywhere {i}": Place("control", i, "anywhere") for i in range(3)}
     places = {place: verdict.methods["iti"].chosen[name] for name, place in strengths.items()}
-    return {
-        (r.spec.arm, r.spec.control): r
-        for r in records
-        if r.spec.arm == "base" or r.spec.hyperparameter == places[r.spec.arm, r.spec.control]
-    }
+    return {r.spec.place: r for r in records if r.spec.arm == "base" or r.spec.hyperparameter == places[r.spec.place]}
 
 
 def test_a_judged_run_shows_each_score_with_its_interval(judged):
@@ -476,7 +478,7 @@ def test_a_judged_run_shows_each_score_with_its_interval(judged):
             low, high = score_interval(score_values(record.questions["test"], score))
             for value in (record.metrics["test"][score], low, high):
                 assert any(value == pytest.approx(x, abs=1e-12) for x in shown)
-    controls = [chosen["control", i].metrics["test"]["truth"] for i in range(3)]
+    controls = [chosen[Place("control", i, "anywhere")].metrics["test"]["truth"] for i in range(3)]
     mean = re.search(r"Mean of 3 controls<small>range</small></th>\n(.*)", part)
     assert mean is not None
     assert number(math.fsum(controls) / 3, ".3f") in mean[1]
@@ -537,10 +539,11 @@ def test_what_the_models_say_is_shown_in_order_and_escaped(judged):
     assert "first 12 test questions of 12, in order, not selected" in before
     assert "<b>more" not in page
     chosen = chosen_of(records)
-    speakers = [chosen[place] for place in (("base", -1), ("claim", -1), ("whole", -1), ("control", 0))]
+    base = chosen[Place("base")]
+    speakers = [base, chosen[Place("claim")], chosen[Place("whole")], chosen[Place("control", 0, "anywhere")]]
     rows = re.findall(r'<td class="answer">(.*?)</td>', part, re.DOTALL)
     expected = [(r.answers["test"][i], r) for i in range(12) for r in speakers]
-    same = [r is not chosen["base", -1] and r.answers["test"][i] == chosen["base", -1].answers["test"][i]
+    same = [r is not base and r.answers["test"][i] == base.answers["test"][i]
             for i in range(12) for r in speakers]  # fmt: skip
     assert len(rows) == len(expected)
     for row, (answer, _), repeats in zip(rows, expected, same, strict=True):
@@ -725,8 +728,8 @@ def test_a_control_that_diverged_is_no_part_of_the_controls_mean(tmp_path, unsav
     records = [r for r in SAID if r.spec.control != 1] + [trial("control", "iti", 1.0, 1, status="diverged")]
     folder = make_judged_run(tmp_path / "run", records)
     tables = read_tables(folder)
-    mean = tables.mean_control("iti", tables.judged)
-    scores = [row.values["info_truth"] for row in tables.controls("iti").values() if row is not None]
+    mean = tables.mean_control("iti", "anywhere", tables.judged)
+    scores = [row.values["info_truth"] for row in tables.controls("iti")["anywhere"].values() if row is not None]
     assert mean.n == len(scores) == 2
     assert mean.values["info_truth"] == pytest.approx(sum(scores) / 2)
     part = section(write_report(folder, tables).read_text(), "Truth and information")
@@ -769,7 +772,7 @@ def test_trials_are_a_table_for_other_programs(judged):
         assert (float(row["info_truth_low"]), float(row["info_truth_high"])) == pytest.approx((low, high), abs=1e-12)
         assert int(row["n_missing"]) == sum(map(math.isnan, record.questions["test"]["info"]))
         assert (float(row["kl"]), float(row["ce"]), float(row["seconds"])) == (record.drift["kl"], 2.5, 1.5)
-    assert list(rows[0])[8:11] == ["info_truth", "info_truth_low", "info_truth_high"]
+    assert list(rows[0])[9:12] == ["info_truth", "info_truth_low", "info_truth_high"]
 
 
 def test_trials_that_diverged_have_empty_scores(tmp_path, unsaved):
@@ -970,7 +973,17 @@ def test_frames_are_tidy(reread):
     assert next(csv.reader(io.StringIO(result.tables.trials_csv()))) == list(trials.columns)
     keys = ["trial_id", "split", "question"]
     assert not scores.duplicated([*keys, "metric"]).any() and not answers.duplicated(keys).any()
-    assert set(scores.columns) == {*keys, "arm", "control", "method", "hyperparameter", "location", "metric", "value"}
+    assert set(scores.columns) == {
+        *keys,
+        "arm",
+        "null",
+        "control",
+        "method",
+        "hyperparameter",
+        "location",
+        "metric",
+        "value",
+    }
     assert len(answers) == sum(len(said) for record in SAID for said in record.answers.values())
     by_trial = scores[(scores.split == "test") & (scores.metric == "mc2")].groupby("trial_id").value.mean()
     assert by_trial.to_dict() == pytest.approx(dict(zip(trials.trial_id, trials.mc2, strict=True)))
@@ -1017,7 +1030,7 @@ def test_symbols_stand_for_the_whole_model_and_the_rest():
     records = [r if r.spec.location is None else replace(r, spec=replace(r.spec, location=places[r.spec.arm]))
                for r in [trial("base"), *trials("iti", (1.0,), controls=1)]]  # fmt: skip
     records.append(replace(records[1], spec=replace(records[1].spec, arm="rest", location=claim.rest())))
-    manifest = replace(MANIFEST, claim=claim, methods=ITI, n_controls=1, planned=5, probes=None)
+    manifest = replace(MANIFEST, claim=claim, methods=ITI, nulls={"anywhere": Null(1)}, planned=5, probes=None)
     seconds = {record.spec.trial_id: 1.0 for record in records}
     tables = tabulate(Run(Path(), CONFIG, manifest, tuple(records), QUESTIONS, {}, seconds))
     found = {line["arm"]: line["location"] for line in csv.DictReader(io.StringIO(tables.trials_csv()))}

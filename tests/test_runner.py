@@ -173,10 +173,13 @@ def by_place(folder: Path):
 def test_more_controls_keep_the_ids_of_the_first(home, llama):
     config = small_config(home)
     claim, contexts = parse_location("0.1,1.2"), {"none": "n", "iti": "i", "optimal": "o"}
-    few, many = (
-        build_plan(c, llama.shape, claim, draw_controls(c, llama.shape, claim).locations, contexts, (1, 1))
-        for c in (config, dataclasses.replace(config, controls=5))
-    )
+
+    def plan(config):
+        drawn = draw_controls(config, llama.shape, claim)[0]
+        places = {null: controls.locations for null, controls in drawn.items()}
+        return build_plan(config, llama.shape, claim, places, contexts, (1, 1))
+
+    few, many = map(plan, (config, dataclasses.replace(config, controls=5)))
     ids = [{spec.trial_id for group in plan for spec in group} for plan in (few, many)]
     assert ids[0] < ids[1]
 
@@ -237,7 +240,7 @@ def test_pairs_primer_in_training_and_other_readers_run(home, tmp_path):
         optimal={"batching": "pair", "reader": "location", "objective": "dpo", "reduction": "mean"},
         probe={"context": "answer"},
         iti={"direction": "probe", "positions": "all"},
-        match="layer",
+        nulls=["layers"],
     )
     run_audit(config, tmp_path / "run", progress=False)
     with read_run(tmp_path / "run") as store:
@@ -360,7 +363,7 @@ folder, out, progress = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
 model, behaviour = load_model(folder + "/model", device="cpu"), load_behaviour(folder + "/questions.jsonl")
 claim = fit_probes(model, behaviour).top(2)
 fit_iti(model, behaviour, claim), fit_optimal(model, behaviour, claim, epochs=1)
-audit(model, behaviour, claim=claim, controls=1, out=out, progress=progress, rest=False, judges={},
+audit(model, behaviour, claim=claim, controls=1, out=out, progress=progress, rest=False, judges={}, nulls=["anywhere"],
       prompt={"primer": "none"}, methods={"iti": {"alphas": [2.0]}},
       evaluation={"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6})
 print([*tqdm([1], desc="mine")])
@@ -474,7 +477,7 @@ def test_a_resumed_run_says_what_is_done_and_how_controls_compare(home, tmp_path
     said = " ".join(capsys.readouterr().err.split())
     found = load_run(tmp_path / "run").verdict.methods
     assert said.count("5 of 9 trials done, going on") == 1
-    counts = "; ".join(f"{name} {v.n_at_least} of 2" for name, v in found.items())
+    counts = "; ".join(f"{name} {v.first.n_at_least} of 2" for name, v in found.items())
     assert said.endswith(f"9 of 9 trials, about 0 s left, controls at least as good as the claim: {counts}")
     run_audit(config, tmp_path / "run")
     assert "going on" not in capsys.readouterr().err
@@ -526,10 +529,11 @@ def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path, monkeypa
     run = load_run(tmp_path / "run")
     early = run.verdict
     assert len(run.trials) == run.manifest.planned
-    assert any(v.ended_early for v in early.methods.values())
+    assert any(v.first.ended_early for v in early.methods.values())
     for verdict in early.methods.values():
-        assert len(verdict.controls) == verdict.n_used or not verdict.ended_early
-        assert verdict.n_planned == 7  # of one head, as many as there are
+        null = verdict.first
+        assert len(null.controls) == null.n_used or not null.ended_early
+        assert null.n_planned == 7  # of one head, as many as there are
     report = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "they ended early: 7 were planned" in report
     assert "Unfinished" not in report
@@ -540,7 +544,7 @@ def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path, monkeypa
     late = whole.verdict
     assert first < {record.spec.trial_id for record in whole.trials}
     assert [v.outcome for v in late.methods.values()] == [v.outcome for v in early.methods.values()]
-    assert all(len(v.controls) == 7 for v in late.methods.values())
+    assert all(len(v.first.controls) == 7 for v in late.methods.values())
 
 
 def test_the_rest_of_the_model_is_edited_where_it_is_asked_for(home, tmp_path):
@@ -560,12 +564,12 @@ def test_the_rest_of_the_model_is_edited_where_it_is_asked_for(home, tmp_path):
     assert edit.sites["heads", 0].b[8:].any()
 
 
-@pytest.mark.parametrize("match", ["kv-group", "probe-accuracy", "norm"])
-def test_matched_controls_of_a_run(home, tmp_path, match):
-    run_audit(small_config(home, match=match, methods=["iti"], claim="0.0,1.3"), tmp_path / "run", progress=False)
+@pytest.mark.parametrize("null", ["kv-groups", "probe-accuracy", "norm"])
+def test_matched_controls_of_a_run(home, tmp_path, null):
+    run_audit(small_config(home, nulls=[null], methods=["iti"], claim="0.0,1.3"), tmp_path / "run", progress=False)
     run = load_run(tmp_path / "run")
     places = {r.spec.location for r in run.trials if r.spec.arm == "control"}
-    assert 1 <= len(places) == run.manifest.n_controls <= run.manifest.population
+    assert 1 <= len(places) == run.manifest.nulls[null].n_planned <= run.manifest.nulls[null].population
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from locaudit.location import Location
-from locaudit.records import TrialRecord, TrialSpec
+from locaudit.records import Place, TrialRecord, TrialSpec
 from locaudit.stats import (
     Design,
     Monitor,
@@ -23,7 +23,7 @@ from locaudit.stats import (
     score_values,
     sequential,
 )
-from locaudit.stats.sequential import RISK, controls_to_decide, curtailment, share_interval, specificity_power
+from locaudit.stats.sequential import RISK, Null, controls_to_decide, curtailment, share_interval, specificity_power
 from locaudit.stats.tests import max_t_p, monte_carlo_p
 
 LEVEL = 0.05
@@ -163,21 +163,21 @@ def test_a_monitor_says_what_a_look_at_all_says(plan, controls, random):
     monitor = Monitor(rule=rule, n_planned=n_planned, level=level, population=population, supports=supports)
     sign = {"higher": 1, "lower": -1}[supports]
     reached = [not sign * x < sign * 0.5 for x in controls]
-    arrivals = [("claim", -1), ("base", -1), *(("control", i) for i in range(len(controls)))]
+    arrivals = [Place("claim"), Place("base"), *(Place("control", i) for i in range(len(controls)))]
     random.shuffle(arrivals)
     for n, place in enumerate(arrivals, start=1):
         monitor.add(place, controls[place[1]] if place[0] == "control" else 0.5)
         seen = set(arrivals[:n])
-        in_order = list(itertools.takewhile(lambda i, seen=seen: ("control", i) in seen, range(len(controls))))
-        in_order = in_order if ("claim", -1) in seen else []
+        in_order = list(itertools.takewhile(lambda i, seen=seen: Place("control", i) in seen, range(len(controls))))
+        in_order = in_order if Place("claim") in seen else []
         assert monitor.state == look(reached[: len(in_order)], rule, n_planned, level, population).state
 
 
 def test_a_monitor_does_not_end_what_was_hardly_judged():
     def end(**claim):
         monitor = Monitor(rule="curtailed", n_planned=19, level=0.05)
-        monitor.add(("claim", -1), **{"mean": 0.5, **claim})
-        monitor.add(("control", 0), 0.6)
+        monitor.add(Place("claim"), **{"mean": 0.5, **claim})
+        monitor.add(Place("control", 0), 0.6)
         return monitor
 
     assert end().state == "not specific"
@@ -185,7 +185,7 @@ def test_a_monitor_does_not_end_what_was_hardly_judged():
     assert end(mean=math.nan, lost=True).state == "open", "no judge judged it"
     assert end(missing=0.06).state == "open"
     late = end()
-    late.add(("whole", -1), 0.5, missing=0.06)
+    late.add(Place("whole"), 0.5, missing=0.06)
     assert late.state == "open"
 
 
@@ -197,7 +197,8 @@ def test_a_monitor_of_records_ends_where_their_verdict_does(lost):
         out = []
         for strength in (1.0, 2.0):
             place = Location(((int(arm == "control"), 0),))
-            spec = TrialSpec(arm, "iti", place, strength, 0, "context", control)
+            null = "anywhere" if arm == "control" else ""
+            spec = TrialSpec(arm, "iti", place, strength, 0, "context", control, null=null)
             said = [None if rng.random() < lost else rng.random() for _ in range(30)]
             questions = {split: judged_metrics({"truth": said}) for split in ("val", "test")}
             metrics = {
@@ -209,15 +210,15 @@ def test_a_monitor_of_records_ends_where_their_verdict_does(lost):
     for _ in range(10):
         base = replace(tried("base")[0], spec=TrialSpec("base", "none", None, None, 0, "context"))
         places = [tried("claim"), *(tried("control", k) for k in range(19))]
-        monitor, records = Monitor(rule="curtailed", n_planned=39, level=0.05), [base]
-        monitor.add(("base", -1), *score_place([base], "truth"))
+        monitor, records = Monitor(rule="curtailed", n_planned=39, level=0.05, null="anywhere"), [base]
+        monitor.add(Place("base"), *score_place([base], "truth"))
         for trials in places:
-            spec = trials[0].spec
-            monitor.add((spec.arm, spec.control), *score_place(trials, "truth"))
+            monitor.add(trials[0].spec.place, *score_place(trials, "truth"))
             records += trials
-            design = Design(rule="curtailed", n_planned=39, graded=False)
+            design = Design(rule="curtailed", nulls={"anywhere": Null(39)}, graded=False)
             v = decide(records, score="truth", design=design).methods["iti"]
-            assert (monitor.state != "open") == (v.ended_early and v.worst_missing <= 0.05 and not math.isnan(v.claim))
+            is_sure = v.worst_missing <= 0.05 and not math.isnan(v.claim)
+            assert (monitor.state != "open") == (v.first.ended_early and is_sure)
 
 
 def test_how_many_more_controls_would_decide():

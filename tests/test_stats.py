@@ -11,7 +11,7 @@ from scipy import stats
 
 from locaudit.errors import RunFolderError
 from locaudit.location import Location
-from locaudit.records import TrialRecord, TrialSpec
+from locaudit.records import Place, TrialRecord, TrialSpec
 from locaudit.registry import SCORES
 from locaudit.stats import (
     JUDGED,
@@ -51,9 +51,10 @@ PLACES = {"base": None, "claim": CLAIM, "whole": Location.whole(), "rest": CLAIM
 METHODS = {"iti": MethodFacts("ITI"), "optimal": MethodFacts("Optimal edit", trained=True)}
 
 
-def trial(arm, method, test, *, control=-1, hyperparameter=1.0, val=0.5, kl=0.1):
-    place = Location(((1, control),)) if arm == "control" else PLACES[arm]
-    spec = TrialSpec(arm, method, place, None if arm == "base" else hyperparameter, 0, "context", control)
+def trial(arm, method, test, *, control=-1, null="anywhere", hyperparameter=1.0, val=0.5, kl=0.1):
+    place = Location(((0 if null == "layers" else 1, control + 1),)) if arm == "control" else PLACES[arm]
+    strength, null = None if arm == "base" else hyperparameter, null if arm == "control" else ""
+    spec = TrialSpec(arm, method, place, strength, 0, "context", control, null=null)
     if test is None:
         return TrialRecord(spec, "diverged", message="the loss became NaN")
     return TrialRecord(
@@ -65,14 +66,15 @@ def trial(arm, method, test, *, control=-1, hyperparameter=1.0, val=0.5, kl=0.1)
     )
 
 
-def audit(method, claim, controls, whole=None):
-    """Records of one method; gains over the base, None for an edit that diverged."""
+def audit(method, claim, controls, whole=None, **nulls):
+    """Records of one method; gains over the base, None for an edit that diverged. `nulls`: other nulls' controls."""
 
     def scores(gain):
         return None if gain is None else BASE + NOISE + gain
 
     records = [trial("claim", method, scores(claim))]
-    records += [trial("control", method, scores(gain), control=i) for i, gain in enumerate(controls)]
+    for null, gains in {"anywhere": controls, **nulls}.items():
+        records += [trial("control", method, scores(gain), control=i, null=null) for i, gain in enumerate(gains)]
     return records + ([] if whole is None else [trial("whole", method, scores(whole))])
 
 
@@ -111,14 +113,15 @@ def test_edits_that_do_nothing_tie(dtype, noise, seed):
     records += [trial("control", "optimal", x, control=i) for i, x in enumerate(arms[21:40])]
     found = decide(records, score=SCORE, design=Design(dtype=dtype), methods=METHODS)
     for v in found.methods.values():
-        assert (v.outcome, v.effect_p, v.p_value, v.p_adjusted) == ("no effect", 1.0, 1.0, 1.0)
-        assert v.n_at_least == 19 and math.isnan(v.p_parametric)
+        assert (v.outcome, v.effect_p, v.first.p_value, v.first.p_adjusted) == ("no effect", 1.0, 1.0, 1.0)
+        assert v.first.n_at_least == 19 and math.isnan(v.first.p_parametric)
     monitor = Monitor("fixed", 19, 0.05, tolerance=found.tolerance)
-    for place, x in [(("claim", -1), arms[0]), *((("control", i), arms[1 + i]) for i in range(19))]:
+    for place, x in [(Place("claim"), arms[0]), *((Place("control", i), arms[1 + i]) for i in range(19))]:
         monitor.add(place, float(x.mean()))
     assert monitor.seen.n_at_least == 19
-    repeats = combine_repeats([Repeat(found, CLAIM, ()), Repeat(found, CLAIM, ())])
-    assert all(m.p_value == 1.0 and m.n_at_least == 19 for m in repeats.methods.values())
+    repeats = combine_repeats([Repeat(found, CLAIM, {}), Repeat(found, CLAIM, {})])
+    assert all(m.nulls["anywhere"].p_value == 1.0 for m in repeats.methods.values())
+    assert all(m.nulls["anywhere"].n_at_least == 19 for m in repeats.methods.values())
     strengths = [trial("claim", "iti", BASE, hyperparameter=h, val=0.5 + noise * h) for h in (1.0, 2.0, 3.0)]
     assert choose(strengths, SCORE, found.tolerance).spec.hyperparameter == 1.0
     assert (
@@ -249,13 +252,13 @@ def test_selection_by_validation_then_drift_then_hyperparameter(grid):
             for h, (test, given) in enumerate(zip(tests, grid, strict=True), start=1)
         ]
         for order in itertools.permutations(records):
-            chosen = select(order, SCORE)["iti"]["claim", -1]
+            chosen = select(order, SCORE)["iti"][Place("claim")]
             assert chosen is not None
             assert chosen.spec.hyperparameter == 2.0
 
 
 def test_a_place_where_all_trials_diverged_has_no_choice():
-    assert select([trial("claim", "iti", None)], SCORE)["iti"]["claim", -1] is None
+    assert select([trial("claim", "iti", None)], SCORE)["iti"][Place("claim")] is None
 
 
 # --- verdicts
@@ -276,10 +279,10 @@ def test_the_four_outcomes(method, claim, controls, outcome, words):
     judged = verdict.methods[method]
     assert judged.outcome == outcome
     assert words in judged.sentence
-    assert judged.n_at_least == sum(x >= claim for x in controls)
-    assert judged.p_value == (1 + judged.n_at_least) / (1 + len(controls))
+    assert judged.first.n_at_least == sum(x >= claim for x in controls)
+    assert judged.first.p_value == (1 + judged.first.n_at_least) / (1 + len(controls))
     assert judged.effect == pytest.approx(claim + NOISE.mean())
-    assert judged.gap == pytest.approx(claim - np.mean(controls))
+    assert judged.first.gap == pytest.approx(claim - np.mean(controls))
     assert judged.whole_model == pytest.approx((BASE + NOISE).mean() + 0.375)
     assert judged.effect_interval[0] <= judged.effect <= judged.effect_interval[1]
     assert (verdict.n_questions, verdict.n_controls) == (N, len(controls))
@@ -310,8 +313,10 @@ def test_adding_a_constant_to_every_score_changes_no_conclusion():
     assert before.headline == after.headline
     for name, judged in before.methods.items():
         other = after.methods[name]
-        same = ("outcome", "p_value", "n_at_least", "effect", "effect_interval", "effect_p", "gap", "gap_interval")
+        same = ("outcome", "effect", "effect_interval", "effect_p")
         assert [getattr(judged, field) for field in same] == [getattr(other, field) for field in same]
+        same = ("p_value", "n_at_least", "gap", "gap_interval")
+        assert [getattr(judged.first, field) for field in same] == [getattr(other.first, field) for field in same]
         assert other.claim == judged.claim + 0.25
 
 
@@ -326,23 +331,23 @@ def test_the_order_of_records_does_not_matter():
 
 def test_diverged_controls_count_against_the_claim():
     judged = judge(audit("optimal", 0.25, [*LOW[:17], None, None])).methods["optimal"]
-    assert judged.n_at_least == 2
-    assert judged.p_value == 3 / 20
+    assert judged.first.n_at_least == 2
+    assert judged.first.p_value == 3 / 20
     assert judged.outcome == "effective, not specific"
     assert "2 of them diverged and count against the claim" in judged.sentence
-    assert judged.gap == pytest.approx(0.25 - np.mean(LOW[:17]))
+    assert judged.first.gap == pytest.approx(0.25 - np.mean(LOW[:17]))
 
 
 def test_a_diverged_claim_measures_nothing_and_json_has_no_nan():
     verdict = judge(audit("optimal", None, [*LOW[:18], None]), audit("iti", 0.25, [None] * 19))
     judged = verdict.methods["optimal"]
-    assert (judged.outcome, judged.p_value, judged.effect_p) == ("underpowered", 1.0, 1.0)
+    assert (judged.outcome, judged.first.p_value, judged.effect_p) == ("underpowered", 1.0, 1.0)
     assert "diverged" in judged.sentence
     text = verdict.to_json()
     assert "NaN" not in text
     assert "Infinity" not in text
     assert json.loads(text)["methods"]["optimal"]["claim"] is None
-    assert json.loads(text)["methods"]["iti"]["controls"] == [None] * 19
+    assert json.loads(text)["methods"]["iti"]["nulls"]["anywhere"]["controls"] == [None] * 19
 
 
 def test_a_diverged_whole_model_is_said_in_words():
@@ -403,7 +408,7 @@ def test_a_verdict_is_made_of_pairwise_comparisons(score, lost):
     sufficiency, specificity, necessity, uniqueness = v.grades
     assert (v.effect, v.effect_p) == (pytest.approx(gain.difference), paired_gain_p(claim, base))
     assert v.effect_interval == sufficiency.interval == pytest.approx(paired_interval(claim, base), abs=1e-12)
-    assert v.gap_interval == pytest.approx(paired_interval(claim, controls), abs=1e-12)
+    assert v.first.gap_interval == pytest.approx(paired_interval(claim, controls), abs=1e-12)
     lead = compare_edits(claim, controls, margin=0.05)
     assert (
         f"{lead.difference:+.3f}, 90 % interval {lead.interval[0]:+.3f} to {lead.interval[1]:+.3f}"
@@ -421,7 +426,7 @@ def test_methods_are_named_by_title_and_the_trained_one_leads():
         "b": MethodFacts("Best edit", trained=True),
         "c": MethodFacts("Given edit", null="directions"),
     }
-    parts = [audit("c", 0.25, LOW), audit("a", 0.25, LOW), audit("b", 0.25, [0.3] * 19)]
+    parts = [audit("c", 0.25, (), directions=LOW), audit("a", 0.25, LOW), audit("b", 0.25, [0.3] * 19)]
     verdict = decide([BASE_TRIAL, *itertools.chain(*parts)], score=SCORE, methods=facts)
     assert list(verdict.methods) == ["a", "b", "c"]
     assert verdict.headline.startswith("Lasso and Given edit alone would call the claim specific. Best edits do not (")
@@ -450,10 +455,11 @@ def test_lower_scores_support_a_claim_as_higher_ones_do(claim, controls, rule):
         for several, supports in ((records, "higher"), (turned, "lower"))
     )
     up, down = higher.methods["optimal"], lower.methods["optimal"]
-    same = ("outcome", "p_value", "effect_p", "n_at_least", "n_used", "p_parametric")
-    assert [getattr(up, field) for field in same] == pytest.approx([getattr(down, field) for field in same])
+    assert (up.outcome, up.effect_p) == (down.outcome, pytest.approx(down.effect_p))
+    same = ("p_value", "n_at_least", "n_used", "p_parametric")
+    assert [getattr(up.first, x) for x in same] == pytest.approx([getattr(down.first, x) for x in same])
     assert down.claim == pytest.approx(1 - up.claim)
-    assert (down.effect, down.gap) == pytest.approx((-up.effect, -up.gap))
+    assert (down.effect, down.first.gap) == pytest.approx((-up.effect, -up.first.gap))
     assert down.effect_interval == pytest.approx(tuple(-x for x in reversed(up.effect_interval)))
     assert [g.question for g in down.grades] == ["necessity", "specificity", "uniqueness"]
     by_question = {g.question: g for g in up.grades}
@@ -464,7 +470,7 @@ def test_lower_scores_support_a_claim_as_higher_ones_do(claim, controls, rule):
         )
     words = {"specific": "lowers the score more than editing random", "no effect": "No fall of the score was detected"}
     assert words.get(down.outcome, "lowers the score, but") in down.sentence
-    assert f"lead over their mean is {up.gap:+.3f}" in down.sentence
+    assert f"lead over their mean is {up.first.gap:+.3f}" in down.sentence
 
 
 def test_any_aspects_may_be_judged():

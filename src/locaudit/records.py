@@ -7,18 +7,37 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from locaudit.location import Location
 
 Arm = Literal["base", "claim", "control", "whole", "rest"]
 ARMS: tuple[Arm, ...] = ("base", "claim", "whole", "rest", "control")
 """All arms, in the order of tables."""
+NullId = Literal["anywhere", "layers", "kv-groups", "probe-accuracy", "norm"]
+"""A null distribution: what controls have in common with the claim (`locaudit.claims.kinds.Blocks.strata`)."""
+DIRECTIONS = "directions"
+"""The null of methods whose controls are random directions at the claim."""
 NO_METHOD = "none"
 """The `method` of trials of the unedited model."""
 Status = Literal["ok", "diverged"]
 OFF = "off:"
 """Start of the names of splits that hold off-target behaviours: ``off:sentiment``. Nothing is generated for them."""
+
+
+class Place(NamedTuple):
+    """One of the things compared: an arm, or one control of a null."""
+
+    arm: Arm
+    control: int = -1
+    """Number of the control among those of its null, from 0; -1 for other arms."""
+    null: str = ""
+    """Name of the control's null: a `NullId` or `DIRECTIONS`; empty for other arms."""
+
+    @property
+    def label(self) -> str:
+        """The place as a key in a verdict: ``claim``, or ``control layers 3``."""
+        return f"control {self.null} {self.control}" if self.arm == "control" else self.arm
 
 
 def content_hash(value: Any, length: int = 16) -> str:
@@ -63,11 +82,18 @@ class TrialSpec:
     context: str
     """Hash of the model, the training questions (as token ids) and the method's settings that affect the edit."""
     control: int = -1
-    """Number of the control, from 0; -1 for other arms."""
+    """Number of the control among those of its null, from 0; -1 for other arms."""
     draw: int | None = None
     """Number of the random direction, if controls are random directions at the claim; else None."""
     registration: str = ""
     """First 16 digits of the SHA-256 of the claim file that was registered before the run; empty without one."""
+    null: str = ""
+    """Name of the control's null: a `NullId` or `DIRECTIONS`; empty for other arms."""
+
+    @property
+    def place(self) -> Place:
+        """What the trial is used for. Two nulls may draw the same location: two places with one fit."""
+        return Place(self.arm, self.control, self.null)
 
     @property
     def trial_id(self) -> str:
@@ -80,8 +106,8 @@ class TrialSpec:
 
     @property
     def edit_file(self) -> str:
-        """Name of its edit's file: ``claim-optimal-0.2.safetensors``, ``control-03-iti-15.safetensors``."""
-        arm = f"{self.arm}-{self.control:02d}" if self.arm == "control" else self.arm
+        """Name of its edit's file: ``claim-optimal-0.2.safetensors``, ``control-layers-03-iti-15.safetensors``."""
+        arm = f"{self.arm}-{self.null}-{self.control:02d}" if self.arm == "control" else self.arm
         strength = "" if self.hyperparameter is None else f"-{self.hyperparameter!r}".removesuffix(".0")
         return f"{arm}-{self.method}{strength}.safetensors"
 
@@ -126,7 +152,7 @@ class TrialRecord:
 
     def __repr__(self) -> str:
         spec, scores = self.spec, self.metrics.get("test", {})
-        arm = f"{spec.arm} {spec.control}" if spec.arm == "control" else spec.arm
+        arm = f"{spec.null} control {spec.control}" if spec.arm == "control" else spec.arm
         strength = "" if spec.hyperparameter is None else f", strength {spec.hyperparameter:g}"
         said = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or self.message
         return f"TrialRecord({arm}, {spec.method}{strength}, {self.status}: {said})"

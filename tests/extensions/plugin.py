@@ -93,7 +93,9 @@ class Directions:
             by_layer.setdefault(Site("residual", int(unit.split("/")[0])), []).append(vector)
         return {site: np.linalg.qr(np.stack(vectors, axis=1))[0] for site, vectors in by_layer.items()}
 
-    def draw(self, claim, shape, n, *, seed, match, disjoint, values):
+    def draw(self, claim, shape, n, *, seed, null, disjoint, values):
+        if null != "anywhere":
+            raise LocationError(got="a kind without such places", expected="anywhere", remedy="write nulls: [anywhere]")
         layers = [unit.split("/")[0] for unit in claim.units]
         names = [tuple(f"{layer}/random-{seed}-{i}" for layer in layers) for i in range(n)]
         return Controls([Location(units, claim.kind) for units in names], None)

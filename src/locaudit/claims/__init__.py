@@ -1,6 +1,6 @@
 """What is claimed? Kinds of places, random controls for a claim, and readers of claims from text and files."""
 
 from locaudit.claims.importers import parse_location
-from locaudit.claims.kinds import Controls, Kind, Shape, find_kind
+from locaudit.claims.kinds import Controls, Kind, Shape, draw_nulls, find_kind
 
-__all__ = ["Controls", "Kind", "Shape", "find_kind", "parse_location"]
+__all__ = ["Controls", "Kind", "Shape", "draw_nulls", "find_kind", "parse_location"]

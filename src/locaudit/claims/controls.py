@@ -38,7 +38,7 @@ def sample_controls(claim: Location, strata: Strata, n: int, *, seed: int, disjo
         raise LocationError(
             got=f"a claim of {len(claim)} {claim.kind} units that leaves no room for a control",
             expected=f"at least one {'disjoint ' if disjoint else 'other '}set of its size",
-            remedy="use a smaller claim, looser matching (match: none), or controls that may overlap the claim",
+            remedy="use a smaller claim, the null anywhere (nulls: [anywhere]), or controls that may overlap the claim",
         )
     rng = random.Random(seed)
     found: dict[tuple[Unit, ...], Location] = {}

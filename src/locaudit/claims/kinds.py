@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from locaudit.claims.controls import Strata, count_controls, sample_controls
 from locaudit.errors import LocationError
 from locaudit.location import Location, Site, Unit, order_of, read_numbers, spell_unit
+from locaudit.records import NullId
 from locaudit.registry import KINDS
 
-Match = Literal["none", "layer", "kv-group", "probe-accuracy", "norm"]
-"""What controls have in common with the claim."""
+BY_VALUE: tuple[NullId, ...] = ("probe-accuracy", "norm")
+"""Nulls that need a value of every unit, measured on the model."""
 N_BINS, LEAST_IN_BIN = 10, 4
 """Matching by a value uses `N_BINS` bins, or fewer if a bin would have fewer than `LEAST_IN_BIN` units."""
 
@@ -104,11 +105,12 @@ class Kind(Protocol):
         ...
 
     def draw(
-        self, claim: Location, shape: Shape, n: int, *, seed: int, match: Match, disjoint: bool, values: NDArray | None
+        self, claim: Location, shape: Shape, n: int, *, seed: int, null: NullId, disjoint: bool, values: NDArray | None
     ) -> Controls:
-        """Draw `n` controls for the claim; the first k must be the same for every n.
+        """Draw `n` controls of a null for the claim; the first k must be the same for every n.
 
-        `values` (layers, units) are the values to match if `match` is ``probe-accuracy`` or ``norm``, else None.
+        `values` (layers, units) are the values to match if `null` is one of `BY_VALUE`, else None. Raises
+        `LocationError` for a null that has no other place, or that the kind does not know, such as ``layers``.
         """
         ...
 
@@ -204,25 +206,23 @@ class Blocks:
             chosen[layer, block] = location.scope == "listed"
         return {Site(self.site, i): np.repeat(row, width) for i, row in enumerate(chosen) if row.any()}
 
-    def strata(self, match: Match, shape: Shape, values: Sequence[Sequence[float]] | NDArray | None = None) -> Strata:
-        """The stratum of every unit. A control has as many units in each stratum as the claim.
+    def strata(self, null: NullId, shape: Shape, values: Sequence[Sequence[float]] | NDArray | None = None) -> Strata:
+        """The stratum of every unit; a control has as many units in each stratum as the claim.
 
-        `match` says what a stratum is:
-
-            none                    all units
-            layer                   the units of a layer
-            kv-group                the heads of a layer that share keys and values
-            probe-accuracy, norm    one of up to `N_BINS` bins of equal size, by rank of `values` (layers, units); ties
-                                    are ordered by layer, then unit
+            anywhere                all units are in one stratum
+            layers                  the units of a layer
+            kv-groups               the heads of a layer that share keys and values
+            probe-accuracy, norm    up to `N_BINS` bins of equal size, by rank of `values` (layers, units); ties are
+                                    ordered by layer, then unit
 
         Raises `LocationError` if values are needed and missing.
         """
         units = self.units(shape)
-        if match == "none":
+        if null == "anywhere":
             return dict.fromkeys(units, 0)
-        if match == "layer":
+        if null == "layers":
             return {unit: _place(unit)[0] for unit in units}
-        if match == "kv-group":
+        if null == "kv-groups":
             groups = shape.n_kv_heads if self.site == "heads" else self.per_layer(shape)
             width = max(self.per_layer(shape) // groups, 1)
             return {
@@ -231,7 +231,7 @@ class Blocks:
             }
         if values is None:
             raise LocationError(
-                got=f"matching by {match} without values",
+                got=f"the null {null} without values",
                 expected="a value for every unit",
                 remedy="pass values (layers, units)",
             )
@@ -241,11 +241,11 @@ class Blocks:
         return {unit: rank * n_bins // len(ranked) for rank, unit in enumerate(ranked)}
 
     def draw(
-        self, claim: Location, shape: Shape, n: int, *, seed: int, match: Match, disjoint: bool, values: NDArray | None
+        self, claim: Location, shape: Shape, n: int, *, seed: int, null: NullId, disjoint: bool, values: NDArray | None
     ) -> Controls:
         """Draw random sets with as many units in each stratum as the claim; see `sample_controls`."""
         self.check(claim, shape)
-        strata = self.strata(match, shape, values)
+        strata = self.strata(null, shape, values)
         found = sample_controls(claim, strata, n, seed=seed, disjoint=disjoint)
         return Controls(found, count_controls(claim, strata, disjoint=disjoint))
 
@@ -281,3 +281,30 @@ for _name, _kind in BUILT_IN.items():
 def find_kind(location: Location) -> Kind:
     """The kind of a location; raises `ConfigError` if no kind of that name is registered."""
     return KINDS[location.kind]
+
+
+def draw_nulls(
+    claim: Location,
+    shape: Shape,
+    nulls: Sequence[NullId],
+    n: int,
+    *,
+    seed: int = 0,
+    disjoint: bool = False,
+    values: Mapping[NullId, NDArray] | None = None,
+) -> tuple[dict[str, Controls], tuple[str, ...]]:
+    """Draw `n` controls of each null, or all there are, and say in a sentence each which nulls have none.
+
+    `values` has the values (layers, units) of the nulls in `BY_VALUE`. All nulls use the same seed, so where two have
+    the same possible places they draw the same ones. Raises the first `LocationError` if no null has a place.
+    """
+    found, errors = {}, []
+    for null in nulls:
+        own = (values or {}).get(null)
+        try:
+            found[null] = find_kind(claim).draw(claim, shape, n, seed=seed, null=null, disjoint=disjoint, values=own)
+        except LocationError as error:
+            errors.append((null, error))
+    if errors and not found:
+        raise errors[0][1]
+    return found, tuple(f"There are no controls of the null {null}: {error.got}." for null, error in errors)

@@ -18,7 +18,7 @@ import tyro
 from locaudit.behaviours import Behaviour, load_behaviour
 from locaudit.config import AuditConfig, JudgeChoice, read_over
 from locaudit.config.choices import Frozen, choose_judge
-from locaudit.config.validation import plain, renamed, validate
+from locaudit.config.validation import null_of, plain, renamed, validate
 from locaudit.errors import ConfigError, DataError
 from locaudit.registry import ASPECTS, JUDGES, METHODS, load_plugins
 
@@ -206,6 +206,8 @@ def _renamed(arguments: Sequence[str], *, is_audit: bool) -> list[str]:
         new = renamed(flag.removeprefix("--").replace("-", "_"), value or following) if flag.startswith("--") else ""
         if not is_audit and not new.startswith("judges."):
             new = ""  # a study has settings of these names
+        if new and flag.endswith("match"):
+            new = f"--nulls {null_of(value or following)}"
         if new.startswith("methods."):
             argument = f"--{new}{equals}{value}"
         elif new:

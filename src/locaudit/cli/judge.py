@@ -169,7 +169,9 @@ def _compare(arguments: list[str]) -> None:
     say(f"  no/no {n00}, no/yes {n01}, yes/no {n10}, yes/yes {n11}")
     for method in verdicts[0].methods:
         one, other = (
-            f"{v.methods[method].outcome} (claim {v.methods[method].claim:.3f}, p = {v.methods[method].p_value:.3f})"
+            f"{v.methods[method].outcome} (claim {v.methods[method].claim:.3f}, "
+            + ", ".join(f"p{null.where} = {null.p_value:.3f}" for null in v.methods[method].nulls.values())
+            + ")"
             for v in verdicts
         )
         say(f"  verdict on {method}, {verdicts[0].score}: {one} by the first; {other} by the second")

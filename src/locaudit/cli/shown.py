@@ -13,6 +13,7 @@ from locaudit.report.repeats import Repeats, write_repeats
 from locaudit.report.result import AuditResult
 from locaudit.report.tables import Registered, reading_words
 from locaudit.stats.grades import conclusion
+from locaudit.stats.phrases import where
 from locaudit.stats.words import changes
 from locaudit.store.run import Run
 from locaudit.store.trusted import Corrected
@@ -99,10 +100,11 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
         if found.grades:
             say(conclusion(found.grades))
     for o in verdict.off_target:
-        low, high = o.gain_interval
+        (low, high), among = o.gain_interval, where(o.null) if o.null else ""
         say(
             f"\nOff target, {o.behaviour}, {o.method}: {o.score} {o.base:.3f} unedited, {o.claim:.3f} at the claim "
-            f"({o.gain:+.3f}, {low:+.3f} to {high:+.3f}); {o.n_at_least} of {len(o.controls)} controls at or above it"
+            f"({o.gain:+.3f}, {low:+.3f} to {high:+.3f}); {o.n_at_least} of {len(o.controls)} controls{among} at or "
+            "above it"
         )
     if tables.corrected is not None:
         _print_corrected(tables.corrected)

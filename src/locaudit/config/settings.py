@@ -19,13 +19,12 @@ from pydantic import AfterValidator, Field, PlainValidator
 
 from locaudit.architectures import Architecture
 from locaudit.config.choices import LENIENT, Frozen, JudgesField, MethodsField, choose_judges, choose_methods, find
-from locaudit.config.validation import AtLeastTwo, Count, Positive, Seed, Share, checked, renamed, to_dict
+from locaudit.config.validation import AtLeastTwo, Count, Positive, Seed, Share, checked, each_once, renamed, to_dict
 from locaudit.errors import ConfigError
-from locaudit.records import content_hash
+from locaudit.records import NullId, content_hash
 from locaudit.registry import SCORES, load_plugins
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
-Match = Literal["none", "layer", "kv-group", "probe-accuracy", "norm"]
 Stopping = Literal["fixed", "curtailed", "anytime"]
 Vary = Literal["seed", "primer", "wording"]
 VARIED = {
@@ -48,6 +47,7 @@ def _is_more(old: int | None, new: int | None) -> bool:
 
 GROWS: Mapping[str, Callable[[Any, Any], bool]] = {
     "controls": _is_more,
+    "nulls": lambda old, new: set(old) <= set(new),
     "split.max_val": _is_more,
     "split.max_test": _is_more,
     "evaluation.max_new_tokens": lambda old, new: not old or new == old,
@@ -253,12 +253,16 @@ class AuditConfig:
     """Claim file (YAML): settings fixed before the run, which no other setting can override.
     See docs/statistics.md."""
     controls: Count = 19
-    """Number of controls: random locations of the claim's size (or all locations of that size, if there are fewer).
+    """Number of controls of each null: random locations of the claim's size (or all of them, if there are fewer).
     The smallest possible p-value is 1 / (1 + controls)."""
-    match: Match = "none"
-    """What the controls have in common with the claim. ``none``: only the number of units (heads, neurons, ...).
-    ``layer``: also their number in each layer. ``kv-group``: in each group of heads that share keys and values.
-    ``probe-accuracy``, ``norm``: also their number in each decile of probe accuracy, or of activation norm."""
+    nulls: Annotated[tuple[NullId, ...], Field(strict=False, min_length=1), AfterValidator(each_once)] = (
+        "anywhere",
+        "layers",
+    )
+    """NullId distributions: what controls have in common with the claim. The claim must stand out from each.
+    ``anywhere``: only the number of units (heads, neurons, ...). ``layers``: also their number in each layer.
+    ``kv-groups``: in each group of heads that share keys and values.
+    ``probe-accuracy``, ``norm``: in each decile of probe accuracy, or of activation norm."""
     disjoint: bool = False
     """Draw controls that share no unit with the claim.
     Off: draw any sets but the claim itself, so that claim and controls are exchangeable, as the p-value assumes."""

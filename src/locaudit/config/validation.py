@@ -30,7 +30,8 @@ HERE = "the configuration"
 _RULES = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+def each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Refuse a value that occurs twice."""
     if len(set(values)) < len(values):
         raise ValueError("each value once; delete the repeated ones")
     return values
@@ -41,9 +42,9 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 AtLeastTwo = Annotated[int, Field(ge=2)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Grid = Annotated[tuple[float, ...], Field(strict=False, min_length=1), AfterValidator(_each_once)]
+Grid = Annotated[tuple[float, ...], Field(strict=False, min_length=1), AfterValidator(each_once)]
 """One or more different values to try."""
-PositiveGrid = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1), AfterValidator(_each_once)]
+PositiveGrid = Annotated[tuple[Positive, ...], Field(strict=False, min_length=1), AfterValidator(each_once)]
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -106,7 +107,7 @@ def refuse_old(
         value = values.get(group)
         if key:
             value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None and (key or group not in known):
+        if value is not None and (key or group not in known) and (old != "match" or "nulls" in known):
             found[old] = renamed(old, value)
     if found:
         groups = translated(values, known)
@@ -124,15 +125,17 @@ def refuse_old(
         )
 
 
-def translated(values: Mapping[str, Any], known: Iterable[str]) -> dict[str, dict[str, Any]]:
+def translated(values: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
     """The groups of version 0.1.0 in nested values as they are written now; empty if one has no counterpart."""
-    new: dict[str, dict[str, Any]] = {}
+    new: dict[str, Any] = {}
     methods, judges = values.get("methods", ["iti", "optimal"]), values.get("judges", {})
     try:
         if "methods" in known and ("iti" in values or "optimal" in values):
             if (values.get("optimal") or {}).get("reader") == "none":
                 return {}
             new["methods"] = {name: values.get(name) or {} for name in methods}
+        if "match" in values and "nulls" in known:
+            new["nulls"] = [null_of(values["match"])]
         for aspect, judge in judges.items():
             kind = judge.get("kind", "default")
             own = () if kind == "default" else vars(JUDGES[kind].settings())
@@ -146,6 +149,8 @@ def translated(values: Mapping[str, Any], known: Iterable[str]) -> dict[str, dic
 
 def renamed(name: str, value: Any) -> str:
     """Present name of a setting, or of its value, that an earlier version called otherwise; empty if there is none."""
+    if name == "match":
+        return f"nulls: [{null_of(value)}]"
     reader = value.get("reader") if name == "optimal" and isinstance(value, Mapping) else value
     if (name, value) == ("prompt.primer", "default"):
         return "auto (the behaviour's own) or truthful (the bundled one, before any questions)"
@@ -155,7 +160,13 @@ def renamed(name: str, value: Any) -> str:
     return old and _RENAMED[old] + name.removeprefix(old)
 
 
+def null_of(match: Any) -> str:
+    """The null that a value of the earlier setting ``match`` stands for."""
+    return {"none": "anywhere", "layer": "layers", "kv-group": "kv-groups"}.get(match, str(match))
+
+
 _RENAMED = {
+    "match": "nulls",
     "iti": "methods.iti",
     "optimal": "methods.optimal",
     "judges.target": "judges.truth",
@@ -207,14 +218,15 @@ def _translated(error: ValidationError, cls: type, prefix: str) -> LocauditError
         fields = list(get_type_hints(hint))
         hint = get_type_hints(hint).get(part)
     name = (prefix + ".".join(names)).rstrip(".")
-    if kind == "unexpected_keyword_argument":
+    new = renamed(name, value)
+    if kind == "unexpected_keyword_argument" and not new:
         return unknown(name, fields)
     if kind == "missing" and len(names) == len(place):
         return ConfigError(got=f"no value for {name}", expected="a value", remedy="set it")
     if kind.startswith("dataclass"):
         keys = ", ".join(get_type_hints(hint))
         return wrong(name, value, f"keys among {keys or 'none'}", "indent its settings under it")
-    if new := renamed(name, value):
+    if new:
         return wrong(name, value, f"{new}, which replaces it", "change it")
     if cause is not None:
         expected, _, remedy = str(cause).partition("; ")

@@ -14,7 +14,7 @@ from locaudit.report.style import ARM_COLOURS, ARM_NAMES, MARKERS, MIDDLE, save,
 from locaudit.report.tables import Tables
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.scores import resolve_score
-from locaudit.stats.verdict import MethodVerdict, Verdict
+from locaudit.stats.verdict import MethodVerdict, NullResult, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +48,7 @@ def draw_all(tables: Tables, folder: Path) -> dict[str, Drawing]:
         points = [point for one in series or () for point in one.points]
         drawn[name] = Drawing(save(figure, folder, name), len(points), sum(chosen for _, _, chosen in points))
 
-    if any(map(math.isfinite, (x for v in verdict.methods.values() for x in (v.base, v.claim, *v.controls)))):
+    if any(map(math.isfinite, (x for v in verdict.methods.values() for x in (v.base, v.claim, *_controls(v))))):
         keep("controls", draw_controls(verdict, tables.methods))
     effects = {"effect_vs_kl": verdict.score} | ({"kl_mc": UNJUDGED} if verdict.score in tables.judged else {})
     for name, score in effects.items():
@@ -74,11 +74,14 @@ def draw_all(tables: Tables, folder: Path) -> dict[str, Drawing]:
 
 
 def draw_controls(verdict: Verdict, methods: Mapping[str, MethodFacts]) -> Figure:
-    """Scores of the controls, one panel per method. Lines mark the claim, the unedited model and the whole model."""
+    """Scores of the controls, one panel per method and null; a row per method if there are several nulls.
+
+    Lines mark the claim, the unedited model and the whole model.
+    """
     panels = [
         Spread(
-            _controls_title(methods[name], v),
-            v.controls,
+            _controls_title(methods[name], v, null),
+            null.controls,
             [
                 Mark("claim", v.claim, ARM_COLOURS["claim"], "-"),
                 Mark("unedited model", v.base, ARM_COLOURS["base"], ":"),
@@ -86,21 +89,28 @@ def draw_controls(verdict: Verdict, methods: Mapping[str, MethodFacts]) -> Figur
             ],
         )
         for name, v in verdict.methods.items()
+        for null in v.nulls.values()
     ]
+    columns = max((len(v.nulls) for v in verdict.methods.values()), default=1)
     xlabel = f"{score_title(verdict.score)} on test"
-    return draw_spreads(panels, xlabel=xlabel, what="controls", colour=ARM_COLOURS["control"])
+    look = {"what": "controls", "colour": ARM_COLOURS["control"], "columns": columns if columns > 1 else None}
+    return draw_spreads(panels, xlabel=xlabel, **look)
 
 
-def _controls_title(method: MethodFacts, verdict: MethodVerdict) -> str:
+def _controls(verdict: MethodVerdict) -> list[float]:
+    return [x for null in verdict.nulls.values() for x in null.controls]
+
+
+def _controls_title(method: MethodFacts, verdict: MethodVerdict, null: NullResult) -> str:
     # Not "diverged": a score is also missing if judgements are missing.
-    n, unscored = len(verdict.controls), sum(map(math.isnan, verdict.controls))
+    n, unscored = len(null.controls), sum(map(math.isnan, null.controls))
     if math.isnan(verdict.claim):
         return f"{method.title}\nno edit at the claim has a score"
     if not n:
-        return f"{method.title}\nno control scored yet"
+        return f"{method.title}\nno control{null.where} scored yet"
     lost = f" ({unscored} without a score)" if unscored else ""
-    reached = f"{verdict.n_at_least} of {n} controls {method.reaches} the claim{lost}"
-    return f"{method.title}: p = {verdict.p_value:.3f}\n{reached}"
+    reached = f"{null.n_at_least} of {n}{null.where or ' controls'} {method.reaches} the claim{lost}"
+    return f"{method.title}: p = {null.p_value:.3f}\n{reached}"
 
 
 def trial_series(tables: Tables, x: str, y: str, *, minus: float = 0.0) -> list[Series]:

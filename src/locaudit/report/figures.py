@@ -75,20 +75,28 @@ class HeatMap:
     """Colour map and its limits, as arguments of `pcolormesh`."""
 
 
-def draw_spreads(panels: Sequence[Spread], *, xlabel: str, what: str, colour: str, height: float = 3.4) -> Figure:
+def draw_spreads(
+    panels: Sequence[Spread], *, xlabel: str, what: str, colour: str, height: float = 3.4, columns: int | None = None
+) -> Figure:
     """Draw scores as a histogram and as dots, and marks as lines. Panels share their axes.
+
+    They stand in rows of `columns` panels, or in one row.
 
     Raises `ValueError` for no panels.
     """
     if not panels:
         raise ValueError("got nothing to draw; expected at least one panel; draw this figure once a claim is scored")
     with house_style():
-        figure = new_figure(height)
-        axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        columns = columns or len(panels)
+        rows = -(-len(panels) // columns)
+        figure = new_figure(height + (rows - 1) * (height - 1))
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axis in axes[len(panels) :]:
+            axis.set_axis_off()
         edges = _bin_edges([x for p in panels for x in (*_finite(p.scores), *_finite(m.value for m in p.marks))])
         counts = [np.histogram(_finite(panel.scores), bins=edges)[0] for panel in panels]
         tallest = max(1, int(np.max(counts)))
-        for axis, panel in zip(axes, panels, strict=True):
+        for axis, panel in zip(axes, panels, strict=False):
             scores = _finite(panel.scores)
             axis.hist(scores, bins=edges, color=colour, alpha=0.55, linewidth=0)
             # dots under the bars are on three levels, so that neighbours do not overlap
@@ -104,7 +112,8 @@ def draw_spreads(panels: Sequence[Spread], *, xlabel: str, what: str, colour: st
         axes[0].xaxis.set_major_locator(ticker.MaxNLocator(6))
         ticks = ticker.MaxNLocator(5, integer=True).tick_values(0, tallest)
         axes[0].set(ylim=(-0.24 * tallest, 1.06 * tallest), yticks=[y for y in ticks if 0 <= y <= tallest])
-        axes[0].set_ylabel(what)
+        for axis in axes[::columns]:
+            axis.set_ylabel(what)
         bars = require("matplotlib.patches").Patch(color=colour, alpha=0.55, linewidth=0, label=f"{what} (a dot each)")
         seen = {m.label: m for panel in panels for m in panel.marks if m.value is not None}
         lines = [line_key(mark.label, mark.colour, linestyle=mark.style) for mark in seen.values()]

@@ -58,6 +58,7 @@ def _trial(record: TrialRecord) -> dict[str, Any]:
     return {
         "trial_id": spec.trial_id,
         "arm": spec.arm,
+        "null": spec.null,
         "control": spec.control,
         "method": spec.method,
         "hyperparameter": spec.hyperparameter,

@@ -13,6 +13,7 @@ from typing import Any
 from locaudit.location import short_location
 from locaudit.report.style import ARM_COLOURS, INK, PAPER, aspect_words, require, score_phrase, score_title
 from locaudit.report.tables import place_name, reading_words
+from locaudit.stats.phrases import where
 from locaudit.stats.scores import THRESHOLD
 from locaudit.text import readable
 
@@ -48,6 +49,7 @@ def environment(*, autoescape: bool = True) -> Any:
         "noun": lambda aspect: aspect_words(aspect)[0],
         "aspect": lambda aspect: aspect_words(aspect)[1],
         "place_name": place_name,
+        "where": where,
         "place": lambda text: short_location(text).replace(",", ", "),
         "mean": fmean,
         "settings": reading_words,

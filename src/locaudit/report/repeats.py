@@ -22,7 +22,7 @@ from locaudit.report.html import render
 from locaudit.report.style import ARM_COLOURS, ARM_NAMES, FAINT, house_style, save, score_title
 from locaudit.report.tables import Registered, read_registered, tabulate
 from locaudit.stats.phrases import MethodFacts
-from locaudit.stats.repeats import Repeat, RepeatsVerdict, combine_repeats
+from locaudit.stats.repeats import MethodRepeats, Repeat, RepeatsVerdict, combine_repeats
 from locaudit.stats.verdict import MethodVerdict
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import has_trials
@@ -237,11 +237,12 @@ def draw_repeats(found: Repeats) -> Figure:
         panels = figure.subplots(1, len(combined.methods), sharex=True, sharey=True, squeeze=False)[0]
         seen: dict[str, Series] = {}
         for axis, (name, method) in zip(panels, combined.methods.items(), strict=True):
-            series = _repeat_series([v.methods[name] for v in verdicts], method.same_places)
+            series = _repeat_series([v.methods[name] for v in verdicts], method)
             scatter(axis, series)
             seen |= {one.label: one for one in series}
             axis.axhline(len(verdicts) - 0.5, color=FAINT, linewidth=0.6)
-            title = f"{found.methods[name].title}: p = {method.p_value:.3f}\n{method.outcome}"
+            p_values = ", ".join(f"p{null.where} = {null.p_value:.3f}" for null in method.nulls.values())
+            title = f"{found.methods[name].title}: {p_values}\n{method.outcome}"
             axis.set_title(title, loc="left", linespacing=1.4)
             axis.set(xlabel=f"{score_title(combined.score)} on test", ylim=(-0.6, len(labels) - 0.4))
             axis.grid(axis="x", color=FAINT, alpha=0.25, linewidth=0.6)
@@ -250,15 +251,17 @@ def draw_repeats(found: Repeats) -> Figure:
     return figure
 
 
-def _repeat_series(parts: Sequence[MethodVerdict], same_places: bool) -> list[Series]:
+def _repeat_series(parts: Sequence[MethodVerdict], method: MethodRepeats) -> list[Series]:
     """Scores of each arm by repeat, and their means. Controls have a mean only if all repeats have the same ones."""
-    n = min(len(v.controls) for v in parts)
     whole = [math.nan if v.whole_model is None else v.whole_model for v in parts]
     by_arm = {"base": [v.base for v in parts], "whole": whole, "claim": [v.claim for v in parts]}
-    scores: dict[str, list[Any]] = {"control": [v.controls for v in parts]}
+    scores: dict[str, list[Any]] = {"control": [[x for null in v.nulls.values() for x in null.controls] for v in parts]}
     scores |= {arm: [*row, np.mean(row)] for arm, row in by_arm.items()}
-    if same_places:
-        scores["control"].append(np.mean([v.controls[:n] for v in parts], axis=0))
+    means: list[float] = []
+    for name, null in method.nulls.items():
+        if null.same_places:
+            means += np.mean([v.nulls[name].controls[: null.n_controls] for v in parts], axis=0).tolist()
+    scores["control"].append(means)
     series = []
     for arm, rows in scores.items():
         points = [(x, y, True) for y, row in enumerate(rows) for x in np.atleast_1d(row).tolist() if math.isfinite(x)]

@@ -23,7 +23,7 @@ class AuditResult:
     """The result of an audit: verdict, trials and tables of them. Made by `audit` and `read_result`.
 
         result = locaudit.read_result("runs/mine")
-        result.verdict.methods["optimal"].p_value
+        result.verdict.methods["optimal"].nulls["anywhere"].p_value
         result.trials().query("arm == 'control'")
 
     The run may be unfinished. In a notebook, a result is shown as a table.

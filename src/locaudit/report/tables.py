@@ -17,16 +17,16 @@ from typing import Any
 
 from locaudit.config import AuditConfig, changed_settings, open_settings, unknown_names_kept
 from locaudit.location import Location
-from locaudit.records import ARMS, NO_METHOD, OFF, TrialRecord, json_text
+from locaudit.records import ARMS, NO_METHOD, OFF, Place, TrialRecord, json_text
 from locaudit.registry import SCORES
 from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES
 from locaudit.stats.changes import Changes, count_changes
 from locaudit.stats.labels import label_scores
-from locaudit.stats.phrases import MethodFacts
+from locaudit.stats.phrases import MethodFacts, where
 from locaudit.stats.resample import score_intervals
 from locaudit.stats.scores import components, has_score, judged_scores, score_values
-from locaudit.stats.selection import Place, select
+from locaudit.stats.selection import select
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
@@ -86,8 +86,8 @@ class Row:
 
     @property
     def place(self) -> Place:
-        """(arm, number of the control)."""
-        return self.record.spec.arm, self.record.spec.control
+        """What the trial is used for."""
+        return self.record.spec.place
 
     @property
     def location(self) -> str:
@@ -219,18 +219,22 @@ class Tables:
                 found[row.place] = row if row.chosen else found.get(row.place)
         return found
 
-    def controls(self, method: str) -> dict[Place, Row | None]:
-        """The controls among the places of a method."""
-        return {place: row for place, row in self.places(method).items() if place[0] == "control"}
+    def controls(self, method: str) -> dict[str, dict[Place, Row | None]]:
+        """Null -> the controls among the places of a method."""
+        found: dict[str, dict[Place, Row | None]] = {}
+        for place, row in self.places(method).items():
+            if place.arm == "control":
+                found.setdefault(place.null, {})[place] = row
+        return found
 
     @cached_property
     def locations(self) -> dict[Place, str]:
         """Place -> its location as text."""
         return {row.place: row.location for row in self.rows}
 
-    def mean_control(self, method: str, columns: Sequence[str]) -> Mean:
-        """Mean over those controls of a method that have a score in one of the columns."""
-        rows = [row for row in self.controls(method).values() if row is not None]
+    def mean_control(self, method: str, null: str, columns: Sequence[str]) -> Mean:
+        """Mean over those controls of a method and null that have a score in one of the columns."""
+        rows = [row for row in self.controls(method)[null].values() if row is not None]
         found = [{name: x for name, x in row.values.items() if name in columns and math.isfinite(x)} for row in rows]
         by_name = {name: [values[name] for values in found if name in values] for name in columns}
         scored = {name: values for name, values in by_name.items() if values}
@@ -258,8 +262,9 @@ class Tables:
         """The models' answers to the first test questions; empty if nothing was generated."""
         speakers = [Speaker("Unedited model", self.base.record)]
         for method in self.verdict.methods:
+            first = next((place for place in self.places(method) if place.control == 0), None)
             for place, row in self.places(method).items():
-                if place[0] in ("claim", "whole") or place == ("control", 0):
+                if place.arm in ("claim", "whole") or place == first:
                     name = f"{self.methods[method].title}: {place_name(place).lower()}"
                     speakers.append(Speaker(name, None if row is None else row.record))
         return conversations(self.questions, speakers, self.judgements)
@@ -279,7 +284,7 @@ class Tables:
             return "Unedited model"
         facts = self.methods[spec.method]
         strength = "" if spec.hyperparameter is None else f", {facts.symbol} = {spec.hyperparameter}"
-        return f"{facts.title}, {place_name((spec.arm, spec.control)).lower()}{strength}"
+        return f"{facts.title}, {place_name(spec.place).lower()}{strength}"
 
     @cached_property
     def unfinished(self) -> list[str]:
@@ -290,9 +295,11 @@ class Tables:
             if judged is None:
                 parts.append(f"{facts.title}: the claim is not scored yet, so the method is left out below.")
                 continue
-            lacks = []
-            if len(judged.controls) < judged.n_planned and not judged.ended_early:
-                lacks.append(f"{len(judged.controls)} of {judged.n_planned} controls scored")
+            lacks = [
+                f"{len(null.controls)} of {null.n_planned} controls{null.where} scored"
+                for null in judged.nulls.values()
+                if len(null.controls) < null.n_planned and not null.ended_early
+            ]
             if self.config.whole_model and judged.whole_model is None:
                 lacks.append("whole model not scored yet")
             if lacks:
@@ -304,7 +311,7 @@ class Tables:
     @property
     def seconds(self) -> float:
         """Wall-clock seconds of all trials together."""
-        return math.fsum(row.seconds for row in self.rows if row.seconds is not None)
+        return math.fsum({row.record.spec.trial_id: row.seconds or 0.0 for row in self.rows}.values())
 
     def verdict_json(self) -> str:
         """Text of verdict.json."""
@@ -336,6 +343,7 @@ class Tables:
             line: dict[str, Any] = {
                 "trial_id": spec.trial_id,
                 "arm": spec.arm,
+                "null": spec.null,
                 "control": spec.control,
                 "method": spec.method,
                 "hyperparameter": spec.hyperparameter,
@@ -370,7 +378,8 @@ def read_tables(folder: str | Path) -> Tables:
 
 def tabulate(run: Run) -> Tables:
     """Make the tables of a run."""
-    verdict, records = run.verdict, sorted(run.records, key=_order((NO_METHOD, *run.manifest.methods)))
+    order = _order((NO_METHOD, *run.manifest.methods), ("", *run.manifest.nulls))
+    verdict, records = run.verdict, sorted(run.records, key=order)
     selected = select(records, verdict.score, verdict.tolerance)
     chosen = [record for places in selected.values() for record in places.values()]
     chosen_ids = {record.spec.trial_id for record in chosen if record is not None}
@@ -390,18 +399,21 @@ def tabulate(run: Run) -> Tables:
     )  # fmt: skip
 
 
-def _order(methods: Sequence[str]) -> Callable[[TrialRecord], tuple]:
+def _order(methods: Sequence[str], nulls: Sequence[str]) -> Callable[[TrialRecord], tuple]:
     def key(record: TrialRecord) -> tuple:
         spec = record.spec
         strength = -math.inf if spec.hyperparameter is None else spec.hyperparameter
-        return methods.index(spec.method), ARMS.index(spec.arm), spec.control, strength, spec.seed, spec.trial_id
+        place = ARMS.index(spec.arm), nulls.index(spec.null), spec.control
+        return methods.index(spec.method), *place, strength, spec.seed, spec.trial_id
 
     return key
 
 
 def place_name(place: Place) -> str:
-    """The name of a place in tables: ``Claim``, ``Control 3``."""
-    return f"Control {place[1]}" if place[0] == "control" else ARM_NAMES[place[0]].capitalize()
+    """The name of a place in tables: ``Claim``, ``Control 3 in its layers``."""
+    return (
+        f"Control {place.control}{where(place.null)}" if place.arm == "control" else ARM_NAMES[place.arm].capitalize()
+    )
 
 
 def reading_words(reading: Mapping[str, tuple[Any, Any]]) -> str:

@@ -18,9 +18,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from numpy.typing import NDArray
+
 from locaudit.behaviours.behaviour import Behaviour
 from locaudit.behaviours.loaders import load_behaviour
-from locaudit.claims import Controls, find_kind
+from locaudit.claims import Controls, draw_nulls
 from locaudit.claims.kinds import Shape
 from locaudit.config import AuditConfig, Registration
 from locaudit.errors import RunFolderError
@@ -29,7 +31,7 @@ from locaudit.location import Location
 from locaudit.measure.activations import collect_activations
 from locaudit.methods.probes import Probes, fit_probes
 from locaudit.models.model import Model
-from locaudit.records import NO_METHOD, TrialRecord, TrialSpec, content_hash
+from locaudit.records import NO_METHOD, NullId, Place, TrialRecord, TrialSpec, content_hash
 from locaudit.registry import EXECUTORS, METHODS
 from locaudit.run.banks import bank_sizes, with_banks
 from locaudit.run.describe import make_manifest
@@ -55,11 +57,13 @@ from locaudit.run.subject import (
     check_subject,
     load_subject,
     make_prompt,
+    note_few,
     read_inputs,
     settle_style,
     split_behaviour,
 )
 from locaudit.run.worker import Shared, Worker, find_lack
+from locaudit.stats.phrases import where
 from locaudit.store.cache import Cache, open_cache
 from locaudit.store.database import HeldOutQuestion, Store
 from locaudit.store.files import write_atomically
@@ -118,6 +122,8 @@ def begin(
     inputs = read_inputs(config, behaviour, judges, model, out)
     opened = open_run(out, inputs.config, inputs.registration)
     with opened as store, show_progress(progress) as meter, closing(open_cache()) as cache:
+        for note in inputs.notes:
+            meter.say(f"note: {note}")
         if prepared is not None:
             borrow_cache(store, prepared)
         job, before, n_trials = prepare_audit(store, inputs, model, cache, meter), store.manifest, len(store.seconds())
@@ -126,7 +132,8 @@ def begin(
         store.set_questions(_held_out(inputs, job.forests))
         store.write_manifest(job.manifest)
         for note in job.manifest.notes:
-            meter.say(f"note: {note}")
+            if note not in inputs.notes:
+                meter.say(f"note: {note}")
         if inputs.registration is not None:
             meter.say(f"registered before the run: {inputs.registration.hash}, {inputs.registration.file}")
         yield store, job, meter
@@ -159,9 +166,14 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     preparing = Preparing(model, config, kind, inputs.split.train, forests.train, inputs.training, meter.say)
     probed = prepare_probes(store, preparing, content_hash([model.fingerprint, probing, contexts]))
     claim = inputs.claim or _probed_claim(probed, config)
-    controls = draw_controls(config, model.shape, claim, probed)
-    if len(controls.locations) < config.controls:
-        meter.say(f"{len(controls.locations)} controls instead of {config.controls}: there are no more")
+    controls, notes = draw_controls(config, model.shape, claim, probed)
+    for name, found in controls.items():
+        if len(found.locations) < config.controls:
+            n_found = len(found.locations)
+            meter.say(f"{n_found} controls{where(name)} instead of {config.controls}: there are no more")
+    for note in note_few(controls, config.level):
+        if note not in inputs.notes:
+            meter.say(f"note: {note}")
     # A run that is continued keeps its bank sizes: other ones would round differently in the last digits.
     banks = dict(before.banks) if before is not None else {}
     if model.device.type not in banks:
@@ -170,11 +182,12 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     inputs = replace(inputs, config=config)
     registration = _registered(inputs, before.registration if before else None)
     carried = "" if registration is None else registration.hash
-    groups = build_plan(config, model.shape, claim, controls.locations, contexts, banks[model.device.type], carried)
+    places = {name: found.locations for name, found in controls.items()}
+    groups = build_plan(config, model.shape, claim, places, contexts, banks[model.device.type], carried)
     probes = None if probed is None else probed.probes
     manifest = make_manifest(inputs, model, claim, probes, groups, controls, banks, registration)
     rounding = note_rounding(store, inputs, model, forests, meter.say)
-    manifest = replace(manifest, notes=(*manifest.notes, *rounding))
+    manifest = replace(manifest, notes=(*manifest.notes, *notes, *rounding))
     shared = prepare_shared(store, inputs, preparing, forests, contexts, cache)
     return Job(inputs, shared, groups, manifest, forests)
 
@@ -187,15 +200,15 @@ def open_worker(folder: Path, say=lambda _: None) -> Worker:
     return Worker(job.shared, say)
 
 
-def draw_controls(config: AuditConfig, shape: Shape, claim: Location, probed: Probed | None = None) -> Controls:
-    """Draw the claim's controls, matched as the settings say, and count the places they are drawn from."""
-    values = None
-    if probed is not None and config.match in ("probe-accuracy", "norm"):
-        values = (probed.probes.val_accuracy if config.match == "probe-accuracy" else probed.norm).numpy()
-    draw = find_kind(claim).draw
-    return draw(
-        claim, shape, config.controls, seed=config.seed, match=config.match, disjoint=config.disjoint, values=values
-    )
+def draw_controls(
+    config: AuditConfig, shape: Shape, claim: Location, probed: Probed | None = None
+) -> tuple[dict[str, Controls], tuple[str, ...]]:
+    """Draw the claim's controls of each null in the settings, and say which nulls have none (`draw_nulls`)."""
+    values: dict[NullId, NDArray] = {}
+    if probed is not None:
+        values = {"probe-accuracy": probed.probes.val_accuracy.numpy(), "norm": probed.norm.numpy()}
+    rules = {"seed": config.seed, "disjoint": config.disjoint}
+    return draw_nulls(claim, shape, config.nulls, config.controls, values=values, **rules)
 
 
 def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], meter: Meter) -> list[TrialSpec]:
@@ -206,8 +219,8 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
     """
     inputs, shared = job.inputs, job.shared
     before = store.records()
-    done = {record.spec.trial_id for record in before}
-    todo = [left for group in groups if (left := [spec for spec in group if spec.trial_id not in done])]
+    done, fitted = _done(before), {record.spec.trial_id: record for record in before}
+    todo = [left for group in groups if (left := [spec for spec in group if (spec.trial_id, spec.place) not in done])]
     _say_resumed(job, len(done), meter)
     _say_cost(store, job, todo, meter)
     stopping = Stopping(store, inputs.config, job.manifest, before)
@@ -218,14 +231,21 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
     # stored until then.
     def needed() -> Iterator[Sequence[TrialSpec]]:
         for group in todo:
-            method = group[0].method
-            if group[0].arm == "control" and stopping.has_ended(method):
-                if stopping.is_news(method):
-                    meter.say(f"{method}: controls ended early, the answer is clear")
-                meter.skip(Counter(pace_of(shared, spec) for spec in group))
+            skipped = list(group) if stopping.has_ended(group[0]) else [s for s in group if s.trial_id in fitted]
+            meter.skip(Counter(pace_of(shared, spec) for spec in skipped))
+            if stopping.has_ended(group[0]):
+                if stopping.is_news(group[0]):
+                    ended = f"controls{where(group[0].null)} ended early"
+                    meter.say(f"{group[0].method}: {ended}, the answer is clear")
                 continue
-            meter.begin(describe(group))
-            yield group
+            # A location that another null has drawn, too: its trial is stored for this place, and not run again.
+            again = [replace(fitted[spec.trial_id], spec=spec) for spec in skipped]
+            if again:
+                store.add(again, 0.0)
+                stopping.add(again)
+            if left := [spec for spec in group if spec not in skipped]:
+                meter.begin(describe(left))
+                yield left
 
     executor = EXECUTORS[inputs.config.executor]()
     # For each part of a group: save edits, then store records (a record never refers to a missing file), then judge,
@@ -236,16 +256,22 @@ def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], me
             if edit is not None:
                 write_atomically(store.edits / record.edit, edit.to_bytes())
         store.add(records, meter.seconds)
+        fitted |= {record.spec.trial_id: record for record in records}
         judge_answers(inputs.judges, store, records, shared.cache, meter.say)
         stopping.add(records)
         meter.end(Counter(pace_of(shared, record.spec) for record in records), stopping.describe())
         _say_diverged(records, meter)
-    done = store.done()
-    unrun = [spec for group in job.groups for spec in group if spec.trial_id not in done]
-    left = [spec for spec in unrun if spec.arm != "control" or not stopping.has_ended(spec.method)]
+    done = _done(store.records())
+    unrun = [spec for group in job.groups for spec in group if (spec.trial_id, spec.place) not in done]
+    left = [spec for spec in unrun if not stopping.has_ended(spec)]
     if len(left) < len(unrun):  # stopped early: what will not run is no longer planned
         store.write_manifest(replace(job.manifest, planned=job.manifest.planned - len(unrun) + len(left)))
     return left
+
+
+def _done(records: Sequence[TrialRecord]) -> set[tuple[str, Place]]:
+    """The trials that are whole, each with what it is used for."""
+    return {(record.spec.trial_id, record.spec.place) for record in records}
 
 
 def run_probes(config: AuditConfig) -> Probes:
@@ -268,12 +294,13 @@ def describe(group: Sequence[TrialSpec]) -> str:
     """A group in a few words, for progress lines: ``ITI at control 3, strength 15 and 2 more``."""
     first = group[0]
     names = {"base": "unedited model", "whole": "whole model", "rest": "the rest of the model"}
-    where = names.get(first.arm, f"control {first.control}" if first.arm == "control" else "claim")
+    control = f"control {first.control}{where(first.null)}"
+    place = names.get(first.arm, control if first.arm == "control" else "claim")
     if first.method == NO_METHOD:
-        return where
+        return place
     strength = "" if first.hyperparameter is None else f", strength {first.hyperparameter:g}"
     more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-    return f"{METHODS[first.method].title} at {where}{strength}{more}"
+    return f"{METHODS[first.method].title} at {place}{strength}{more}"
 
 
 def _probed_claim(probed: Probed | None, config: AuditConfig) -> Location:

@@ -21,11 +21,12 @@ from locaudit.methods.optimizers import resolve_optimizer
 from locaudit.methods.probes import Probes
 from locaudit.methods.training import step_size
 from locaudit.models.model import Model
+from locaudit.records import DIRECTIONS
 from locaudit.registry import METHODS
 from locaudit.run.plan import Groups
 from locaudit.run.subject import Inputs
 from locaudit.stats.phrases import MethodFacts
-from locaudit.stats.sequential import MOST_CONTROLS
+from locaudit.stats.sequential import MOST_CONTROLS, Null
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
 
 
@@ -35,14 +36,18 @@ def make_manifest(
     claim: Location,
     probes: Probes | None,
     groups: Groups,
-    controls: Controls,
+    controls: Mapping[str, Controls],
     banks: Mapping[str, tuple[int, int]],
     registration: Registration | None,
 ) -> Manifest:
     """The manifest of a run that is about to start or continue."""
     config, behaviour = inputs.config, inputs.behaviour
     kind, questions = find_kind(claim), behaviour.questions
-    population = controls.population
+    tried, nulls = {METHODS[name].null for name in config.methods}, {}
+    if "places" in tried:
+        nulls = {name: Null(len(found.locations), _countable(found.population)) for name, found in controls.items()}
+    if DIRECTIONS in tried:
+        nulls[DIRECTIONS] = Null(config.controls)
     return Manifest(
         model=f"{model.name} ({model.note})" if model.note else model.name,
         fingerprint=model.fingerprint,
@@ -62,8 +67,7 @@ def make_manifest(
         claim_source="top-k probed heads" if inputs.claim is None else "given",
         methods={name: _method_facts(inputs, model, claim, name) for name in config.methods},
         planned=sum(map(len, groups)),
-        n_controls=1 + max(spec.control for group in groups for spec in group),
-        population=population if population is None or population <= MOST_CONTROLS else None,
+        nulls=nulls,
         versions={
             "locaudit": metadata.version("locaudit"),
             "python": platform.python_version(),
@@ -85,6 +89,11 @@ def make_manifest(
         prompt_date=config.prompt.date if inputs.scoring.uses_clock(model.tokenizer) else None,
         notes=notes_on(inputs),
     )
+
+
+def _countable(population: int | None) -> int | None:
+    """The number of places; None if it is too large to matter."""
+    return population if population is None or population <= MOST_CONTROLS else None
 
 
 def notes_on(inputs: Inputs) -> tuple[str, ...]:

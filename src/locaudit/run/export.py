@@ -30,9 +30,9 @@ def export_edit(
 ) -> Path:
     """Export one edit of a run into the folder `out`; returns the path that was written.
 
-    `trial` names the edit as ``ARM/METHOD`` or ``control-N/METHOD``, for example ``claim/optimal`` or
-    ``control-3/iti``. `strength` is a strength of the method's grid; None takes the one that validation questions
-    chose. `to` is one of:
+    `trial` names the edit as ``ARM/METHOD`` or ``control-NULL-N/METHOD``, for example ``claim/optimal`` or
+    ``control-layers-3/iti``. `strength` is a strength of the method's grid; None takes the one that validation
+    questions chose. `to` is one of:
 
     - ``peft``: a LoRA adapter
     - ``merged``: a whole checkpoint
@@ -74,7 +74,7 @@ def _find(run: Run, trial: str, strength: float | None) -> TrialRecord:
         raise RunFolderError(
             got=f"the trial {trial!r}",
             expected=f"one with an edit: {', '.join(names[:8]) or 'none yet'}{' ...' if names[8:] else ''}",
-            remedy="name it ARM/METHOD, for example claim/optimal or control-3/optimal",
+            remedy="name it ARM/METHOD, for example claim/optimal or control-anywhere-3/optimal",
         )
     if strength is None:
         chosen = choose(wanted, run.score, tolerance(run.score, run.manifest.dtype))
@@ -92,4 +92,5 @@ def _find(run: Run, trial: str, strength: float | None) -> TrialRecord:
 
 def _name(record: TrialRecord) -> str:
     spec = record.spec
-    return f"{spec.arm}-{spec.control}/{spec.method}" if spec.arm == "control" else f"{spec.arm}/{spec.method}"
+    arm = f"{spec.arm}-{spec.null}-{spec.control}" if spec.arm == "control" else spec.arm
+    return f"{arm}/{spec.method}"

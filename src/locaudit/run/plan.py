@@ -12,7 +12,7 @@ from locaudit.config import AuditConfig
 from locaudit.location import Location
 from locaudit.measure.tree import Forest
 from locaudit.methods import Method
-from locaudit.records import NO_METHOD, Arm, TrialSpec, content_hash
+from locaudit.records import DIRECTIONS, NO_METHOD, Arm, TrialSpec, content_hash
 from locaudit.registry import METHODS
 
 Groups = list[list[TrialSpec]]
@@ -36,35 +36,37 @@ def build_plan(
     config: AuditConfig,
     shape: Shape,
     claim: Location,
-    controls: Sequence[Location],
+    controls: Mapping[str, Sequence[Location]],
     contexts: Mapping[str, str],
     banks: Banks,
     registration: str = "",
 ) -> Groups:
     """Groups of trials in the order they run: base, claim, whole model, rest, controls.
 
-    Each group is scored as one bank. `contexts` maps each method to its `fit_context`, and `NO_METHOD` to the context
-    of the unedited model. Groups depend only on the plan and not on what is done already, so a resumed run trains and
-    scores the same banks. If controls may stop early, a group of them is only one training bank, so that the stopping
-    rule is checked more often.
+    Each group is scored as one bank; the controls in it are those of one null. `contexts` maps each method to its
+    `fit_context`, and `NO_METHOD` to the context of the unedited model. Groups depend only on the plan and not on what
+    is done already, so a resumed run trains and scores the same banks. If controls may stop early, a group of them is
+    only one training bank, so that the stopping rule is checked more often.
     """
     seed = config.seed if config.training_seed is None else config.training_seed
 
-    def trial(arm: Arm, method: str, place: Location | None, strength: float | None, n: int = -1, draw=None):
-        return TrialSpec(arm, method, place, strength, seed, contexts[method], n, draw, registration)
+    def trial(arm: Arm, method: str, place: Location | None, strength: float | None, n: int = -1, draw=None, null=""):
+        return TrialSpec(arm, method, place, strength, seed, contexts[method], n, draw, registration, null)
 
     groups: Groups = [[trial("base", NO_METHOD, None, None)]]
-    for of_controls in (False, True):
+    for null in ("", *controls, DIRECTIONS):
         for name, settings in config.methods.items():
             method: Method = METHODS[name]
             grid = method.strengths(settings)
-            if of_controls and method.null == "directions":
-                specs = [trial("control", name, claim, x, n, n) for n in range(config.controls) for x in grid]
-            elif of_controls:
-                specs = [trial("control", name, place, x, n) for n, place in enumerate(controls) for x in grid]
-            else:
+            if not null:
                 specs = [trial(arm, name, place, x) for arm, place in _arms(config, method, shape, claim) for x in grid]
-            size = _group_size(banks, method.trained, len(grid), config.stopping != "fixed" and of_controls)
+            elif method.null == DIRECTIONS:
+                draws = range(config.controls if null == DIRECTIONS else 0)
+                specs = [trial("control", name, claim, x, n, n, null) for n in draws for x in grid]
+            else:
+                places = enumerate(controls.get(null, ()))
+                specs = [trial("control", name, place, x, n, None, null) for n, place in places for x in grid]
+            size = _group_size(banks, method.trained, len(grid), config.stopping != "fixed" and bool(null))
             groups += [specs[i : i + size] for i in range(0, len(specs), size)]
     return groups
 

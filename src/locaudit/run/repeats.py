@@ -46,8 +46,8 @@ def run_repeats(
     """Run an audit `repeats` times, into the run folders ``repeat-0``, ``repeat-1``, ... in `out`.
 
     The audits differ in what ``vary`` of the settings names. Like `run_audit`, this can be interrupted and resumed. A
-    behaviour with a fixed split keeps it, so that only the training seeds differ. `locaudit.report.repeats` combines the
-    verdicts. Raises `ConfigError` if the number of repeats is out of range or lower than before, and the errors of
+    behaviour with a fixed split keeps it, so that only the training seeds differ. `locaudit.report.repeats` combines
+    the verdicts. Raises `ConfigError` if the number of repeats is out of range or lower than before, and the errors of
     `run_audit`.
     """
     inputs = read_inputs(config, behaviour, judges, model, repeat_folder(out, 0))

@@ -17,8 +17,8 @@ from locaudit.behaviours.format import Prompt, load_primer, reorder_primer
 from locaudit.behaviours.loaders import load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
 from locaudit.checkpoints import read_shape
-from locaudit.claims import find_kind, parse_location
-from locaudit.claims.kinds import Shape
+from locaudit.claims import Controls, draw_nulls, find_kind, parse_location
+from locaudit.claims.kinds import BY_VALUE, Shape
 from locaudit.config import AuditConfig, Registration, hold, load_config, read_registration
 from locaudit.config.choices import find
 from locaudit.config.files import read_bytes
@@ -26,10 +26,11 @@ from locaudit.config.settings import ANSWER_TOKENS
 from locaudit.errors import ConfigError, DataError, LocationError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
-from locaudit.records import OFF
+from locaudit.records import OFF, NullId
 from locaudit.registry import EXECUTORS, METHODS, load_plugins
 from locaudit.run.judging import build_judges, check_judges, choose_judges
 from locaudit.stats.scores import find_score, resolve_score
+from locaudit.stats.words import too_few
 from locaudit.store.folder import MARK
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class Inputs:
     def held_out(self, split: str) -> tuple[Question, ...]:
         """The questions of ``val``, ``test`` or an off-target behaviour's split."""
         return self.off_target[split][1] if split in self.off_target else getattr(self.split, split)
+
+    notes: tuple[str, ...] = ()
+    """What is known about nulls with few places before the model is loaded, one sentence each."""
 
 
 def read_inputs(
@@ -123,8 +127,7 @@ def read_settings(
     shape = (
         read_shape(config.model, config.loading.revision, config.architecture.given) if model is None else model.shape
     )
-    if shape is not None:
-        _check_claim(config, claim, shape)
+    notes = () if shape is None else _check_claim(config, claim, shape)
     find(EXECUTORS, config.executor, "executor")
     for name, settings in config.methods.items():
         METHODS[name].check(settings)
@@ -148,6 +151,7 @@ def read_settings(
         judges or {},
         registration,
         {f"{OFF}{name}": _read_off_target(config, behaviour, name) for name in config.off_target},
+        notes,
     )
 
 
@@ -219,20 +223,35 @@ def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> 
             resolve_optimizer(settings.optimizer, model.device)
 
 
-def _check_claim(config: AuditConfig, claim: Location | None, shape: Shape) -> None:
-    """Raise an error if the claim does not fit the model, or is so large that there are no controls for it."""
+def _check_claim(config: AuditConfig, claim: Location | None, shape: Shape) -> tuple[str, ...]:
+    """Raise an error if the claim does not fit the model, or is so large that there are no controls for it.
+
+    Returns a sentence about each null that has no place or too few to test.
+    """
     n_heads = shape.n_layers * shape.n_heads
     if claim is not None:
-        kind = find_kind(claim)
-        kind.check(claim, shape)
-        if config.match not in ("probe-accuracy", "norm"):  # these need values that the model computes
-            kind.draw(claim, shape, 1, seed=0, match=config.match, disjoint=config.disjoint, values=None)
+        find_kind(claim).check(claim, shape)
+        known: list[NullId] = [null for null in config.nulls if null not in BY_VALUE]  # known without the model
+        try:
+            found, notes = draw_nulls(claim, shape, known, 1, disjoint=config.disjoint)
+        except LocationError:
+            if len(known) == len(config.nulls):
+                raise
+            return ()
+        return (*notes, *note_few(found, config.level))
     elif config.probe.top_k >= n_heads:
         raise LocationError(
             got=f"probe.top_k = {config.probe.top_k} for {config.model}, which has {n_heads} heads",
             expected=f"1 to {n_heads - 1}, which leaves heads for controls",
             remedy="lower probe.top_k",
         )
+    return ()
+
+
+def note_few(controls: Mapping[str, Controls], level: float) -> list[str]:
+    """A sentence about each null with too few places for p to reach the level."""
+    few = {name: too_few(name, found.population, level) for name, found in controls.items()}
+    return [f"The null {name}: {text}." for name, text in few.items() if text]
 
 
 def _read_claim_file(path: str) -> Registration:

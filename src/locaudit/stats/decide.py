@@ -12,12 +12,13 @@ from locaudit.errors import RunFolderError
 from locaudit.records import TrialRecord
 from locaudit.stats.changes import count_changes
 from locaudit.stats.grades import grade
-from locaudit.stats.measured import Design, Measured, measure
+from locaudit.stats.measured import Against, Design, Measured, measure
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.scores import SIGNS, has_score, tolerance
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, group_trials
+from locaudit.stats.sequential import State
 from locaudit.stats.tests import max_t_p, t_test_p
-from locaudit.stats.verdict import MethodVerdict, Verdict, find_outcome
+from locaudit.stats.verdict import MethodVerdict, NullResult, Verdict, find_outcome
 from locaudit.stats.words import headline, sentence
 
 
@@ -38,10 +39,13 @@ def decide(
        on which a judge fails are not a random sample.
     2. `no effect`: the claim's gain over the unedited model is not significant at `level` in a one-sided paired
        sign-flip test over questions.
-    3. `underpowered`: planned controls are missing, or 1 / (1 + N) > level, so that no p could be significant.
-    4. `specific` if the Monte-Carlo p is at most `level`, else `effective, not specific`.
+    3. `effective, not specific`: a Monte-Carlo p against a null other than ``layers`` is above `level`.
+    4. `underpowered`: planned controls of a null are missing, or 1 / (1 + N) > level: no p could be significant.
+    5. `specific` if p is at most `level` against every null. If it is not against ``layers`` alone, `specific to its
+       layers`, or `effective, not specific` without a null ``anywhere``.
 
-    If controls were stopped early, the stopping rule of `design` decides steps 3 and 4 (`locaudit.stats.sequential`).
+    A null with too few places for p to reach the level (`Null.can_test`) is reported, but does not enter the outcome.
+    If controls were stopped early, the stopping rule of `design` decides steps 3 to 5 (`locaudit.stats.sequential`).
     Each method also gets four grades (`locaudit.stats.grades`).
 
     `methods` gives each method's title and whether higher or lower scores support the claim; if lower ones do, all
@@ -62,13 +66,14 @@ def decide(
         for name in facts
         if CLAIM in trials.get(name, {})
     ]
-    found = {m.method: _judge(m, score, p) for m, p in zip(measured, _adjusted(measured), strict=True)}
+    adjusted = _adjusted(measured)
+    found = {m.method: _judge(m, score, adjusted) for m in measured}
     return Verdict(
         headline=headline(found, facts),
         score=score,
         level=level,
         n_questions=len(next(iter(base.questions["test"].values()))),
-        n_controls=max((v.n_planned for v in found.values()), default=0),
+        n_controls=max((null.n_planned for v in found.values() for null in v.nulls.values()), default=0),
         claim=next((str(r.spec.location) for r in records if r.spec.arm == "claim"), ""),
         methods=found,
         tolerance=tolerance(score, (design or Design()).dtype),
@@ -93,36 +98,45 @@ def _unedited(records: Sequence[TrialRecord], score: str) -> TrialRecord:
     return base
 
 
-def _judge(m: Measured, score: str, p_adjusted: float) -> MethodVerdict:
+def _judge(m: Measured, score: str, adjusted: Mapping[tuple[str, str], float]) -> MethodVerdict:
     sign = SIGNS[m.facts.supports]  # -1 undoes the sign flip of `measure`: scores are reported as measured
-    lead = m.lead
+    states: dict[str, State] = {name: null.look.state for name, null in m.nulls.items() if null.plan.can_test(m.level)}
 
     def told(interval: tuple[float, float]) -> tuple[float, float]:
         low, high = sorted(sign * x for x in interval)
         return low, high
 
+    def against(name: str, null: Against) -> NullResult:
+        lead = null.lead
+        return NullResult(
+            name=name,
+            can_test=name in states,
+            state=null.look.state,
+            controls=tuple(sign * x for x in null.means),
+            p_value=null.p_value,
+            p_adjusted=adjusted[m.method, name],
+            p_parametric=math.nan if m.unscored else t_test_p(m.means[CLAIM], null.means, m.tolerance),
+            n_at_least=null.look.n_at_least,
+            n_planned=null.plan.n_planned,
+            population=null.plan.population,
+            n_used=null.look.n,
+            ended_early=null.look.state != "open" and null.look.n < null.plan.n_planned,
+            gap=sign * lead.difference if lead else math.nan,
+            gap_interval=told(lead.interval_95) if lead else (math.nan, math.nan),
+        )
+
     verdict = MethodVerdict(
         method=m.method,
         title=m.facts.title,
         supports=m.facts.supports,
-        outcome=find_outcome(not m.nothing_to_say, m.effect_p, m.level, m.look.state),
+        outcome=find_outcome(not m.nothing_to_say, m.effect_p, m.level, states),
         base=sign * m.means[BASE],
         claim=sign * m.means[CLAIM],
-        controls=tuple(sign * x for x in m.control_means),
         whole_model=sign * m.means[WHOLE] if WHOLE in m.means else None,
-        p_value=m.p_value,
-        p_adjusted=p_adjusted,
-        p_parametric=math.nan if m.unscored else t_test_p(m.means[CLAIM], m.control_means, m.tolerance),
-        n_at_least=m.look.n_at_least,
-        n_planned=m.n_planned,
-        population=m.design.population,
-        n_used=m.look.n,
-        ended_early=m.look.state != "open" and m.look.n < m.n_planned,
+        nulls={name: against(name, null) for name, null in m.nulls.items()},
         effect=sign * m.gain.difference,
         effect_interval=told(m.gain.interval_95),
         effect_p=m.effect_p,
-        gap=sign * lead.difference if lead else math.nan,
-        gap_interval=told(lead.interval_95) if lead else (math.nan, math.nan),
         grades=grade(m) if m.design.graded else (),
         n_missing=sum(m.missing),
         n_judged=len(m.missing) * m.n_questions,
@@ -130,21 +144,25 @@ def _judge(m: Measured, score: str, p_adjusted: float) -> MethodVerdict:
         chosen=m.chosen,
         sentence="",
         changes={
-            f"control {number}" if arm == "control" else arm: count_changes(values, m.arms[BASE], m.tolerance, sign)
-            for (arm, number), values in m.arms.items()
-            if arm != "base"
+            place.label: count_changes(values, m.arms[BASE], m.tolerance, sign)
+            for place, values in m.arms.items()
+            if place.arm != "base"
         },
     )
     return replace(verdict, sentence=sentence(verdict, m.facts, score, m.level, m.n_questions))
 
 
-def _adjusted(measured: Sequence[Measured]) -> list[float]:
-    """P-value of each method, adjusted for testing several methods at the same controls (max-T)."""
-    p_values, n = [m.p_value for m in measured], min((m.look.n for m in measured), default=0)
-    if len(measured) < 2:
-        return p_values
-    if not n or any(m.unscored for m in measured):  # Bonferroni: max-T needs a score at every claim
-        return [min(1.0, len(measured) * p) for p in p_values]
-    controls = np.asarray([m.control_means[:n] for m in measured]).T
-    together = max_t_p([m.means[CLAIM] for m in measured], controls, [m.tolerance for m in measured])
-    return [max(own, p) for own, p in zip(p_values, together, strict=True)]
+def _adjusted(measured: Sequence[Measured]) -> dict[tuple[str, str], float]:
+    """(method, null) -> p adjusted for testing several methods at the same controls (max-T within a null)."""
+    found: dict[tuple[str, str], float] = {}
+    for name in dict.fromkeys(name for m in measured for name in m.nulls):
+        tests = [(m, m.nulls[name]) for m in measured if name in m.nulls]
+        p_values, n = [null.p_value for _, null in tests], min(null.look.n for _, null in tests)
+        if len(tests) > 1 and n and not any(m.unscored for m, _ in tests):
+            controls = np.asarray([null.means[:n] for _, null in tests]).T
+            together = max_t_p([m.means[CLAIM] for m, _ in tests], controls, [m.tolerance for m, _ in tests])
+            adjusted = list(map(max, p_values, together))
+        else:  # Bonferroni: max-T needs a score at every claim
+            adjusted = [min(1.0, len(tests) * p) for p in p_values]
+        found |= {(m.method, name): p for (m, _), p in zip(tests, adjusted, strict=True)}
+    return found

@@ -17,9 +17,9 @@ from scipy import stats
 
 from locaudit.stats.equivalence import Match
 from locaudit.stats.measured import Measured
-from locaudit.stats.phrases import say
+from locaudit.stats.phrases import say, where
 from locaudit.stats.selection import BASE, CLAIM, REST, WHOLE
-from locaudit.stats.sequential import controls_to_decide, share_interval, specificity_power
+from locaudit.stats.sequential import Null, controls_to_decide, share_interval, specificity_power
 from locaudit.stats.tests import holm
 
 Question = Literal["sufficiency", "specificity", "necessity", "uniqueness"]
@@ -94,30 +94,39 @@ def _effect(m: Measured, question: Question, part: str) -> Grade:
 
 
 def _specificity(m: Measured) -> Grade:
-    """Yes, if the test against controls says specific. No, if the interval of the share of matches is above level."""
-    words, works = _words(m, "specificity"), m.effect_p <= m.level
-    n, g = m.look.n, m.look.n_at_least
-    low, high = share_interval(g, n, population=m.design.population)
+    """Yes: the test against each null says specific. No: a share of matching places is above the level.
+
+    Nulls with too few places to test are left out. For a no, one null is enough.
+    """
+    words, works, found = _words(m, "specificity"), m.effect_p <= m.level, []
+    intervals: dict[str, tuple[float, float]] = {}
+    for name, null in m.deciding.items():
+        n, g = null.look.n, null.look.n_at_least
+        low, high = intervals[name] = share_interval(g, n, population=null.plan.population)
+        found.append(words("seen", g=g, n=n, low=low, high=high, where=where(name)))
+        if null.lead is not None:
+            found[-1] += words("lead", difference=_difference(null.lead))
+            found[-1] += words("equivalent") if null.lead.equivalent else ""
+    # What decides is the null that the claim stands out from the least: the claim must stand out from all.
+    name, worst = max(m.deciding.items(), key=lambda item: item[1].look.p_value)
+    n, g, plan, evidence = worst.look.n, worst.look.n_at_least, worst.plan, "; ".join(found)
     answer: Answer = "undecided"
-    if works and m.look.state == "specific":
+    if works and all(null.look.state == "specific" for null in m.deciding.values()):
         answer = "yes"
-    elif low > m.level:
+    elif any(low > m.level for low, _ in intervals.values()):
         answer = "no"
-    evidence = words("seen", g=g, n=n, low=low, high=high)
-    if m.lead is not None:
-        evidence += words("lead", difference=_difference(m.lead))
-        evidence += words("equivalent") if m.lead.equivalent else ""
-    if answer == "undecided" and works:
-        total = controls_to_decide(g, n, m.level, m.design.population)
+    elif works:
+        total = controls_to_decide(g, n, m.level, plan.population)
         if total is not None and total > n:
             evidence += words("more", total=total)
             if m.method in m.design.seconds:
                 evidence += words("cost", time=_time((total - n) * m.design.seconds[m.method]))
-    elif answer == "undecided":
+    else:
         evidence += words("no_gain")
-    power = words("power", rare=RARE, power=specificity_power(m.n_planned, m.level, RARE, m.design.rule))
-    share = g / n if n else math.nan
-    return _answer(words, "specificity", answer, evidence, share, (low, high), m.look.p_value, power)
+    power = words("power", rare=RARE, power=specificity_power(plan.n_planned, m.level, RARE, m.design.rule))
+    share, low = g / n if n else math.nan, max(intervals, key=lambda null: intervals[null][0])
+    words = partial(words, where=where({"yes": "", "no": low}.get(answer, name)))
+    return _answer(words, "specificity", answer, evidence, share, intervals[name], worst.look.p_value, power)
 
 
 def _necessity(m: Measured) -> Grade:
@@ -145,7 +154,8 @@ def _uniqueness(m: Measured) -> Grade:
     n_match, n = sum(p <= m.level and not x.few for p, x in zip(adjusted, matches, strict=True)), len(matches)
     n_worse = sum(match.outcome == "worse" for match in matches)
     # "No other place matches" can be shown only if the claim is a single unit and the controls are all other units.
-    is_all = n == m.design.population and not m.design.matched and len(m.locations[CLAIM]) == 1
+    anywhere = m.plans.get("anywhere", Null(0))
+    is_all = n == anywhere.population and len(m.locations[CLAIM]) == 1
     answer: Answer = "undecided"
     if is_sure:
         answer = "no" if n_match else "yes" if is_all and n_worse == n else "undecided"

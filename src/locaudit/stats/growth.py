@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from locaudit.stats.phrases import say
 from locaudit.stats.sequential import Rule, curtailment
 
-CONTROLS = "controls"
+CONTROLS, NULLS = "controls", "nulls"
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Extension:
     """Something that was added to a run after it had results."""
 
     what: str
-    """``controls``, ``test questions``, ``validation questions`` or ``judges``."""
+    """``controls``, ``nulls``, ``test questions``, ``validation questions`` or ``judges``."""
     before: int | str
     after: int | str
     n_trials: int
@@ -36,9 +36,12 @@ def describe_extensions(extensions: Sequence[Extension], rule: Rule, level: floa
     if not extensions:
         return ""
     grown = "; ".join(say("extended", "grown", e=e) for e in extensions)
+    extensions = [e for e in extensions if e.what != NULLS]  # one more null can only make `specific` rarer
     controls = [e.before for e in extensions if e.what == CONTROLS and isinstance(e.before, int)]
     meaning = say("extended", "stopping", level=level)
-    if len(controls) == len(extensions) and rule == "anytime":
+    if not extensions:
+        meaning = say("extended", "nulls")
+    elif len(controls) == len(extensions) and rule == "anytime":
         meaning = say("extended", "anytime")
     elif all(_was_powerless(e, level) for e in extensions):
         meaning = say("extended", "powerless")

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from locaudit.location import Location
-from locaudit.records import TrialRecord
+from locaudit.records import DIRECTIONS, Place, TrialRecord
 from locaudit.stats.equivalence import Match, compare_edits
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.resample import mean_of_scores, resampled_scores
 from locaudit.stats.scores import MAX_MISSING, SIGNS, TIE, mean_score, reaches, score_values, tolerance
-from locaudit.stats.selection import BASE, CLAIM, Place, choose, score_place
-from locaudit.stats.sequential import Look, Rule, look
+from locaudit.stats.selection import BASE, CLAIM, choose, score_place
+from locaudit.stats.sequential import Look, Null, Rule, look
 from locaudit.stats.tests import paired_gain_p
 
 Values = NDArray[np.float64]
@@ -31,20 +31,33 @@ class Design:
     """How controls were planned and which differences count; `locaudit.store.run.Run.design` makes it."""
 
     rule: Rule = "fixed"
-    n_planned: int | None = None
-    """Number of planned controls; None: as many as have records."""
-    population: int | None = None
-    """Number of places that controls were drawn from; None if it is practically infinite."""
+    nulls: Mapping[str, Null] = field(default_factory=dict)
+    """Name -> controls planned for each null. Empty: as many as have records, from infinitely many places."""
     margin: float = 0.05
     """Equivalence margin in the score's units: smaller differences count as no difference."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Method -> wall-clock seconds per control, to estimate what more controls would cost."""
-    matched: bool = False
-    """Whether controls are matched to the claim, so that they exclude some places of its size."""
     graded: bool = True
     """Whether the verdict has grades."""
     dtype: str = "float32"
     """The model's; it decides which scores are ties (`locaudit.stats.scores.tolerance`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Against:
+    """The test of the claim against the controls of one null."""
+
+    plan: Null
+    places: Sequence[Place]
+    """The controls that have records, by number."""
+    means: tuple[float, ...]
+    """Score at each."""
+    look: Look
+    """The test under the stopping rule."""
+    p_value: float
+    """Monte-Carlo or sequential p; 1 if the claim has no score."""
+    lead: Match | None
+    """The claim compared with the mean over the controls that have a score; None if there are no scores."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,24 +90,9 @@ class Measured:
         return self.arms[BASE].shape[1]
 
     @cached_property
-    def controls(self) -> Mapping[Place, Values]:
-        """The controls, by number."""
-        return {place: x for place, x in sorted(self.arms.items()) if place[0] == "control"}
-
-    @property
-    def n_planned(self) -> int:
-        """Number of planned controls."""
-        return self.design.n_planned or len(self.controls)
-
-    @cached_property
     def means(self) -> Mapping[Place, float]:
         """Score at each place."""
         return {place: float(mean_score(x)) for place, x in self.arms.items()}
-
-    @property
-    def control_means(self) -> tuple[float, ...]:
-        """Score at each control, by number."""
-        return tuple(self.means[place] for place in self.controls)
 
     @property
     def unscored(self) -> bool:
@@ -112,16 +110,44 @@ class Measured:
         return 1.0 if self.unscored else paired_gain_p(self.arms[CLAIM], self.arms[BASE], tolerance=self.tolerance)
 
     @cached_property
-    def look(self) -> Look:
-        """The test of the claim against its controls under the stopping rule."""
-        reached = reaches(self.control_means, self.means[CLAIM], self.tolerance).tolist()
-        design = self.design
-        return look(reached, rule=design.rule, n_planned=self.n_planned, level=self.level, population=design.population)
+    def plans(self) -> Mapping[str, Null]:
+        """The planned nulls of this method, in order: random directions, or those of random places."""
+        tried = [place.null for place in sorted(self.arms) if place.arm == "control"]
+        planned = self.design.nulls or {name: Null(tried.count(name)) for name in tried}
+        is_directions = self.facts.null == DIRECTIONS
+        own = {name: null for name, null in planned.items() if (name == DIRECTIONS) == is_directions}
+        return own or {DIRECTIONS if is_directions else "anywhere": Null(0)}
+
+    @cached_property
+    def controls(self) -> list[Place]:
+        """All controls: those of the first null by number, then those of the next."""
+        return [place for name in self.plans for place in sorted(self.arms) if place.null == name]
+
+    @cached_property
+    def nulls(self) -> Mapping[str, Against]:
+        """The test of the claim against the controls of each null."""
+        found = {}
+        for name, plan in self.plans.items():
+            places = [place for place in self.controls if place.null == name]
+            means = tuple(self.means[place] for place in places)
+            reached = reaches(means, self.means[CLAIM], self.tolerance).tolist()
+            design = {"rule": self.design.rule, "level": self.level}
+            seen = look(reached, n_planned=plan.n_planned, population=plan.population, **design)
+            p_value = 1.0 if self.unscored else seen.p_value
+            found[name] = Against(plan, places, means, seen, p_value, self._lead(places))
+        return found
+
+    def _lead(self, places: Sequence[Place]) -> Match | None:
+        scored = [self.arms[place] for place in places if not math.isnan(self.means[place])]
+        if self.unscored or not scored:
+            return None
+        return self._compare(CLAIM, scored, mean_of_scores(scored))
 
     @property
-    def p_value(self) -> float:
-        """Monte-Carlo or sequential p of the claim against its controls; 1 if it has no score."""
-        return 1.0 if self.unscored else self.look.p_value
+    def deciding(self) -> Mapping[str, Against]:
+        """The nulls with enough places for p to reach the level; all if none has."""
+        able = {name: null for name, null in self.nulls.items() if null.plan.can_test(self.level)}
+        return able or self.nulls
 
     @cached_property
     def drawn(self) -> Mapping[Place, NDArray[np.float64]]:
@@ -129,7 +155,7 @@ class Measured:
 
         Of the controls, only those in `apart` are included.
         """
-        places = [place for place in self.arms if place not in self.controls]
+        places = [place for place in self.arms if place.arm != "control"]
         places += self.apart if self.design.graded else []
         values = np.stack([self.arms[place] for place in places], axis=1)
         return dict(zip(places, resampled_scores(values), strict=True))
@@ -139,21 +165,14 @@ class Measured:
         """The claim compared with the unedited model."""
         return self.compare(CLAIM, BASE)
 
-    @cached_property
-    def lead(self) -> Match | None:
-        """The claim compared with the mean over the controls that have a score; None if there are no scores."""
-        scored = [x for place, x in self.controls.items() if not math.isnan(self.means[place])]
-        if self.unscored or not scored:
-            return None
-        drawn = self.drawn[CLAIM] - mean_of_scores(scored)
-        margin, tie = self.design.margin, self.tolerance
-        return compare_edits(self.arms[CLAIM], scored, margin=margin, drawn=drawn, tolerance=tie)
-
     def compare(self, place: Place, reference: Place) -> Match:
         """One place compared with another; both must be among those `drawn`."""
-        drawn = self.drawn[place] - self.drawn[reference]
-        margin, tie = self.design.margin, self.tolerance
-        return compare_edits(self.arms[place], self.arms[reference], margin=margin, drawn=drawn, tolerance=tie)
+        return self._compare(place, self.arms[reference], self.drawn[reference])
+
+    def _compare(self, place: Place, reference: Values | Sequence[Values], drawn: NDArray[np.float64]) -> Match:
+        differences, design = self.drawn[place] - drawn, self.design
+        margin, tie = design.margin, self.tolerance
+        return compare_edits(self.arms[place], reference, margin=margin, drawn=differences, tolerance=tie)
 
     @cached_property
     def apart(self) -> list[Place]:
@@ -193,9 +212,9 @@ def measure(
         design=design,
         tolerance=tie,
         chosen={
-            f"control {number}" if arm == "control" else arm: None if record is None else record.spec.hyperparameter
-            for (arm, number), record in chosen.items()
-            if arm != "base"
+            place.label: None if record is None else record.spec.hyperparameter
+            for place, record in chosen.items()
+            if place != BASE
         },
         missing=missing,
         worst_missing=max(score_place(tried, score, tie).missing for tried in trials.values()),

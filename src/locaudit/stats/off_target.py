@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,9 @@ SHOWN = ("mc2", "preference_accuracy", "reward_margin")
 @dataclass(frozen=True)
 class OffTarget:
     """One method's edits on an off-target behaviour, at the strengths chosen by the verdict's own score."""
+
+    null: str
+    """Name of the null that the controls belong to; empty if no control has run."""
 
     behaviour: str
     method: str
@@ -55,13 +59,15 @@ def measure_off_target(verdict: Verdict, records: Iterable[TrialRecord], dtype: 
             places = chosen[method]
             if (claim := places.get(CLAIM)) is None:
                 continue
-            others = [r for place, r in places.items() if place[0] == "control" and r is not None]
-            for score in (name for name in SHOWN if name in base.questions[split]):
+            nulls = dict.fromkeys(place.null for place in places if place.arm == "control") or ("",)
+            for null, score in product(nulls, (name for name in SHOWN if name in base.questions[split])):
+                others = [r for place, r in places.items() if (place.arm, place.null) == ("control", null) and r]
                 before, after = (np.asarray(r.questions[split][score]) for r in (base, claim))
                 means = tuple(float(np.mean(r.questions[split][score])) for r in others)
                 whole, mean = places.get(WHOLE), float(after.mean())
                 found.append(
                     OffTarget(
+                        null=null,
                         behaviour=split.removeprefix(OFF),
                         method=method,
                         score=score,

@@ -24,6 +24,12 @@ def say(part: str, name: str, **values: Any) -> str:
     return text.format(**values)
 
 
+def where(null: str) -> str:
+    """What the places of a null have in common with the claim, to follow a noun: `` in its layers``."""
+    words = say("nulls", null)
+    return f" {words}" if words else ""
+
+
 @dataclass(frozen=True)
 class MethodFacts:
     """What the statistics need to know about a method."""

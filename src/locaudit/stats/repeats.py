@@ -12,7 +12,7 @@ the repeats' p-values, which is valid under any dependence between them (Rueger 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -21,11 +21,11 @@ from scipy import stats
 
 from locaudit.errors import RunFolderError
 from locaudit.location import Location
-from locaudit.stats.phrases import say
-from locaudit.stats.scores import SIGNS, reaches
+from locaudit.stats.phrases import say, where
+from locaudit.stats.scores import SIGNS, Supports, reaches
 from locaudit.stats.sequential import State, curtailment
 from locaudit.stats.tests import monte_carlo_p
-from locaudit.stats.verdict import MethodVerdict, Outcome, Verdict, find_outcome
+from locaudit.stats.verdict import MethodVerdict, NullResult, Outcome, Verdict, find_outcome
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,38 @@ class Repeat:
 
     verdict: Verdict
     claim: Location
-    controls: tuple[Location, ...]
-    """Locations of the controls, by number."""
+    controls: Mapping[str, tuple[Location, ...]]
+    """Null -> locations of its controls, by number."""
     questions: tuple[str, ...] = ()
     """Ids of the test questions."""
+
+
+@dataclass(frozen=True)
+class NullRepeats:
+    """The claim against the controls of one null, over all repeats."""
+
+    name: str
+    can_test: bool
+    """Whether every repeat had enough places for p to reach the level."""
+    state: State
+    p_values: tuple[float, ...]
+    p_value: float
+    """Monte-Carlo p of the claim's mean score against the controls' mean scores.
+
+    Twice the median of `p_values` if places move between repeats."""
+    same_places: bool
+    """Whether claim and controls are the same places in every repeat."""
+    lead: float
+    """Claim minus mean control, mean over repeats; sign flipped if lower scores support the claim."""
+    lead_sd: float
+    n_at_least: int | None
+    """Controls whose mean score is at least as good as the claim's; None if places move."""
+    n_controls: int
+
+    @property
+    def where(self) -> str:
+        """What its places have in common with the claim, to follow a noun; empty for places anywhere."""
+        return where(self.name)
 
 
 @dataclass(frozen=True)
@@ -48,13 +76,8 @@ class MethodRepeats:
     """Outcome over all repeats."""
     outcomes: tuple[Outcome, ...]
     """Outcome of each repeat alone."""
-    p_values: tuple[float, ...]
-    p_value: float
-    """Monte-Carlo p of the claim's mean score against the controls' mean scores.
-
-    If places differ between repeats, it is twice the median of `p_values`."""
-    same_places: bool
-    """Whether claim and controls are the same places in every repeat."""
+    nulls: Mapping[str, NullRepeats]
+    """Name -> the claim against the controls of each null."""
     effect_p: float
     """p of the claim's gain: twice the median of the repeats' p, valid under any dependence (Rueger 1978)."""
     gains: tuple[float, ...]
@@ -64,17 +87,14 @@ class MethodRepeats:
     """Standard deviation of the gain between repeats."""
     gain_interval: tuple[float, float]
     """95 % t-interval of the mean gain over repeats. Repeats share questions, so it may be too narrow."""
-    lead: float
-    """Claim minus mean control, mean over repeats; sign flipped if lower scores support the claim."""
-    lead_sd: float
-    n_at_least: int | None
-    """Number of controls whose mean score is at least as good as the claim's; None if places differ between repeats."""
-    n_controls: int
 
     def sentence(self, score: str) -> str:
         """The result in one sentence, with its numbers."""
         alone = ", ".join(f"{self.outcomes.count(x)} {x}" for x in dict.fromkeys(self.outcomes))
-        places = say("repeats", "same_places" if self.same_places else "moving", m=self)
+        places = "; ".join(
+            say("repeats", "same_places" if r.same_places else "moving", r=r, lead=say("repeats", "lead", r=r))
+            for r in self.nulls.values()
+        )
         text = "unscored" if math.isnan(self.gain) else "sentence"
         return say("repeats", text, m=self, score=score, places=places, alone=alone)
 
@@ -97,7 +117,10 @@ class RepeatsVerdict:
     methods: dict[str, MethodRepeats]
 
     def __repr__(self) -> str:
-        outcomes = ", ".join(f"{name}: {m.outcome} (p = {m.p_value:.3f})" for name, m in self.methods.items())
+        outcomes = ", ".join(
+            f"{name}: {m.outcome} ({', '.join(f'p{r.where} = {r.p_value:.3f}' for r in m.nulls.values())})"
+            for name, m in self.methods.items()
+        )
         return f"RepeatsVerdict({self.n_repeats} of {self.n_planned} repeats, {self.score}; {outcomes})"
 
     def __str__(self) -> str:
@@ -126,7 +149,10 @@ def combine_repeats(repeats: Sequence[Repeat], n_planned: int | None = None) -> 
     claims = tuple(repeat.claim for repeat in repeats)
     sets = [set(claim.units) for claim in claims]
     overlap = float(np.mean([len(a & b) / len(a | b) for a, b in combinations(sets, 2)]))
-    same = len(set(claims)) == 1 and len({repeat.controls for repeat in repeats}) == 1
+    nulls = dict.fromkeys(name for repeat in repeats for name in repeat.controls)
+    same = {
+        name: len(set(claims)) == 1 and len({repeat.controls.get(name) for repeat in repeats}) == 1 for name in nulls
+    }
     alike = len({repeat.questions for repeat in repeats}) == 1 and bool(repeats[0].questions)
     n_planned, n = n_planned or len(repeats), len(repeats)
     methods = {
@@ -135,36 +161,57 @@ def combine_repeats(repeats: Sequence[Repeat], n_planned: int | None = None) -> 
     return RepeatsVerdict(n, n_planned, first.score, first.level, tuple(map(str, claims)), overlap, alike, methods)
 
 
-def _combine(found: Sequence[MethodVerdict], first: Verdict, same_places: bool, more_planned: bool) -> MethodRepeats:
-    """Combine one method's verdicts `found`, one per repeat. While more repeats are planned, there is no outcome."""
-    n, sign, level = min(len(v.controls) for v in found), SIGNS[found[0].supports], first.level
-    claim = sign * float(np.mean([v.claim for v in found]))
-    controls = sign * np.mean([v.controls[:n] for v in found], axis=0) if n else np.zeros(0)
+def _combine(
+    found: Sequence[MethodVerdict], first: Verdict, same_places: Mapping[str, bool], more_planned: bool
+) -> MethodRepeats:
+    """Combine the verdicts `found` by one method, one per repeat; without an outcome if more repeats are planned."""
+    claim = SIGNS[found[0].supports] * float(np.mean([v.claim for v in found]))
     gains = [v.effect for v in found]
-    leads = [sign * v.gap for v in found]
-    p_value = 1.0 if math.isnan(claim) else monte_carlo_p(claim, controls.tolist(), first.tolerance)
-    if not same_places:
-        p_value = min(1.0, 2 * float(np.median([v.p_value for v in found])))
+    nulls = {
+        name: _combine_null(
+            [v.nulls[name] for v in found], claim, first, found[0].supports, same_places.get(name, True)
+        )
+        for name in found[0].nulls
+        if all(name in v.nulls for v in found)
+    }
     effect_p = min(1.0, 2 * float(np.median([v.effect_p for v in found])))
     sd = float(np.std(gains, ddof=1))
     half = float(stats.t.ppf(0.975, len(gains) - 1)) * sd / math.sqrt(len(gains))
     can_tell = not (more_planned or math.isnan(claim) or any(v.outcome == "underpowered" for v in found))
-    # Twice the median p is at least 2 / (1 + n), as in a single audit with (n + 1) / 2 - 1 controls.
-    is_possible = curtailment(n if same_places else (n + 1) // 2 - 1, level) > 0
-    state: State = "open" if not is_possible else "specific" if p_value <= level else "not specific"
+    states: dict[str, State] = {name: null.state for name, null in nulls.items() if null.can_test}
     return MethodRepeats(
-        outcome=find_outcome(can_tell, effect_p, level, state),
+        outcome=find_outcome(can_tell, effect_p, first.level, states),
         outcomes=tuple(v.outcome for v in found),
-        p_values=tuple(v.p_value for v in found),
-        p_value=p_value,
-        same_places=same_places,
+        nulls=nulls,
         effect_p=effect_p,
         gains=tuple(gains),
         gain=float(np.mean(gains)),
         gain_sd=sd,
         gain_interval=(float(np.mean(gains)) - half, float(np.mean(gains)) + half),
+    )
+
+
+def _combine_null(
+    found: Sequence[NullResult], claim: float, first: Verdict, supports: Supports, same_places: bool
+) -> NullRepeats:
+    """Combine the tests against one null, one per repeat. `claim` is the claim's mean score, with higher as better."""
+    n, sign, tie, level = min(len(r.controls) for r in found), SIGNS[supports], first.tolerance, first.level
+    controls = sign * np.mean([r.controls[:n] for r in found], axis=0) if n else np.zeros(0)
+    leads = [sign * r.gap for r in found]
+    p_value = 1.0 if math.isnan(claim) else monte_carlo_p(claim, controls.tolist(), tie)
+    if not same_places:
+        p_value = min(1.0, 2 * float(np.median([r.p_value for r in found])))
+    # Twice the median p has the smallest value 2 / (1 + n), that of (n + 1) / 2 - 1 controls in a single audit.
+    is_possible = curtailment(n if same_places else (n + 1) // 2 - 1, level) > 0
+    return NullRepeats(
+        name=found[0].name,
+        can_test=all(r.can_test for r in found),
+        state="open" if not is_possible else "specific" if p_value <= level else "not specific",
+        p_values=tuple(r.p_value for r in found),
+        p_value=p_value,
+        same_places=same_places,
         lead=float(np.mean(leads)),
         lead_sd=float(np.std(leads, ddof=1)),
-        n_at_least=int(np.sum(reaches(controls, claim, first.tolerance))) if same_places else None,
+        n_at_least=int(np.sum(reaches(controls, claim, tie))) if same_places else None,
         n_controls=n,
     )

@@ -6,15 +6,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from locaudit.records import Arm, TrialRecord
+from locaudit.records import Place, TrialRecord
 from locaudit.stats.scores import TIE, has_score, mean_score, missing_share, reaches, score_values
 
-Place = tuple[Arm, int]
-"""(arm, control number), one of the things compared; the number is -1 for arms other than ``control``."""
-BASE: Place = ("base", -1)
-CLAIM: Place = ("claim", -1)
-WHOLE: Place = ("whole", -1)
-REST: Place = ("rest", -1)
+BASE, CLAIM, WHOLE, REST = Place("base"), Place("claim"), Place("whole"), Place("rest")
 
 
 class PlaceScore(NamedTuple):
@@ -42,8 +37,7 @@ def group_trials(records: Iterable[TrialRecord]) -> dict[str, dict[Place, list[T
     """Method -> place -> its trials. Methods keep the order of the records; places are sorted."""
     groups: dict[str, dict[Place, list[TrialRecord]]] = {}
     for record in records:
-        place = (record.spec.arm, record.spec.control)
-        groups.setdefault(record.spec.method, {}).setdefault(place, []).append(record)
+        groups.setdefault(record.spec.method, {}).setdefault(record.spec.place, []).append(record)
     return {method: dict(sorted(places.items())) for method, places in groups.items()}
 
 

@@ -25,8 +25,8 @@ from typing import Literal
 import numpy as np
 from scipy import optimize, special, stats
 
+from locaudit.records import Place
 from locaudit.stats.scores import MAX_MISSING, SIGNS, TIE, Supports, reaches
-from locaudit.stats.selection import Place
 
 Rule = Literal["fixed", "curtailed", "anytime"]
 State = Literal["specific", "not specific", "open"]
@@ -62,9 +62,24 @@ def curtailment(n_planned: int, level: float) -> int:
     return math.floor(level * (1 + n_planned) + 1e-9)
 
 
+@dataclass(frozen=True)
+class Null:
+    """The controls that are planned for one null distribution."""
+
+    n_planned: int
+    population: int | None = None
+    """Number of places that they are drawn from; None if it is practically infinite."""
+
+    def can_test(self, level: float) -> bool:
+        """Whether there are enough places for p to reach the level, at least 1 / level - 1, if all are tried."""
+        return self.population is None or curtailment(self.population, level) > 0
+
+
 @dataclass
 class Monitor:
-    """Follows one method's test while scores arrive in any order. Call `add` until `state` is no longer ``open``.
+    """Follows one method's test against one null while scores arrive in any order.
+
+    Call `add` until `state` is no longer ``open``.
 
     Controls are counted in their planned order, so that the result is that of `look`, which also explains `population`.
     """
@@ -76,6 +91,8 @@ class Monitor:
     supports: Supports = "higher"
     tolerance: float = TIE
     """Scores that differ by less are ties."""
+    null: str = ""
+    """Name of the null; controls of other nulls only count for missing judgements."""
     seen: Look = field(default=Look("open", 0, 0, 1.0), init=False)
     """The test after the controls that were counted so far. Missing judgements are not considered here."""
     _claim: float | None = field(default=None, init=False)
@@ -87,16 +104,15 @@ class Monitor:
     def add(self, place: Place, mean: float, missing: float = 0.0, lost: bool = False) -> None:
         """Add the score of a place once all its trials are scored: ``add(place, *score_place(trials, score))``.
 
-        ``("claim", -1)`` is the claim, and ``("control", n)`` is a control. A control is counted after all controls
-        with smaller numbers. For any other place, such as the unedited model, only the share of missing judgements
-        matters.
+        A control of this null is counted after all of them with a smaller number. For places other than these and the
+        claim, only the share of missing judgements matters.
         """
-        arm, number = place
+        arm, number, null = place
         self._is_sure &= missing <= MAX_MISSING
         if arm == "claim":
             self._claim = mean
             self._is_sure &= not lost  # a claim without any judgement cannot be compared
-        elif arm == "control":
+        elif arm == "control" and null == self.null:
             self._waiting[number] = mean
         while self._claim is not None and self.seen.n in self._waiting and self.wants_more:
             sign = SIGNS[self.supports]

@@ -13,42 +13,41 @@ from locaudit.records import json_text
 from locaudit.stats.changes import Changes
 from locaudit.stats.grades import Grade, conclusion
 from locaudit.stats.off_target import OffTarget
+from locaudit.stats.phrases import where
 from locaudit.stats.scores import TIE, Supports
 from locaudit.stats.sequential import State
 
-Outcome = Literal["no effect", "effective, not specific", "specific", "underpowered"]
+Outcome = Literal["no effect", "effective, not specific", "specific to its layers", "specific", "underpowered"]
 
 
-def find_outcome(can_tell: bool, effect_p: float, level: float, state: State) -> Outcome:
-    """The outcome of a method from the p of its claim's gain and the state of the test against its controls.
+def find_outcome(can_tell: bool, effect_p: float, level: float, states: Mapping[str, State]) -> Outcome:
+    """The outcome of a method from the p of its claim's gain and the state of the test against each null.
 
-    `can_tell` is false if the data allow no conclusion.
+    `can_tell` is false if the data allow no conclusion. `states` leaves out nulls with too few places to test. The
+    claim is specific if it stands out from each null: an intersection-union test, which needs no correction.
     """
     if can_tell and effect_p > level:
         return "no effect"
-    if not can_tell or state == "open":
+    fails = [name for name, state in states.items() if state == "not specific"]
+    if can_tell and fails not in ([], ["layers"]):  # whatever the other tests say
+        return "effective, not specific"
+    if not can_tell or not states or "open" in states.values():
         return "underpowered"
-    return "specific" if state == "specific" else "effective, not specific"
+    if fails:
+        return "specific to its layers" if "anywhere" in states else "effective, not specific"
+    return "specific"
 
 
 @dataclass(frozen=True)
-class MethodVerdict:
-    """The result of one method. All scores are on test questions, in the score's units (`locaudit.stats.scores`)."""
+class NullResult:
+    """The claim against the controls of one null."""
 
-    method: str
-    title: str
-    """The method's name in texts."""
-    supports: Supports
-    """Whether higher or lower scores support the claim."""
-    outcome: Outcome
-    base: float
-    """Score of the unedited model."""
-    claim: float
-    """Score of the edit at the claim; NaN if it diverged or none of its answers is judged."""
+    name: str
+    can_test: bool
+    """Whether it has enough places for p to reach the level; if not, the outcome does not depend on it."""
+    state: State
     controls: tuple[float, ...]
     """Score of the edit at each control, by number; NaN if it diverged or none of its answers is judged."""
-    whole_model: float | None
-    """Score of the edit of the whole model; None if it was not tried."""
     p_value: float
     """Monte-Carlo p of the claim against the controls; a sequential p if they were stopped early."""
     p_adjusted: float
@@ -65,16 +64,41 @@ class MethodVerdict:
     """Number of controls behind `p_value` and `n_at_least`."""
     ended_early: bool
     """Whether the stopping rule ended the test before all planned controls were tried."""
+    gap: float
+    """claim - mean of the controls that did not diverge."""
+    gap_interval: tuple[float, float]
+    """95 % bootstrap interval of `gap` over questions; the controls are held fixed."""
+
+    @property
+    def where(self) -> str:
+        """What its places have in common with the claim, to follow a noun; empty for places anywhere."""
+        return where(self.name)
+
+
+@dataclass(frozen=True)
+class MethodVerdict:
+    """The result of one method. All scores are on test questions, in the score's units (`locaudit.stats.scores`)."""
+
+    method: str
+    title: str
+    """The method's name in texts."""
+    supports: Supports
+    """Whether higher or lower scores support the claim."""
+    outcome: Outcome
+    base: float
+    """Score of the unedited model."""
+    claim: float
+    """Score of the edit at the claim; NaN if it diverged or none of its answers is judged."""
+    whole_model: float | None
+    """Score of the edit of the whole model; None if it was not tried."""
+    nulls: Mapping[str, NullResult]
+    """Name -> the claim against the controls of each null, in the order of the settings."""
     effect: float
     """Effect size: claim - base."""
     effect_interval: tuple[float, float]
     """95 % bootstrap interval of `effect` over questions."""
     effect_p: float
     """One-sided sign-flip p of `effect`, in the direction that supports the claim."""
-    gap: float
-    """claim - mean of the controls that did not diverge."""
-    gap_interval: tuple[float, float]
-    """95 % bootstrap interval of `gap` over questions; the controls are held fixed."""
     grades: tuple[Grade, ...]
     """Sufficiency, specificity, necessity and uniqueness, as far as they apply; none if the claim has no score."""
     n_missing: int
@@ -90,20 +114,32 @@ class MethodVerdict:
     changes: Mapping[str, Changes] = field(default_factory=dict)
     """Place -> how many test questions its edit made worse and better than unedited."""
 
+    @property
+    def deciding(self) -> Mapping[str, NullResult]:
+        """The nulls that can test; all if none can."""
+        return {name: null for name, null in self.nulls.items() if null.can_test} or self.nulls
+
+    @property
+    def first(self) -> NullResult:
+        """The first of the nulls that can test: with the default settings, places anywhere."""
+        return next(iter(self.deciding.values()))
+
     def __repr__(self) -> str:
         return f"{self.method}: {self.outcome}; " + ", ".join(f"{k} {v}" for k, v in self._cells().items())
 
     def _cells(self) -> dict[str, str]:
         """Its main numbers, for a line or a table."""
-        scored = [x for x in self.controls if not math.isnan(x)]
-        return {
+        cells = {
             "unedited": f"{self.base:.3f}",
             "claim": f"{self.claim:.3f}",
-            "mean control": f"{fmean(scored):.3f}" if scored else "-",
             "whole model": "-" if self.whole_model is None else f"{self.whole_model:.3f}",
-            "controls at least as good": f"{self.n_at_least} of {self.n_used}",
-            "p": f"{self.p_value:.3f}",
         }
+        for null in self.nulls.values():
+            scored = [x for x in null.controls if not math.isnan(x)]
+            cells[f"mean control{null.where}"] = f"{fmean(scored):.3f}" if scored else "-"
+            cells[f"controls{null.where} at least as good"] = f"{null.n_at_least} of {null.n_used}"
+            cells[f"p{null.where}"] = f"{null.p_value:.3f}"
+        return cells
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ CREATE TABLE IF NOT EXISTS fits (
     edit TEXT NOT NULL, drift TEXT NOT NULL, seconds REAL NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS places (
-    arm TEXT NOT NULL, control INTEGER NOT NULL, fit TEXT NOT NULL REFERENCES fits(fit), registration TEXT NOT NULL,
-    PRIMARY KEY (arm, control, fit)
+    arm TEXT NOT NULL, null_name TEXT NOT NULL, control INTEGER NOT NULL, fit TEXT NOT NULL REFERENCES fits(fit),
+    registration TEXT NOT NULL, PRIMARY KEY (arm, null_name, control, fit)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS questions (
     split TEXT NOT NULL, position INTEGER NOT NULL, question TEXT NOT NULL, id TEXT NOT NULL, text TEXT NOT NULL,
@@ -57,7 +57,7 @@ CREATE TABLE IF NOT EXISTS judgements (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS manifest (value TEXT NOT NULL);
 """
-"""The tables. ``places`` lists which arm and control each fit belongs to.
+"""The tables. ``places`` lists which arm, null and control each fit belongs to; a fit may have several places.
 
 Strengths and values have no declared type, because SQLite would store -0.0 in a REAL column as 0.0.
 """
@@ -165,11 +165,12 @@ class Store:
         for fit, question, answer in self._connection.execute("SELECT * FROM answers"):
             said[fit][question] = answer
         rows = self._connection.execute(
-            "SELECT arm, control, registration, fits.* FROM places JOIN fits USING (fit) ORDER BY fit, arm, control"
+            "SELECT arm, null_name, control, registration, fits.* FROM places JOIN fits USING (fit) "
+            "ORDER BY fit, arm, null_name, control"
         )
         generates = bool(self.config.evaluation.max_new_tokens)
         for row in rows:
-            kept = Kept(_unscored(row), values[row[3]], said[row[3]])
+            kept = Kept(_unscored(row), values[row[4]], said[row[4]])
             yield _whole(kept, keys, generates) or kept
 
     def add(self, records: Sequence[TrialRecord], seconds: float) -> None:
@@ -196,7 +197,8 @@ class Store:
              record.message, json.dumps(record.training), record.edit, json.dumps(record.drift), seconds),
         )  # fmt: skip
         self._connection.execute(
-            "INSERT OR IGNORE INTO places VALUES (?, ?, ?, ?)", (spec.arm, spec.control, fit, spec.registration)
+            "INSERT OR IGNORE INTO places VALUES (?, ?, ?, ?, ?)",
+            (spec.arm, spec.null, spec.control, fit, spec.registration),
         )
         if record.status == "diverged":  # possibly on added questions only: then earlier ones have scores
             for table in ("scores", "answers"):
@@ -287,10 +289,10 @@ class Store:
 
 def _unscored(row: Sequence) -> TrialRecord:
     """A trial without its scores, from a row of ``places`` joined with ``fits``."""
-    (arm, control, registration, fit, method, where, strength, seed, draw, context, status, message, training, edit,
-     drift, _) = row  # fmt: skip
+    (arm, null, control, registration, fit, method, where, strength, seed, draw, context, status, message, training,
+     edit, drift, _) = row  # fmt: skip
     spec = TrialSpec(
-        arm, method, Location.from_json(json.loads(where)), strength, seed, context, control, draw, registration
+        arm, method, Location.from_json(json.loads(where)), strength, seed, context, control, draw, registration, null
     )
     assert spec.trial_id == fit
     losses = {name: tuple(x) for name, x in json.loads(training).items()}

@@ -144,12 +144,19 @@ def read_run(folder: str | Path) -> Iterator[Store]:
 
 
 class OldRunError(RunFolderError):
-    """A run folder of version 0.1.0."""
+    """A run folder of an earlier version."""
 
 
 def _tables(folder: Path, connection: sqlite3.Connection) -> set[str]:
-    """Names of the database's tables. Raises `OldRunError` for a database of version 0.1.0."""
+    """Names of the database's tables. Raises `OldRunError` for a database of an earlier version."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(places)")]
+    if columns and "null_name" not in columns:
+        raise OldRunError(
+            got=f"{folder}, made by an earlier development version, whose controls have no null",
+            expected="a run of this version",
+            remedy="run the audit again with another --out",
+        )
     if "trials" in tables:
         raise OldRunError(
             got=f"{folder}, made by locaudit 0.1.0",

@@ -10,8 +10,9 @@ from pydantic import TypeAdapter
 from locaudit.claims.kinds import Shape
 from locaudit.config import Registration
 from locaudit.location import Location, Unit
-from locaudit.stats.growth import CONTROLS, Extension
+from locaudit.stats.growth import CONTROLS, NULLS, Extension
 from locaudit.stats.phrases import MethodFacts
+from locaudit.stats.sequential import Null
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,8 @@ class Manifest:
     methods: Mapping[str, MethodFacts]
     planned: int
     """Number of trials planned; lower if controls stopped early."""
-    n_controls: int
-    """Number of controls planned."""
-    population: int | None
-    """Number of places that controls were drawn from; None if it is too large to matter."""
+    nulls: Mapping[str, Null]
+    """Name -> controls planned for each null, of those that have any, in the order of the settings."""
     versions: Mapping[str, str]
     device: str
     dtype: str
@@ -87,6 +86,11 @@ class Manifest:
     notes: tuple[str, ...] = ()
     """What a reader should know about the inputs before believing the scores, one sentence or two each."""
 
+    @property
+    def n_controls(self) -> int:
+        """Number of controls planned for the null that has most."""
+        return max(null.n_planned for null in self.nulls.values())
+
     def __repr__(self) -> str:
         methods = ", ".join(self.methods)
         return f"Manifest({self.model} on {self.behaviour}: {self.claim!r} ({self.claim_source}), methods {methods})"
@@ -99,6 +103,7 @@ def extended(manifest: Manifest, before: Manifest, n_trials: int) -> Manifest:
     """
     numbers: dict[str, tuple[int | str, int | str]] = {
         CONTROLS: (before.n_controls, manifest.n_controls),
+        NULLS: (", ".join(before.nulls), ", ".join(manifest.nulls)),
         "test questions": (before.n_questions["test"], manifest.n_questions["test"]),
         "validation questions": (before.n_questions["val"], manifest.n_questions["val"]),
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 from locaudit.config import AuditConfig, merge_config, unknown_names_kept
 from locaudit.errors import ConfigError, RunFolderError
-from locaudit.records import TrialRecord
+from locaudit.records import Place, TrialRecord
 from locaudit.stats.decide import decide
 from locaudit.stats.growth import describe_extensions
 from locaudit.stats.labels import describe_labels, wanted
@@ -122,10 +122,8 @@ class Run:
         """How the controls were planned, and the seconds that one took."""
         return Design(
             rule=self.config.stopping,
-            n_planned=self.manifest.n_controls,
-            population=self.manifest.population,
+            nulls=self.manifest.nulls,
             margin=self.config.margin,
-            matched=self.config.match != "none",
             seconds=_seconds_per_control(self.trials, self.seconds),
             dtype=self.manifest.dtype,
         )
@@ -194,8 +192,11 @@ class Run:
 
     def as_repeat(self) -> Repeat:
         """The run as one of several repeats, without grades."""
-        places = {r.spec.control: r.spec.location for r in self.trials if r.spec.arm == "control"}
-        controls = tuple(place for _, place in sorted(places.items()) if place is not None)
+        places = {r.spec.place: r.spec.location for r in self.trials if r.spec.arm == "control"}
+        controls = {
+            name: tuple(where for place, where in sorted(places.items()) if where and place.null == name)
+            for name in self.manifest.nulls
+        }
         questions = tuple(sorted(question.id for question in self.questions["test"]))
         return Repeat(self.decide(graded=False), self.manifest.claim, controls, questions)
 
@@ -240,10 +241,10 @@ def judged(
 
 def _seconds_per_control(trials: tuple[TrialRecord, ...], seconds: Mapping[str, float]) -> dict[str, float]:
     total: Counter[str] = Counter()
-    places: dict[str, set[int]] = defaultdict(set)
+    places: dict[str, set[Place]] = defaultdict(set)
     for record in trials:
         spec = record.spec
         if spec.arm == "control":
             total[spec.method] += seconds[spec.trial_id]  # type: ignore[assignment]
-            places[spec.method].add(spec.control)
+            places[spec.method].add(spec.place)
     return {method: total[method] / len(found) for method, found in places.items()}

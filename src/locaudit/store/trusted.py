@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from locaudit.config.files import read_bytes
 from locaudit.errors import DataError
-from locaudit.records import NO_METHOD, TrialRecord, content_hash
+from locaudit.records import NO_METHOD, Place, TrialRecord, content_hash
 from locaudit.registry import ASPECTS
 from locaudit.stats.agreement import Agreement, compare
+from locaudit.stats.phrases import where
 from locaudit.stats.ppi import LEAST, Estimate, estimate, rectify
 from locaudit.stats.resample import percentiles, resampled_scores
 from locaudit.stats.scores import components, mean_score, score_values
-from locaudit.stats.selection import BASE, CLAIM, WHOLE, Place, select
+from locaudit.stats.selection import BASE, CLAIM, WHOLE, select
 
 if TYPE_CHECKING:
     from locaudit.store.run import Run
@@ -66,7 +67,8 @@ class Line:
 
     method: str
     what: str
-    """``unedited``, ``claim``, ``whole model``, ``mean control``, ``gain`` or ``lead``."""
+    """``unedited``, ``claim``, ``whole model``, ``mean control``, ``gain`` or ``lead``. Controls and lead of another
+    null than ``anywhere`` say so, as in ``lead in its layers``."""
     score: str
     """The verdict's score, or an aspect."""
     judged: float
@@ -101,10 +103,10 @@ def read_labels(path: str | Path) -> tuple[Labelled, ...]:
     path = Path(path)
     text = read_bytes(path, "a CSV or JSONL file of labels", DataError).decode("utf-8-sig", "replace")
     rows, seen = [], set()
-    for where, values in _raw_rows(path, text):
-        row = _labelled(where, values)
+    for place, values in _raw_rows(path, text):
+        row = _labelled(place, values)
         if (row.question, row.answer) in seen:
-            raise _wrong(where, f"a second row for question {row.question}, answer {row.answer!r:.60}", "delete one")
+            raise _wrong(place, f"a second row for question {row.question}, answer {row.answer!r:.60}", "delete one")
         seen.add((row.question, row.answer))
         rows.append(row)
     if not any(row.labels for row in rows):
@@ -184,10 +186,10 @@ class Frame:
         return range(1 + max(k for _, k in self.answers))
 
     @cached_property
-    def groups(self) -> Mapping[tuple[str, str], tuple[Arm, ...]]:
-        """(method, kind of arm) -> its arms: all controls of a method, or one other arm."""
-        kinds = dict.fromkeys((method, place[0]) for method, place in self.records)
-        return {kind: tuple(arm for arm in self.records if (arm[0], arm[1][0]) == kind) for kind in kinds}
+    def groups(self) -> Mapping[tuple[str, str, str], tuple[Arm, ...]]:
+        """(method, kind of arm, null) -> its arms: all controls of one null, or one other arm."""
+        kinds = dict.fromkeys((method, place.arm, place.null) for method, place in self.records)
+        return {kind: tuple(arm for arm in self.records if (arm[0], arm[1].arm, arm[1].null) == kind) for kind in kinds}
 
     @cached_property
     def inclusion(self) -> tuple[Mapping[str, float], ...]:
@@ -240,9 +242,9 @@ def draw(run: Run, n: int, seed: int = 0) -> tuple[list[dict[str, str]], str]:
     """Draw about `n` answers to label, and describe the sample in a sentence.
 
     Test questions are drawn at random, all with the same probability. Of each, the answers of the unedited model, the
-    claim, the whole model and one random control of each method are taken, because differences between arms at the same
-    question are what a verdict compares. Rows do not show which arm said what: each distinct answer comes once, in
-    random order.
+    claim, the whole model and one random control of each method and null are taken, because differences between arms at
+    the same question are what a verdict compares. Rows do not show which arm said what: each distinct answer comes
+    once, in random order.
     """
     frame, rng = frame_of(run), np.random.default_rng(seed)
     per_question = fmean(sum(odds.values()) for odds in frame.inclusion)
@@ -346,7 +348,7 @@ class _Weighing:
                     odds = self.design[0] * frame.inclusion[i][_words(key[1])]
                 w[a, i] = 1 / (odds * filled)
         if self.design is None and next(iter(self.table.values())).probability is None:
-            # The probability is the share that is labelled: of an arm, or of all controls of a method together.
+            # The probability is the share that is labelled: of an arm, or of all controls of a null together.
             for group in frame.groups.values():
                 arms = [a for a, (arm, _) in enumerate(frame.answers) if arm in group]
                 has = w[arms] > 0
@@ -368,17 +370,18 @@ def _contrasts(frame: Frame) -> Iterator[tuple[str, str, dict[Arm, float]]]:
     base = at((NO_METHOD, BASE))
     yield NO_METHOD, "unedited", base
     for method in dict.fromkeys(method for method, _ in arms if method != NO_METHOD):
-        claim, whole, controls = (method, CLAIM), (method, WHOLE), frame.groups.get((method, "control"), ())
+        claim, whole = (method, CLAIM), (method, WHOLE)
+        controls = {null: group for (m, arm, null), group in frame.groups.items() if (m, arm) == (method, "control")}
         if claim in arms:
             yield method, "claim", at(claim)
         if whole in arms:
             yield method, "whole model", at(whole)
-        if controls:
-            yield method, "mean control", at(*controls)
+        for null, group in controls.items():
+            yield method, f"mean control{where(null)}", at(*group)
         if claim in arms:
             yield method, "gain", minus(at(claim), base)
-        if claim in arms and controls:
-            yield method, "lead", minus(at(claim), at(*controls))
+        for null, group in controls.items() if claim in arms else ():
+            yield method, f"lead{where(null)}", minus(at(claim), at(*group))
 
 
 def _line(

@@ -92,7 +92,7 @@ def audit_cases(folder: Path, *, seed: int = 0, say: Callable[[str], None] = pri
         say(f"{name}: {fact}")
         v = _audit(planted, claim, folder / name.replace(", ", "-").replace(" ", "-"), seed)
         (unique,) = [grade.answer for grade in v.grades if grade.question == "uniqueness"]
-        found = (v.outcome, unique, v.p_value, v.base, v.claim, v.controls)
+        found = (v.outcome, unique, v.first.p_value, v.base, v.claim, v.first.controls)
         out.append(Case(name, fact, str(claim), expected, *found))
     return out
 
@@ -119,8 +119,9 @@ def power_curve(
         say(f"an edit can succeed at {n_able} of {planted.n_heads} heads")
         claim = _first(planted.places)
         v = _audit(planted, claim, folder / f"able-{n_able:02d}", seed)
-        n_at_least = sum(not score < v.claim for score in v.controls)  # a control that diverged counts
-        power, theory = (chance_specific(n, len(v.controls), n_controls, level) for n in (n_at_least, n_able - 1))
+        controls = v.first.controls
+        n_at_least = sum(not score < v.claim for score in controls)  # a control that diverged counts
+        power, theory = (chance_specific(n, len(controls), n_controls, level) for n in (n_at_least, n_able - 1))
         out.append(Strength(n_able, str(claim), v.claim, n_at_least, power, theory))
     return out
 
@@ -139,6 +140,7 @@ def _audit(planted: Planted, claim: Location, folder: Path, seed: int) -> Method
         "behaviour": planted.behaviour.name,
         "claim": str(claim),
         "controls": planted.n_heads - 1,
+        "nulls": ["anywhere"],
         "whole_model": False,
         "seed": seed,
     }

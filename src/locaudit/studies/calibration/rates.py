@@ -185,7 +185,8 @@ def pool_run(
     Raises `ConfigError` if the simulated audits or the run have too few controls, or if the run lacks the score.
     """
     run = load_run(folder).read_with(score=score)
-    records, model, methods = run.records, run.manifest.model, run.manifest.methods
+    model, methods, null = run.manifest.model, run.manifest.methods, next(iter(run.manifest.nulls))
+    records = [r for r in run.records if r.spec.null in ("", null)]  # the controls of one null are drawn alike
     tried = {r.spec.method for r in records if r.spec.arm == "control"}
     n_places = len({r.spec.control for r in records if r.spec.arm == "control"})
     if not 0 < level < 1 or not curtailment(n_controls, level):
@@ -216,11 +217,12 @@ def pool_rates(
 ) -> Pooled:
     """Use each control of a run in turn as the claim of an audit, with `n_controls` of the other controls.
 
-    All controls of a run are drawn in the same way, so that the null hypothesis is true for each of them.
+    The controls in `records` must be those of one null: all are drawn in the same way, so that the null
+    hypothesis is true for each of them.
     """
     records, tie = list(records), tolerance(score, dtype)
     chosen: Mapping[Any, Any] = select(records, score, tie)
-    places = [record for (arm, _), record in chosen[method].items() if arm == "control"]
+    places = [record for place, record in chosen[method].items() if place.arm == "control"]
     before = score_values(next(r for r in records if r.spec.arm == "base").questions["test"], score)
     values = [None if r is None else score_values(r.questions["test"], score) for r in places]
     means = np.asarray([math.nan if x is None else float(mean_score(x)) for x in values])

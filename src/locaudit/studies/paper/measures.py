@@ -147,7 +147,7 @@ def _place(chosen: Chosen, place: Place) -> dict[str, Any]:
 
 def _random_places(chosen: Chosen, sets: Chosen) -> list[dict[str, Any]]:
     """The random places of `chosen`, each compared with the probed heads and the whole model (both from `sets`)."""
-    places = [place for place in chosen.records if place[0] == "control"]
+    places = [place for place in chosen.records if place.arm == "control"]
     localized, whole = (_matches(chosen, sets.values(sets.records[place])) for place in (CLAIM, WHOLE))
     return [
         {**_place(chosen, place), "against_localized": one, "against_whole": other}
@@ -182,16 +182,17 @@ def _versus_random(chosen: Chosen) -> dict[str, Any]:
     records = [row.record for row in chosen.audit.rows]
     design = Design(graded=False, dtype=chosen.audit.manifest.dtype)
     verdict = decide(records, score=chosen.score, design=design).methods[chosen.method]
+    null = verdict.first
     return {
         "localized_score": verdict.claim,
-        "random_scores": list(verdict.controls),
-        "n_at_least": verdict.n_at_least,
+        "random_scores": list(null.controls),
+        "n_at_least": null.n_at_least,
         "worst_missing": verdict.worst_missing,
-        "p_monte_carlo": verdict.p_value,
-        "p_smallest": 1 / (1 + len(verdict.controls)),
-        "p_t_test": t_test_p(verdict.claim, verdict.controls, chosen.tolerance),
-        "p_normal_tail": normal_tail_p(verdict.claim, verdict.controls, chosen.tolerance),
-        "gap": {"difference": verdict.gap, "interval_95": verdict.gap_interval, "few": chosen.few},
+        "p_monte_carlo": null.p_value,
+        "p_smallest": 1 / (1 + len(null.controls)),
+        "p_t_test": t_test_p(verdict.claim, null.controls, chosen.tolerance),
+        "p_normal_tail": normal_tail_p(verdict.claim, null.controls, chosen.tolerance),
+        "gap": {"difference": null.gap, "interval_95": null.gap_interval, "few": chosen.few},
     }
 
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from locaudit.config import read_over, unknown_names_kept
 from locaudit.errors import RunFolderError
-from locaudit.records import Arm, TrialRecord
+from locaudit.records import Arm, Place, TrialRecord
 from locaudit.report.tables import Tables, tabulate
 from locaudit.stats import components, differ_too_little, mean_score, score_values
 from locaudit.stats.scores import tolerance
-from locaudit.stats.selection import Place, choose, group_trials
+from locaudit.stats.selection import choose, group_trials
 from locaudit.store.folder import has_trials
 from locaudit.store.run import Run, load_run
 from locaudit.studies.paper.config import PaperConfig, Part
@@ -68,7 +68,7 @@ class Chosen:
     @property
     def random(self) -> list[TrialRecord | None]:
         """The chosen trials at the random places, by number; None if every edit there diverged."""
-        return [record for (arm, _), record in self.records.items() if arm == "control"]
+        return [record for place, record in self.records.items() if place.arm == "control"]
 
     def values(self, record: TrialRecord | None) -> NDArray[np.float64]:
         """The score's components at the test questions, (components, questions). All are NaN if `record` is None."""
@@ -79,7 +79,7 @@ class Chosen:
 
     def at(self, arm: Arm) -> NDArray[np.float64]:
         """Values at an arm: ``claim`` (the probed heads), ``whole`` or ``base`` (the unedited model)."""
-        return self.values(self.audit.base.record if arm == "base" else self.records[arm, -1])
+        return self.values(self.audit.base.record if arm == "base" else self.records[Place(arm)])
 
     def mean(self, record: TrialRecord | None) -> float:
         """The score on the test questions."""
