@@ -20,7 +20,7 @@ from locaudit.stats import (
     holm,
     mean_score,
     monte_carlo_p,
-    normal_tail_p,
+    new_place_p,
     rank_correlation,
     reaches,
     t_test_p,
@@ -190,7 +190,7 @@ def _versus_random(chosen: Chosen) -> dict[str, Any]:
         "p_monte_carlo": verdict.p_value,
         "p_smallest": 1 / (1 + len(verdict.controls)),
         "p_t_test": t_test_p(verdict.claim, verdict.controls, chosen.tolerance),
-        "p_normal_tail": normal_tail_p(verdict.claim, verdict.controls, chosen.tolerance),
+        "p_new_place": new_place_p(verdict.claim, verdict.controls, chosen.tolerance),
         "gap": {"difference": verdict.gap, "interval_95": verdict.gap_interval, "few": chosen.few},
     }
 
