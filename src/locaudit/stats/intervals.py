@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from locaudit.stats.resample import arms_of
 from locaudit.stats.scores import TIE
@@ -90,7 +90,7 @@ class Estimate:
             share = 1 - tail ** (1 / self.n)
             low, high = (self.value + share * (limit - self.value) for limit in self.limits)
             return (low, high) if math.isfinite(high - low) else (math.nan, math.nan)
-        z = -float(stats.norm.ppf(tail))
+        z = -float(special.ndtri(tail))
         centre = self.value + (2 * z * z + 1) / 12 * self.skew
         low, high = (min(max(centre + x * self.se, self.limits[0]), self.limits[1]) for x in (-z, z))
         return low, high
@@ -109,7 +109,7 @@ class Estimate:
         distance = gap + self.skew / 12
         root = self.variance - 2 / 3 * self.skew * distance
         z = 2 * distance / (self.se + math.sqrt(root)) if root >= 0 else 3 * self.se / self.skew
-        return float(stats.norm.sf(z))
+        return float(special.ndtr(-z))
 
     def p_below(self, bound: float = 0.0) -> float:
         """One-sided p of the null hypothesis that the true value is at least `bound`."""
@@ -131,7 +131,7 @@ def estimate(
     """
     psi, limits = pseudo_values(arms_of(after)[0]), bounds
     if before is not None:
-        psi = psi - np.mean([pseudo_values(x) for x in arms_of(before)], axis=0)
+        psi = psi - pseudo_values(np.stack(arms_of(before), axis=1)).mean(axis=0)
         limits = (bounds[0] - bounds[1], bounds[1] - bounds[0])
     return _estimate(psi, limits, tolerance)
 
@@ -204,9 +204,9 @@ def crossed_interval(
     variance = questions.variance + v_places + seeds / n_seeds
     spent = raw_places**2 / max(n_places - 1, 1) + (raw_seeds / n_seeds) ** 2 / max(n_seeds - 1, 1)
     df = variance**2 / spent if spent > 0 else math.inf
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = float(special.ndtri((1 + confidence) / 2))
     centre = questions.value + (2 * z * z + 1) / 12 * questions.skew
-    half = math.sqrt(variance) * (z if math.isinf(df) else float(stats.t.ppf((1 + confidence) / 2, df)))
+    half = math.sqrt(variance) * (z if math.isinf(df) else float(special.stdtrit(df, (1 + confidence) / 2)))
     return Crossed(
         questions.value, (centre - half, centre + half), math.sqrt(variance), questions.se, math.sqrt(v_places),
         math.sqrt(seeds / n_seeds), df,

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from locaudit.stats.resample import N_RESAMPLES, arms_of, blocks
 from locaudit.stats.scores import TIE, reaches
@@ -55,7 +55,7 @@ def new_place_p(claim: float, controls: Sequence[float], tolerance: float = 0.0)
     if not scores.size:
         return math.nan
     spread = scores.std(ddof=1) * math.sqrt(1 + 1 / scores.size)
-    return float(stats.t.sf((claim - scores.mean()) / spread, scores.size - 1))
+    return float(special.stdtr(scores.size - 1, (scores.mean() - claim) / spread))
 
 
 def _varying(controls: Sequence[float], tolerance: float) -> NDArray[np.float64]:
