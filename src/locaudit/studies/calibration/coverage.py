@@ -188,7 +188,7 @@ WORLDS = (
     World("as the first, 3 training seeds (SD .03)", 0.037, 0.38, "normal", 3, 0.03),
     World("seeds dominate (.037, .01, 3 seeds of SD .03)", 0.037, 0.1, "normal", 3, 0.03),
 )
-"""The first two have the standard deviations seen in runs with sets of 16 heads. SE: standard error at 100 questions."""
+"""The first two have the standard deviations seen in runs with sets of 16 heads; SE is that of 100 questions."""
 DESIGNS = ((9, 100), (19, 20), (19, 100), (19, 400), (39, 100))
 """Controls and questions."""
 
