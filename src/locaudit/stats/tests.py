@@ -80,8 +80,9 @@ def paired_gain_p(
     For a product of means, equal scores do not make the two exchangeable: Truth may rise while Info falls. Raw gains of
     the arrangements then have another variance than the observed gain, and rejected in up to 11 % of such cases at
     level 5 %. Therefore each gain is also divided by its own standard error (delta method), which makes the test exact
-    as n grows (Janssen 1997; Chung and Romano 2013). p is the larger of the two, because with few events the standard
-    error is itself uncertain. For a plain mean the two are the same. Measured sizes: docs/calibration.md.
+    as n grows (Janssen 1997; Chung and Romano 2013). The observed one is that of a sample, with n - 1, which matters
+    for few questions only. p is the larger of the two, because with few events the standard error is itself uncertain.
+    For a plain mean, where both order arrangements alike, only raw gains are used. Sizes: docs/calibration.md.
     """
     a, b = arms_of(after)[0], arms_of(before)[0]
     there = ~(np.isnan(a) | np.isnan(b)).any(axis=0)
@@ -90,15 +91,16 @@ def paired_gain_p(
     if n == 0:
         return 1.0
     exchanged, gains = _exchanges(n, seed, n_resamples), _Gains(a, b)
-    gain, sd = gains(np.zeros((1, n), dtype=bool))
-    several = np.sum(np.ptp(np.concatenate([a, b], axis=1), axis=1) > 0) > 1  # else both statistics order alike
+    gain, sd = (x.item() for x in gains(np.zeros((1, n), dtype=bool)))
+    sd *= math.sqrt(n / max(n - 1, 1))
+    several = np.sum(np.ptp(np.concatenate([a, b], axis=1), axis=1) > 0) > 1
     n_reach = np.zeros(2, dtype=int)
     for rows in blocks(n, len(exchanged)):
         found, sds = gains(exchanged[rows])
-        n_reach[0] += reaches(found, gain.item(), tolerance).sum()
+        n_reach[0] += reaches(found, gain, tolerance).sum()
         if several:  # two gains that differ by the tolerance tie, whatever their standard errors
             slack = tolerance * (1 / sds + 1 / sd)
-            n_reach[1] += reaches(found / sds + slack, (gain / sd).item()).sum()
+            n_reach[1] += reaches(found / sds + slack, gain / sd).sum()
     seen = 2**n > n_resamples  # a sample needs the observed arrangement added; all 2^n contain it
     return (int(n_reach.max()) + seen) / (len(exchanged) + seen)
 
