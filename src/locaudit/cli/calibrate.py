@@ -170,7 +170,12 @@ def coverage(sets: int = 500, seed: int = 0, out: Path | None = None) -> None:
             last = part
         for i, name in enumerate(cells[0].rates):
             say(f"  {'' if i else truth:<64} {name:<24}" + "".join(f"{x.rates[name].share:>8.1%}" for x in cells))
-    _write(out, {"coverage": [asdict(cell) for cell in found], "settings": {"sets": sets, "seed": seed}})
+    counts = [
+        {"part": x.part, "truth": x.truth, "size": x.size}
+        | {name: f"{rate.n} of {rate.n_trials}" for name, rate in x.rates.items()}
+        for x in found
+    ]
+    _write(out, {"coverage": counts, "settings": {"sets": sets, "seed": seed}})
 
 
 def _check(**values: float) -> None:
