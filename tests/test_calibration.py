@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from locaudit.stats.sequential import look
+from locaudit.studies.calibration.coverage import INTERVALS, NO_GAIN, WORLDS
 from locaudit.studies.calibration.rates import Rate, chance_specific, pool_rates, simulate
 from test_stats import BASE, BASE_TRIAL, NOISE, SCORE, trial
 
@@ -15,6 +16,7 @@ def test_a_claim_like_any_other_place_is_rarely_called_specific(world):
     assert found.false.interval[0] <= 0.05
     for t, rate in found.p_below.items():
         assert rate.interval[0] <= t, (t, rate)
+    assert found.parametric["t for one new place"].interval[0] <= 0.06 or world == "heavy"
     assert found.parametric["t-test"].interval[0] > 0.1  # takes the claim's score as exact: rejects far too often
 
 
@@ -66,3 +68,16 @@ def test_chance_of_a_draw_of_controls_that_the_claim_beats():
     drawn = [look(list(rng.permutation(hits)[:39]), rule="fixed", n_planned=39, level=0.05) for _ in range(2000)]
     rate = np.mean([x.state == "specific" for x in drawn])
     assert rate == pytest.approx(chance_specific(3, 47, 39), abs=0.03)
+
+
+def test_the_truths_of_the_coverage_study_are_true():
+    rng = np.random.default_rng(0)
+    assert all(truth.value == pytest.approx(0, abs=1e-12) for truth in NO_GAIN)
+    for truth in (*NO_GAIN, *(x for part in INTERVALS.values() for x in part)):
+        first, *others = truth.draw(rng, 40_000)
+        found = first.mean(axis=1).prod() - (np.mean([x.mean(axis=1).prod() for x in others]) if others else 0)
+        assert found == pytest.approx(truth.value, abs=0.012), truth.name
+    for world in WORLDS:
+        places = world.places(rng, 40_000)
+        assert (places.mean(), places.std()) == pytest.approx((0, world.tau), abs=0.003)
+        assert world.share(0.03) == pytest.approx((places >= 0.03).mean(), abs=0.01)

@@ -159,6 +159,7 @@ SOON = [
     (["calibrate", "planted", "--out", "x", "--family", "99"], 2),
     (["calibrate", "planted", "--out", "x", "--controls", "48"], 2),
     (["calibrate", "planted", "--out", "x", "--level", "1"], 2),
+    (["calibrate", "coverage", "--sets", "0"], 2),
     (["paper", "--device", "cdua"], 2),
     (["paper", "--judge", "openai"], 2),
     (["paper", "--out", __file__], 2),
@@ -395,6 +396,14 @@ def test_a_full_disk_is_one_line(capsys, tmp_path, small_yaml, monkeypatch):
     assert "MiB free" in fails(capsys, "audit", str(small_yaml), "--out", str(tmp_path / "run"))
 
 
+def test_coverage_of_intervals(capsys, tmp_path):
+    assert cli.main(["calibrate", "coverage", "--sets", "1", "--out", str(tmp_path / "coverage.json")]) == 0
+    assert "lead over random places, at 9 x 100, 19 x 20, 19 x 100, 19 x 400, 39 x 100" in capsys.readouterr().out
+    cells = json.loads((tmp_path / "coverage.json").read_text())["coverage"]
+    assert cells[0]["paired_gain_p"] in ("0 of 1", "1 of 1")
+    assert {cell["part"] for cell in cells} >= {"difference of products", "other intervals", "mean of one arm"}
+
+
 def test_calibration_of_the_null_and_of_a_run(capsys, tmp_path, small_yaml):
     numbers = tmp_path / "out" / "null.json"
     settings = ["--audits", "20", "--questions", "10", "--out", str(numbers)]
@@ -465,7 +474,8 @@ def test_one_flag_sets_every_judge(tmp_path, capsys):
 COMMAND_LINES = (
     "demo", "audit", "paper", "probe", "report", "export", "judge validate", "judge validate --kind causal-lm",
     "judge validate --kind openai", "judge compare --second.kind causal-lm", "calibrate null", "calibrate run",
-    "calibrate planted", "audit --methods ablate constant given", "audit --judges.truth.kind causal-lm",
+    "calibrate planted", "calibrate coverage", "audit --methods ablate constant given",
+    "audit --judges.truth.kind causal-lm",
     "audit --judges.truth.kind openai --judges.info.kind openai",
 )  # fmt: skip
 OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--version"}  # pip's, and those of no command's own

@@ -20,7 +20,7 @@ from locaudit.config import parse_over, to_dict, to_yaml
 from locaudit.errors import ConfigError, LocationError, ModelError, RunFolderError
 from locaudit.report.figures import frontier
 from locaudit.run.audit import run_audit
-from locaudit.stats import compare_edits, decide, holm, mean_score, normal_tail_p, rank_correlation, t_test_p
+from locaudit.stats import compare_edits, decide, holm, mean_score, new_place_p, rank_correlation, t_test_p
 from locaudit.store.database import Store
 from locaudit.store.run import load_run
 from locaudit.studies.paper import is_study, write_paper
@@ -419,10 +419,11 @@ def test_parametric_p_values_are_scipys():
     controls = rng.normal(size=16)
     test = stats.ttest_1samp(controls, 1.5, alternative="less")
     assert t_test_p(1.5, [*controls, math.nan]) == pytest.approx(test.pvalue)
-    assert normal_tail_p(1.5, controls.tolist()) == pytest.approx(
-        1 - stats.norm(controls.mean(), controls.std(ddof=1)).cdf(1.5)
+    # a new place is a second sample, of one: the two-sample t-test with equal variances
+    assert new_place_p(1.5, [*controls, math.nan]) == pytest.approx(
+        stats.ttest_ind([1.5], controls, alternative="greater").pvalue
     )
-    for p in (t_test_p, normal_tail_p):
+    for p in (t_test_p, new_place_p):
         assert math.isnan(p(1.0, [0.5])) and math.isnan(p(1.0, [0.5, 0.5])) and math.isnan(p(1.0, [0.3, 0.1 + 0.2]))
 
 

@@ -23,7 +23,8 @@ commands:
   locaudit report DIR [flags]            write a report again, or use another score, level or margin
   locaudit export DIR --out FOLDER       export an edit: PEFT adapter, merged weights or vectors
   locaudit judge validate|compare|sample measure or compare judges; draw answers for people to label
-  locaudit calibrate null|run|planted    measure error rates and power of the verdict
+  locaudit calibrate null|run|planted|coverage
+                                         measure error rates and power of the verdict
 
 locaudit COMMAND --help lists the flags of a command."""
 

@@ -1,9 +1,10 @@
-"""``locaudit calibrate null | run | planted``: error rates and power of the verdict."""
+"""``locaudit calibrate null | run | planted | coverage``: error rates and power of the verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ commands:
   locaudit calibrate run DIR              the same with the real edits of a run: each control in turn is the claim
   locaudit calibrate planted --out DIR    is a true claim found, and with what power? Audits of models in which a
                                           behaviour is localized by construction
+  locaudit calibrate coverage             does a 95 % interval hold the truth in 95 % of cases, and does a test at 5 %
+                                          reject in 5 %? Simulated scores whose truth is known
 
 locaudit calibrate COMMAND --help lists the flags of a command."""
 
@@ -30,7 +33,7 @@ def calibrate(arguments: list[str]) -> None:
     def command(name: str, function: Callable[..., None]) -> Callable[[list[str]], None]:
         return lambda rest: tyro.cli(function, prog=f"locaudit calibrate {name}", args=rest)
 
-    functions = {"null": null, "run": run, "planted": planted}
+    functions = {"null": null, "run": run, "planted": planted, "coverage": coverage}
     dispatch("calibrate", _PROGRAM, {name: command(name, f) for name, f in functions.items()}, arguments)
 
 
@@ -145,9 +148,38 @@ def planted(
     _write(out / "planted.json", numbers)
 
 
+def coverage(sets: int = 500, seed: int = 0, out: Path | None = None) -> None:
+    """Measure the coverage of the confidence intervals and the sizes of the tests, by simulation.
+
+    Args:
+        sets: Number of simulated data sets per truth and size (fewer for the slowest parts).
+        seed: Seed of the simulation.
+        out: Write the numbers to this JSON file.
+
+    """
+    _check(sets=sets, seed=seed)
+    from locaudit.studies.calibration.coverage import measure_coverage
+
+    found, last = [], None
+    for (part, truth), group in groupby(measure_coverage(sets, seed=seed), key=lambda cell: (cell.part, cell.truth)):
+        cells = list(group)
+        found += cells
+        if part != last:
+            say(f"\n{part}, at " + ", ".join(cell.size for cell in cells), style="bold")
+            last = part
+        for i, name in enumerate(cells[0].rates):
+            say(f"  {'' if i else truth:<64} {name:<24}" + "".join(f"{x.rates[name].share:>8.1%}" for x in cells))
+    counts = [
+        {"part": x.part, "truth": x.truth, "size": x.size}
+        | {name: f"{rate.n} of {rate.n_trials}" for name, rate in x.rates.items()}
+        for x in found
+    ]
+    _write(out, {"coverage": counts, "settings": {"sets": sets, "seed": seed}})
+
+
 def _check(**values: float) -> None:
     """Refuse a flag that is out of range."""
-    least = {"audits": 1, "controls": 1, "questions": 5, "seed": 0}
+    least = {"audits": 1, "sets": 1, "controls": 1, "questions": 5, "seed": 0}
     for name, value in values.items():
         if name == "level" and not 0 < value < 1:
             raise ConfigError(got=f"--level {value:g}", expected="a number between 0 and 1", remedy="change it")

@@ -20,7 +20,7 @@ from locaudit.records import TrialRecord
 from locaudit.stats.scores import mean_score, reaches, score_values, tolerance
 from locaudit.stats.selection import select
 from locaudit.stats.sequential import Rule, curtailment, look
-from locaudit.stats.tests import monte_carlo_p, normal_tail_p, paired_gain_p, t_test_p
+from locaudit.stats.tests import monte_carlo_p, new_place_p, paired_gain_p, t_test_p
 from locaudit.store.run import load_run
 
 FAMILY = (1, 2, 3, 4, 6, 8, 12, 16, 24, 48)
@@ -37,9 +37,9 @@ WORLDS: Mapping[World, str] = {
 }
 """Simulated distributions of the quality of places. In all of them, the claim is a place like any other.
 
-In ``disjoint``, the error rate can still be too high: controls that avoid the claim are not exchangeable with it."""
-PARAMETRIC = {"t-test": t_test_p, "normal tail": normal_tail_p}
-"""Parametric tests that papers use, for comparison."""
+In ``disjoint`` this is not enough: controls that avoid the claim are not exchangeable with it."""
+PARAMETRIC = {"t-test": t_test_p, "t for one new place": new_place_p}
+"""Parametric tests, for comparison: the one that papers use, and the one whose size is right for normal scores."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Simulated:
     p_below: Mapping[float, Rate]
     """t -> audits with p <= t. The verdict is calibrated if their share is at most t."""
     parametric: Mapping[str, Rate]
-    """Parametric test (``t-test``, ``normal tail``) -> audits in which it rejects the null hypothesis at the level."""
+    """Parametric test (``t-test``, ``t for one new place``) -> audits that it rejects at the level."""
     mean_controls: float
     """Mean number of controls used before the stopping rule ended the test."""
 

@@ -20,7 +20,7 @@ from locaudit.stats import (
     holm,
     mean_score,
     monte_carlo_p,
-    normal_tail_p,
+    new_place_p,
     rank_correlation,
     reaches,
     t_test_p,
@@ -191,7 +191,7 @@ def _versus_random(chosen: Chosen) -> dict[str, Any]:
         "p_monte_carlo": null.p_value,
         "p_smallest": 1 / (1 + len(null.controls)),
         "p_t_test": t_test_p(verdict.claim, null.controls, chosen.tolerance),
-        "p_normal_tail": normal_tail_p(verdict.claim, null.controls, chosen.tolerance),
+        "p_new_place": new_place_p(verdict.claim, null.controls, chosen.tolerance),
         "gap": {"difference": null.gap, "interval_95": null.gap_interval, "few": chosen.few},
     }
 
