@@ -49,6 +49,8 @@ class Settings:
     """Test questions."""
     controls: Positive = 4
     samples: Positive = 4
+    tokens: Positive = 50
+    """Maximum length of an answer."""
 
 
 def main(given: Settings) -> None:
@@ -61,7 +63,12 @@ def main(given: Settings) -> None:
         "whole_model": False,
         "methods": {given.method: {"iti": {"alphas": [15.0]}, "optimal": {"strengths": [0.1]}}[given.method]},
         "split": {"fractions": [0.5, 0.02, 0.48], "max_train": given.train, "max_test": given.questions},
-        "evaluation": {"samples": given.samples, "drift_documents": 10, "drift_tokens": 64},
+        "evaluation": {
+            "samples": given.samples,
+            "max_new_tokens": given.tokens,
+            "drift_documents": 10,
+            "drift_tokens": 64,
+        },  # fmt: skip
     }
     with timed() as seconds:
         audit.run_audit(merge_config(AuditConfig(), values), given.folder)
