@@ -158,13 +158,17 @@ def test_raised_in_a_finished_folder_only_new_samples_are_generated(home, whole,
 
 
 def test_what_was_interrupted_ends_as_what_was_not(home, whole, tmp_path, capsys):
-    config, out = config_of(home, 3), tmp_path / "run"
+    config, out, notes = config_of(home, 3), tmp_path / "run", set()
     for call in (2, 1, 3, 2, 4):  # at a trial, at its samples, ...
         with stopped_at(call):
             run_audit(config, out, judges=JUDGES, progress=False)
-        assert not load_run(out).is_finished
+        run = load_run(out)
+        assert not run.is_finished
+        notes |= set(run.verdict.notes)
+    assert notes == {"Scores count 1 of 3 sampled answers to a question: a chosen edit has no more."}
     run_audit(config, out, judges=JUDGES)
     run = load_run(out)
+    assert not run.verdict.notes
     assert run.trials == whole.trials and run.records == whole.records and run.is_finished
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"{len(run.trials)} of {len(run.trials)} trials")
 

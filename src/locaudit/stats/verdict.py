@@ -119,7 +119,7 @@ class Verdict:
     """What was added to the run after results existed, and what that means for p; empty for nothing."""
 
     notes: tuple[str, ...] = ()
-    """What a reader should know before believing a gain: where it comes from one label only (`describe_labels`)."""
+    """What a reader should know before believing a score: a gain at one label only, or samples that are not there."""
 
     def __repr__(self) -> str:
         about = f"Verdict({self.score} at level {self.level:g}, {self.n_questions} test questions: {self.headline})"

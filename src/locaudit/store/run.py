@@ -17,7 +17,15 @@ from locaudit.stats.growth import describe_extensions
 from locaudit.stats.labels import describe_labels, wanted
 from locaudit.stats.measured import Design
 from locaudit.stats.repeats import Repeat
-from locaudit.stats.scores import MAX_MISSING, Judgements, add_judgements, find_score, resolve_score, tolerance
+from locaudit.stats.scores import (
+    MAX_MISSING,
+    Judgements,
+    add_judgements,
+    find_score,
+    is_judged,
+    resolve_score,
+    tolerance,
+)
 from locaudit.stats.selection import fewest_samples
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion, Store, said_in
@@ -149,8 +157,14 @@ class Run:
         return replace(
             verdict,
             extended=describe_extensions(extensions, rule, self.config.level),
-            notes=describe_labels(verdict, records, self.labels),
+            notes=(*describe_labels(verdict, records, self.labels), *self._describe_samples(records, score)),
         )
+
+    def _describe_samples(self, records: list[TrialRecord], score: str) -> list[str]:
+        wanted, fewest = self.manifest.samples, self._fewest(records, score)
+        if fewest >= wanted or not is_judged(score):
+            return []
+        return [f"Scores count {fewest} of {wanted} sampled answers to a question: a chosen edit has no more."]
 
     @cached_property
     def said(self) -> set[tuple[str, str]]:
