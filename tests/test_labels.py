@@ -115,7 +115,7 @@ def test_labels_of_all_answers_give_their_means_whatever_the_judge_says(folder, 
     y = np.array([[label("truth", q, answer(*arm, i)) for i, q in enumerate(IDS)] for arm in ARMS[:2]])
     assert found["truth", "gain"].corrected.se == pytest.approx((y[1] - y[0]).std() / np.sqrt(N))
     both = [(mean_label("truth", *arm) * mean_label("info", *arm)) for arm in ARMS[:2]]
-    assert found["info_truth", "gain"].corrected.value == pytest.approx(both[1] - both[0], abs=2 / N)
+    assert found["info_truth_probability", "gain"].corrected.value == pytest.approx(both[1] - both[0], abs=2 / N)
     assert found["truth", "whole model"].judged == 1  # the judge is fooled
     assert corrected.agreement["truth"].n == corrected.n_labels == len(everything())
     one = load_run(folder).read_with(labels=save(tmp_path / "one.csv", everything(("truth",)))).corrected
@@ -187,7 +187,7 @@ def test_a_sample_is_labelled_and_reported(folder, tmp_path, capsys):
     save(file, fill(rows))
     assert cli.main(["report", str(folder), "--labels", str(file)]) == 0
     assert "Corrected by" in capsys.readouterr().out
-    written = folder / "reports" / "info_truth-labels"
+    written = folder / "reports" / "info_truth_probability-labels"
     found = json.loads((written / "verdict.json").read_text())
     assert (
         found["labels"]["n_labels"] == len(rows)

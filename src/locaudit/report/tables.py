@@ -25,7 +25,7 @@ from locaudit.stats.changes import Changes, count_changes
 from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts, where
 from locaudit.stats.resample import score_intervals
-from locaudit.stats.scores import components, has_score, judged_scores, score_values
+from locaudit.stats.scores import GREEDY, components, has_score, judged_scores, score_values
 from locaudit.stats.selection import select
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion
@@ -191,8 +191,9 @@ class Tables:
 
     @cached_property
     def judged(self) -> tuple[str, ...]:
-        """Scores from judges that the unedited model has, the verdict's default first."""
-        return judged_scores(self.base.record.questions["test"])
+        """Judged scores that the unedited model has, the primary one first; of greedy answers only the primary one."""
+        found = judged_scores(self.base.record.questions["test"])
+        return tuple(x for x in found if not x.endswith(GREEDY) or x == f"{found[0]}{GREEDY}")
 
     def components(self, score: str) -> tuple[str, ...]:
         """The scores whose means are multiplied to give this score."""
@@ -208,7 +209,8 @@ class Tables:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the table of all arms: the verdict's score, scores without a judge, changes, and drift."""
-        own = [name for name in self.measured if name not in self.judged or name == self.verdict.score]
+        judged = judged_scores(self.base.record.questions["test"])
+        own = [name for name in self.measured if name not in judged or name == self.verdict.score]
         return (*own, "worse", "better", *DRIFT_TITLES)
 
     def places(self, method: str) -> dict[Place, Row | None]:

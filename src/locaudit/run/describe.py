@@ -68,6 +68,7 @@ def make_manifest(
         methods={name: _method_facts(inputs, model, claim, name) for name in config.methods},
         planned=sum(map(len, groups)),
         nulls=nulls,
+        samples=config.evaluation.samples if config.evaluation.max_new_tokens else 0,
         versions={
             "locaudit": metadata.version("locaudit"),
             "python": platform.python_version(),

@@ -41,6 +41,20 @@ def group_trials(records: Iterable[TrialRecord]) -> dict[str, dict[Place, list[T
     return {method: dict(sorted(places.items())) for method, places in groups.items()}
 
 
+def fewest_samples(records: Iterable[TrialRecord], score: str, tolerance: float, n_strengths: Mapping[str, int]) -> int:
+    """The smallest number of sampled answers to a test question that the trials chosen by `score` have.
+
+    `n_strengths` has the number of strengths of each method. Places where some were not tried are left out.
+    """
+    chosen = [
+        choose(trials, score, tolerance)
+        for method, places in group_trials(records).items()
+        for trials in places.values()
+        if len(trials) >= n_strengths.get(method, 1)
+    ]
+    return min((len(record.samples.get("test", ())) for record in chosen if record is not None), default=0)
+
+
 def choose(trials: Sequence[TrialRecord], score: str, tolerance: float = TIE) -> TrialRecord | None:
     """The trial of one place with the best validation mean of `score`; None if all trials diverged.
 

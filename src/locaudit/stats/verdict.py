@@ -159,7 +159,7 @@ class Verdict:
     """What was added to the run after results existed, and what that means for p; empty for nothing."""
 
     notes: tuple[str, ...] = ()
-    """What a reader should know before believing a gain: where it comes from one label only (`describe_labels`)."""
+    """What a reader should know before believing a score: a gain at one label only, or samples that are not there."""
     off_target: tuple[OffTarget, ...] = ()
     """What the edits do to other behaviours; they do not enter outcomes."""
 

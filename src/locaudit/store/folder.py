@@ -144,7 +144,7 @@ def read_run(folder: str | Path) -> Iterator[Store]:
 
 
 class OldRunError(RunFolderError):
-    """A run folder of an earlier version."""
+    """A run folder of an earlier version, whose tables were different."""
 
 
 def _tables(folder: Path, connection: sqlite3.Connection) -> set[str]:
@@ -161,6 +161,12 @@ def _tables(folder: Path, connection: sqlite3.Connection) -> set[str]:
         raise OldRunError(
             got=f"{folder}, made by locaudit 0.1.0",
             expected="a run of this version, which stores trials in another way",
+            remedy="run the audit again with another --out; its report.html and edits/ (load_edit) stay usable",
+        )
+    if "answers" in tables and "sample" not in {row[1] for row in connection.execute("PRAGMA table_info(answers)")}:
+        raise OldRunError(
+            got=f"{folder}, made before answers could be sampled",
+            expected="a run of this version, which stores answers in another way",
             remedy="run the audit again with another --out; its report.html and edits/ (load_edit) stay usable",
         )
     return tables
@@ -230,8 +236,8 @@ def _check_config(store: Store, config: AuditConfig) -> None:
         raise RunFolderError(
             got=f"{store.folder}, made by another configuration ({changed}{more})",
             expected="the same configuration, so that old and new trials can be compared. A run can only grow: raise "
-            "controls, split.max_val or split.max_test, add judges or off_target behaviours, or set "
-            "evaluation.max_new_tokens if it was 0",
+            "controls, split.max_val, split.max_test or evaluation.samples, add judges or off_target behaviours, or "
+            "set evaluation.max_new_tokens if it was 0",
             remedy="choose another --out, or repeat the earlier settings to resume",
         )
     registration = store.manifest.registration if store.manifest else None

@@ -68,6 +68,8 @@ class Manifest:
     device: str
     dtype: str
     threads: int
+    samples: int = 0
+    """Sampled answers to each test question."""
     judges: Mapping[str, JudgeFacts] = field(default_factory=dict)
     """Aspect -> judge."""
     probes: ProbeFacts | None = None
@@ -106,6 +108,7 @@ def extended(manifest: Manifest, before: Manifest, n_trials: int) -> Manifest:
         NULLS: (", ".join(before.nulls), ", ".join(manifest.nulls)),
         "test questions": (before.n_questions["test"], manifest.n_questions["test"]),
         "validation questions": (before.n_questions["val"], manifest.n_questions["val"]),
+        "sampled answers to each question": (before.samples, manifest.samples),
     }
     if manifest.judges.keys() - before.judges.keys():
         numbers["judges"] = (", ".join(before.judges) or "none", ", ".join(manifest.judges))

@@ -178,7 +178,10 @@ class Frame:
     @cached_property
     def answers(self) -> Mapping[tuple[Arm, int], tuple[str, ...]]:
         """(arm, sample) -> its answers, one per question; all arms have the same samples."""
-        return {(arm, k): said for arm, record in self.records.items() for k, said in enumerate(_answers(record))}
+        said = {arm: _answers(record) for arm, record in self.records.items()}
+        # Scores count as many samples as every chosen trial has (`Run.records`).
+        fewest = min(map(len, said.values()))
+        return {(arm, k): answers[k] for arm, answers in said.items() for k in range(fewest)}
 
     @cached_property
     def samples(self) -> range:
@@ -217,7 +220,7 @@ class Frame:
 
 def _answers(record: TrialRecord) -> tuple[tuple[str, ...], ...]:
     """The answers to test questions that the verdict's score is computed from, by sample."""
-    return (record.answers["test"],)
+    return record.samples.get("test") or (record.answers["test"],)
 
 
 def frame_of(run: Run) -> Frame:
