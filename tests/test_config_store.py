@@ -460,7 +460,7 @@ SPLITS = {
 
 
 KEYS = {split: [question.key for question in questions] for split, questions in SPLITS.items()}
-QUIET = replace(DEFAULT, evaluation=EvaluationConfig(max_new_tokens=0))
+QUIET = replace(DEFAULT, evaluation=EvaluationConfig(max_new_tokens=0, samples=0))
 """A run whose trials are whole without answers."""
 
 

@@ -230,7 +230,7 @@ class EvaluationConfig:
     max_new_tokens: Annotated[int, Field(ge=0)] | None = None
     """Maximum length in tokens of a generated answer. 0: generate no answers, so that nothing can be judged.
     None: 50 if a judge reads the answers, else 0."""
-    samples: Annotated[int, Field(ge=0)] = 1
+    samples: Annotated[int, Field(ge=0)] = 4
     """Sampled answers (temperature 1) to each test question, beside the greedy one; the verdict compares their mean.
     0: the greedy answer alone. Every trial gets the first sample, the trial chosen at each place the others.
     It can be raised later."""
