@@ -13,7 +13,7 @@ from locaudit.api import read_result
 from locaudit.behaviours import load_behaviour
 from locaudit.errors import ConfigError
 from locaudit.judges import Case, likelihood
-from locaudit.judges.likelihood import FEATURES, LikelihoodJudge, load_likelihood_judge, read_features, token_logs
+from locaudit.judges.likelihood import FEATURES, LikelihoodJudge, load_likelihood_judge, token_logs
 from locaudit.registry import ASPECTS, JUDGES
 from locaudit.run.audit import run_audit
 from locaudit.store.run import load_run

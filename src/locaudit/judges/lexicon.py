@@ -1,4 +1,4 @@
-r"""The judge of kind ``lexicon``: is an answer negative, by word lists and rules? No model; English only.
+r"""The judge of kind ``lexicon``: whether an answer is negative, by word lists and rules. English only.
 
 It sums the weights w of the listed words and phrases in an answer and gives
 

@@ -1,4 +1,4 @@
-r"""The judge of kind ``likelihood``: is an answer fluent, by how an unedited language model reads it?
+r"""The judge of kind ``likelihood``: whether an answer is fluent English, as an unedited language model reads it.
 
     P(fluent) = 1 / (1 + exp(-(b + sum_j w_j x_j)))
 
