@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def token_logs(model: Model, texts: Sequence[tuple[str, str]]) -> list[Float[Ten
     answers: dict[str, dict[str, None]] = {}
     for prompt, answer in texts:
         answers.setdefault(prompt, {})[answer] = None
-    tokenizer = model.tokenizer
+    tokenizer: Any = model.tokenizer
     start = tuple(id_ for id_ in (tokenizer.bos_token_id, tokenizer.eos_token_id) if id_ is not None)[:1]
 
     def encode(text: str) -> tuple[int, ...]:
