@@ -175,7 +175,7 @@ def test_a_csv_header_in_capitals_is_read(tmp_path):
         ("layer;head\n14;3", "with semicolons between its columns; expected .*; save it with commas"),
         ("layer\thead\n14\t3", "with tabs between its columns; expected .*; save it with commas"),
         ("14,3\n15,7", "whose first line is 14,3; expected .*; write layer,head as its first line"),
-        ("layer,unit\n14,3", "with the columns .'layer', 'unit'.; expected .*; name these two columns so"),
+        ("layer,unit\n14,3", "with the columns .'layer', 'unit'.; expected .*; use these names in its first line"),
         ("layer,head\n14,3\n15.0,7.0", "layer, head = 15.0, 7.0; expected two whole numbers.*write 14.0 as 14"),
         ("layer,head\n14", "layer, head = 14; expected two whole numbers"),
     ],

@@ -379,7 +379,7 @@ def test_the_check_equals_the_slow_twin(monkeypatch, llama):
                 for x, t in zip(expected, forest.trees, strict=True)]  # fmt: skip
 
     monkeypatch.setattr(identity, "answer_log_probs", off)
-    with pytest.raises(ModelError, match="1 nats per token off in a tree"):
+    with pytest.raises(ModelError, match="1 nats per token between a tree"):
         check_trees(llama, forest)
 
 
@@ -404,7 +404,7 @@ def test_longrope_is_refused_where_a_path_crosses_its_short_range(monkeypatch):
         generate_tokens(model, (), [tuple(range(3, 50))], max_new_tokens=20)
     # The check by running sees it too.
     monkeypatch.setattr(forward, "_FIXED_ROPES", ("longrope",))
-    with pytest.raises(ModelError, match="nats per token off in a tree"):
+    with pytest.raises(ModelError, match="nats per token between a tree"):
         check_trees(model, hardest_trees([long]))
 
 
@@ -431,7 +431,7 @@ def test_a_window_tells_which_primer_fits(monkeypatch):
         lm = random_lm("gpt_oss", **values, sliding_window=16)
         assert lm.config.sliding_window == 16
     monkeypatch.setattr(identity, "answer_log_probs", without_check(monkeypatch))
-    with pytest.raises(ModelError, match="nats per token off in a tree"):
+    with pytest.raises(ModelError, match="nats per token between a tree"):
         check_trees(model, hardest_trees([forest]))
 
 
@@ -445,7 +445,7 @@ def test_a_window_over_columns_is_found_by_running():
     with wrapped("gpt_neo", *ABSOLUTE["gpt_neo"], window_size=100, max_position_embeddings=512) as model:
         forest = questions(model, LONG[:60])
         assert forest.depth < 100 < forest.n_tokens
-        with pytest.raises(ModelError, match="nats per token off in a tree.*use a shorter primer or none"):
+        with pytest.raises(ModelError, match="nats per token between a tree.*use a shorter primer or none"):
             check_trees(model, hardest_trees([forest]))
 
 
@@ -465,7 +465,7 @@ def test_a_run_whose_trees_differ_is_refused_before_the_first_trial(tmp_path, mo
     save_model(tmp_path / "neo")
     config = small_config(tmp_path, claim="1.1", methods=["iti"])
     monkeypatch.setattr(identity, "tolerance", lambda _: -1.0)
-    with pytest.raises(ModelError, match="nats per token off in a tree"):
+    with pytest.raises(ModelError, match="nats per token between a tree"):
         run_audit(config, tmp_path / "run", progress=False)
     with read_run(tmp_path / "run") as store:
         assert store.records() == []

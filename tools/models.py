@@ -25,39 +25,41 @@ from tiny import tiny
 TEXT = """\
 # Models
 
-Written by `python tools/models.py > docs/models.md`, here with transformers {version} and PyTorch {torch}.
+This page is written by `python tools/models.py > docs/models.md`, here with transformers {version} and PyTorch {torch}.
 
-A model is one of these families if the `model_type` in its config.json is. For each, a tiny random model in float32
-showed that
+A model is supported if the `model_type` in its config.json is in the first column of the table. Each family was checked
+with a tiny random model in float32. The checks are:
 
-- a head's coordinates are that head's own: without the values of a key-value head, those of the heads that it feeds
-  vanish, and no others;
-- answers in one tree, also behind a cached prefix, have the log-probabilities of one row per answer, within 1e-5;
-- generation in a batch, with left padding and several edits, says what one prompt at a time without a cache says,
-  token for token;
-- an edit equals a slow twin that applies the formula token by token, and an edit of a head changes no other head's
-  coordinates;
-- a PEFT adapter and a merged checkpoint give the logits of the hooked model, within 3e-5;
-- config.json alone tells the model's shape.
+- A head's coordinates are that head's own: if the values of a key-value head are set to zero, the coordinates of the
+  heads that it feeds become zero, and no others.
+- If all answers share one row (an answer tree), their log-probabilities are those of one row per answer, within 1e-5.
+  This also holds behind a cached prefix.
+- Generation in a batch, with left padding and several edits, gives the same tokens as one prompt at a time without a
+  cache.
+- An edit equals a slow implementation that applies the formula token by token. An edit of a head changes no other
+  head's coordinates.
+- A PEFT adapter and a merged checkpoint give the logits of the hooked model, within 3e-5.
+- The model's shape is known from config.json alone.
 
 | family | kinds of place | projections | checks |
 |---|---|---|---|
 {rows}
 
-**Mixtures of experts** have several MLPs in a layer, so that there is no single vector of neurons: `neuron` and
-`mlp` are refused, the other kinds work.
+**Mixtures of experts** have several MLPs in a layer, so that there is no single vector of neurons. Therefore `neuron`
+and `mlp` are refused; the other kinds work.
 
 **Multimodal models** (Gemma 3, Mistral 3, LLaVA, Idefics 2 and 3, InternVL and others that `AutoModelForCausalLM`
-or `AutoModelForImageTextToText` loads) are audited as the text model inside, if transformers has a causal language
-model for it and both give the same logits on text. Edits are exported for that text model; an adapter has its
-weights beside it. Refused are Qwen2-VL, Qwen2.5-VL and Qwen3-VL, whose text models have no such class, and Aya
-Vision and BLIP-2, which give other logits or none.
+or `AutoModelForImageTextToText` loads) are audited as the text model inside them. This works if transformers has a
+causal language model class for the text model, and if it gives the same logits on text as the whole model. Edits are
+exported for the text model. The folder of an exported adapter also holds the text model's weights. Two groups of models
+are refused: Qwen2-VL, Qwen2.5-VL and Qwen3-VL, because there is no such class for their text models, and Aya Vision and
+BLIP-2, because the logits differ or cannot be computed.
 
-**PEFT adapters**: give the adapter's folder as the model. Its base model is loaded and the adapter merged; the
-report says so. In 16 bits, merging rounds the adapter's update; in float32 the logits are the adapter's within
-3e-5. In Python, `wrap_model` takes `copy.deepcopy(peft_model).merge_and_unload()`.
+**PEFT adapters**: give the adapter's folder as the model. Its base model is loaded and the adapter is merged into it;
+the report says so. In float32, the logits equal those of the unmerged adapter within 3e-5; in 16 bits, merging rounds
+the adapter's update. In Python, pass `copy.deepcopy(peft_model).merge_and_unload()` to `wrap_model`.
 
-**Other architectures** work if their attention follows the mask and position ids that they are given. Say where the
+**Other architectures** work if their attention uses the mask and the position ids that it is given. Say where the
 layers and projections are, as `print(model)` shows them:
 
     architecture: {{layers: model.layers, heads: self_attn.o_proj, neurons: mlp.down_proj}}
@@ -66,9 +68,12 @@ or `--architecture.layers model.layers --architecture.heads self_attn.o_proj --a
 Leave out `neurons` where a layer has several MLPs. In Python: `load_model(name,
 architecture=Architecture("model.layers", "self_attn.o_proj"))`. These paths are part of the model's identity.
 
-Left out, because a check failed: `diffllama` (two heads share their coordinates), `doge` (each token sees only the
-keys that score best in the whole row, so trees differ from rows beyond 2,048 tokens, and its mixture of experts
-from the first), `mimo_v2_flash` (layers differ in the number of heads that share keys and values).
+Three families are not in the table, because a check failed:
+
+- `diffllama`: two heads share their coordinates.
+- `doge`: each token attends only to the keys that score best in the whole row. Therefore answer trees differ from
+  single rows beyond 2,048 tokens, and with its mixture of experts from the first token on.
+- `mimo_v2_flash`: layers differ in the number of heads that share keys and values.
 """
 
 

@@ -55,7 +55,7 @@ from locaudit.studies.paper.run import run_paper
 def training_questions(behaviour: Behaviour, *, max_train: int | None = SplitConfig.max_train) -> tuple[Question, ...]:
     """The training questions of a behaviour in the default split of `audit`.
 
-    What is fitted on them has not seen the test questions of an audit with the default split.
+    Anything that is fitted on them has not seen the test questions of an audit with the default split.
 
     Args:
         behaviour: Questions with true and false answers, from `load_behaviour`.
@@ -98,7 +98,8 @@ def fit_probes(
         val_fraction: Share of the questions that is held out to measure accuracy.
         prompt: Format of the questions; ``Prompt("chat")`` is the model's chat format. None: the behaviour's
             own, ``Q: ... A: ...`` for most.
-        seed: Seed of the held-out questions and of the questions that follow answers.
+        seed: Seed for choosing which questions are held out and, if another question is appended to each answer,
+            which one.
 
     Returns:
         The probes. ``probes.val_accuracy`` is a tensor (layers, units), and ``probes.top(8)`` is the location of the
@@ -333,7 +334,7 @@ def audit_repeats(
         The verdict over all repeats, the folder, and the path of the HTML page.
 
     Raises:
-        ConfigError: The number of repeats is out of range or lower than before, or a setting is.
+        ConfigError: The number of repeats or a setting is out of range, or the number is lower than before.
         RunFolderError: `out` holds a single audit, a study, or repeats of another audit.
         LocauditError: Other errors of `audit`. The extra ``report`` is checked before the first trial.
 

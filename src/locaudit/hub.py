@@ -14,9 +14,9 @@ SECONDS = 5
 
 
 def ask(repository: str, file: str, *, revision: str | None = None, kind: str = "model") -> str | None:
-    """None if the hub has the repository; otherwise the reason why it cannot be had.
+    """None if the hub has the repository; otherwise the reason why it cannot be downloaded.
 
-    A repository that lacks the file counts as found: the code that reads the file reports that.
+    A repository that lacks the file counts as found: the code that reads the file reports this.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError
@@ -32,7 +32,7 @@ def ask(repository: str, file: str, *, revision: str | None = None, kind: str = 
         except Exception as error:  # of some HTTP library, depending on huggingface_hub's version
             problems[:] = [" ".join(str(error).split())[:300] or type(error).__name__]
 
-    # The library's timeout applies to each of the hub's IP addresses in turn, and not to the DNS lookup.
+    # The library's own timeout would not do: it counts for each of the hub's IP addresses, and not for the DNS lookup.
     thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(SECONDS)

@@ -1,8 +1,9 @@
 """Locations: the place in a model where an edit acts, as a set of units of one kind.
 
-A unit is an identifier: a tuple of whole numbers such as ``(layer, head)``, or a name. Its kind defines what it means,
-which coordinates it has and how controls are drawn (`locaudit.claims.kinds`). "The whole model" and "everything but the
-claim" are scopes, so that they need not list a million units.
+A unit, such as an attention head, is named by a tuple of whole numbers such as ``(layer, head)``, or by a text. Its
+kind defines what the name means, which coordinates the unit has, and how controls are drawn (`locaudit.claims.kinds`).
+"The whole model" and "everything but the claim" are scopes of a location, so that not all of their units need to be
+listed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Unit = tuple[int, ...] | str
 """``(14, 3)``: layer and head, counted from 0; ``(8,)``: a layer; ``"refusal"``: a name."""
 Scope = Literal["listed", "whole", "rest"]
 UNITS_SHOWN = 40
-"""Units of a location that a report spells out."""
+"""Number of units of a location that a report lists."""
 
 
 SITES = ("heads", "neurons", "residual")
@@ -30,15 +31,15 @@ class Site(NamedTuple):
     """A vector in one layer of the model, at every token."""
 
     name: str
-    """``heads``: input of the attention output projection, all heads' outputs side by side; ``neurons``: input of the
-    MLP's down projection; ``residual``: the residual stream after the layer."""
+    """``heads``: input of the attention output projection (all heads' outputs, concatenated). ``neurons``: input of the
+    MLP's down projection. ``residual``: the residual stream after the layer."""
     layer: int
     """The decoder layer, from 0."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """Units of one kind, sorted and without repeats, or the whole model, or everything but some units.
+    """A set of units of one kind (sorted), the whole model, or everything but a set of units.
 
     Raises `LocationError` for a location that is empty, has a negative number, or names a unit twice.
     """
@@ -90,9 +91,9 @@ class Location:
         return f"Location({short_location(str(self), 8)!r})"
 
     def __str__(self) -> str:
-        """The location as text: ``14.3,15.7``, ``*`` (the whole model), ``*-14.3`` (all but that).
+        """The location as text: ``14.3,15.7``, ``*`` (the whole model), ``*-14.3`` (all but head 14.3).
 
-        Kinds other than heads are named first: ``neuron:3.117``.
+        The text begins with the kind, as in ``neuron:3.117``, except for heads.
         """
         text = ",".join(map(spell_unit, self.units))
         text = {"listed": text, "whole": "*", "rest": f"*-{text}"}[self.scope]
@@ -105,12 +106,12 @@ class Location:
 
     @staticmethod
     def from_json(value: Mapping[str, Any] | None) -> Location | None:
-        """Read a location from `to_json`; None (the unedited model has no location) stays None."""
+        """Read a location from `to_json`. None, which stands for the unedited model, stays None."""
         return None if value is None else Location(tuple(value["units"]), value["kind"], value["scope"])
 
 
 def short_location(text: str, units: int = UNITS_SHOWN) -> str:
-    """The location's text, its tail replaced by a count when it has more than `units` units."""
+    """The location's text; if it has more than `units` units, only these, and a count of the others."""
     parts = text.split(",")
     return text if len(parts) <= units else f"{','.join(parts[:units])}, and {len(parts) - units} more"
 

@@ -5,10 +5,12 @@
     @SCORES.register("shortness")
     class Shortness: ...
 
-Everything registered can be used by name in the settings; no other code has to name it. There are three ways to add
-something. Built-in modules register theirs when a registry is first read. Another package names its own in an entry
-point of the group ``locaudit.<registry>``. A user lists modules or files in the settings, ``plugins: [mine.py]``, which
-are imported wherever a run or a report needs them (`load_plugins`).
+Everything registered can be used by name in the settings; no other code has to name it. Parts come from three places:
+
+- built-in modules, which register their parts when a registry is first read;
+- other packages, which name their parts in an entry point of the group ``locaudit.<registry>``;
+- modules or files that the user lists in the settings (``plugins: [mine.py]``). They are imported wherever a run or a
+  report needs them (`load_plugins`).
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Registry(Mapping[str, Any]):
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers a class, function or value under `name`.
 
-        Raises `ConfigError` if the name already belongs to another one.
+        Raises `ConfigError` if the name already belongs to another thing.
         """
 
         def add(thing: T) -> T:
@@ -89,7 +91,7 @@ class Registry(Mapping[str, Any]):
 
     @property
     def _all(self) -> dict[str, Any]:
-        """Everything registered; built-in modules and entry points are imported the first time."""
+        """All registered parts. The first call imports built-in modules and entry points."""
         if not self._filled:
             self._filled = True
             for module in self._modules:
@@ -124,7 +126,7 @@ ARCHITECTURES = Registry("architectures", "architecture", "locaudit.architecture
 def load_plugins(plugins: Sequence[str]) -> None:
     """Import plug-ins, given as module names or paths of Python files; importing one again does nothing.
 
-    Raises `ConfigError` if a plug-in cannot be imported, whatever error it raises itself.
+    Raises `ConfigError` if a plug-in cannot be imported or raises any error when it is imported.
     """
     for plugin in plugins:
         try:

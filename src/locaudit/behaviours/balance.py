@@ -1,6 +1,7 @@
-"""Questions whose right answer is nearly always the same one of the same options, such as (A): found, and balanced.
+"""Find questions whose right answer is nearly always the same option, such as (A), and balance them.
 
-A model that always says (A) is right on all of them, so that no score tells whether it has understood anything.
+Such questions are called lopsided. A model that always says (A) is nearly always right on them, so that no score tells
+whether it has understood anything.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from locaudit.behaviours.behaviour import Question
 from locaudit.stats.labels import wanted
 
 LARGEST_SHARE = 2 / 3
-"""If one answer is right in more than this share of the questions, they are lopsided."""
+"""Questions are lopsided if the same answer is right in more than this share of them."""
 FEWEST = 8
 """Fewer questions than this are never called lopsided."""
 _OPTIONS = re.compile(r"(?s)(.*\n[ \t]*\(A\)[ \t]*)(\S[^\n]*)(\n[ \t]*\(B\)[ \t]*)(\S[^\n]*)")
@@ -22,9 +23,10 @@ _OPTIONS = re.compile(r"(?s)(.*\n[ \t]*\(A\)[ \t]*)(\S[^\n]*)(\n[ \t]*\(B\)[ \t]
 
 
 def swap_options(question: Question) -> Question | None:
-    """The question with the contents of its options (A) and (B) exchanged, and its answers too. The id stays.
+    """The question with the contents of its options (A) and (B) exchanged, and its true and false answers too.
 
-    None if its answers are not these letters, or its text does not end in one line for each option.
+    The id stays the same. Returns None if the answers are not these letters, or if the text does not end in one line
+    for each option.
     """
     found = _OPTIONS.fullmatch(question.text)
     if (
@@ -39,10 +41,10 @@ def swap_options(question: Question) -> Question | None:
 
 
 def balance(questions: Sequence[Question]) -> tuple[tuple[Question, ...], tuple[str, ...]]:
-    """Swap options so that each answer is right equally often, if the questions are lopsided; also what to note.
+    """Swap options in lopsided questions so that each answer is right equally often.
 
-    The questions with the smallest ids are swapped, so that the order of the file does not matter. Other questions
-    are left as they are.
+    Returns all questions, and notes on what was swapped. Options are swapped in the questions with the smallest ids, so
+    that the order of the file does not matter. Other questions are left as they are.
     """
     labels = wanted(questions)
     if len(labels) < FEWEST:
@@ -56,5 +58,5 @@ def balance(questions: Sequence[Question]) -> tuple[tuple[Question, ...], tuple[
     if swapped:
         note = f"{seen}. Options were swapped in {len(swapped)} of them, after which it is right in {n - len(swapped)}."
     else:
-        note = f"{seen}. A model that always prefers it is right there; balance the file."
+        note = f"{seen}. A model that always prefers this answer is right on all of these; balance the file."
     return tuple(swapped.get(question.id, question) for question in questions), (note,)

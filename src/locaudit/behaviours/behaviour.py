@@ -18,7 +18,7 @@ class Question:
     """One question and its answers, as the text that is scored."""
 
     id: str
-    """Unique within the behaviour. Empty: a hash of the question and its answers, whatever the order of answers."""
+    """Unique within the behaviour. If empty, it becomes a hash of the question and its answers in any order."""
     text: str
     """The question itself, without ``Q:``."""
     true: tuple[str, ...]
@@ -32,7 +32,8 @@ class Question:
     split: str | None = None
     """``train``, ``val`` or ``test`` if the data fix the split. None: the question is assigned at random (seeded)."""
     group: str = ""
-    """Questions of one group, such as rewordings or a domain, go to the same part. Empty: a group of its own."""
+    """Questions of one group, such as rewordings of one question or the questions of a domain, go to the same part of
+    the split. Empty: the question is a group of its own."""
 
     def __post_init__(self):
         if not self.id:
@@ -89,14 +90,15 @@ class Behaviour:
     name: str
     questions: tuple[Question, ...]
     aspects: tuple[str, ...] = ("truth", "info")
-    """What judges assess in an answer: first the quality that the behaviour is about (is it true?), then qualities that
-    an edit must not destroy (is it informative?). Empty, as for A/B data: answers are not judged by default."""
+    """What judges assess in an answer. First comes the quality that the behaviour is about (is the answer true?), then
+    qualities that an edit must not destroy (is it informative?). If empty, as for A/B data, answers are not judged by
+    default."""
     primer: str = ""
     """Instruction and example questions with answers, put before each scored question. Empty: none."""
     style: Style = "qa"
     """The format that ``prompt.style: auto`` stands for (`locaudit.behaviours.format`)."""
     notes: tuple[str, ...] = ()
-    """What a reader should know about the data before believing a score, one sentence or two each."""
+    """Warnings about the data that a reader should know before believing a score, each one or two sentences long."""
 
     def __post_init__(self):
         if not self.questions:

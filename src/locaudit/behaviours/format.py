@@ -18,9 +18,9 @@ In style ``completion`` the answer goes on from the question, which is the begin
     training  the same, by default without the primer
     probing   {question} {answer}   [ \n\n{another question} ]
 
-The words between prompt and answer, such as the space before an answer in Llama 2, are the template's own, too. Text
-that a template renders depends on its variables, such as ``enable_thinking``, and on its clock: both are fixed by
-`Prompt.template` and `Prompt.date`.
+In style ``chat``, the text between prompt and answer, such as the space before an answer in Llama 2, also comes from
+the template. What a template renders can depend on its variables, such as ``enable_thinking``, and on the date. Both
+are fixed, by `Prompt.template` and `Prompt.date`.
 
 Probes read activations at the last token of the probing text: the last token of the answer or of the other question.
 A generated answer ends at one of the model's end tokens. It also ends at the next ``Q:`` in ``qa``, at a paragraph
@@ -52,12 +52,12 @@ _PARTS: Mapping[Style, tuple[str, str, str, str]] = {
     "qa": ("Q: ", "\nA:", " A:", " Q: "),
     "completion": ("", "", "", "\n\n"),
 }
-"""For each style without a template, the text before a question, behind it in scoring, behind it in probing, and before
-the question that follows an answer."""
+"""Four texts for each style without a template: the text before a question, after it in scoring, after it in probing,
+and before the question that follows an answer."""
 _ENDS: Mapping[Style, re.Pattern[str]] = {"qa": re.compile(r"(?<!\w)Q:"), "completion": re.compile("\n\n")}
 """What ends an answer besides end tokens. ``Q:`` at the end of a word, such as ``FAQ:``, does not match."""
 _CUT = re.compile(r"\n\s*Q\s*$")
-"""The start of the next question at the end of a text, where the token limit cut off its colon."""
+"""The start of the next question, ``Q``, at the end of a text whose token limit cut off the colon."""
 _END = "\ue000"
 """A private-use character that no real text contains. Appended to a message, it shows where the message ends in the
 rendered template."""
@@ -70,7 +70,7 @@ _CLOCK = (
     "{% for code, value in locaudit_clock.items() %}{% set text.now = text.now.replace(code, value) %}{% endfor %}"
     "{{ text.now }}{% endmacro %}\n"
 )
-"""Put before a template, it replaces the clock that transformers gives to templates. Jinja drops the line break."""
+"""Text put before a template. It replaces transformers' clock for templates. Jinja drops its line break."""
 
 
 @dataclass(frozen=True)
@@ -83,22 +83,22 @@ class Prompt:
     template: Mapping[str, Any] = field(default_factory=Frozen)
     """Values of variables of the chat template, such as ``{"enable_thinking": False}``."""
     date: str = ""
-    """The day, as ``2026-01-31``, on which the chat template's clock stands, at midnight. Empty: today."""
+    """The date, like ``2026-01-31``, that a chat template is given; the time is midnight. Empty: today."""
 
     def render(self, question: str, tokenizer: Any) -> str:
         """The text of the prompt: everything before a generated answer.
 
-        In ``chat`` it is rendered without reasoning where the template can turn that off. Raises `DataError` for a
-        template that fails, or after whose prompt the model would reason first.
+        In ``chat``, reasoning is turned off if the template has a variable for this. Raises `DataError` if the template
+        fails, or if the model would still reason before it answers.
         """
         return self.answered(question, (), tokenizer)[0]
 
     def answered(self, question: str, answers: Sequence[str], tokenizer: Any) -> tuple[str, list[str]]:
         """The prompt of a question (`render`), and the text that follows it for each answer.
 
-        In ``qa`` and ``completion``, a space and the answer follow. In ``chat`` it is what the template writes after
-        the prompt if the answer is the next message, up to the answer's last character. Raises `DataError` for a
-        template that writes anything else than white space before the answer, or other words than the prompt's.
+        In ``qa`` and ``completion``, that text is a space and the answer. In ``chat``, the answer is rendered as the
+        next message; the text is what the template writes after the prompt, up to the answer's last character. Raises
+        `DataError` if the template writes anything but white space between prompt and answer, or changes the prompt.
         """
         if self.style in _PARTS:
             before, behind, *_ = _PARTS[self.style]
@@ -118,7 +118,7 @@ class Prompt:
         return prompt, [text.removeprefix(prompt) for text in texts]
 
     def uses_clock(self, tokenizer: Any) -> bool:
-        """Whether the date is part of the text: in ``chat``, if the template asks for it."""
+        """Whether the date is part of the text. It is in ``chat`` if the template asks for it, else never."""
         return self.style == "chat" and "strftime_now" in tokenizer.get_chat_template()
 
     @property
@@ -130,7 +130,7 @@ class Prompt:
         """The probing texts of a question: (the beginning that they share, the rest of each text).
 
         Activations are read at each text's last token. `endings` holds pairs of an answer and the question that follows
-        it, or None for no question. The primer is left out.
+        it (None if no question follows). The primer is left out.
         """
         if self.style in _PARTS:
             before, _, behind, between = _PARTS[self.style]
@@ -150,11 +150,11 @@ class Prompt:
 
     @property
     def marker(self) -> str:
-        """Text that ends an answer in a generated text, if it is no part of a word. Empty in ``chat``: no text does."""
+        """Text that ends a generated answer, unless it is part of a word. Empty in ``chat``, where no text does."""
         return {"qa": "Q:", "completion": "\n\n"}.get(self.style, "")
 
     def has_ended(self, text: str) -> bool:
-        """Whether a generated text has gone beyond its answer."""
+        """Whether the answer in a generated text has ended."""
         return self.style in _ENDS and _ENDS[self.style].search(text) is not None
 
     def answer(self, text: str) -> str:
@@ -186,10 +186,11 @@ class Prompt:
         return asked, text
 
     def _check_thinking(self, tokenizer: Any) -> None:
-        """Raise `DataError` if the model would reason after the prompt, as far as the template tells.
+        """Raise `DataError` if, according to the template, the model would reason after the prompt.
 
-        It is taken to do so if the template has marks of reasoning, such as ``<think>``, unless a mark closes it at the
-        end of the prompt or a variable turns it off. A variable that the user has set is trusted.
+        This is assumed if the template has marks of reasoning, such as ``<think>``. There are two exceptions: the
+        prompt ends with a mark that closes the reasoning, or a variable turns it off. If the user has set such a
+        variable, nothing is checked.
         """
         source, asked = tokenizer.get_chat_template(), ("user", "Why?")
         if any(name in self.template for name in _SWITCHES) or not (mark := _THINK.search(source)):
@@ -199,11 +200,11 @@ class Prompt:
         if marks[-1][1] == "/" if marks else on._chat(tokenizer, asked) != prompt:
             return
         raise DataError(
-            got=f"a chat template with reasoning ({mark[0]}), whose prompt ends with {prompt[-40:]!r} whatever "
-            f"{' and '.join(_SWITCHES)} are",
+            got=f"a chat template with reasoning ({mark[0]}), whose prompt ends with {prompt[-40:]!r} for all "
+            f"values of {' and '.join(_SWITCHES)}",
             expected="a prompt after which the model answers at once",
             remedy=_ANOTHER_FORM
-            # Not where the prompt itself opens the reasoning: then no answer follows it, whatever the user says.
+            # Not offered if the prompt itself opens the reasoning: the model would then reason in any case.
             + ("" if marks else ". If the model does not reason, set prompt.template to {enable_thinking: false}"),
         )
 
@@ -249,7 +250,7 @@ class Prompt:
             ) from error
 
     def _split(self, tokenizer: Any, *messages: Message) -> tuple[str, str]:
-        """The text of `_chat`, split at the end of the last message's own words."""
+        """The text of `_chat` in two parts: up to the end of the last message's own words, and the rest."""
         *before, (role, words) = messages
         text, found, behind = self._chat(tokenizer, *before, (role, words + _END)).partition(_END)
         if not found:
@@ -287,8 +288,8 @@ def truthful_primer() -> str:
 def load_primer(primer: str, own: str = "") -> str:
     """The text of a primer, given by name or as the path of a text file.
 
-    ``auto`` gives `own`, the primer of the behaviour; ``none`` gives no text; ``truthful`` gives the bundled primer.
-    Raises `DataError` if the file is missing, empty or not UTF-8.
+    ``auto`` gives `own`, the primer of the behaviour. ``none`` gives an empty text. ``truthful`` gives the bundled
+    primer. Raises `DataError` if the file is missing, empty or not UTF-8.
     """
     if primer in ("auto", "none", "truthful"):
         return {"auto": own, "none": "", "truthful": truthful_primer()}[primer]

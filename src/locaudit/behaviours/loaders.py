@@ -28,14 +28,14 @@ from locaudit.registry import LOADERS
 Row = tuple[str, str, Mapping[str, Any]]
 """(where the row is, such as ``x.csv, line 7``; its number in messages; its values)."""
 Questions = tuple[list[tuple[str, Question]], list[str]]
-"""(pairs of where the question is and the question; a description of each answer or row that was dropped)."""
+"""(a pair (where the question is, the question) for each question; a description of each answer or row dropped)."""
 
 BUNDLED: Mapping[str, Mapping[str, Any]] = {
     "misconceptions": {"primer": truthful_primer()},
     "misconceptions-balanced": {"primer": truthful_primer()},
     "sentiment": {"aspects": ("negative", "fluency"), "style": "completion"},
 }
-"""Files that ship with the package, and what sets each apart from other JSONL files (fields of `Loader`)."""
+"""Files that ship with the package, each with the fields of `Loader` that differ from those of other JSONL files."""
 _HUB_ID = "truthfulqa/truthful_qa"
 _HUB_IDS = (_HUB_ID, "truthful_qa")
 _JSONL_KEYS = ("question", "true", "false")
@@ -75,17 +75,17 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
       ``id``, ``best``, ``category``, ``split`` and ``group`` (`Question`). Other keys are ignored;
     - a TruthfulQA CSV of any release, the hub id ``truthfulqa/truthful_qa`` (needs the extra ``hub``), or a folder with
       the same files as that repository. The best answer is added to the true ones. An answer that
-      is both true and false is dropped from both, with a warning;
+      is both true and false is dropped from both lists, with a warning;
     - an A/B file: a JSON list of objects with ``question``, ``answer_matching_behavior`` (true) and
       ``answer_not_matching_behavior`` (false). A repeated row is dropped, with a warning.
-      Where more than two thirds of the right answers are the same letter, options are swapped (`balance`).
+      If more than two thirds of the right answers are the same letter, options are swapped (`balance`).
 
     A question without an id gets one from its content (`Question.id`), so that the order of rows does not matter.
 
-    The misconceptions and TruthfulQA come with the bundled primer, which is put before each scored question; other
-    data have none. Answers are stripped, and get a period (`with_period`) in every format but A/B. With `format`
-    ``auto``, the suffix decides the format, or else the content. Raises `DataError`, which names the file and the line
-    or row.
+    The misconceptions and TruthfulQA come with the bundled primer, a text that is put before each scored question.
+    Other data have no primer. Answers are stripped and, except in A/B files, get a period if they lack one
+    (`with_period`). If `format` is ``auto``, the file's suffix decides the format; if that is unknown, its content
+    does. Raises `DataError`, which names the file and the line or row.
     """
     if format != "auto" and format not in LOADERS:
         expected = ", ".join(("auto", *LOADERS))
@@ -143,7 +143,7 @@ def _sniff(path: Path, text: str) -> str:
 
 @contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Begin the message of any `DataError` that is raised inside with the place."""
+    """If a `DataError` is raised inside, put `place` at the beginning of its message."""
     try:
         yield
     except DataError as error:
@@ -151,7 +151,7 @@ def _at(place: str) -> Iterator[None]:
 
 
 def _first_repeat(placed: Iterable[tuple[str, Question]]) -> str | None:
-    """Where the first question is that `Behaviour` will refuse because its text or id occurred before."""
+    """Where the first question is whose text or id occurred before. `Behaviour` will refuse it."""
     seen: set[tuple[str, str]] = set()
     for where, question in placed:
         keys = {("id", question.id), ("text", normalise(question.text))}
@@ -200,7 +200,7 @@ def _string(row: Mapping[str, Any], key: str) -> str:
 
 
 def _sentences(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """The answers under `key`: stripped, each ending in a period, without empty or repeated ones."""
+    """The answers under `key`: stripped, with a period where one is missing, without empty or repeated answers."""
     value = row[key]
     if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
         remedy = f'write "{key}": ["first answer", "second answer"]'
@@ -214,7 +214,7 @@ def _best(row: Mapping[str, Any], key: str) -> str | None:
 
 
 def _encodable(text: str) -> str:
-    # A JSON escape can be half of a surrogate pair. Tokenizers would refuse it, but only much later.
+    # A JSON escape can be half of a surrogate pair. Tokenizers would refuse it too, but only much later.
     try:
         text.encode()
     except UnicodeEncodeError:

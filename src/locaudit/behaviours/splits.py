@@ -17,7 +17,7 @@ _PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """Disjoint sets of questions: for finding edits (train), choosing hyperparameters (val) and the verdict (test)."""
+    """Three disjoint sets of questions: to find edits (train), choose hyperparameters (val) and judge claims (test)."""
 
     train: tuple[Question, ...]
     val: tuple[Question, ...]
@@ -38,16 +38,19 @@ def split_questions(
     max_val: int | None = SplitConfig.max_val,
     max_test: int | None = SplitConfig.max_test,
 ) -> Split:
-    """Shuffle and divide the questions by `fractions`; keep at most `max_train`, `max_val` and `max_test` of them.
+    """Shuffle the questions and divide them by `fractions`; keep at most `max_train`, `max_val` and `max_test` of them.
 
-    With n questions and fractions f, the parts end at ``round(n f_1)`` and ``round(n (f_1 + f_2))``. TruthfulQA's 817
-    questions become 490, 164 and 163. Questions are sorted by id before the shuffle, so the order of rows does not
-    matter. The maxima apply after the division, so the test questions do not depend on `max_train`. Questions of one
-    `group` go to one part: each part then ends at the end of a group, the one nearest to the number above. Questions
-    that have a `split` keep it, and `fractions` is not used; the seed then only decides which ones a maximum keeps.
+    With n questions and fractions f, the first two parts end at ``round(n f_1)`` and ``round(n (f_1 + f_2))``.
+    TruthfulQA's 817 questions become 490, 164 and 163. Questions are sorted by id before the shuffle, so that the order
+    of rows does not matter. The maxima apply after the division, so that the test questions do not depend on
+    `max_train`.
 
-    Raises `ConfigError` if a fraction or maximum is out of range, and `DataError` if only some questions have a `split`
-    or a part has fewer than 2 questions.
+    Questions of one `group` go to the same part. Each part then ends at the end of the group that is nearest to the
+    numbers above. If questions have a `split`, they keep it and `fractions` is not used. The seed then only decides
+    which questions a maximum keeps.
+
+    Raises `ConfigError` if a fraction or maximum is out of range. Raises `DataError` if only some questions have a
+    `split`, or if a part has fewer than 2 questions.
     """
     _check_fractions(fractions)
     caps = {"train": max_train, "val": max_val, "test": max_test}
@@ -94,7 +97,7 @@ def _seeded_parts(
     questions: Sequence[Question], fractions: tuple[float, float, float], seed: int
 ) -> dict[str, list[Question]]:
     ordered = shuffled(questions, seed)
-    groups: dict[tuple[bool, str], list[Question]] = {}  # in random order, because the questions are
+    groups: dict[tuple[bool, str], list[Question]] = {}  # in random order, because the questions are shuffled
     for question in ordered:
         groups.setdefault((bool(question.group), question.group or question.id), []).append(question)
     ends = (0, *accumulate(map(len, groups.values())))

@@ -15,17 +15,17 @@ Strata = Mapping[Unit, int]
 
 
 def sample_controls(claim: Location, strata: Strata, n: int, *, seed: int, disjoint: bool = False) -> list[Location]:
-    """Draw `n` different random locations of the claim's kind and size, or all possible ones if there are fewer.
+    """Draw `n` different random locations of the claim's kind and size. If fewer are possible, return all of them.
 
     A control has as many units in each stratum as the claim. It is drawn uniformly from all such sets except the claim
-    itself, so a claim that was drawn in the same way is exchangeable with its controls. The first k controls are the
-    same for every n. `disjoint` excludes sets that share units with the claim. Raises `LocationError` if no control
+    itself. Therefore a claim that was drawn in the same way is exchangeable with its controls. The first k controls are
+    the same for every n. `disjoint` excludes sets that share units with the claim. Raises `LocationError` if no control
     is possible.
 
-    Disjoint controls test another null hypothesis, that the claim is no better than places *elsewhere*. A random claim
-    that happens to contain the model's best unit then beats all of its controls. With a claim of k of the model's n
-    units, the false-positive rate can therefore be as high as about k / n, where that exceeds the level. For a claim
-    of one unit, disjoint controls are the same as others.
+    Disjoint controls test another null hypothesis: that the claim is no better than places *elsewhere*. A random claim
+    that happens to contain the model's best unit then beats all of its controls. If the claim has k of the model's n
+    units, this happens with probability k / n, so that the false-positive rate can be about k / n if that is above the
+    level. For a claim of one unit, `disjoint` makes no difference.
     """
     taken = set(claim.units) if disjoint else set()
     wanted = Counter(strata[unit] for unit in claim.units)

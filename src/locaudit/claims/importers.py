@@ -18,9 +18,10 @@ FORMER = {"heads": "head", "neurons": "neuron"}
 def parse_location(claim: str | Path | Sequence | Mapping | Location, kind: str = "head") -> Location:
     """Read a location from a string like ``"14.3,15.7"``, a list of such units, a mapping, or a file.
 
-    A string may begin with the kind of its units: ``neuron:3.117``, ``mlp:8``; otherwise they are of the given `kind`.
-    A list holds strings or pairs. A mapping (or JSON object) has the key ``units`` and optionally ``kind``. A file is
-    read by the importer registered for its suffix (`IMPORTERS`). Raises `LocationError` for anything else.
+    A string may begin with the kind of its units, as in ``neuron:3.117`` or ``mlp:8``. Without it, units are of the
+    given `kind`. A list holds strings or pairs. A mapping (or JSON object) has the key ``units`` and optionally
+    ``kind``. A file is read by the importer registered for its suffix (`IMPORTERS`). Raises `LocationError` for
+    anything else.
     """
     if isinstance(claim, Location):
         return claim
@@ -49,7 +50,7 @@ def parse_location(claim: str | Path | Sequence | Mapping | Location, kind: str 
 
 @IMPORTERS.register("json")
 def read_json(path: Path, kind: str) -> Location:
-    """Read a JSON file with a claim as `parse_location` takes it: a string, a list or an object."""
+    """Read a claim from a JSON file that holds a string, a list or an object (see `parse_location`)."""
     text = _read(path)
     try:
         return parse_location(json.loads(text), kind)
@@ -65,15 +66,15 @@ def read_json(path: Path, kind: str) -> Location:
 def read_csv(path: Path, kind: str) -> Location:
     """Read a CSV file with the columns ``layer`` and ``head`` (or ``neuron``); every row is a unit of the claim.
 
-    Other columns with text are ignored. A column of numbers, such as a score for every head, is refused: all rows would
-    become the claim, those with low scores too.
+    Other columns with text are ignored. Another column of numbers, such as scores, is refused. Such a file probably
+    lists all heads, and rows with low scores would become part of the claim.
     """
     cells = [[cell.strip() for cell in row] for row in csv.reader(_read(path).splitlines())]
     header, *lines = [row for row in cells if any(row)] or [[]]
     header = [name.lower() for name in header]
     kinds = [name for name in ("head", "neuron") if name in header]
     if "layer" not in header or len(kinds) != 1:
-        got, remedy = f"{path} with the columns {header}", "name these two columns so in its first line"
+        got, remedy = f"{path} with the columns {header}", "use these names in its first line"
         if all(map(_is_number, header)) and header:
             got, remedy = f"{path}, whose first line is {','.join(header)}", "write layer,head as its first line"
         for mark, name in {";": "semicolons", "\t": "tabs"}.items():

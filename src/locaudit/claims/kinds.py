@@ -32,7 +32,7 @@ from locaudit.registry import KINDS
 Match = Literal["none", "layer", "kv-group", "probe-accuracy", "norm"]
 """What controls have in common with the claim."""
 N_BINS, LEAST_IN_BIN = 10, 4
-"""Matching by a value uses at most `N_BINS` bins; in small models fewer, of at least `LEAST_IN_BIN` units each."""
+"""Matching by a value uses `N_BINS` bins, or fewer if a bin would have fewer than `LEAST_IN_BIN` units."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Shape:
     n_heads: int
     """Query heads per layer."""
     n_kv_heads: int
-    """Key-value heads per layer: groups of query heads that share keys and values."""
+    """Key-value heads per layer. Each is shared by a group of query heads."""
     head_dim: int
     """Coordinates per head."""
     n_neurons: int
@@ -74,7 +74,7 @@ class Kind(Protocol):
         ...
 
     def parse_unit(self, part: object) -> Unit:
-        """Read a unit from text or numbers; raises `LocationError` if it is not one."""
+        """Read a unit from text or numbers. Raises `LocationError` for anything else."""
         ...
 
     def n_units(self, shape: Shape) -> int | None:
@@ -95,12 +95,12 @@ class Kind(Protocol):
     def blocks(self, shape: Shape) -> tuple[int, int] | None:
         """(units per layer, coordinates per unit), if units are equal consecutive blocks of a site's coordinates.
 
-        None for other kinds; there are no probes and no ITI directions for them.
+        None for other kinds of place. Probes and ITI are not available for these.
         """
         ...
 
     def heads_worth(self, location: Location, shape: Shape) -> float:
-        """Size of the location in heads, from which the default learning rate is chosen."""
+        """Number of heads that the location counts as when the default learning rate is chosen."""
         ...
 
     def draw(
@@ -127,7 +127,7 @@ class Blocks:
     coordinates: Callable[[Shape], int]
     """Coordinates per unit."""
     worth: Callable[[Shape], float]
-    """Size of a unit in heads, for the default learning rate."""
+    """Number of heads that a unit counts as when the default learning rate is chosen."""
     whole_layers: bool = False
     """Whether a unit is a whole layer, named by the layer's number only."""
 
@@ -138,7 +138,7 @@ class Blocks:
             form = "a layer's number, like 14" if self.whole_layers else "LAYER.UNIT with whole numbers, like 14.3"
             remedy = "write a claim as '14.3,15.7' or 'mlp:8', or give a JSON or CSV file"
             if isinstance(part, list | tuple | Mapping):
-                remedy = "write each unit so, without a score, and keep only those that are the claim"
+                remedy = "write each unit like this, without a score, and keep only those that are the claim"
             raise LocationError(
                 got=f"the unit {part!r}",
                 expected=form if self.whole_layers else f"{form}, or a pair [14, 3]",
@@ -162,13 +162,13 @@ class Blocks:
         return self.per_layer(shape), self.coordinates(shape)
 
     def heads_worth(self, location: Location, shape: Shape) -> float:
-        """Size of the location in heads; the whole model has the size of all its heads."""
+        """Number of heads that the location counts as; the whole model counts as all its units."""
         every = self.n_units(shape)
         n = {"listed": len(location), "whole": every, "rest": every - len(location)}[location.scope]
         return n * self.worth(shape)
 
     def check(self, location: Location, shape: Shape) -> None:
-        """Raise `LocationError` if the model has no such units or not those, or if ``rest`` leaves nothing."""
+        """Raise `LocationError` if the model has no units of this kind, not these units, or if ``rest`` is empty."""
         n = self.per_layer(shape)
         if n * self.coordinates(shape) == 0:
             others = [name for name, kind in BUILT_IN.items() if kind.site != self.site]
@@ -205,13 +205,15 @@ class Blocks:
         return {Site(self.site, i): np.repeat(row, width) for i, row in enumerate(chosen) if row.any()}
 
     def strata(self, match: Match, shape: Shape, values: Sequence[Sequence[float]] | NDArray | None = None) -> Strata:
-        """The stratum of every unit; a control has as many units in each stratum as the claim.
+        """The stratum of every unit. A control has as many units in each stratum as the claim.
 
-            none                    all units are in one stratum
+        `match` says what a stratum is:
+
+            none                    all units
             layer                   the units of a layer
             kv-group                the heads of a layer that share keys and values
-            probe-accuracy, norm    up to `N_BINS` bins of equal size, by rank of `values` (layers, units); ties are
-                                    ordered by layer, then unit
+            probe-accuracy, norm    one of up to `N_BINS` bins of equal size, by rank of `values` (layers, units); ties
+                                    are ordered by layer, then unit
 
         Raises `LocationError` if values are needed and missing.
         """
@@ -270,8 +272,8 @@ BUILT_IN: Mapping[str, Blocks] = {
     "mlp": Blocks("MLP layers", "neurons", lambda s: 1, lambda s: s.n_neurons, lambda s: s.n_heads, True),
     "residual": Blocks("residual streams", "residual", lambda s: 1, lambda s: s.width, lambda s: s.n_heads, True),
 }
-"""The built-in kinds. Default learning rates were measured for heads (docs/learning-rates.md); a unit of another kind
-gets the rate of as many heads as its `worth`."""
+"""The built-in kinds. Default learning rates were measured for heads (docs/learning-rates.md). A unit of another kind
+gets the learning rate of `worth` heads."""
 for _name, _kind in BUILT_IN.items():
     KINDS.register(_name)(_kind)
 

@@ -43,8 +43,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code.
 
-    0: success. 1: no verdict, because too many judgements are missing. 2: bad input. 130: interrupted. 141: the program
-    that reads the output has ended.
+    The codes are 0: success; 1: no verdict, because too many judgements are missing; 2: bad input; 130: interrupted;
+    141: the program that reads the output has ended.
     """
     command, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if command in ("-h", "--help", "help"):

@@ -21,10 +21,11 @@ from locaudit.location import spell_unit
 class _Run:
     config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
     out: Path = Path("runs/audit")
-    """Run folder: results, edits, verdict, report. The folder of an earlier run with the same settings resumes it."""
+    """Run folder, for results, edits, verdict and report.
+    An earlier run with the same settings in this folder is resumed."""
     repeats: int = 1
-    """Number of audits with different training seeds and question splits, for one verdict over all of them.
-    Each has its own folder, ``repeat-N``, in the run folder."""
+    """Number of audits with different training seeds and question splits. One verdict is given over all of them.
+    Each audit has its own folder, ``repeat-N``, in the run folder."""
     dry_run: bool = False
     """Run only the first trials of each method and print how long the rest would take.
     These trials are kept in the run folder, so the audit does not repeat them."""
@@ -148,7 +149,7 @@ def _run(command: _Run) -> int:
 
 
 def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1) -> None:
-    """Raise errors in settings and files at once, before torch is imported, which takes seconds."""
+    """Raise errors in settings and files at once, without waiting seconds for the import of torch."""
     from locaudit.run.subject import read_settings
     from locaudit.store.folder import check_folder, check_run
 

@@ -16,11 +16,10 @@ from locaudit.records import json_text
 _PROGRAM = """Is the verdict calibrated?
 
 commands:
-  locaudit calibrate null                 simulate audits whose claim is a random location: how often is it called
-                                          specific?
-  locaudit calibrate run DIR              the same with the real edits of a run, each control in turn as the claim
-  locaudit calibrate planted --out DIR    audit models in which a behaviour is localized by construction: is it found,
-                                          and with what power?
+  locaudit calibrate null                 how often is a random claim called specific? Simulated audits
+  locaudit calibrate run DIR              the same with the real edits of a run: each control in turn is the claim
+  locaudit calibrate planted --out DIR    is a true claim found, and with what power? Audits of models in which a
+                                          behaviour is localized by construction
 
 locaudit calibrate COMMAND --help lists the flags of a command."""
 
@@ -46,7 +45,7 @@ def null(
     """Simulate audits whose claim is a random location, and count how often it is called specific.
 
     Args:
-        audits: Number of simulated audits in each case (a tenth of it for ``anytime``, with up to 400 controls).
+        audits: Number of simulated audits in each case (for stopping ``anytime``, a tenth, with up to 400 controls).
         controls: Number of controls per audit.
         questions: Number of test questions.
         level: Significance level.
@@ -83,7 +82,7 @@ def run(
     """Take each control of a run in turn as the claim, and count how often it is called specific.
 
     Args:
-        folder: Run folder. It needs more controls than each audit takes; useful from about 40.
+        folder: Run folder. It needs more controls than `controls`; about 40 or more are useful.
         score: Score to compare (None: the score of the run).
         controls: Number of controls per audit, drawn from the other controls of the run.
         level: Significance level.
@@ -110,8 +109,8 @@ def planted(
     """Audit small models in which a behaviour is localized by construction, and compute the power to find it.
 
     Args:
-        out: Folder for the audits, planted.json and the figure. An earlier, unfinished one is continued.
-        controls: Number of controls of the audits whose power is computed, from the 47 other heads.
+        out: Folder for the audits, planted.json and the figure. Unfinished work in it is continued.
+        controls: Number of controls, out of the 47 other heads, in the audits whose power is computed.
         level: Significance level of these audits.
         family: Numbers of heads, out of 48, in which an edit works. Each number gives one model.
         seed: Seed of the models and the edits.

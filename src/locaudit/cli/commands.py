@@ -27,6 +27,6 @@ def dispatch(name: str, program: str, commands: Mapping[str, Command], arguments
 
 
 def say(text: object, style: str | None = None) -> None:
-    """Print to the terminal. All text that a command prints goes through here, whoever wrote it (`readable`)."""
+    """Print to the terminal. All printed text passes through here, also text of users and models (`readable`)."""
     console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     console.print(readable(str(text)), style=style)

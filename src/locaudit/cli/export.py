@@ -16,13 +16,13 @@ class _Export:
     out: Path
     """Folder to write to."""
     trial: str = "claim/optimal"
-    """Which edit, as ARM/METHOD. ARM is claim, whole, rest or control-N; METHOD is, for example, iti or optimal."""
+    """The edit, as ARM/METHOD. ARM is claim, whole, rest or control-N. METHOD is, for example, iti or optimal."""
     to: Literal["peft", "merged", "vectors"] = "peft"
     """``peft``: a PEFT adapter. ``merged``: a checkpoint with the edit in its weights. ``vectors``: the edit alone."""
     strength: float | None = None
     """Strength of the edit, one of those that were tried (None: the best one on validation questions)."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Load the model in this dtype (None: that of the run). A ``merged`` checkpoint has it, too."""
+    """Load the model in this dtype (None: that of the run). A ``merged`` checkpoint is saved in it."""
 
 
 def export(arguments: list[str]) -> None:

@@ -1,8 +1,8 @@
-"""Flags made from settings: those of the methods and kinds of judge that the command line itself chooses.
+"""Make flags from settings. Which settings there are depends on the methods and kinds of judge in the command line.
 
-The command line is read twice. First plug-ins, methods and kinds of judge are looked for, since they decide which
-settings there are; then tyro parses a class made of these. What it finds is checked as settings only after that, so
-that an error names a setting as for a file.
+Therefore the command line is read twice. The first reading looks only for plug-ins, methods and kinds of judge. The
+settings that follow from these become the fields of a class, and in the second reading tyro parses this class. Values
+are checked as settings only after that, so that errors are the same as for a settings file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from locaudit.registry import ASPECTS, JUDGES, METHODS, load_plugins
 
 C = TypeVar("C")
 _SETTINGS_OF = "settings_of_methods"
-"""Field with the settings of each chosen method; both it and the field with their names are ``--methods`` to users."""
+"""Field with the settings of each chosen method. The flags of this field and of the field with the methods' names both
+begin with ``--methods``."""
 _METHODS = "Methods that find edits. Each chosen method has flags for its own settings."
 _KIND = (
     "Kind of judge. Each kind has flags for its own settings. default: the bundled judge if the behaviour has this "
-    "aspect and answers are generated, else none."
+    "aspect and answers are generated; otherwise none."
 )
 _ALL = (
     " --judge KIND sets the kind for every aspect of the behaviour at once, and --judge.SETTING (as in --judge.model) "
@@ -38,11 +39,14 @@ SHORT = (
     "loading.dtype", "loading.device", "loading.device_map", "loading.revision", "split.max_train", "split.max_val",
     "split.max_test", "prompt.style", "prompt.primer", "probe.top_k", "evaluation.max_new_tokens",
 )  # fmt: skip
-"""Settings whose last part is a flag, too: ``--dtype`` for ``--loading.dtype``."""
+"""Settings that also have a short flag, their last part: ``--dtype`` for ``--loading.dtype``."""
 
 
 def take_config(base: C, arguments: Sequence[str]) -> tuple[C, list[str]]:
-    """The settings that flags go over, those of the YAML file named first over `base`, and the other arguments."""
+    """The settings before flags are applied, and the arguments that are left.
+
+    If the first argument names a YAML file, its settings override `base`.
+    """
     load_plugins(_given(arguments, "plugins"))
     if arguments and not arguments[0].startswith("-"):
         return read_over(base, arguments[0]), list(arguments[1:])
@@ -50,9 +54,9 @@ def take_config(base: C, arguments: Sequence[str]) -> tuple[C, list[str]]:
 
 
 def parse(command: C, prog: str, description: str, arguments: Sequence[str]) -> C:
-    """`command`, a dataclass of flags whose field ``config``, if it has one, holds settings, as the arguments have it.
+    """`command` with the values in the arguments. It is a dataclass of flags; a field ``config`` holds settings.
 
-    Raises `ConfigError` for a wrong setting; exits after ``--help`` and for what is no flag.
+    Raises `ConfigError` for a wrong setting. Exits after ``--help`` and for an unknown flag.
     """
     load_plugins(_given(arguments, "plugins"))
     config = getattr(command, "config", None)
@@ -70,7 +74,7 @@ def parse(command: C, prog: str, description: str, arguments: Sequence[str]) -> 
 
 
 def _form(value: Any, path: str, arguments: Sequence[str]) -> Any:
-    """What tyro reads in place of a settings object: its fields with their present values, not checked."""
+    """The object that tyro parses in place of a settings object: the same fields and values, without checks."""
     if isinstance(value, JudgeChoice):
         kind = [value.kind, *_given(arguments, f"{path}.kind")][-1]
         names = Literal[("default", *JUDGES)]
@@ -110,7 +114,7 @@ def _method_fields(methods: Mapping[str, Any], arguments: Sequence[str]) -> dict
 
 
 def _make(cls: type | None, values: Mapping[str, Any], fields: Mapping[str, tuple[Any, Any]]) -> Any:
-    """An instance with these values of an heir of `cls` that checks nothing and has other `fields`, (type, value)."""
+    """An instance, with these values, of a subclass of `cls` without checks; `fields` (type, value) replace its own."""
     made = dataclasses.make_dataclass(
         cls.__name__ if cls else "Settings",
         [(name, hint) for name, (hint, _) in fields.items()],
@@ -127,7 +131,7 @@ def _make(cls: type | None, values: Mapping[str, Any], fields: Mapping[str, tupl
 
 
 def _plain(parsed: Any) -> Any:
-    """What was parsed, as nested dicts of settings."""
+    """The parsed object as nested dicts of settings."""
     if not dataclasses.is_dataclass(parsed):
         return parsed
     values = {field.name: _plain(getattr(parsed, field.name)) for field in dataclasses.fields(parsed)}
@@ -138,11 +142,11 @@ def _plain(parsed: Any) -> Any:
 
 
 def _for_every_aspect(arguments: Sequence[str], config: Any) -> list[str]:
-    """The arguments with ``--judge KIND`` and ``--judge.SETTING VALUE`` as flags of each aspect of the behaviour.
+    """Replace ``--judge KIND`` and ``--judge.SETTING VALUE`` by the same flags for each aspect of the behaviour.
 
-    An aspect whose own kind is among the arguments is left to its own flags.
+    An aspect whose own kind is among the arguments keeps only its own flags.
     """
-    parts: list[list[str]] = []  # a flag and its values each
+    parts: list[list[str]] = []  # each part is a flag and its values
     for argument in arguments:
         if argument.startswith("--") or not parts:
             parts.append([])
@@ -165,9 +169,9 @@ def _for_every_aspect(arguments: Sequence[str], config: Any) -> list[str]:
 
 
 def _aspects_of(source: str) -> Sequence[str]:
-    """What the behaviour asks of answers; of one that cannot be read, which is refused later, what most of them ask."""
+    """The aspects that judges assess in the behaviour. If it cannot be read, which is refused later, the usual ones."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # they come again when it is read for the audit
+        with warnings.catch_warnings(action="ignore"):  # given again when the audit reads the behaviour
             aspects = load_behaviour(source).aspects
     except DataError:
         return Behaviour.aspects
@@ -181,7 +185,7 @@ def _aspects_of(source: str) -> Sequence[str]:
 
 
 def _given(arguments: Sequence[str], flag: str) -> list[str]:
-    """The values of a flag, as ``--methods a b`` or ``--methods=a``; the last of several counts."""
+    """The values of a flag, given as ``--methods a b`` or ``--methods=a``. If given more than once, the last counts."""
     found: list[str] = []
     reading = False
     for argument in arguments:
@@ -195,7 +199,7 @@ def _given(arguments: Sequence[str], flag: str) -> list[str]:
 
 
 def _renamed(arguments: Sequence[str], *, is_audit: bool) -> list[str]:
-    """The arguments, flags of an earlier version as they are called now; `ConfigError` for one that is gone."""
+    """The arguments with flags of an earlier version renamed. Raises `ConfigError` for a flag that no longer exists."""
     out: list[str] = []
     for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         flag, equals, value = argument.partition("=")

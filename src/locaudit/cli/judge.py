@@ -77,7 +77,7 @@ def _validate(arguments: list[str]) -> None:
     command: Any = tyro.cli(
         make_dataclass("Validate", [*files, settings], bases=(_Validate,), frozen=True),
         prog="locaudit judge validate",
-        description="Measure a judge on labelled answers to questions that it was not fitted on. A line is like "
+        description="Measure a judge on labelled answers to questions that it was not fitted on. A line of FILE is "
         '{"prompt": "Q: ..\\nA: ..\\nTrue:", "completion": " yes"}.',
         args=arguments,
     )

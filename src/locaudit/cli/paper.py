@@ -23,9 +23,9 @@ class _Paper:
     """Size of the study; all other settings override it. ``full``: the paper's grids and training (needs a GPU).
     ``small``: all locations, in about two hours on two CPU cores. ``smoke``: every part, in a few minutes."""
     out: Path = Path("runs/paper")
-    """Folder of the study. The folder of an earlier study with the same settings resumes it."""
+    """Folder of the study. An earlier study with the same settings in this folder is resumed."""
     dry_run: bool = False
-    """Run one trial of each kind and print how many trials and tokens, and how much time and disk, the study takes.
+    """Run one trial of each kind and print how many trials and tokens, and how much time and disk, the study needs.
     These trials are kept, so the study does not repeat them."""
 
 

@@ -20,7 +20,7 @@ _SHOWN_QUESTIONS = 3
 
 
 def count_unjudged(runs: Iterable[Run]) -> int:
-    """Print which runs lack too many judgements for a verdict. Returns the exit code: 1 if there are any, else 0."""
+    """Print which runs have no verdict because judgements are missing. Returns the exit code: 1 if any, else 0."""
     lacking = [(run.folder, aspect, *counts) for run in runs for aspect, counts in run.lacking.items()]
     for folder, aspect, n, of, reason in lacking:
         print(

@@ -25,9 +25,9 @@ LENIENT: ContextVar[bool] = ContextVar("lenient", default=False)
 
 @contextmanager
 def unknown_names_kept() -> Iterator[None]:
-    """Inside, unregistered methods and judges and values of earlier versions are accepted and kept as they are.
+    """Inside this context, names of unregistered methods and judges and values of earlier versions are accepted.
 
-    This is for reading a run whose plug-in is missing or that an earlier version wrote.
+    They are kept as they are. This is for reading a run whose plug-in is missing or that an earlier version wrote.
     """
     token = LENIENT.set(True)
     try:

@@ -48,7 +48,7 @@ def to_yaml(config: Any) -> str:
 
 
 def load_config(path: str | Path, base: AuditConfig | None = None) -> AuditConfig:
-    """`base` (None: the defaults) with the settings in a YAML file replaced.
+    """The settings `base` (None: the defaults), overridden by the settings in a YAML file.
 
     Raises `ConfigError` for a missing file, an unknown setting or a wrong value.
     """
@@ -66,7 +66,7 @@ def parse_config(text: str, base: AuditConfig | None = None, *, source: str = "t
 
 
 def read_over(base: C, path: str | Path) -> C:
-    """`base`, settings of any class, with those in a YAML file replaced. Raises `ConfigError` like `load_config`."""
+    """Settings `base` of any class, overridden by those in a YAML file. Raises `ConfigError` like `load_config`."""
     return parse_over(base, read_bytes(path).decode(), str(path))
 
 
@@ -95,7 +95,7 @@ def merge_config(base: C, values: Any, *, source: str = "the call") -> C:
 
 
 def _merged(old: Any, new: Any, name: str = "") -> Any:
-    """Nested settings `old`, with those in `new` replaced.
+    """Nested settings `old`, overridden by those in `new`.
 
     Only the methods listed in `new` stay, and each keeps its other settings. A judge keeps its other settings, too, if
     its kind stays the same. Variables of a template are replaced as a whole.
@@ -118,7 +118,7 @@ def _merged(old: Any, new: Any, name: str = "") -> Any:
 
 
 def read_bytes(path: str | Path, what: str = "a YAML file", error: type[LocauditError] = ConfigError) -> bytes:
-    """Content of a UTF-8 text file. Raises `error`, which expects `what`, if it does not exist or is not UTF-8."""
+    """Content of a UTF-8 text file. If it does not exist or is not UTF-8, raises `error` with `what` as expectation."""
     path = Path(path)
     if not path.is_file():
         raise error(got=f"{path}, which is not a file", expected=what, remedy="correct the path")

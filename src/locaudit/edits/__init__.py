@@ -1,4 +1,4 @@
-"""Edits: h' = where(mask, mean, h) + B (c + A h) on vectors h inside a model, alone or K at once in a bank."""
+"""Edits h' = where(mask, mean, h) + B (c + A h) of vectors h inside a model: one alone, or K at once in a bank."""
 
 from locaudit.edits.bank import EditBank, stack, stack_sites
 from locaudit.edits.edit import Edit, Positions, load_edit, zero_edit

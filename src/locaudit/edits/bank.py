@@ -8,7 +8,7 @@ edit it runs under. Example: K = 2 edits of rank 1 on a batch with 4 rows of T t
     h A^T + c (4, T, 1)    strength of the edit at each token
     delta     (4, T, d)    strength times B[rows] (4, d, 1), added to h
 
-Edits may have different sites and ranks. Missing ones are filled with zeros, which change nothing.
+Edits may have different sites and ranks. What an edit lacks is filled with zeros, which change nothing.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def stack(model: Model, edits: Sequence[AnyEdit]) -> EditBank:
 
 
 def stack_sites(edits: Sequence[Mapping[Site, SiteEdit]], answer_only: tuple[bool, ...]) -> EditBank:
-    """Stack edits given as site -> tensors, which must be on the right devices; gradients flow back to the tensors."""
+    """Stack edits given as site -> tensors. The tensors must be on the right devices; gradients flow back to them."""
     keys = sorted({site for edit in edits for site in edit})
     return EditBank({site: _stack_site([edit.get(site) for edit in edits]) for site in keys}, answer_only)
 
@@ -124,7 +124,8 @@ def _stack_site(edits: Sequence[SiteEdit | None]) -> SiteTensors:
     if any(e.mask is not None for e in filled):
         no_mask = like.a.new_zeros(width)
         filled = [e if e.mask is not None else replace(e, mask=no_mask.bool(), mean=no_mask) for e in filled]
-    # Ranks are filled up with zero rows of A, zero columns of B and zeros of c: to A (r, d), B (d, r), c (r,).
+    # Lower ranks are filled up to the highest rank r, with zeros: rows of A (r, d), columns of B (d, r), entries of c
+    # (r,).
     padded = [
         replace(
             e,
@@ -138,7 +139,7 @@ def _stack_site(edits: Sequence[SiteEdit | None]) -> SiteTensors:
 
 
 def check_fits(model: Model, edit: AnyEdit) -> None:
-    """Raise `LocationError` if the edit has sites, or widths of sites, that this model does not have."""
+    """Raise `LocationError` if this model lacks a site of the edit, or if the site has another width there."""
     for (name, layer), e in edit.sites.items():
         if layer >= model.n_layers or len(e.b) != model.width(Site(name, layer)):
             raise LocationError(

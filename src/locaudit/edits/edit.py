@@ -1,4 +1,4 @@
-"""One edit: what it changes at each site and at which tokens; running a model under it, saving and loading it."""
+"""One edit: what it changes at each site and at which tokens. Run a model under it, save it and load it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Positions = Literal["all", "answer"]
 class Edit:
     """An edit of a model: h' = where(mask, mean, h) + B (c + A h) at each of its sites (`SiteEdit`).
 
-    With `positions` ``all`` it acts on every token, with ``answer`` on the last prompt token and all tokens after it.
+    If `positions` is ``all``, it acts on every token; if ``answer``, on the last prompt token and all tokens after it.
     """
 
     sites: Mapping[Site, SiteEdit]
@@ -53,10 +53,10 @@ class Edit:
 
         Leaving the ``with`` block restores the model, also after an exception.
 
-        An ``answer`` edit needs to know where the prompt ends. In ``lm.generate``, with or without a KV cache, that is
-        the last column of the prompts, which must be left-padded. A plain forward cannot know it: pass the column of
-        the last prompt token as `answer_from`, one number for all rows or one per row. With a KV cache, columns count
-        from the first cached token. Without `answer_from`, a plain forward raises `LocationError`.
+        An edit with positions ``answer`` needs to know where the prompt ends. In ``lm.generate``, prompts must be
+        left-padded, so that they end at the last column. For a plain forward, pass the column of the last prompt token
+        as `answer_from`: one number for all rows, or one per row. Without it, a plain forward raises `LocationError`.
+        With a KV cache, columns count from the first cached token.
         """
         whole = as_model(model)
         with _answer_columns(whole, answer_from) as columns:
@@ -80,7 +80,7 @@ class Edit:
         """
         tensors = {}
         for (name, layer), site in sorted(self.sites.items()):
-            # Cloned because safetensors refuses tensors that share memory, as when several sites have the same A.
+            # Cloned because safetensors refuses tensors that share memory; several sites may have the same A.
             for part, x in tensors_of(each(site, lambda x: x.detach().cpu().contiguous().clone())).items():
                 tensors[f"{name}.{layer}.{part}"] = x
         return save(tensors, {"locaudit": json.dumps({"file": "edit", "positions": self.positions}, sort_keys=True)})
@@ -96,7 +96,7 @@ class Edit:
 
 
 def load_edit(path: str | Path) -> Edit:
-    """Load an edit that `Edit.save` wrote, also in the older format with vectors a and b. Raises `DataError`."""
+    """Load an edit from a file of `Edit.save`, also in the older format with vectors a and b. Raises `DataError`."""
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {})["locaudit"])
@@ -164,14 +164,15 @@ def _answer_columns(
     """Yield a function that marks, for each forward, the columns from the last prompt token on: (rows, tokens).
 
     Columns count from the first token in the KV cache. Inside `generate`, which is wrapped here, the last prompt token
-    is the last column of the prompts it was given. In any other forward `answer_from` names its column.
+    is in the last column of the prompts. In any other forward, `answer_from` gives its column.
     """
     first = None if answer_from is None else torch.as_tensor(answer_from).reshape(-1, 1)
 
     def columns(n_rows: int, n_tokens: int, n_past: int) -> Bool[Tensor, "rows tokens"]:
         if first is None or len(first) not in (1, n_rows) or bool((first < 0).any()):
             raise LocationError(
-                got=f"a plain forward of {n_rows} rows, under an edit of answer tokens, with answer_from={answer_from}",
+                got=f"a plain forward of {n_rows} rows under an edit with positions 'answer', and "
+                f"answer_from={answer_from}",
                 expected="the column of the last prompt token, from 0: one number for all rows or one per row",
                 remedy="pass it as edit.on(model, answer_from=...), or call generate",
             )

@@ -4,8 +4,8 @@ An edit h' = h + B (c + A h) of the input h of a projection W is a change of its
 
     W h' + bias = (W + W B A) h + (bias + W B c)
 
-so W' = W + (W B) A, a LoRA update of rank r, and bias' = bias + W B c. A constant v added to a layer's residual stream
-is a bias of its MLP's down projection: bias' = bias + v.
+So W' = W + (W B) A, a LoRA update of rank r, and bias' = bias + W B c. Adding a constant v to the residual stream after
+a layer is the same as adding it to the bias of the MLP's down projection: bias' = bias + v.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def cannot_become(model: Model, edit: AnyEdit, form: Form) -> str:
 
 
 def _no_update(model: Model, edit: AnyEdit, *, folds: bool) -> str:
-    """Why an edit is no update of weights or, if `folds`, why these cannot hold it; an empty string if they can."""
+    """Why an edit is no update of weights or, if `folds`, why the weights cannot hold the update; empty if they can."""
     if edit.positions != "all":
         return "it has positions 'answer', and weights act on every token"
     for (name, layer), e in edit.sites.items():
@@ -95,14 +95,15 @@ def _no_update(model: Model, edit: AnyEdit, *, folds: bool) -> str:
 
 @contextmanager
 def folded(model: Model, edit: AnyEdit) -> Iterator[None]:
-    """Run `model` with the edit folded into its weights; leaving restores the original weights, whatever happens.
+    """Run `model` with the edit folded into its weights. Leaving restores the original weights, also after an error.
 
     While folded, the changed projections of a 16-bit model hold W' = W + (W B) A in float32 and compute in float32.
-    Rounding W' to 16 bits would lose a part of the update, which is small next to W. What these projections take and
-    return keeps the model's dtype. Raises `LocationError` for an edit that cannot become weights of this model.
+    The update is small compared with W, so that rounding W' to 16 bits would lose a part of it. Inputs and outputs of
+    these projections keep the model's dtype. Raises `LocationError` for an edit that cannot become weights of this
+    model.
     """
     check_fits(model, edit)
-    _refuse(_no_update(model, edit, folds=True))  # as in an adapter, a projection without a bias can be given one
+    _refuse(_no_update(model, edit, folds=True))  # a projection without a bias gets one, as in an adapter
     with _replaced(model, {site: _changed(model, site, new) for site, new in _updates(model, edit).items()}):
         yield
 
@@ -110,10 +111,10 @@ def folded(model: Model, edit: AnyEdit) -> Iterator[None]:
 def save_merged(model: Model, edit: AnyEdit, folder: str | Path) -> Path:
     """Save the edited model as a transformers checkpoint: its weights with the edit folded in, and its tokenizer.
 
-    The weights are rounded to the model's dtype. The share of the update that is lost by this is the norm of what
-    rounding changes over the norm of the update, both over all changed weights. A share above `MOST_LOST` is refused;
-    any share above 0.1 % gives a warning with the number. In float32 hardly anything is lost. The checkpoint is not
-    written in float32 unasked: a user who loads it would find a model of twice the size.
+    The weights are rounded to the model's dtype, which loses a part of the update. The lost share is the norm of the
+    rounding error divided by the norm of the update, both over all changed weights. If it is above `MOST_LOST`, nothing
+    is saved; if it is above 0.1 %, a warning gives the number. In float32, hardly anything is lost. A 16-bit model is
+    not saved in float32 unless it was loaded so, because its checkpoint would then be twice as large.
 
     Raises `LocationError` for an edit that cannot become such weights.
     """
@@ -135,7 +136,7 @@ def save_merged(model: Model, edit: AnyEdit, folder: str | Path) -> Path:
 
 @contextmanager
 def _replaced(model: Model, weights: Mapping[Site, Mapping[str, Tensor]]) -> Iterator[None]:
-    """Give projections other weights, which may be in float32 in a 16-bit model; leaving restores their own."""
+    """Replace weights of projections, also with float32 weights in a 16-bit model. Leaving restores the old weights."""
     before: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter | None]] = []
     handles = []
     model.forget_fingerprint()
@@ -163,7 +164,7 @@ def _cast_to(dtype: torch.dtype) -> Callable[..., Tensor]:
 
 
 def _changed(model: Model, site: Site, new: _Update) -> dict[str, Tensor]:
-    """The weight and bias of one projection with the update, in float32 and in the layout of its own."""
+    """The updated weight and bias of one projection, in float32 and in the projection's own memory layout."""
     projection = model.projection(site)
     weight, bias = output_weight(projection), projection._parameters["bias"]
     changed = weight.float() + new.written @ new.a
@@ -174,7 +175,7 @@ def _changed(model: Model, site: Site, new: _Update) -> dict[str, Tensor]:
 
 
 def _lost(model: Model, edit: AnyEdit) -> float:
-    """Share of the update that rounding to the model's dtype loses: ||rounded W' - W'|| / ||W' - W||, biases too."""
+    """Share of the update that rounding to the model's dtype loses: ||rounded W' - W'|| / ||W' - W||, with biases."""
     lost = update = 0.0
     for site, new in _updates(model, edit).items():
         projection = model.projection(site)
@@ -189,9 +190,10 @@ def save_adapter(model: Model, edit: AnyEdit, folder: str | Path, *, base: str |
     """Save the edit as a PEFT LoRA adapter with lora_A = A, lora_B = W B, alpha = r and the bias W B c (``lora_bias``).
 
     Load it with ``peft.PeftModel.from_pretrained(lm, folder)``. The adapter also names its base model, so that
-    ``AutoPeftModelForCausalLM`` can load both. That name is `base` or, if None, the folder or hub id from which the
-    model was loaded. A model loaded from a GGUF file (such as the bundled one) or built in memory has neither: a copy
-    is saved in the subfolder ``base``. Raises `LocationError` for an edit that cannot become weights.
+    ``AutoPeftModelForCausalLM`` can load both. The name is `base` or, if None, the folder or hub id from which the
+    model was loaded. A model that was loaded from a GGUF file (such as the bundled one) or built in memory has neither.
+    In this case, a copy of it is saved in the subfolder ``base``. Raises `LocationError` for an edit that cannot become
+    weights.
     """
     _refuse(cannot_become(model, edit, "peft"))
     folder = Path(folder)
@@ -249,7 +251,7 @@ def _updates(model: Model, edit: AnyEdit) -> dict[Site, _Update]:
         else:
             written = weight @ b
             new = _Update(a, written, written @ c)
-        if site in out:  # the edit has both neurons and residual in this layer, which change the same projection
+        if site in out:  # the edit acts on both neurons and residual in this layer; both change this projection
             old = out[site]
             new = _Update(torch.cat([old.a, new.a]), torch.cat([old.written, new.written], 1), old.shift + new.shift)
         out[site] = new
@@ -257,7 +259,7 @@ def _updates(model: Model, edit: AnyEdit) -> dict[Site, _Update]:
 
 
 def _written(site: Site) -> Site:
-    """The site whose projection holds the update: a constant in the residual stream is a bias of the MLP's."""
+    """The site whose projection holds the update. For the residual stream, this is the MLP's down projection."""
     return Site("neurons", site.layer) if site.name == "residual" else site
 
 
@@ -269,16 +271,16 @@ def _refuse(reason: str) -> None:
     if reason:
         raise LocationError(
             got=f"an edit that cannot become weights: {reason}",
-            expected="an edit, and layers, whose change is one of plain weights",
+            expected="an edit that equals a change of the layers' plain weights",
             remedy="export it as vectors (--to vectors), or run the model under it in Python: edit.on(model)",
         )
 
 
 @torch.no_grad()
 def _is_product(projection: nn.Module, weight: Tensor) -> bool:
-    """Whether a projection computes W x + bias, within 5 %; tested on a random x, past any hooks.
+    """Whether a projection computes W x + bias, within 5 %. This is tested on a random x, without hooks.
 
-    It fails for a layer whose `weight` is not what its forward uses, for example one that quantises it on the fly.
+    The answer is no for a layer whose forward does not use its `weight` as it is, for example one that quantises it.
     """
     x = torch.randn(1, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
     y, bias = projection.forward(torch.cat([x, torch.zeros_like(x)])).float()

@@ -56,8 +56,8 @@ class SiteEdit:
     def as_matrices(self) -> SiteEdit:
         """The same edit without a mask, as matrices: A' = [A; -P^T], B' = [B, P], c' = [c; P^T mean].
 
-        P (d, masked) has one column per masked coordinate, the unit vector of that coordinate. Its part of the formula
-        is P (P^T mean - P^T h): it subtracts what h has there and adds the mean.
+        P (d, masked) has one column per masked coordinate, the unit vector of that coordinate. It adds the term
+        P (P^T mean - P^T h), which replaces the masked coordinates of h by their means.
         """
         if self.mask is None or self.mean is None:
             return self
@@ -104,10 +104,10 @@ def apply_edit(
     rows: Int[Tensor, " rows"] | None,
     positions: Bool[Tensor, "rows tokens"] | None,
 ) -> Float[Tensor, "rows tokens d"]:
-    """Compute h' = where(mask, mean, h) + B (c + A h), row r with edit ``rows[r]`` (None: edit 0 for all rows).
+    """Compute h' = where(mask, mean, h) + B (c + A h). Row r of the batch gets edit ``rows[r]`` (None: all get edit 0).
 
     c + A h and its product with B are computed in float32; the result has h's dtype. Tokens whose `positions` entry is
-    False stay bit for bit as they are. So does h if B = 0, or A = 0 and c = 0, and there is no mask.
+    False stay the same bit for bit. All of h stays the same if there is no mask and B = 0, or A = 0 and c = 0.
     """
     # `one` has the edit of each row: A (rows, r, d), B (rows, d, r), c (rows, r); without `rows`, no first dimension.
     if rows is None:
@@ -128,8 +128,8 @@ def apply_edit(
 
 
 Positions = Bool[Tensor, "rows tokens"] | Callable[[int, int, int], Bool[Tensor, "rows tokens"]]
-"""The tokens that an edit acts on: a mask, or a function ``(n_rows, n_tokens, n_past)`` that returns the mask of a
-forward of n_rows rows and n_tokens new tokens behind n_past tokens in the KV cache."""
+"""The tokens that an edit acts on: a mask, or a function ``(n_rows, n_tokens, n_past)`` that returns the mask for one
+forward. The forward has n_rows rows and n_tokens new tokens; n_past tokens are in the KV cache."""
 
 
 @contextmanager
@@ -142,8 +142,8 @@ def edited(
 ) -> Iterator[None]:
     """Run forwards of `model.lm` with edited sites; leaving restores the model, also after an exception.
 
-    `rows` names the edit of each batch row (None: edit 0), `positions` the tokens that edits act on (None: all). Raises
-    `ModelError` on leaving if a forward ran without calling one of the sites, since the edit then had no effect.
+    `rows` gives the edit of each batch row (None: edit 0), and `positions` the tokens that edits act on (None: all). On
+    leaving, raises `ModelError` if a forward ran without calling one of the sites, since the edit had no effect there.
     """
 
     def edit(site: SiteTensors) -> _Change:
@@ -163,7 +163,7 @@ def record(
 ) -> Iterator[dict[Site, Float[Tensor, "n d"]]]:
     """Record the vectors at some sites in the next forward, in float32 and without gradients.
 
-    `at` is a pair of index tensors, (row, token), of the n positions to record. Yields a dictionary that the forward
+    `at` is a pair of index tensors (row, token), with the n positions to record. Yields a dictionary, which the forward
     fills with site -> vectors (n, d).
     """
     out: dict[Site, Tensor] = {}
@@ -220,7 +220,7 @@ def replaced_forwards(
     modules: Sequence[nn.Module], replaced: Callable[[Callable], Callable], method: str = "forward"
 ) -> Iterator[None]:
     """Replace the `forward` (or another method) of modules by ``replaced(original)``; leaving restores it."""
-    # Usually None, because the method belongs to the class; accelerate sets one on the instance.
+    # Methods of the instance itself. Usually None, because the method belongs to the class; accelerate may set one.
     own = [module.__dict__.get(method) for module in modules]
     try:
         for module in modules:
@@ -243,7 +243,7 @@ def _site_hooks(model: Model, changes: Mapping[Site, _Change]) -> Iterator[None]
     """Hook every site so that its vectors become ``change(h, n_past)``; remove the hooks on leaving."""
     handles = []
     reached: set[Site] = set()
-    forwards: list[tuple[int, int]] = []  # of each forward: number of rows, and of tokens already in the KV cache
+    forwards: list[tuple[int, int]] = []  # for each forward: number of rows, number of tokens already in the KV cache
 
     def note(_module, args, kwargs) -> None:
         given = [x for x in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if x is not None]
@@ -271,5 +271,5 @@ def _site_hooks(model: Model, changes: Mapping[Site, _Change]) -> Iterator[None]
         raise ModelError(
             got=f"a forward pass that never reached {missed[0][0]} in layer {missed[0][1]}",
             expected="a forward that calls every edited or recorded site",
-            remedy="give architecture the paths of the modules that its forward really calls",
+            remedy="set architecture to the paths of the modules that the model's forward really calls",
         )

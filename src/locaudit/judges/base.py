@@ -1,6 +1,6 @@
 """The interface of judges: (question, answer, references) -> P(yes), or missing.
 
-An *aspect* is the quality that is judged, such as whether the answer is true. Imports no torch.
+An *aspect* is the quality that is judged, such as whether the answer is true. This file does not import torch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Judgement:
-    """P(yes), or None if the judgement is missing, with the reason. Missing never counts as no."""
+    """P(yes) or, if the judgement is missing, None and the reason. A missing judgement never counts as no."""
 
     probability: float | None
     """In [0, 1]."""
@@ -59,12 +59,12 @@ class Judge(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that its judgements depend on: kind, weights or served model, prompt, code version."""
+        """Hash of everything that the judgements depend on: kind, weights or served model, prompt, code version."""
         ...
 
     @property
     def uses_references(self) -> bool:
-        """Whether it reads the reference answers. If not, they are left out of the key of cached judgements."""
+        """Whether the judge reads the reference answers. If not, they are not part of the key of cached judgements."""
         ...
 
     def score(self, cases: Sequence[Case]) -> list[Judgement]:
@@ -86,7 +86,7 @@ class Fitted(Protocol):
     """A judge that knows which questions it was trained on."""
 
     def saw(self, question: str) -> bool:
-        """Whether its training data had answers to the question, so that the question is not held out."""
+        """Whether the training data had answers to the question. Then the question is not held out."""
         ...
 
 
@@ -99,18 +99,19 @@ class JudgeKind:
     load: Callable[..., Mapping[str, Judge]] | str
     """``load(wanted, device) -> {aspect: Judge}``, or ``"module:function"``, which is imported at first use.
 
-    `wanted` maps every aspect that this kind judges to its settings, so that the judges can share a loaded model."""
+    `wanted` maps every aspect that this kind judges to its settings. It has all of them, so that judges can share a
+    loaded model."""
     check: Callable[[Aspect, Any], object] | str = ""
-    """``check(aspect, settings)`` raises `LocauditError` for a missing model, file or key and the like, without torch;
-    or ``"module:function"``. Empty: nothing is checked before the judge is loaded."""
+    """``check(aspect, settings)``, or ``"module:function"``. It raises `LocauditError` for example for a missing model,
+    file or key, without importing torch. Empty: nothing is checked before the judge is loaded."""
     prompt: str = ""
-    """Name of the settings field that holds the user's own prompt; empty if the kind takes none.
+    """Name of the settings field that holds the user's own prompt; empty if this kind takes no prompt.
 
-    With such a prompt the kind can judge a behaviour that names no aspect."""
+    With an own prompt, the kind can also judge a behaviour that names no aspects."""
 
     @property
     def loader(self) -> Callable[..., Mapping[str, Judge]]:
-        """The function that `load` is or names."""
+        """The function in `load`, imported if `load` is only its name."""
         return pkgutil.resolve_name(self.load) if isinstance(self.load, str) else self.load
 
     def refuse(self, aspect: Aspect, settings: Any) -> None:
@@ -125,7 +126,7 @@ class JudgeKind:
 
 
 def needed_model(aspect: Aspect, model: str | None) -> str:
-    """The name of the judge's model; `ConfigError` if it is not given."""
+    """The name of the judge's model. Raises `ConfigError` if it is not given."""
     if not model:
         raise ConfigError(
             got=f"a judge of {aspect.name} without a model",

@@ -1,8 +1,9 @@
-r"""Labelled answers from files in the format of TruthfulQA's judge data, and the split into training and held-out.
+r"""Read labelled answers in the format of TruthfulQA's judge data, and split their questions (training, held out).
 
-Each line is ``{"prompt": "Q: {question}\nA: {answer}\nTrue:", "completion": " yes"}``; in files of another aspect the
-prompt ends in that aspect's suffix. The split is by question, by a hash of its text. So no list of questions is needed,
-and judges fitted at different times are tested on the same held-out questions.
+Each line is ``{"prompt": "Q: {question}\nA: {answer}\nTrue:", "completion": " yes"}``. In files of another aspect, the
+prompt ends with that aspect's suffix instead of ``True:``. Whether a question is held out is decided by a hash of its
+text. Therefore no list of questions is needed, and judges that are fitted at different times are tested on the same
+questions.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _LABELS = {"yes": True, "no": False}
 
 @dataclass(frozen=True)
 class LabelledAnswer:
-    """A case without references, and its label: whether the verdict is yes."""
+    """A case without references, and its label: whether yes is right."""
 
     case: Case
     yes: bool
@@ -42,7 +43,7 @@ def read_labelled(path: str | Path, aspect: Aspect) -> list[LabelledAnswer]:
     """
     rows, where = [], str(path)
     try:
-        # Not splitlines(): JSON strings may contain U+2028 and other line separators.
+        # Not splitlines(): JSON strings may contain U+2028 and other characters that it takes for line ends.
         for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
             where = f"{path}, line {number}"
             if line.strip():

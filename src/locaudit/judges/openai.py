@@ -1,6 +1,6 @@
 """A judge behind an OpenAI-compatible server: a chat model with a rubric, or a fine-tuned completion model.
 
-The `openai` client sends requests and retries them. `locaudit.judges.wire` has the form of requests and replies.
+The `openai` client sends requests and retries them. `locaudit.judges.wire` defines the form of requests and replies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from locaudit.registry import ASPECTS
 
 PUBLIC_URL = "https://api.openai.com/v1"
 PAUSES = 120.0
-"""Seconds that one request may spend waiting between its attempts, in total."""
+"""Longest total time, in seconds, that one request may spend in pauses between its attempts."""
 LETTERS_PER_TOKEN = 4
 """Characters per token: a rule of thumb for English, because the server's tokenizer is not known."""
 CHAT_REPLY_TOKENS = 12
@@ -33,7 +33,7 @@ CHAT_REPLY_TOKENS = 12
 _REFUSED = {400, 422, 501}
 """HTTP statuses of a request whose form the server does not accept; see `Dialect.after`."""
 _HOPELESS = {401: "refused the API key", 403: "does not allow this", 404: "knows no such model or address"}
-"""HTTP statuses that every later request would get as well."""
+"""HTTP statuses that every later request would also get, and what the server means by them."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,17 @@ class Reply:
 
 @dataclass(eq=False)
 class OpenAIJudge:
-    """A judge that asks a server. Made by `load_openai_judge`. It stores where the key is found, never the key."""
+    """A judge that asks a server. Made by `load_openai_judge`. It stores where to find the API key, never the key."""
 
     aspect: Aspect
     settings: OpenAISettings
     prompt: str
     """Rubric (chat) or suffix (completion)."""
     reply_tokens: int = 512
-    """Token limit of a chat reply; 8 times as much if reasoning counts too (``max_completion_tokens``)."""
+    """Token limit of a chat reply. It is 8 times higher if it includes reasoning (``max_completion_tokens``)."""
     _dialect: Dialect = field(default_factory=Dialect, init=False, repr=False)
     _settled: bool = field(default=False, init=False, repr=False)
-    """Whether the server has answered once, so its dialect is known and key and model are accepted."""
+    """Whether the server has answered once. Then it accepts key and model, and its dialect is known."""
     _works: bool = field(default=False, init=False, repr=False)
     """Whether a judgement has been read from a reply of the server."""
 
@@ -73,7 +73,7 @@ class OpenAIJudge:
 
     @property
     def url(self) -> str:
-        """Address of the server. Always passed to the client, which would otherwise read one from the environment."""
+        """Address of the server. Never None, because the client would then take an address from the environment."""
         return self.settings.base_url or PUBLIC_URL
 
     @property
@@ -93,11 +93,11 @@ class OpenAIJudge:
 
     @property
     def uses_references(self) -> bool:
-        """True for a chat judge; a completion judge's prompt has no references."""
+        """True for a chat judge, and False for a completion judge, whose prompt has no references."""
         return self.settings.style == "chat"
 
     def estimate(self, cases: Sequence[Case]) -> str:
-        """Rough number of requests and tokens, and cost in US dollars, without retries and hidden reasoning."""
+        """Rough number of requests and tokens, and cost in US dollars, not counting retries and hidden reasoning."""
         is_chat, prices = self.settings.style == "chat", (self.settings.price_in, self.settings.price_out)
         asked = [self._request(case, self._dialect) for case in cases]
         texts = ["".join(m["content"] for m in x["messages"]) if is_chat else x["prompt"] for x in asked]
@@ -113,12 +113,12 @@ class OpenAIJudge:
         """One judgement per case, in order, with up to `concurrency` requests at once.
 
         A judgement is missing if the request fails after all attempts, or if two replies in a row cannot be read. After
-        max(4, 2 * concurrency) failures in a row the remaining cases are not sent; they are missing too. Replies that
-        cannot be read count as failures until one could be.
+        max(4, 2 * concurrency) failures in a row, the remaining cases are not sent, and their judgements are missing
+        too. Unreadable replies count as failures until the first readable one.
 
-        Raises `ConfigError` if, before the server has answered once, it rejects the key, model or address (HTTP 401,
-        403, 404) or reports that the account has no credit. It also raises it if, before a judgement could be read, two
-        replies to a case are of another API.
+        Raises `ConfigError` in two cases. Before its first answer, the server rejects the key, model or address (HTTP
+        401, 403, 404) or reports that the account has no credit. Or, before a first judgement could be read, two
+        replies to a case are not those of an OpenAI-compatible server.
         """
         if not cases:
             return []
@@ -145,12 +145,12 @@ class OpenAIJudge:
 
         limits = {"timeout": settings.timeout, "max_retries": settings.max_retries}
         async with import_extra("openai", "judge").AsyncOpenAI(api_key=key, base_url=self.url, **limits) as client:
-            await one(0)  # alone, to learn whether key and model are accepted, and the dialect
+            await one(0)  # alone, to learn the dialect and whether key and model are accepted
             await asyncio.gather(*map(one, range(1, len(cases))))
         return out
 
     async def _judge(self, client: Any, key: str, case: Case) -> tuple[Judgement, bool]:
-        """The judgement, and whether the server works: it has given a judgement, or it refused this case only."""
+        """The judgement, and whether the server works: it has given a judgement, or it refused only this case."""
         judgement = Judgement(None)
         for again in (False, True):
             reply = await self._ask(client, key, case, again)
@@ -162,14 +162,14 @@ class OpenAIJudge:
                 return judgement, True
             if again and not self._works and not has_choices(reply.body):
                 raise ConfigError(
-                    got=f"a reply from {self.url} that no OpenAI-compatible server gives: {shorten(reply.body)!r}",
+                    got=f"a reply from {self.url} that is not OpenAI-compatible: {shorten(reply.body)!r}",
                     expected=f"a {self.settings.style} reply, a JSON object with the key choices",
                     remedy="check the judge's base_url and style, then repeat: finished trials and judgements are kept",
                 )
         return Judgement(None, f"{judgement.reason} (asked twice)"), self._works
 
     async def _ask(self, client: Any, key: str, case: Case, again: bool) -> Reply:
-        """Send a case in the server's dialect. Until it has answered once, try simpler dialects after a refusal."""
+        """Send a case in the server's dialect. Until the server has answered, a refusal leads to a simpler dialect."""
         dialect = self._dialect
         while True:
             reply = await self._send(client, key, self._request(case, dialect, again))
@@ -197,7 +197,7 @@ class OpenAIJudge:
         openai, settings = import_extra("openai", "judge"), self.settings
         resource = client.chat.completions if settings.style == "chat" else client.completions
         try:
-            # The client's timeout is per read; this one bounds the whole request, even if a reply trickles in.
+            # The client's timeout is for each read. This one is for the whole request, even if a reply comes slowly.
             async with asyncio.timeout((settings.max_retries + 1) * settings.timeout + PAUSES):
                 raw = await resource.with_raw_response.create(**keywords)
                 return Reply(_without(key, raw.http_response.text))
@@ -248,7 +248,7 @@ class OpenAIJudge:
         name = self.key_variable
         key = os.environ.get(name, "").strip() if name else ""
         is_missing = not key and urlsplit(self.url).hostname == urlsplit(PUBLIC_URL).hostname
-        if is_missing or not all("!" <= letter <= "~" for letter in key):  # the client's own error would quote it
+        if is_missing or not all("!" <= letter <= "~" for letter in key):  # the client's own error would show the key
             raise ConfigError(
                 got=f"the environment variable {name}, which is "
                 + ("not set" if is_missing else "set to spaces or characters that no key has"),
@@ -266,14 +266,15 @@ def load(wanted: Mapping[str, OpenAISettings], device: str) -> dict[str, OpenAIJ
 def load_openai_judge(aspect: Aspect, settings: OpenAISettings, *, reply_tokens: int = 512) -> OpenAIJudge:
     r"""Make a judge that asks a model behind an OpenAI-compatible server. Nothing is sent before `score`.
 
-    Chat: the model sees question, answer and references, and replies with P(yes) as JSON; a JSON schema is enforced if
-    the server supports it. Completion:
+    In style ``chat``, the model sees question, answer and references, and replies with P(yes) as JSON. A JSON schema is
+    enforced if the server supports it. In style ``completion``,
 
-        P(yes) = sum of P(token) over the 5 most likely first tokens that spell yes
+        P(yes) = sum of P(token) over those of the 5 most likely first tokens that spell yes
 
-    ignoring case and leading space, because servers spell tokens differently (the causal-LM judge counts `` yes``
-    only). P(yes) is 0 if only a no is among the 5, and missing if neither is. From a server without log-probabilities
-    the text counts: yes is 1, no is 0, anything else is missing. Temperature is 0.
+    Case and leading spaces are ignored, because servers spell tokens differently (the causal-LM judge counts only
+    `` yes``). If "no" is among the 5 tokens and "yes" is not, P(yes) is 0; if neither is, the judgement is missing. If
+    the server gives no log-probabilities, the text counts: yes is 1, no is 0, anything else is missing. Temperature is
+    0.
 
     Raises `ConfigError` for an unreadable rubric or a missing model, key, package or address.
     """

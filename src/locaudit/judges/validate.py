@@ -1,4 +1,4 @@
-"""Validate judges: agreement with labelled answers to held-out questions."""
+"""Validate judges: measure how well they agree with labelled answers to held-out questions."""
 
 from __future__ import annotations
 
@@ -39,12 +39,14 @@ def validate(
 ) -> dict[str, Any]:
     """Measure each aspect's judge on the labelled answers in that aspect's file. Returns plain values, ready for JSON.
 
-    For each aspect the result has `measure` of three groups: answers equal to a reference of their question
-    (``reference``), which are easy; the others (``non_reference``), which resemble a model's answers; and ``all``.
+    For each aspect, the result has the values of `measure` for three groups of answers:
 
-    `references` is a behaviour file with the reference answers. None takes the only ``TruthfulQA*.csv`` in the folder
-    of the first labelled file or its parent, if there is exactly one. Raises `DataError` as `unseen` and
-    `read_labelled` do.
+    - ``reference``: answers that equal a reference of their question, which are easy to judge;
+    - ``non_reference``: the other answers, which resemble a model's answers;
+    - ``all``: both.
+
+    `references` is a behaviour file with the reference answers. If it is None, `find_references` looks for one near the
+    first labelled file. Raises `DataError` like `unseen` and `read_labelled`.
     """
     file = references or find_references(next(iter(files.values())))
     known = read_references(file) if file else {}
@@ -61,7 +63,7 @@ def validate(
 
 
 def find_references(rows: Path) -> Path | None:
-    """The only ``TruthfulQA*.csv`` in the folder of a file or its parent; None if there is none or several."""
+    """The ``TruthfulQA*.csv`` in the folder of a file or in its parent folder; None if there is not exactly one."""
     folders = (rows.resolve().parent, rows.resolve().parent.parent)
     found = [file for folder in folders for file in folder.glob("TruthfulQA*.csv")]
     return found[0] if len(found) == 1 else None
@@ -70,7 +72,7 @@ def find_references(rows: Path) -> Path | None:
 def read_references(file: Path) -> dict[str, Case]:
     """Normalised question -> a case with the references and an empty answer."""
     with warnings.catch_warnings():
-        # The loader warns about answers that are both true and false and drops them; that is expected here.
+        # The loader drops answers that are both true and false, with a warning that does not matter here.
         warnings.simplefilter("ignore", UserWarning)
         questions = load_behaviour(file).questions
     return {normalise(q.text): Case(q.text, "", q.true, q.false) for q in questions}
@@ -79,7 +81,7 @@ def read_references(file: Path) -> dict[str, Case]:
 def distinct(rows: Sequence[LabelledAnswer], known: Mapping[str, Case]) -> list[LabelledAnswer]:
     """Each (question, answer) pair once, sorted, with the references in `known`.
 
-    The label is the majority of the pair's rows; a tie drops the pair.
+    The label is that of the majority of the pair's rows. If they tie, the pair is dropped.
     """
     votes: dict[Case, list[bool]] = defaultdict(list)
     for row in rows:
@@ -91,9 +93,10 @@ def distinct(rows: Sequence[LabelledAnswer], known: Mapping[str, Case]) -> list[
 
 
 def unseen(judge: Judge, rows: Sequence[LabelledAnswer], path: Path) -> list[LabelledAnswer]:
-    """The answers to held-out questions: those the judge was not fitted on, if it knows (`Fitted`).
+    """The answers to held-out questions, on which the judge was not fitted.
 
-    Raises `DataError` if no question is held out, or if the judge needs references and too many questions have none.
+    If the judge does not know what it was fitted on (it is not `Fitted`), these are all answers. Raises `DataError` if
+    no question is held out, or if the judge needs references and too many questions have none.
     """
     questions = {row.case.question: bool(row.case.true or row.case.false) for row in rows}
     unknown = [question for question, has_references in questions.items() if not has_references]
@@ -135,20 +138,22 @@ def sha256_of(file: Path) -> str:
 def measure(
     p: Float[np.ndarray, " n"], yes: Bool[np.ndarray, " n"], questions: np.ndarray, *, seed: int = 0
 ) -> dict[str, Any]:
-    r"""Compare P(yes) with the labels; a verdict is yes if p >= 0.5. Returns plain numbers, None if undefined.
+    r"""Compare p = P(yes) with the labels; a verdict is yes if p >= 0.5. Returns plain numbers, None if undefined.
 
     - ``majority``: accuracy of always giving the more frequent label.
     - ``accuracy``, and ``accuracy_95``: its percentile bootstrap interval over questions, if there are several.
     - ``balanced_accuracy``: mean of sensitivity and specificity.
     - ``brier``: mean of (p - label)^2.
-    - ``ece``: expected calibration error, mean over answers of ``|share of yes - mean p|`` in the answer's bin of p.
-    - ``auc``: area under the ROC curve (Mann-Whitney statistic, ties counted half).
-    - ``n``, ``missing``, ``n_questions``: answers judged, judgements missing (left out of the rest), questions.
+    - ``ece``: expected calibration error. It is the mean over answers of ``|share of yes - mean p|``, computed in the
+      bin of p that the answer is in.
+    - ``auc``: area under the ROC curve (Mann-Whitney statistic, ties count half).
+    - ``n``, ``n_questions``: number of judged answers and of their questions.
+    - ``missing``: number of missing judgements, which do not count in the other values.
 
-    `questions` names the question of each answer. Raises `DataError` for a p outside [0, 1].
+    `questions` has the question of each answer. Raises `DataError` for a p outside [0, 1].
     """
     there = ~np.isnan(p)
-    # The labels act as a second judge, whose verdicts are right: agreement with it is accuracy.
+    # The labels act as a second judge whose verdicts are right, so that agreement with it is accuracy.
     said = [x if known else None for x, known in zip(p.tolist(), there.tolist(), strict=True)]
     found = compare(said, yes.astype(float).tolist(), questions.tolist(), seed=seed)
     counts = {"n": found.n, "missing": found.missing[0], "n_questions": found.n_groups}

@@ -1,8 +1,9 @@
-"""The form of requests to an OpenAI-compatible server and of its replies. No network access here.
+"""The form of requests to an OpenAI-compatible server and of its replies. This file does not use the network.
 
-Chat: the rubric is the system message. Question, answer and references are one JSON object in the user message, so that
-text in an answer cannot pass for anything else. The reply is the JSON object ``{"yes_probability": p}``.
-Completion: the causal-LM prompt; one token is generated, with the log-probabilities of its most likely alternatives.
+In style ``chat``, the rubric is the system message. Question, answer and references are one JSON object in the user
+message, so that text in an answer cannot be mistaken for anything else. The reply is the JSON object
+``{"yes_probability": p}``. In style ``completion``, the prompt is that of the causal-LM judge. One token is generated,
+with the log-probabilities of its most likely alternatives.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ INSTRUCTION = (
 REMINDER = f'Reply with nothing but the JSON object, for example {{"{KEY}": 0.5}}.'
 
 N_ALTERNATIVES = 5
-"""Number of most likely first tokens requested (completion); some servers refuse more."""
+"""Number of most likely first tokens requested in style ``completion``. Some servers refuse a higher number."""
 FORMS: Mapping[Style, Sequence[Mapping[str, Any]]] = {
     "chat": (
         {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
@@ -58,9 +59,9 @@ class Dialect:
     temperature: bool = True
 
     def after(self, style: Style, message: str) -> Dialect | None:
-        """The dialect to try after a refusal (HTTP 400, 422 or 501) with that message; None if none is left.
+        """The dialect to try after a refusal (HTTP 400, 422 or 501) with this message; None if none is left.
 
-        A field that the message names is dropped or renamed. Otherwise a less strict form is requested.
+        If the message names a field, this field is dropped or renamed. Otherwise a less strict form is requested.
         """
         if "max_tokens" in message and self.limit == "max_tokens" and style == "chat":
             return replace(self, limit="max_completion_tokens")
@@ -80,7 +81,7 @@ def encodable(text: str) -> str:
 
 
 def chat_messages(case: Case, rubric: str, *, again: bool = False) -> list[dict[str, str]]:
-    """System and user message; `again` adds a reminder of the reply's form."""
+    """The system message and the user message. `again` adds a reminder of the reply's form."""
     references = {"correct reference answers": case.true, "incorrect reference answers": case.false}
     content = {"question": case.question, "answer": case.answer} | {k: side for k, side in references.items() if side}
     user = encodable(json.dumps(content, ensure_ascii=False, indent=1))
@@ -91,7 +92,7 @@ def chat_messages(case: Case, rubric: str, *, again: bool = False) -> list[dict[
 
 
 def read(body: str, style: Style) -> Judgement:
-    """The judgement in the body of an HTTP 200 reply; missing, with the reason, if it cannot be read."""
+    """The judgement in the body of an HTTP 200 reply. If it cannot be read, it is missing, with the reason."""
     try:
         choice = json.loads(body)["choices"][0]
         return _READERS[style](choice)
@@ -113,7 +114,7 @@ def _read_chat(choice: Mapping[str, Any]) -> Judgement:
     content = message.get("content") or ""
     if message.get("refusal") or why == "content_filter":
         return Judgement(None, f"the model or the server's filter refused: {shorten(str(message.get('refusal')))!r}")
-    text = content.rpartition("</think>")[2].strip()  # reasoning that a server left in
+    text = content.rpartition("</think>")[2].strip()  # some servers leave the reasoning in the reply
     if text.startswith("```") and text.endswith("```"):
         text = text.removeprefix("```json").strip("`").strip()
     cut = " and was cut off" if why == "length" else ""
@@ -143,11 +144,11 @@ def _read_completion(choice: Mapping[str, Any]) -> Judgement:
 
 
 def _alternatives(logprobs: Any) -> list[tuple[str, float]]:
-    """(token, log-probability) of the first token's alternatives, from either of the two reply formats in use."""
+    """(token, log-probability) of each alternative for the first token. Two formats of replies are in use."""
     if logprobs and logprobs.get("top_logprobs"):
         return [(token, float(value)) for token, value in logprobs["top_logprobs"][0].items()]
     if logprobs and logprobs.get("content"):
-        # A list: tokens that differ may be spelt alike.
+        # A list, not a dict, because different tokens may have the same text.
         return [(item["token"], float(item["logprob"])) for item in logprobs["content"][0]["top_logprobs"]]
     return []
 

@@ -26,10 +26,10 @@ Context = Literal["next_question", "answer"]
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """Activations of every unit for n examples; an example is a question with one of its answers.
+    """Activations of every unit for n examples. An example is a question with one of its answers.
 
-    They are read at the example's last token: for heads and neurons the input of the projection, for the residual
-    stream the layer's output.
+    Activations are read at the example's last token. For heads and neurons, they are the input of the projection; for
+    the residual stream, the layer's output.
     """
 
     values: Float[Tensor, "n layers units width"]
@@ -55,12 +55,14 @@ def collect_activations(
         Q: {question} A: {answer}                         context="answer"
         Q: {question} A: {answer} Q: {random question}    context="next_question" (the paper, "Localization")
 
-    One other question of the list follows all answers of a question, as in ITI's code. It is drawn at random from
-    `seed` and the texts alone, so the order of questions and answers does not matter. `prompt` sets the format of the
-    text (None: the one shown); in style ``chat``, questions and answers are turns of the tokenizer's template
-    (`locaudit.behaviours.format`). All answers of a question share one tree, so the question's tokens run once. Raises
-    `ConfigError` for a kind whose units are not blocks of coordinates, `ModelError` if a text does not fit the context,
-    the model lacks the kind's site, or an activation is NaN or infinite.
+    All answers to a question are followed by the same random question of the list, as in ITI's code. The draw depends
+    only on `seed` and the texts, so that the order of questions and answers does not matter. `prompt` sets the format
+    of the text (None: the format shown above). In style ``chat``, questions and answers are turns of the tokenizer's
+    template (`locaudit.behaviours.format`). All answers to a question share one tree, so that the question's tokens run
+    once.
+
+    Raises `ConfigError` for a kind whose units are not blocks of coordinates. Raises `ModelError` if a text does not
+    fit the context, if this kind's site cannot be used in the model, or if an activation is NaN or infinite.
     """
     model.check_kind(kind)
     blocks = KINDS[kind].blocks(model.shape)
@@ -104,7 +106,7 @@ def collect_activations(
 
 
 def check_finite(activations: Activations) -> None:
-    """Raise `ModelError` if an activation is NaN or infinite, naming the lowest such layer and its first question."""
+    """Raise `ModelError` if an activation is NaN or infinite. It names the lowest such layer and its first question."""
     broken = ~activations.values.isfinite().flatten(2).all(dim=2)  # (n, layers)
     if broken.any():
         layer, example = (int(x) for x in broken.T.nonzero()[0])

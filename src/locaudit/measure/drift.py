@@ -4,11 +4,11 @@
     CE = mean over next tokens of -log p_edit(token), nats per token
 
 p_0 is the unedited model. The documents are the same for every edit. Source: Li et al. 2023 (ITI), section 4 and its
-code. Deviation: each document begins as the model expects a text to begin, so its first token is predicted, too.
+code. One thing is different here: start tokens come before each document, so that its first token is predicted, too.
 
-- Documents that the model wrote begin with the tokens they were sampled after: those that the tokenizer puts before
-  every text (BOS) or, if there are none (GPT-2, Qwen), the tokenizer's BOS or EOS token.
-- Documents cut from a file begin with what the tokenizer puts before every text: BOS, or nothing.
+Start tokens are the tokens that the tokenizer puts before every text, usually BOS. Some tokenizers put none there
+(GPT-2, Qwen). Then a document that the model wrote starts with BOS (EOS if there is no BOS), because it was sampled
+after that token. A document cut from a file then has no start token.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from locaudit.models import Model
 BATCH_TOKENS = 512
 """About how many tokens of documents are in one forward."""
 KEEP_BYTES = 2**30
-"""The unedited model's log-probabilities are kept in memory for the next edit if they need no more than this."""
+"""The unedited model's log-probabilities are kept in memory for the next edit if they need at most this many bytes."""
 
 
 class DriftText:
@@ -55,7 +55,7 @@ class DriftText:
 def measure_drift(model: Model, text: DriftText, bank: EditBank | None) -> list[dict[str, float]]:
     """Measure ``kl`` and ``ce``, in nats per token, for each edit of the bank.
 
-    Without a bank, one result for the unedited model, whose ``kl`` is 0.
+    Without a bank, there is one result, for the unedited model. Its ``kl`` is 0.
     """
     n_documents, n_tokens = text.documents.shape
     edits = [bank.part(k, k + 1) for k in range(bank.n_edits)] if bank else [None]
@@ -77,9 +77,9 @@ def measure_drift(model: Model, text: DriftText, bank: EditBank | None) -> list[
 
 
 def _log_probs(model: Model, ids: Tensor, edit: EditBank | None) -> Float[Tensor, "rows tokens vocabulary"]:
-    """Log-probabilities of every next token on documents, under one edit or none."""
+    """Log-probabilities of every next token of documents, under one edit or none."""
     ids = ids.to(model.device)
-    # Running text has no prompt: an edit with positions "answer" acts on all of it.
+    # Running text has no prompt, so an edit with positions "answer" acts on all of it.
     everywhere, rows = torch.ones_like(ids, dtype=torch.bool), ids.new_zeros(len(ids))
     with edit.applied(model, rows, everywhere) if edit else nullcontext():
         return model.lm(input_ids=ids, use_cache=False).logits.float().log_softmax(dim=-1)
@@ -88,7 +88,8 @@ def _log_probs(model: Model, ids: Tensor, edit: EditBank | None) -> Float[Tensor
 def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: int) -> Int[Tensor, "documents tokens"]:
     """Cut documents of `n_tokens` tokens from a text file, at even distances.
 
-    Each follows the tokens, if any, that the tokenizer puts before every text. Raises `DataError` for too short a file.
+    Each document comes after the tokens, if any, that the tokenizer puts before every text. Raises `DataError` if the
+    file is too short.
     """
     before, _ = added_tokens(model.tokenizer)
     text = read_bytes(path, "a text file", DataError).decode()
@@ -109,10 +110,10 @@ def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: in
 
 
 def sample_documents(model: Model, n_documents: int, n_tokens: int, seed: int) -> Int[Tensor, "documents tokens"]:
-    """Sample documents of `n_tokens` tokens from the unedited model at temperature 1, each behind its start tokens.
+    """Sample documents of `n_tokens` tokens from the unedited model at temperature 1, each after `start_tokens`.
 
-    End tokens are not sampled; nothing else changes the model's distribution, such as settings in the checkpoint.
-    `seed` fixes the sample; torch's global random state is left as it was.
+    End tokens are not sampled. Otherwise the model's distribution is used unchanged; the checkpoint's generation
+    settings are ignored. `seed` fixes the sample. torch's global random state is not changed.
     """
     start = torch.tensor([start_tokens(model)], device=model.device).expand(n_documents, -1)  # (documents, start)
     devices = [model.device] if model.device.type == "cuda" else []
@@ -135,6 +136,6 @@ def sample_documents(model: Model, n_documents: int, n_tokens: int, seed: int) -
 
 
 def start_tokens(model: Model) -> tuple[int, ...]:
-    """Tokens after which the model begins a text: those that its tokenizer puts before every text, else BOS or EOS."""
+    """The tokens that the tokenizer puts before every text; if there are none, its BOS or EOS token."""
     known = (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id, model.pad_id)
     return added_tokens(model.tokenizer)[0] or (next(int(token) for token in known if token is not None),)  # type: ignore[arg-type]

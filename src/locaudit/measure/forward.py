@@ -46,25 +46,25 @@ class Start:
     hidden: Float[Tensor, "rows tokens d"]
     """The residual stream that enters `layer`, for each row of the batch."""
     prefix: Float[Tensor, "prefix d"] | None = None
-    """The same of the forest's prefix, which `run_prefix` needs; None without a prefix."""
+    """The residual stream of the forest's prefix that enters `layer`, for `run_prefix`; None without a prefix."""
 
 
 class Starts(Protocol):
     """Gives the `Start` of a forward; implemented by `locaudit.measure.residual.Residuals`."""
 
     def start(self, layer: int, rows: Sequence[Sequence[int]], n_columns: int, n_edits: int = 1) -> Start | None:
-        """Start at `layer` for rows of trees, given by number and repeated for each edit; None: run all layers."""
+        """The start at `layer` for rows of tree numbers, repeated for each edit; None means that all layers run."""
 
 
 ROW_TOKENS = {"cpu": 640, "cuda": 16384}
 """Tokens in one forward when scoring, by device: rows x padded length, counted over all edits."""
 
 ROW_LENGTH = 256
-"""Trees share a row up to this many tokens. Longer rows need less padding and fewer copies of the prefix's cache, but
+"""Most tokens of trees that share a row. Longer rows need less padding and fewer copies of the prefix's cache, but
 attention costs more."""
 
 BUCKET = 32
-"""Rows of 16-bit models are padded to a multiple of this, because a new kernel is built for each new shape."""
+"""Rows of 16-bit models are padded to a multiple of this number, because a kernel is built for each new shape."""
 
 
 def answer_log_probs(
@@ -76,12 +76,13 @@ def answer_log_probs(
     residuals: Starts | None = None,
     row_tokens: int | None = None,
 ) -> list[Float[Tensor, "k answers"]]:
-    """Log-probability of every answer of every tree under each edit of the bank: sums over tokens, in nats, float32.
+    """Log-probability (nats, float32) of every answer of every tree, under each edit of the bank, summed over tokens.
 
-    One tensor (K, answers) per tree; K = 1, the unedited model, without a bank. Pass `prefix` if `run_prefix` of the
-    forest's prefix under the same bank was already computed. With `residuals` of this forest, forwards begin at the
-    lowest edited layer. `row_tokens` is the most padded tokens in a forward (None: `ROW_TOKENS`). Batching, order and
-    padding change the result by rounding only. Raises `ModelError` if a path does not fit the model's context.
+    Returns one tensor (K, answers) per tree. Without a bank, K = 1 and the model is unedited. If `run_prefix` was
+    already called for this forest's prefix and this bank, pass its result as `prefix`. With `residuals` of this forest,
+    forwards begin at the lowest edited layer. `row_tokens` limits the tokens in a forward, with padding (None:
+    `ROW_TOKENS`). Batching, order and padding change the result only by rounding. Raises `ModelError` if a path is too
+    long for the model's context.
     """
     check_depth(model, forest)
     n_edits, lowest = (bank.n_edits, bank.lowest_layer) if bank else (1, 0)
@@ -94,7 +95,7 @@ def answer_log_probs(
             edit_of = torch.arange(n_edits).repeat_interleave(len(rows))  # (K R,): 0 0 1 1 for K = 2, R = 2
             sums = branch_sums(batch, token_log_probs(model, batch, bank, edit_of, prefix, start))  # (K branches,)
             numbers = [i for row in rows for i in row]
-            # The rows of one edit stand together, so its branches do too: (K, branches), then cut by tree.
+            # The rows of one edit are consecutive, and so are its branches: (K, branches), then split by tree.
             pieces = sums.view(n_edits, -1).split([len(forest.trees[i].branches) for i in numbers], dim=1)
             for i, piece in zip(numbers, pieces, strict=True):
                 out[i] = piece.cpu()
@@ -102,9 +103,9 @@ def answer_log_probs(
 
 
 def batches(lengths: Sequence[int], row_tokens: int, n_rows: int | None = None) -> Iterator[list[int]]:
-    """Group rows of similar length: indices of each batch, shortest rows first.
+    """Group rows of similar length into batches. Yields the row numbers of each batch, shortest rows first.
 
-    A batch has at most `row_tokens` tokens after padding to its longest row, unless it is a single row, and at most
+    Padded to its longest row, a batch has at most `row_tokens` tokens, unless it is a single row. It has at most
     `n_rows` rows (None: any number).
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
@@ -121,10 +122,10 @@ def batches(lengths: Sequence[int], row_tokens: int, n_rows: int | None = None) 
 def forest_batches(
     model: Model, forest: Forest, n_edits: int = 1, *, row_tokens: int | None = None, ends: bool = False
 ) -> Iterator[tuple[list[list[int]], TreeBatch]]:
-    """Pack a forest into batches: for each forward, the tree numbers of each row, and the batch.
+    """Pack a forest into batches. For each forward, yields the tree numbers of each row, and the batch.
 
-    The batch holds those rows once for each of `n_edits` edits, at most `row_tokens` padded tokens in all (None:
-    `ROW_TOKENS`) or one row per edit. With `ends`, the branches' last tokens run too.
+    The batch holds these rows once for each of `n_edits` edits. It has at most `row_tokens` tokens with padding (None:
+    `ROW_TOKENS`), unless it has only one row per edit. With `ends`, the branches' last tokens get columns too.
     """
     limit = max((row_tokens or of_device(ROW_TOKENS, model.device)) // n_edits, 1)
     lengths = [len((tree.read if ends else tree.scored).tokens) for tree in forest.trees]
@@ -147,8 +148,8 @@ def collate_bank(
 def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None, start: Start | None = None) -> Prefix | None:
     """Run the prefix once under each edit and return its KV cache; None for an empty prefix.
 
-    Gradients flow through it if they are enabled. With a `start`, layers below it do not run, and their keys and values
-    are placeholders: nothing reads them, because the rows skip those layers too.
+    Gradients flow through it if they are enabled. With a `start`, the layers below it do not run, and their keys and
+    values in the cache are placeholders. Nothing reads these, because the rows skip the same layers.
     """
     if not prefix:
         return None
@@ -162,7 +163,7 @@ def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None, start
             first = start.layer
             stack.enter_context(resumed(model, first, start.prefix.expand(n_edits, -1, -1)))  # (K, P, d)
         if bank:
-            # No token of the prefix is an answer token: an ``answer`` edit leaves it alone.
+            # No token of the prefix is an answer token, so an edit with positions ``answer`` does not act on it.
             stack.enter_context(bank.applied(model, rows, torch.zeros_like(ids, dtype=torch.bool)))
         model.lm.base_model(
             input_ids=ids,
@@ -177,7 +178,7 @@ def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None, start
 
 
 def cache_of(prefix: Prefix, rows: Int[Tensor, " rows"]) -> DynamicCache:
-    """Copy the prefix's KV cache to the rows of a batch; row r gets that of edit ``rows[r]``."""
+    """Copy the prefix's KV cache to the rows of a batch. Row r gets the cache of edit ``rows[r]``."""
     cache = DynamicCache()
     for layer, pair in enumerate(prefix):
         keys, values = (part.index_select(0, rows.to(part.device)) for part in pair)  # (rows, heads, P, head_dim)
@@ -193,14 +194,14 @@ def token_log_probs(
     prefix: Prefix | None = None,
     start: Start | None = None,
 ) -> Float[Tensor, " n"]:
-    """Log-probability (nats, float32) of each of the batch's n predictions, row r under edit ``rows[r]``.
+    """Log-probability (nats, float32) of each of the batch's n predictions, with row r under edit ``rows[r]``.
 
-    Logits are computed only at columns from which something is predicted, for a block of the vocabulary at a time.
+    Logits are computed only at columns from which something is predicted, one block of the vocabulary at a time.
     """
     row, predictor, token = batch.target
-    # `where` (m,) numbers, over the flattened batch, the m columns that predict something; prediction i is made from
-    # where[which[i]]. Each column is taken once, with index_select: plain indexing with repeats adds up gradients in no
-    # fixed order on a CPU with several threads, and training would no longer repeat bit for bit.
+    # `where` (m,) has the indices, in the flattened batch, of the m columns that predict something. Prediction i is
+    # made from where[which[i]]. Each column is taken once, with index_select. Plain indexing with repeats would add up
+    # gradients in no fixed order on a CPU with several threads, and training would not repeat bit for bit.
     where, which = torch.unique(row * batch.input_ids.shape[1] + predictor, return_inverse=True)
     states = run_trees(model, batch, bank, rows, prefix, start).flatten(0, 1)  # (rows tokens, d)
     chosen = states.index_select(0, where.to(states.device))  # (m, d), or logits (m, vocabulary)
@@ -210,7 +211,7 @@ def token_log_probs(
 def state_log_probs(
     model: Model, states: Float[Tensor, "m d"], which: Int[Tensor, " n"], token: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
-    """Log-probability (nats, float32) of ``token[i]`` after ``states[which[i]]``, a result of `last_states`."""
+    """Log-probability (nats, float32) of ``token[i]`` after ``states[which[i]]``; `states` come from `last_states`."""
     if model.head is not None:
         device = model.head.weight.device
         return head_log_probs(states.to(device), model.head, which.to(device), token.to(device))
@@ -221,7 +222,7 @@ def state_log_probs(
 def last_states(model: Model, **inputs: Any) -> Float[Tensor, "rows tokens d"]:
     """Run the model and return its last hidden states.
 
-    Logits (rows, tokens, vocabulary) instead if the model's output head is one that `Head` cannot describe.
+    If `Head` cannot describe the model's output head, logits (rows, tokens, vocabulary) are returned instead.
     """
     return model.lm(**inputs).logits if model.head is None else model.lm.base_model(**inputs).last_hidden_state
 
@@ -234,7 +235,7 @@ def run_trees(
     prefix: Prefix | None = None,
     start: Start | None = None,
 ) -> Float[Tensor, "rows tokens d"]:
-    """Run the batch, row r under edit ``rows[r]`` (None: edit 0), and return its `last_states`."""
+    """Run the batch, with row r under edit ``rows[r]`` (None: edit 0), and return its `last_states`."""
     rows = batch.input_ids.new_zeros(len(batch.input_ids)) if rows is None else rows.to(model.device)
     n_prefix = prefix[0][0].shape[2] if prefix else 0
     keywords = {
@@ -253,24 +254,24 @@ def run_trees(
 
 
 def branch_sums(batch: TreeBatch, values: Float[Tensor, " n"]) -> Float[Tensor, " branches"]:
-    """Sum the values of the batch's predictions over each branch: log-probabilities of tokens to those of answers."""
+    """Sum values of predictions over each branch. This turns log-probabilities of tokens into those of answers."""
     branch, step = batch.path.to(values.device)
     return values.new_zeros(batch.n_branches).index_add(0, branch, values.index_select(0, step))
 
 
 _FIXED_ROPES = ("default", "linear", "llama3", "yarn", "proportional")
-"""Kinds of rotary positions whose frequencies are the same for texts of all lengths. Any other kind may change them
-behind ``original_max_position_embeddings``: a cached primer and what follows it would have different ones."""
+"""Kinds of rotary positions with the same frequencies for texts of all lengths. Other kinds may change the frequencies
+after ``original_max_position_embeddings`` tokens. Then a cached primer and the text after it could differ in them."""
 
 
 def check_depth(model: Model, forest: Forest) -> None:
-    """Raise `ModelError` if a path of the forest is longer than the model computes in one way (`check_length`)."""
+    """Raise `ModelError` if a path of the forest is too long (`check_length`) or has tokens that the model lacks."""
     if forest.trees:
         n_embeddings = model.lm.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
         paths = [forest.prefix, *(ids for tree in forest.trees for ids in (tree.prompt, *tree.branches))]
         if (largest := max(max(ids, default=0) for ids in paths)) >= n_embeddings:
             raise ModelError(
-                got=f"the token {largest} in a question or an answer, and {n_embeddings} embeddings in {model.name}",
+                got=f"the token {largest} in a question or answer, but only {n_embeddings} embeddings in {model.name}",
                 expected="a tokenizer that belongs to the model",
                 remedy="load the model with its own tokenizer",
             )
@@ -278,10 +279,11 @@ def check_depth(model: Model, forest: Forest) -> None:
 
 
 def check_length(model: Model, n_tokens: int, what: str, n_primer: int = 0) -> None:
-    """Raise `ModelError` for a text of `n_tokens` that the model does not run as it runs shorter ones.
+    """Raise `ModelError` if the model would compute a text of `n_tokens` differently from shorter ones.
 
-    That is a text longer than the context, than the window or chunk that some layers attend to, or than the length
-    at which rotary frequencies change. `what` names the text, `n_primer` is how many of its tokens are the primer's.
+    This is the case if the text is longer than the context, than the window or chunk that some layers attend to, or
+    than the length at which rotary frequencies change. `what` describes the text in the error; `n_primer` is the number
+    of its tokens that are the primer's.
     """
     config = model.config
     longest = setting(config, "max_position_embeddings")

@@ -3,7 +3,7 @@
     log p(y | h) = z_y - log sum_v exp z_v,    z = W h (+ bias),    d log p(y | h) / dh = W_y - sum_v p_v W_v
 
 The vocabulary is processed in blocks with a running maximum, as in FlashAttention's softmax. If a gradient is needed,
-the same pass also accumulates sum_v p_v W_v, so the backward pass needs no logits. With a logit cap s (Gemma 2),
+the same pass also accumulates sum_v p_v W_v, so that the backward pass needs no logits. With a logit cap s (Gemma 2),
 z becomes s tanh(z / s), and each W_v in the gradient is multiplied by the slope 1 - tanh^2(z_v / s).
 """
 
@@ -18,7 +18,7 @@ from locaudit.models import Head
 from locaudit.models.memory import of_device
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 256 * 2**20}
-"""Size of one block of float32 logits, by device: on a CPU small enough to stay in its cache."""
+"""Size of one block of float32 logits, by device. On a CPU, it is small enough to stay in the CPU's cache."""
 
 
 def head_log_probs(
@@ -36,7 +36,7 @@ class _HeadLogProbs(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, head: Head, which: Tensor, token: Tensor) -> Tensor:  # type: ignore[override]
         logsumexp, mean = _normaliser(hidden, head, ctx.needs_input_grad[0])  # (m,), (m, d) or None
         rows = head.weight.index_select(0, token).float()  # (n, d): W_y
-        # Rounded like the logits in the normaliser; otherwise the probability of a likely token could exceed 1.
+        # Rounded like the logits in `_normaliser`; otherwise the probability of a likely token could exceed 1.
         logit = (hidden.index_select(0, which).float() * rows).sum(dim=1).to(hidden.dtype).float()
         if head.bias is not None:
             logit = logit + head.bias.index_select(0, token).float()

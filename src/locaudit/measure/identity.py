@@ -1,7 +1,8 @@
-"""The executable identity on a run's own questions: answer trees must give what separate rows give.
+"""Check on a run's own questions that answer trees and separate rows give the same log-probabilities.
 
-`locaudit.models.identity` checks a model on a few tokens. Positions and attention of some models change with the
-length of a text or of a row, so the same is checked once per run where it is most likely to fail.
+`locaudit.models.identity` checks this on a few tokens when a model is loaded. But positions and attention of some
+models change with the length of a text or of a row. Therefore it is checked again, once per run, on the questions on
+which it is most likely to fail.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from locaudit.models.identity import tolerance
 
 
 def hardest_trees(forests: Sequence[Forest]) -> Forest:
-    """The tree with the longest path (primer, prompt and answer), and the trees that fill the widest row with it."""
+    """The tree with the longest path (primer, prompt and answer), and the trees that share the widest row with it."""
     forest = max((forest for forest in forests if forest.trees), key=lambda forest: forest.depth)
     lengths = [len(tree) for tree in forest.trees]
     widest = max(pack(lengths, ROW_LENGTH), key=lambda row: sum(lengths[i] for i in row))
@@ -31,12 +32,12 @@ def hardest_trees(forests: Sequence[Forest]) -> Forest:
 
 @torch.no_grad()
 def check_trees(model: Model, forest: Forest) -> float:
-    """Compare log p(answer) in trees with that in separate rows; returns the largest difference per token, in nats.
+    """Compare log p(answer) in trees and in separate rows. Returns the largest difference per token, in nats.
 
-    Trees run as in trials: behind the cached prefix, several in a row, under an edit with B = 0 from the middle layer
-    on, starting at that layer's cached residual stream. Rows run without any of these. At most three answers of
-    `hardest_trees` are compared: the longest one, and those that stand last in the rows. Raises `ModelError` if they
-    differ by more than `tolerance`.
+    Trees run as in trials: after the cached prefix, several in a row, under an edit with B = 0 from the middle layer
+    on, and starting at that layer's cached residual stream. Separate rows run without any of these. At most three
+    answers of `hardest_trees` are compared: the longest one, and those that are last in their rows. Raises `ModelError`
+    if the results differ by more than `tolerance`.
     """
     sites = [Site(name, model.n_layers // 2) for name in SITES if name not in model.lacks]  # type: ignore[arg-type]
     bank = stack(model, [zero_edit(model, sites)]) if sites else None
@@ -53,8 +54,9 @@ def check_trees(model: Model, forest: Forest) -> float:
         worst = max(worst, abs(float(sums[number][0, answer]) - float(alone)) / len(branch))
     if worst > tolerance(model):  # NaN is refused with the unedited model's log-probabilities, by question
         raise ModelError(
-            got=f"{model.name} ({model.config.model_type}), which scores the answers of a question of {forest.depth} "
-            f"tokens (primer: {len(forest.prefix)}) {worst:.2g} nats per token off in a tree from separate rows",
+            got=f"{model.name} ({model.config.model_type}), whose log-probabilities of answers differ by {worst:.2g} "
+            f"nats per token between a tree and separate rows (text of {forest.depth} tokens, of which "
+            f"{len(forest.prefix)} are the primer's)",
             expected=f"a difference of at most {tolerance(model):.1g}, as rounding gives",
             remedy="use a shorter primer or none (prompt.primer), or another model: positions or attention of this one "
             "depend on the length of a text",

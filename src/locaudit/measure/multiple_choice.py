@@ -16,7 +16,7 @@ from locaudit.registry import SCORES
 from locaudit.stats.scores import ROUNDING
 
 METRICS = ("mc1", "mc2", "mc3", "preference_accuracy", "reward_accuracy", "reward_margin")
-"""Names of the scores. All but `reward_margin` (nats) lie in [0, 1]; higher is better."""
+"""Names of the scores. All but `reward_margin` (in nats) are in [0, 1]; higher is better."""
 
 
 def question_scores(
@@ -24,19 +24,19 @@ def question_scores(
 ) -> dict[str, float]:
     """Scores of one question, from log-probabilities of its answers, true answers first.
 
-    `sums` has s, the log-probability of each answer under the edit (nats, summed over its tokens); `reference` has the
-    same of the unedited model.
+    `sums` has s, the log-probability of each answer under the edit (in nats, summed over its tokens). `reference` has
+    the log-probability of each answer in the unedited model.
 
         mc1                   1 if s(best) > max s(false), else 0
         mc2                   sum over true answers of exp s / sum over all answers of exp s
         mc3                   share of true answers with s > max s(false)
         preference_accuracy   share of (true, false) pairs with s(true) > s(false)
         reward_accuracy       share of pairs with r(true) > r(false), where r = s - reference; ties count 1/2;
-                              a difference of at most `tie` nats is one
+                              a difference of at most `tie` nats is a tie
         reward_margin         mean over pairs of r(true) - r(false), in nats
 
-    MC1 takes the first true answer if none is marked as the best. Ties of s count as wrong. Ties of r count 1/2 (TRL
-    counts them as wrong): the unedited model has r = 0 everywhere, and so a reward accuracy of 0.5.
+    MC1 takes the first true answer if none is marked as the best. Ties of s count as wrong. Ties of r count 1/2, so
+    that the unedited model, which has r = 0 everywhere, has a reward accuracy of 0.5. (TRL counts ties of r as wrong.)
     """
     n_true = len(question.true)
     sums, reference = sums.double(), reference.double()
@@ -58,8 +58,8 @@ def score_questions(
 ) -> dict[str, tuple[float, ...]]:
     """Score every question: metric -> one value per question.
 
-    The metrics are those of `question_scores` and of every registered score that has its own `measure`. Rewards that
-    differ by less than a model in `dtype` rounds are tied.
+    The metrics are those of `question_scores` and those of all registered scores that have their own `measure`. Rewards
+    are tied if they differ by no more than the rounding error of a model in `dtype`.
     """
     own = {name: score.measure for name, score in SCORES.items() if score.measure is not None}
     tie = ROUNDING.get(dtype, 0.0)

@@ -1,7 +1,8 @@
 """Cached residual streams, from which forwards start at the lowest edited layer.
 
-An edit whose lowest layer is l does not change the residual stream that enters layer l. That stream is read once from
-the unedited model. It then serves every training step, strength and seed, and all locations with that lowest layer.
+An edit whose lowest layer is l does not change the residual stream that enters layer l. Therefore this stream is
+computed once, in the unedited model. It is used in every training step, for every strength and seed, and for all
+locations with the same lowest layer.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ BUDGET_BYTES = 2**30
 """Memory for one forest's cached streams; the least recently used layers are dropped first."""
 
 Streams = tuple[tuple[Float[Tensor, "tokens d"], ...], Float[Tensor, "prefix d"] | None]
-"""The residual stream entering one layer: of each tree's columns, and of the prefix (None without one)."""
+"""The residual stream that enters one layer: for each tree's columns, and for the prefix (None without a prefix)."""
 
 
 class Residuals:
-    """Cache of a forest's residual streams in the unedited model, one entry per layer, computed when first needed."""
+    """Cache of a forest's residual streams in the unedited model: one entry per layer, computed when it is needed."""
 
     def __init__(self, model: Model, forest: Forest, *, budget_bytes: int = BUDGET_BYTES):
         self.model, self.forest = model, forest
@@ -37,10 +38,11 @@ class Residuals:
         self._at = lru_cache(self._n_kept)(self._read)
 
     def start(self, layer: int, rows: Sequence[Sequence[int]], n_columns: int, n_edits: int = 1) -> Start | None:
-        """The `Start` at `layer` of a forward over rows of trees, given by number, repeated for each edit.
+        """The `Start` at `layer` of a forward over rows of tree numbers, repeated for each edit.
 
-        `n_columns` is the batch's padded length. None, so that the forward runs all layers, if `layer` is 0, one
-        layer's streams exceed the budget, or the architecture cannot start in the middle (`is_resumable`).
+        `n_columns` is the batch's padded length. Returns None, so that the forward runs all layers, in three cases:
+        `layer` is 0, one layer's streams exceed the budget, or the architecture cannot start in the middle
+        (`is_resumable`).
         """
         if layer <= 0 or not self._n_kept or not is_resumable(self.model):
             return None
@@ -53,7 +55,7 @@ class Residuals:
 
     @torch.no_grad()
     def _read(self, layer: int) -> Streams:
-        # Always computed from the first layer and in the same batches, so that rounding does not depend on which other
+        # Computed from the first layer and always in the same batches. So rounding does not depend on which other
         # layers are in the cache.
         model, forest = self.model, self.forest
         prefix, stream = run_prefix(model, forest.prefix, None), None
@@ -74,9 +76,9 @@ _RESUMABLE: WeakKeyDictionary[Model, bool] = WeakKeyDictionary()
 
 
 def is_resumable(model: Model) -> bool:
-    """Whether forwards that start in the middle layer, and in the last one, give the same result as a full one.
+    """Whether forwards that start in the middle layer and in the last layer give the same result as a full forward.
 
-    Tested once per model, on four tokens, to 1e-5 of the largest entry.
+    This is tested once per model, on four tokens. Differences up to 1e-5 of the largest entry are allowed.
     """
     if model not in _RESUMABLE:
         ids = torch.arange(4, device=model.device).unsqueeze(0)
@@ -89,7 +91,7 @@ def is_resumable(model: Model) -> bool:
             with resumed(model, layer, hidden):
                 try:
                     found = forward()
-                except (RuntimeError, TypeError, LookupError):  # a layer needs more from lower ones than the stream
+                except (RuntimeError, TypeError, LookupError):  # a layer needs more of lower layers than the stream
                     return False
             return bool((whole - found).abs().max() <= 1e-5 * whole.abs().max())
 

@@ -1,16 +1,17 @@
 """Answer trees: all answers of a question are scored in one row of a batch.
 
-Tokens that answers share run once: the prompt, and any beginning that several answers have in common. Position ids and
-the attention mask give every answer the same context as in a row of its own, so its log-probability is the same.
+Tokens that answers share run once. These are the prompt and any beginning that several answers have in common. Position
+ids and the attention mask give every answer the same context as in a row of its own, so that its log-probability is the
+same.
 
-A worked example: the prompt "Was it ?" with the answers "No , never", "No , it is" and "Yes it is", a token per word.
+Example: the prompt "Was it ?" with the answers "No , never", "No , it is" and "Yes it is", with one token per word.
 
                       +-- No -- , --+-- [never]
     Was -- it -- ? ---+             +-- it -- [is]
                       +-- Yes -- it -- [is]
 
-The last token of an answer (in brackets) is predicted, but nothing is predicted from it: it gets no column. The row
-has 8 columns; one row per answer would take 3 rows of up to 5 columns.
+The last token of an answer (in brackets) is predicted, but nothing is predicted from it. Therefore it gets no column.
+The row has 8 columns; with one row per answer, there would be 3 rows of up to 5 columns.
 
     column        0    1    2    3    4    5    6    7
     token         Was  it   ?    No   ,    it   Yes  it
@@ -34,8 +35,9 @@ has 8 columns; one row per answer would take 3 rows of up to 5 columns.
 5 (2, Yes), 6 (6, it), 7 (7, is). `Layout.paths` lists the predictions of each answer: (0, 1, 2), (0, 1, 3, 4) and
 (5, 6, 7). So log p("No , it is") is the sum of the log-probabilities of predictions 0, 1, 3 and 4.
 
-Several trees can stand side by side in one row: positions start again with each tree, and the mask is block-diagonal.
-Behind a prefix of P cached tokens, P is added to every position id and every token attends to the whole prefix.
+Several trees can be side by side in one row. Positions then start again with each tree, and the mask is block-diagonal.
+If P tokens come before the row from a cache (the prefix), P is added to every position id, and every token attends to
+the whole prefix.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ from locaudit.errors import DataError
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns of one tree: the prompt, then the answers' tokens, with those of a shared beginning only once.
+    """The columns of one tree: the prompt, then the answers' tokens. A beginning that answers share is there once.
 
     Every column comes after its parent, the column of the token before it.
     """
@@ -65,13 +67,13 @@ class Layout:
     tokens: tuple[int, ...]
     """Token id of each column."""
     positions: tuple[int, ...]
-    """Position id of each column, from 0: how many tokens come before its token on the token's path."""
+    """Position id of each column, from 0: the number of tokens before it on its path."""
     parents: tuple[int, ...]
     """For each column, the column of the token before it on its path; -1 for the first token of the prompt."""
     edges: tuple[tuple[int, int], ...]
-    """(column that predicts, predicted token id) of each prediction; one that several branches share is listed once."""
+    """(predicting column, predicted token id) of each prediction. If branches share a prediction, it is listed once."""
     paths: tuple[tuple[int, ...], ...]
-    """For each branch, the indices into `edges` of its tokens, in order."""
+    """For each branch, the indices in `edges` of the predictions of its tokens, in order."""
     last: tuple[int, ...]
     """Column of each branch's last token; -1 if that token has no column."""
 
@@ -89,7 +91,7 @@ class Tree:
 
     @cached_property
     def scored(self) -> Layout:
-        """The columns needed to score the branches: all tokens but those from which nothing is predicted."""
+        """The columns needed to score the branches: all tokens except those from which nothing is predicted."""
         return _lay_out(self, ends=False)
 
     @cached_property
@@ -100,7 +102,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Forest:
-    """Trees whose prompts all begin with the same tokens, such as a primer: `prefix` holds them, the trees do not."""
+    """Trees whose prompts all begin with the same tokens, such as a primer. Only `prefix` has these tokens."""
 
     prefix: tuple[int, ...]
     trees: tuple[Tree, ...]
@@ -125,12 +127,12 @@ class TreeBatch:
     visible: Bool[Tensor, "rows tokens tokens"]
     """Attention mask: in row r, the token in column i may attend to the one in column j if ``visible[r, i, j]``."""
     answer_positions: Bool[Tensor, "rows tokens"]
-    """True from each prompt's last token on: the columns from which answer tokens are predicted, where an ``answer``
-    edit acts."""
+    """True from each prompt's last token on. From these columns answer tokens are predicted, and on them an edit with
+    positions ``answer`` acts."""
     target: Int[Tensor, "3 n"]
-    """(row, column that predicts, predicted token id) of each of the n predictions; branches share predictions."""
+    """(row, predicting column, predicted token id) of each of the n predictions. Branches can share predictions."""
     path: Int[Tensor, "2 steps"]
-    """(branch, index into `target`) of every token of every branch; branches are numbered across all rows."""
+    """(branch, index in `target`) of every token of every branch. Branches are numbered across all rows."""
     last: Int[Tensor, "2 branches"]
     """(row, column) of each branch's last token; the column is -1 if that token does not run."""
 
@@ -148,8 +150,8 @@ class TreeBatch:
 def encode_tree(tokenizer: Any, prompt: str, continuations: Sequence[str], *, special: bool = True) -> Tree:
     """Tokenise a prompt and its continuations into a tree.
 
-    Each continuation is tokenised together with the prompt. If the result does not begin with the prompt's own tokens,
-    because the tokenizer merged characters across the border, the continuation is tokenised alone. `special` adds the
+    Each continuation is tokenised together with the prompt. If the tokenizer merges characters of both into one token,
+    the result does not begin with the prompt's own tokens, and the continuation is tokenised alone. `special` adds the
     tokenizer's special tokens (BOS). Raises `DataError` for a prompt or continuation without tokens.
     """
     ending = added_tokens(tokenizer)[1] if special else ()
@@ -174,9 +176,9 @@ def encode_tree(tokenizer: Any, prompt: str, continuations: Sequence[str], *, sp
 
 
 def added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Special tokens that the tokenizer puts before every text (BOS) and behind it (T5-like ones append EOS).
+    """Special tokens that the tokenizer puts before every text (BOS) and after it (T5-like tokenizers append EOS).
 
-    Those behind are not scored.
+    Tokens after the text are not scored.
     """
     plain = tuple(tokenizer("a", add_special_tokens=False)["input_ids"])
     full = tuple(tokenizer("a", add_special_tokens=True)["input_ids"])
@@ -187,7 +189,8 @@ def added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def plant(tokenizer: Any, prompt: Prompt, questions: Sequence[tuple[str, Sequence[str]]]) -> Forest:
     """Tokenise (question, answers) pairs into a forest.
 
-    With a primer, the tokens with which all prompts begin become the forest's prefix. Without one, the prefix is empty.
+    If there is a primer, the tokens with which all prompts begin become the forest's prefix. Otherwise, the prefix is
+    empty.
     """
 
     def tree_of(question: str, answers: Sequence[str]) -> Tree:
@@ -197,7 +200,7 @@ def plant(tokenizer: Any, prompt: Prompt, questions: Sequence[tuple[str, Sequenc
     trees = [tree_of(question, answers) for question, answers in questions]
     if not prompt.primer:
         return Forest((), tuple(trees))
-    # With few questions, all could happen to begin alike: two more prompts keep such words out of the prefix.
+    # A few questions may all begin with the same words. Two more prompts keep such words out of the prefix.
     # `prompt[:-1]` leaves each tree at least one prompt token, from which the first answer token is predicted.
     others = [tree_of(text, ()).prompt for text in ("?", "Why not?")]
     n = len(commonprefix([*others, *(tree.prompt[:-1] for tree in trees)]))
@@ -207,11 +210,11 @@ def plant(tokenizer: Any, prompt: Prompt, questions: Sequence[tuple[str, Sequenc
 def collate(
     rows: Sequence[Sequence[Tree]], *, n_prefix: int = 0, pad_id: int = 0, ends: bool = False, multiple: int = 1
 ) -> TreeBatch:
-    """Put trees into the rows of a batch; ``rows[r]`` are the trees of row r, which do not attend to each other.
+    """Put trees into the rows of a batch. ``rows[r]`` are the trees of row r; trees do not attend to each other.
 
-    Position ids start at `n_prefix`. Rows are padded to the longest one, rounded up to a multiple of `multiple`. A
-    padding token attends only to itself, and no other token attends to it. With `ends`, the branches' last tokens run
-    too (`Tree.read`).
+    Position ids start at `n_prefix`. Rows are padded to the length of the longest one, rounded up to a multiple of
+    `multiple`. A padding token attends only to itself, and no other token attends to it. With `ends`, the branches'
+    last tokens get columns too (`Tree.read`).
     """
     layouts = [[tree.read if ends else tree.scored for tree in row] for row in rows]
     n_rows, n_tokens = len(rows), max(sum(len(layout.tokens) for layout in row) for row in layouts)
@@ -230,7 +233,7 @@ def collate(
             input_ids[number, at:end] = layout.tokens
             position_ids[number, at:end] = layout.positions
             answers[number, at + len(tree.prompt) - 1 : end] = True
-            # Each token attends to what its parent attends to, and to itself (the diagonal). Parents stand first.
+            # Each token attends to itself (the diagonal) and to what its parent attends to. Parents come first.
             for column in range(1, len(layout.tokens)):
                 visible[number, at + column] |= visible[number, at + layout.parents[column]]
             # Branches and targets are numbered across rows: shift this tree's numbers by those already there.
@@ -250,10 +253,10 @@ def collate(
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Distribute items over rows of at most `capacity` tokens: the item numbers of each row.
+    """Distribute items over rows of at most `capacity` tokens. Returns the item numbers of each row.
 
-    First-fit decreasing: the longest item first, each into the first row with room for it. An item longer than
-    `capacity` gets a row of its own. ``pack([7, 3, 5, 2], 8)`` is ``[[0], [2, 1], [3]]``.
+    This is first-fit decreasing: the longest item comes first, and each item goes into the first row with room for it.
+    An item longer than `capacity` gets a row of its own. ``pack([7, 3, 5, 2], 8)`` is ``[[0], [2, 1], [3]]``.
     """
     rows: list[list[int]] = []
     left: list[int] = []
@@ -269,10 +272,10 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 
 
 def _lay_out(tree: Tree, *, ends: bool) -> Layout:
-    """Columns of a tree; `ends` gives the branches' last tokens a column too."""
+    """Columns of a tree. With `ends`, the branches' last tokens get columns too."""
     n_prompt = len(tree.prompt)
     tokens, positions, parents = list(tree.prompt), list(range(n_prompt)), list(range(-1, n_prompt - 1))
-    # An edge (column that predicts, token) is the same for two branches exactly if they agree up to that token.
+    # Two branches have the same edge (predicting column, token) exactly if they agree up to and including that token.
     columns: dict[tuple[int, int], int] = {}  # edge -> column of its token, if it has one
     edges: dict[tuple[int, int], int] = {}  # edge -> its index, in order of first use
     paths, last = [], []
@@ -293,9 +296,10 @@ def _lay_out(tree: Tree, *, ends: bool) -> Layout:
 
 
 def additive_mask(batch: TreeBatch, n_prefix: int, dtype: torch.dtype) -> Float[Tensor, "rows 1 tokens seen"]:
-    """The attention mask that transformers adds to attention scores, for a batch behind `n_prefix` cached tokens.
+    """The mask that transformers adds to attention scores, for a batch that comes after `n_prefix` cached tokens.
 
-    It is 0 where a token may attend and the dtype's minimum elsewhere; `seen` counts prefix and row, P + tokens.
+    It is 0 where a token may attend, and the dtype's minimum elsewhere. Its last dimension covers the prefix and the
+    row: P + tokens.
     """
     rows, tokens = batch.input_ids.shape
     # Every token attends to the whole prefix: (rows, tokens, P) ones, then (rows, tokens, tokens).

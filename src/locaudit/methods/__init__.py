@@ -1,4 +1,4 @@
-"""How is an edit found? Registers the built-in methods and objectives; a method's code is imported at first use."""
+"""Register the built-in methods of finding edits, and training objectives. Their code is imported at first use."""
 
 from __future__ import annotations
 

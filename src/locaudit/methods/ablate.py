@@ -1,7 +1,8 @@
-"""Mean ablation: h is replaced by its mean in the location's subspace and unchanged outside it.
+"""Mean ablation: in the location's subspace, h is replaced by its mean; outside it, h is unchanged.
 
-With an orthonormal basis P (d, k) of the subspace, h' = h + P P^T (mean - h). A set of coordinates is stored as a mask
-and a mean, which is exact in every dtype. Any other subspace is stored as matrices: A = -P^T, B = P, c = P^T mean.
+With an orthonormal basis P (d, k) of the subspace, h' = h + P P^T (mean - h). If the subspace is a set of coordinates,
+the edit is stored as a mask and a mean, which is exact in every dtype. For any other subspace, it is stored as
+matrices: A = -P^T, B = P, c = P^T mean.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from locaudit.registry import KINDS
 
 
 def prepare(preparing: Any, settings: AblateSettings) -> dict[str, Tensor]:
-    """Mean vector (d,) of every layer's site over all tokens of the training texts, by the name ``SITE.LAYER``."""
+    """``SITE.LAYER`` -> mean vector (d,) of the site in this layer, over all tokens of the training texts."""
     name = KINDS[preparing.kind].site
     sites = [Site(name, layer) for layer in range(preparing.model.n_layers)]
     preparing.say(f"reading mean activations ({name})")
@@ -61,8 +62,8 @@ def collect_means(
 ) -> dict[Site, Float[Tensor, " d"]]:
     """Mean of each site's vectors over the tokens of the forest's prompts and answers, in float32 on the CPU.
 
-    A question's prompt counts once, and so do tokens with which several of its answers begin. The prefix that all
-    prompts share does not count. `row_tokens` is the most padded tokens in a forward.
+    Each question's prompt counts once, and so do tokens with which several of its answers begin. The prefix that all
+    prompts share is left out. `row_tokens` limits the tokens in a forward, with padding.
     """
     check_depth(model, forest)
     totals = {site: torch.zeros(model.width(site), dtype=torch.float64) for site in sites}

@@ -19,7 +19,7 @@ class Job:
     strength: float | None
     """A value of the method's grid of strengths; None for a method without a grid."""
     seed: int
-    """Seed of the order of training questions and of the initial A; the same for the claim and its controls."""
+    """Seed for the order of training questions and for the initial A. The claim and its controls have the same seed."""
     draw: int | None = None
     """Number of the random direction at the location, if controls are directions (`Method.null`); else None."""
 
@@ -43,19 +43,20 @@ class Method:
     title: str
     """Name in reports, for example ``Optimal edit``."""
     settings: type
-    """A dataclass whose fields all have defaults and docstrings. They become keys of ``methods.NAME`` in YAML and
+    """A dataclass whose fields all have defaults and docstrings. The fields become keys of ``methods.NAME`` in YAML and
     flags of the command line."""
     fit: Callable[..., Sequence[Any]] | str
-    """``fit(shared, jobs, settings, on_step=None)`` returns one `Fit` per job. May be given as ``"module:function"``,
-    which is imported at first use. `shared` is a `locaudit.run.worker.Shared`: the model, the data and everything that
-    is computed once for all trials. ``on_step(done, total)`` reports progress."""
+    """``fit(shared, jobs, settings, on_step=None)`` returns one `Fit` per job. `shared` is a
+    `locaudit.run.worker.Shared` with the model, the data and everything that is computed once for all trials.
+    ``on_step(done, total)`` reports progress. Instead of the function, its name ``"module:function"`` can be given; it
+    is imported at first use."""
     prepare: Callable[..., Any] | str = ""
-    """``prepare(preparing, settings)`` computes tensors that all edits of the method share, as {name: tensor}. It runs
-    once; the tensors are saved in the run folder and passed on as ``shared.prepared[method]``. `preparing` is a
-    `locaudit.run.prepare.Preparing`. Empty for a method that needs none."""
+    """``prepare(preparing, settings)`` returns tensors that all edits of the method need, as {name: tensor}. It runs
+    once. The tensors are saved in the run folder and passed on as ``shared.prepared[method]``. `preparing` is a
+    `locaudit.run.prepare.Preparing`. Empty for a method that needs no such tensors."""
     grid: str = ""
-    """Name of the settings field with the strengths to try, one of which is chosen on validation questions. Empty for
-    a method without a strength: it makes a single edit per location."""
+    """Name of the settings field with the strengths to try. One of them is chosen on validation questions. Empty for a
+    method without a strength, which makes a single edit per location."""
     symbol: str | Callable[[Any], str] = ""
     """Symbol of the strength, for example ``α``, or a function from the settings to the symbol."""
     supports: Literal["higher", "lower"] = "higher"
@@ -69,8 +70,8 @@ class Method:
     trained: bool = False
     """Whether edits are trained; several can then be trained together in one bank."""
     check: Callable[[Any], object] = str
-    """``check(settings)`` raises `LocauditError` for a file that is not there and the like, before anything is loaded.
-    The default checks nothing."""
+    """``check(settings)`` raises `LocauditError`, for example for a missing file, before anything is loaded. The
+    default checks nothing."""
 
     def __post_init__(self):
         names = [field.name for field in fields(self.settings)]
@@ -112,7 +113,7 @@ class Objective:
     """A training loss over pairs of a true and a false answer."""
 
     loss: Callable[[Any, float], Any]
-    """``loss(margin, strength)`` of each pair: margins h = r(y+) - r(y-) (pairs,) to losses (pairs,); strength is a
-    number."""
+    """``loss(margin, strength)`` turns margins h = r(y+) - r(y-) (pairs,) into losses (pairs,). r is an answer's
+    log-ratio to the unedited model, and y+ and y- are a true and a false answer. The strength is a number."""
     symbol: str
     """Symbol of the strength, for example ``τ``."""

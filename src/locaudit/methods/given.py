@@ -1,4 +1,4 @@
-"""A user's own edit from a file; its null distribution is random directions of the same norm at the same place."""
+"""A user's own edit from a file. Its controls are random directions of the same norm at the same place."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from locaudit.records import content_hash
 def fit(
     shared: Any, jobs: Sequence[Job], settings: GivenSettings, on_step: Callable[[int, int], None] | None = None
 ) -> list[Fit]:
-    """The edit in the file, or for a job with a `draw` the same edit in random directions (`random_directions`).
+    """The edit in the file. If a job has a `draw`, the same edit in random directions (`random_directions`).
 
     Raises `ConfigError` if no file is set, `DataError` if the file is not an edit, and `LocationError` if the edit
     changes anything outside the job's location.

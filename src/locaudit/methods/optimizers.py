@@ -15,8 +15,8 @@ from locaudit.methods.settings import OptimizerName
 def resolve_optimizer(name: OptimizerName, device: torch.device) -> Literal["adamw", "paged_adamw_32bit"]:
     """Resolve ``auto``: the paper's ``paged_adamw_32bit`` if CUDA and bitsandbytes are available, else ``adamw``.
 
-    Both make the same update in float32. The paged one keeps its state in memory that can move from the GPU to the
-    host. Raises `ConfigError` if the paged one is asked for and cannot run.
+    Both make the same update in float32. The paged form keeps its state in memory that can move from the GPU to the
+    host. Raises `ConfigError` if the paged form is set but cannot run.
     """
     has_paged = device.type == "cuda" and importlib.util.find_spec("bitsandbytes") is not None
     if name == "auto":

@@ -1,4 +1,4 @@
-"""Trainable edits: at each site a low-rank update B A whose output lies in the location's subspace."""
+"""Trainable edits: at each site, a low-rank update B A whose output is in the location's subspace."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Subspace = Bool[Tensor, " d"] | Float[Tensor, "d k"]
 
 
 def onto(subspace: Subspace, columns: Float[Tensor, "d r"]) -> Float[Tensor, "d r"]:
-    """Project columns orthogonally onto a subspace: zero the rows outside a mask, or Q Q^T columns for a basis Q."""
+    """Project columns orthogonally onto a subspace: set rows outside a mask to 0, or apply Q Q^T for a basis Q."""
     if subspace.dtype == torch.bool:
         return columns * subspace.unsqueeze(-1)
     return subspace @ (subspace.T @ columns)
@@ -29,12 +29,13 @@ def onto(subspace: Subspace, columns: Float[Tensor, "d r"]) -> Float[Tensor, "d 
 class TrainableEdit(nn.Module):
     """An edit h' = h + B A h with trainable A (r, d) and B (d, r) at each site of one location.
 
-    The columns of B are projected onto the location's subspace, so the edit writes only there. What it reads depends on
-    `reader`: A may read all of h (``layer``, as in the paper) or only the location's subspace (``location``). The paper
-    uses rank 1. A `constant` edit reads nothing: h' = h + b with trainable b (the paper's footnote).
+    The columns of B are projected onto the location's subspace, so that the edit writes only there. `reader` says what
+    the edit reads: A may read all of h (``layer``, as in the paper) or only the location's subspace (``location``). The
+    paper uses rank 1. A `constant` edit reads nothing: h' = h + b with trainable b (the paper's footnote).
 
-    B starts at 0, so training starts at the unedited model. A starts uniform in +-1/sqrt(d), as LoRA's A in PEFT. It is
-    drawn from `seed` and the layer, so edits of different locations start with the same A in a layer that they share.
+    B starts at 0, so that training starts at the unedited model. The entries of A are drawn uniformly from +-1/sqrt(d),
+    like LoRA's A in PEFT. The draw depends only on `seed` and the layer: in a layer that two locations share, their
+    edits start with the same A.
     """
 
     def __init__(

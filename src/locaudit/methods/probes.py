@@ -1,11 +1,11 @@
-"""Linear probes: one logistic regression per unit, all fitted together by Newton's method, and the units' ranking.
+"""Linear probes: one logistic regression per unit, all fitted together by Newton's method. Units are ranked by them.
 
 For each unit, with activations x_i, labels y_i in {0, 1} and inverse regularisation C,
 
     min over w, v:  C sum_i [log(1 + exp(z_i)) - y_i z_i] + |w|^2 / 2,   z_i = <w, x_i> + v
 
-This is scikit-learn's ``LogisticRegression(C=C)``: activations are not scaled, the intercept v is not penalised.
-The best-ranked units are the candidate location.
+This is scikit-learn's ``LogisticRegression(C=C)``: activations are not scaled, and the intercept v is not penalised.
+Units with the best held-out accuracy are a candidate for the claim.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from locaudit.measure.activations import Activations, check_finite
 from locaudit.registry import KINDS
 
 MAX_STEPS = 100
-"""Maximal number of Newton steps; a handful usually suffice."""
+"""Largest number of Newton steps. A few steps are usually enough."""
 TOLERANCE = 1e-8
-"""Newton's method stops when the largest gradient entry is at most this times C n."""
+"""Newton's method stops when the largest entry of the gradient is at most this number times C n."""
 CHUNK_BYTES = 256 * 2**20
 """Units are fitted in chunks whose float64 features take at most this much memory."""
 
@@ -39,13 +39,13 @@ class Probes:
     val_accuracy: Float[Tensor, "layers units"]
     """Accuracy on the held-out part of the training questions."""
     majority: float
-    """Share of the larger class among the held-out examples: the accuracy of always guessing it."""
+    """Share of the larger class among the held-out examples, which is the accuracy of always guessing this class."""
     n_train: int
     """Number of examples that probes were fitted on."""
     n_val: int
-    """Number of held-out examples that units were ranked on."""
+    """Number of held-out examples by which units were ranked."""
     kind: str = "head"
-    """Kind of place that the units are."""
+    """Kind of the units."""
 
     def __repr__(self) -> str:
         best, (layers, units) = self.ranking()[0], self.val_accuracy.shape
@@ -62,7 +62,7 @@ class Probes:
             ((layer, unit) for layer in range(layers) for unit in range(units)),
             key=lambda pair: (-accuracy[pair[0]][pair[1]], pair),
         )
-        # Kinds whose unit is a whole layer name it (layer,), without a unit number.
+        # If a unit is a whole layer, it is named (layer,), without a unit number.
         whole_layers = units == 1 and KINDS[self.kind].whole_layers
         return [pair[:1] if whole_layers else pair for pair in pairs]
 
@@ -91,10 +91,10 @@ def fit_probes(
 ) -> Probes:
     """Fit every unit's probe on some of the questions and measure its accuracy on the others.
 
-    `val_fraction` of the questions, drawn from `seed`, are held out. All answers of a question are on the same side of
-    the split. Raises `DataError` if either side is empty, or the examples to fit on are of one class only, and
-    `ModelError` for activations that are NaN or infinite. Source: the paper, "Localization and Intervention Using
-    Activation Statistics"; Li et al. 2023 (ITI), section 3.1.
+    A share `val_fraction` of the questions, drawn from `seed`, is held out with all their answers. Raises `DataError`
+    if no question is held out or none is left, or if the examples to fit on have only one class. Raises `ModelError`
+    for activations that are NaN or infinite. Source: the paper, "Localization and Intervention Using Activation
+    Statistics"; Li et al. 2023 (ITI), section 3.1.
     """
     check_finite(activations)
     n_questions = int(activations.question.max()) + 1
@@ -129,11 +129,11 @@ def fit_probes(
 def fit_logistic(
     x: Float[Tensor, "m n d"], y: Bool[Tensor, " n"], *, inverse_l2: float = 1.0
 ) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:
-    """Fit `m` L2-regularised logistic regressions with the same labels; float64 weights (m, d) and intercepts (m,).
+    """Fit `m` L2-regularised logistic regressions with the same labels. Returns weights (m, d) and intercepts (m,).
 
-    All problems take Newton steps together. Where a step would raise a problem's objective, that problem's step is
-    halved until it does not. The objective is strictly convex in w, so the solution is unique. Raises `DataError` if
-    only one class is present.
+    Both are float64. All problems take Newton steps together. If a step would raise a problem's objective, it is halved
+    for this problem until it does not. The objective is strictly convex in w, so that the solution is unique. Raises
+    `DataError` if only one class is present.
     """
     if y.all() or not y.any():
         raise DataError(got="examples of one class only", expected="both classes", remedy="use more questions")
@@ -145,7 +145,7 @@ def fit_logistic(
 
 
 def _newton(x: Float[Tensor, "m n d"], y: Float[Tensor, " n"], c: float) -> Float[Tensor, "m d1"]:
-    """Solve m problems at once; each row of the result is (w, v), so d1 = d + 1."""
+    """Solve m problems at once. Each row of the result is (w, v), and d1 = d + 1."""
     m, n, d = x.shape
     x = torch.cat([x, x.new_ones(m, n, 1)], dim=2)  # (m, n, d + 1): the last feature, 1, belongs to the intercept
     ridge = torch.ones(d + 1, dtype=x.dtype)
@@ -166,7 +166,7 @@ def _newton(x: Float[Tensor, "m n d"], y: Float[Tensor, " n"], c: float) -> Floa
         # Hessian C X^T diag(p (1 - p)) X + diag(ridge): (m, d + 1, d + 1). The 1e-12 keeps it invertible.
         curvature = c * (x * (p * (1 - p)).unsqueeze(2)).transpose(1, 2) @ x + torch.diag(ridge + 1e-12)
         step = torch.linalg.solve(curvature, gradient)  # (m, d + 1)
-        size = x.new_ones(m, 1)  # step size of each problem, halved below where its objective would rise
+        size = x.new_ones(m, 1)  # step size of each problem, halved below if its objective would rise
         proposed, new = theta, value
         for _ in range(30):
             proposed = theta - size * step
@@ -175,7 +175,7 @@ def _newton(x: Float[Tensor, "m n d"], y: Float[Tensor, " n"], c: float) -> Floa
             if not worse.any():
                 break
             size = torch.where(worse.unsqueeze(1), size / 2, size)
-        better = (new < value).unsqueeze(1)  # problems that are not better any more keep their solution
+        better = (new < value).unsqueeze(1)  # a problem that no longer improves keeps its solution
         theta = torch.where(better, proposed, theta)
         if not better.any():
             break

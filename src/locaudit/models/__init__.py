@@ -1,4 +1,4 @@
-"""Models: loading them, and the table of architectures that can be edited."""
+"""Load models, and describe the architectures that can be edited."""
 
 from locaudit.models.architectures import (
     ARCHITECTURES,

@@ -1,4 +1,4 @@
-"""The projections that an architecture's paths lead to: finding them, their widths and their weights."""
+"""Find the projections at an architecture's paths, and read their widths and weights."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def input_width(projection: nn.Module) -> int:
     raise ModelError(
         got=f"a projection of type {type(projection).__name__}",
         expected="a Linear layer or transformers' Conv1D",
-        remedy="give architecture the path of the projection itself, not of a module that contains it",
+        remedy="set architecture to the path of the projection itself, not of a module that contains it",
     )
 
 
 def output_width(projection: nn.Module) -> int:
-    """Width of a projection's output, read from the layer: quantised weights may be packed into another shape."""
+    """Width of a projection's output, read from the layer because quantised weights may be packed in another shape."""
     width = getattr(projection, "out_features", None)
     return width if isinstance(width, int) else output_weight(projection).shape[0]
 
@@ -54,17 +54,17 @@ _BITSANDBYTES = ("Linear8bitLt", "Linear4bit")
 
 
 def is_quantised(projection: nn.Module) -> bool:
-    """Whether the layer is a quantised one of bitsandbytes, of which `output_weight` returns a copy in floats."""
+    """Whether bitsandbytes has quantised the layer. `output_weight` then returns a copy of its weight in floats."""
     return type(projection).__name__ in _BITSANDBYTES
 
 
 def output_weight(projection: nn.Module) -> Tensor:
-    """The weight W of a projection, of shape (d_model, d_in) also for Conv1D, which stores it transposed.
+    """The weight W of a projection. Its shape is (d_model, d_in), also for Conv1D, which stores it transposed.
 
     8-bit and 4-bit weights of bitsandbytes are dequantised. Raises `ModelError` for any other layer whose weight is not
-    a plain floating-point tensor of its own, for example one of GPTQ, AWQ, HQQ, torchao or FP8, or one with LoRA.
+    a plain floating-point tensor of its own, such as layers of GPTQ, AWQ, HQQ, torchao or FP8, or layers with LoRA.
     """
-    # Not projection.weight: a LoRA layer returns that of the layer inside it, and elsewhere it is a method.
+    # Not projection.weight: in a LoRA layer this is the weight of the layer inside it, and in some layers a method.
     weight = projection._parameters.get("weight")
     if weight is not None and is_quantised(projection):
         return _dequantised(projection, weight)
@@ -75,7 +75,7 @@ def output_weight(projection: nn.Module) -> Tensor:
             return weight.T if is_transposed else weight
     kind = type(projection)
     raise ModelError(
-        got=f"a projection of type {kind.__module__}.{kind.__name__}, whose weights are not plain numbers of its own",
+        got=f"a projection of type {kind.__module__}.{kind.__name__}, whose weights are not stored as plain numbers",
         expected="weights in float32, bfloat16 or float16, or in 8 or 4 bits of bitsandbytes",
         remedy="load the model without quantisation, and merge adapters into it (peft: merge_and_unload)",
     )

@@ -1,8 +1,8 @@
-"""GGUF files. Reading one with transformers takes long, so it is converted once and kept in the user's cache.
+"""Read GGUF files. This takes long with transformers, so a file is converted once and kept in the user's cache.
 
 The folder ``models/NAME-HASH`` of the cache (`locaudit.store.cache`) holds an ordinary checkpoint with float32 weights,
 4 bytes per parameter. HASH is computed from the file's content and the versions of the packages that read it. A model
-loaded from this folder is bit-identical to one read from the file.
+that is loaded from this folder equals one that is read from the file, bit for bit.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ Loaded = tuple[Any, Any, Any]
 
 
 def convert_gguf(file: Path) -> Path | Loaded:
-    """Convert a GGUF file, unless that was done before, and return the folder with the converted model.
+    """Convert a GGUF file, unless this was done before, and return the folder with the converted model.
 
-    Some files are not converted: with ``LOCAUDIT_CACHE=off``, above `MOST_BYTES`, if weights are missing, or if the
-    folder cannot be written (with a warning). Then the model, read from the file in float32, is returned instead.
-    Raises `ValueError` if transformers cannot read the file.
+    A file is not converted if ``LOCAUDIT_CACHE`` is ``off``, if it has more than `MOST_BYTES`, if weights are missing,
+    or if the folder cannot be written (with a warning). In these cases, the model is read from the file in float32 and
+    returned itself. Raises `ValueError` if transformers cannot read the file.
     """
     cache = cache_folder()
     if cache is None or file.stat().st_size > MOST_BYTES:
@@ -76,7 +76,7 @@ def read_gguf(file: Path) -> Loaded:
     """Read a GGUF file with transformers, the model in float32. Raises `ValueError` if transformers cannot read it."""
     keywords = {"gguf_file": file.name}
     try:
-        with redirect_stderr(io.StringIO()):  # hides a progress bar that has no other switch
+        with redirect_stderr(io.StringIO()):  # the only way to hide a progress bar
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **keywords)
             loaded, report = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
                 str(file.parent), dtype=torch.float32, output_loading_info=True, **keywords
@@ -87,7 +87,7 @@ def read_gguf(file: Path) -> Loaded:
 
 
 def _plain(loaded: Any) -> Any:
-    """The same model built from its config: the dequantised one cannot be cast or saved with `save_pretrained`."""
+    """The same model, built from its config. The dequantised one cannot be cast, or saved with `save_pretrained`."""
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -102,9 +102,9 @@ def _plain(loaded: Any) -> Any:
 
 
 def _write(folder: Path, lm: Any, tokenizer: Any) -> None:
-    """Write the whole folder, or nothing if that fails. The caller must hold the folder's lock."""
+    """Write the whole folder or, if that fails, nothing. The caller must hold the folder's lock."""
     part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # left by a process that was killed
+    shutil.rmtree(part, ignore_errors=True)  # may be left from a process that was killed
     try:
         part.mkdir()
         lm.save_pretrained(part)

@@ -1,14 +1,15 @@
-"""The executable identity of a model: what every audit assumes of it, checked by running it on a few tokens.
+"""Check by running a model on a few tokens that it does what every audit assumes.
 
-Answers are scored in trees (`locaudit.measure.tree`), so what the model says after a token may depend only on that
-token's own path, given by the attention mask and the position ids. Two rows of five tokens run, and the same as a tree:
+Answers are scored in trees (`locaudit.measure.tree`). Therefore the model's prediction after a token may depend only on
+the tokens of that token's own path, which the attention mask and the position ids define. Two rows of five tokens must
+give the same log-probabilities as one row with both as branches of a tree:
 
     rows    a b c d e        tree        a b c d e f g h      columns 2-4 and 5-7 are two branches behind "a b"
             a b f g h        position    0 1 2 3 4 2 3 4
 
-Models whose positions are distances between columns (ALiBi), and models with recurrent layers, give other numbers in a
-tree: none of their places can be audited. A fault of one site only, such as layers whose heads differ in width, leaves
-the other sites usable.
+Models whose positions are distances between columns (ALiBi) and models with recurrent layers give other numbers in a
+tree. None of their places can be audited. If only one site has a fault, such as layers whose heads differ in width, the
+other sites can still be used.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from locaudit.location import SITES, Site
 from locaudit.models.model import CACHE, Model, setting
 
 _ROWS = ((0, 1, 2, 3, 4), (0, 1, 5, 6, 7))
-"""The columns of the tree that each row has."""
+"""For each row, the columns of the tree that have its tokens."""
 _POSITIONS = (0, 1, 2, 3, 4, 2, 3, 4)
 _N_PREFIX, _N_COLUMNS = 2, 8
 
@@ -36,9 +37,11 @@ _N_PREFIX, _N_COLUMNS = 2, 8
 def tolerance(model: Model) -> float:
     """Mean difference of log-probabilities (nats) up to which two ways to compute them count as equal.
 
-    1e-4 in float32, where rounding gives 5e-6. In 16 bits 32 machine epsilons, 0.25 in bfloat16 and 0.03 in float16:
-    SmolLM2-135M's two implementations of attention differ by 0.09 and 0.009. With quantised layers 0.25: where rounding
-    moves an activation across a step, its integer jumps, and that gave 0.06 in a tiny model.
+    - float32: 1e-4. Rounding gives differences of 5e-6.
+    - bfloat16 and float16: 32 machine epsilons, which are 0.25 and 0.03. SmolLM2-135M's two implementations of
+      attention differ by 0.09 and 0.009.
+    - quantised layers: 0.25. Rounding can move an activation to another quantisation step. This gave a difference of
+      0.06 in a tiny model.
     """
     lm = model.lm
     quantised = (
@@ -50,14 +53,14 @@ def tolerance(model: Model) -> float:
 
 
 def find_faults(model: Model) -> dict[str, str]:
-    """For each site (``heads``, ``neurons``, ``residual``) that cannot be read and edited in this model, the reason.
+    """The sites (``heads``, ``neurons``, ``residual``) that cannot be read and edited in this model: site -> reason.
 
     Sites in `model.lacks` are left out. The model runs five times on a few tokens. Raises `ModelError` if it computes
     other log-probabilities in a tree than in separate rows, or if a registered path leads to no projection.
     """
-    if _has(model.config.to_dict(), "alibi"):  # named, since 16 bits hide it on a few tokens
+    if _has(model.config.to_dict(), "alibi"):  # found by name, because 16-bit rounding can hide it on a few tokens
         raise _refused(model, "has ALiBi positions: they are distances between columns")
-    # Tokens from all over the vocabulary: its first ones are often special, and seldom trained.
+    # Tokens from all over the vocabulary, because its first tokens are often special tokens that are seldom trained.
     n = model.lm.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     ids = [i for i in dict.fromkeys((2 * k + 1) * n // 20 for k in range(10)) if i != model.pad_id] * 4
     columns = torch.tensor(ids[:_N_COLUMNS], device=model.device)
@@ -72,22 +75,23 @@ def find_faults(model: Model) -> dict[str, str]:
             remedy="check the weights, or load it in float32 (loading.dtype)",
         )
     _check_tree(model, columns, plain)
-    # Widths first: a registered path that leads to no projection raises there.
+    # Widths come first, because this raises an error for a registered path that leads to no projection.
     widths = {name: [model.width(Site(name, i)) for i in range(model.n_layers)] for name in names}  # type: ignore[arg-type]
     seen: dict[Site, list[tuple[int, ...]]] = {Site(name, i): [] for name in names for i in range(model.n_layers)}
 
     def edit(site: Site, h: Tensor, *, large: bool = True) -> Tensor:
         seen[site].append(tuple(h.shape))
         change = torch.zeros_like(h)  # B = 0
-        by_row = change.view(-1, *batch.shape, h.shape[-1])  # a flattened or a wider h too
-        if large:  # not a constant, which some norms would take away again
+        by_row = change.view(-1, *batch.shape, h.shape[-1])  # also for an h that is flattened or wider
+        if large:  # not a constant, because some norms would remove it
             by_row[:, 2 + names.index(site.name)] = (1 + h.abs().max()) * torch.linspace(-1, 1, h.shape[-1]).to(h)
         return h + change
 
     edited = _run(model, "edited rows", (names, edit), input_ids=batch, use_cache=False)
     found = {name: _misfit(model, name, widths[name], seen, batch.shape) for name in names}
     if not edited[:2].equal(plain[:2]):
-        # In a mixture of experts, rows share kernels, and some kernels of GPUs never repeat: compare whole batches.
+        # In a mixture of experts, a row's result can depend on the other rows, so whole batches are compared. And some
+        # GPU kernels never give the same bits twice, so this is no fault if the unedited model does not repeat either.
         zero = _run(model, "edited rows", (names, partial(edit, large=False)), input_ids=batch, use_cache=False)
         if not zero.equal(plain) and plain.equal(_run(model, "separate rows", input_ids=batch, use_cache=False)):
             found = dict.fromkeys(names, "an edit with B = 0 changes the logits")
@@ -107,8 +111,8 @@ def find_faults(model: Model) -> dict[str, str]:
 
 
 def _reads_context(model: Model, columns: Int[Tensor, " columns"]) -> bool:
-    """Whether the heads' vectors in layer 0 depend on earlier tokens, as those of queries, keys and values do not."""
-    rows = torch.stack([columns[[0, 2]], columns[[1, 2]]])  # the same token behind two others
+    """Whether the heads' vectors in layer 0 depend on earlier tokens. Queries, keys and values there do not."""
+    rows = torch.stack([columns[[0, 2]], columns[[1, 2]]])  # the same token after two different ones
     seen: list[Tensor] = []
 
     def note(site: Site, h: Tensor) -> Tensor:
@@ -121,7 +125,7 @@ def _reads_context(model: Model, columns: Int[Tensor, " columns"]) -> bool:
 
 
 def _has(values: Mapping[str, Any], key: str) -> bool:
-    """Whether a config, or a config inside it, has the key with a value that is true."""
+    """Whether a config, or a config inside it, has this key with a true value."""
     return bool(values.get(key)) or any(_has(inner, key) for inner in values.values() if isinstance(inner, Mapping))
 
 
@@ -130,7 +134,7 @@ def _run(
 ) -> Float[Tensor, "rows tokens vocabulary"]:
     """The model's log-probabilities; ``visit = (site names, change)`` replaces each h by ``change(site, h)``.
 
-    Raises `ModelError`, which says what was run, if the model's own code stops.
+    If the model's own code fails, raises `ModelError`, which says what was run.
     """
     names, change = visit or ((), lambda _site, h: h)
     handles = []
@@ -161,7 +165,7 @@ def _refused(model: Model, what: str) -> ModelError:
 
 
 def _check_tree(model: Model, columns: Int[Tensor, " columns"], plain: Float[Tensor, "rows 5 vocabulary"]) -> None:
-    """Raise `ModelError` unless the tree, also behind a cached prefix, says what the first two rows of `plain` say."""
+    """Raise `ModelError` unless the tree, with and without a cached prefix, gives the first two rows of `plain`."""
     expected = torch.cat([plain[0], plain[1, _N_PREFIX:]])  # (columns, vocabulary)
     visible = torch.ones(_N_COLUMNS, _N_COLUMNS, dtype=torch.bool, device=columns.device).tril()
     visible[5:, 2:5] = False
@@ -187,7 +191,7 @@ def _check_tree(model: Model, columns: Int[Tensor, " columns"], plain: Float[Ten
 
 def _compare(model: Model, found: Tensor, expected: Tensor, where: str) -> None:
     difference = (found - expected).abs().masked_fill(found == expected, 0.0).mean()  # both may be minus infinity
-    if not difference <= tolerance(model):  # so written, NaN is refused too
+    if not difference <= tolerance(model):  # written like this, it also refuses NaN
         raise _refused(
             model,
             f"gives different log-probabilities {where} and in separate rows (mean difference {difference:.2g} nats)",
@@ -197,7 +201,7 @@ def _compare(model: Model, found: Tensor, expected: Tensor, where: str) -> None:
 def _misfit(
     model: Model, name: str, widths: Sequence[int], seen: Mapping[Site, list[tuple[int, ...]]], shape: Sequence[int]
 ) -> str:
-    """Why a site's vectors are not what edits expect: their width, or how often they come; empty if they are."""
+    """Why a site's vectors are not what edits expect (a wrong width or number of calls); empty if they are."""
     if len(set(widths)) > 1:
         return f"layers differ in the width of their {name} ({', '.join(map(str, sorted(set(widths))))})"
     (n_rows, n_tokens), width = shape, widths[0]

@@ -15,10 +15,10 @@ from locaudit.errors import ModelError, import_extra
 
 
 def text_model(lm: PreTrainedModel, name: str) -> PreTrainedModel:
-    """The text model inside a multimodal one, as a causal language model that shares its weights; else `lm` itself.
+    """The text model inside a multimodal model, as a causal language model with the same weights; else `lm` itself.
 
-    Its paths are those of the text model's own class, so that edits are exported for that class. Raises `ModelError` if
-    transformers has no such class, or if it gives other logits on four tokens than the multimodal model.
+    Its module paths are those of the text model's own class, so that edits are exported for that class. Raises
+    `ModelError` if transformers has no such class, or if the logits on four tokens differ from the multimodal model's.
     """
     config = lm.config.get_text_config()
     found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), ())  # its class, or no class at all
@@ -61,7 +61,7 @@ def put_adapter(lm: PreTrainedModel, folder: Path, base: str) -> Any:
             raise FileNotFoundError("no file adapter_model.safetensors")
         with quiet_peft():
             warnings.simplefilter("ignore", UserWarning)
-            # peft would leave layers without their weights as they are, and go on.
+            # If weights of a layer are missing, peft would only warn and leave the layer as it is.
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted = import_extra("peft", "judge").PeftModel.from_pretrained(lm, str(folder), use_safetensors=True)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError, UserWarning) as error:
@@ -76,7 +76,8 @@ def put_adapter(lm: PreTrainedModel, folder: Path, base: str) -> Any:
 def merge_adapter(lm: PreTrainedModel, folder: Path, base: str) -> PreTrainedModel:
     """The base model with the adapter in `folder` merged into its weights.
 
-    Weights W become W + B A, rounded to their dtype. Raises `ModelError` for an adapter that has no such weights.
+    Weights W become W + B A, rounded to their dtype. Raises `ModelError` if the adapter is not such a change of
+    weights.
     """
     adapted = put_adapter(lm, folder, base)
     try:
@@ -93,5 +94,5 @@ def merge_adapter(lm: PreTrainedModel, folder: Path, base: str) -> PreTrainedMod
 
 
 def quiet_peft() -> warnings.catch_warnings:
-    """A context without PEFT's warnings about its own use of transformers; the user can do nothing about them."""
+    """A context that hides PEFT's warnings about its own use of transformers, which users can do nothing about."""
     return warnings.catch_warnings(action="ignore", category=FutureWarning)

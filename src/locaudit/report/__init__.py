@@ -21,7 +21,7 @@ __all__ = ["Tables", "read_tables", "require_report_extra", "write_report"]
 
 
 def require_report_extra() -> None:
-    """Raise `LocauditError` if the extra `report` is not installed: before the trials, not after hours of them."""
+    """Raise `LocauditError` if the extra `report` is not installed. Called before trials, which may take hours."""
     for module in ("matplotlib", "jinja2"):
         require(module)
 
@@ -29,9 +29,9 @@ def require_report_extra() -> None:
 def report_folder(folder: Path, out: str | Path | None, score: str, reading: Mapping[str, tuple[Any, Any]]) -> Path:
     """The folder that a report is written to; it is created if needed.
 
-    That is `out` or, if None, the run's own folder. For a reading with another score, level or margin (`Run.reading`)
-    it is ``reports/SCORE...`` in the run's folder. Raises `RunFolderError` if another run, study or set of repeats has
-    its own report there, or if it cannot be written to.
+    The folder is `out` or, if None, the run's own folder. If the run is read with another score, level or margin
+    (`Run.reading`), the default is ``reports/SCORE...`` in the run's folder. Raises `RunFolderError` if another run,
+    study or set of repeats has its own report there, or if the folder cannot be written to.
     """
     named = [f"{name}-{value:g}" for name, (_, value) in reading.items() if name != "score"]
     default = folder / "reports" / "-".join([score, *named]) if reading else folder
@@ -57,13 +57,12 @@ def report_folder(folder: Path, out: str | Path | None, score: str, reading: Map
 def write_report(folder: str | Path, tables: Tables | None = None, *, out: str | Path | None = None) -> Path:
     """Write verdict.json, trials.csv, figures/ and report.html of a run; returns the path of the page.
 
-    They are written to `out` or, if None, to the run folder. If `tables` were read with another score, level or margin
-    than the run's (`Run.read_with`), the default is ``reports/SCORE...`` in the run folder. `tables` saves reading the
-    folder again. The page of an unfinished run begins with what is missing.
+    They are written to `out` or, if None, to the run folder. `tables` has the run's content, if it was read before. If
+    it was read with another score, level or margin than the run's (`Run.read_with`), the default is
+    ``reports/SCORE...`` in the run folder. The page of an unfinished run begins with what is missing.
 
     Raises `RunFolderError` for a folder that is not a run or has no scores of the unedited model, and for an `out` that
-    has a report of its own. Raises `LocauditError` without the extra `report`; verdict.json and trials.csv are written
-    even then.
+    has another report. Without the extra `report`, raises `LocauditError` after writing verdict.json and trials.csv.
     """
     tables = tables or read_tables(folder)
     folder = report_folder(Path(folder), out, tables.verdict.score, tables.reading)

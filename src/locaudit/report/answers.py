@@ -1,4 +1,4 @@
-"""The generated answers that a report shows: the first test questions with each model's answer. No HTML here."""
+"""The generated answers that a report shows: the first test questions with each model's answer. It makes no HTML."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from locaudit.store.database import HeldOutQuestion
 from locaudit.text import LONGEST, readable
 
 N_OPEN, N_SHOWN = 5, 40
-"""Number of questions that are visible at once, and number including those behind a click."""
+"""Number of questions that are visible at first, and number of all that can be opened."""
 LONGEST_REASON = 160
-"""Longest text, in characters, of why a judgement is missing."""
+"""Largest number of characters that are shown of the reason why a judgement is missing."""
 
 _UNASKED = (None, "not yet")
 
@@ -32,7 +32,7 @@ class Opinion:
     probability: float | None
     """None if the judgement is missing."""
     reason: str = ""
-    """Why it is missing, if that is known."""
+    """Why the judgement is missing, if that is known."""
 
     @property
     def is_yes(self) -> bool:
@@ -48,7 +48,7 @@ class Said:
     answer: str | None
     """Empty if the model generated nothing; None if every edit tried at this place diverged."""
     is_same: bool = False
-    """Whether it equals the unedited model's answer."""
+    """Whether the answer equals the unedited model's answer."""
     opinions: tuple[Opinion, ...] = ()
 
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = ("controls", "effect_vs_kl", "truth_info", "kl_mc", "probes")
-"""Names of the figures that a report may have, in order. ``truth_info`` shows the first two aspects, whichever."""
+"""Names of the figures that a report may have, in order. ``truth_info`` shows the first two aspects."""
 UNJUDGED = resolve_score("auto", ())
-"""The score of a run without judges. If the verdict's score is judged, this one is drawn as well."""
+"""The default score of a run without judges. If judges give the verdict's score, this score is drawn as well."""
 _BACK_TO_FRONT = ("control", "rest", "whole", "claim")
 
 
@@ -32,15 +32,15 @@ class Drawing:
 
     svg: str
     n: int = 0
-    """Number of trials in it."""
+    """Number of trials in the figure."""
     n_chosen: int = 0
-    """How many of these validation chose."""
+    """How many of these trials were chosen on validation questions."""
 
 
 def draw_all(tables: Tables, folder: Path) -> dict[str, Drawing]:
-    """Draw all figures for which there are data into `folder`, as PNG and SVG.
+    """Draw all figures for which there are data, and save them in `folder` as PNG and SVG.
 
-    Figures of an earlier report that no longer have data, for example because a judge was removed, are deleted.
+    Figures of an earlier report are deleted if they no longer have data, for example because a judge was removed.
     """
     verdict, base, drawn = tables.verdict, tables.base.values, {}
 
@@ -92,7 +92,7 @@ def draw_controls(verdict: Verdict, methods: Mapping[str, MethodFacts]) -> Figur
 
 
 def _controls_title(method: MethodFacts, verdict: MethodVerdict) -> str:
-    # Not "diverged": a score is also missing where judgements are.
+    # Not "diverged": a score is also missing if judgements are missing.
     n, unscored = len(verdict.controls), sum(map(math.isnan, verdict.controls))
     if math.isnan(verdict.claim):
         return f"{method.title}\nno edit at the claim has a score"
@@ -106,7 +106,7 @@ def _controls_title(method: MethodFacts, verdict: MethodVerdict) -> str:
 def trial_series(tables: Tables, x: str, y: str, *, minus: float = 0.0) -> list[Series]:
     """Points (x, y - `minus`) of every edit that has both values, with colours for arms and markers for methods.
 
-    The list ends with series that have no points: they give the legend its colours and markers. It is empty if no edit
+    At the end of the list are series without points, which are the entries of the legend. The list is empty if no edit
     has both values.
     """
     points: dict[tuple[str, str], list[tuple[float, float, bool]]] = {}

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 WIDTH = 7.5
 """Width of every figure, in inches."""
 N_BINS = 36
-"""Bins across the whole axis of a histogram, so that bars are equally wide in all panels."""
+"""Number of bins over the whole axis of a histogram. Bars are equally wide in all panels."""
 SMALLEST_KL = 1e-5
-"""KL drift (nats per token) below which its axis is linear instead of logarithmic, so that 0 can be shown."""
+"""Below this KL drift (nats per token), the axis is linear instead of logarithmic, so that 0 can be shown."""
 _HALO = "#fffffe"
-"""White that stays white in dark mode, because it lies on a colour map that does not change either."""
+"""White that stays white in dark mode, like the colour map behind it."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A score drawn as a vertical line in a spread."""
+    """A score drawn as a vertical line over the distribution of the controls' scores."""
 
     label: str
     value: float | None
@@ -51,17 +51,17 @@ class Spread:
 
 @dataclass(frozen=True)
 class Series:
-    """Trials drawn alike in a scatter plot. Without points it is only an entry in the legend."""
+    """Trials with the same look in a scatter plot. A series without points is only an entry in the legend."""
 
     label: str
     """Text in the legend; empty for no entry."""
     colour: str
     marker: str
     points: Sequence[tuple[float, float, bool]] = ()
-    """(x, y, whether validation chose the hyperparameter for its location). Chosen points are filled."""
+    """(x, y, whether validation questions chose this trial for its location). Chosen points are filled."""
     large: bool = True
     frontier: bool = False
-    """Whether to connect the points that no other point of the series beats in both coordinates."""
+    """Whether to connect the points of the series' Pareto frontier (`frontier`)."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class HeatMap:
     """(layers, heads)."""
     label: str
     colours: Mapping[str, Any] = field(default_factory=lambda: {"cmap": "cividis"})
-    """Colour map and its limits, as `pcolormesh` takes them."""
+    """Colour map and its limits, as arguments of `pcolormesh`."""
 
 
 def draw_spreads(panels: Sequence[Spread], *, xlabel: str, what: str, colour: str, height: float = 3.4) -> Figure:
-    """Draw a histogram and a dot for each score, with the marks as lines. Panels share their axes.
+    """Draw scores as a histogram and as dots, and marks as lines. Panels share their axes.
 
     Raises `ValueError` for no panels.
     """
@@ -91,7 +91,7 @@ def draw_spreads(panels: Sequence[Spread], *, xlabel: str, what: str, colour: st
         for axis, panel in zip(axes, panels, strict=True):
             scores = _finite(panel.scores)
             axis.hist(scores, bins=edges, color=colour, alpha=0.55, linewidth=0)
-            # three levels under the bars keep neighbours apart
+            # dots under the bars are on three levels, so that neighbours do not overlap
             heights = -tallest * (0.06 + 0.05 * (np.arange(scores.size) % 3))
             axis.scatter(scores, heights, s=11, color=colour, linewidth=0, zorder=4)
             axis.axhline(0, color=FAINT, linewidth=0.5)
@@ -117,7 +117,7 @@ def _finite(values: Any) -> np.ndarray:
 
 
 def _bin_edges(values: Sequence[float]) -> np.ndarray:
-    """Equal bins over everything that the axis shows, with a margin of two bins at each end."""
+    """Equal bins over all values on the axis, with a margin of two bins at each end."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     reach = max(high - low, 1e-3) / 2 * N_BINS / (N_BINS - 4)
     return np.linspace((low + high) / 2 - reach, (low + high) / 2 + reach, N_BINS + 1)
@@ -140,9 +140,10 @@ def draw_drift(series: Sequence[Series], *, ylabel: str, base: float) -> Figure:
 def draw_shares(
     series: Sequence[Series], *, titles: tuple[str, str], base: tuple[float, float], product: str
 ) -> Figure:
-    """Two shares of answers against each other; `titles` are those of the x and y axes.
+    """Two shares of answers against each other; `titles` has the titles of the x and y axes.
 
-    Dotted lines cross at the unedited model, `base`. Along the curve, the product of both shares equals its product.
+    Dotted lines cross at the unedited model, `base`. On the curve, the product of the two shares is that of the
+    unedited model.
     """
     with house_style():
         figure = new_figure(4.8)
@@ -162,7 +163,7 @@ def draw_shares(
 
 
 def scatter(axis: Any, series: Sequence[Series]) -> None:
-    """Draw series of points. Later series lie over earlier ones, and chosen trials over the others.
+    """Draw series of points. Later series are drawn over earlier ones, and chosen trials over the others.
 
     Raises `ValueError` if there are no points.
     """
@@ -190,14 +191,14 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _share_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Axis limits: the part of 0 to 1 that the values cover, with room for a marker at both ends."""
+    """Axis limits: the part of [0, 1] that the values cover, with room for a marker at both ends."""
     low, high = min(values), max(values)
     room = max(0.08 * (high - low), 0.03)
     return max(low - room, -0.03), min(high + room, 1.03)
 
 
 def _scale_kl(axis: Any, drifts: Sequence[float]) -> None:
-    """Make the x axis logarithmic if drifts differ much; near 0 it is linear if one is below `SMALLEST_KL`."""
+    """Make the x axis logarithmic if drifts differ much. If one is below `SMALLEST_KL`, the axis is linear near 0."""
     positive = [x for x in drifts if x >= SMALLEST_KL]
     if not positive or (min(positive) == min(drifts) and max(positive) < 10 * min(positive)):
         return
@@ -220,8 +221,8 @@ def _scatter_legend(figure: Figure, series: Sequence[Series], more: Sequence[Any
 def draw_heads(maps: Sequence[HeatMap], outlined: Collection[Sequence[int]], *, floor: float | None = None) -> Figure:
     """Heat maps of heads, one above the other: layers on the x axis, heads on the y axis.
 
-    The (layer, head) pairs in `outlined` get an outline. The colour scale of the first map begins at `floor`, the
-    accuracy of always naming the larger class.
+    The (layer, head) pairs in `outlined` get an outline. The colour scale of the first map begins at `floor`, which is
+    the accuracy of always guessing the larger class.
     """
     n_layers, n_heads = np.shape(maps[0].values)
     with house_style():
@@ -243,7 +244,7 @@ def draw_heads(maps: Sequence[HeatMap], outlined: Collection[Sequence[int]], *, 
                 rasterized=values.size > 4_000,
                 **{"vmin": lowest, **heat.colours},
             )
-            # a pale outline under every coloured one keeps both ends of the scale apart from it
+            # a pale outline under every coloured one makes it visible on dark and on light cells
             for zorder, colour, width in ((3, _HALO, 2.2 * line), (4, ARM_COLOURS["claim"], line)):
                 look = {"fill": False, "edgecolor": colour, "linewidth": width, "zorder": zorder}
                 for layer, head in outlined:

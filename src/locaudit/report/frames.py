@@ -1,4 +1,4 @@
-"""A run as tidy pandas frames. Only this file needs pandas (extra ``report``), and imports it when a frame is made."""
+"""A run as tidy pandas frames. Only this file needs pandas (extra ``report``). It is imported when a frame is made."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def trials_frame(tables: Tables) -> DataFrame:
-    """One row per trial, with the columns of trials.csv; what was not measured is NaN."""
+    """One row per trial, with the columns of trials.csv. Values that were not measured are NaN."""
     return require("pandas").DataFrame(tables.lines)
 
 
 def scores_frame(run: Run) -> DataFrame:
-    """One row per trial, split, question and metric: ``value`` is NaN where a judgement is missing."""
+    """One row per trial, split, question and metric. ``value`` is NaN if a judgement is missing."""
     rows = [
         {**_trial(record), "split": split, "question": question.id, "metric": metric, "value": value}
         for record in run.records
@@ -34,8 +34,9 @@ def scores_frame(run: Run) -> DataFrame:
 def answers_frame(run: Run) -> DataFrame:
     """One row per generated answer, with the rating of each judge.
 
-    For an aspect such as ``truth``: ``truth`` is 1 for a yes and 0 for a no, ``truth_probability`` is P(yes), and
-    ``truth_reason`` says why they are missing (NaN). The frame is empty if nothing was generated.
+    Each aspect has three columns. For the aspect ``truth``, ``truth`` is 1 for a yes and 0 for a no,
+    ``truth_probability`` is P(yes), and ``truth_reason`` says why these two are missing (NaN). The frame is empty if
+    nothing was generated.
     """
     rows = []
     for record in run.records:

@@ -33,7 +33,7 @@ def environment(*, autoescape: bool = True) -> Any:
     found = jinja.Environment(
         loader=jinja.FunctionLoader(lambda name: resources.files("locaudit").joinpath(name).read_text("utf-8")),
         autoescape=autoescape,
-        # Applied to whatever a template shows; type(x) keeps what is HTML already from being escaped.
+        # Applied to every value that a template shows. type(x) keeps values that already are HTML from being escaped.
         finalize=lambda x: type(x)(readable(x)) if isinstance(x, str) else x,
         undefined=jinja.StrictUndefined,
         trim_blocks=True,
@@ -61,7 +61,7 @@ def environment(*, autoescape: bool = True) -> Any:
 
 
 def number(value: float | None, spec: str = ".3f") -> str:
-    """HTML of a rounded number, with all digits in the ``value`` attribute; a dash for None, NaN and infinity."""
+    """HTML of a rounded number, with all its digits in the ``value`` attribute; a dash for None, NaN and infinity."""
     text = plain(value, spec)
     return text if text == MISSING else f'<data value="{value!r}">{escape(text)}</data>'
 
@@ -69,7 +69,7 @@ def number(value: float | None, spec: str = ".3f") -> str:
 def plain(value: float | None, spec: str = ".3f") -> str:
     """Text of a rounded number; a dash for None, NaN and infinity.
 
-    The hyphen becomes a true minus sign, which is as wide as a plus sign.
+    Instead of a hyphen, it has a true minus sign, which is as wide as a plus sign.
     """
     return MISSING if value is None or not math.isfinite(value) else format(value, spec).replace("-", "−")
 
@@ -77,8 +77,8 @@ def plain(value: float | None, spec: str = ".3f") -> str:
 def inline_svg(svg: str, prefix: str, alt: str) -> str:
     """Turn the text of an SVG file into an element of the page, with `alt` as its description.
 
-    The prologue and the fixed size are removed, and ids are made unique with `prefix`. Ink, paper and the controls'
-    blue are replaced by the page's colours, so that they follow light and dark mode.
+    The prologue and the fixed size are removed, and ids are made unique with `prefix`. The colours of ink, paper and
+    controls are replaced by the page's colours, which change between light and dark mode.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

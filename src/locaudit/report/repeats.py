@@ -1,4 +1,4 @@
-"""The report of repeats: one verdict over several runs, the spread between them, and a page with links to each."""
+"""The report of repeats: one verdict over several runs, how much they differ, and a page with links to each run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLAN = "repeats.json"
-"""File with the planned numbers of repeats; it also marks a folder as that of repeats."""
+"""File with the planned number of repeats, and earlier such numbers. It also marks a folder as that of repeats."""
 _PAGE = "repeats.html"
 MOST = 1000
 """Largest number of repeats of an audit."""
@@ -47,13 +47,13 @@ class Repeats:
     repeats: Mapping[int, Repeat]
     """The finished repeats, by number."""
     unfinished: tuple[str, ...]
-    """What is missing, one phrase per unfinished repeat."""
+    """What is missing, as one phrase per unfinished repeat."""
     planned: tuple[int, ...]
-    """Each number of repeats that was asked for, in order; more than one if it was raised."""
+    """Each number of repeats that was asked for, in order. There are several if the number was raised."""
     subject: str
     """Model and behaviour."""
     registered: Registered | None
-    """The claim file and the settings that were changed after it; None without one."""
+    """The claim file, and the settings that were changed after registration; None without a claim file."""
     methods: Mapping[str, MethodFacts]
     reading: Mapping[str, tuple[Any, Any]]
     """As `locaudit.store.run.Run.reading`."""
@@ -65,7 +65,7 @@ class Repeats:
 
     @property
     def extended(self) -> tuple[str, ...]:
-        """How repeats were extended after they had results and what that means for p; each text once."""
+        """How repeats were extended after they had results, and what this means for p. Equal texts are given once."""
         return tuple(dict.fromkeys(r.verdict.extended for r in self.repeats.values() if r.verdict.extended))
 
     @property
@@ -117,9 +117,9 @@ def write_plan(folder: str | Path, repeats: int) -> None:
 
 
 def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
-    """Combine the finished repeats in a folder into one verdict; `settings` are those of `Run.read_with`.
+    """Combine the finished repeats in a folder into one verdict. `settings` are those of `Run.read_with`.
 
-    Raises `RunFolderError` if fewer than two are finished, or if they are not repeats of one audit.
+    Raises `RunFolderError` if fewer than two repeats are finished, or if they are not repeats of one audit.
     """
     planned = read_plan(folder)
     runs: dict[int, Run] = {}
@@ -178,7 +178,7 @@ def _check_alike(facts: Mapping[int, dict[str, Any]]) -> None:
     if differences:
         raise RunFolderError(
             got=f"repeats that are not of one audit ({'; '.join(differences[:5])})",
-            expected="audits that differ in training seed and split seed alone",
+            expected="audits that differ only in training seed and split seed",
             remedy="run the audit with --repeats again with one set of settings, in another --out",
         )
 
@@ -186,9 +186,9 @@ def _check_alike(facts: Mapping[int, dict[str, Any]]) -> None:
 def write_repeats(folder: str | Path, out: str | Path | None = None, **settings: Any) -> tuple[Path, Repeats]:
     """Write repeats.json, repeats.html, its figure and each repeat's own report; returns the page and its content.
 
-    `out` is as in `write_report`, `settings` as in `Run.read_with`. In an `out` other than the repeats' own folder,
-    repeats.json is called verdict.json. Raises the errors of `read_repeats`, and `LocauditError` without the extra
-    `report`; repeats.json is written even then.
+    `out` is as in `write_report`, and `settings` as in `Run.read_with`. If `out` is not the repeats' own folder,
+    repeats.json is called verdict.json there. Raises the errors of `read_repeats`. Without the extra `report`, raises
+    `LocauditError` after writing repeats.json.
     """
     found = read_repeats(folder, **settings)
     target = report_folder(Path(folder), out, found.verdict.score, found.reading)

@@ -49,7 +49,7 @@ class AuditResult:
 
     @property
     def report(self) -> Path:
-        """Path of the run's own page, which `audit` and `locaudit report` write. It need not exist yet."""
+        """Path of the run's own page, which `audit` and `locaudit report` write. The page may not exist yet."""
         return self.folder / "report.html"
 
     def trials(self) -> DataFrame:
@@ -67,9 +67,9 @@ class AuditResult:
     def write_report(self, out: str | Path | None = None) -> Path:
         """Write report.html, verdict.json, trials.csv and figures/; returns the path of the page.
 
-        They are written to the folder `out` or, if None, to the run folder. For another score, level or margin than the
-        run's, the default is ``reports/SCORE...`` in the run folder. Raises `RunFolderError` for an `out` that holds
-        another run or study, and `LocauditError` without the extra ``report``.
+        They are written to the folder `out` or, if None, to the run folder. If the result was read with another score,
+        level or margin than the run's, the default is ``reports/SCORE...`` in the run folder. Raises `RunFolderError`
+        for an `out` that holds another run or study, and `LocauditError` without the extra ``report``.
         """
         return write_report(self.folder, self.tables, out=out)
 
@@ -82,7 +82,7 @@ class AuditResult:
 
     @cached_property
     def tables(self) -> Tables:
-        """Everything that a report shows, as plain rows."""
+        """Everything that a report shows, as rows of plain values."""
         return tabulate(self.run)
 
 

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, PAPER = "#1d1e22", "#ffffff"
-"""Colours of text and background. In a page they become `currentColor` and `var(--paper)`, so that figures follow light
-and dark mode."""
+"""Colours of text and background. In a page they become `currentColor` and `var(--paper)`, so that figures change with
+light and dark mode."""
 FAINT, MIDDLE = "#8c8c8c", "#7d7d7d"
-"""Colours of grid lines and curves, and of legend marks that stand for any colour. Visible in light and dark mode."""
+"""Colours of grid lines and curves, and of neutral legend marks. They are visible in light and dark mode."""
 _ARMS: Mapping[str, tuple[str, str]] = {
     "base": ("unedited", INK),
     "claim": ("claim", "#D55E00"),
@@ -45,18 +45,18 @@ DPI = 150
 
 
 def score_title(score: str) -> str:
-    """A score's name for readers; an unknown score keeps its raw name. CSV and JSON files have raw names."""
+    """A score's name for readers. An unknown score keeps its raw name, which CSV and JSON files use for all scores."""
     return DRIFT_TITLES.get(score) or find_score(score).title
 
 
 def score_phrase(score: str, split: str = "") -> str:
-    """The score as a quantity over questions: ``mean test MC2``, but ``test Info*Truth``, a product of means."""
+    """The score as a quantity over questions: ``mean test MC2``, but ``test Info*Truth`` for a product of means."""
     words = ["" if is_judged(score) else "mean", split, score_title(score)]
     return " ".join(word for word in words if word)
 
 
 def aspect_words(aspect: str) -> tuple[str, str]:
-    """An aspect as a noun and as an adjective: ``truth``, ``true``."""
+    """An aspect as a noun and as an adjective, such as ``truth`` and ``true``."""
     return ASPECT_WORDS.get(aspect, (aspect, aspect))
 
 
@@ -66,7 +66,7 @@ require = partial(import_extra, extra="report")
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Set Matplotlib's style for drawing and saving; the caller's own is restored on leaving."""
+    """Set Matplotlib's style for drawing and saving. Leaving restores the caller's own style."""
     matplotlib = require("matplotlib")
     ours = matplotlib.rc_params_from_file(Path(__file__).with_name("house.mplstyle"), use_default_template=False)
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **ours}):

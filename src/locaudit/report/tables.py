@@ -1,4 +1,4 @@
-"""A run as plain rows, from which page, figures, files and terminal output are made. No HTML here.
+"""A run as rows of plain values, from which page, figures, files and terminal output are made. It makes no HTML.
 
 `read_tables` reads a run folder; `tabulate` takes a `Run`.
 """
@@ -43,20 +43,20 @@ class Registered:
     changed: tuple[str, ...]
     """Settings of the claim file whose values are different now, one phrase each."""
     left_open: tuple[str, ...]
-    """Settings that the claim file does not fix, so that they could be chosen after the run."""
+    """Settings that the claim file does not fix. They could be chosen after the run."""
 
     @property
     def hash(self) -> str:
-        """First 16 digits of the hash, which every trial of the run carries."""
+        """First 16 digits of the hash. They are stored with every trial of the run."""
         return self.sha256[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values; the file's text is left out."""
+        """The values, ready for JSON, without the file's text."""
         return {key: value for key, value in asdict(self).items() if key != "text"}
 
 
 def read_registered(run: Run) -> Registered | None:
-    """The run's claim file and what was changed since; None without one."""
+    """The run's claim file, and what was changed since; None without a claim file."""
     fact, config = run.manifest.registration, run.config
     if fact is None:
         return None
@@ -73,7 +73,7 @@ class Row:
 
     record: TrialRecord
     chosen: bool
-    """Whether the verdict uses it, because validation chose it for its place. True for the unedited model."""
+    """Whether the verdict uses the trial, because validation questions chose it. True for the unedited model."""
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Judged score -> 95 % bootstrap interval on the test questions."""
     seconds: float | None = None
@@ -92,7 +92,7 @@ class Row:
 
     @property
     def values(self) -> Mapping[str, float]:
-        """Scores on the test questions, the verdict's by label, and drift."""
+        """Scores on the test questions, the verdict's score by label, and drift."""
         return {**self.record.metrics.get("test", {}), **self.by_label, **self.record.drift}
 
     @cached_property
@@ -104,12 +104,12 @@ class Row:
 
     @property
     def n_missing(self) -> int:
-        """Number of judgements of its test answers that are missing."""
+        """Number of missing judgements of the trial's test answers."""
         return sum(lost for lost, _ in self.missing.values())
 
     @property
     def n_asked(self) -> int:
-        """Number of judgements of its test answers, including missing ones."""
+        """Number of judgements of the trial's test answers, including missing ones."""
         return sum(asked for _, asked in self.missing.values())
 
 
@@ -183,7 +183,7 @@ class Tables:
 
     @cached_property
     def judged(self) -> tuple[str, ...]:
-        """Judged scores that the unedited model has, the primary one first."""
+        """Scores from judges that the unedited model has, the verdict's default first."""
         return judged_scores(self.base.record.questions["test"])
 
     def components(self, score: str) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ class Tables:
 
     @cached_property
     def measured(self) -> tuple[str, ...]:
-        """Scores on the test questions that some trial has: judged ones, then known ones, then others by name."""
+        """All scores of trials on test questions: scores from judges, other known scores, then the rest by name."""
         found = {name for row in self.rows for name in (*row.record.metrics.get("test", {}), *row.by_label)}
         known = [name for name in (*self.judged, *SCORES) if name in found]
         return tuple(dict.fromkeys((*known, *sorted(found))))
@@ -204,7 +204,7 @@ class Tables:
         return (*own, *DRIFT_TITLES)
 
     def places(self, method: str) -> dict[Place, Row | None]:
-        """The chosen trial at each place of a method, in the order of tables; None if every edit there diverged."""
+        """The chosen trial at each place of a method, in the tables' order; None if every edit there diverged."""
         found: dict[Place, Row | None] = {}
         for row in self.rows:
             if row.record.spec.method == method:
@@ -221,7 +221,7 @@ class Tables:
         return {row.place: row.location for row in self.rows}
 
     def mean_control(self, method: str, columns: Sequence[str]) -> Mean:
-        """Mean over the controls of a method that have a score in one of the columns."""
+        """Mean over those controls of a method that have a score in one of the columns."""
         rows = [row for row in self.controls(method).values() if row is not None]
         found = [{name: x for name, x in row.values.items() if name in columns and math.isfinite(x)} for row in rows]
         by_name = {name: [values[name] for values in found if name in values] for name in columns}
@@ -236,7 +236,7 @@ class Tables:
 
     @property
     def any_missing(self) -> bool:
-        """Whether some row that tables show lacks judgements."""
+        """Whether a row that is shown lacks judgements."""
         shown = ("none", *self.verdict.methods)
         return any(row.n_missing for row in self.rows if row.chosen and row.record.spec.method in shown)
 
@@ -275,7 +275,7 @@ class Tables:
 
     @cached_property
     def unfinished(self) -> list[str]:
-        """Sentences about what the run still lacks, the count of trials first; empty if it is finished."""
+        """Sentences about what the run still lacks, with the number of trials first. Empty if it is finished."""
         parts = []
         for method, facts in self.methods.items():
             judged = self.verdict.methods.get(method)
@@ -308,15 +308,15 @@ class Tables:
         return json_text({**asdict(self.verdict), "judges": judges, "extensions": extensions, **more})
 
     def trials_csv(self) -> str:
-        """Text of trials.csv: `lines` with all digits of each number, and empty cells for what was not measured."""
+        """Text of trials.csv: `lines` with all digits of each number. Cells are empty if nothing was measured."""
         return csv_text(self.lines)
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """One dict per trial: its identity, whether validation chose it, its test scores, drift and time.
+        """One dict per trial: its identity, whether validation questions chose it, its test scores, drift and time.
 
-        Judged scores are followed by their 95 % bootstrap interval. `n_missing` counts the missing judgements of the
-        trial's test answers.
+        After each score from judges comes its 95 % bootstrap interval. `n_missing` is the number of missing judgements
+        of the trial's test answers.
         """
         judged = [name for name in self.measured if name in self.judged]
         lines = []
@@ -384,7 +384,7 @@ def place_name(place: Place) -> str:
 
 
 def reading_words(reading: Mapping[str, tuple[Any, Any]]) -> str:
-    """The settings that a reading changed, in words: ``level 0.1 (the run's: 0.05)``."""
+    """The settings that were changed for this reading, in words: ``level 0.1 (the run's: 0.05)``."""
     return "; ".join(f"{name} {here} (the run's: {own})" for name, (own, here) in reading.items())
 
 

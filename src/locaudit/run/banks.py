@@ -1,4 +1,4 @@
-"""Bank sizes: how many edits are trained and scored at once, if the settings do not say."""
+"""Choose bank sizes (how many edits are trained or scored at once) if the settings do not say them."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SCORING_BANK = {"cpu": 4, "cuda": 32}
 MAX_BANK = 64
 """Largest number of edits trained at once."""
 N_TRIED = 32
-"""Training questions from which the longest are taken to measure memory."""
+"""Number of training questions among which the longest are used to measure memory."""
 
 
 def bank_sizes(config: AuditConfig, model: Model, train: Forest) -> Banks:
-    """(edits trained together, edits scored together), from the settings or else from the device and its memory."""
+    """(edits trained together, edits scored together): from the settings, or else from the device and its memory."""
     trained = [(METHODS[name], settings) for name, settings in config.methods.items() if METHODS[name].trained]
     sizes = [
         settings.bank_size or _training_bank(method.fitter, settings, model, train) for method, settings in trained
@@ -49,8 +49,8 @@ def with_banks(config: AuditConfig, banks: Banks) -> AuditConfig:
 def _training_bank(fit: Any, settings: Any, model: Model, train: Forest) -> int:
     """Number of edits to train at once: 1 on a CPU, where larger banks are not faster; more on a GPU.
 
-    On a GPU, one training step of a whole-model edit on long questions measures the peak memory per edit. The bank is
-    as large as memory allows, but no larger than it takes to keep the GPU busy (`PART_TOKENS` per step).
+    On a GPU, the peak memory per edit is measured in one training step of a whole-model edit on long questions. The
+    bank is as large as memory allows, but not larger than needed to keep the GPU busy (`PART_TOKENS` per step).
     """
     if model.device.type != "cuda":
         return 1

@@ -26,11 +26,12 @@ def compare_judges(
 ) -> tuple[tuple[str, str], Agreement, tuple[Verdict, Verdict]]:
     """Let two judges judge every distinct answer of a run, and compare them.
 
-    Returns the judges' names, their agreement, and the run's verdict with each. If `first` has the kind ``default``, it
-    is the run's own judge of the aspect, and its stored judgements are used. New judgements are stored in the run.
+    Returns the judges' names, their agreement, and the run's verdict with each of them. If `first` has the kind
+    ``default``, it is the run's own judge of the aspect, and its stored judgements are used. New judgements are stored
+    in the run.
 
-    Raises `RunFolderError` for a run without answers or if no answer was judged by both, `ConfigError` if the two
-    judges are the same or a judge's settings do not fit.
+    Raises `RunFolderError` if the run has no answers, or if no answer was judged by both judges. Raises `ConfigError`
+    if the two judges are the same, or if a judge's settings cannot be used.
     """
     run = load_run(folder)
     keys = sorted(run.said)
@@ -47,7 +48,7 @@ def compare_judges(
             is_own = side == "first" and choice.kind == "default"
             try:
                 sides.append(own if is_own and own else _judge(store, run, choice, aspect, len(keys), progress))
-            except ConfigError as error:  # its text names settings of a run: judges.truth becomes first or second
+            except ConfigError as error:  # its text names a run's settings; judges.truth is replaced by first or second
                 words = (x.replace(f"judges.{aspect}", side) for x in (error.got, error.expected, error.remedy))
                 raise ConfigError(**dict(zip(("got", "expected", "remedy"), words, strict=True))) from None
         tables = [store.judgements(side.fingerprint) for side in sides]
@@ -87,7 +88,7 @@ def _judge(store: Store, run: Run, choice: JudgeChoice, aspect: str, n_answers: 
 
 
 def _verdict_by(run: Run, aspect: str, judge: JudgeFacts, table) -> Verdict:
-    """The run's verdict with this judge. If no other aspect has a judge, the aspect itself is the score."""
+    """The run's verdict with this judge. If only this aspect has a judge, the aspect itself is the score."""
     said = {**run.judgements, aspect: table}
     records = judged(run.trials, said, run.questions)
     score = resolve_score("auto", tuple(said)) if len(said) > 1 else aspect

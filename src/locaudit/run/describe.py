@@ -87,9 +87,9 @@ def make_manifest(
 
 
 def notes_on(inputs: Inputs) -> tuple[str, ...]:
-    """What a reader should know about the inputs before believing the scores."""
+    """Warnings about the inputs that a reader should know before believing the scores."""
     notes = inputs.behaviour.notes
-    is_like_truthfulqa = bool(inputs.behaviour.primer)  # the bundled behaviours and TruthfulQA bring theirs
+    is_like_truthfulqa = bool(inputs.behaviour.primer)  # only the bundled misconceptions and TruthfulQA have one
     if is_like_truthfulqa or not any(isinstance(judge, ReferenceJudge) for judge in inputs.judges.values()):
         return notes
     return (

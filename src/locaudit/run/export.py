@@ -30,17 +30,18 @@ def export_edit(
 ) -> Path:
     """Export one edit of a run into the folder `out`; returns the path that was written.
 
-    `trial` names it as ``ARM/METHOD`` or ``control-N/METHOD``, for example ``claim/optimal`` or ``control-3/iti``.
-    `strength` is one of the method's grid; None takes the one that validation chose. `to` is the form:
+    `trial` names the edit as ``ARM/METHOD`` or ``control-N/METHOD``, for example ``claim/optimal`` or
+    ``control-3/iti``. `strength` is a strength of the method's grid; None takes the one that validation questions
+    chose. `to` is one of:
 
     - ``peft``: a LoRA adapter
     - ``merged``: a whole checkpoint
     - ``vectors``: ``edit.safetensors`` with each site's A, B, c, mask and mean
 
-    The first two need the model. It is loaded by the name in the run's settings, in their dtype or in `dtype`, unless
-    `model` is given.
+    The first two forms need the model. If `model` is not given, the model is loaded by its name in the run's settings,
+    in `dtype` or (if None) in the settings' dtype.
 
-    Raises `RunFolderError` for a trial or strength that the run does not have, and `LocationError` for an edit that
+    Raises `RunFolderError` for a trial or strength that the run does not have. Raises `LocationError` for an edit that
     cannot have this form.
     """
     run = load_run(run_folder)
@@ -84,7 +85,7 @@ def _find(run: Run, trial: str, strength: float | None) -> TrialRecord:
         raise RunFolderError(
             got=f"strength {strength:g} of {trial}",
             expected=f"one of {', '.join(f'{value:g}' for value in sorted(filter(None, by_strength)))}",
-            remedy="change --strength, or leave it out for the one that validation chose",
+            remedy="change --strength, or leave it out for the one that was chosen on validation questions",
         )
     return by_strength[strength]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # so that a number of repeats is refused without torch
 
 
 def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
-    """Settings of repeat `number`: other seeds for training and split, same controls. Repeat 0 is `config` itself."""
+    """Settings of repeat `number`: other seeds for training and split, but the same controls. Repeat 0 is `config`."""
     split = dataclasses.replace(config.split, seed=config.split.seed + number)
     seed = config.seed if config.training_seed is None else config.training_seed
     return dataclasses.replace(config, training_seed=seed + number, split=split)
@@ -40,13 +40,13 @@ def run_repeats(
 ) -> None:
     """Run an audit `repeats` times, into the run folders ``repeat-0``, ``repeat-1``, ... in `out`.
 
-    It can be interrupted and resumed as `run_audit` can. Behaviours with a fixed split keep it, so that only training
-    seeds differ. `locaudit.report.repeats` combines the verdicts. Raises `ConfigError` for a number of repeats that
-    is out of range or lower than before, and the errors of `run_audit`.
+    Like `run_audit`, it can be interrupted and resumed. A behaviour with a fixed split keeps it, so that only the
+    training seeds differ. `locaudit.report.repeats` combines the verdicts. Raises `ConfigError` if the number of
+    repeats is out of range or lower than before, and the errors of `run_audit`.
     """
     inputs = read_inputs(config, behaviour, judges, model, repeat_folder(out, 0))
     config, registration = inputs.config, inputs.registration
-    del inputs  # frees its judges, because each audit loads its own
+    del inputs  # frees the memory of its judges, because each audit loads its own
     check_repeats(config, out, repeats, registration)
     write_plan(out, repeats)
     with show_progress(progress) as meter:
@@ -66,7 +66,10 @@ def run_repeats(
 
 
 def check_repeats(config: AuditConfig, out: str | Path, repeats: int, registration: Registration | None) -> None:
-    """Raise the errors of `run_repeats` that settings and run folder show; `config` has those of the claim file."""
+    """Raise those errors of `run_repeats` that can be found in settings and run folder, before anything is loaded.
+
+    `config` already includes the settings of the claim file.
+    """
     if not 2 <= repeats <= MOST:
         raise ConfigError(
             got=f"{repeats} repeats", expected=f"2 to {MOST}", remedy="change --repeats; leave it out for one audit"
@@ -74,7 +77,7 @@ def check_repeats(config: AuditConfig, out: str | Path, repeats: int, registrati
     if config.stopping != "fixed":
         raise ConfigError(
             got=f"{repeats} repeats with stopping = {config.stopping}",
-            expected="repeats with all of their controls, stopping = fixed",
+            expected="stopping = fixed, because repeats need all of their controls",
             remedy="set stopping to fixed",
         )
     held = dict(leaves(registration.values)) if registration else {}

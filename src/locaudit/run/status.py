@@ -1,4 +1,4 @@
-"""Progress and the remaining time, estimated from the trials that this run has really run."""
+"""Show progress and the remaining time, which is estimated from the trials that were run since the start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EVERY = 30.0
 
 
 class Pace:
-    """Average seconds per trial, for each kind of trial (`locaudit.run.audit.pace_of`), from the trials of this run."""
+    """Average seconds per trial, for each kind of trial (`locaudit.run.audit.pace_of`)."""
 
     def __init__(self):
         self._trials: Counter[str] = Counter()
@@ -36,9 +36,10 @@ class Pace:
             self._seconds[method] += seconds  # type: ignore[assignment]
 
     def remaining(self, left: Mapping[str, int]) -> float | None:
-        """Estimated seconds for the remaining trials; `left` has their number by kind.
+        """Estimated seconds for the remaining trials. `left` has their number by kind.
 
-        A kind that has not been timed yet is assumed to take the average of the others. None before any trial ended.
+        A kind that has not been timed yet is assumed to take as long as the average of the others. Returns None before
+        any trial has ended.
         """
         if not self._trials:
             return None
@@ -67,7 +68,7 @@ class Meter:
         self._done = self._total = 0
         self._stage = self._counts = ""
         self._lock = threading.RLock()
-        """Guards the numbers, which another thread reads to show them."""
+        """Protects the numbers, because another thread reads them to show them."""
 
     def say(self, text: str) -> None:
         """Print a line about what is being done."""
@@ -88,7 +89,7 @@ class Meter:
             self._print(text)
 
     def start(self, left: Mapping[str, int], done: int, counts: str = "") -> None:
-        """Start counting: `left` trials of each kind remain, `done` trials were done before."""
+        """Start counting. `left` has the number of remaining trials by kind; `done` trials were done before."""
         with self._lock:
             self._left, self._done, self._total = Counter(left), done, done + sum(left.values())
             self._counts = counts
@@ -108,7 +109,7 @@ class Meter:
         return time.monotonic() - self._started
 
     def end(self, ended: Counter[str], counts: str = "") -> None:
-        """Note that trials have been stored and judged: `ended` of each kind. The time is divided evenly among them."""
+        """Note that trials have been stored and judged; `ended` has their number by kind. Time is divided evenly."""
         with self._lock:
             seconds, n_trials = self.seconds, ended.total()
             for kind, n in ended.items():
@@ -163,7 +164,7 @@ def show_progress(enabled: bool = True, every: float | None = None) -> Iterator[
 
 @contextmanager
 def _telling(meter: Meter, every: float) -> Iterator[Meter]:
-    """Print a progress line regularly from a thread, so that one appears even while a long group runs."""
+    """Print a progress line regularly from a thread, so that lines appear even while a long group of trials runs."""
     ended = threading.Event()
 
     def tell() -> None:
@@ -180,7 +181,7 @@ def _telling(meter: Meter, every: float) -> Iterator[Meter]:
 
 
 def say_resumed(folders: Sequence[Path], what: str, meter: Meter) -> None:
-    """Say how many of several audits were finished before, if some but not all are."""
+    """Say how many of several audits were finished before, if it is some but not all of them."""
     begun = [folder for folder in folders if has_trials(folder)]
     n_done = sum(load_run(folder).is_finished for folder in begun)
     if begun and n_done < len(folders):

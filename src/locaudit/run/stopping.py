@@ -1,7 +1,8 @@
 """Early stopping: after each trial, compare the controls with the claim and decide whether more controls are needed.
 
-`locaudit.stats.sequential.Monitor` has the statistics, one monitor per method. This file feeds them. A place (claim or
-control) counts once all its strengths have been run and judged, because only then can validation choose one.
+The statistics are in `locaudit.stats.sequential.Monitor`, with one monitor per method. This file passes scores to the
+monitors. A place (claim or control) counts once all its strengths have been run and judged, because only then can
+validation questions choose one of them.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Stopping:
             )
             for name, facts in manifest.methods.items()
         }
-        # (method, arm, control) -> its trials so far; complete when there is one for each strength
+        # (method, arm, control) -> its trials so far; it is complete when each strength has a trial
         self._waiting: dict[tuple[str, Arm, int], list[TrialRecord]] = defaultdict(list)
-        self.add(before)  # a resumed run starts with what it knew
+        self.add(before)  # a resumed run starts with its earlier trials
 
     def add(self, trials: Sequence[TrialRecord]) -> None:
         """Add trials that have been stored and judged."""
@@ -57,14 +58,14 @@ class Stopping:
             spec = record.spec
             trials = self._waiting[spec.method, spec.arm, spec.control]
             trials.append(record)
-            if spec.method == NO_METHOD:  # every method is compared with it; only its missing judgements matter
+            if spec.method == NO_METHOD:  # the unedited model, used by every method; only missing judgements matter
                 for monitor in self._monitors.values():
                     monitor.add(BASE, *score_place(trials, self._score, self._tie))
             elif len(trials) == self._manifest.methods[spec.method].n_strengths:
                 self._monitors[spec.method].add((spec.arm, spec.control), *score_place(trials, self._score, self._tie))
 
     def describe(self) -> str:
-        """For each method whose claim is scored, how many controls do at least as well; empty if there is none."""
+        """For each method whose claim is scored, the number of controls that do at least as well. Empty without one."""
         seen = {name: monitor.seen for name, monitor in self._monitors.items() if monitor.seen.n}
         counts = "; ".join(f"{name} {look.n_at_least} of {look.n}" for name, look in seen.items())
         return f"controls at least as good as the claim: {counts}" if counts else ""
@@ -74,7 +75,7 @@ class Stopping:
         return not self._is_fixed and self._monitors[method].state != "open"
 
     def is_news(self, method: str) -> bool:
-        """Whether this is the first call for the method, so that the end of its controls is reported once."""
+        """Whether this is the first call for the method. So the early end of its controls is reported only once."""
         fresh = method not in self._told
         self._told.add(method)
         return fresh

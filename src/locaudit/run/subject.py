@@ -1,4 +1,4 @@
-"""Read and check the inputs of an audit before its run folder is touched, and load the model (the subject).
+"""Read and check the inputs of an audit before anything is written, and load the model (the subject).
 
 Torch is imported only when something is loaded, so that bad settings and files are refused at once.
 """
@@ -42,9 +42,9 @@ class Inputs:
     config: AuditConfig
     """The complete settings, including those of the claim file.
 
-    The claim is spelled out, so a claim file that changes later cannot mix two claims in one run folder.
-    ``evaluation.max_new_tokens`` is a number here, never None, ``prompt.style`` is never ``auto``, and ``prompt.date``
-    is a day in style ``chat``.
+    The claim is written as units, not as a file name, so that a later change of its file cannot mix two claims in one
+    run folder. ``evaluation.max_new_tokens`` is a number here, not None. ``prompt.style`` is never ``auto``. In style
+    ``chat``, ``prompt.date`` is a day.
     """
     behaviour: Behaviour
     split: Split
@@ -54,7 +54,7 @@ class Inputs:
     """Format of the questions that edits are trained on."""
     drift_text: bytes
     claim: Location | None
-    """None stands for the k heads with the most accurate probes."""
+    """The claim; None stands for the k heads with the most accurate probes."""
     judges: Mapping[str, Judge]
     registration: Registration | None
     """The claim file, whose settings are part of `config`; None without one."""
@@ -88,12 +88,12 @@ def read_settings(
     model: Model | None = None,
     out: str | Path | None = None,
 ) -> Inputs:
-    """Do what `read_inputs` does, but load no judge and no model: the judges' settings are only checked.
+    """Do what `read_inputs` does, but load no judge and no model. The judges' settings are only checked.
 
-    `behaviour`, `judges` and `model` take precedence over the settings. If there is a claim file (``registered``), they
-    must match what it names. A claim outside the model is refused here if the model's files tell its shape, else
-    when the model is loaded (`check_subject`). `out` is the run folder; a run that was started there before gives
-    ``prompt.date``. Raises `LocauditError`.
+    `behaviour`, `judges` and `model` override the settings. If there is a claim file (``registered``), they must match
+    what it names. A claim outside the model is refused here if the model's files give its shape, and otherwise when the
+    model is loaded (`check_subject`). `out` is the run folder; if a run was started there before, its ``prompt.date``
+    is used. Raises `LocauditError`.
     """
     load_plugins(config.plugins)
     registration = None
@@ -150,7 +150,7 @@ def settle_style(config: AuditConfig, behaviour: Behaviour) -> AuditConfig:
 
 
 def make_prompt(config: AuditConfig, primer: str = "") -> Prompt:
-    """The format of questions that the settings say, with the text of a primer. The style must be settled."""
+    """The format of questions that the settings choose, with the text of a primer. The style must not be ``auto``."""
     day = "" if config.prompt.date == "auto" else config.prompt.date
     return Prompt(cast(Style, config.prompt.style), primer, config.prompt.template, day)
 
@@ -159,7 +159,7 @@ def _first_day(out: str | Path | None) -> str:
     """The ``prompt.date`` of the run in a folder, or today if there is none."""
     found = "auto"
     if out is not None:
-        with suppress(ConfigError):  # no run yet, or a damaged one, which is refused when it is opened
+        with suppress(ConfigError):  # no run yet, or a damaged one, which is refused later, when it is opened
             found = load_config(Path(out) / MARK).prompt.date
     return date.today().isoformat() if found == "auto" else found
 
@@ -208,7 +208,7 @@ def _check_claim(config: AuditConfig, claim: Location | None, shape: Shape) -> N
 
 
 def _read_claim_file(path: str) -> Registration:
-    """Read a claim file, with its claim in the spelling that records use."""
+    """Read a claim file, and write its claim in the form that records have."""
     registration = read_registration(path)
     claim = registration.values["claim"]
     if claim is None:
@@ -247,7 +247,7 @@ def _check_objects(
 
 
 def _check_score(config: AuditConfig, judges: Mapping[str, object]) -> None:
-    """Raise `ConfigError` if the score needs a judge that is not there."""
+    """Raise `ConfigError` if the score needs a judge and there is none."""
     score = resolve_score(config.score, tuple(judges))
     needed = [aspect for aspect in find_score(score).needs if aspect != "*"]
     if any(aspect not in judges for aspect in needed):

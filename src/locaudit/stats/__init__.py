@@ -1,4 +1,4 @@
-"""What the scores mean: bootstrap, hypothesis tests, early stopping, grades and the verdict, from plain records."""
+"""What the scores show: bootstrap, hypothesis tests, early stopping, grades and the verdict, from plain records."""
 
 from locaudit.stats.agreement import Agreement, compare
 from locaudit.stats.decide import decide

@@ -1,8 +1,8 @@
-"""How well two judges agree on the same answers: Cohen's kappa with bootstrap intervals.
+"""Measure how well two judges agree on the same answers: Cohen's kappa with bootstrap intervals.
 
     kappa = (p_o - p_e) / (1 - p_e)
 
-p_o is the observed agreement: the share of answers with the same verdict from both judges. p_e is the agreement
+p_o is the observed agreement, the share of answers on which both judges have the same verdict. p_e is the agreement
 expected by chance, given how often each judge says yes. A verdict is yes if P(yes) >= threshold. Source: Cohen 1960.
 """
 
@@ -44,9 +44,9 @@ class Agreement:
     """Agreement beyond chance; NaN if both judges give the same verdict on every answer."""
     kappa_interval: Interval
     pearson: float
-    """Correlation of the probabilities; NaN if those of one judge are all equal."""
+    """Correlation of the judges' probabilities; NaN if one judge's probabilities are all equal."""
     spearman: float
-    """Rank correlation of the probabilities, tied ranks averaged."""
+    """Rank correlation of the judges' probabilities. Tied ranks are averaged."""
 
 
 def compare(
@@ -59,9 +59,9 @@ def compare(
 ) -> Agreement:
     """Compare two judges' P(yes) on the same answers; ``None`` marks a missing judgement.
 
-    `groups` names the question of each answer. Intervals are percentile bootstrap intervals that resample questions,
+    `groups` has the question of each answer. Intervals are percentile bootstrap intervals that resample questions,
     because answers to one question are not independent. Resamples in which kappa is undefined are left out of its
-    interval; with fewer than 2 questions the intervals are NaN.
+    interval. With fewer than 2 questions, the intervals are NaN.
 
     Raises `DataError` if the lengths differ or a probability is outside [0, 1].
     """
@@ -109,7 +109,7 @@ def compare(
 
 
 def _measures(counts: NDArray) -> tuple[NDArray, NDArray]:
-    """Agreement and kappa, (tables,) each, of 2 x 2 tables of counts (tables, 4)."""
+    """Agreement and kappa of 2 x 2 tables of counts (tables, 4). Both have the shape (tables,)."""
     n = counts.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         n00, n01, n10, n11 = (counts / n[:, None]).T

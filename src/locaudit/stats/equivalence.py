@@ -15,7 +15,7 @@ from locaudit.stats.resample import arms_of, percentiles, resampled_differences
 from locaudit.stats.scores import TIE, mean_score
 
 CONFIDENCE = 0.90
-"""Of the two-sided interval. Each of its ends is a one-sided test at 5 %."""
+"""Confidence of the two-sided interval. Each of its ends is a one-sided test at 5 %."""
 LEAST_DIFFERING = 10
 """Number of questions on which two edits must differ before the bootstrap of their difference is trusted."""
 Outcome = Literal["not worse", "worse", "undecided"]
@@ -26,7 +26,7 @@ class Match:
     """An edit compared with a reference on the same questions. Differences are in the score's units."""
 
     difference: float
-    """Score of the edit minus that of the reference."""
+    """Score of the edit minus score of the reference."""
     interval: tuple[float, float]
     """90 % bootstrap interval of the difference. Questions are resampled; edits and hyperparameters are held fixed."""
     interval_95: tuple[float, float]
@@ -34,20 +34,21 @@ class Match:
     sd: float
     """Standard error of the difference: its standard deviation over resamples."""
     p: float
-    """One-sided p of the non-inferiority test; its null hypothesis is that the edit is worse by the margin or more.
+    """One-sided p of the non-inferiority test. Its null hypothesis is that the edit is worse by the margin or more.
 
-    (1 + resamples in which it is worse by that much) / (1 + resamples). Correct several of them with `holm`."""
+    p = (1 + number of resamples in which it is worse by that much) / (1 + number of resamples). If several edits are
+    tested, correct their p with `holm`."""
     p_equivalent: float
-    """p of the equivalence test (TOST); its null hypothesis is that the edits differ by the margin or more."""
+    """p of the equivalence test (TOST). Its null hypothesis is that the edits differ by the margin or more."""
     outcome: Outcome
     """``not worse``: the 90 % interval lies above -margin. ``worse``: it lies below -margin. ``undecided``: it contains
-    -margin, so there are too few questions to tell."""
+    -margin, so that there are too few questions to tell."""
     equivalent: bool
-    """Whether the 90 % interval lies inside (-margin, margin): equivalent at 5 %."""
+    """Whether the 90 % interval lies inside (-margin, margin). The edits are then equivalent at 5 %."""
     below: bool
-    """Whether the 90 % interval lies below +margin: the edit is not better by the margin."""
+    """Whether the 90 % interval lies below +margin. The edit is then not better by the margin."""
     few: bool
-    """Whether too few questions differ to trust the bootstrap (`differ_too_little`). Nothing is decided then."""
+    """Whether too few questions differ to trust the bootstrap (`differ_too_little`). Then nothing is decided."""
 
 
 def compare_edits(
@@ -61,11 +62,13 @@ def compare_edits(
 ) -> Match:
     """Compare an edit's `values` with `reference`, or with the mean score over a list of references.
 
-    Two one-sided tests (TOST, Schuirmann 1987). `Match.outcome` is the lower one, a non-inferiority test;
-    `Match.equivalent` is both. Nothing is decided if either side has no score. `margin` is in the score's units.
+    There are two one-sided tests (TOST, Schuirmann 1987). `Match.outcome` is the result of the lower one, which is a
+    non-inferiority test. `Match.equivalent` is the result of both. Nothing is decided if one of the two sides has no
+    score. `margin` is in the score's units.
 
-    Shapes as in `locaudit.stats.resample.arms_of`: (questions,) or (components, questions). `drawn` (resamples,) are
-    the differences on the bootstrap resamples, if the caller has them already. `tolerance` as in `differ_too_little`.
+    Shapes are as in `locaudit.stats.resample.arms_of`: (questions,) or (components, questions). `drawn` (resamples,)
+    has the differences on the bootstrap resamples, if they were computed before. `tolerance` is as in
+    `differ_too_little`.
     """
     edit, others = arms_of(values)[0], arms_of(reference)
     difference = float(mean_score(edit)) - float(np.mean([mean_score(x) for x in others]))
@@ -84,15 +87,15 @@ def compare_edits(
 
 
 def differ_too_little(values: ArrayLike, others: Sequence[ArrayLike], margin: float, tolerance: float = TIE) -> bool:
-    """Whether too few questions differ for a bootstrap, yet enough that a true difference of the margin is possible.
+    """Whether too few questions differ for a bootstrap, but enough that a true difference of the margin is possible.
 
-    If only a few questions differ, many resamples contain none of them and the bootstrap interval is too narrow. For
-    scores of 0 and 1, a true difference of the margin means that at least that share of questions differ. So if d of n
-    questions differ and P(Bin(n, margin) <= d) is at most 5 %, a true difference as large as the margin is rejected,
-    and no bootstrap is needed. Values within `tolerance` of each other are equal.
+    If only a few questions differ, many resamples contain none of them, and the bootstrap interval is too narrow. For
+    scores of 0 and 1, a true difference of the margin means that at least this share of questions differ. So if d of n
+    questions differ and P(Bin(n, margin) <= d) is at most 5 %, a true difference of the margin can be rejected without
+    a bootstrap, and the function returns False. Values count as equal if they differ by at most `tolerance`.
     """
     a = arms_of(values)[0]
-    differ = np.zeros(a.shape[1], dtype=bool)  # (questions,): differs from at least one of the others
+    differ = np.zeros(a.shape[1], dtype=bool)  # (questions,): whether it differs from at least one of the others
     for (x,) in map(arms_of, others):
         differ |= (np.abs(a - x) > tolerance).any(axis=0) & ~(np.isnan(a) | np.isnan(x)).any(axis=0)
     d, n = int(differ.sum()), differ.size

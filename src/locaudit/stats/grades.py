@@ -1,7 +1,8 @@
 """Four questions about a claim, each with its own evidence: sufficiency, specificity, necessity, uniqueness.
 
-An answer is ``yes`` or ``no`` only if a test or an interval excludes the other one, and ``undecided`` otherwise.
-Definitions, assumptions and what a "no" does not mean: docs/statistics.md. The texts are in words.toml.
+An answer is ``yes`` or ``no`` only if a test or an interval excludes the opposite answer. Otherwise it is
+``undecided``. Definitions, assumptions and what a "no" does not mean are in docs/statistics.md. The texts are in
+words.toml.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Answer = Literal["yes", "no", "undecided", "not tried"]
 POWER = 0.8
 """Power at which the smallest detectable effect is reported."""
 RARE = 0.01
-"""Power of the specificity test is reported for a claim that this share of random places matches."""
+"""The power of the specificity test is reported for a claim that is matched by this share of random places."""
 _UNKNOWN = (math.nan, math.nan)
 
 
@@ -48,7 +49,7 @@ class Grade:
     evidence: str
     """The answer in words."""
     clause: str
-    """The answer as a clause of the `conclusion`; empty if it adds nothing."""
+    """The answer as a part of the sentence `conclusion`; empty if it adds nothing."""
 
 
 def _words(m: Measured, part: str) -> Callable[..., str]:
@@ -67,8 +68,8 @@ def _answer(
 def grade(m: Measured) -> tuple[Grade, ...]:
     """The grades of one method; none if the data allow no conclusion (`Measured.nothing_to_say`).
 
-    If higher scores support the claim, all four questions are asked. If lower ones do (an ablation), a fall of the
-    score answers necessity, and sufficiency is not asked.
+    If higher scores support the claim, all four questions are asked. If lower scores support it (an ablation), a fall
+    of the score answers necessity, and sufficiency is not asked.
     """
     if m.nothing_to_say:
         return ()
@@ -78,7 +79,7 @@ def grade(m: Measured) -> tuple[Grade, ...]:
 
 
 def _effect(m: Measured, question: Question, part: str) -> Grade:
-    """Sufficiency: is the claim's gain significant? For an ablation, necessity by a fall of the score."""
+    """Sufficiency: whether the claim's gain is significant. For an ablation, necessity: whether the score falls."""
     words, gain = _words(m, part), m.gain
     answer: Answer = "yes" if m.effect_p <= m.level else "no" if gain.below else "undecided"
     evidence = words(answer)
@@ -93,7 +94,7 @@ def _effect(m: Measured, question: Question, part: str) -> Grade:
 
 
 def _specificity(m: Measured) -> Grade:
-    """Yes: the controls' test says specific. No: the interval of the share of matching places is above the level."""
+    """Yes, if the test against controls says specific. No, if the interval of the share of matches is above level."""
     words, works = _words(m, "specificity"), m.effect_p <= m.level
     n, g = m.look.n, m.look.n_at_least
     low, high = share_interval(g, n, population=m.design.population)
@@ -120,12 +121,12 @@ def _specificity(m: Measured) -> Grade:
 
 
 def _necessity(m: Measured) -> Grade:
-    """Non-inferiority test: the best edit of everything but the claim against that of the whole model."""
+    """Non-inferiority test: the best edit of everything but the claim against the best edit of the whole model."""
     words, margin = _words(m, "necessity"), m.design.margin
     if REST not in m.arms or WHOLE not in m.arms:
         return _answer(words, "necessity", "not tried", words("not_tried"))
     against, gain = m.compare(REST, WHOLE), m.compare(WHOLE, BASE)
-    # If the whole model barely gains, an edit that does nothing would be "not worse": no answer then.
+    # If the whole model barely gains, even an edit that does nothing would be "not worse". Then there is no answer.
     is_sure = gain.interval[0] > margin and not gain.few
     answers: dict[str, Answer] = {"not worse": "no", "worse": "yes"}
     answer = answers.get(against.outcome, "undecided") if is_sure else "undecided"
@@ -135,7 +136,7 @@ def _necessity(m: Measured) -> Grade:
 
 
 def _uniqueness(m: Measured) -> Grade:
-    """Holm-corrected non-inferiority tests of the disjoint controls against the claim; one that matches it means no."""
+    """Holm-corrected non-inferiority tests of disjoint controls against the claim. If one matches, the answer is no."""
     words = _words(m, "uniqueness")
     if not m.apart or m.effect_p > m.level:
         return _answer(words, "uniqueness", "not tried", words("no_gain" if m.apart else "not_tried"))
@@ -143,7 +144,7 @@ def _uniqueness(m: Measured) -> Grade:
     adjusted = holm([match.p for match in matches])
     n_match, n = sum(p <= m.level and not x.few for p, x in zip(adjusted, matches, strict=True)), len(matches)
     n_worse = sum(match.outcome == "worse" for match in matches)
-    # Only for a single-unit claim whose controls were all the other units can "no other place matches" be shown.
+    # "No other place matches" can be shown only if the claim is a single unit and the controls are all other units.
     is_all = n == m.design.population and not m.design.matched and len(m.locations[CLAIM]) == 1
     answer: Answer = "undecided"
     if is_sure:

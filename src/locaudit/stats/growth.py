@@ -1,4 +1,4 @@
-"""What it means for p that a run was extended after results existed."""
+"""What it means for p if a run was extended after results existed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ class Extension:
     before: int | str
     after: int | str
     n_trials: int
-    """Trials that had results by then."""
+    """Number of trials that had results by then."""
     n_planned: int
-    """Of how many."""
+    """Number of trials that were planned then."""
 
 
 def describe_extensions(extensions: Sequence[Extension], rule: Rule, level: float) -> str:
-    """What was added, and whether p still holds at its level; empty for nothing.
+    """What was added, and whether p still holds at its level. Empty if nothing was added.
 
-    To add anything because of what was seen is optional stopping. Two cases are not: `anytime`, whose p holds at any
-    number of controls, and adding to so little that no p could have been at most the level: with N controls the
-    smallest p is 1 / (1 + N), with n test questions the smallest p of the gain is 2^-n.
+    It is optional stopping to add something because of the results. There are two exceptions. With `anytime`, p holds
+    at any number of controls. And before the extension, the run may have been so small that no p could have been at
+    most the level: with N controls the smallest p is 1 / (1 + N), and with n test questions the smallest p of the gain
+    is 2^-n.
     """
     if not extensions:
         return ""
@@ -47,7 +48,7 @@ def describe_extensions(extensions: Sequence[Extension], rule: Rule, level: floa
 
 
 def _was_powerless(extension: Extension, level: float) -> bool:
-    """Whether no result could have been significant before."""
+    """Whether no result could have been significant before the extension."""
     n = extension.before
     if not isinstance(n, int):
         return False

@@ -1,8 +1,8 @@
 """Scores by label, for questions with the same possible answers, such as (A) and (B).
 
-The label of a question is its right answer. An edit that makes the model say (A) to everything raises every score where
-(A) is right and lowers it where (B) is. If there are more of the former, the mean over questions rises; the balanced
-mean, over labels of the mean at each label, does not.
+The label of a question is its right answer. An edit that makes the model say (A) to everything raises the score of
+questions with label (A) and lowers it for label (B). If more questions have label (A), the mean over questions rises.
+The balanced mean does not: it is the mean over labels of the mean score at each label.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from locaudit.stats.verdict import Verdict
 
 
 def wanted(questions: Sequence[Any]) -> tuple[str, ...]:
-    """The right answer of each question, if all have the same possible answers and one right one; else nothing.
+    """The right answer of each question. Empty unless all questions have the same possible answers and one right one.
 
-    Questions have the answers ``true`` and ``false``.
+    Questions have the attributes ``true`` and ``false`` with their answers.
     """
     options = {frozenset((*question.true, *question.false)) for question in questions}
     is_labelled = len(options) == 1 and all(len(question.true) == 1 for question in questions)
@@ -31,10 +31,10 @@ def wanted(questions: Sequence[Any]) -> tuple[str, ...]:
 
 
 def label_scores(values: Mapping[str, Sequence[float]], score: str, labels: Sequence[str]) -> dict[str, float]:
-    """The score where each label is right, its balanced mean, and how often the model prefers the first of two labels.
+    """The score at each label, its balanced mean, and how often the model prefers the first of two labels.
 
-    `values` are per-question metrics, and `labels` the questions' labels. Nothing if there are fewer than two labels or
-    the score is missing.
+    `values` has metrics per question, and `labels` the questions' labels. Empty if there are fewer than two labels or
+    if the score is missing.
     """
     names, at = sorted(set(labels)), np.asarray(labels)
     if len(names) < 2 or not has_score(values, score):
@@ -48,7 +48,7 @@ def label_scores(values: Mapping[str, Sequence[float]], score: str, labels: Sequ
 
 
 def describe_labels(verdict: Verdict, records: Sequence[TrialRecord], labels: Sequence[str]) -> tuple[str, ...]:
-    """A sentence for each edit, at the claim and of the whole model, whose significant gain is not one everywhere."""
+    """A sentence for each edit (at the claim, of the whole model) that gains significantly, but not at every label."""
     score, tie, notes = verdict.score, verdict.tolerance, []
     base = next(record.questions["test"] for record in records if record.spec.arm == "base" and record.status == "ok")
     before = label_scores(base, score, labels)

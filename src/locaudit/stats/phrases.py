@@ -1,4 +1,4 @@
-"""The texts of `words.toml`, and the facts about a method that choose among them."""
+"""The texts in `words.toml`, and the facts about a method that decide which of them are used."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ class MethodFacts:
     """What the statistics need to know about a method."""
 
     title: str
-    """What readers call it, for example ``Optimal edit``."""
+    """Name in reports, for example ``Optimal edit``."""
     supports: Supports = "higher"
     """Whether higher or lower scores support the claim."""
     trained: bool = False
-    """Whether its edits are trained; the first trained method leads the headline."""
+    """Whether the method's edits are trained. The headline is about the first trained method."""
     null: Literal["places", "directions"] = "places"
-    """What controls are: the edit at random places, or random directions at the claim."""
+    """What controls are: edits at random places, or edits in random directions at the claim."""
     symbol: str = ""
-    """Symbol of the strength that its grid varies, for example ``alpha``."""
+    """Symbol of the strength that the method's grid varies, for example ``alpha``."""
     n_strengths: int = 1
-    """Number of strengths in its grid."""
+    """Number of strengths in the method's grid."""
     training: Mapping[str, Any] | None = None
-    """Training settings, by name; None if it is not trained."""
+    """Training settings, by name; None if edits are not trained."""
 
     @property
     def reaches(self) -> str:
-        """Where a control that does as well lies relative to the claim's score."""
+        """Where the score of a control that does as well is, relative to the claim's score."""
         return "at or above" if self.supports == "higher" else "at or below"
 
     @property

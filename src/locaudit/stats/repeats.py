@@ -1,12 +1,12 @@
 """Combine several audits of one claim, with different training seeds and question splits, into one verdict.
 
 If claim and controls are the same places in every repeat, each place's score is averaged over the repeats. The claim's
-mean is then compared with the controls' means as in a single audit. This is exact: under the null hypothesis claim and
-controls are exchangeable in all repeats at once, and averaging treats them alike.
+mean is then compared with the controls' means as in a single audit. This is exact, because under the null hypothesis
+claim and controls are exchangeable in all repeats at once, and averaging treats them alike.
 
-Places move between repeats if the claim is picked again from each repeat's training questions, or if controls are
-matched by values measured on them. Means over different places are not comparable. The p-value is then twice the median
-of the repeats' p-values, which is valid under any dependence between them (Rueger 1978).
+Places can also differ between repeats: if each repeat chooses the claim from its own training questions, or if controls
+are matched by values measured on these. Then means over repeats are not comparable. The p-value is twice the median of
+the repeats' p-values, which is valid under any dependence between them (Rueger 1978).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class MethodRepeats:
     p_value: float
     """Monte-Carlo p of the claim's mean score against the controls' mean scores.
 
-    Twice the median of `p_values` if places move between repeats."""
+    If places differ between repeats, it is twice the median of `p_values`."""
     same_places: bool
     """Whether claim and controls are the same places in every repeat."""
     effect_p: float
@@ -68,7 +68,7 @@ class MethodRepeats:
     """Claim minus mean control, mean over repeats; sign flipped if lower scores support the claim."""
     lead_sd: float
     n_at_least: int | None
-    """Controls whose mean score is at least as good as the claim's; None if places move."""
+    """Number of controls whose mean score is at least as good as the claim's; None if places differ between repeats."""
     n_controls: int
 
     def sentence(self, score: str) -> str:
@@ -136,7 +136,7 @@ def combine_repeats(repeats: Sequence[Repeat], n_planned: int | None = None) -> 
 
 
 def _combine(found: Sequence[MethodVerdict], first: Verdict, same_places: bool, more_planned: bool) -> MethodRepeats:
-    """Combine the verdicts `found` by one method, one per repeat; without an outcome if more repeats are planned."""
+    """Combine one method's verdicts `found`, one per repeat. While more repeats are planned, there is no outcome."""
     n, sign, level = min(len(v.controls) for v in found), SIGNS[found[0].supports], first.level
     claim = sign * float(np.mean([v.claim for v in found]))
     controls = sign * np.mean([v.controls[:n] for v in found], axis=0) if n else np.zeros(0)
@@ -149,7 +149,7 @@ def _combine(found: Sequence[MethodVerdict], first: Verdict, same_places: bool, 
     sd = float(np.std(gains, ddof=1))
     half = float(stats.t.ppf(0.975, len(gains) - 1)) * sd / math.sqrt(len(gains))
     can_tell = not (more_planned or math.isnan(claim) or any(v.outcome == "underpowered" for v in found))
-    # Twice the median p has the smallest value 2 / (1 + n), that of (n + 1) / 2 - 1 controls in a single audit.
+    # Twice the median p is at least 2 / (1 + n), as in a single audit with (n + 1) / 2 - 1 controls.
     is_possible = curtailment(n if same_places else (n + 1) // 2 - 1, level) > 0
     state: State = "open" if not is_possible else "specific" if p_value <= level else "not specific"
     return MethodRepeats(

@@ -1,15 +1,16 @@
-"""Sequential tests: stop drawing controls as soon as the answer is clear, without optional stopping.
+"""Sequential tests: stop drawing controls as soon as the answer is clear, with a valid p.
 
-Controls are tried in an order fixed in advance. Let theta be the share of random places that do at least as well as the
-claim, and let g of the first n controls do so. With N controls planned, the claim is specific if
-(1 + g) / (1 + N) <= level, that is, if fewer than h = floor(level (1 + N)) of all N do at least as well.
+Controls are tried in an order that is fixed in advance. Let theta be the share of random places that do at least as
+well as the claim, and let g be the number of controls that do so among the first n. With N planned controls, the claim
+is specific if (1 + g) / (1 + N) <= level, that is, if fewer than h = floor(level (1 + N)) of all N do at least as well.
 
 - ``fixed``: use all N controls.
-- ``curtailed`` (Besag and Clifford 1991, with this h): stop when g = h, since more controls cannot change "not
-  specific"; or when too few controls are left for g to become h. The verdict is always that of all N controls.
-- ``anytime``: stop when a confidence sequence for theta (`share_interval`) excludes the level. It holds for all n at
-  once, so one may look after every control and add more controls. A part `RISK` of the level is spent on the
-  chance that the sequence misses theta; the false-positive rate is at most the level.
+- ``curtailed`` (Besag and Clifford 1991, with this h): stop when g = h, because more controls cannot change "not
+  specific". Also stop when too few controls are left for g to become h. The verdict is always that of all N controls.
+- ``anytime``: stop when a confidence sequence for theta (`share_interval`) excludes the level. The sequence holds for
+  all n at once, so that one may look after every control and add more controls. The sequence may miss theta with
+  probability `RISK` times the level. This is subtracted from the level, so that the false-positive rate is at most the
+  level.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from locaudit.stats.selection import Place
 Rule = Literal["fixed", "curtailed", "anytime"]
 State = Literal["specific", "not specific", "open"]
 RISK = 0.1
-"""Part of the level that ``anytime`` spends on its interval missing theta: the interval's error is RISK * level."""
+"""With ``anytime``, the interval may miss theta with probability RISK * level."""
 MOST_CONTROLS = 10_000
-"""Largest number of controls that is planned for or suggested."""
+"""Largest number of controls that is planned or suggested."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,15 @@ class Look:
     p_value: float
     """Valid p-value under the stopping rule.
 
-    ``fixed``: the Monte-Carlo p. ``curtailed``: after an early stop a sequential p, which lies on the same side of the
-    level as the p of all N controls but does not bound it. ``anytime``: the upper end of `share_interval` plus its
-    error, valid at every n; if places are finitely many, the claim is counted among them."""
+    ``fixed``: the Monte-Carlo p. ``curtailed``: after an early stop, a sequential p. It is on the same side of the
+    level as the p of all N controls, but can be above or below that p. ``anytime``: the upper end of `share_interval`
+    plus its error. This is valid at every n. If the number of places is finite, the claim is counted as one of them."""
 
 
 def curtailment(n_planned: int, level: float) -> int:
-    """Number of controls from which on a claim is not specific if they do as well: h = floor(level (1 + N)).
+    """The number h = floor(level (1 + N)). If at least h controls do as well as the claim, it is not specific.
 
-    0 if N is too small for any result to be specific.
+    It is 0 if N is too small for any result to be specific.
     """
     return math.floor(level * (1 + n_planned) + 1e-9)
 
@@ -65,7 +66,7 @@ def curtailment(n_planned: int, level: float) -> int:
 class Monitor:
     """Follows one method's test while scores arrive in any order. Call `add` until `state` is no longer ``open``.
 
-    Controls are counted in their planned order, so the result is that of `look`. `population` and `level` as there.
+    Controls are counted in their planned order, so that the result is that of `look`, which also explains `population`.
     """
 
     rule: Rule
@@ -76,24 +77,25 @@ class Monitor:
     tolerance: float = TIE
     """Scores that differ by less are ties."""
     seen: Look = field(default=Look("open", 0, 0, 1.0), init=False)
-    """The test after the controls counted so far, regardless of missing judgements."""
+    """The test after the controls that were counted so far. Missing judgements are not considered here."""
     _claim: float | None = field(default=None, init=False)
     _waiting: dict[int, float] = field(default_factory=dict, init=False)
-    """Control number -> score, of the controls that arrived."""
+    """Control number -> score, for the controls that have arrived."""
     _is_sure: bool = field(default=True, init=False)
     """Whether judgements are complete enough for the test to stop."""
 
     def add(self, place: Place, mean: float, missing: float = 0.0, lost: bool = False) -> None:
         """Add the score of a place once all its trials are scored: ``add(place, *score_place(trials, score))``.
 
-        ``("claim", -1)`` is the claim. ``("control", n)`` is a control; it is counted after all controls with a smaller
-        number. For any other place, such as the unedited model, only the share of missing judgements matters.
+        ``("claim", -1)`` is the claim, and ``("control", n)`` is a control. A control is counted after all controls
+        with smaller numbers. For any other place, such as the unedited model, only the share of missing judgements
+        matters.
         """
         arm, number = place
         self._is_sure &= missing <= MAX_MISSING
         if arm == "claim":
             self._claim = mean
-            self._is_sure &= not lost  # without any judgement, the claim cannot be compared
+            self._is_sure &= not lost  # a claim without any judgement cannot be compared
         elif arm == "control":
             self._waiting[number] = mean
         while self._claim is not None and self.seen.n in self._waiting and self.wants_more:
@@ -103,12 +105,12 @@ class Monitor:
 
     @property
     def wants_more(self) -> bool:
-        """Whether the stopping rule asks for another control and not all planned ones are counted."""
+        """Whether the stopping rule needs another control and not all planned controls are counted."""
         return self.seen.state == "open" and self.seen.n < self.n_planned
 
     @property
     def state(self) -> State:
-        """``open`` while controls or the claim's score are missing, or while too many judgements are."""
+        """``open`` while the claim's score, controls or too many judgements are missing."""
         return self.seen.state if self._is_sure else "open"
 
     def count(self, hit: bool) -> None:
@@ -117,23 +119,23 @@ class Monitor:
         left, p_value = self.n_planned - n, (1 + g) / (1 + n)
         state: State = "open"
         if self.rule == "anytime":
-            # False positives at p = high + risk <= level: either the interval misses theta at some n (probability at
-            # most risk), or theta <= level - risk. For a claim exchangeable with random places the latter has at most
-            # that probability, so that both together have at most the level.
+            # A false positive needs p = high + risk <= level. Then either the interval misses theta at some n, which
+            # has a probability of at most risk, or theta <= level - risk. If the claim is exchangeable with random
+            # places, the latter has a probability of at most level - risk. Together, this is at most the level.
             risk, population = RISK * self.level, self.population
             low, high = share_interval(g, n, error=risk, population=population)
             p_value = min(1.0, high + risk)
-            # Finitely many places: with the claim itself there are population + 1, and high * population + 1 of them do
-            # at least as well. Once all are tried, theta is known and no error is left to add.
+            # If there are finitely many places, there are population + 1 with the claim itself, and up to
+            # high * population + 1 of them do at least as well. Once all are tried, theta is known without error.
             if population is not None:
                 p_value = min(1.0, (high * population + 1) / (population + 1) + (risk if n < population else 0.0))
             state = "specific" if p_value <= self.level else "not specific" if low + risk > self.level else "open"
-        elif h and not left:  # all N controls are counted: `p_value` is the plain Monte-Carlo p
+        elif h and not left:  # all N controls are counted, so `p_value` is the plain Monte-Carlo p
             state = "specific" if p_value <= self.level else "not specific"
-        # "Not specific" is certain. Besag and Clifford's p is h / n; the other term keeps it above the level.
+        # "Not specific" is certain. Besag and Clifford's p is h / n. The other term keeps p above the level.
         elif self.rule == "curtailed" and h and g == h:
             state, p_value = "not specific", max(h / n, (1 + g) / (1 + self.n_planned))
-        # "Specific" is certain even if every control left does as well: p is that of this worst case.
+        # "Specific" is certain even if all remaining controls do as well. p is the p of this worst case.
         elif self.rule == "curtailed" and h and g + left < h:
             state, p_value = "specific", (1 + g + left) / (1 + self.n_planned)
         self.seen = Look(state, n, g, p_value)
@@ -142,9 +144,9 @@ class Monitor:
 def look(reached: Sequence[bool], *, rule: Rule, n_planned: int, level: float, population: int | None = None) -> Look:
     """Test a claim by going through its controls in order until the stopping rule ends the test.
 
-    `reached` says for each control whether it does at least as well as the claim. `population` is the number of places
-    that controls are drawn from without replacement; None if it is practically infinite. With fewer than `n_planned`
-    controls and no early stop the state is ``open``, and p is computed from the controls seen.
+    `reached` says for each control whether it does at least as well as the claim. Controls are drawn without
+    replacement from `population` places (None: practically infinitely many). With fewer than `n_planned` controls and
+    without an early stop, the state is ``open``, and p is computed from these controls.
     """
     monitor = Monitor(rule, n_planned, level, population)
     for hit in reached:
@@ -161,18 +163,18 @@ def share_interval(
 
         { t : (n + 1) P(g of n | theta = t) > error }
 
-    where g = `n_at_least` of `n` controls do as well. The intervals for all n contain theta together with probability
-    at least 1 - `error`. P is binomial, or hypergeometric if controls are drawn without replacement from `population`
-    places (Waudby-Smith and Ramdas 2020). Returns (low, high), shares in [0, 1].
+    where g = `n_at_least` of `n` controls do as well. With probability at least 1 - `error`, the intervals for all n
+    contain theta at once. P is binomial, or hypergeometric if controls are drawn without replacement from `population`
+    places (Waudby-Smith and Ramdas 2020). Returns (low, high), which are shares in [0, 1].
 
-    Why it holds: under the mixture of all theta with uniform weight, every g of n has probability 1 / (n + 1). The
-    likelihood ratio of the mixture to theta = t, 1 / ((n + 1) P(g of n | t)), is a martingale with mean 1 if t is true.
-    By Ville's inequality it ever exceeds 1 / error with probability at most `error` (Robbins 1970).
+    Why this holds: if theta is drawn uniformly, every g of n has probability 1 / (n + 1). If theta = t is true, the
+    ratio of this probability to the probability under t, 1 / ((n + 1) P(g of n | t)), is a martingale with mean 1. By
+    Ville's inequality, the probability that it ever exceeds 1 / error is at most `error` (Robbins 1970).
     """
     if n == 0:
         return 0.0, 1.0
     if population is not None and population <= MOST_CONTROLS:
-        # Every possible number of places in the population that do as well: g were seen, n - g are not among them.
+        # All possible numbers of places that do as well: at least g were seen, and at least n - g do not.
         hits = np.arange(n_at_least, population - n + n_at_least + 1)
         kept = hits[(n + 1) * stats.hypergeom.pmf(n_at_least, population, hits, n) > error]
         return float(kept[0] / population), float(kept[-1] / population)
@@ -184,7 +186,7 @@ def share_interval(
     def excess(share: float) -> float:  # log of (n + 1) P(g of n | share) / error: positive inside the interval
         return constant + float(special.xlogy(n_at_least, share) + special.xlog1py(n - n_at_least, -share))
 
-    # It rises up to share = g / n and falls after it, so each end of the interval is one root.
+    # It rises up to share = g / n and falls after it, so that each end of the interval is one root.
     peak, edge = n_at_least / n, 1e-12
     low = optimize.brentq(excess, edge, peak) if n_at_least and excess(edge) < 0 else 0.0
     high = optimize.brentq(excess, peak, 1 - edge) if n_at_least < n and excess(1 - edge) < 0 else 1.0
@@ -192,10 +194,10 @@ def share_interval(
 
 
 def controls_to_decide(n_at_least: int, n: int, level: float, population: int | None = None) -> int | None:
-    """Estimate how many controls in all ``anytime`` needs to tell on which side of the level theta lies.
+    """Estimate how many controls ``anytime`` needs in total to tell whether theta is above or below the level.
 
-    Assumes that the share seen so far, (g + 1/2) / (n + 1), stays. None if more than `MOST_CONTROLS` or more than
-    `population` controls are needed.
+    This assumes that the share seen so far, (g + 1/2) / (n + 1), stays the same. Returns None if more than
+    `MOST_CONTROLS` or more than `population` controls are needed.
     """
     share = (n_at_least + 0.5) / (n + 1)
     most = min(MOST_CONTROLS, population or MOST_CONTROLS)
@@ -210,10 +212,10 @@ def controls_to_decide(n_at_least: int, n: int, level: float, population: int | 
 
 
 def specificity_power(n_planned: int, level: float, share: float, rule: Rule = "fixed") -> float:
-    """Power: probability that `n_planned` controls call a claim specific if a `share` of random places matches it."""
+    """Power: the probability of `specific` with `n_planned` controls, if a `share` of places matches the claim."""
     if rule != "anytime":
         return float(stats.binom.cdf(curtailment(n_planned, level) - 1, n_planned, share))
-    chance, found = np.ones(1), 0.0  # chance[g]: the test is still open and g controls did as well
+    chance, found = np.ones(1), 0.0  # chance[g]: probability that the test is still open and g controls did as well
     for n in range(1, min(n_planned, MOST_CONTROLS) + 1):
         chance = np.convolve(chance, [1 - share, share])
         for g in np.flatnonzero(chance).tolist():

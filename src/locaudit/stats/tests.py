@@ -1,4 +1,4 @@
-"""Hypothesis tests: claim against controls (Monte Carlo), gain (permutation), and corrections for several tests."""
+"""Hypothesis tests of the claim against controls (Monte Carlo) and of gains (permutation), and multiple testing."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def monte_carlo_p(claim: float, controls: Sequence[float], tolerance: float = TI
 
         p = (1 + #{i : control_i >= claim}) / (1 + N)
 
-    Valid, P(p <= t) <= t, if claim and controls are exchangeable under the null hypothesis. Ties, within
-    `tolerance`, count against the claim (`reaches`), and so does a control that is NaN because its edit diverged.
-    Source: Davison and Hinkley (1997), section 4.2.
+    It is valid, that is, P(p <= t) <= t, if claim and controls are exchangeable under the null hypothesis. A tie (a
+    difference within `tolerance`) counts against the claim (`reaches`). So does a control that is NaN because its edit
+    diverged. Source: Davison and Hinkley (1997), section 4.2.
     """
     return float((1 + np.sum(reaches(controls, claim, tolerance))) / (1 + len(controls)))
 
 
 def t_test_p(claim: float, controls: Sequence[float], tolerance: float = 0.0) -> float:
-    """One-sample t-test of the controls against the claim's score; one-sided p for their mean being below it.
+    """One-sided p of a one-sample t-test of whether the mean of the controls is below the claim's score.
 
-    For comparison with papers only, never for a verdict. It treats the claim's score as an exact constant and tests the
-    *mean* of the controls, so p shrinks as controls are added even if many of them beat the claim. NaN for fewer than
-    two finite controls, or if all are equal up to rounding. Computed by SciPy's `ttest_1samp`.
+    This is only for comparison with papers, never for a verdict. The test treats the claim's score as exact, and tests
+    the *mean* of the controls. Therefore p becomes smaller with more controls, even if many of them beat the claim. NaN
+    for fewer than two finite controls, or if all are equal up to rounding. Computed by SciPy's `ttest_1samp`.
     """
     scores = _varying(controls, tolerance)
     if not scores.size:
@@ -42,8 +42,8 @@ def t_test_p(claim: float, controls: Sequence[float], tolerance: float = 0.0) ->
 def normal_tail_p(claim: float, controls: Sequence[float], tolerance: float = 0.0) -> float:
     """One-sided p of the claim's score under a normal distribution with the controls' mean and standard deviation.
 
-    For comparison with papers only. It assumes normal scores and treats mean and deviation as known exactly. NaN for
-    fewer than two finite controls, or if all are equal up to rounding.
+    This is only for comparison with papers. It assumes that scores are normal, and treats their mean and standard
+    deviation as known exactly. NaN for fewer than two finite controls, or if all are equal up to rounding.
     """
     scores = _varying(controls, tolerance)
     return float(stats.norm.sf((claim - scores.mean()) / scores.std(ddof=1))) if scores.size else math.nan
@@ -57,16 +57,16 @@ def _varying(controls: Sequence[float], tolerance: float) -> NDArray[np.float64]
 
 
 def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0, tolerance: float = TIE) -> float:
-    """Paired permutation test, one-sided: p that the score of `after` is not above that of `before`.
+    """One-sided p of a paired permutation test of whether the score of `after` is above the score of `before`.
 
-    Under the null hypothesis the two values of each question are exchangeable. For a plain mean this is the sign-flip
-    test; for a product of means all components of a question are exchanged together. p is the share of arrangements
-    with a gain at least as large as the observed one, up to `tolerance` (`reaches`). If there are at most `N_RESAMPLES`
-    arrangements (2^n), all are used and p is exact; otherwise that many are sampled, and the observed one is counted
-    too.
+    Under the null hypothesis, the two values of each question are exchangeable. An arrangement exchanges them for some
+    of the questions. For a plain mean, this is the sign-flip test; for a product of means, all components of a question
+    are exchanged together. p is the share of arrangements with a gain at least as large as the observed gain, up to
+    `tolerance` (`reaches`). If there are at most `N_RESAMPLES` arrangements (2^n), all are used and p is exact.
+    Otherwise `N_RESAMPLES` arrangements are sampled, and the observed one is counted too.
 
-    Shapes as in `locaudit.stats.resample.arms_of`. Questions missing in either are left out. The arrangements are those
-    of SciPy's `permutation_test`.
+    Shapes are as in `locaudit.stats.resample.arms_of`. A question that is missing in one of the two is left out. The
+    arrangements are those of SciPy's `permutation_test`.
     """
     a, b = arms_of(after)[0], arms_of(before)[0]
     there = ~(np.isnan(a) | np.isnan(b)).any(axis=0)
@@ -81,13 +81,13 @@ def paired_gain_p(after: ArrayLike, before: ArrayLike, *, seed: int = 0, toleran
         moved = exchanged[rows] @ (b - a).T  # (arrangements, components): what `after` gains by the exchange
         gains = np.prod((a.sum(axis=1) + moved) / n, axis=1) - np.prod((b.sum(axis=1) - moved) / n, axis=1)
         n_reach += int(reaches(gains, gain, tolerance).sum())
-    seen = 2**n > N_RESAMPLES  # a sample needs the observed arrangement added; all 2^n contain it
+    seen = 2**n > N_RESAMPLES  # the observed arrangement is added to a sample; all 2^n contain it
     return (n_reach + seen) / (len(exchanged) + seen)
 
 
 @lru_cache(maxsize=8)
 def _exchanges(n: int, seed: int) -> NDArray[np.bool_]:
-    """Boolean mask (arrangements, n), read-only: True where an arrangement swaps a question's two scores."""
+    """Boolean mask (arrangements, n), read-only: True if the arrangement exchanges the question's two values."""
     if 2**n <= N_RESAMPLES:
         out = (np.arange(2**n)[:, None] >> np.arange(n)) % 2 == 1  # the binary digits of 0 to 2^n - 1
     else:
@@ -101,9 +101,10 @@ def _exchanges(n: int, seed: int) -> NDArray[np.bool_]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values (1979): rejecting those <= alpha keeps the family-wise error at most alpha.
+    """Holm's adjusted p-values (1979). If those <= alpha are rejected, the family-wise error is at most alpha.
 
-    Valid under any dependence between the tests, for example edits compared with one reference on the same questions.
+    They are valid under any dependence of the tests, for example if edits are compared with one reference on the same
+    questions.
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
@@ -120,9 +121,10 @@ def max_t_p(claim: ArrayLike, controls: ArrayLike, tolerances: ArrayLike = TIE) 
 
         p_t = (1 + #{i : max_s z(control_i, s) >= z(claim, t)}) / (1 + N)
 
-    The family-wise error is exact if claim and controls are exchangeable. It loses less power than Holm if the tests
-    are correlated. A NaN control counts against the claim; a NaN claim has p = 1. `tolerances` (tests,) are those of
-    the scores (`reaches`); a test whose scores differ by less is not standardised beyond them.
+    The family-wise error is controlled exactly if claim and controls are exchangeable. If the tests are correlated,
+    power is higher than with `holm`. A NaN control counts against the claim; a NaN claim has p = 1. `tolerances`
+    (tests,) says up to which difference scores are equal (`reaches`). Scores of a test that differ only by rounding are
+    not divided by their standard deviation.
     """
     own, others = np.asarray(claim, dtype=float), np.atleast_2d(np.asarray(controls, dtype=float))
     arms = np.concatenate([own[None], others])
@@ -142,7 +144,7 @@ def max_t_p(claim: ArrayLike, controls: ArrayLike, tolerances: ArrayLike = TIE) 
 def rank_correlation(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     """Spearman's rank correlation and its two-sided permutation p, by SciPy's `permutation_test`.
 
-    Pairs with a missing value are left out. (NaN, NaN) for fewer than 3 pairs or if one side is constant.
+    Pairs with a missing value are left out. Returns (NaN, NaN) for fewer than 3 pairs, or if one side is constant.
     """
     a, b = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     there = np.isfinite(a) & np.isfinite(b)

@@ -52,10 +52,10 @@ def sentence(v: MethodVerdict, facts: MethodFacts, score: str, level: float, n_q
 
 
 def _lack(v: MethodVerdict, need: int) -> str:
-    """Why the controls of an effective edit do not decide yet: name of the text in words.toml."""
+    """Name of the text in words.toml that says why the controls of an effective edit do not decide yet."""
     if v.n_used < v.n_planned:
         return "unfinished"
-    if v.n_used >= need:  # ``anytime``: all planned controls are used and the interval still contains the level
+    if v.n_used >= need:  # ``anytime``: all planned controls are used, but the interval still contains the level
         return "unknown"
     return "no_more" if v.population is not None and v.population < need else "more"
 
@@ -63,8 +63,8 @@ def _lack(v: MethodVerdict, need: int) -> str:
 def headline(methods: Mapping[str, MethodVerdict], facts: Mapping[str, MethodFacts]) -> str:
     """The conclusion over all methods.
 
-    It is that of the first trained method, or of the last method if none is trained. If other methods call the claim
-    specific and this one does not, the headline names them first.
+    It is the conclusion of the first trained method, or of the last method if none is trained. If other methods call
+    the claim specific and this method does not, the headline names those first.
     """
     if not methods:
         return say("headline", "none")

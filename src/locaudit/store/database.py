@@ -167,7 +167,7 @@ class Store:
             yield _whole(kept, keys, generates) or kept
 
     def add(self, records: Sequence[TrialRecord], seconds: float) -> None:
-        """Store trials that ran together in one transaction; `seconds` is divided evenly among them.
+        """Store, in one transaction, trials that ran together. Each is given an equal share of the run time, `seconds`.
 
         If a trial's fit is stored already, only new scores and answers are added. If its edit gave numbers that are not
         finite on new questions, the trial becomes diverged and its earlier scores and answers are deleted. Raises

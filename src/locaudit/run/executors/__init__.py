@@ -1,7 +1,7 @@
-"""Executors decide where trials run: they hand groups of trials to workers, in this process or elsewhere.
+"""Executors decide where trials run. They give groups of trials to workers, in this process or elsewhere.
 
-To add one, register a class with the method `map` in `locaudit.registry.EXECUTORS`. Workers in other processes are
-built from the run folder, where `locaudit.run.prepare` has saved what they need. Only the driver
+To add an executor, register a class with the method `map` in `locaudit.registry.EXECUTORS`. Workers in other processes
+are built from the run folder, where `locaudit.run.prepare` has saved what they need. Only the driver
 (`locaudit.run.audit`) writes results, calls judges and stops early.
 """
 
@@ -35,9 +35,9 @@ class Executor(Protocol):
     def map(self, worker: Worker, folder: Path, groups: Iterable[Sequence[TrialSpec]]) -> Iterator[Outcome]:
         """Run `groups` and yield each outcome as soon as it is there.
 
-        Take groups from the iterable only when a worker is free: the driver leaves out groups that early stopping has
-        made unnecessary by then. `worker` runs in this process; `locaudit.run.audit.open_worker` builds one elsewhere
-        from the run folder `folder`.
+        Take a group from the iterable only when a worker is free. By then, the driver has left out groups that early
+        stopping made unnecessary. `worker` runs in this process. Elsewhere, `locaudit.run.audit.open_worker` builds a
+        worker from the run folder `folder`.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Audits of planted models, whose localization is known: correctness of the verdict, and power."""
+"""Audit planted models, whose localization is known, to measure whether the verdict is right and what its power is."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Strength:
-    """The audit of one model of the family, in which `n_able` heads are able."""
+    """The audit of one planted model, in which an edit can succeed at `n_able` heads (the able heads)."""
 
     n_able: int
     claim: str
@@ -60,7 +60,7 @@ class Strength:
     n_at_least: int
     """Number of other heads whose edit does at least as well as the claim's."""
     power: float
-    """Probability of `specific` over all draws of controls, given the measured scores."""
+    """Probability of `specific` over all draws of controls, computed from the measured scores."""
     theory: float
     """The same probability if exactly the other able heads do as well as the claim."""
 
@@ -108,10 +108,10 @@ def power_curve(
     n_layers: int = 24,
     n_items: int = 200,
 ) -> list[Strength]:
-    """Power of the specificity test: audit an able head in models in which more and more other heads are able too.
+    """Power of the specificity test, measured in models with more and more able heads. The claim is one of these.
 
-    `family` lists the numbers of able heads, one model each. Layers have 2 heads. `n_layers` and `n_items` make the
-    models smaller for tests.
+    An edit can succeed exactly at the able heads. `family` lists the number of able heads of each model. Layers have 2
+    heads. For tests, `n_layers` and `n_items` make the models smaller.
     """
     out = []
     for n_able in family:
@@ -119,7 +119,7 @@ def power_curve(
         say(f"an edit can succeed at {n_able} of {planted.n_heads} heads")
         claim = _first(planted.places)
         v = _audit(planted, claim, folder / f"able-{n_able:02d}", seed)
-        n_at_least = sum(not score < v.claim for score in v.controls)  # one that diverged counts
+        n_at_least = sum(not score < v.claim for score in v.controls)  # a control that diverged counts
         power, theory = (chance_specific(n, len(v.controls), n_controls, level) for n in (n_at_least, n_able - 1))
         out.append(Strength(n_able, str(claim), v.claim, n_at_least, power, theory))
     return out
@@ -132,7 +132,7 @@ def _first(location: Location | None) -> Location:
 
 
 def _audit(planted: Planted, claim: Location, folder: Path, seed: int) -> MethodVerdict:
-    """Audit `claim` by optimal edits, with all other heads as controls. Resumes if it was interrupted."""
+    """Audit `claim` by optimal edits, with all other heads as controls. An interrupted audit is resumed."""
     settings = {
         **planted_settings(),
         "model": planted.model.name,
@@ -148,7 +148,7 @@ def _audit(planted: Planted, claim: Location, folder: Path, seed: int) -> Method
 
 
 def draw_power(n_able: Sequence[int], power: Sequence[float], *, n_heads: int, n_controls: int, level: float) -> Figure:
-    """Plot power against the share of other able heads: measured as points, theory as a line."""
+    """Plot power against the share of other heads that are able. Measured values are points, theory is a line."""
     every = np.arange(1, n_heads + 1)
     predicted = [chance_specific(int(m) - 1, n_heads - 1, n_controls, level) for m in every]
     theory = f"theory: an edit succeeds at none of {n_controls} random heads"

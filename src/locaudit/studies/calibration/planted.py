@@ -1,7 +1,7 @@
 r"""Planted models: small trained Llamas in which, by construction, an edit can succeed at some heads only.
 
-The residual stream is cut into blocks of coordinates. Masks on the weights fix which part of the model writes and which
-part reads each block:
+The residual stream is cut into blocks of coordinates. Masks on the weights decide which parts of the model write each
+block and which parts read it:
 
     ITEM, FRAME        written by embeddings (ITEM also by MLPs), read by attention and MLPs
     KEY                written by embeddings, read by the values of the heads in `places` (task ``key``)
@@ -9,10 +9,10 @@ part reads each block:
                        key, and one shared by all other words
     JUNK               written by every head, read by nothing
 
-So no head reads what another head writes, and only the heads in `places` reach the logits. RMSNorm would break this:
-JUNK would change the scale at which later heads read ITEM, and so where they attend. The norm's epsilon is therefore
-2^80 and its weight 2^40, which makes it the exact identity, to the bit, as long as the stream's root mean square is
-below 2^28. An edit of any other head leaves every logit unchanged. All this holds for heads; MLP neurons write ITEM,
+So no head reads what another head writes, and only the heads in `places` change the logits. RMSNorm would break this:
+JUNK would change the scale at which later heads read ITEM, and thereby their attention. Therefore the norm has epsilon
+2^80 and weight 2^40. This makes it exactly the identity, bit for bit, as long as the stream's root mean square is below
+2^28. So an edit of any other head leaves every logit unchanged. This holds only for heads: MLP neurons write ITEM,
 which every head reads.
 
 There are two tasks:
@@ -20,13 +20,14 @@ There are two tasks:
 ``misconception``: each item has a true answer from one group of words and a popular false answer from another. The
 training text gives the false answer in 7 of 10 cases. A constant written at any head in `places` flips all answers.
 
-``key``: a key word before the item decides which of its two answers is true. Every head writes answers, but only heads
-in `places` read KEY. They write it to coordinates for the keys' names (the answer to the item "which"), not to answers.
-So the unedited model ignores the key and is right under one key and wrong under the other: it scores 0.5 on any
-questions that have each item under both keys, as in every part of the split. An edit at `places` can make
-the answer depend on the key. Elsewhere the key cannot be read, and no edit can score more than 0.5.
+``key``: a key word before the item decides which of the item's two answers is true. Every head writes answers, but only
+heads in `places` read KEY. What they
+write is the key's name, which is the right answer to one item only (the word "which"). They write nothing about the
+answers to other items. So the unedited model ignores the key: it is right under one key and wrong under the other.
+Every part of the split has each item under both keys, so that the unedited model scores 0.5. An edit at `places` can
+make the answer depend on the key. Elsewhere the key cannot be read, and no edit can score more than 0.5.
 
-The score is the order of two one-token answers: ``preference_accuracy`` or ``mc1``.
+The score, ``preference_accuracy`` or ``mc1``, says which of two one-token answers has the higher probability.
 """
 
 from __future__ import annotations
@@ -56,18 +57,19 @@ GROUPS = (
     ("red", "blue", "green", "white", "black", "brown", "pink", "grey"),
     ("iron", "tin", "gold", "lead", "zinc", "brass", "steel", "copper"),
 )
-"""Answer words: true and popular ones (``misconception``), or those under the first and the second key (``key``)."""
+"""Answer words. ``misconception``: true and popular answers; ``key``: answers under the first and the second key."""
 ANSWERS = (*GROUPS[0], *GROUPS[1])
 KEYS, WHICH = ("north", "south"), "which"
 """`WHICH` in place of an item asks for the key itself."""
 SPECIAL, TEMPLATE = ("<pad>", "<eos>", "<unk>"), ("Q:", "A:")
 
 FALSE_SHARE, LEAN = 0.7, 0.6
-"""Share of the popular answer in the text (``misconception``), and of an item's preferred answer (``key``).
+"""Share of the popular answer in the training text (``misconception``), and of an item's preferred answer (``key``).
 
-In ``key`` each item prefers one answer whatever the key; with a tie, rounding errors would choose."""
+In ``key``, each item prefers one answer under both keys. Otherwise the two would tie, and rounding errors would
+decide."""
 SPLIT = (0.5, 0.1, 0.4)
-"""Shares of training, validation and test items. Validation is small: with one strength there is nothing to choose."""
+"""Shares of training, validation and test items. Few are for validation, since there is only one strength to choose."""
 
 ITEM, FRAME, KEY = slice(0, 24), slice(24, 28), slice(28, 32)
 ANSWER, OTHER, OUTPUT, JUNK = slice(32, 48), slice(48, 51), slice(32, 51), slice(51, 64)
@@ -77,16 +79,18 @@ LAYER_HEADS = 2
 HEAD_DIM, STEADY = 32, 8
 """Number of coordinates of a head, and how many of them are steady.
 
-The first `STEADY` coordinates read FRAME, which is the same in all questions, so that an edit's <a, o> can be constant.
-In a head that knows the key they read KEY instead. The other coordinates read ITEM and write answers."""
+The first `STEADY` coordinates read FRAME, which is the same in all questions. So an edit's <a, o>, where o is the
+head's output, can be constant. In a head that knows the key, these coordinates read KEY instead. The other coordinates
+read ITEM and write answers."""
 HEAD_GAIN, STEADY_GAIN, QUERY_GAIN, MLP_GAIN = 4.0, 8.0, 0.3, 0.05
-"""Scales of the output head; of the steady values, so that they stand out from those of items; of queries and keys,
-small to spread attention; and of MLPs, small because nothing is normalised."""
+"""Scales of the output head, of the steady values, of queries and keys, and of MLPs. Steady values are large compared
+with those of items. Queries and keys are small, so that attention is spread. MLPs are small, because nothing is
+normalised."""
 TRAINED = ("embed_tokens", "v_proj")
-"""The weights that are trained; all others stay as initialised."""
+"""The weights that are trained. All others keep their initial values."""
 STEPS, LEARNING_RATE = 150, 4e-2
 LEARNED = 0.02
-"""Mean KL divergence (nats) from the text's answer shares below which the text counts as learned."""
+"""The training text counts as learned if the mean KL divergence from its answer shares is below this (in nats)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +100,11 @@ class Planted:
     model: Model
     behaviour: Behaviour
     places: Location
-    """The heads at which an optimal edit (reader ``layer``) can succeed. At all other heads no edit can."""
+    """The heads at which an optimal edit (reader ``layer``) can succeed. At all other heads, no edit can."""
 
     @property
     def elsewhere(self) -> Location | None:
-        """All other heads; None if there are none."""
+        """All heads outside `places`; None if there are none."""
         rest = set(BUILT_IN["head"].units(self.model.shape)) - set(self.places.units)
         return Location(tuple(rest)) if rest else None
 
@@ -115,11 +119,11 @@ def plant_model(
 ) -> Planted:
     """Make a model with `n_layers` layers of `LAYER_HEADS` heads and train it on its task's text.
 
-    `n_places` is the number of random places where an edit can succeed. A place is one head for ``misconception``, and
-    all heads of a layer for ``key``, because an edit at one head reads all heads of its layer. With the same seed, a
-    larger number of places includes those of a smaller number.
+    `n_places` is the number of random places where an edit can succeed. For ``misconception``, a place is one head. For
+    ``key``, it is all heads of a layer, because an edit at one head reads all heads of its layer. With the same seed, a
+    larger number of places includes the places of a smaller number.
 
-    The same arguments give the same weights on one machine. torch's global random state is unchanged.
+    The same arguments give the same weights on one machine. torch's global random state is not changed.
 
     Raises `ConfigError` for an unknown task or a wrong number of items, `LocationError` for more places than there are,
     and `ModelError` if the text is not learned (see `LEARNED`).
@@ -143,8 +147,8 @@ def plant_model(
 def planted_settings() -> dict[str, Any]:
     """Audit settings: ``audit(p.model, p.behaviour, claim=p.places, out="a", **planted_settings())``.
 
-    No primer, because the tokenizer lacks the words for one. Nothing is generated or judged. Optimal edits only, with
-    one strength and a training length and rate at which edits of any size converge.
+    There is no primer, because the tokenizer lacks the words for it. Nothing is generated or judged. Only optimal edits
+    are trained, with one strength, and with a training length and a learning rate at which edits of any size converge.
     """
     return {
         "score": "preference_accuracy",
@@ -156,7 +160,7 @@ def planted_settings() -> dict[str, Any]:
 
 
 def _choose_places(task: Task, n_places: int, n_layers: int, seed: int) -> Location:
-    """The heads of a number of random places."""
+    """The heads of `n_places` random places."""
     layers = [[(layer, head) for head in range(LAYER_HEADS)] for layer in range(n_layers)]
     groups = layers if task == "key" else [[unit] for layer in layers for unit in layer]
     if not 1 <= n_places <= len(groups):
@@ -181,7 +185,7 @@ def _make_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, seed: int) -> LlamaForCausalLM:
-    """A Llama with seeded random weights, not masked yet; see below for the weights that are set or adjusted."""
+    """A Llama with seeded random weights, not masked yet. Some weights are set or adjusted below."""
     size: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 32, "head_dim": HEAD_DIM}
     size |= {"vocab_size": len(tokenizer), "num_hidden_layers": n_layers, "num_attention_heads": LAYER_HEADS}
     config = LlamaConfig(**size, rms_norm_eps=2.0**80, bos_token_id=None, eos_token_id=_ids(tokenizer, SPECIAL)[1])
@@ -204,7 +208,7 @@ def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, seed: int) -> 
                 for free in weight.view(WIDTH, LAYER_HEADS, HEAD_DIM)[OUTPUT, :, STEADY:].unbind(1):
                     u, _, vh = torch.linalg.svd(free, full_matrices=False)
                     free.copy_(u @ vh)
-        # Output head: each word reads the coordinate of its own; all words without one share the first of OTHER.
+        # Output head: each word reads its own coordinate. All words without one read the first coordinate of OTHER.
         ones = HEAD_GAIN * torch.eye(WIDTH)
         lm.lm_head.weight[:] = ones[OTHER.start]
         lm.lm_head.weight[_ids(tokenizer, KEYS)] = ones[OTHER.start + 1 : OTHER.stop]
@@ -213,9 +217,10 @@ def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, seed: int) -> 
 
 
 def _mask(name: str, weight: Tensor, tokenizer: PreTrainedTokenizerFast, task: Task, places: Location) -> Tensor:
-    """The mask of one weight, same shape: 1 where it may be nonzero, 0 where it must be 0. It plants the localization.
+    """The mask of one weight, of the same shape: 1 if an entry may be nonzero, 0 if it must be 0.
 
-    A projection's weight is (output coordinates, input coordinates): rows are what it writes, columns what it reads.
+    Masks plant the localization. A projection's weight is (output coordinates, input coordinates): its rows are what
+    the projection writes, its columns what it reads.
     """
     mask = torch.full_like(weight, float("norm" in name))
     path = name.split(".")  # model.layers.0.self_attn.q_proj.weight
@@ -240,8 +245,8 @@ def _mask(name: str, weight: Tensor, tokenizer: PreTrainedTokenizerFast, task: T
             mask[JUNK] = 1  # every head writes JUNK
             for head, columns in enumerate(mask.split(HEAD_DIM, dim=1)):  # (WIDTH, HEAD_DIM) of one head
                 chosen = (int(path[2]), head) in places.units
-                # Items become answers at the chosen heads (in ``key``: at all). The key, in the steady coordinates, can
-                # become only its own name, not ANSWER: unedited, no head answers by the key.
+                # Items become answers at the chosen heads (in ``key``: at all heads). The key, in the steady
+                # coordinates, can become only its own name, not ANSWER: no unedited head answers by the key.
                 columns[OUTPUT, STEADY:] = float(chosen or task == "key")
                 columns[OTHER, :STEADY] = float(chosen and task == "key")
     return mask
@@ -252,12 +257,12 @@ def _ids(tokenizer: PreTrainedTokenizerFast, words: Sequence[str]) -> list[int]:
 
 
 def _write_text(task: Task, answers: Answers, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
-    """The training text: prompt token ids (texts, tokens) and the shares of the word after each (texts, vocabulary)."""
+    """The training text: token ids of prompts (texts, tokens), and the next word's shares (texts, vocabulary)."""
     rows: list[tuple[str, dict[str, float]]] = []
     for i, (item, (first, second)) in enumerate(answers.items()):
         if task == "misconception":
             rows.append((item, {first: 1 - FALSE_SHARE, second: FALSE_SHARE}))
-        else:  # each item under one key is enough: the heads that answer items cannot see the key
+        else:  # each item under one key is enough, because heads that answer items cannot see the key
             lean = (LEAN, 1 - LEAN)[i // 2 % 2]
             rows.append((f"{KEYS[i % 2]} {item}", {first: lean, second: 1 - lean}))
     if task == "key":
@@ -270,7 +275,7 @@ def _write_text(task: Task, answers: Answers, tokenizer: PreTrainedTokenizerFast
 
 @torch.enable_grad()
 def _train(lm: LlamaForCausalLM, masks: Mapping[str, Tensor], ids: Tensor, targets: Tensor) -> float:
-    """Train with AdamW on the whole text at once, masking after each step. Returns mean KL(targets || model), nats."""
+    """Train with AdamW on the whole text, masking after each step. Returns the mean KL(targets || model) in nats."""
     weights = dict(lm.named_parameters())
     for name, weight in weights.items():
         weight.requires_grad_(name.split(".")[-2] in TRAINED)
@@ -297,7 +302,7 @@ def _train(lm: LlamaForCausalLM, masks: Mapping[str, Tensor], ids: Tensor, targe
 
 
 def _ask(task: Task, answers: Answers, seed: int) -> Behaviour:
-    """The behaviour: one question per item, or one per item and key, both in the same part of the split."""
+    """The behaviour: one question per item, or two (one per key), which are in the same part of the split."""
     shuffled = random.Random(f"split {seed}").sample(list(answers), len(answers))
     n_train, n_val = (round(len(answers) * share) for share in SPLIT[:2])
     questions: list[Question] = []

@@ -1,4 +1,4 @@
-"""False-positive rates of the verdict under a true null hypothesis: simulated, or with the edits of a real run.
+"""False-positive rates of the verdict under a true null hypothesis, in simulation or with the edits of a real run.
 
 The null hypothesis is true if the claim is drawn in the same way as its controls. `specific` is then a false positive.
 """
@@ -24,7 +24,7 @@ from locaudit.stats.tests import monte_carlo_p, normal_tail_p, paired_gain_p, t_
 from locaudit.store.run import load_run
 
 FAMILY = (1, 2, 3, 4, 6, 8, 12, 16, 24, 48)
-"""Numbers of able heads, out of `N_HEADS`; one planted model each. An able head is one at which an edit can succeed."""
+"""Number of able heads, out of `N_HEADS`, in each planted model. At an able head, an edit can succeed."""
 N_HEADS = 48
 """24 layers of 2 heads."""
 
@@ -33,11 +33,11 @@ WORLDS: Mapping[World, str] = {
     "spread": "places differ (normal, SD 0.05 in the score)",
     "same": "all places are equally good: only the questions' noise",
     "heavy": "few places are far better (Pareto)",
-    "disjoint": "controls kept apart from a claim of 12 of 40 heads, a set being as good as its best head",
+    "disjoint": "controls share no head with a claim of 12 of 40 heads; a set is as good as its best head",
 }
-"""Simulated distributions of the quality of places. In all of them the claim is a place like any other.
+"""Simulated distributions of the quality of places. In all of them, the claim is a place like any other.
 
-In ``disjoint`` this is not enough: controls that avoid the claim are not exchangeable with it."""
+In ``disjoint``, the error rate can still be too high: controls that avoid the claim are not exchangeable with it."""
 PARAMETRIC = {"t-test": t_test_p, "normal tail": normal_tail_p}
 """Parametric tests that papers use, for comparison."""
 
@@ -72,9 +72,9 @@ class Simulated:
     false: Rate
     """False positives: audits whose outcome is `specific`."""
     p_below: Mapping[float, Rate]
-    """t -> audits with p <= t; calibrated if the share is at most t."""
+    """t -> audits with p <= t. The verdict is calibrated if their share is at most t."""
     parametric: Mapping[str, Rate]
-    """Parametric test (``t-test``, ``normal tail``) -> audits that it rejects at the level."""
+    """Parametric test (``t-test``, ``normal tail``) -> audits in which it rejects the null hypothesis at the level."""
     mean_controls: float
     """Mean number of controls used before the stopping rule ended the test."""
 
@@ -98,8 +98,9 @@ def simulate(
 ) -> Simulated:
     """Simulate audits in which the claim is drawn like its controls, so that `specific` is always a false positive.
 
-    P(the edit at a place answers a question right) = clip(0.5 + difficulty of the question + quality of the place), and
-    0.3 + difficulty for the unedited model. Difficulties are uniform on +-0.2; `world` gives the qualities.
+    With the edit at a place, P(a question is answered right) = clip(0.5 + difficulty of the question + quality of the
+    place). In the unedited model, it is 0.3 + difficulty. Difficulties are uniform on +-0.2; `world` gives the
+    qualities.
     """
     rng = np.random.default_rng(seed)
     difficulty = rng.uniform(-0.2, 0.2, n_questions)
@@ -148,20 +149,20 @@ def _qualities(world: World, n: int, rng: np.random.Generator) -> NDArray[np.flo
 
 @dataclass(frozen=True)
 class Pooled:
-    """False-positive rate with real edits: each place of a pool is the claim in turn, with others as its controls."""
+    """False-positive rate with real edits. Each place of a pool is the claim in turn, with other places as controls."""
 
     method: str
     score: str
     n_places: int
     n_controls: int
     false_rate: float
-    """Share of audits with the outcome `specific`, exact over all draws of controls from the pool."""
+    """Share of audits with the outcome `specific`, computed exactly over all draws of controls from the pool."""
     drawn: Rate
     """The same with one draw of controls per claim."""
     n_effective: int
     """Number of places whose edit has a significant gain."""
     n_tied: int
-    """Number of places tied with another. Ties count against a claim, so they lower the rate."""
+    """Number of places that tie with another. Ties count against a claim, so that they lower the rate."""
     p_values: tuple[float, ...]
     """Monte-Carlo p of each place against all others."""
     scores: tuple[float, ...]
@@ -179,7 +180,7 @@ class Pooled:
 def pool_run(
     folder: Path, *, score: str | None = None, n_controls: int = 19, level: float = 0.05, seed: int = 0
 ) -> tuple[str, list[Pooled]]:
-    """Name of a run's model, and `pool_rates` of each of its methods. `score` defaults to the run's own.
+    """The name of a run's model, and `pool_rates` for each of its methods. `score` is by default the run's score.
 
     Raises `ConfigError` if the simulated audits or the run have too few controls, or if the run lacks the score.
     """
@@ -215,7 +216,7 @@ def pool_rates(
 ) -> Pooled:
     """Use each control of a run in turn as the claim of an audit, with `n_controls` of the other controls.
 
-    All controls of a run are drawn in the same way, so the null hypothesis is true for each of them.
+    All controls of a run are drawn in the same way, so that the null hypothesis is true for each of them.
     """
     records, tie = list(records), tolerance(score, dtype)
     chosen: Mapping[Any, Any] = select(records, score, tie)
@@ -248,6 +249,6 @@ def pool_rates(
 
 
 def chance_specific(n_at_least: int, n_others: int, n_controls: int, level: float = 0.05) -> float:
-    """Probability, over draws of controls, of `specific` for a claim that `n_at_least` of `n_others` places match."""
+    """Probability, over draws of controls, of `specific` if `n_at_least` of `n_others` places match the claim."""
     n = min(n_controls, n_others)
     return float(stats.hypergeom.cdf(curtailment(n, level) - 1, n_others, n_at_least, n))

@@ -1,8 +1,8 @@
-"""Decide for each of the paper's claims whether it replicates. Rules are here, their wording is in claims.yaml.
+"""Decide for each of the paper's claims whether it replicates. The rules are here, their wording is in claims.yaml.
 
 A claim is ``replicated`` if the numbers exclude its opposite, ``not replicated`` if they exclude the claim, and ``could
-not test`` otherwise. Two edits without any effect match each other but prove nothing, so claims about effective edits
-also require an effect above the margin. If too many judgements are missing, nothing is decided.
+not test`` otherwise. Two edits without any effect match each other, but prove nothing. Therefore claims about effective
+edits also require an effect above the margin. If too many judgements are missing, nothing is decided.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from locaudit.report.html import environment
 Outcome = Literal["replicated", "not replicated", "could not test"]
 Numbers = Mapping[str, Any]
 LARGEST_FLOOR = 0.1
-"""If the smallest possible p, 1 / (1 + N), is above this, even beating all N random sets is no evidence."""
+"""If the smallest possible p, 1 / (1 + N), is above this, beating all N random sets is no evidence."""
 MOST_DIVERGED = 0.1
-"""Largest share of random sets that may diverge before their mean is not used."""
+"""The mean over random sets is used only if at most this share of them diverged."""
 _WORKS = {"whole": "of the whole model", "localized": "at the probed heads"}
 
 
@@ -39,7 +39,7 @@ def judge_claims(numbers: Numbers) -> list[dict[str, Any]]:
         "n": numbers,
         "margin": f"{setup['margin']:g}",
         "largest_floor": f"{LARGEST_FLOOR:g}",
-        # hypergeometric: chance that no matching head is a probed one, if the matching heads were random
+        # hypergeometric: chance that no matching head is a probed head, if matching heads were drawn at random
         "chance": comb(heads - drawn, len(ranks)) / comb(heads, len(ranks)),
     }
     claims = []
@@ -63,7 +63,7 @@ def judge_claims(numbers: Numbers) -> list[dict[str, Any]]:
 
 
 def decide_claims(n: Numbers) -> dict[str, Outcome]:
-    """The outcome of each claim's own condition. `judge_claims` then checks for missing judgements and for effects."""
+    """The outcome of each claim by its own condition. `judge_claims` then checks missing judgements and effects."""
     iti, optimal, single, mc, gains = n["iti"], n["optimal"], n["single"], n["multiple_choice"], n["gains"]
     margin, truth, gap = n["setup"]["margin"], iti["truth_gains"], optimal["gap"]
     better, worse = mc["iti"]["n_random_better_in_both"], mc["iti"]["n_random_worse_in_both"]
@@ -105,7 +105,7 @@ def _outcome(*, yes: bool, no: bool) -> Outcome:
 
 
 def _superior(n: Numbers, block: Numbers, margin: float) -> Outcome:
-    """Whether the probed heads beat the random sets: smallest possible or significant Monte-Carlo p."""
+    """Whether the probed heads beat the random sets: the Monte-Carlo p is significant or the smallest possible."""
     p, floor, missing = block["p_monte_carlo"], block["p_smallest"], block["worst_missing"] > n["setup"]["max_missing"]
     if missing or block["localized_score"] is None or math.isnan(block["localized_score"]):
         return "could not test"
@@ -130,12 +130,12 @@ def _several_match(found: Numbers, of: int, enough: int) -> Outcome:
 
 
 def _low(found: Numbers) -> float:
-    """Lower end of the interval; -inf if there is none or too few questions differ."""
+    """Lower end of the interval; -inf if there is no interval or too few questions differ."""
     return _end(found, 0, -math.inf)
 
 
 def _high(found: Numbers) -> float:
-    """Upper end of the interval; +inf if there is none or too few questions differ."""
+    """Upper end of the interval; +inf if there is no interval or too few questions differ."""
     return _end(found, 1, math.inf)
 
 

@@ -1,4 +1,4 @@
-"""Settings of the paper's study. Settings that are not listed here have their default of an audit."""
+"""Settings of the paper's study. All other settings have the defaults of an audit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PARTS: Mapping[Part, str] = {
     "single": "best probed head against random heads",
     "landscape": "every head",
 }
-"""Audits of a study, each with its own run folder of that name, and what they compare."""
+"""Audits of a study and what they compare. Each audit has its own run folder of this name."""
 
 
 @checked
@@ -95,7 +95,7 @@ class PaperConfig:
     def audits(self, n_heads: int = 2) -> dict[Part, AuditConfig]:
         """The study's audits in the order in which they run.
 
-        `n_heads` is the number of heads in the model; the landscape needs it to edit every one of them.
+        `n_heads` is the number of heads in the model. The landscape, which edits every head, needs it.
         """
         shared = {name: getattr(self, name) for name in _SHARED}
         methods = {"iti": self.iti, "optimal": self.optimal}

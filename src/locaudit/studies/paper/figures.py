@@ -1,4 +1,4 @@
-"""The figures of a study: those of the paper, under its file names, and our own. Captions are in `paper.html`."""
+"""The figures of a study: the paper's figures, under its file names, and our own. Captions are in `paper.html`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Trials(NamedTuple):
     place: str
     """Key in that block, such as ``random``."""
     label: str
-    """Legend text; ``{k}`` is replaced by the number of localized heads."""
+    """Legend text; ``{k}`` is replaced by the number of probed heads."""
     colour: str
     marker: str
     frontier: bool = False
@@ -117,14 +117,14 @@ def _series(n: Numbers, trials: Trials, x: str, y: str) -> Series:
 
 
 def _draw_sets(n: Numbers, method: Numbers, title: str) -> Figure:
-    """Distribution of scores over random sets; lines for localized heads, whole model and unedited model."""
+    """Distribution of scores over random sets, with lines for probed heads, whole model and unedited model."""
     whole = (method["whole"]["chosen"] or {}).get("info_truth")
     spread = Spread(title, method["random_scores"], _marks(n, whole, method["localized_score"]))
     return draw_spreads([spread], xlabel="Info*Truth on test", what="random sets", colour=RANDOM)
 
 
 def _draw_single(n: Numbers) -> Figure:
-    """The same over random single heads, with a line for the best probed head."""
+    """Distribution of scores over random single heads, with the same lines and one for the best probed head."""
     single = n["single"]
     best = Mark("best probed head", single["best_probed"]["score"], BEST, "-.")
     marks = [*_marks(n, single["whole_score"], single["localized_score"]), best]

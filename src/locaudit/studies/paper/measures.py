@@ -36,7 +36,7 @@ RELEASES: Mapping[tuple[int, int, int], str] = {
     (817, 2585, 3295): "TruthfulQA, first release (the hub's, and the one that fits the paper's number of pairs)",
     (817, 2835, 3367): "TruthfulQA, revision of October 2021 (the paper's number of pairs does not fit it)",
 }
-"""(questions, true answers, false answers) as loaded -> release of TruthfulQA."""
+"""(number of questions, true answers, false answers) after loading -> release of TruthfulQA."""
 
 
 def data_release(questions: int, true: int, false: int) -> str:
@@ -131,8 +131,8 @@ def trial_scores(record: TrialRecord) -> dict[str, Any]:
 def _place(chosen: Chosen, place: Place) -> dict[str, Any]:
     """One place: its trials, the trial chosen on validation, and the best score on test.
 
-    The paper does not say on which questions it selects its best scores; the best on test is given in case it means
-    that.
+    The paper does not say on which questions it selects its best scores. In case it means test questions, the best
+    score on these is given too.
     """
     trials, best = chosen.trials[place], chosen.records[place]
     finite = [record for record in trials if record.status == "ok"]
@@ -146,7 +146,7 @@ def _place(chosen: Chosen, place: Place) -> dict[str, Any]:
 
 
 def _random_places(chosen: Chosen, sets: Chosen) -> list[dict[str, Any]]:
-    """The random places of `chosen`, each compared with the localized heads and the whole model, which `sets` has."""
+    """The random places of `chosen`, each compared with the probed heads and the whole model (both from `sets`)."""
     places = [place for place in chosen.records if place[0] == "control"]
     localized, whole = (_matches(chosen, sets.values(sets.records[place])) for place in (CLAIM, WHOLE))
     return [
@@ -156,7 +156,7 @@ def _random_places(chosen: Chosen, sets: Chosen) -> list[dict[str, Any]]:
 
 
 def measure_method(chosen: Chosen, grid: Sequence[float], level: float) -> dict[str, Any]:
-    """One method: scores at the localized heads, random sets and whole model, and their comparisons.
+    """One method: scores at the probed heads, random sets and whole model, and their comparisons.
 
     `grid` has the hyperparameters that were tried.
     """
@@ -178,7 +178,7 @@ def measure_method(chosen: Chosen, grid: Sequence[float], level: float) -> dict[
 
 
 def _versus_random(chosen: Chosen) -> dict[str, Any]:
-    """The test of the localized heads against the random places."""
+    """The test of the probed heads against the random places."""
     records = [row.record for row in chosen.audit.rows]
     design = Design(graded=False, dtype=chosen.audit.manifest.dtype)
     verdict = decide(records, score=chosen.score, design=design).methods[chosen.method]
@@ -200,7 +200,7 @@ def _difference(match: Match) -> dict[str, Any]:
 
 
 def _truth_gains(chosen: Chosen) -> dict[str, Any]:
-    """Gains of the chosen edits in Truth over the unedited model. In the paper, ITI at random sets hardly has any."""
+    """Gains of the chosen edits in Truth over the unedited model. In the paper, ITI at random sets has hardly any."""
     # only to read values: the edits are chosen by the main score
     truth, margin = Chosen(chosen.audit, chosen.method, chosen.margin, "truth"), chosen.margin
     localized, *random = (
@@ -218,7 +218,7 @@ def _truth_gains(chosen: Chosen) -> dict[str, Any]:
 
 
 def _match(chosen: Chosen, record: TrialRecord | None, reference: NDArray[np.float64]) -> dict[str, Any]:
-    """Compare an edit with reference values. An edit that diverged is worse than any reference with a score."""
+    """Compare an edit with reference values. A diverged edit is worse than any reference that has a score."""
     match = compare_edits(chosen.values(record), reference, margin=chosen.margin, tolerance=chosen.tolerance)
     has_reference = not np.isnan(mean_score(reference))
     return {
@@ -249,7 +249,7 @@ def _count(rows: Sequence[dict[str, Any]], name: str, level: float) -> dict[str,
 
 
 def measure_gains(iti: Chosen, optimal: Chosen) -> dict[str, Any]:
-    """Differences between the edits at the localized heads, those of the whole model, and the unedited model."""
+    """Differences between the edits at the probed heads, those of the whole model, and the unedited model."""
     arms = {
         "localized ITI": iti.records[CLAIM],
         "whole ITI": iti.records[WHOLE],
@@ -271,7 +271,7 @@ def measure_gains(iti: Chosen, optimal: Chosen) -> dict[str, Any]:
 
 
 def measure_single(study: Study, sets: Chosen) -> dict[str, Any]:
-    """Compare random single heads and the best probed head with the localized heads and the whole model."""
+    """Compare random single heads and the best probed head with the probed heads and the whole model."""
     margin, level = study.config.margin, study.config.level
     chosen = Chosen(study.audits["single"], sets.method, margin)
     accuracy = np.asarray(_probes(chosen.audit).val_accuracy)
@@ -287,9 +287,9 @@ def measure_single(study: Study, sets: Chosen) -> dict[str, Any]:
     return {
         "rule": (
             f"a head matches if the 90 % bootstrap interval of its score minus the other's, over the same test "
-            f"questions, lies above -{margin:g}; it is worse if it lies below; else, or where too few questions "
-            "differ, it cannot be told. Where a claim needs several or any of many to match, their tests are corrected "
-            "by Holm's method"
+            f"questions, lies above -{margin:g}; it is worse if the interval lies below -{margin:g}; otherwise, or if "
+            "too few questions differ, it is undecided. If a claim says that one or several of many heads match, their "
+            "tests are corrected by Holm's method"
         ),
         "n_random": len(random),
         "localized_score": localized_score,
@@ -305,7 +305,7 @@ def measure_single(study: Study, sets: Chosen) -> dict[str, Any]:
 
 
 def measure_multiple_choice(chosen: Chosen) -> dict[str, Any]:
-    """MC2 of localized and random heads and the KL it costs. Hyperparameters are chosen by MC2 on validation."""
+    """MC2 and KL of probed and random heads. Hyperparameters are chosen by MC2 on validation questions."""
     localized, random = chosen.records[CLAIM], chosen.random
     better = worse = None
     if localized is not None:  # a random set whose edits all diverged counts as better
@@ -321,19 +321,19 @@ def measure_multiple_choice(chosen: Chosen) -> dict[str, Any]:
 
 
 def _is_better(one: TrialRecord, other: TrialRecord) -> bool:
-    """Whether `one` has at least as high an MC2 at no more KL than `other`."""
+    """Whether the MC2 of `one` is at least as high as that of `other`, and its KL not higher."""
     return one.metrics["test"]["mc2"] >= other.metrics["test"]["mc2"] and one.drift["kl"] <= other.drift["kl"]
 
 
 def _lead(chosen: Chosen) -> NDArray[np.float64]:
-    """MC2 at the localized heads minus its mean over the random sets, (questions,); NaN where either has no score."""
+    """MC2 at the probed heads minus its mean over the random sets, (questions,); NaN if either has no score."""
     claim = chosen.at("claim")[0]
     random = [chosen.values(record)[0] for record in chosen.random if record is not None]
     return claim - np.mean(random or [np.full_like(claim, np.nan)], axis=0)
 
 
 def _head_effects(audit: Tables, score: str) -> dict[tuple[int, ...], float]:
-    """(layer, head) -> gain of its optimal edit over the unedited model; tau chosen on validation by the score."""
+    """(layer, head) -> gain of its optimal edit over the unedited model, with the tau that is best on validation."""
     chosen = Chosen(audit, "optimal", score=score)
     base = chosen.mean(audit.base.record)
     return {_head(record): chosen.mean(record) - base for record in chosen.records.values() if record is not None}

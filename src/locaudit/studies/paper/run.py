@@ -1,4 +1,4 @@
-"""Run the paper's study: two or three audits of one model, each in its own folder, which share their preparation."""
+"""Run the paper's study: two or three audits of one model, each in its own folder. They share their preparation."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def run_paper(
     judges: Mapping[str, Judge] | None = None,
     progress: bool = True,
 ) -> None:
-    """Run the trials of the study that have no record yet. Arguments and resuming as in `run_audit`.
+    """Run the trials of the study that have no record yet. Arguments and resuming are as in `run_audit`.
 
-    Before the first trial it raises `LocationError` for a model with too few heads, `ConfigError` without judges of
-    Truth and Info, and `RunFolderError` for a folder with other content.
+    Before the first trial, it raises `LocationError` if the model has too few heads, `ConfigError` if there are no
+    judges of Truth and Info, and `RunFolderError` if the folder has other content.
     """
     folder = Path(out)
     with _opened(config, folder, model, behaviour, judges, progress) as (subject, audits):
@@ -67,14 +67,14 @@ def _opened(
     first = config.audits()["sets"]
     with lock_folder(folder, SETTINGS):
         inputs = read_inputs(first, behaviour, judges, model, folder / "sets")
-        config = replace(config, prompt=inputs.config.prompt)  # all audits have the day of the first one
+        config = replace(config, prompt=inputs.config.prompt)  # all audits have the date of the first one
         questions = inputs.behaviour.questions
         answers = [sum(len(getattr(question, side)) for question in questions) for side in ("true", "false")]
         with show_progress(progress) as meter:
             meter.say(f"{inputs.behaviour.name}: {data_release(len(questions), *answers)}")
             if model is None:
                 if shape := read_shape(config.model, config.loading.revision):
-                    _check(config, folder, shape, inputs)  # before what may take minutes
+                    _check(config, folder, shape, inputs)  # checked before steps that may take minutes
                 meter.say(f"loading {config.model}")
                 model = load_subject(first)
         audits = _check(config, folder, model.shape, inputs)
@@ -106,7 +106,7 @@ def _check(config: PaperConfig, folder: Path, shape: Shape, inputs: Inputs) -> d
 def estimate_paper(
     config: PaperConfig, out: str | Path, *, judges: Mapping[str, Judge] | None = None, progress: bool = True
 ) -> dict[Part, Estimate]:
-    """Estimate what each audit of the study takes here, from its first trials, which are kept (`run_pilot`)."""
+    """Estimate what each audit of the study needs here, from its first trials, which are kept (`run_pilot`)."""
     folder = Path(out)
     with _opened(config, folder, None, None, judges, progress) as (subject, audits):
         return {

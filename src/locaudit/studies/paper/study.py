@@ -1,4 +1,4 @@
-"""Read the audits of a study from their run folders, and pick the trials that validation chose."""
+"""Read the audits of a study from their run folders, and pick the trials that were chosen on validation questions."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from locaudit.store.run import Run, load_run
 from locaudit.studies.paper.config import PaperConfig, Part
 
 SETTINGS = "paper.yaml"
-"""File with the study's settings; it also marks a folder as that of a study."""
+"""File with the study's settings. It also marks a folder as that of a study."""
 SCORE = "info_truth"
 """The score that the paper compares."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """The paper's study: settings and audits. `audits` lacks those that were not run."""
+    """The paper's study: settings, and the audits that were run."""
 
     config: PaperConfig
     audits: Mapping[Part, Tables]
@@ -42,7 +42,7 @@ class Study:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """A method's edits chosen on validation by a score, and their per-question test values."""
+    """The edits of a method that validation questions chose by a score, and their values at each test question."""
 
     audit: Tables
     method: str
@@ -57,7 +57,7 @@ class Chosen:
 
     @cached_property
     def trials(self) -> Mapping[Place, Sequence[TrialRecord]]:
-        """Place -> its trials. Places are sorted: the localized heads, then the random places by number."""
+        """Place -> its trials. Places are sorted: the probed heads, then the random places by number."""
         return group_trials(row.record for row in self.audit.rows)[self.method]
 
     @cached_property
@@ -71,14 +71,14 @@ class Chosen:
         return [record for (arm, _), record in self.records.items() if arm == "control"]
 
     def values(self, record: TrialRecord | None) -> NDArray[np.float64]:
-        """The score's components at the test questions, (components, questions); all NaN for None."""
+        """The score's components at the test questions, (components, questions). All are NaN if `record` is None."""
         names = components(self.score)
         if record is None:
             return np.full((len(names), len(self.audit.base.record.questions["test"][names[0]])), np.nan)
         return score_values(record.questions["test"], self.score)
 
     def at(self, arm: Arm) -> NDArray[np.float64]:
-        """Values at an arm: ``claim`` (the localized heads), ``whole`` or ``base`` (the unedited model)."""
+        """Values at an arm: ``claim`` (the probed heads), ``whole`` or ``base`` (the unedited model)."""
         return self.values(self.audit.base.record if arm == "base" else self.records[arm, -1])
 
     def mean(self, record: TrialRecord | None) -> float:
@@ -87,7 +87,7 @@ class Chosen:
 
     @property
     def few(self) -> bool:
-        """Whether too few questions differ between the localized heads and the random places (`differ_too_little`)."""
+        """Whether too few questions differ between the probed heads and the random places (`differ_too_little`)."""
         random = [self.values(record) for record in self.random]
         return differ_too_little(self.at("claim"), random, self.margin, self.tolerance)
 
@@ -119,7 +119,7 @@ def read_study(folder: str | Path) -> Study:
 
 
 def _finished(folder: Path) -> Run:
-    """The run of one audit; `RunFolderError` if trials or judgements are missing."""
+    """The run of one audit. Raises `RunFolderError` if trials or judgements are missing."""
     run = load_run(folder) if has_trials(folder) else None
     if run is not None and run.is_finished:
         return run

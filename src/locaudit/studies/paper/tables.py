@@ -1,4 +1,4 @@
-"""The study's numbers as CSV files, for readers who want to do their own statistics."""
+"""The study's numbers as CSV files, for readers who want to compute their own statistics."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _trials(n: Numbers) -> Iterator[dict[str, Any]]:
 
 
 def _chosen(place: Numbers, *more: str) -> dict[str, Any]:
-    """Columns for the chosen edit of a place and its comparison with the localized heads."""
+    """Columns for the chosen edit of a place and its comparison with the probed heads."""
     match = place.get("against_localized", {})
     low, high = match.get("interval_90", (None, None))
     compared = {"difference": match.get("difference"), "low_90": low, "high_90": high, "outcome": match.get("outcome")}
