@@ -56,7 +56,7 @@ def test_log_probabilities_are_those_of_single_texts(llama):
         torch.testing.assert_close(found, logits.log_softmax(1)[range(len(ids)), ids], atol=1e-5, rtol=0)
 
 
-def test_texts_of_any_length_are_judged_and_those_without_words_are_not_fluent(llama):
+def test_texts_of_any_length_are_judged_and_those_without_words_or_of_the_prompt_are_not_fluent(llama):
     judge = load_likelihood_judge(model=llama)
     found = [j.probability for j in judge.score([Case("Is it? " * 400, a) for a in ("", "... !!!", "so it is " * 400)])]
     assert found[:2] == [0, 0] and 0 < found[2] < 1 and judge.score([]) == []
@@ -83,7 +83,7 @@ def test_a_fit_tells_loops_from_texts(llama):
             rows.append({"prompt": f"House {i}", "continuation": text, "fluent_a": label, "fluent_b": label})
     rows.append({**rows[0], "fluent_a": "no"})
     weights, accuracy = fit_fluency(rows, llama)
-    assert list(weights) == [*FEATURES, "bias"] and accuracy == 1 and weights["loops"] < 0
+    assert list(weights) == [*FEATURES, "bias"] and accuracy == 1 and weights["variety"] > 0
     judge = LikelihoodJudge(weights, model=llama)
     cases = [Case(row["prompt"], row["continuation"]) for row in rows[:-1]]
     assert [j.probability > 0.5 for j in judge.score(cases)] == [True, False] * 12

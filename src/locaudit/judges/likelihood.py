@@ -2,16 +2,17 @@ r"""The judge of kind ``likelihood``: whether an answer is fluent English, as an
 
     P(fluent) = 1 / (1 + exp(-(b + sum_j w_j x_j)))
 
-The features x are listed in `FEATURES`: how probable the answer's tokens are after the prompt, and how much the answer
-repeats itself or the prompt. The weights are in ``likelihood.json``. They come from a logistic regression on texts
-labelled by readers (tools/judge/fluency.py). An answer without letters has P = 0. English only.
+The features x are `FEATURES`: how improbable the answer's tokens are after the prompt, and how much the answer repeats
+itself. The weights are in ``likelihood.json``. They come from a logistic regression on texts labelled by readers
+(tools/judge/fluency.py). An answer without words, or of three or more that only repeats words of the prompt in their
+order, has P = 0. English only.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import string
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,6 @@ from torch import Tensor
 
 from locaudit.checkpoints import find_checkpoint
 from locaudit.judges.base import Case, Judgement, check_aspects
-from locaudit.judges.lexicon import find_words
 from locaudit.judges.reference.judge import LANGUAGE_MODEL, installed_language_model
 from locaudit.judges.settings import LikelihoodSettings
 from locaudit.measure.forward import forest_batches, token_log_probs
@@ -35,13 +35,18 @@ from locaudit.records import content_hash
 
 VERSION = 1
 """Raise it when a change of the code changes judgements; it is part of the judge's fingerprint."""
-FEATURES = ("mean", "low", "alone", "sure", "loops", "variety", "echo", "plain", "length")
+FEATURES = ("odd", "stretch", "thrice", "variety")
+"""What is read of an answer, of its first `MAX_ANSWER` tokens and words:
+
+odd: number of tokens with a log-probability under `ODD`.
+stretch: lowest mean log-probability (nats) of four tokens in a row, or of all of a shorter answer.
+thrice: share of the pairs of neighbouring words that occur three times or more.
+variety: share of the words that are different from all before them.
+"""
+ODD = -7.0
 MAX_PROMPT, MAX_ANSWER = 128, 64
 """Tokens that are read: the last ones of the prompt, the first ones of the answer."""
-
-
-_PLAIN = frozenset(string.ascii_lowercase + string.digits + " \n.,;:!?'\"()-$%&\u2019\u2013\u2014\u201c\u201d\u2026")
-"""Characters of plain English text in lower case, with dashes, quotes and an ellipsis."""
+_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +76,18 @@ class LikelihoodJudge:
         """P(fluent) of each case; none is ever missing. Batching changes it by rounding only."""
         weights = np.array([self.weights[name] for name in FEATURES])
         logits = read_features(self.reader, cases) @ weights + self.weights["bias"]
-        said = [bool(find_words(case.answer)) for case in cases]
+        said = [not _is_empty(case) for case in cases]
         return [Judgement(float(p) if s else 0.0) for p, s in zip((1 + np.tanh(logits / 2)) / 2, said, strict=True)]
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _is_empty(case: Case) -> bool:
+    """Whether an answer has no words, or three or more that only repeat the prompt."""
+    words = _words(case.answer)
+    return not words or (len(words) >= 3 and f" {' '.join(words)} " in f" {' '.join(_words(case.question))} ")
 
 
 @torch.no_grad()
@@ -102,32 +117,19 @@ def token_logs(model: Model, texts: Sequence[tuple[str, str]]) -> list[Float[Ten
 
 def read_features(model: Model, cases: Sequence[Case]) -> Float[np.ndarray, "cases features"]:
     """The values of `FEATURES` for each case; zeros for an answer without words."""
-    said = {i: case for i, case in enumerate(cases) if find_words(case.answer)}
-    after = token_logs(model, [(case.question, case.answer) for case in said.values()])
-    alone = token_logs(model, [("", case.answer) for case in said.values()])
+    said = {i: case for i, case in enumerate(cases) if _words(case.answer)}
+    logs = token_logs(model, [(case.question, case.answer) for case in said.values()])
     out = np.zeros((len(cases), len(FEATURES)))
-    for (i, case), *logs in zip(said.items(), after, alone, strict=True):
-        out[i] = _features(case, *logs)
+    for (i, case), log in zip(said.items(), logs, strict=True):
+        words = _words(case.answer)[:MAX_ANSWER]
+        pairs = Counter(zip(words, words[1:], strict=False))
+        out[i] = [
+            (log < ODD).sum().item(),
+            log.unfold(0, min(4, len(log)), 1).mean(1).min().item(),
+            sum(n for n in pairs.values() if n >= 3) / max(1, pairs.total()),
+            len(set(words)) / len(words),
+        ]
     return out
-
-
-def _features(case: Case, after: Tensor, alone: Tensor) -> list[float]:
-    words, asked = find_words(case.answer), find_words(case.question)
-    threes = list(zip(words, words[1:], words[2:], strict=False))
-    heard = set(zip(asked, asked[1:], asked[2:], strict=False))
-    echoed = [three in heard for three in threes] or [word in asked for word in words]
-    n = len(after)
-    return [
-        after.mean().item(),
-        after.sort().values[: -(-n // 4)].mean().item(),
-        alone.mean().item(),
-        (after > -0.1).float().mean().item(),
-        1 - len(set(threes)) / len(threes) if threes else 0.0,
-        len(set(words)) / len(words),
-        sum(echoed) / len(echoed),
-        sum(c in _PLAIN for c in case.answer.lower()) / len(case.answer),
-        math.log(n),
-    ]
 
 
 def load(wanted: Mapping[str, LikelihoodSettings], device: str) -> dict[str, LikelihoodJudge]:
