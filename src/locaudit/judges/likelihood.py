@@ -35,13 +35,14 @@ from locaudit.records import content_hash
 
 VERSION = 1
 """Raise it when a change of the code changes judgements; it is part of the judge's fingerprint."""
-FEATURES = ("odd", "stretch", "thrice", "variety")
+FEATURES = ("odd", "stretch", "thrice", "variety", "pieces")
 """What is read of an answer, of its first `MAX_ANSWER` tokens and words:
 
 odd: number of tokens with a log-probability under `ODD`.
 stretch: lowest mean log-probability (nats) of four tokens in a row, or of all of a shorter answer.
 thrice: share of the pairs of neighbouring words that occur three times or more.
 variety: share of the words that are different from all before them.
+pieces: mean number of tokens a word, of all tokens and words that are read.
 """
 ODD = -7.0
 MAX_PROMPT, MAX_ANSWER = 128, 64
@@ -128,6 +129,7 @@ def read_features(model: Model, cases: Sequence[Case]) -> Float[np.ndarray, "cas
             log.unfold(0, min(4, len(log)), 1).mean(1).min().item(),
             sum(n for n in pairs.values() if n >= 3) / max(1, pairs.total()),
             len(set(words)) / len(words),
+            len(log) / len(words),
         ]
     return out
 
