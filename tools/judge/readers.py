@@ -67,6 +67,10 @@ def main() -> None:
         low, high = found.agreement_interval
         print(f"{judge.name}: right on {no_no + yes_yes} of {found.n} ({found.agreement:.1%}, {low:.1%} to {high:.1%})")
         print(f"  of {yes_yes + no_yes} {yes}: {yes_yes} called so; of {no_no + yes_no} {no}: {no_no} called so")
+        rest = [row for row in rows if row[f"{label}_a"] == row[f"{label}_b"] == "neither"]
+        if rest:
+            called = sum((judgement.probability or 0.0) >= 0.5 for judgement in judge.score(cases(rest)))
+            print(f"  of {len(rest)} that both call neither: {called} called {yes}")
         arms: dict[str, list[bool]] = defaultdict(list)
         for p, (row, truth) in zip(said, known, strict=True):
             arms[row["arm"]].append((p >= 0.5) == truth)
