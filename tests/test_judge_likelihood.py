@@ -116,7 +116,7 @@ def test_degenerate_texts_are_not_fluent(fluent):
 @pytest.mark.real
 def test_bundled_continuations_are_fluent_and_their_shuffled_words_are_not(smollm2):
     rng = random.Random(0)
-    chosen = [(q.text, rng.choice(q.true + q.false)) for q in rng.sample(load_behaviour("sentiment").questions, 16)]
+    chosen = [(q.text, rng.choice(q.true + q.false)) for q in rng.sample(load_behaviour("sentiment").questions, 24)]
     long = [(prompt, text.split()) for prompt, text in chosen if len(text.split()) >= 6]
     shuffled = [Case(prompt, " ".join(rng.sample(words, len(words)))) for prompt, words in long]
     judge = load_likelihood_judge(model=smollm2)

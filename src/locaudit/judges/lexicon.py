@@ -120,7 +120,7 @@ def _sentiment(text: str) -> float:
         for entry, weight in _weigh(sentence, weights, roles):
             key = (entry, weight > 0)
             found[key] = max(found.get(key, 0.0), weight, key=abs)
-    if not found and not roles["negators"].isdisjoint(find_words(text)):
+    if not found and not roles["negators"].isdisjoint(_find_words(text)):
         return _DENIAL
     return sum(found.values())
 
@@ -163,6 +163,6 @@ def _clean(text: str) -> str:
     return text.lower().replace("\u2019", "'")
 
 
-def find_words(text: str) -> list[str]:
+def _find_words(text: str) -> list[str]:
     """The words of a text, in lower case."""
     return [token for token in _TOKEN.findall(_clean(text)) if token[0].isalpha()]
