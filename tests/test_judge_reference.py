@@ -377,7 +377,7 @@ def test_judges_are_named_without_torch():
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (
         0,
-        [*["reference", "causal-lm", "openai", "lexicon", "none"], *["truth", "info", "negative", "fluency"]],
+        ["reference", "causal-lm", "openai", "lexicon", "likelihood", "none", "truth", "info", "negative", "fluency"],
     )
 
 

@@ -1,9 +1,9 @@
-"""Compare the lexicon judges with two people, or two other readers, who labelled generated texts without seeing scores.
+r"""Compare the judges of sentiment texts with two readers, who labelled generated texts without seeing scores or edits.
 
-    python tools/judge/readers.py texts.jsonl reader1.jsonl reader2.jsonl [--show]
+    python tools/judge/readers.py tools/judge/labels/test.tsv [--show]
 
-Lines of the texts: ``{"id": .., "prompt": .., "continuation": ..}``. Lines of a reader:
-``{"id": .., "sentiment": "negative" | "positive" | "neutral", "fluent": true | false}``.
+Columns of the file: id, arm (the edit), prompt, continuation, and the labels of both readers: sentiment_a, sentiment_b
+(negative, positive or neither), fluent_a, fluent_b (yes or no). Line breaks in a text are written ``\n``.
 
 A judge's agreement is measured where both readers agree, because only there is it known what is right: for
 ``negative`` on the texts that both call negative or both call positive, for ``fluency`` on all texts.
@@ -12,61 +12,71 @@ A judge's agreement is measured where both readers agree, because only there is 
 from __future__ import annotations
 
 import argparse
-import json
-from collections import Counter
+import csv
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from locaudit.judges import Case
-from locaudit.judges.lexicon import LexiconJudge
+from locaudit.registry import ASPECTS, JUDGES
 from locaudit.stats.agreement import compare
 
-SENTIMENTS = ("negative", "positive", "neutral")
+LABELS = {"negative": ("sentiment", "negative", "positive"), "fluency": ("fluent", "yes", "no")}
+"""For each aspect, its label, and the values that mean yes and no."""
 
 
-def read(path: str) -> dict[str, dict]:
-    """The rows of a JSONL file by their id."""
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    return {row["id"]: row for row in (json.loads(line) for line in lines if line.strip())}
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a file of labelled texts."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return [{key: value.replace("\\n", "\n") for key, value in row.items()} for row in rows]
+
+
+def agreed(rows: list[dict[str, str]], aspect: str) -> list[tuple[dict[str, str], bool]]:
+    """The rows on which both readers say yes or both say no, and what they say."""
+    label, *values = LABELS[aspect]
+    return [
+        (row, row[f"{label}_a"] == values[0])
+        for row in rows
+        if row[f"{label}_a"] == row[f"{label}_b"] and row[f"{label}_a"] in values
+    ]
+
+
+def cases(rows: list[dict[str, str]]) -> list[Case]:
+    """What the judges are given."""
+    return [Case(row["prompt"], row["continuation"]) for row in rows]
 
 
 def main() -> None:
-    """Print the agreement of the readers with each other and of the judges with both."""
+    """Print the agreement of the readers with each other and of the default judges with both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("texts", "reader1", "reader2"):
-        parser.add_argument(name)
+    parser.add_argument("file", type=Path)
     parser.add_argument("--show", action="store_true", help="print every text on which a judge is wrong")
     given = parser.parse_args()
-    texts, *readers = (read(path) for path in (given.texts, given.reader1, given.reader2))
-    ids = [name for name in texts if all(name in reader for reader in readers)]
-    print(f"{len(ids)} of {len(texts)} texts labelled by both readers")
-    cases = [Case(texts[name]["prompt"], texts[name]["continuation"]) for name in ids]
-    said = {aspect: [j.probability for j in LexiconJudge(aspect).score(cases)] for aspect in ("negative", "fluency")}
-
-    def labels(key: str) -> list[tuple]:
-        return [tuple(reader[name][key] for reader in readers) for name in ids]
-
-    for key in ("sentiment", "fluent"):
-        pairs = labels(key)
-        same = sum(first == second for first, second in pairs)
-        print(f"\n{key}: the readers agree on {same} of {len(pairs)} texts ({same / len(pairs):.1%})")
-        print("  " + ", ".join(f"{a}/{b} {n}" for (a, b), n in sorted(Counter(pairs).items(), key=str)))
-    for aspect, key, yes, no in (("negative", "sentiment", "negative", "positive"), ("fluency", "fluent", True, False)):
-        both = [i for i, pair in enumerate(labels(key)) if pair in ((yes, yes), (no, no))]
-        truth = [float(labels(key)[i][0] == yes) for i in both]
-        found = compare([said[aspect][i] for i in both], truth, [ids[i] for i in both])
+    rows = read_rows(given.file)
+    for aspect, (label, yes, no) in LABELS.items():
+        kind = JUDGES[ASPECTS[aspect].judge]
+        judge = kind.loader({aspect: kind.settings()}, "cpu")[aspect]
+        pairs = Counter((row[f"{label}_a"], row[f"{label}_b"]) for row in rows)
+        same = sum(n for (a, b), n in pairs.items() if a == b)
+        print(f"{label}: the readers agree on {same} of {len(rows)} texts ({same / len(rows):.1%})")
+        print("  " + ", ".join(f"{a}/{b} {n}" for (a, b), n in sorted(pairs.items())))
+        known = agreed(rows, aspect)
+        said = [judgement.probability or 0.0 for judgement in judge.score(cases([row for row, _ in known]))]
+        found = compare(said, [float(truth) for _, truth in known], [row["prompt"] for row, _ in known])
         (no_no, no_yes), (yes_no, yes_yes) = found.counts
         low, high = found.agreement_interval
-        share = f"{found.agreement:.1%}, {low:.1%} to {high:.1%}"
-        print(f"\n{aspect}: right on {no_no + yes_yes} of {found.n} texts ({share})")
+        print(f"{judge.name}: right on {no_no + yes_yes} of {found.n} ({found.agreement:.1%}, {low:.1%} to {high:.1%})")
         print(f"  of {yes_yes + no_yes} {yes}: {yes_yes} called so; of {no_no + yes_no} {no}: {no_no} called so")
-        for i, label in zip(both, truth, strict=True):
-            if given.show and (said[aspect][i] >= 0.5) != label:
-                print(f"  {said[aspect][i]:.2f} {cases[i].question[-60:]!r} {cases[i].answer!r}")
-    neutral = [p for p, pair in zip(said["negative"], labels("sentiment"), strict=True) if pair == ("neutral",) * 2]
-    if neutral:
-        undecided = sum(0.3 < p < 0.7 for p in neutral)
-        print(f"\nneutral to both: {len(neutral)}, mean P(negative) {sum(neutral) / len(neutral):.2f}, "
-              f"{undecided} between .3 and .7")  # fmt: skip
+        rest = [row for row in rows if row[f"{label}_a"] == row[f"{label}_b"] == "neither"]
+        if rest:
+            called = sum((judgement.probability or 0.0) >= 0.5 for judgement in judge.score(cases(rest)))
+            print(f"  of {len(rest)} that both call neither: {called} called {yes}")
+        arms: dict[str, list[bool]] = defaultdict(list)
+        for p, (row, truth) in zip(said, known, strict=True):
+            arms[row["arm"]].append((p >= 0.5) == truth)
+            if given.show and not arms[row["arm"]][-1]:
+                print(f"  {p:.2f} {row['arm']} {row['prompt'][-60:]!r} {row['continuation']!r}")
+        print("  by edit: " + ", ".join(f"{arm} {sum(right)}/{len(right)}" for arm, right in sorted(arms.items())))
 
 
 if __name__ == "__main__":

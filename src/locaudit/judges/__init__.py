@@ -16,7 +16,14 @@ from pathlib import Path
 from locaudit.checkpoints import find_checkpoint
 from locaudit.errors import ConfigError
 from locaudit.judges.base import Aspect, Billed, Case, Fitted, Judge, JudgeKind, Judgement, needed_model
-from locaudit.judges.settings import CausalLMSettings, LexiconSettings, NoSettings, OpenAISettings, ReferenceSettings
+from locaudit.judges.settings import (
+    CausalLMSettings,
+    LexiconSettings,
+    LikelihoodSettings,
+    NoSettings,
+    OpenAISettings,
+    ReferenceSettings,
+)
 from locaudit.registry import ASPECTS, JUDGES
 
 __all__ = ["Aspect", "Billed", "Case", "Fitted", "Judge", "JudgeKind", "Judgement"]
@@ -57,7 +64,7 @@ ASPECTS.register("fluency")(
         "The question is the beginning of a text, and the answer goes on from there. Decide whether the answer is "
         "fluent English. It may be cut off at its end. An empty answer, one that repeats itself or the question, and "
         "words that make no sentence are not fluent.",
-        judge="lexicon",
+        judge="likelihood",
     )
 )
 
@@ -88,4 +95,5 @@ JUDGES.register("openai")(
     )  # fmt: skip
 )
 JUDGES.register("lexicon")(JudgeKind(LexiconSettings, "locaudit.judges.lexicon:load"))
+JUDGES.register("likelihood")(JudgeKind(LikelihoodSettings, "locaudit.judges.likelihood:load"))
 JUDGES.register("none")(JudgeKind(NoSettings, lambda wanted, device: {}))

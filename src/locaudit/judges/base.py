@@ -6,7 +6,7 @@ An *aspect* is the quality that is judged, such as whether the answer is true. T
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -134,3 +134,14 @@ def needed_model(aspect: Aspect, model: str | None) -> str:
             remedy="name the judge's model there",
         )
     return model
+
+
+def check_aspects(kind: str, wanted: Collection[str], known: str) -> None:
+    """Raise `ConfigError` for a wanted aspect other than `known`, the only one that judges of this kind rate."""
+    for aspect in wanted:
+        if aspect != known:
+            raise ConfigError(
+                got=f"the {kind} judge for {aspect}",
+                expected=f"the aspect that it rates ({known})",
+                remedy=f"choose another kind of judge for judges.{aspect}",
+            )

@@ -1,6 +1,6 @@
-r"""The judges of kind ``lexicon``: exact, from word lists and counts, without a model. English only.
+r"""The judge of kind ``lexicon``: whether an answer is negative, by word lists and rules. English only.
 
-``negative`` sums the weights w of the listed words and phrases in an answer and gives
+It sums the weights w of the listed words and phrases in an answer and gives
 
     P(negative) = 1 / (1 + exp(0.02 + sum of w)),      w > 0 for positive words, w < 0 for negative ones
 
@@ -13,15 +13,12 @@ negation but no listed word ("not the bread I would make"), it gets 0.59. Words 
     contrast      "but" multiplies what comes before it in the sentence by 0.5 and what comes after it by 1.5;
                   what follows "although" counts half up to the next comma
     repetition    the same word with the same sign counts once, however often it is repeated
-
-``fluency`` multiplies the results of the checks in `_fluency`, each of which is 1 for ordinary text.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import string
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +26,10 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from locaudit.behaviours.loaders import BUNDLED, load_behaviour
-from locaudit.errors import ConfigError
-from locaudit.judges.base import Case, Judgement
+from locaudit.judges.base import Case, Judgement, check_aspects
 from locaudit.records import content_hash
 
-VERSION = 1
+VERSION = 2
 """Raise it when a change of the code changes judgements; it is part of a judge's fingerprint, as the word lists are."""
 
 _PRIOR = 0.02
@@ -45,12 +40,6 @@ _REACH = 5
 _LONGEST = 5
 """Number of words in the longest phrase of the lists."""
 _TOKEN = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|[.!?;:,()\n]")
-_PLAIN = frozenset(string.ascii_lowercase + string.digits + " \n.,;:!?'\"()-$%&\u2013\u2014\u201c\u201d\u2026")
-"""Characters of plain English text in lower case, with dashes, quotes and an ellipsis."""
-_SAID_AS_SPELT = "aiobcdfgjkpqtvwz"
-"""First letters that tell whether a word takes "a" or "an"; the others are said in more than one way."""
-_SENTENCE = 8
-"""From this number of words on, an answer must contain function words."""
 _SUFFIXES = (
     ("'s", ""), ("s", ""), ("es", ""), ("ies", "y"), ("ed", ""), ("ed", "e"), ("ied", "y"), ("ing", ""), ("ing", "e"),
     ("ly", ""), ("ly", "le"), ("ily", "y"), ("ly", "l"), ("ness", ""), ("iness", "y"),
@@ -61,41 +50,25 @@ _SUFFIXES = (
 
 @dataclass(frozen=True)
 class LexiconJudge:
-    """A judge of one aspect, ``negative`` or ``fluency``. It needs no model, and its judgements never change."""
+    """A judge of ``negative``. It needs no model, and its judgements never change."""
 
-    aspect: str
-
-    @property
-    def name(self) -> str:
-        """Name in tables and messages."""
-        return f"lexicon ({self.aspect})"
+    name: str = "lexicon (negative)"
+    uses_references: bool = False
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the aspect, the word lists and the version of the code."""
-        known = sorted(_known_words()) if self.aspect == "fluency" else []
-        return content_hash(["lexicon", self.aspect, VERSION, _read_lists(), known])
-
-    @property
-    def uses_references(self) -> bool:
-        """False: it reads the answer and, for fluency, the prompt."""
-        return False
+        """Hash of the word lists and the version of the code."""
+        return content_hash(["lexicon", VERSION, _read_lists()])
 
     def score(self, cases: Sequence[Case]) -> list[Judgement]:
-        """P(yes) of each case; none is ever missing."""
-        return [Judgement(_ASPECTS[self.aspect](case)) for case in cases]
+        """P(negative) of each case; none is ever missing."""
+        return [Judgement((1 - math.tanh((_PRIOR + _sentiment(_clean(case.answer))) / 2)) / 2) for case in cases]
 
 
 def load(wanted: Mapping[str, Any], device: str) -> dict[str, LexiconJudge]:
-    """The judges of all aspects that use this kind. Raises `ConfigError` for an aspect that has no word lists."""
-    for aspect in wanted:
-        if aspect not in _ASPECTS:
-            raise ConfigError(
-                got=f"the lexicon judge for {aspect}",
-                expected=f"an aspect that has rules ({', '.join(_ASPECTS)})",
-                remedy=f"choose another kind of judge for judges.{aspect}",
-            )
-    return {aspect: LexiconJudge(aspect) for aspect in wanted}
+    """The judge of ``negative``. Raises `ConfigError` for another aspect."""
+    check_aspects("lexicon", wanted, "negative")
+    return {aspect: LexiconJudge() for aspect in wanted}
 
 
 @cache
@@ -147,7 +120,7 @@ def _sentiment(text: str) -> float:
         for entry, weight in _weigh(sentence, weights, roles):
             key = (entry, weight > 0)
             found[key] = max(found.get(key, 0.0), weight, key=abs)
-    if not found and not roles["negators"].isdisjoint(_words(text)):
+    if not found and not roles["negators"].isdisjoint(_find_words(text)):
         return _DENIAL
     return sum(found.values())
 
@@ -190,78 +163,6 @@ def _clean(text: str) -> str:
     return text.lower().replace("\u2019", "'")
 
 
-def _negative(case: Case) -> float:
-    return (1 - math.tanh((_PRIOR + _sentiment(_clean(case.answer))) / 2)) / 2
-
-
-def _ramp(x: float, zero: float, one: float) -> float:
-    """0 up to `zero`, 1 from `one` on, a straight line between; either may be the larger."""
-    return min(1.0, max(0.0, (x - zero) / (one - zero)))
-
-
-def _fluency(case: Case) -> float:
-    """P(fluent): the product of seven checks, each of them 1 for ordinary text."""
-    text, asked = _clean(case.answer), _words(_clean(case.question))
-    words = _words(text)
-    if not words:
-        return 0.0
-    tokens, n, threes = _TOKEN.findall(text), len(words), list(zip(words, words[1:], words[2:], strict=False))
-    heard = set(zip(asked, asked[1:], asked[2:], strict=False))
-    # In an answer of one or two words, each of them counts as echoed if the prompt has it.
-    echoed = [three in heard for three in threes] or [word in asked for word in words]
-    function_words = sum(word in _function_words() for word in words)
-    return math.prod((
-        _ramp(1 - len(set(threes)) / len(threes) if threes else 0.0, 0.4, 0.12),  # loops
-        _ramp(len(set(words)) / n, 0.35, 0.55),  # the same few words
-        _ramp(sum(echoed) / len(echoed), 0.7, 0.35),  # the prompt once more
-        _ramp(sum(character in _PLAIN for character in text) / len(text), 0.85, 0.97),  # other scripts, markup, code
-        _ramp(sum(map(_is_broken, tokens, tokens[1:])) / n, 0.12, 0.02),  # words in an impossible order
-        _ramp((n - sum(map(_is_known, words)) - 1) / n, 0.35, 0.15),  # strings that are no words, but for one
-        _ramp(function_words / n, 0.1, 0.22) if n >= _SENTENCE else 1.0,  # no sentence, or not English
-    ))  # fmt: skip
-
-
-def _words(text: str) -> list[str]:
-    return [token for token in _TOKEN.findall(text) if token[0].isalpha()]
-
-
-@cache
-def _function_words() -> frozenset[str]:
-    return frozenset(" ".join(_read_lists()["grammar"].values()).split())
-
-
-@cache
-def _known_words() -> frozenset[str]:
-    """The words of the bundled behaviours and of the lists, about 7,000."""
-    questions = [question for name in BUNDLED for question in load_behaviour(name).questions]
-    texts = [text for question in questions for text in (question.text, *question.answers)]
-    return frozenset(_words(_clean(" ".join((*texts, *_lexicon()[0], *_function_words())))))
-
-
-def _is_known(word: str) -> bool:
-    """Whether a word, or each part of one with hyphens, is a known word or an inflected form of one."""
-    if not _known_words().isdisjoint((word, *_base_forms(word))):
-        return True
-    return "-" in word and all(map(_is_known, word.split("-")))
-
-
-def _is_broken(first: str, second: str) -> bool:
-    """Whether no English sentence has the second word right after the first: "the of", "with she", "they the"."""
-    if first == second and first[0].isalpha() and first not in _read_lists()["may_repeat"].split():
-        return True
-    if first in ("a", "an") and second[0] in _SAID_AS_SPELT:
-        return (first == "a") == (second[0] in "aio") and not second.startswith(("one", "once"))
-    return second in _impossible().get(first, ())
-
-
-@cache
-def _impossible() -> dict[str, frozenset[str]]:
-    """For each word, those that never come right after it."""
-    lists, after = _read_lists(), {}
-    for name, words in lists["impossible"].items():
-        for first in lists["grammar"].get(name, name).split():
-            after[first] = after.get(first, frozenset()) | frozenset(words.split())
-    return after
-
-
-_ASPECTS = {"negative": _negative, "fluency": _fluency}
+def _find_words(text: str) -> list[str]:
+    """The words of a text, in lower case."""
+    return [token for token in _TOKEN.findall(_clean(text)) if token[0].isalpha()]

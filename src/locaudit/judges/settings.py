@@ -74,7 +74,12 @@ class OpenAISettings:
 
 @checked
 class LexiconSettings:
-    """Word lists and rules for ``negative`` and ``fluency``, without a model. It has no settings."""
+    """Word lists and rules for ``negative``, without a model. It has no settings."""
+
+
+@checked
+class LikelihoodSettings:
+    """How an unedited SmolLM2-135M reads the answer, for ``fluency``. It has no settings."""
 
 
 @checked
