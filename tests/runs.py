@@ -58,7 +58,7 @@ def small_config(folder: Path, **changes) -> AuditConfig:
         "rest": False,
         "prompt": {"primer": "none"},
         "probe": {"top_k": 2},
-        "methods": {"iti": {"alphas": [2.0]}, "optimal": {"strengths": [0.2], "bank_size": 1}},
+        "methods": {"iti": {"alphas": [2.0]}, "optimal": {"strengths": [0.2], "epochs": 2, "bank_size": 1}},
         "evaluation": {"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6, "bank_size": 1},
         "judges": NO_JUDGES,
     }

@@ -117,7 +117,8 @@ class TrialRecord:
     """split -> the edited model's answer to each question, in the split's order; empty if none was generated. How
     judges rate the answers is stored separately (`locaudit.store`), because judges can be added later."""
     training: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """``loss`` -> one value per training step; empty if the edit was not trained."""
+    """``loss`` -> one value per training step; empty if the edit was not trained. Other numbers about the fit have one
+    value each: ``objective`` and ``change`` (`locaudit.methods.training.progress`), ``alpha`` of ITI by dose."""
     edit: str = ""
     """File name of the saved edit inside the run folder's ``edits/`` (`TrialSpec.edit_file`; of a run by an earlier
     version, its id); empty for base."""

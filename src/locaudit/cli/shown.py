@@ -77,6 +77,8 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
     for name, found in verdict.methods.items():
         say(f"\n{name}: {found.outcome}", style="bold")
         say(found.sentence)
+        for flag in found.flags:
+            say(flag.text)
         for grade in found.grades:
             say(f"  {grade.question}: {grade.answer}; {grade.evidence}.")
         if found.grades:

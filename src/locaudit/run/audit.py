@@ -33,6 +33,7 @@ from locaudit.records import NO_METHOD, TrialRecord, TrialSpec, content_hash
 from locaudit.registry import EXECUTORS, METHODS
 from locaudit.run.banks import bank_sizes, with_banks
 from locaudit.run.describe import make_manifest
+from locaudit.run.horizons import find_lengths, known_lengths, with_epochs
 from locaudit.run.judging import estimate_cost, judge_answers
 from locaudit.run.plan import Groups, build_plan, fit_context
 from locaudit.run.prepare import (
@@ -143,10 +144,18 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     forests = plant_questions(inputs, model)
     check_identity(store, model, forests, meter.say)
     probing = probing_settings(config)
-    contexts = {
-        name: fit_context(model.fingerprint, forests.train, probing, name, settings)
-        for name, settings in config.methods.items()
-    } | {NO_METHOD: content_hash([model.fingerprint, drift_source(inputs, model)])}
+
+    drift = content_hash([model.fingerprint, drift_source(inputs, model)])
+
+    def contexts_of(config: AuditConfig) -> dict[str, str]:
+        return {NO_METHOD: drift} | {
+            name: fit_context(model.fingerprint, forests.train, probing, name, settings, drift)
+            for name, settings in config.methods.items()
+        }
+
+    # As given, with ``epochs: auto``; a run that is continued keeps the training length that it found.
+    given, lengths = contexts_of(config), known_lengths(before)
+    contexts = contexts_of(with_epochs(config, lengths))
     # The settings are the same (`open_run` checked them), but the files that they name may have changed.
     if not store.contexts() <= set(contexts.values()):
         raise RunFolderError(
@@ -157,7 +166,7 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
         )
     kind = "head" if inputs.claim is None else inputs.claim.kind
     preparing = Preparing(model, config, kind, inputs.split.train, forests.train, inputs.training, meter.say)
-    probed = prepare_probes(store, preparing, content_hash([model.fingerprint, probing, contexts]))
+    probed = prepare_probes(store, preparing, content_hash([model.fingerprint, probing, given]))
     claim = inputs.claim or _probed_claim(probed, config)
     controls = draw_controls(config, model.shape, claim, probed)
     if len(controls.locations) < config.controls:
@@ -168,14 +177,19 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
         banks[model.device.type] = bank_sizes(config, model, forests.train)
     config = with_banks(config, banks[model.device.type])
     inputs = replace(inputs, config=config)
+    shared = prepare_shared(store, inputs, preparing, forests, given, cache)
+    if before is None:
+        lengths = find_lengths(store, shared, claim, given, meter.say)
+        contexts = contexts_of(with_epochs(config, lengths))
+    config = with_epochs(config, lengths)
+    inputs, shared = replace(inputs, config=config), replace(shared, config=config)
     registration = _registered(inputs, before.registration if before else None)
     carried = "" if registration is None else registration.hash
     groups = build_plan(config, model.shape, claim, controls.locations, contexts, banks[model.device.type], carried)
     probes = None if probed is None else probed.probes
-    manifest = make_manifest(inputs, model, claim, probes, groups, controls, banks, registration)
+    manifest = make_manifest(inputs, model, claim, probes, groups, controls, banks, registration, lengths)
     rounding = note_rounding(store, inputs, model, forests, meter.say)
     manifest = replace(manifest, notes=(*manifest.notes, *rounding))
-    shared = prepare_shared(store, inputs, preparing, forests, contexts, cache)
     return Job(inputs, shared, groups, manifest, forests)
 
 

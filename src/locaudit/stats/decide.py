@@ -12,6 +12,7 @@ from locaudit.errors import RunFolderError
 from locaudit.records import TrialRecord
 from locaudit.stats.grades import grade
 from locaudit.stats.measured import Design, Measured, measure
+from locaudit.stats.optimisation import find_flags
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.scores import SIGNS, has_score, tolerance
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, group_trials
@@ -61,7 +62,12 @@ def decide(
         for name in facts
         if CLAIM in trials.get(name, {})
     ]
-    found = {m.method: _judge(m, score, p) for m, p in zip(measured, _adjusted(measured), strict=True)}
+    tie = tolerance(score, (design or Design()).dtype)
+    flags = find_flags(records, facts, score, tie)
+    found = {
+        m.method: replace(_judge(m, score, p), flags=flags[m.method])
+        for m, p in zip(measured, _adjusted(measured), strict=True)
+    }
     return Verdict(
         headline=headline(found, facts),
         score=score,
@@ -70,7 +76,7 @@ def decide(
         n_controls=max((v.n_planned for v in found.values()), default=0),
         claim=next((str(r.spec.location) for r in records if r.spec.arm == "claim"), ""),
         methods=found,
-        tolerance=tolerance(score, (design or Design()).dtype),
+        tolerance=tie,
     )
 
 

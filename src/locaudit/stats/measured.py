@@ -16,7 +16,7 @@ from locaudit.stats.equivalence import Match, compare_edits
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.resample import mean_of_scores, resampled_scores
 from locaudit.stats.scores import MAX_MISSING, SIGNS, TIE, mean_score, reaches, score_values, tolerance
-from locaudit.stats.selection import BASE, CLAIM, Place, choose, score_place
+from locaudit.stats.selection import BASE, CLAIM, Place, choose, name_of, score_place
 from locaudit.stats.sequential import Look, Rule, look
 from locaudit.stats.tests import paired_gain_p
 
@@ -193,9 +193,9 @@ def measure(
         design=design,
         tolerance=tie,
         chosen={
-            f"control {number}" if arm == "control" else arm: None if record is None else record.spec.hyperparameter
-            for (arm, number), record in chosen.items()
-            if arm != "base"
+            name_of(place): None if record is None else record.spec.hyperparameter
+            for place, record in chosen.items()
+            if place != BASE
         },
         missing=missing,
         worst_missing=max(score_place(tried, score, tie).missing for tried in trials.values()),

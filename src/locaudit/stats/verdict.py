@@ -11,6 +11,7 @@ from typing import Literal
 
 from locaudit.records import json_text
 from locaudit.stats.grades import Grade, conclusion
+from locaudit.stats.optimisation import Flag
 from locaudit.stats.scores import TIE, Supports
 from locaudit.stats.sequential import State
 
@@ -85,6 +86,8 @@ class MethodVerdict:
     """Place -> hyperparameter chosen on validation questions."""
     sentence: str
     """The outcome in words."""
+    flags: tuple[Flag, ...] = ()
+    """Signs that a better edit exists than the one found."""
 
     def __repr__(self) -> str:
         return f"{self.method}: {self.outcome}; " + ", ".join(f"{k} {v}" for k, v in self._cells().items())
@@ -138,6 +141,7 @@ class Verdict:
         lines = [self.headline, *([self.extended] if self.extended else []), *self.notes, ""]
         for name, verdict in self.methods.items():
             lines.append(f"{name}: {verdict.outcome}. {verdict.sentence}")
+            lines += [f"  {flag.text}" for flag in verdict.flags]
             lines += [f"  {g.question}: {g.answer}. {g.evidence}" for g in verdict.grades]
             lines += [f"  {conclusion(verdict.grades)}"] if verdict.grades else []
         return "\n".join(lines)
