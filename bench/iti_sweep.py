@@ -103,7 +103,7 @@ def main(given: Settings) -> None:
 
         def measure(name: str, alpha: float, edits: list[Edit] | None) -> None:
             (sums,) = log_probs(model, forest, edits)
-            (answers,) = answer_prompts(model, forest, edits, max_new_tokens=50, cache=cache)
+            ((answers,),) = answer_prompts(model, forest, edits, max_new_tokens=50, cache=cache)
             cases = [Case(q.text, a, q.true, q.false) for q, a in zip(test, answers, strict=True)]
             said = {aspect: [x.probability for x in judge.score(cases)] for aspect, judge in judges.items()}
             judged = judged_metrics(said)

@@ -126,7 +126,7 @@ CHANGED = AuditConfig(
         "ablate": {},
     },
     evaluation=EvaluationConfig(
-        drift_text="text.txt", drift_documents=2, drift_tokens=3, max_new_tokens=7, bank_size=2
+        drift_text="text.txt", drift_documents=2, drift_tokens=3, max_new_tokens=7, bank_size=2, samples=0
     ),
     judges=dict.fromkeys(ASPECTS, OTHER_JUDGE),  # type: ignore[arg-type]
 )
@@ -411,6 +411,7 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
         same = parse_config(yaml.safe_dump(values)).hash == before
         reads_only = name in ("score", "level", "margin", "stopping", "registered") or name.startswith("judges.")
         grows = name in ("controls", "split.max_val", "split.max_test", "evaluation.max_new_tokens")
+        grows |= name == "evaluation.samples"
         elsewhere = name in ("loading.device", "loading.device_map", "plugins", "executor")
         assert same == (reads_only or elsewhere or grows), name
         refused = parse_config(yaml.safe_dump(base)).refuses(parse_config(yaml.safe_dump(values)))
@@ -524,11 +525,11 @@ def test_trial_identity():
     spec = make_record().spec
     assert spec.trial_id == replace(spec).trial_id
     changes = {"arm": "claim", "method": "iti", "location": heads((1, 1)), "hyperparameter": 0.4, "draw": 0}
-    changes |= {"seed": 9, "context": "x", "control": 8, "registration": "0123456789abcdef"}
+    changes |= {"seed": 9, "context": "x", "control": 8, "registration": "0123456789abcdef", "measured": make_record()}
     assert changes.keys() == {field.name for field in dataclasses.fields(spec)}
     ids = {key: replace(spec, **{key: value}).trial_id for key, value in changes.items()}
     places = {key for key, found in ids.items() if found == spec.trial_id}
-    assert places == {"arm", "control", "registration"}
+    assert places == {"arm", "control", "registration", "measured"}
     assert len(set(ids.values())) == len(changes) - len(places) + 1
     assert replace(spec, location=spec.location.rest()).trial_id != spec.trial_id
     # The claim and its controls share their random numbers; methods, hyperparameters and seeds do not.
@@ -697,11 +698,18 @@ def test_answers_are_part_of_a_trial_where_the_settings_want_them(tmp_path):
     with open_store(tmp_path) as store:
         store.add([record], 1.0)
         assert store.records() == [record]
-    with open_run(tmp_path, replace(QUIET, evaluation=EvaluationConfig(max_new_tokens=5))) as store:
-        assert store.records() == [] and list(store.kept(KEYS)) == [record.spec.trial_id]
-        spoken = replace(record, answers={"val": ("No.",), "test": ("Yes.", "")})
-        store.add([spoken], 1.0)
-        assert store.records() == [spoken] and not store.kept(KEYS)
+    answers = {"val": ("No.",), "test": ("Yes.", "")}
+    spoken, samples = replace(record, answers=answers), {"val": (("Oh.",),), "test": (("Ah.", "No."),)}
+    for n, found in enumerate((spoken, replace(spoken, samples=samples))):
+        with open_run(tmp_path, replace(QUIET, evaluation=EvaluationConfig(max_new_tokens=5, samples=n))) as store:
+            assert store.records() == [] and list(store.kept(KEYS)) == [record.spec.trial_id]
+            store.add([found], 1.0)
+            assert store.records() == [found] and not store.kept(KEYS)
+    with open_run(tmp_path, replace(QUIET, evaluation=EvaluationConfig(max_new_tokens=5, samples=3))) as store:
+        assert store.records() == [found], "only the chosen trial gets further samples"
+        more = replace(found, samples={**samples, "test": (*samples["test"], ("", "Yes."))})
+        store.add([more], 1.0)
+        assert store.records() == [more]
     assert load_config(tmp_path / "config.yaml") == QUIET  # it follows with the manifest
 
 

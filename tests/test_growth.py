@@ -175,7 +175,7 @@ def test_all_at_once_with_a_judge_and_answers_that_were_not_there(home, tmp_path
     assert not counted.found and not counted.scored
     assert counted.answered == {3: 1 + 8, 4: 1 + 8 + 4}
     run = load_run(tmp_path / "run")
-    assert run.score == "info_truth" and run.is_finished and not run.n_unjudged
+    assert run.score == "info_truth_probability" and run.is_finished and not run.n_unjudged
     assert [(e.what, e.before, e.after) for e in run.manifest.extensions] == [("judges", "none", "truth, info")]
     everything = grown(more_questions(config), evaluation={"max_new_tokens": 6}, controls=4)
     run_audit(config, tmp_path / "grown", progress=False)
@@ -192,7 +192,7 @@ def test_a_judge_added_to_a_run_with_answers_judges_them(home, tmp_path, monkeyp
     run_audit(config, tmp_path / "run", judges={"truth": truth}, progress=False)
     assert not (counted.found or counted.scored or counted.answered)
     run = load_run(tmp_path / "run")
-    assert len(truth.seen) == len(run.said) and run.score == "truth"
+    assert len(truth.seen) == len(run.said) and run.score == "truth_probability"
     assert "judges from none to truth" in run.verdict.extended
 
 

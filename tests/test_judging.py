@@ -85,6 +85,8 @@ def test_the_three_forms_by_hand(pairs):
     expected = {
         "truth": mean(yes(truth)),
         "info": mean(yes(info)),
+        "truth_probability": mean(truth),
+        "info_probability": mean(info),
         "info_truth": mean(yes(truth)) * mean(yes(info)),
         "info_truth_probability": mean(truth) * mean(info),
         "info_truth_both": mean(both),
@@ -100,9 +102,9 @@ def test_one_aspect_alone_gives_its_own_scores_only():
 
 
 def test_auto_takes_the_best_score_there_is():
-    assert resolve_score("auto", ("truth", "info")) == "info_truth"
-    assert resolve_score("auto", ("truth",)) == "truth"
-    assert resolve_score("auto", ("polite",)) == "polite"
+    assert resolve_score("auto", ("truth", "info")) == "info_truth_probability"
+    assert resolve_score("auto", ("truth",)) == "truth_probability"
+    assert resolve_score("auto", ("polite",)) == "polite_probability"
     assert resolve_score("auto", ("info",)) == resolve_score("auto", ()) == "mc2"
     assert resolve_score("mc1", ("truth", "info")) == "mc1"
 
@@ -113,7 +115,7 @@ def test_auto_takes_the_best_score_there_is():
 def test_every_trial_has_answers_and_the_scores_of_its_judges(home, tmp_path):
     judges = hash_judges()
     records, score = run(home, tmp_path / "run", judges)
-    assert score == "info_truth"
+    assert score == "info_truth_probability"
     assert all(len(judge.seen) == len(set(judge.seen)) for judge in judges.values()), "equal answers are judged once"
     with read_run(tmp_path / "run") as store:
         questions = store.questions("test")
@@ -349,7 +351,7 @@ def test_two_judges_of_a_run_are_compared(home, judge_model, tmp_path):
     run(home, tmp_path / "run", hash_judges())
     second = judge_of("causal-lm", model=judge_model)
     names, agreement, verdicts = compare_judges(tmp_path / "run", DEFAULT, second, "truth", progress=False)
-    assert {v.score for v in verdicts} == {"info_truth"}
+    assert {v.score for v in verdicts} == {"info_truth_probability"}
     assert str(verdicts[0]) == str(read_result(tmp_path / "run").verdict)
     assert names == ("hash (truth)", f"{Path(judge_model).name} (truth)")
     with read_run(tmp_path / "run") as store:

@@ -423,7 +423,7 @@ def test_the_rate_defaults_to_the_location_size(llama, few, monkeypatch):
     assert len(set(expected)) == 3
 
 
-@pytest.mark.parametrize(("batching", "anchors"), [("pair", (2e-3, 5e-4, 1e-4)), ("question", (2e-2, 1e-2, 3e-3))])
+@pytest.mark.parametrize(("batching", "anchors"), [("pair", (2e-3, 5e-4, 1e-4)), ("question", (2e-2, 1e-2, 1.5e-3))])
 def test_default_learning_rate_meets_its_anchors(batching, anchors):
     """``pair``: the paper's rates for 1, 16 and all 1024 heads."""
     rates = [default_learning_rate(batching, n, 1024) for n in range(1, 1025)]

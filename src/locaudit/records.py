@@ -66,6 +66,8 @@ class TrialSpec:
     """Number of the random direction, if controls are random directions at the claim; else None."""
     registration: str = ""
     """First 16 digits of the SHA-256 of the claim file that was registered before the run; empty without one."""
+    measured: TrialRecord | None = field(default=None, compare=False, repr=False)
+    """The trial's record if it only gets more samples (`locaudit.run.rounds`); None for a trial to be run."""
 
     @property
     def trial_id(self) -> str:
@@ -114,14 +116,21 @@ class TrialRecord:
     questions: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     """split -> metric -> one value per question, in the split's order."""
     answers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """split -> the edited model's answer to each question, in the split's order; empty if none was generated. How
-    judges rate the answers is stored separately (`locaudit.store`), because judges can be added later."""
+    """split -> the edited model's greedy answer to each question, in the split's order; empty if none was generated.
+    How judges rate the answers is stored separately (`locaudit.store`), because judges can be added later."""
+    samples: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    """split -> samples 1, 2, ...: the sampled answer to each question. More than one only on test questions, of the
+    trial chosen at each place."""
     training: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """``loss`` -> one value per training step; empty if the edit was not trained. Other numbers about the fit have one
     value each: ``objective`` and ``change`` (`locaudit.methods.training.progress`), ``alpha`` of ITI by dose."""
     edit: str = ""
     """File name of the saved edit inside the run folder's ``edits/`` (`TrialSpec.edit_file`; of a run by an earlier
     version, its id); empty for base."""
+
+    def said(self, split: str) -> tuple[tuple[str, ...], ...]:
+        """The greedy answers to a split's questions, then each sample's; empty if none was generated."""
+        return (self.answers[split], *self.samples.get(split, ())) if split in self.answers else ()
 
     def __repr__(self) -> str:
         spec, scores = self.spec, self.metrics.get("test", {})

@@ -22,7 +22,7 @@ from locaudit.config.choices import LENIENT, Frozen, JudgesField, MethodsField, 
 from locaudit.config.validation import AtLeastTwo, Count, Positive, Seed, Share, checked, renamed, to_dict
 from locaudit.errors import ConfigError
 from locaudit.records import content_hash
-from locaudit.registry import SCORES, load_plugins
+from locaudit.registry import ASPECTS, SCORES, load_plugins
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Match = Literal["none", "layer", "kv-group", "probe-accuracy", "norm"]
@@ -44,6 +44,7 @@ GROWS: Mapping[str, Callable[[Any, Any], bool]] = {
     "split.max_val": _is_more,
     "split.max_test": _is_more,
     "evaluation.max_new_tokens": lambda old, new: not old or new == old,
+    "evaluation.samples": _is_more,
 }
 """Settings that can be raised in an existing run folder, so that only the missing part runs: a function of (old, new)
 that tells whether `new` is allowed."""
@@ -215,9 +216,18 @@ class EvaluationConfig:
     max_new_tokens: Annotated[int, Field(ge=0)] | None = None
     """Maximum length in tokens of a generated answer. 0: generate no answers, so that nothing can be judged.
     None: 50 if a judge reads the answers, else 0."""
+    samples: Annotated[int, Field(ge=0)] = 1
+    """Sampled answers (temperature 1) to each test question, beside the greedy one; the verdict compares their mean.
+    0: the greedy answer alone. Every trial gets the first sample, the trial chosen at each place the others.
+    It can be raised later."""
     bank_size: Count | None = None
     """Number of edits scored together in one batch; decoding many rows costs little more than decoding a few.
     None: 4 on a CPU, 32 on a GPU."""
+
+    @property
+    def first_samples(self) -> range:
+        """Numbers of the answers that every trial generates; 0 is the greedy one."""
+        return range(1 + min(self.samples, 1)) if self.max_new_tokens else range(0)
 
 
 @checked
@@ -265,8 +275,8 @@ class AuditConfig:
     """The judge of each aspect of generated answers: its ``kind``, and settings of that kind. See docs/judges.md."""
     score: str = "auto"
     """The score that the verdict compares, such as ``info_truth``, ``truth``, ``mc1``, ``mc2`` or ``reward_margin``.
-    ``auto`` depends on what is judged: ``info_truth`` if truth and info are, ``mc2`` if nothing or only info is.
-    Otherwise it is the judged aspect, or ``judged_probability`` (a product of mean probabilities) if there are more."""
+    ``auto``: mean judge probabilities. ``info_truth_probability`` if truth and info are judged, ``mc2`` if nothing
+    or only info is, else ``judged_probability``, or ``ASPECT_probability`` of the only aspect that is judged."""
     level: Share = 0.05
     """Significance level of the verdict."""
     margin: Positive = 0.05
@@ -295,8 +305,16 @@ class AuditConfig:
                     expected="generated answers to judge",
                     remedy="raise evaluation.max_new_tokens, or leave it out",
                 )
-        if self.score != "auto" and SCORES:
-            find(SCORES, self.score, "score")
+        plain = self.score.removesuffix("_greedy")
+        if plain != "auto" and plain.removesuffix("_probability") not in ASPECTS and SCORES:
+            find(SCORES, plain, "score")
+        is_judged = plain not in SCORES or SCORES[plain].needs
+        if plain != self.score and not (is_judged and self.evaluation.samples) and not LENIENT.get():
+            raise ConfigError(
+                got=f"score = {self.score} with evaluation.samples = {self.evaluation.samples}",
+                expected="a judged score of greedy answers, beside sampled ones",
+                remedy=f"choose {plain}",
+            )
 
     def __repr__(self) -> str:
         return changed(self)

@@ -27,29 +27,31 @@ def answer_prompts(
     *,
     max_new_tokens: int,
     cache: Cache,
+    samples: Sequence[int] = (0,),
     answer_format: Prompt | None = None,
     cached_prefix: Prefix | None = None,
     batch_tokens: int | None = None,
-) -> list[tuple[str, ...]]:
-    """Greedy answers to the forest's prompts, ``[edit][question]``; of the unedited model if `edits` is None.
+) -> list[tuple[tuple[str, ...], ...]]:
+    """Answers to the forest's prompts, ``[edit][sample][question]``; of the unedited model if `edits` is None.
 
-    Pass `cached_prefix` if `run_prefix` of the forest's prefix under all the edits was already computed. `batch_tokens`
-    is the most padded tokens in a batch (None: `BATCH_TOKENS`). The other arguments are those of `generate_tokens`.
+    `samples` are the numbers of the samples wanted; 0 is the greedy answer. Pass `cached_prefix` if `run_prefix` of the
+    forest's prefix under all the edits was already computed. `batch_tokens` is the most padded tokens in a batch (None:
+    `BATCH_TOKENS`). The other arguments are those of `generate_tokens`.
 
-    An answer's cache key is a hash of the model, the edit, the prompt, `max_new_tokens` and the marker at which an
-    answer ends. Edits that lack answers to the same questions generate them together, as one bank. Below float32 an
-    answer can depend on the rest of its batch, through rounding; the cache keeps the first one generated.
+    An answer's cache key is a hash of the model, the edit, the prompt, the sample's number, `max_new_tokens` and the
+    marker at which an answer ends. Edits that lack the same answers generate them together, as one bank. Below float32
+    an answer can depend on the rest of its batch, through rounding; the cache keeps the first one generated.
     """
-    prompts = [tree.prompt for tree in forest.trees]
+    prompts = [(tree.prompt, sample) for sample in samples for tree in forest.trees]
     marks = [""] if edits is None else [hashlib.sha256(edit.to_bytes()).hexdigest() for edit in edits]
     said_until = (max_new_tokens, (answer_format or Prompt()).marker)
     addresses = [
-        [content_hash([VERSION, model.fingerprint, mark, forest.prefix + prompt, said_until], 32)
-         for prompt in prompts]
+        [content_hash([VERSION, model.fingerprint, mark, forest.prefix + prompt, said_until, *([n] if n else [])], 32)
+         for prompt, n in prompts]
         for mark in marks
     ]  # fmt: skip
     found = cache.get([address for row in addresses for address in row])
-    lacking: dict[tuple[int, ...], list[int]] = {}  # question numbers without an answer -> the edits that lack them
+    lacking: dict[tuple[int, ...], list[int]] = {}  # numbers in `prompts` without an answer -> edits that lack them
     for k, row in enumerate(addresses):
         numbers = tuple(i for i, address in enumerate(row) if address not in found)
         if numbers:
@@ -59,8 +61,9 @@ def answer_prompts(
         texts = generate_answers(
             model,
             forest.prefix,
-            [prompts[i] for i in numbers],
+            [prompts[i][0] for i in numbers],
             bank,
+            samples=[prompts[i][1] for i in numbers],
             max_new_tokens=max_new_tokens,
             answer_format=answer_format,
             cached_prefix=cached_prefix if len(group) == len(marks) else None,
@@ -70,4 +73,8 @@ def answer_prompts(
                  for i, text in zip(numbers, said, strict=True)}  # fmt: skip
         cache.put(fresh)
         found |= fresh
-    return [tuple(found[address] for address in row) for row in addresses]
+    n = len(forest.trees)
+    return [
+        tuple(tuple(found[address] for address in row[i * n : (i + 1) * n]) for i in range(len(samples)))
+        for row in addresses
+    ]

@@ -1,4 +1,4 @@
-r"""Generation under edits: greedy answers to many questions under many edits, in one batch.
+r"""Generation under edits: greedy or sampled answers to many questions under many edits, in one batch.
 
 transformers' own `generate` decodes. The prompts are left-padded, after the prefix that all of them share:
 
@@ -12,21 +12,30 @@ With K edits and N prompts a batch has K N rows, all prompts of edit 0 first. Th
 cache is copied to that edit's rows. In every forward, the last column holds the last prompt token or the newest answer
 token of each row. An ``answer`` edit (ITI) acts there only.
 
+**Samples** at temperature 1 are drawn by the Gumbel-max trick: the next token is argmax over v of z_v + g_v, with
+logits z and independent Gumbel noise g. Then P(v) = softmax(z)_v (Gumbel 1954; Maddison et al. 2014). The noise is a
+function of the prompt, the number of the sample and the token's position alone. So all edits answer with the same
+noise (common random numbers: differences between edits have less variance), and a batch of any shape gives the same
+text.
+
 Source: TruthfulQA's generation task and ITI's code. Deviation: in style ``qa`` a row stops at the next question's
 marker ("Q:"), where the original decodes on and cuts the text afterwards; the answers are the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
+from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from locaudit.behaviours.format import Prompt
 from locaudit.edits import EditBank
@@ -41,6 +50,8 @@ BATCH_ROWS = {"cpu": 128, "cuda": 512}
 """Rows in one batch over all edits, by device. Below float32, answers can depend on it: rounding varies with shapes."""
 SEGMENT = 6
 """After each segment of this many tokens, rows whose answer has ended are removed from the batch."""
+POOL = 2**24
+"""Gumbel values from which all noise is cut: 64 MiB. Drawing 49,152 new ones for each token would take far longer."""
 _TAIL = 8
 """After each step, the next question's marker is looked for in this many of the newest tokens; it has at most four."""
 
@@ -54,7 +65,7 @@ def generate_answers(
     answer_format: Prompt | None = None,
     **limits: Any,
 ) -> list[list[str]]:
-    """Greedy answers as text, ``[edit][prompt]``, cut where the next question begins.
+    """Answers as text, ``[edit][prompt]``, cut where the next question begins.
 
     Takes the arguments of `generate_tokens`.
     """
@@ -73,17 +84,20 @@ def generate_tokens(
     prompts: Sequence[Sequence[int]],
     bank: EditBank | None = None,
     *,
+    samples: Sequence[int] | None = None,
     max_new_tokens: int = 50,
     answer_format: Prompt | None = None,
     cached_prefix: Prefix | None = None,
     batch_tokens: int | None = None,
 ) -> list[list[tuple[int, ...]]]:
-    """Token ids of greedy answers, ``[edit][prompt]``, including the token that ended each answer.
+    """Token ids of the answers, ``[edit][prompt]``, including the token that ended each answer.
 
-    `prefix` holds the token ids that all prompts begin with, `prompts` the rest of each. `answer_format` tells where an
-    answer ends (None: at ``Q:``). Pass `cached_prefix` if `run_prefix` of the prefix under the same bank was already
-    computed. `batch_tokens` is the most padded tokens in a batch (None: `BATCH_TOKENS`). Raises `ModelError` if a
-    prompt with its answer does not fit the model's context or sliding window.
+    `samples` has the number of the sample to draw for each prompt; 0 stands for the greedy answer (None: all are
+    greedy). A prompt that is to be answered several times is given several times. `prefix` holds the token ids that all
+    prompts begin with, `prompts` the rest of each. `answer_format` tells where an answer ends (None: at ``Q:``). Pass
+    `cached_prefix` if `run_prefix` of the prefix under the same bank was already computed. `batch_tokens` is the most
+    padded tokens in a batch (None: `BATCH_TOKENS`). Raises `ModelError` if a prompt with its answer does not fit the
+    model's context or sliding window.
     """
     n_edits = bank.n_edits if bank else 1
     longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
@@ -100,7 +114,8 @@ def generate_tokens(
             cached_prefix = run_prefix(model, prefix, bank)
         for numbers in groups:
             chosen = [prompts[i] for i in numbers]
-            rows = _decode(model, prefix, chosen, bank, cached_prefix, max_new_tokens, ended)
+            drawn = [samples[i] if samples else 0 for i in numbers]
+            rows = _decode(model, prefix, chosen, drawn, bank, cached_prefix, max_new_tokens, ended)
             for n, row in enumerate(rows):
                 k, place = divmod(n, len(numbers))  # row n is prompt `place` of the batch under edit k
                 out[k][numbers[place]] = row
@@ -115,6 +130,36 @@ def differing_answers(model: Model, prefix: Sequence[int], prompts: Sequence[Seq
     batched = generate_tokens(model, prefix, prompts, **limits)[0]
     alone = [generate_tokens(model, prefix, [prompt], **limits)[0][0] for prompt in prompts]
     return sum(a != b for a, b in zip(batched, alone, strict=True))
+
+
+@cache
+def _pool(device: torch.device) -> Float[Tensor, " pool"]:
+    """`POOL` independent Gumbel values, the same on every device."""
+    uniform = torch.from_numpy(np.random.Generator(np.random.Philox(key=0)).random(POOL)).clamp_(min=2.0**-54)
+    return uniform.log_().neg_().log_().neg_().float().to(device)
+
+
+def _hash(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")
+
+
+class _Gumbel(LogitsProcessor):
+    """Adds noise to the logits of sampled rows, so that ``generate``, which takes the largest logit, samples.
+
+    The noise of a token is a slice of the pool that begins at a hash of prompt, sample and position.
+    """
+
+    def __init__(self, rows: Sequence[int | None], n_prompt: int):
+        """`rows` has the hash of prompt and sample of each row, None if it is greedy."""
+        self._rows, self._n_prompt = rows, n_prompt
+
+    def __call__(self, input_ids: Tensor, scores: Float[Tensor, "rows vocabulary"]) -> Tensor:
+        position, n_tokens = input_ids.shape[1] - self._n_prompt, scores.shape[1]
+        for logits, row in zip(scores, self._rows, strict=True):
+            if row is not None:
+                start = _hash(row, position) % (POOL - n_tokens)
+                logits += _pool(scores.device)[start : start + n_tokens]
+        return scores
 
 
 @dataclass(frozen=True)
@@ -138,6 +183,7 @@ def _decode(
     model: Model,
     prefix: Sequence[int],
     prompts: Sequence[Sequence[int]],
+    samples: Sequence[int],
     bank: EditBank | None,
     cached: Prefix | None,
     max_new_tokens: int,
@@ -145,6 +191,7 @@ def _decode(
 ) -> list[tuple[int, ...]]:
     """Generate one batch: the new tokens of each of its K N rows, all prompts of edit 0 first.
 
+    `samples` has the number of each prompt's sample, 0 for a greedy answer.
     `generate` is called for `SEGMENT` tokens at a time. In between, rows whose answer has ended leave the batch.
     """
     n_edits = bank.n_edits if bank else 1
@@ -157,6 +204,7 @@ def _decode(
     rows = torch.arange(n_edits, device=model.device).repeat_interleave(len(prompts))  # (K N,): the edit of each row
     cache = cache_of(cached, rows) if cached else DynamicCache()
     n_prompt, out = ids.shape[1], [()] * n_rows
+    drawn = [_hash([*prefix, *prompt], n) if n else None for prompt, n in zip(prompts, samples, strict=True)] * n_edits
     going = torch.arange(n_rows, device=model.device)  # numbers of the rows still in the batch
 
     def stop(input_ids: Tensor, _scores, **_) -> Bool[Tensor, " rows"]:
@@ -176,6 +224,7 @@ def _decode(
                     pad_token_id=model.pad_id,
                     eos_token_id=sorted(ended.end_tokens),
                 ),
+                logits_processor=LogitsProcessorList([_Gumbel([drawn[n] for n in going.tolist()], n_prompt)]),
                 stopping_criteria=StoppingCriteriaList([stop]),  # type: ignore[list-item],
                 **{CACHE: cache},
             )

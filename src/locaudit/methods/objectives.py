@@ -39,7 +39,7 @@ def log_ratios(
 
 LEARNING_RATES: dict[str, tuple[float, float, float]] = {
     "pair": (2e-3, 5e-4, 1e-4),
-    "question": (2e-2, 1e-2, 3e-3),
+    "question": (2e-2, 1e-2, 1.5e-3),
 }
 """Learning rates of one head, 16 heads and the whole model for each way of batching."""
 

@@ -7,7 +7,8 @@ The steps, in order; `begin` does the first three:
 3. `prepare_audit` loads the model, draws controls, plans trials and computes what all trials share. Then the held-out
    questions and the manifest are written.
 4. `judge_answers` judges answers that an earlier attempt left unjudged.
-5. `run_groups` runs the missing trials group by group. After each part it stores, judges and decides about stopping.
+5. `run_groups` runs the missing trials group by group, and what follows from them (`locaudit.run.rounds`). After each
+   part it stores, judges and decides about stopping.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from locaudit.records import NO_METHOD, TrialRecord, TrialSpec, content_hash
 from locaudit.registry import EXECUTORS, METHODS
 from locaudit.run.banks import bank_sizes, with_banks
 from locaudit.run.describe import make_manifest
+from locaudit.run.executors import Outcome
 from locaudit.run.horizons import find_lengths, known_lengths, with_epochs
 from locaudit.run.judging import estimate_cost, judge_answers
 from locaudit.run.plan import Groups, build_plan, fit_context
@@ -49,7 +51,8 @@ from locaudit.run.prepare import (
     prepare_shared,
     probing_settings,
 )
-from locaudit.run.status import Meter, show_progress
+from locaudit.run.rounds import Rounds
+from locaudit.run.status import SAMPLES, Meter, show_progress
 from locaudit.run.stopping import Stopping
 from locaudit.run.subject import (
     Inputs,
@@ -212,54 +215,78 @@ def draw_controls(config: AuditConfig, shape: Shape, claim: Location, probed: Pr
     )
 
 
-def run_groups(store: Store, job: Job, groups: Sequence[Sequence[TrialSpec]], meter: Meter) -> list[TrialSpec]:
+def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[TrialSpec]:
     """Run the trials of `groups` that have no record yet. Storing, judging and early stopping all happen here.
 
-    Returns the trials of the whole plan that still have to run. Controls that early stopping made unnecessary are not
-    among them.
+    Returns the trials of the whole plan that still have to run, and those that may get more samples
+    (`TrialSpec.measured`). Controls that early stopping made unnecessary are not among them.
     """
     inputs, shared = job.inputs, job.shared
-    before = store.records()
-    done = {record.spec.trial_id for record in before}
-    todo = [left for group in groups if (left := [spec for spec in group if spec.trial_id not in done])]
-    _say_resumed(job, len(done), meter)
-    _say_cost(store, job, todo, meter)
-    stopping = Stopping(store, inputs.config, job.manifest, before)
-    n_left = Counter(pace_of(shared, spec) for group in todo for spec in group)  # kind of trial -> number
-    meter.start(n_left, sum(map(len, groups)) - n_left.total(), stopping.describe())
+    rounds = Rounds(store, inputs, job.manifest, job.groups)
+    stopping = Stopping(inputs.config, job.manifest, rounds.reading.score)
+
+    def note(records: Sequence[TrialRecord]) -> None:
+        for trials in rounds.add(records):
+            stopping.add(trials)
+
+    def count(specs: Sequence[TrialSpec]) -> Counter[str]:
+        return Counter(pace_of(shared, spec) for spec in specs)
+
+    note(store.records())  # a resumed run starts with what it knew
+    numbers = [job.groups.index(group) for group in groups]
+    todo = [spec for group in groups for spec in group if spec.trial_id not in rounds.done]
+    more = [spec for number in numbers for spec in rounds.expected(number)]
+    _say_resumed(job, len(rounds.done), meter)
+    _say_cost(store, job, todo + more, meter)
+    meter.start(count(todo + more), sum(map(len, groups)) - len(todo), stopping.describe())
 
     # The executor takes the next group only when it is ready for it, so each group is checked against all results
     # stored until then.
     def needed() -> Iterator[Sequence[TrialSpec]]:
-        for group in todo:
-            method = group[0].method
-            if group[0].arm == "control" and stopping.has_ended(method):
-                if stopping.is_news(method):
-                    meter.say(f"{method}: controls ended early, the answer is clear")
-                meter.skip(Counter(pace_of(shared, spec) for spec in group))
-                continue
-            meter.begin(describe(group))
-            yield group
+        for number, group in zip(numbers, groups, strict=True):
+            method, expected = group[0].method, count(rounds.expected(number))
+            if group := [spec for spec in group if spec.trial_id not in rounds.done]:
+                if group[0].arm == "control" and stopping.has_ended(method):
+                    if stopping.is_news(method):
+                        meter.say(f"{method}: controls ended early, the answer is clear")
+                    meter.skip(count(group))
+                else:
+                    meter.begin(describe(group))
+                    yield group
+            while group := rounds.follow(number):
+                expected -= count(group)
+                meter.begin(describe(group))
+                yield group
+            meter.skip(expected)
 
-    executor = EXECUTORS[inputs.config.executor]()
+    def everything() -> Iterator[Outcome]:
+        executor, worker = EXECUTORS[inputs.config.executor](), Worker(shared, meter.say)
+        yield from executor.map(worker, store.folder, needed())
+        while group := rounds.follow():  # of groups whose results came only after an executor had taken the next one
+            yield from executor.map(worker, store.folder, [group])
+
     # For each part of a group: save edits, then store records (a record never refers to a missing file), then judge,
-    # then update the stopping rule, which needs the judgements.
-    for outcome in executor.map(Worker(shared, meter.say), store.folder, needed()):
+    # then ask what follows and update the stopping rule, which need the judgements.
+    for outcome in everything():
         records = [record for record, _ in outcome.results]
         for record, edit in outcome.results:
             if edit is not None:
                 write_atomically(store.edits / record.edit, edit.to_bytes())
         store.add(records, meter.seconds)
         judge_answers(inputs.judges, store, records, shared.cache, meter.say)
-        stopping.add(records)
-        meter.end(Counter(pace_of(shared, record.spec) for record in records), stopping.describe())
+        note(records)
+        ids = {record.spec.trial_id for record in records}
+        meter.end(count([spec for spec in outcome.group if spec.trial_id in ids]), stopping.describe())
         _say_diverged(records, meter)
     done = store.done()
     unrun = [spec for group in job.groups for spec in group if spec.trial_id not in done]
-    left = [spec for spec in unrun if spec.arm != "control" or not stopping.has_ended(spec.method)]
+    left, more = (
+        [spec for spec in specs if spec.arm != "control" or not stopping.has_ended(spec.method)]
+        for specs in (unrun, rounds.expected())
+    )
     if len(left) < len(unrun):  # stopped early: what will not run is no longer planned
         store.write_manifest(replace(job.manifest, planned=job.manifest.planned - len(unrun) + len(left)))
-    return left
+    return left + more
 
 
 def run_probes(config: AuditConfig) -> Probes:
@@ -287,7 +314,8 @@ def describe(group: Sequence[TrialSpec]) -> str:
         return where
     strength = "" if first.hyperparameter is None else f", strength {first.hyperparameter:g}"
     more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-    return f"{METHODS[first.method].title} at {where}{strength}{more}"
+    what = "" if first.measured is None else ", more samples"
+    return f"{METHODS[first.method].title} at {where}{strength}{more}{what}"
 
 
 def _probed_claim(probed: Probed | None, config: AuditConfig) -> Location:
@@ -312,7 +340,12 @@ def _held_out(inputs: Inputs, forests: Forests) -> dict[str, list[HeldOutQuestio
 
 
 def pace_of(shared: Shared, spec: TrialSpec) -> str:
-    """The kind of trial, for estimating time: its method, and ``METHOD, kept`` if its edit need not be fitted again."""
+    """The kind of trial, for estimating time: its method, and ``METHOD, kept`` if its edit need not be fitted again.
+
+    ``METHOD, samples`` if it only gets more samples.
+    """
+    if spec.measured is not None:
+        return f"{spec.method}{SAMPLES}"
     return f"{spec.method}, kept" if spec.trial_id in shared.kept and spec.method != NO_METHOD else spec.method
 
 
@@ -324,8 +357,8 @@ def _say_resumed(job: Job, n_done: int, meter: Meter) -> None:
         meter.say(f"{n_done} of {n_trials} trials done, {'going on' if n_done < n_trials else 'none left to run'}")
 
 
-def _say_cost(store: Store, job: Job, todo: Groups, meter: Meter) -> None:
-    n_answers = sum(len(find_lack(job.shared, spec)[1]) for group in todo for spec in group)
+def _say_cost(store: Store, job: Job, todo: Sequence[TrialSpec], meter: Meter) -> None:
+    n_answers = sum(len(find_lack(job.shared, spec)[1]) for spec in todo)
     for line in estimate_cost(job.inputs.judges, store.questions("test"), n_answers):
         meter.say(line)
 

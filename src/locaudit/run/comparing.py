@@ -18,7 +18,7 @@ from locaudit.store.cache import open_cache
 from locaudit.store.database import Store
 from locaudit.store.folder import open_run
 from locaudit.store.manifest import JudgeFacts
-from locaudit.store.run import Run, judged, load_run
+from locaudit.store.run import Run, load_run
 
 
 def compare_judges(
@@ -88,8 +88,6 @@ def _judge(store: Store, run: Run, choice: JudgeChoice, aspect: str, n_answers: 
 
 def _verdict_by(run: Run, aspect: str, judge: JudgeFacts, table) -> Verdict:
     """The run's verdict with this judge. If no other aspect has a judge, the aspect itself is the score."""
-    said = {**run.judgements, aspect: table}
-    records = judged(run.trials, said, run.questions)
-    score = resolve_score("auto", tuple(said)) if len(said) > 1 else aspect
-    judges = {**run.manifest.judges, aspect: judge}
-    return replace(run, manifest=replace(run.manifest, judges=judges)).decide(records, score)
+    said, judges = {**run.judgements, aspect: table}, {**run.manifest.judges, aspect: judge}
+    score = resolve_score("auto", tuple(said)) if len(said) > 1 else f"{aspect}_probability"
+    return replace(run, judgements=said, manifest=replace(run.manifest, judges=judges)).decide(score=score)

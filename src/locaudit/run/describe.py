@@ -64,6 +64,8 @@ def make_manifest(
         methods={name: _method_facts(inputs, model, claim, name, lengths.get(name)) for name in config.methods},
         planned=sum(map(len, groups)),
         n_controls=1 + max(spec.control for group in groups for spec in group),
+        widen=config.widen,
+        samples=config.evaluation.samples if config.evaluation.max_new_tokens else 0,
         population=population if population is None or population <= MOST_CONTROLS else None,
         versions={
             "locaudit": metadata.version("locaudit"),

@@ -11,7 +11,7 @@ from locaudit.judges import Billed, Case, Judge, Judgement
 from locaudit.records import TrialRecord, content_hash
 from locaudit.registry import ASPECTS, JUDGES
 from locaudit.store.cache import Cache
-from locaudit.store.database import HeldOutQuestion, Store
+from locaudit.store.database import HeldOutQuestion, Store, said_in
 
 CHUNK = 256
 """Answers judged between two writes to disk. At most this many judgements are lost when a run is killed."""
@@ -106,12 +106,7 @@ def judge_answers(
     """
     questions = {split: store.questions(split) for split in ("val", "test")}
     words = {question.id: question for part in questions.values() for question in part}
-    said = dict.fromkeys(
-        (question.id, answer)
-        for record in records
-        for split, answers in record.answers.items()
-        for question, answer in zip(questions[split], answers, strict=True)
-    )
+    said = dict.fromkeys(said_in(records, questions))
     todo = {aspect: _unjudged(judge, store, said) for aspect, judge in judges.items()}
     keys = list(dict.fromkeys(key for needed in todo.values() for key in needed))
     failed: dict[str, list[str]] = {}

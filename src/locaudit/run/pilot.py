@@ -17,7 +17,7 @@ from locaudit.models.model import Model
 from locaudit.records import NO_METHOD, TrialSpec
 from locaudit.run.audit import Job, begin, pace_of, run_groups
 from locaudit.run.judging import estimate_cost
-from locaudit.run.status import describe_seconds
+from locaudit.run.status import Pace, describe_seconds
 from locaudit.run.worker import find_lack, scored_splits
 from locaudit.store.database import Store
 from locaudit.store.run import load_run
@@ -78,7 +78,7 @@ def run_pilot(
         if billed:
             names = " and ".join(judge.name for judge in billed.values())
             notes.append(f"the time of judging by {names} is not included")
-        return _estimate(store, job, left, before, spent, notes)
+        return _estimate(store, job, left, before, spent, meter.pace, notes)
 
 
 def pilot_groups(job: Job) -> list[list[TrialSpec]]:
@@ -122,6 +122,7 @@ def _estimate(
     left: Sequence[TrialSpec],
     before: set[str],
     spent: Mapping[str, float],
+    measured: Pace,
     notes: Sequence[str],
 ) -> Estimate:
     times, done, kept = store.seconds(), store.done(), job.shared.kept
@@ -132,14 +133,19 @@ def _estimate(
         if trial in done:  # for a partly measured trial, only the time spent now
             pace.setdefault(pace_of(job.shared, spec), []).append(times[trial] - (spent[trial] if trial in kept else 0))
     mean = {name: sum(found) / len(found) for name, found in pace.items()}
+    trials = [spec for spec in left if spec.measured is None]
+    # The time of a trial includes that of more samples, so they are counted where no trial is left.
+    places = {(spec.method, spec.arm, spec.control) for spec in trials}
+    more = [s for s in left if s.measured is not None and (s.method, s.arm, s.control) not in places]
+    seconds = measured.remaining(Counter(pace_of(job.shared, spec) for spec in more)) or 0.0
     size = sum(path.stat().st_size for path in (store.folder / "trials.sqlite", *store.edits.iterdir()))
     return Estimate(
         dict(Counter((str(spec.arm), spec.method) for spec in specs)),
         len(done),
         _count_answers(job, left),
         _count_tokens(job, left),
-        size * len(left) // max(len(done), 1),
-        sum(mean[pace_of(job.shared, spec)] for spec in left),
+        size * len(trials) // max(len(done), 1),
+        sum(mean[pace_of(job.shared, spec)] for spec in trials) + seconds,
         sum(times[trial] - spent.get(trial, 0) for trial in done - before),
         _peak_bytes(job.shared.model),
         tuple(notes),
@@ -157,7 +163,7 @@ def _count_tokens(job: Job, specs: Sequence[TrialSpec]) -> int:
         lacking = shared.only(find_lack(shared, spec)[0]).splits
         names = [name for name in scored_splits(config, spec) if name in lacking]
         total += sum(lacking[name].forest.n_tokens + len(lacking[name].forest.prefix) for name in names)
-        if spec.trial_id not in shared.kept:
+        if spec.measured is None and spec.trial_id not in shared.kept:
             total += shared.drift.documents.numel() if shared.drift else 0
             total += getattr(config.methods.get(spec.method), "epochs", 0) * shared.training.forest.n_tokens
     return total

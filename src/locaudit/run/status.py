@@ -18,6 +18,8 @@ from locaudit.store.folder import has_trials
 from locaudit.store.run import load_run
 from locaudit.text import readable
 
+SAMPLES = ", samples"
+"""Ending of the kinds of work that give a trial more samples; they are timed, but are no trials of their own."""
 EVERY = 30.0
 """Seconds between two progress lines when the output is not a terminal."""
 
@@ -90,7 +92,7 @@ class Meter:
     def start(self, left: Mapping[str, int], done: int, counts: str = "") -> None:
         """Start counting: `left` trials of each kind remain, `done` trials were done before."""
         with self._lock:
-            self._left, self._done, self._total = Counter(left), done, done + sum(left.values())
+            self._left, self._done, self._total = Counter(left), done, done + _n_trials(left)
             self._counts = counts
             self._started = time.monotonic()
         if self._progress:
@@ -115,18 +117,18 @@ class Meter:
                 self.pace.add(kind, n, seconds * n / n_trials)
             self._started = time.monotonic()
             self._left -= ended
-            self._done += n_trials
+            self._done += _n_trials(ended)
             self._counts = counts
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=self._done)
-        elif self._done == self._total:
+        elif self._done == self._total and not self._left:
             self.tell()
 
     def skip(self, group: Counter[str]) -> None:
-        """Note that a group will not run, because controls stopped early."""
+        """Note that work will not be done, for example because controls stopped early."""
         with self._lock:
             self._left -= group
-            self._total -= group.total()
+            self._total -= _n_trials(group)
         if self._progress and self._task is not None:
             self._progress.update(self._task, total=self._total)
 
@@ -137,6 +139,10 @@ class Meter:
             if seconds is None:
                 return "measuring the pace"
             return f"about {describe_seconds(max(seconds - self.seconds, 0.0))} left"
+
+
+def _n_trials(work: Mapping[str, int]) -> int:
+    return sum(n for kind, n in work.items() if not kind.endswith(SAMPLES))
 
 
 class _Remaining(ProgressColumn):

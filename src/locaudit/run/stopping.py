@@ -1,32 +1,28 @@
 """Early stopping: after each trial, compare the controls with the claim and decide whether more controls are needed.
 
 `locaudit.stats.sequential.Monitor` has the statistics, one monitor per method. This file feeds them. A place (claim or
-control) counts once all its strengths have been run and judged, because only then can validation choose one.
+control) counts once it is final (`locaudit.run.rounds`): all its strengths have been run and judged, because only then
+can validation choose one, and the chosen one has all samples.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 from locaudit.config import AuditConfig
-from locaudit.records import NO_METHOD, Arm, TrialRecord
-from locaudit.stats.scores import resolve_score, tolerance
+from locaudit.records import NO_METHOD, TrialRecord
+from locaudit.stats.scores import tolerance
 from locaudit.stats.selection import BASE, score_place
 from locaudit.stats.sequential import Monitor
-from locaudit.store.database import Store
 from locaudit.store.manifest import Manifest
-from locaudit.store.run import judged, read_judgements
 
 
 class Stopping:
-    """One `Monitor` per method, updated with each place whose trials have all been stored and judged."""
+    """One `Monitor` per method, updated with each place that is final (`locaudit.run.rounds`)."""
 
-    def __init__(self, store: Store, config: AuditConfig, manifest: Manifest, before: Sequence[TrialRecord]):
-        self._store, self._manifest = store, manifest
-        self._is_fixed = config.stopping == "fixed"
-        self._score = resolve_score(config.score, tuple(manifest.judges))
-        self._tie = tolerance(self._score, manifest.dtype)
+    def __init__(self, config: AuditConfig, manifest: Manifest, score: str):
+        self._is_fixed, self._score = config.stopping == "fixed", score
+        self._tie = tolerance(score, manifest.dtype)
         self._told: set[str] = set()  # methods for which `is_news` was asked
         self._monitors = {
             name: Monitor(
@@ -39,29 +35,15 @@ class Stopping:
             )
             for name, facts in manifest.methods.items()
         }
-        # (method, arm, control) -> its trials so far; complete when there is one for each strength
-        self._waiting: dict[tuple[str, Arm, int], list[TrialRecord]] = defaultdict(list)
-        self.add(before)  # a resumed run starts with what it knew
 
     def add(self, trials: Sequence[TrialRecord]) -> None:
-        """Add trials that have been stored and judged."""
-        questions = {split: tuple(self._store.questions(split)) for split in ("val", "test")}
-        answers = {
-            (question.id, answer)
-            for record in trials
-            for split, said in record.answers.items()
-            for question, answer in zip(questions[split], said, strict=True)
-        }
-        said = read_judgements(self._store, self._manifest.judges, answers)
-        for record in judged(list(trials), said, questions):
-            spec = record.spec
-            trials = self._waiting[spec.method, spec.arm, spec.control]
-            trials.append(record)
-            if spec.method == NO_METHOD:  # every method is compared with it; only its missing judgements matter
-                for monitor in self._monitors.values():
-                    monitor.add(BASE, *score_place(trials, self._score, self._tie))
-            elif len(trials) == self._manifest.methods[spec.method].n_strengths:
-                self._monitors[spec.method].add((spec.arm, spec.control), *score_place(trials, self._score, self._tie))
+        """Add all judged trials of a place."""
+        spec, found = trials[0].spec, score_place(trials, self._score, self._tie)
+        if spec.method == NO_METHOD:  # every method is compared with it; only its missing judgements matter
+            for monitor in self._monitors.values():
+                monitor.add(BASE, *found)
+        else:
+            self._monitors[spec.method].add((spec.arm, spec.control), *found)
 
     def describe(self) -> str:
         """For each method whose claim is scored, how many controls do at least as well; empty if there is none."""

@@ -15,9 +15,11 @@ run folder, and only the missing questions and answers are measured.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +120,8 @@ class Shared:
         return {name: Residuals(self.model, forest) for name, forest in forests.items()}
 
 
+Said = Mapping[str, tuple[tuple[str, ...], ...]]
+"""Split -> for each sample, the answers to its questions."""
 Result = tuple[TrialRecord, Edit | None]
 """A trial's record, and its edit if that is to be saved (None: unedited model, diverged, or saved already)."""
 
@@ -189,65 +193,99 @@ def scored_splits(config: AuditConfig, spec: TrialSpec) -> tuple[str, ...]:
     return ("val", "test") if len(grid) > 1 else ("test",)
 
 
-Lack = tuple[frozenset[str], frozenset[str]]
-"""What a trial still needs: keys of the questions to score, and keys of the questions to generate answers for."""
+Lack = tuple[frozenset[str], frozenset[tuple[str, int]]]
+"""What a trial still needs: keys of the questions to score, and (key, number of the sample) of the answers."""
 
 
 def find_lack(shared: Shared, spec: TrialSpec) -> Lack:
     """What is still to be measured for a trial: everything, or what a partly measured trial lacks."""
+    evaluation = shared.config.evaluation
+    if spec.measured is not None:
+        first = 1 + len(spec.measured.samples.get("test", ()))
+        more = product(shared.splits["test"].keys, range(first, 1 + evaluation.samples))
+        return frozenset(), frozenset(more)
     names, kept = scored_splits(shared.config, spec), shared.kept.get(spec.trial_id)
     keys = frozenset(key for name in names for key in shared.splits[name].keys)
-    asked = keys if shared.config.evaluation.max_new_tokens else frozenset()
+    asked = frozenset(product(keys, evaluation.first_samples))
     return (keys, asked) if kept is None else (keys.difference(kept.scores), asked.difference(kept.answers))
 
 
 def run_trials(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None = None) -> list[Result]:
-    """Fit and score trials of one method; returns their results in the order of `specs`.
+    """Fit and score trials; returns their results in the order of `specs`.
 
     For partly measured trials, the saved edit is loaded and only what is missing is measured.
     """
     # One bank scores the same questions under all its edits, so partly measured trials are grouped by what they lack.
     # None stands for trials that are not measured at all and still have to be fitted.
-    alike: dict[Lack | None, list[TrialSpec]] = {}
+    alike: dict[tuple[str, Lack | None], list[TrialSpec]] = {}
     for spec in specs:
-        alike.setdefault(find_lack(shared, spec) if spec.trial_id in shared.kept else None, []).append(spec)
+        is_new = spec.measured is None and spec.trial_id not in shared.kept
+        alike.setdefault((spec.method, None if is_new else find_lack(shared, spec)), []).append(spec)
     found: dict[str, Result] = {}
-    for lack, part in alike.items():
-        results = _run_new(shared, part, on_step) if lack is None else _run_kept(shared, part, *lack)
+    for (_, lack), part in alike.items():
+        if lack is None:
+            results = _run_new(shared, part, on_step)
+        elif part[0].measured is None:
+            results = _run_kept(shared, part, *lack)
+        else:
+            results = _run_more(shared, part, sorted({sample for _, sample in lack[1]}))
         found |= {record.spec.trial_id: (record, edit) for record, edit in results}
     return [found[spec.trial_id] for spec in specs]
 
 
+def _run_more(shared: Shared, specs: Sequence[TrialSpec], samples: Sequence[int]) -> list[Result]:
+    """Sample further answers to the test questions with saved edits, and return complete records."""
+    records = [spec.measured for spec in specs if spec.measured]
+    edits = None if specs[0].method == NO_METHOD else [load_edit(shared.edits / record.edit) for record in records]
+    return [
+        (replace(record, samples={**record.samples, "test": record.samples.get("test", ()) + said["test"]}), None)
+        for record, said in zip(records, _answers(shared, ("test",), edits, {}, samples), strict=True)
+    ]
+
+
 def _run_kept(
-    shared: Shared, specs: Sequence[TrialSpec], unscored: frozenset[str], unanswered: frozenset[str]
+    shared: Shared, specs: Sequence[TrialSpec], unscored: frozenset[str], unanswered: frozenset[tuple[str, int]]
 ) -> list[Result]:
     """Measure saved edits on the questions that they lack, and return complete records.
 
-    All `specs` lack the same: scores on the questions `unscored`, generated answers to the questions `unanswered`.
+    All `specs` lack the same: scores on the questions `unscored`, and the answers `unanswered`.
     """
     parts = [shared.kept[spec.trial_id] for spec in specs]
-    # Scoring also generates answers. What remains are questions that have scores but no answer, as in a run that
-    # generated nothing at first.
-    scoring, asking = shared.only(unscored), shared.only(unanswered - unscored)
+    # Scoring also generates answers. What remains are questions that have scores but not all answers, as in a run that
+    # generated nothing at first, or no samples.
+    lacks: dict[str, list[int]] = defaultdict(list)
+    for key, sample in sorted(unanswered):
+        if key not in unscored:
+            lacks[key].append(sample)
+    asking: dict[tuple[int, ...], set[str]] = defaultdict(set)
+    for key, samples in lacks.items():
+        asking[tuple(samples)].add(key)
+    scoring = shared.only(unscored)
     if specs[0].method == NO_METHOD:
         edits, scored = None, [_base_scores(scoring) for _ in specs]
     else:
         edits = [load_edit(shared.edits / part.record.edit) for part in parts]
         scored = _score(scoring, specs, edits) if unscored else [{} for _ in specs]
-    said = _answers(asking, tuple(asking.splits), edits, {})
+    found: list[dict[tuple[str, int], str]] = [{} for _ in specs]
+    for samples, chosen in asking.items():
+        asked = shared.only(frozenset(chosen))
+        for texts, said in zip(found, _answers(asked, tuple(asked.splits), edits, {}, samples), strict=True):
+            for name, rows in said.items():
+                for sample, lines in zip(samples, rows, strict=True):
+                    texts |= zip(product(asked.splits[name].keys, [sample]), lines, strict=True)
     out: list[Result] = []
-    for spec, part, scores, answers in zip(specs, parts, scored, said, strict=True):
+    for spec, part, scores, more in zip(specs, parts, scored, found, strict=True):
         if scores is None:
             out.append((TrialRecord(spec, "diverged", NOT_FINITE, training=part.record.training), None))
             continue
         # Old and new values are joined by question key, then put back in the order of each split.
-        values, texts = dict(part.scores), dict(part.answers)
+        values, texts = dict(part.scores), {**part.answers, **more}
         for name, metrics in scores.get("questions", {}).items():
             for i, key in enumerate(scoring.splits[name].keys):
                 values[key] = {metric: row[i] for metric, row in metrics.items()}
-        for measured, lines_of in ((scoring, scores.get("answers", {})), (asking, answers)):
-            for name, lines in lines_of.items():
-                texts |= zip(measured.splits[name].keys, lines, strict=True)
+        for name, lines in scores.get("answers", {}).items():
+            for sample, row in enumerate((lines, *scores["samples"].get(name, ()))):
+                texts |= zip(product(scoring.splits[name].keys, [sample]), row, strict=True)
         keys = {name: shared.splits[name].keys for name in scored_splits(shared.config, spec)}
         out.append((join(Kept(replace(part.record, spec=spec), values, texts), keys), None))
     return out
@@ -316,7 +354,8 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
     ]
     # The prefixes' keys and values have a row per edit of the whole bank, so they fit only if no edit is left out.
     whole_bank = len(alive) == len(edits)
-    said = _answers(shared, names, [edits[k] for k in alive], prefixes if whole_bank else {}) if alive else []
+    cached, first = prefixes if whole_bank else {}, shared.config.evaluation.first_samples
+    said = _answers(shared, names, [edits[k] for k in alive], cached, first) if alive else []
     out: list[dict[str, Any] | None] = [None] * len(edits)
     for k, answers in zip(alive, said, strict=True):
         out[k] = _measured(shared, {name: [x[k] for x in rows] for name, rows in sums.items()}, drift[k], answers)
@@ -324,7 +363,7 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
 
 
 def _measured(
-    shared: Shared, sums: Mapping[str, Sequence[Tensor]], drift: Mapping[str, float], answers: Mapping[str, Any]
+    shared: Shared, sums: Mapping[str, Sequence[Tensor]], drift: Mapping[str, float], said: Said
 ) -> dict[str, Any]:
     """A record's fields, from the answer log-probabilities of each split: one tensor (answers,) per question."""
     dtype = str(shared.model.lm.dtype).removeprefix("torch.")
@@ -332,7 +371,10 @@ def _measured(
         name: score_questions(shared.splits[name].questions, rows, shared.splits[name].reference, dtype)
         for name, rows in sums.items()
     }
-    return {"metrics": mean_metrics(questions), "drift": drift, "questions": questions, "answers": answers}
+    answers, samples = ({name: rows[0] for name, rows in said.items()},
+                        {name: rows[1:] for name, rows in said.items() if rows[1:]})  # fmt: skip
+    scores = {"metrics": mean_metrics(questions), "drift": drift, "questions": questions}
+    return {**scores, "answers": answers, "samples": samples}
 
 
 def _prefixes(shared: Shared, names: Sequence[str], bank: EditBank) -> dict[str, Prefix | None]:
@@ -347,12 +389,16 @@ def _prefixes(shared: Shared, names: Sequence[str], bank: EditBank) -> dict[str,
 
 
 def _answers(
-    shared: Shared, names: Sequence[str], edits: Sequence[Edit] | None, prefixes: Mapping[str, Prefix | None]
-) -> list[dict[str, tuple[str, ...]]]:
-    """Generate answers. Returns for each edit: split -> answers. `edits` None stands for the unedited model alone."""
+    shared: Shared,
+    names: Sequence[str],
+    edits: Sequence[Edit] | None,
+    prefixes: Mapping[str, Prefix | None],
+    samples: Sequence[int],
+) -> list[Said]:
+    """Generate the samples with these numbers. `edits` None stands for the unedited model alone."""
     limit = shared.config.evaluation.max_new_tokens
     n_edits = 1 if edits is None else len(edits)
-    if not limit:
+    if not limit or not samples:
         return [{} for _ in range(n_edits)]
     said = {
         name: answer_prompts(
@@ -360,6 +406,7 @@ def _answers(
             shared.splits[name].forest,
             edits,
             max_new_tokens=limit,
+            samples=samples,
             cache=shared.cache,
             answer_format=shared.answer_format,
             cached_prefix=prefixes.get(name),
@@ -373,6 +420,6 @@ def _answers(
 def _base_scores(shared: Shared) -> dict[str, Any]:
     """Scores of the unedited model. Its log-probabilities are the reference, so nothing is scored again."""
     drift = measure_drift(shared.model, shared.drift, None)[0] if shared.drift else {}
-    answers = _answers(shared, tuple(shared.splits), None, {})[0]
+    answers = _answers(shared, tuple(shared.splits), None, {}, shared.config.evaluation.first_samples)[0]
     sums = {name: held.reference for name, held in shared.splits.items()}
     return _measured(shared, sums, drift, answers)

@@ -16,7 +16,7 @@ class Extension:
     """Something that was added to a run after it had results."""
 
     what: str
-    """``controls``, ``test questions``, ``validation questions`` or ``judges``."""
+    """``controls``, ``test questions``, ``judges`` and the like."""
     before: int | str
     after: int | str
     n_trials: int

@@ -47,6 +47,20 @@ def group_trials(records: Iterable[TrialRecord]) -> dict[str, dict[Place, list[T
     return {method: dict(sorted(places.items())) for method, places in groups.items()}
 
 
+def fewest_samples(records: Iterable[TrialRecord], score: str, tolerance: float, n_strengths: Mapping[str, int]) -> int:
+    """The smallest number of sampled answers to a test question that the trials chosen by `score` have.
+
+    `n_strengths` has the number of strengths of each method. Places where some were not tried are left out.
+    """
+    chosen = [
+        choose(trials, score, tolerance)
+        for method, places in group_trials(records).items()
+        for trials in places.values()
+        if len(trials) >= n_strengths.get(method, 1)
+    ]
+    return min((len(record.samples.get("test", ())) for record in chosen if record is not None), default=0)
+
+
 def choose(trials: Sequence[TrialRecord], score: str, tolerance: float = TIE) -> TrialRecord | None:
     """The trial of one place with the best validation mean of `score`; None if all trials diverged.
 
@@ -80,14 +94,23 @@ def is_at_edge(tried: Iterable[float | None], best: float | None) -> bool:
     return len(known) > 1 and best in (min(known), max(known))
 
 
+def widened(trials: Sequence[TrialRecord], score: str, tolerance: float, n_grid: int, widen: int) -> float | None:
+    """The `next_strength` at the place of these trials, or None."""
+    chosen = choose(trials, score, tolerance)
+    if chosen is None or chosen.spec.hyperparameter is None:
+        return None
+    tried = [x for record in trials if (x := record.spec.hyperparameter) is not None]
+    return next_strength(tried, chosen.spec.hyperparameter, n_grid, widen)
+
+
 def next_strength(tried: Sequence[float], best: float, n_grid: int, widen: int) -> float | None:
     """The next strength to try at a place, or None: the grid widens while its best strength is at an edge.
 
     The new one continues the grid beyond that edge by the geometric step there: from 0.1, 0.2, 0.4 with the best 0.1 it
-    is 0.05. `tried` has the `n_grid` strengths of the grid and those added since, at most `widen`. None also beyond 0,
-    and for a grid of a single strength.
+    is 0.05. `tried` has the `n_grid` strengths of the grid and those added since, at most `widen`. None also while the
+    grid is not done, beyond 0, and for a grid of a single strength.
     """
-    if len(tried) - n_grid >= widen or not is_at_edge(tried, best):
+    if not n_grid <= len(tried) < n_grid + widen or not is_at_edge(tried, best):
         return None
     edge, inner = sorted(tried, key=lambda x: abs(x - best))[:2]
     return float(f"{edge * edge / inner:.6g}") if edge * inner > 0 else None

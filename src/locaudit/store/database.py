@@ -1,9 +1,9 @@
 """The database of a run: fits, scores, answers, questions, judgements and the manifest.
 
-A *fit* finds an edit; a *measurement* is a score of an edit on one question, or its answer to it. Fits are stored under
+A *fit* finds an edit; a *measurement* is a score of an edit on one question, or an answer to it. Fits are stored under
 a hash of what determines the edit (`TrialSpec.trial_id`), measurements under the fit and a hash of the question's
-tokens. Neither depends on how many controls, questions or judges there are. When one of these is raised, everything
-stored stays valid and only what is missing runs.
+tokens, answers also under the number of the sample. None of these depends on how many controls, questions, samples or
+judges there are. When one of these numbers is raised, everything stored stays valid and only what is missing runs.
 
 A trial is therefore *whole* or *partial* only relative to the present questions. When questions are added, the trials
 scored on their split become partial: `Store.records` leaves them out, `Store.kept` returns what is stored of them, and
@@ -17,7 +17,7 @@ import math
 import shutil
 import sqlite3
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,8 +48,8 @@ CREATE TABLE IF NOT EXISTS scores (
     PRIMARY KEY (fit, question, metric)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS answers (
-    fit TEXT NOT NULL REFERENCES fits(fit), question TEXT NOT NULL, answer TEXT NOT NULL,
-    PRIMARY KEY (fit, question)
+    fit TEXT NOT NULL REFERENCES fits(fit), question TEXT NOT NULL, sample INTEGER NOT NULL, answer TEXT NOT NULL,
+    PRIMARY KEY (fit, question, sample)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS judgements (
     judge TEXT NOT NULL, question TEXT NOT NULL, answer TEXT NOT NULL, probability REAL, reason TEXT NOT NULL,
@@ -57,7 +57,7 @@ CREATE TABLE IF NOT EXISTS judgements (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS manifest (value TEXT NOT NULL);
 """
-"""The tables. ``places`` lists which arm and control each fit belongs to.
+"""The tables. ``places`` lists which arm and control each fit belongs to. Sample 0 is the greedy answer.
 
 Strengths and values have no declared type, because SQLite would store -0.0 in a REAL column as 0.0.
 """
@@ -75,6 +75,16 @@ class HeldOutQuestion:
     """Hash of its prompt and answers as token ids; measurements are stored under it."""
 
 
+def said_in(
+    records: Iterable[TrialRecord], questions: Mapping[str, Sequence[HeldOutQuestion]]
+) -> Iterator[tuple[str, str]]:
+    """(question id, answer) of every answer of the records, greedy and sampled."""
+    for record in records:
+        for split in record.answers:
+            for answers in record.said(split):
+                yield from zip((question.id for question in questions[split]), answers, strict=True)
+
+
 @dataclass(frozen=True)
 class Kept:
     """What is stored of a trial that is partial, for example because questions were added later."""
@@ -83,8 +93,8 @@ class Kept:
     """The trial without scores and answers."""
     scores: Mapping[str, Mapping[str, float]]
     """Question key -> metric -> value."""
-    answers: Mapping[str, str]
-    """Question key -> generated answer."""
+    answers: Mapping[tuple[str, int], str]
+    """(question key, number of the sample; 0: greedy) -> generated answer."""
 
 
 Keys = Mapping[str, Sequence[str]]
@@ -155,16 +165,15 @@ class Store:
         values: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
         for fit, question, metric, value in self._connection.execute("SELECT * FROM scores"):
             values[fit][question][metric] = math.nan if value is None else value  # SQLite has no NaN
-        said: dict[str, dict[str, str]] = defaultdict(dict)
-        for fit, question, answer in self._connection.execute("SELECT * FROM answers"):
-            said[fit][question] = answer
+        said: dict[str, dict[tuple[str, int], str]] = defaultdict(dict)
+        for fit, question, sample, answer in self._connection.execute("SELECT * FROM answers"):
+            said[fit][question, sample] = answer
         rows = self._connection.execute(
             "SELECT arm, control, registration, fits.* FROM places JOIN fits USING (fit) ORDER BY fit, arm, control"
         )
-        generates = bool(self.config.evaluation.max_new_tokens)
         for row in rows:
             kept = Kept(_unscored(row), values[row[3]], said[row[3]])
-            yield _whole(kept, keys, generates) or kept
+            yield _whole(kept, keys, self.config.evaluation.first_samples) or kept
 
     def add(self, records: Sequence[TrialRecord], seconds: float) -> None:
         """Store trials that ran together in one transaction; `seconds` is divided evenly among them.
@@ -203,11 +212,12 @@ class Store:
         ]
         self._connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)", scores)
         answers = [
-            (fit, key, answer)
-            for split, texts in record.answers.items()
+            (fit, key, sample, answer)
+            for split in record.answers
+            for sample, texts in enumerate(record.said(split))
             for key, answer in zip(keys[split], texts, strict=True)
         ]
-        self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", answers)
+        self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", answers)
 
     def set_questions(self, splits: Mapping[str, Sequence[HeldOutQuestion]]) -> None:
         """Store the held-out questions that trials are scored on, in place of earlier ones."""
@@ -291,30 +301,36 @@ def _unscored(row: Sequence) -> TrialRecord:
     return TrialRecord(spec, status, message, drift=json.loads(drift), training=losses, edit=edit)
 
 
-def _whole(kept: Kept, keys: Keys, generates: bool) -> TrialRecord | None:
-    """The trial's record if it is whole, else None."""
+def _whole(kept: Kept, keys: Keys, samples: Sequence[int]) -> TrialRecord | None:
+    """The trial's record if it is whole, else None. `samples` are the numbers of the answers that it must have."""
     if kept.record.status == "diverged":
         return kept.record
     # A method with one strength is scored on test only. Which splits count is thus read off from what has scores.
     splits = [split for split, wanted in keys.items() if any(key in kept.scores for key in wanted)]
     wanted = {key for split in splits for key in keys[split]}
-    if not wanted or not wanted <= kept.scores.keys() or (generates and not wanted <= kept.answers.keys()):
+    asked = {(key, sample) for key in wanted for sample in samples}
+    if not wanted or not wanted <= kept.scores.keys() or not asked <= kept.answers.keys():
         return None
     return join(kept, {split: keys[split] for split in splits})
 
 
 def join(kept: Kept, keys: Keys) -> TrialRecord:
-    """The record of a trial on these questions, which must all have scores. Answers are included if none is missing."""
+    """The record of a trial on these questions, which must all have scores. A sample is included if it is complete."""
     questions: dict[str, dict[str, tuple[float, ...]]] = {}
     answers: dict[str, tuple[str, ...]] = {}
+    samples: dict[str, tuple[tuple[str, ...], ...]] = {}
     for split, wanted in keys.items():
         found = [kept.scores[key] for key in wanted]
         # Only metrics that every question has: a score that a plug-in added later is missing on the first questions.
         metrics = [name for name in found[0] if all(name in one for one in found)]
         questions[split] = {name: tuple(one[name] for one in found) for name in metrics}
-        if all(key in kept.answers for key in wanted):
-            answers[split] = tuple(kept.answers[key] for key in wanted)
-    return replace(kept.record, metrics=mean_metrics(questions), questions=questions, answers=answers)
+        said: list[tuple[str, ...]] = []
+        while all((key, len(said)) in kept.answers for key in wanted):
+            said.append(tuple(kept.answers[key, len(said)] for key in wanted))
+        answers |= {split: said[0]} if said else {}
+        samples |= {split: tuple(said[1:])} if said[1:] else {}
+    means = mean_metrics(questions)
+    return replace(kept.record, metrics=means, questions=questions, answers=answers, samples=samples)
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -144,16 +144,22 @@ def read_run(folder: str | Path) -> Iterator[Store]:
 
 
 class OldRunError(RunFolderError):
-    """A run folder of version 0.1.0."""
+    """A run folder of an earlier version, whose tables were different."""
 
 
 def _tables(folder: Path, connection: sqlite3.Connection) -> set[str]:
-    """Names of the database's tables. Raises `OldRunError` for a database of version 0.1.0."""
+    """Names of the database's tables. Raises `OldRunError` for a database of an earlier version."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     if "trials" in tables:
         raise OldRunError(
             got=f"{folder}, made by locaudit 0.1.0",
             expected="a run of this version, which stores trials in another way",
+            remedy="run the audit again with another --out; its report.html and edits/ (load_edit) stay usable",
+        )
+    if "answers" in tables and "sample" not in {row[1] for row in connection.execute("PRAGMA table_info(answers)")}:
+        raise OldRunError(
+            got=f"{folder}, made before answers could be sampled",
+            expected="a run of this version, which stores answers in another way",
             remedy="run the audit again with another --out; its report.html and edits/ (load_edit) stay usable",
         )
     return tables
@@ -223,7 +229,8 @@ def _check_config(store: Store, config: AuditConfig) -> None:
         raise RunFolderError(
             got=f"{store.folder}, made by another configuration ({changed}{more})",
             expected="the same configuration, so that old and new trials can be compared. A run can only grow: raise "
-            "controls, split.max_val or split.max_test, add judges, or set evaluation.max_new_tokens if it was 0",
+            "controls, split.max_val or split.max_test, or evaluation.samples, add judges, or set "
+            "evaluation.max_new_tokens if it was 0",
             remedy="choose another --out, or repeat the earlier settings to resume",
         )
     registration = store.manifest.registration if store.manifest else None

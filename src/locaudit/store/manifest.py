@@ -69,6 +69,10 @@ class Manifest:
     device: str
     dtype: str
     threads: int
+    widen: int = 0
+    """How many strengths are added at most to a grid whose best strength is at an edge."""
+    samples: int = 0
+    """Sampled answers to each test question."""
     judges: Mapping[str, JudgeFacts] = field(default_factory=dict)
     """Aspect -> judge."""
     probes: ProbeFacts | None = None
@@ -101,6 +105,7 @@ def extended(manifest: Manifest, before: Manifest, n_trials: int) -> Manifest:
         CONTROLS: (before.n_controls, manifest.n_controls),
         "test questions": (before.n_questions["test"], manifest.n_questions["test"]),
         "validation questions": (before.n_questions["val"], manifest.n_questions["val"]),
+        "sampled answers to each question": (before.samples, manifest.samples),
     }
     if manifest.judges.keys() - before.judges.keys():
         numbers["judges"] = (", ".join(before.judges) or "none", ", ".join(manifest.judges))

@@ -17,9 +17,10 @@ from locaudit.stats.growth import describe_extensions
 from locaudit.stats.labels import describe_labels, wanted
 from locaudit.stats.measured import Design
 from locaudit.stats.repeats import Repeat
-from locaudit.stats.scores import MAX_MISSING, Judgements, add_judgements, find_score, resolve_score
+from locaudit.stats.scores import MAX_MISSING, Judgements, add_judgements, find_score, resolve_score, tolerance
+from locaudit.stats.selection import fewest_samples, group_trials, widened
 from locaudit.stats.verdict import Verdict
-from locaudit.store.database import HeldOutQuestion, Store
+from locaudit.store.database import HeldOutQuestion, Store, said_in
 from locaudit.store.folder import read_run
 from locaudit.store.manifest import JudgeFacts, Manifest
 
@@ -75,8 +76,22 @@ class Run:
 
     @cached_property
     def records(self) -> list[TrialRecord]:
-        """The trials with the judged scores of their answers."""
-        return judged(self.trials, self.judgements, self.questions)
+        """The trials with the judged scores of their answers.
+
+        They count as many samples of each answer as all trials have that the score chooses.
+        """
+        return self._judged(self.score)
+
+    def _judged(self, score: str) -> list[TrialRecord]:
+        found = judged(self.trials, self.judgements, self.questions)
+        fewest = self._fewest(found, score)
+        if all(len(samples) <= fewest for record in self.trials for samples in record.samples.values()):
+            return found
+        return judged(self.trials, self.judgements, self.questions, fewest)
+
+    def _fewest(self, records: list[TrialRecord], score: str) -> int:
+        n_strengths = {name: facts.n_strengths for name, facts in self.manifest.methods.items()}
+        return fewest_samples(records, score, tolerance(score, self.manifest.dtype), n_strengths)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -120,10 +135,12 @@ class Run:
 
     def decide(self, records: list[TrialRecord] | None = None, score: str | None = None, *, graded=True) -> Verdict:
         """Compute the verdict, optionally with other judgements in `records`, another score, or without grades."""
-        records = self.records if records is None else records
+        score = score or self.score
+        if records is None:
+            records = self.records if score == self.score else self._judged(score)
         verdict = decide(
             records,
-            score=score or self.score,
+            score=score,
             level=self.config.level,
             design=replace(self.design, graded=graded),
             methods=self.manifest.methods,
@@ -138,12 +155,7 @@ class Run:
     @cached_property
     def said(self) -> set[tuple[str, str]]:
         """(question id, answer) of each distinct answer."""
-        return {
-            (question.id, answer)
-            for record in self.trials
-            for split, answers in record.answers.items()
-            for question, answer in zip(self.questions[split], answers, strict=True)
-        }
+        return set(said_in(self.trials, self.questions))
 
     @property
     def n_unjudged(self) -> int:
@@ -166,8 +178,20 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every planned trial has a record and judges were asked about every answer."""
-        return len(self.trials) >= self.manifest.planned and not self.n_unjudged
+        """Whether every trial has a record, also those by which grids widen; and every chosen one all samples.
+
+        All answers are judged, too.
+        """
+        own = self.reading.get("score", (self.score,))[0]
+        sampled = self._fewest(self.records, own) >= self.manifest.samples
+        tie, methods = tolerance(own, self.manifest.dtype), self.manifest.methods
+        wide = all(
+            widened(trials, own, tie, methods[name].n_strengths, self.manifest.widen) is None
+            for name, places in group_trials(self.records).items()
+            if name in methods
+            for trials in places.values()
+        )
+        return len(self.trials) >= self.manifest.planned and wide and sampled and not self.n_unjudged
 
     def as_repeat(self) -> Repeat:
         """The run as one of several repeats, without grades."""
@@ -187,11 +211,18 @@ def load_run(folder: str | Path) -> Run:
                 expected="at least the record of the unedited model",
                 remedy="run the audit that started it again",
             )
+        records, methods = store.records(), manifest.methods
+        added = sum(
+            max(len(trials) - methods[name].n_strengths, 0)
+            for name, places in group_trials(records).items()
+            if name in methods
+            for trials in places.values()
+        )
         return Run(
             store.folder,
             store.config,
-            manifest,
-            tuple(store.records()),
+            replace(manifest, planned=manifest.planned + added),  # with the trials by which grids were widened
+            tuple(records),
             {split: tuple(store.questions(split)) for split in ("val", "test")},
             read_judgements(store, manifest.judges),
             store.seconds(),
@@ -209,10 +240,14 @@ def judged(
     trials: tuple[TrialRecord, ...] | list[TrialRecord],
     said: Mapping[str, Judgements],
     questions: Mapping[str, tuple[HeldOutQuestion, ...]],
+    most: int | None = None,
 ) -> list[TrialRecord]:
-    """Add the judged scores to each trial. An answer that has not been judged counts as missing."""
+    """Add the judged scores to each trial, of at most `most` samples (None: all).
+
+    An answer that has not been judged counts as missing.
+    """
     ids = {split: [question.id for question in part] for split, part in questions.items()}
-    return [add_judgements(r, said, ids) if said and r.answers else r for r in trials]
+    return [add_judgements(r, said, ids, most) if said and r.answers else r for r in trials]
 
 
 def _seconds_per_control(trials: tuple[TrialRecord, ...], seconds: Mapping[str, float]) -> dict[str, float]:

@@ -70,7 +70,7 @@ class PaperConfig:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     iti: ITISettings = field(default_factory=ITISettings)
     optimal: OptimalSettings = field(default_factory=OptimalSettings)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(samples=0))
     judges: JudgesField = field(default_factory=choose_judges)
 
     def __post_init__(self):
