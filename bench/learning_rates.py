@@ -25,8 +25,6 @@ from bench.work import (
     Job,
     Location,
     Subject,
-    default_learning_rate,
-    heads,
     held_out_loss,
     load,
     log_probs,
@@ -53,8 +51,6 @@ class Settings:
     sizes: tuple[int, ...] = (1, 16, 0)
     """Numbers of heads; 0 for the whole model."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-    multiples: tuple[float, ...] = ()
-    """Multiples of each size's default rate, tried instead of `rates`."""
     seeds: tuple[int, ...] = (0, 1)
     out: Path | None = None
     """Write JSON to this file."""
@@ -84,12 +80,11 @@ def main(given: Settings) -> None:
     print(header("heads", "learning rate", "last train loss", "held-out loss", "reward accuracy", "MC2"))
     rows = []
     for size in given.sizes:
-        default = default_learning_rate("question", size or len(heads(model)), len(heads(model)))
-        for rate in [default * x for x in given.multiples] or given.rates:
+        for rate in given.rates:
             group = [trial(size, rate, seed) for seed in given.seeds]
             rows += group
             good = [row for row in group if "loss" in row]
-            cells = [size or "all", f"{rate:.3g}", f"{statistics.fmean(row['train_loss'] for row in group):.2f}"]
+            cells = [size or "all", f"{rate:g}", f"{statistics.fmean(row['train_loss'] for row in group):.2f}"]
             for key in ("loss", "reward_accuracy", "mc2"):
                 cells.append(f"{statistics.fmean(row[key] for row in good):.3f}" if good else "diverged")
             print(line(cells), flush=True)

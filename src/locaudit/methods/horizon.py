@@ -45,7 +45,7 @@ def horizon(objectives: Objectives) -> int | None:
 def is_plateau(objectives: Objectives) -> bool:
     """Whether the last horizon gained little over the one before; one that diverged gained nothing."""
     short, long = (math.inf if x is None else x for x in objectives[-2:])
-    return math.isfinite(short) and not short - long >= LEAST_GAIN * abs(short)
+    return math.isfinite(short) and (short - long < LEAST_GAIN * abs(short) or short == long)
 
 
 def mean_loss(
