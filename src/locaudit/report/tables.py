@@ -20,7 +20,7 @@ from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, TrialRecord, json_text
 from locaudit.registry import SCORES
 from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
-from locaudit.report.style import ARM_NAMES, DRIFT_TITLES
+from locaudit.report.style import ARM_NAMES, DRIFT_TITLES, FIT_TITLES
 from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.resample import score_intervals
@@ -92,8 +92,9 @@ class Row:
 
     @property
     def values(self) -> Mapping[str, float]:
-        """Scores on the test questions, the verdict's by label, and drift."""
-        return {**self.record.metrics.get("test", {}), **self.by_label, **self.record.drift}
+        """Scores on the test questions, the verdict's by label, drift, and numbers about the fit."""
+        fit = {name: x[0] for name, x in self.record.training.items() if name in FIT_TITLES}
+        return {**self.record.metrics.get("test", {}), **self.by_label, **self.record.drift, **fit}
 
     @cached_property
     def missing(self) -> Mapping[str, tuple[int, int]]:
@@ -199,9 +200,14 @@ class Tables:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the table of all arms: the verdict's score, scores without a judge, and drift."""
+        """Columns of the table of all arms: the verdict's score, scores without a judge, drift, and the fits."""
         own = [name for name in self.measured if name not in self.judged or name == self.verdict.score]
-        return (*own, *DRIFT_TITLES)
+        return (*own, *DRIFT_TITLES, *self.fit_columns)
+
+    @cached_property
+    def fit_columns(self) -> tuple[str, ...]:
+        """The numbers about fits (`FIT_TITLES`) that some trial has."""
+        return tuple(name for name in FIT_TITLES if any(name in row.record.training for row in self.rows))
 
     def places(self, method: str) -> dict[Place, Row | None]:
         """The chosen trial at each place of a method, in the order of tables; None if every edit there diverged."""
@@ -338,7 +344,7 @@ class Tables:
                     line[f"{name}_low"], line[f"{name}_high"] = row.bounds.get(name, (None, None))
             if judged:
                 line["n_missing"] = row.n_missing if row.missing else None
-            line |= {name: row.values.get(name) for name in DRIFT_TITLES}
+            line |= {name: row.values.get(name) for name in (*DRIFT_TITLES, *self.fit_columns)}
             lines.append({**line, "seconds": row.seconds})
         return lines
 
