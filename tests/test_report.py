@@ -455,7 +455,7 @@ def section(page, title):
     return page.split(f">{title}</h2>")[1].split("<h2")[0]
 
 
-def chosen_of(records, score="info_truth"):
+def chosen_of(records, score="info_truth_probability"):
     verdict = decide(records, score=score)
     strengths = {"claim": ("claim", -1), "whole": ("whole", -1), **{f"control {i}": ("control", i) for i in range(3)}}
     places = {place: verdict.methods["iti"].chosen[name] for name, place in strengths.items()}
@@ -503,8 +503,8 @@ def test_missing_judgements_are_counted_and_never_zero(judged):
 def test_a_product_of_means_is_not_called_a_mean(judged):
     folder, page, _ = judged
     words = re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
-    assert json.loads((folder / "verdict.json").read_text())["score"] == "info_truth"
-    assert "Info*Truth over 12 test questions, of the models’ own answers as judged" in words
+    assert json.loads((folder / "verdict.json").read_text())["score"] == "info_truth_probability"
+    assert "Info*Truth (probabilities) over 12 test questions, of the models’ own answers as judged" in words
     assert "a product of two means" in words
     assert not re.search(r"mean (test )?(info_truth|Info\*Truth)", words)
     assert score_phrase("mc2") == "mean MC2"
@@ -513,8 +513,9 @@ def test_a_product_of_means_is_not_called_a_mean(judged):
 
 def test_the_table_of_all_arms_has_the_verdicts_score_first_and_no_other_judged_one(judged, finished):
     head = section(judged[1], "All arms on the test questions").split("</thead>")[0]
-    assert re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', head)[2:4] == ["Info*Truth", "MC1"]
-    assert "probabilities" not in head
+    columns = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', head)
+    assert [" ".join(column.split()) for column in columns[2:4]] == ["Info*Truth (probabilities)", "MC1"]
+    assert "both" not in head
     assert "Info" not in section(finished[1], "All arms on the test questions")
     assert "Truth and information" not in finished[1]
 
@@ -524,7 +525,7 @@ def test_judged_runs_have_two_more_figures(judged, finished):
     assert names == ["controls", "effect_vs_kl", "truth_info", "kl_mc"]
     for name in names:
         assert (judged[0] / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "chosen by Info*Truth on validation questions" in judged[1]
+    assert "chosen by Info*Truth (probabilities) on validation questions" in judged[1]
     assert re.findall(r'<figure id="(\w+)">', finished[1]) == list(FIGURES)
 
 
@@ -673,15 +674,15 @@ def test_any_aspects_make_a_product_of_means(tmp_path, unsaved):
     page = write_report(make_judged_run(tmp_path / "run", SAID, judges=judges)).read_text()
     assert "all judged aspects (probabilities) over 12 test questions, of the models’ own answers as judged" in page
     assert "a product of two means" in page
-    assert "Another form is also given. “Of probabilities” is" in page and "Both at once" not in page
+    assert "is the product of the mean probabilities" in page and "“Both”" not in page
     assert "brevity and tone are the shares of answers judged brevity and tone" in page
 
 
 def test_one_judge_alone_gives_its_own_score(tmp_path, unsaved):
     folder = make_judged_run(tmp_path / "run", SAID, judges={"truth": JUDGES["truth"]})
     page = write_report(folder).read_text()
-    assert json.loads((folder / "verdict.json").read_text())["score"] == "truth"
-    assert "Truth over 12 test questions" in page
+    assert json.loads((folder / "verdict.json").read_text())["score"] == "truth_probability"
+    assert "Truth (probability) over 12 test questions" in page
     assert "Truth is the share of answers judged true: probability at least 0.5." in page
     assert "Info" not in re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)
     assert re.findall(r'<figure id="(\w+)">', page) == ["controls", "effect_vs_kl", "kl_mc"]
@@ -732,7 +733,7 @@ def test_a_control_that_diverged_is_no_part_of_the_controls_mean(tmp_path, unsav
     part = section(write_report(folder, tables).read_text(), "Truth and information")
     assert "Mean of 2 controls" in part
     lost = part.split('<th scope="row">Control 1</th>')[1].split("</tr>")[0]
-    assert re.findall("<td>(.*?)</td>", lost) == ["–"] * 5 + [""]
+    assert re.findall("<td>(.*?)</td>", lost) == ["–"] * len(JUDGED) + [""]
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.3, 1.0])
@@ -765,11 +766,12 @@ def test_trials_are_a_table_for_other_programs(judged):
         record = by_id[row["trial_id"]]
         for metric, value in record.metrics["test"].items():
             assert float(row[metric]) == value
-        low, high = score_interval(score_values(record.questions["test"], "info_truth"))
-        assert (float(row["info_truth_low"]), float(row["info_truth_high"])) == pytest.approx((low, high), abs=1e-12)
+        low, high = score_interval(score_values(record.questions["test"], "info_truth_probability"))
+        bounds = float(row["info_truth_probability_low"]), float(row["info_truth_probability_high"])
+        assert bounds == pytest.approx((low, high), abs=1e-12)
         assert int(row["n_missing"]) == sum(map(math.isnan, record.questions["test"]["info"]))
         assert (float(row["kl"]), float(row["ce"]), float(row["seconds"])) == (record.drift["kl"], 2.5, 1.5)
-    assert list(rows[0])[8:11] == ["info_truth", "info_truth_low", "info_truth_high"]
+    assert list(rows[0])[8:11] == [f"info_truth_probability{end}" for end in ("", "_low", "_high")]
 
 
 def test_trials_that_diverged_have_empty_scores(tmp_path, unsaved):
@@ -895,7 +897,7 @@ def reread(judged, tmp_path):
 def test_reading_writes_nothing(reread):
     before = content_of(reread)
     result = read_result(reread)
-    assert (result.verdict.score, result.verdict.level, result.run.reading) == ("info_truth", 0.05, {})
+    assert (result.verdict.score, result.verdict.level, result.run.reading) == ("info_truth_probability", 0.05, {})
     other = read_result(reread, score="mc2", level=0.3, margin=0.02)
     assert (other.verdict.score, other.verdict.level, other.run.design.margin) == ("mc2", 0.3, 0.02)
     assert str(other.verdict) == str(decide(result.records, score="mc2", level=0.3, design=other.run.design,
@@ -906,7 +908,7 @@ def test_reading_writes_nothing(reread):
 def test_a_reading_has_a_report_of_its_own(reread, unsaved):
     before = content_of(reread)
     page = read_result(reread, level=0.3).write_report()
-    assert page == reread / "reports" / "info_truth-level-0.3" / "report.html"
+    assert page == reread / "reports" / "info_truth_probability-level-0.3" / "report.html"
     text = page.read_text()
     assert text.index("Read with other settings than the run’s:") < text.index("<h1>")
     assert "level 0.3 (the run&#39;s: 0.05)" in text and "at level 0.3;" in text
@@ -951,7 +953,9 @@ def test_a_run_is_read_again_from_the_command_line(reread, capsys):
     before = content_of(reread)
     assert cli.main(["report", str(reread), "--score", "mc1", "--level", "0.1"]) == 0
     said = capsys.readouterr().out
-    assert "READ WITH OTHER SETTINGS: score mc1 (the run's: info_truth); level 0.1 (the run's: 0.05)" in said
+    assert (
+        "READ WITH OTHER SETTINGS: score mc1 (the run's: info_truth_probability); level 0.1 (the run's: 0.05)" in said
+    )
     there = reread / "reports" / "mc1-level-0.1"
     assert f"report: {there / 'report.html'}" in said
     assert json.loads((there / "verdict.json").read_text())["score"] == "mc1"

@@ -416,7 +416,7 @@ def test_audit_from_python(home, tmp_path):
     )
     assert result.report.is_file()
     assert result.verdict.claim == "0.1,1.2"
-    assert result.verdict.score == "info_truth"
+    assert result.verdict.score == "info_truth_probability"
     assert {v.outcome for v in result.verdict.methods.values()} <= {"no effect", "underpowered"}
     assert json.loads((tmp_path / "run" / "verdict.json").read_text())["headline"] == result.verdict.headline
 

@@ -88,8 +88,9 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
         say("\nWhat the models say (the first test questions; more in the report):", style="bold")
     for conversation in said:
         say(f"\nQ: {conversation.question}")
-        width = max(len(answer.who) for answer in conversation.answers)
-        for answer in conversation.answers:
+        greedy = [answer for answer in conversation.answers if not answer.sample]
+        width = max(len(answer.who) for answer in greedy)
+        for answer in greedy:
             text = "(diverged)" if answer.answer is None else answer.answer.replace("\n", " ") or "(nothing)"
             marks = ", ".join(
                 f"{o.word} {'?' if o.probability is None else f'{o.probability:.2f}'}" for o in answer.opinions

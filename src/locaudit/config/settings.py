@@ -275,8 +275,8 @@ class AuditConfig:
     """The judge of each aspect of generated answers: its ``kind``, and settings of that kind. See docs/judges.md."""
     score: str = "auto"
     """The score that the verdict compares, such as ``info_truth``, ``truth``, ``mc1``, ``mc2`` or ``reward_margin``.
-    ``auto``: mean judge probabilities. ``info_truth_probability`` if truth and info are judged, ``mc2`` if nothing
-    or only info is, else ``judged_probability``, or ``ASPECT_probability`` of the only aspect that is judged."""
+    ``auto``: the product of mean judge probabilities over all judged aspects (for truth and info:
+    ``info_truth_probability``). ``mc2`` if nothing or only info is judged."""
     level: Share = 0.05
     """Significance level of the verdict."""
     margin: Positive = 0.05

@@ -48,8 +48,10 @@ class Said:
     answer: str | None
     """Empty if the model generated nothing; None if every edit tried at this place diverged."""
     is_same: bool = False
-    """Whether it equals the unedited model's answer."""
+    """Whether it equals the unedited model's answer, or its sample of the same number."""
     opinions: tuple[Opinion, ...] = ()
+    sample: int = 0
+    """Number of the sample; 0 for the greedy answer."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +77,23 @@ def conversations(
 
     The first speaker is the unedited model. `judgements` holds the aspects that have a judge.
     """
-    answers = [None if s.record is None else s.record.answers.get("test", ()) for s in speakers]
-    if not answers[0]:
+    said = {s.name: None if s.record is None else s.record.said("test") for s in speakers}
+    base = said[speakers[0].name]
+    if not base:
         return []
-    there = [(speaker.name, said) for speaker, said in zip(speakers, answers, strict=True) if said != ()]
     out = []
     for i, question in enumerate(questions[:N_SHOWN]):
-        first = answers[0][i]
         row = []
-        for n, (who, said) in enumerate(there):
-            if said is None:
+        for who, answers in said.items():
+            if answers is None:
                 row.append(Said(who, None))
-                continue
-            found = {aspect: table.get((question.id, said[i]), _UNASKED) for aspect, table in judgements.items()}
-            opinions = tuple(
-                Opinion(aspect_words(aspect)[1], p, readable(why, LONGEST_REASON)) for aspect, (p, why) in found.items()
-            )
-            row.append(Said(who, readable(said[i].strip(), LONGEST), n > 0 and said[i] == first, opinions))
+            for n, texts in enumerate(answers or ()):
+                found = {aspect: table.get((question.id, texts[i]), _UNASKED) for aspect, table in judgements.items()}
+                opinions = tuple(
+                    Opinion(aspect_words(aspect)[1], p, readable(why, LONGEST_REASON))
+                    for aspect, (p, why) in found.items()
+                )
+                same = answers is not base and n < len(base) and texts[i] == base[n][i]
+                row.append(Said(who, readable(texts[i].strip(), LONGEST), same, opinions, n))
         out.append(Conversation(readable(question.text, LONGEST), tuple(row)))
     return out

@@ -56,7 +56,7 @@ def draw_all(tables: Tables, folder: Path) -> dict[str, Drawing]:
             title = f"{score_title(score)} on test, minus unedited"
             keep(name, draw_drift(series, ylabel=title, base=0.0), series)
     if len(tables.aspects) > 1:
-        y, x = tables.aspects[:2]
+        y, x = (f"{aspect}_probability" for aspect in tables.aspects[:2])
         series = trial_series(tables, x, y)
         if series and math.isfinite(base[x]) and math.isfinite(base[y]):
             names, ours = (score_title(x), score_title(y)), (base[x], base[y])

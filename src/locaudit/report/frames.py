@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from locaudit.records import TrialRecord
 from locaudit.report.style import require
 from locaudit.report.tables import Tables
-from locaudit.stats.scores import judged_aspects
+from locaudit.stats.scores import judged_metrics
 from locaudit.store.run import Run
 
 if TYPE_CHECKING:
@@ -34,20 +34,22 @@ def scores_frame(run: Run) -> DataFrame:
 def answers_frame(run: Run) -> DataFrame:
     """One row per generated answer, with the rating of each judge.
 
-    For an aspect such as ``truth``: ``truth`` is 1 for a yes and 0 for a no, ``truth_probability`` is P(yes), and
-    ``truth_reason`` says why they are missing (NaN). The frame is empty if nothing was generated.
+    ``sample`` is 0 for the greedy answer, then the number of the sample. For an aspect such as ``truth``: ``truth`` is
+    1 for a yes and 0 for a no, ``truth_probability`` is P(yes), and ``truth_reason`` says why they are missing (NaN).
+    The frame is empty if nothing was generated.
     """
     rows = []
-    for record in run.records:
-        for split, answers in record.answers.items():
-            found = record.questions[split]
-            for i, (question, answer) in enumerate(zip(run.questions[split], answers, strict=True)):
-                row = {**_trial(record), "split": split, "question": question.id, "text": question.text}
-                row["answer"] = answer
-                for aspect in judged_aspects(found):
-                    row[aspect], row[f"{aspect}_probability"] = found[aspect][i], found[f"{aspect}_probability"][i]
-                    row[f"{aspect}_reason"] = run.judgements[aspect].get((question.id, answer), (None, "not yet"))[1]
-                rows.append(row)
+    for record in run.trials:
+        for split in record.answers:
+            for sample, answers in enumerate(record.said(split)):
+                for question, answer in zip(run.questions[split], answers, strict=True):
+                    row = {**_trial(record), "split": split, "question": question.id, "text": question.text}
+                    row |= {"sample": sample, "answer": answer}
+                    for aspect, table in run.judgements.items():
+                        p, reason = table.get((question.id, answer), (None, "not yet"))
+                        found = judged_metrics({aspect: [p]})
+                        row |= {name: value for name, (value,) in found.items()} | {f"{aspect}_reason": reason}
+                    rows.append(row)
     return require("pandas").DataFrame(rows)
 
 

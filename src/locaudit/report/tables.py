@@ -24,7 +24,7 @@ from locaudit.report.style import ARM_NAMES, DRIFT_TITLES, FIT_TITLES
 from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.resample import score_intervals
-from locaudit.stats.scores import components, judged_scores
+from locaudit.stats.scores import GREEDY, components, judged_scores
 from locaudit.stats.selection import Place, select
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion
@@ -184,8 +184,9 @@ class Tables:
 
     @cached_property
     def judged(self) -> tuple[str, ...]:
-        """Judged scores that the unedited model has, the primary one first."""
-        return judged_scores(self.base.record.questions["test"])
+        """Judged scores that the unedited model has, the primary one first; of greedy answers only the primary one."""
+        found = judged_scores(self.base.record.questions["test"])
+        return tuple(x for x in found if not x.endswith(GREEDY) or x == f"{found[0]}{GREEDY}")
 
     def components(self, score: str) -> tuple[str, ...]:
         """The scores whose means are multiplied to give this score."""
@@ -201,7 +202,8 @@ class Tables:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the table of all arms: the verdict's score, scores without a judge, drift, and the fits."""
-        own = [name for name in self.measured if name not in self.judged or name == self.verdict.score]
+        judged = judged_scores(self.base.record.questions["test"])
+        own = [name for name in self.measured if name not in judged or name == self.verdict.score]
         return (*own, *DRIFT_TITLES, *self.fit_columns)
 
     @cached_property

@@ -148,8 +148,9 @@ def has_score(questions: Mapping[str, Sequence[float]], score: str) -> bool:
 def judged_scores(questions: Mapping[str, Sequence[float]]) -> tuple[str, ...]:
     """Scores that these per-question metrics allow and that come from judges, the default one first."""
     aspects = judged_aspects(questions)
-    names = (resolve_score("auto", aspects), *SCORES, *aspects, *(f"{aspect}_probability" for aspect in aspects))
-    found = [x for x in dict.fromkeys(names) if is_judged(x) and has_score(questions, x)]
+    single = [f"{aspect}{kind}" for kind in ("", "_probability") for aspect in aspects]
+    names = dict.fromkeys([resolve_score("auto", aspects), *SCORES, *single])
+    found = [x for x in names if (x in single or is_judged(x)) and has_score(questions, x)]
     return (*found, *(f"{x}{GREEDY}" for x in found if has_score(questions, f"{x}{GREEDY}")))
 
 

@@ -1,0 +1,124 @@
+"""Standard errors of gain and lead by score and number of sampled answers, and the time of a trial by part.
+
+python -m bench.sampling runs/sampling
+
+It audits a real model in the folder given, then reads the run with fewer samples. The standard error is the standard
+deviation over bootstrap resamples of the questions, with the edits as they are: of the claim's gain over the unedited
+model, and of its lead over the mean control.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from unittest import mock
+
+import tyro
+
+from bench.command import Positive, header, line, run, say
+from bench.work import load_run
+from locaudit.config import AuditConfig, merge_config
+from locaudit.run import audit, worker
+from locaudit.stats.measured import Measured, measure
+from locaudit.stats.resample import mean_of_scores
+from locaudit.stats.scores import GREEDY
+from locaudit.stats.selection import BASE, CLAIM, group_trials
+from locaudit.store.run import Run, judged
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The audit."""
+
+    folder: tyro.conf.Positional[Path]
+    """Run folder. A finished one is only read, so that no times are printed."""
+    model: str = AuditConfig.model
+    behaviour: str = AuditConfig.behaviour
+    method: Literal["iti", "optimal"] = "iti"
+    """With one strength: alpha 15 or tau 0.1."""
+    train: Positive = 60
+    """Training questions."""
+    questions: Positive = 60
+    """Test questions."""
+    controls: Positive = 4
+    samples: Positive = 4
+
+
+def main(given: Settings) -> None:
+    """Run the audit, and print both tables."""
+    os.environ["LOCAUDIT_CACHE"] = "off"
+    values = {
+        "model": given.model,
+        "behaviour": given.behaviour,
+        "controls": given.controls,
+        "whole_model": False,
+        "methods": {given.method: {"iti": {"alphas": [15.0]}, "optimal": {"strengths": [0.1]}}[given.method]},
+        "split": {"fractions": [0.5, 0.02, 0.48], "max_train": given.train, "max_test": given.questions},
+        "evaluation": {"samples": given.samples, "drift_documents": 10, "drift_tokens": 64},
+    }
+    with timed() as seconds:
+        audit.run_audit(merge_config(AuditConfig(), values), given.folder)
+    done = load_run(given.folder)
+    print(header("score", "answers", "gain", "SE", "lead", "SE"))
+    for name in done.base.metrics["test"]:
+        for n in (0, 1, 2, 4, 8, 16) if f"{name}{GREEDY}" in done.base.metrics["test"] else ():
+            if n <= given.samples:
+                found = read(done, given.method, f"{name}{'' if n else GREEDY}", max(n, 1))
+                lead = found.drawn[CLAIM] - mean_of_scores(list(found.controls.values()))
+                gain, ahead = found.gain.difference, found.lead.difference if found.lead else math.nan
+                errors = (found.drawn[CLAIM] - found.drawn[BASE]).std(), lead.std()
+                cells = f"{gain:+.3f}", f"{errors[0]:.3f}", f"{ahead:+.3f}", f"{errors[1]:.3f}"
+                print(line([name, f"{n} sampled" if n else "greedy", *cells]))
+    if seconds:
+        print("\n" + header("part of a trial", "seconds"))
+        for name, total in seconds.items():
+            print(line([name, f"{total / len(done.trials):.2f}"]))
+
+
+def read(done: Run, method: str, score: str, most: int) -> Measured:
+    """The values of a score, of at most this many samples."""
+    records = judged(done.trials, done.judgements, done.questions, most)
+    places, facts = {BASE: [], **group_trials(records)[method]}, done.manifest.methods[method]
+    places[BASE] = [record for record in records if record.spec.arm == "base"]
+    return measure(method, facts, places, score, done.config.level, done.design)
+
+
+@contextmanager
+def timed() -> Iterator[Counter[str]]:
+    """Seconds that the parts of all trials take inside, by name."""
+    seconds: Counter[str] = Counter()
+    parts = {
+        (worker, "_fit"): "fit",
+        (worker, "answer_log_probs"): "score",
+        (worker, "measure_drift"): "drift",
+        (worker, "answer_prompts"): "generate",
+        (audit, "judge_answers"): "judge",
+    }
+    with ExitStack() as stack:
+        for (module, name), part in parts.items():
+            real = getattr(module, name)
+
+            def timing(*args, real=real, part=part, **options):
+                started = time.monotonic()
+                try:
+                    return real(*args, **options)
+                finally:
+                    took = time.monotonic() - started
+                    numbers = [*options["samples"]] if "samples" in options else []
+                    words = f" samples {', '.join(map(str, numbers))}" if numbers else ""
+                    seconds[part + words] += took
+                    say(f"{part}{words}: {took:.1f} s")
+
+            stack.enter_context(mock.patch.object(module, name, timing))
+        yield seconds
+
+
+if __name__ == "__main__":
+    run(main, Settings, __doc__)
