@@ -46,8 +46,8 @@ class ITISettings:
     alphas: Grid = (5.0, 10.0, 15.0, 20.0)
     """Strengths alpha to try. The best one on validation questions is scored on test questions."""
     doses: PositiveGrid | None = None
-    """KL budgets to try instead of alphas, in nats per token, such as 0.05 0.1 0.2 0.4: at each place, the alpha that
-    drifts that far from the unedited model. Edits at different places are then compared at equal KL."""
+    """KL budgets to try instead of alphas, in nats per token, such as 0.05 0.1 0.2 0.4 (None: alphas).
+    At each place the alpha with that KL is found, so that places are compared at equal KL."""
     positions: Positions = "answer"
     """Which tokens are edited. ``all``: every token.
     ``answer``: the last prompt token and all after it (as ITI does when it generates)."""
@@ -68,9 +68,9 @@ class TrainingSettings:
     batch_size: Count | None = None
     """Number of questions or pairs per training step (None: 2 questions, or 4 pairs as in the paper)."""
     epochs: Annotated[Literal["auto"] | int, PlainValidator(_auto_or_count)] = "auto"
-    """Number of passes over the training questions or pairs.
-    ``auto``: 2, 4, 8 or 16, found before the first trial: the first whose doubling gains less than 2 % of the objective
-    at the claim and in the whole model. The paper trains for 2."""
+    """Number of passes over the training questions or pairs (2 in the paper).
+    ``auto``: 2, 4, 8 or 16, the first whose doubling gains less than 2 % of the objective.
+    It is found before the first trial, at the claim and in the whole model."""
     max_questions: Count | None = None
     """Use at most this many training questions to train edits (None: all). Probes and ITI always use all of them."""
     learning_rate: Positive | None = None
