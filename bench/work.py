@@ -8,7 +8,6 @@ This is the only file here that imports from deep inside locaudit. The other ben
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -42,6 +41,7 @@ from locaudit.measure.multiple_choice import score_questions
 from locaudit.measure.residual import Residuals
 from locaudit.measure.tree import Forest, plant
 from locaudit.methods import Fit, Job, optimal
+from locaudit.methods.horizon import mean_loss
 from locaudit.methods.iti import iti_edit, iti_theta
 from locaudit.methods.objectives import default_learning_rate
 from locaudit.methods.parameters import TrainableEdit
@@ -51,7 +51,7 @@ from locaudit.methods.training import TrainingData
 from locaudit.models import Model, load_model, output_weight, wrap_model
 from locaudit.models.load import DTYPES, resolve_device
 from locaudit.records import mean_metrics
-from locaudit.registry import ASPECTS, OBJECTIVES
+from locaudit.registry import ASPECTS
 from locaudit.stats import JUDGED, judged_metrics, mean_score, score_interval, score_values
 from locaudit.store.cache import cache_folder, open_cache
 from locaudit.store.run import load_run
@@ -187,7 +187,7 @@ def train(
 ) -> list[Fit]:
     """Train one edit per job, all in one bank; `settings` are fields of `OptimalSettings`."""
     shared = SimpleNamespace(model=model, training=data, residuals={"train": residuals}, row_tokens=None)
-    return optimal.fit(shared, jobs, OptimalSettings(**settings))
+    return optimal.fit(shared, jobs, OptimalSettings(**{"epochs": 2, **settings}))
 
 
 def means(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
@@ -207,13 +207,7 @@ def held_out_loss(data: TrainingData, sums: Sequence[Tensor], *, per_token: bool
 
     `per_token` divides each answer's log-ratio by its number of tokens (reduction ``mean``).
     """
-    losses = []
-    for tree, n_true, after, before in zip(data.forest.trees, data.n_true, sums, data.reference, strict=True):
-        lengths = torch.tensor([len(branch) for branch in tree.branches])
-        ratio = (after - before) / lengths if per_token else after - before  # (answers,)
-        margins = (ratio[:n_true, None] - ratio[n_true:]).flatten()  # (pairs,)
-        losses.append(OBJECTIVES["ipo"].loss(margins, tau).mean().item())
-    return statistics.fmean(losses)
+    return mean_loss(data, sums, "ipo", tau, "mean" if per_token else "sum")
 
 
 def generate(model: Model, forest: Forest, edits: Sequence[Edit] | None, max_new_tokens: int) -> list[list[str]]:

@@ -57,9 +57,10 @@ def small_config(folder: Path, **changes) -> AuditConfig:
         "controls": 2,
         "nulls": ["anywhere"],
         "rest": False,
+        "widen": 0,
         "prompt": {"primer": "none"},
         "probe": {"top_k": 2},
-        "methods": {"iti": {"alphas": [2.0]}, "optimal": {"strengths": [0.2], "bank_size": 1}},
+        "methods": {"iti": {"alphas": [2.0]}, "optimal": {"strengths": [0.2], "epochs": 2, "bank_size": 1}},
         "evaluation": {"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6, "bank_size": 1, "samples": 0},
         "judges": NO_JUDGES,
     }

@@ -79,6 +79,7 @@ CHANGED = AuditConfig(
     nulls=("norm", "anywhere"),
     disjoint=True,
     stopping="curtailed",
+    widen=1,
     rest=False,
     margin=0.1,
     whole_model=False,
@@ -111,7 +112,7 @@ CHANGED = AuditConfig(
     vary=("primer", "wording"),
     probe=ProbeConfig(context="answer", inverse_l2=1e-5, val_fraction=0.5, top_k=3),
     methods={
-        "iti": ITISettings(direction="probe", alphas=(0.1, 1e22), positions="all"),
+        "iti": ITISettings(direction="probe", alphas=(0.1, 1e22), doses=(0.1,), positions="all"),
         "optimal": OptimalSettings(
             objective="dpo",
             reduction="mean",
@@ -674,7 +675,7 @@ def test_what_is_measured_anew_is_added_to_a_fit(tmp_path):
 
 
 def test_another_configuration_is_refused_and_the_difference_named(begun):
-    words = r"controls: 19 there, 5 here; methods.optimal.epochs: 2 there, 3 here\)"
+    words = r"controls: 19 there, 5 here; methods.optimal.epochs: auto there, 3 here\)"
     longer = {**QUIET.methods, "optimal": OptimalSettings(epochs=3)}
     assert_refused(words, open_run(begun, replace(QUIET, controls=5, methods=longer)))
     assert_refused(r"\.\.\.\)", open_run(begun, CHANGED))

@@ -54,6 +54,7 @@ def audited(tmp_path_factory):
         "methods": {"push": {"sizes": [1.0, 3.0]}, "optimal": {"objective": "hinge", "strengths": [0.5], "epochs": 1}},
         "judges": {"brevity": {"kind": "ruler", "longest": 5}, "truth": {"kind": "none"}, "info": {"kind": "none"}},
         "score": "best_gains",
+        "widen": 0,
         "executor": "counting",
         "controls": 3,
         "split": {"fractions": [0.4, 0.3, 0.3]},

@@ -423,7 +423,7 @@ def test_the_rate_defaults_to_the_location_size(llama, few, monkeypatch):
     assert len(set(expected)) == 3
 
 
-@pytest.mark.parametrize(("batching", "anchors"), [("pair", (2e-3, 5e-4, 1e-4)), ("question", (2e-2, 1e-2, 3e-3))])
+@pytest.mark.parametrize(("batching", "anchors"), [("pair", (2e-3, 5e-4, 1e-4)), ("question", (2e-2, 1e-2, 1.5e-3))])
 def test_default_learning_rate_meets_its_anchors(batching, anchors):
     """``pair``: the paper's rates for 1, 16 and all 1024 heads."""
     rates = [default_learning_rate(batching, n, 1024) for n in range(1, 1025)]
@@ -431,7 +431,21 @@ def test_default_learning_rate_meets_its_anchors(batching, anchors):
     assert all(a >= b for a, b in zip(rates, rates[1:], strict=False))
     assert rates[3] == pytest.approx((rates[0] * rates[15]) ** 0.5)  # 4 is halfway from 1 to 16 in logarithms
     assert default_learning_rate(batching, 270, 270) == pytest.approx(anchors[2])
-    assert default_learning_rate(batching, 5000, 10**5) == pytest.approx(anchors[2])
+    assert default_learning_rate(batching, 10**5, 10**5) == pytest.approx(anchors[2])
+
+
+@pytest.mark.parametrize("batching", ["pair", "question"])
+@pytest.mark.parametrize("n_heads", [2, 8, 16, 17, 255, 256, 270, 1024, 46080])
+def test_default_learning_rates_are_continuous_in_size(batching, n_heads):
+    """A subset never has a rate far above that of a superset that is hardly larger."""
+    sizes = [x for x in (1, 2, 15, 16, 17, n_heads / 2, 0.9 * n_heads, 0.99 * n_heads) if x <= n_heads]
+    whole = default_learning_rate(batching, n_heads, n_heads)
+    rates = [default_learning_rate(batching, n, n_heads) for n in sizes]
+    steps = [default_learning_rate(batching, 1.001 * n, n_heads) / rate for n, rate in zip(sizes, rates, strict=True)]
+    assert all(rate >= whole * (1 - 1e-9) for rate in rates)
+    assert all(0.995 < step <= 1 + 1e-9 for step in steps)
+    if n_heads >= 8:
+        assert rates[-1] < 1.02 * whole and rates[-2] < 1.2 * whole
 
 
 def test_gradients_are_clipped_for_each_edit_alone(llama, few):

@@ -60,7 +60,7 @@ class Job:
 def train(model: Model, data: TrainingData, jobs: Sequence[Job], *, reader: str = "layer", **options: Any) -> list[Fit]:
     """`locaudit.methods.training.train`, settings and all in one call."""
     given = {name: options.pop(name) for name in ("residuals", "step_tokens", "on_step") if name in options}
-    settings = TrainingSettings(**options)
+    settings = TrainingSettings(**{"epochs": 2, **options})
     trainees = [
         Trainee(
             partial(untrained, model, job, reader),

@@ -15,7 +15,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,9 +35,10 @@ from locaudit.measure.residual import Residuals
 from locaudit.measure.tree import plant
 from locaudit.methods import Job, optimal
 from locaudit.methods import probes as _probes
+from locaudit.methods.horizon import horizon, measure_objective
 from locaudit.methods.iti import Direction, iti_edit, iti_theta
 from locaudit.methods.probes import Probes
-from locaudit.methods.settings import ITISettings, OptimalSettings
+from locaudit.methods.settings import HORIZONS, ITISettings, OptimalSettings
 from locaudit.methods.training import TrainingData
 from locaudit.models import Model
 from locaudit.models.quiet import quiet_libraries
@@ -198,7 +199,8 @@ def fit_optimal(
         prompt: Format of the questions, as in `fit_probes`.
         seed: Seed of the order of training and of the initial A.
         **settings: Fields of `locaudit.methods.settings.OptimalSettings`, for example ``rank=2``,
-            ``objective="dpo"`` or ``epochs=1``.
+            ``objective="dpo"`` or ``epochs=1``. The default is to train for 2, 4, 8, ... epochs, until twice as
+            many gain little.
 
     Returns:
         The edit. ``with edit.on(model) as lm`` runs the model under it, and ``edit.save(path)`` saves it.
@@ -219,7 +221,16 @@ def fit_optimal(
     reference = tuple(sums[0] for sums in answer_log_probs(model, forest))
     data = TrainingData(forest, tuple(len(question.true) for question in train_on), reference)
     shared = SimpleNamespace(model=model, training=data, residuals={"train": Residuals(model, forest)}, row_tokens=None)
-    (found,) = optimal.fit(shared, [Job(parse_location(location), strength, seed)], OptimalSettings(**settings))
+    job, chosen = Job(parse_location(location), strength, seed), OptimalSettings(**settings)
+    if chosen.epochs == "auto":
+        fits, objectives = {}, []
+        while (epochs := horizon(objectives)) is None:
+            given = replace(chosen, epochs=HORIZONS[len(objectives)])
+            (fits[given.epochs],) = optimal.fit(shared, [job], given)
+            objectives.append(measure_objective(model, data, fits[given.epochs], strength, given))
+        found = fits[epochs]
+    else:
+        (found,) = optimal.fit(shared, [job], chosen)
     if found.edit is None:
         raise ModelError(
             got=f"training that diverged ({found.message})",

@@ -150,7 +150,8 @@ class TrialRecord:
     """split -> samples 1, 2, ...: the sampled answer to each question. More than one only on test questions, of the
     trial chosen at each place."""
     training: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    """``loss`` -> one value per training step; empty if the edit was not trained."""
+    """``loss`` -> one value per training step; empty if the edit was not trained. Other numbers about the fit have one
+    value each: ``objective`` and ``change`` (`locaudit.methods.training.progress`), ``alpha`` of ITI by dose."""
     edit: str = ""
     """File name of the saved edit inside the run folder's ``edits/`` (`TrialSpec.edit_file`; of a run by an earlier
     version, its id); empty for base."""

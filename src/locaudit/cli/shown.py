@@ -95,6 +95,8 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
         say(found.sentence)
         if changed := changes(found):
             say(changed)
+        for flag in found.flags:
+            say(flag.text)
         for grade in found.grades:
             say(f"  {grade.question}: {grade.answer}; {grade.evidence}.")
         if found.grades:

@@ -283,6 +283,9 @@ class AuditConfig:
     See docs/statistics.md."""
     whole_model: bool = True
     """Also edit the whole model, to see the most that an edit can achieve."""
+    widen: Annotated[int, Field(ge=0)] = 2
+    """How many further strengths are tried at a place whose best one is the smallest or largest of those tried.
+    Each continues the grid by its last geometric step. 0: the grid is fixed."""
     rest: bool = True
     """Also train the optimal edit of everything except the claim, to test whether the claim is necessary."""
     plugins: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_import_plugins)] = ()

@@ -13,6 +13,7 @@ after that token. A document cut from a file then has no start token.
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -52,16 +53,18 @@ class DriftText:
         return base
 
 
-def measure_drift(model: Model, text: DriftText, bank: EditBank | None) -> list[dict[str, float]]:
+def measure_drift(model: Model, text: DriftText, bank: EditBank | None, share: float = 1.0) -> list[dict[str, float]]:
     """Measure ``kl`` and ``ce``, in nats per token, for each edit of the bank.
 
-    Without a bank, there is one result, for the unedited model. Its ``kl`` is 0.
+    Without a bank, there is one result, for the unedited model. Its ``kl`` is 0. With a `share` below 1, only about that
+    share of the documents is read.
     """
     n_documents, n_tokens = text.documents.shape
     edits = [bank.part(k, k + 1) for k in range(bank.n_edits)] if bank else [None]
     kl = torch.zeros(len(edits), dtype=torch.float64)
     ce = torch.zeros(len(edits), dtype=torch.float64)
     block = max(1, round(BATCH_TOKENS / n_tokens))
+    n_documents = min(n_documents, block * math.ceil(share * n_documents / block))  # whole batches, as they are cached
     with torch.no_grad():
         for start in range(0, n_documents, block):
             end = min(start + block, n_documents)
@@ -72,8 +75,8 @@ def measure_drift(model: Model, text: DriftText, bank: EditBank | None) -> list[
                 if edit is not None:
                     kl[k] += (base.exp() * (base - after)).sum(dim=-1).double().sum().item()
                 ce[k] -= after[:, :-1].gather(-1, following.to(after.device)).double().sum().item()
-    n_predicted = n_documents * (n_tokens - 1)
-    return [{"kl": float(kl[k] / text.documents.numel()), "ce": float(ce[k] / n_predicted)} for k in range(len(edits))]
+    n_read, n_predicted = n_documents * n_tokens, n_documents * (n_tokens - 1)
+    return [{"kl": float(kl[k] / n_read), "ce": float(ce[k] / n_predicted)} for k in range(len(edits))]
 
 
 def _log_probs(model: Model, ids: Tensor, edit: EditBank | None) -> Float[Tensor, "rows tokens vocabulary"]:

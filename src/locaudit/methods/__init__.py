@@ -32,8 +32,8 @@ METHODS.register("iti")(
         ITISettings,
         "locaudit.methods.iti:fit",
         prepare="locaudit.methods.iti:prepare",
-        grid="alphas",
-        symbol="α",
+        grid=("doses", "alphas"),
+        symbol=lambda settings: "α" if settings.doses is None else "KL",
     )  # fmt: skip
 )
 METHODS.register("optimal")(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from locaudit.errors import ConfigError
@@ -34,6 +34,8 @@ class Fit:
     """For each training step, the mean loss over its answer pairs; empty if nothing is trained."""
     message: str = ""
     """Why there is no edit; empty if there is one."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """Numbers about the fit for the trial's record, such as the ``objective`` that training reached."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,10 @@ class Method:
     """``prepare(preparing, settings)`` returns tensors that all edits of the method need, as {name: tensor}. It runs
     once. The tensors are saved in the run folder and passed on as ``shared.prepared[method]``. `preparing` is a
     `locaudit.run.prepare.Preparing`. Empty for a method that needs no such tensors."""
-    grid: str = ""
-    """Name of the settings field with the strengths to try. One of them is chosen on validation questions. Empty for a
-    method without a strength, which makes a single edit per location."""
+    grid: str | tuple[str, ...] = ""
+    """Name of the settings field with the strengths to try. One of them is chosen on validation questions. If there are
+    several names, the first field that is not None counts. Empty for a method without a strength, which makes a single
+    edit per location."""
     symbol: str | Callable[[Any], str] = ""
     """Symbol of the strength, for example ``α``, or a function from the settings to the symbol."""
     supports: Literal["higher", "lower"] = "higher"
@@ -74,8 +77,8 @@ class Method:
     default checks nothing."""
 
     def __post_init__(self):
-        names = [field.name for field in fields(self.settings)]
-        if self.grid and self.grid not in names:
+        names = [entry.name for entry in fields(self.settings)]
+        if not set(self.grids) <= set(names):
             raise ConfigError(
                 got=f"grid = {self.grid!r} in the method {self.title!r}",
                 expected=f"the setting to search over, a field of {self.settings.__name__}: {', '.join(names)}",
@@ -84,7 +87,17 @@ class Method:
 
     def strengths(self, settings: Any) -> tuple[float | None, ...]:
         """The strengths to try under these settings; ``(None,)`` for a method without strengths."""
-        return tuple(getattr(settings, self.grid)) if self.grid else (None,)
+        grid = self.grid_of(settings)
+        return tuple(getattr(settings, grid)) if grid else (None,)
+
+    @property
+    def grids(self) -> tuple[str, ...]:
+        """The names in `grid`."""
+        return (self.grid,) * bool(self.grid) if isinstance(self.grid, str) else self.grid
+
+    def grid_of(self, settings: Any) -> str:
+        """The name in `grid` that counts under these settings; empty for a method without strengths."""
+        return next((name for name in self.grids if getattr(settings, name) is not None), "")
 
     def symbol_of(self, settings: Any) -> str:
         """The symbol of the strength under these settings."""

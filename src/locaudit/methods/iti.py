@@ -9,21 +9,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locaudit.edits import Edit, Positions, SiteEdit
+from locaudit.edits import Edit, Positions, SiteEdit, stack
 from locaudit.errors import ConfigError
 from locaudit.location import Location, Site
 from locaudit.measure.activations import Activations, check_finite
+from locaudit.measure.drift import measure_drift
 from locaudit.methods.base import Fit, Job
 from locaudit.methods.parameters import onto
 from locaudit.methods.probes import Probes
 from locaudit.methods.settings import Direction, ITISettings
 from locaudit.models import Model
+
+TOLERANCE = 0.03
+"""Relative difference between an edit's KL and its dose."""
+MOST_TRIES = 16
+"""Edits measured at most to find an alpha."""
+SEARCHED = 0.25
+"""Share of the drift documents on which the search begins; it ends on all of them."""
 
 
 def iti_theta(
@@ -120,9 +129,67 @@ def prepare(preparing: Any, settings: ITISettings) -> dict[str, Tensor]:
 def fit(
     shared: Any, jobs: Sequence[Job], settings: ITISettings, on_step: Callable[[int, int], None] | None = None
 ) -> list[Fit]:
-    """The ITI edit of each job, with its strength as alpha and the theta that `prepare` computed."""
+    """The ITI edit of each job, with the theta that `prepare` computed.
+
+    The job's strength is alpha or, with ``doses``, the KL of the unedited from the edited model on the run's drift
+    documents, to which `match_doses` finds alpha.
+    """
     theta = shared.prepared["iti"]["theta"]
+
+    def edit(job: Job, alpha: float) -> Edit:
+        return iti_edit(shared.model, job.location, theta, alpha=alpha, positions=settings.positions)
+
+    if settings.doses is None:
+        return [Fit(edit(job, job.strength or 0.0)) for job in jobs]
+
+    def kl(numbers: Sequence[int], alphas: Sequence[float], share: float) -> list[float]:
+        bank = stack(shared.model, [edit(jobs[k], alpha) for k, alpha in zip(numbers, alphas, strict=True)])
+        return [drift["kl"] for drift in measure_drift(shared.model, shared.drift, bank, share)]
+
+    doses = [job.strength or 0.0 for job in jobs]
+    rough = match_doses(partial(kl, share=SEARCHED), doses, [1.0] * len(jobs))
+    found = match_doses(partial(kl, share=1.0), doses, [alpha or 1.0 for alpha in rough])
     return [
-        Fit(iti_edit(shared.model, job.location, theta, alpha=job.strength or 0.0, positions=settings.positions))
-        for job in jobs
+        Fit(None, message=f"no alpha was found with a KL of {job.strength:g} nats per token")
+        if alpha is None
+        else Fit(edit(job, alpha), facts={"alpha": alpha})
+        for job, alpha in zip(jobs, found, strict=True)
     ]
+
+
+def match_doses(
+    kl: Callable[[Sequence[int], Sequence[float]], Sequence[float]], doses: Sequence[float], start: Sequence[float]
+) -> list[float | None]:
+    """For each dose the alpha > 0 whose KL is within 3 % of it; None if it is not found in `MOST_TRIES` tries.
+
+    ``kl(numbers, alphas)`` measures the edits with these numbers at these alphas, all in one bank. Each search begins
+    at its `start`. KL grows as alpha^2 at first, which gives the next alpha until two enclose the dose; then log alpha
+    is interpolated between them, or the interval is halved if that is slow.
+    """
+    found: list[float | None] = [None] * len(doses)
+    points: list[list[tuple[float, float]]] = [[] for _ in doses]  # (log alpha, log KL - log dose) of each try
+    tries = [math.log(alpha) for alpha in start]
+    for _ in range(MOST_TRIES):
+        left = [k for k, alpha in enumerate(found) if alpha is None]
+        if not left:
+            break
+        for k, value in zip(left, kl(left, [math.exp(tries[k]) for k in left]), strict=True):
+            off = math.log(value / doses[k]) if 0 < value < math.inf else -math.inf if value == 0 else math.inf
+            if abs(off) <= math.log(1 + TOLERANCE):
+                found[k] = math.exp(tries[k])
+            points[k].append((tries[k], off))
+            tries[k] = _next_try(points[k])
+    return found
+
+
+def _next_try(points: Sequence[tuple[float, float]]) -> float:
+    """The log alpha to try next, where the second number, which grows with it, is to be 0."""
+    below = max((point for point in points if point[1] < 0), default=None)
+    above = min((point for point in points if point[1] >= 0), default=None)
+    if below is None or above is None:
+        x, off = points[-1]
+        return x - min(max(off / 2, -2.0), 2.0)
+    share = 0.5
+    if len(points) < MOST_TRIES // 2 and math.isfinite(above[1] - below[1]):
+        share = min(max(below[1] / (below[1] - above[1]), 0.1), 0.9)
+    return below[0] + share * (above[0] - below[0])

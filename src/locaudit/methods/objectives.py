@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -36,24 +37,25 @@ def log_ratios(
     return ratio / lengths if reduction == "mean" else ratio
 
 
-LEARNING_RATES: dict[str, tuple[tuple[int, float], ...]] = {
-    "pair": ((1, 2e-3), (16, 5e-4), (1024, 1e-4)),
-    "question": ((1, 2e-2), (16, 1e-2), (1024, 3e-3)),
+LEARNING_RATES: dict[str, tuple[float, float, float]] = {
+    "pair": (2e-3, 5e-4, 1e-4),
+    "question": (2e-2, 1e-2, 1.5e-3),
 }
-"""Anchors (size of the location in heads, learning rate) for each way of batching."""
+"""Learning rates of one head, 16 heads and the whole model for each way of batching."""
 
 
 def default_learning_rate(batching: Batching, heads_worth: float, n_heads: float) -> float:
-    """Learning rate for a location whose size is `heads_worth` heads, in a model of `n_heads` heads.
+    """Learning rate for a location of the size of `heads_worth` heads, in a model of `n_heads` heads.
 
-    With ``pair`` batching, the paper's rates: 2e-3 for 1 head, 5e-4 for 16 and 1e-4 for all 1024 heads of its model.
-    With ``question`` batching, the rates of docs/learning-rates.md at the same sizes. Between these sizes the rate is
-    interpolated linearly on logarithmic scales. The whole model always gets the last rate.
+    It falls continuously with size: its logarithm is linear in the logarithm of the size between one head, 16 heads and
+    the whole model. A location of nearly the whole model thus gets nearly its rate. In a model of fewer than 16^2 heads
+    the rate of 16 heads is left out, so that the curve is not steep at its end.
+
+    With ``pair`` batching, the rates are the paper's: 2e-3 for one head, 5e-4 for 16 and 1e-4 for all 1024 heads of its
+    model. Those of ``question`` batching are from docs/learning-rates.md.
     """
-    anchors = LEARNING_RATES[batching]
-    if heads_worth < n_heads:
-        for (low, low_rate), (high, high_rate) in zip(anchors, anchors[1:], strict=False):
-            if heads_worth <= high:
-                t = math.log(max(heads_worth, low) / low) / math.log(high / low)
-                return low_rate * (high_rate / low_rate) ** t
-    return anchors[-1][1]
+    one, some, whole = LEARNING_RATES[batching]
+    sizes, rates = ([1, 16, n_heads], [one, some, whole]) if n_heads >= 16**2 else ([1, n_heads], [one, whole])
+    if n_heads <= 1:
+        return whole
+    return math.exp(np.interp(math.log(heads_worth), np.log(sizes), np.log(rates)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, PlainValidator
 
 from locaudit.config.choices import find
 from locaudit.config.validation import Count, Grid, Positive, PositiveGrid, checked
@@ -17,7 +17,15 @@ Direction = Literal["mass_mean", "probe", "random"]
 Reader = Literal["layer", "location"]
 Reduction = Literal["sum", "mean"]
 Batching = Literal["question", "pair"]
+HORIZONS = (2, 4, 8, 16)
+"""Numbers of epochs that ``epochs: auto`` tries, in order."""
 OptimizerName = Literal["auto", "adamw", "paged_adamw_32bit"]
+
+
+def _auto_or_count(value: Any) -> Any:
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError("auto or a number of at least 1; change it")
+    return value
 
 
 def _registered(objective: str) -> str:
@@ -37,6 +45,9 @@ class ITISettings:
     ``random``: a random direction."""
     alphas: Grid = (5.0, 10.0, 15.0, 20.0)
     """Strengths alpha to try. The best one on validation questions is scored on test questions."""
+    doses: PositiveGrid | None = None
+    """KL budgets to try instead of alphas, in nats per token, such as 0.05 0.1 0.2 0.4 (None: alphas).
+    At each place the alpha with that KL is found, so that places are compared at equal KL."""
     positions: Positions = "answer"
     """Which tokens are edited. ``all``: every token.
     ``answer``: the last prompt token and all after it (as ITI does when it generates)."""
@@ -56,8 +67,10 @@ class TrainingSettings:
     """Whether a training step uses questions with all their answer pairs, or single answer pairs (as in the paper)."""
     batch_size: Count | None = None
     """Number of questions or pairs per training step (None: 2 questions, or 4 pairs as in the paper)."""
-    epochs: Count = 2
-    """Number of passes over the training questions or pairs."""
+    epochs: Annotated[Literal["auto"] | int, PlainValidator(_auto_or_count)] = "auto"
+    """Number of passes over the training questions or pairs (2 in the paper).
+    ``auto``: 2, 4, 8 or 16, the first whose doubling gains less than 2 % of the objective.
+    It is found before the first trial, at the claim and in the whole model."""
     max_questions: Count | None = None
     """Use at most this many training questions to train edits (None: all). Probes and ITI always use all of them."""
     learning_rate: Positive | None = None

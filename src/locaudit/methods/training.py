@@ -18,6 +18,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 from jaxtyping import Float
@@ -107,6 +108,7 @@ def train(
     without training questions, `ModelError` for a question longer than the context or weights made in inference mode.
     """
     _check(model, trainees, settings)
+    assert settings.epochs != "auto"  # checked
     check_depth(model, data.forest)
     items = _items(data, settings.batching)
     if residuals is None or settings.batching == "pair":
@@ -133,7 +135,19 @@ def train(
             on_step(step + 1, n_steps)
         if all(run.stopped for run in runs):
             break
-    return [run.fit() for run in runs]
+    return [run.fit(settings.epochs) for run in runs]
+
+
+def progress(losses: Sequence[float], epochs: int) -> dict[str, float]:
+    """How far training got, from the loss of each step: ``objective`` and ``change``.
+
+    The objective is the mean loss of the last window of steps, and ``change`` is its relative difference from that of
+    the window before; it is negative while the loss falls. A window is a quarter of the epochs, rounded down, but at
+    least one, so that it has every question equally often. A single epoch has no ``change``.
+    """
+    window = len(losses) // epochs * max(epochs // 4, 1)
+    last, before = fmean(losses[-window:]), losses[-2 * window : -window]
+    return {"objective": last} | ({"change": last / fmean(before) - 1} if any(before) else {})
 
 
 def _check(model: Model, trainees: Sequence[Trainee], settings: TrainingSettings) -> None:
@@ -142,7 +156,7 @@ def _check(model: Model, trainees: Sequence[Trainee], settings: TrainingSettings
         (settings.reduction in ("sum", "mean"), f"reduction {settings.reduction!r}", "'sum' or 'mean'"),
         (settings.batching in BATCH_SIZES, f"batching {settings.batching!r}", "'question' or 'pair'"),
         (settings.batch_size is None or settings.batch_size >= 1, f"batch_size {settings.batch_size}", "at least 1"),
-        (settings.epochs >= 1, f"epochs {settings.epochs}", "at least 1"),
+        (settings.epochs != "auto" and settings.epochs >= 1, f"epochs {settings.epochs}", "a number of at least 1"),
         (all(t.strength > 0 for t in trainees), f"strengths {[t.strength for t in trainees]}", "positive numbers"),
         (all(rate > 0 for rate in rates), f"learning rates {rates}", "positive numbers"),
     ]
@@ -220,12 +234,15 @@ class _Run:
                 parameter.data.zero_()  # its rows stay in the batch: a zero edit keeps them finite
                 parameter.grad = None
 
-    def fit(self) -> Fit:
+    def fit(self, epochs: int) -> Fit:
         """The result: the trained edit and its losses, or why there is none."""
         edit = self.edit.to_edit()
         if not self.stopped and not edit.is_finite:
             self.stopped = "the trained edit is not finite"
-        return Fit(None if self.stopped else edit, tuple(x for x in self.losses if math.isfinite(x)), self.stopped)
+        losses = tuple(x for x in self.losses if math.isfinite(x))
+        if self.stopped:
+            return Fit(None, losses, self.stopped)
+        return Fit(edit, losses, facts=progress(losses, epochs))
 
 
 def _backward(

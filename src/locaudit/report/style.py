@@ -35,6 +35,8 @@ ARM_COLOURS = {arm: colour for arm, (_, colour) in _ARMS.items()}
 MARKERS = "oD^vPX*"
 """Markers of the methods, in their order."""
 DRIFT_TITLES: Mapping[str, str] = {"kl": "KL", "ce": "CE"}
+FIT_TITLES: Mapping[str, str] = {"objective": "objective", "change": "change", "alpha": "α"}
+"""Numbers about a fit (`TrialRecord.training`)."""
 ASPECT_WORDS: Mapping[str, tuple[str, str]] = {
     "truth": ("truth", "true"),
     "info": ("information", "informative"),
@@ -46,7 +48,7 @@ DPI = 150
 
 def score_title(score: str) -> str:
     """A score's name for readers. An unknown score keeps its raw name, which CSV and JSON files use for all scores."""
-    return DRIFT_TITLES.get(score) or find_score(score).title
+    return {**DRIFT_TITLES, **FIT_TITLES}.get(score) or find_score(score).title
 
 
 def score_phrase(score: str, split: str = "") -> str:

@@ -20,7 +20,7 @@ from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, OFF, Place, TrialRecord, json_text
 from locaudit.registry import SCORES
 from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
-from locaudit.report.style import ARM_NAMES, DRIFT_TITLES
+from locaudit.report.style import ARM_NAMES, DRIFT_TITLES, FIT_TITLES
 from locaudit.stats.changes import Changes, count_changes
 from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts, where
@@ -96,10 +96,11 @@ class Row:
 
     @property
     def values(self) -> Mapping[str, float]:
-        """Scores on the test questions, the verdict's by label, the shares of questions that changed, and drift."""
+        """Scores on the test questions, the verdict's by label, shares of changed questions, drift, and fit numbers."""
         c = self.changes
         changed = {} if c is None else {"worse": c.worse, "better": c.better}
-        return {**self.record.metrics.get("test", {}), **self.by_label, **changed, **self.record.drift}
+        fit = {name: x[0] for name, x in self.record.training.items() if name in FIT_TITLES}
+        return {**self.record.metrics.get("test", {}), **self.by_label, **changed, **self.record.drift, **fit}
 
     @cached_property
     def missing(self) -> Mapping[str, tuple[int, int]]:
@@ -208,10 +209,15 @@ class Tables:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the table of all arms: the verdict's score, scores without a judge, changes, and drift."""
+        """Columns of the table of all arms: the verdict's score, scores without a judge, changes, drift, and fits."""
         judged = judged_scores(self.base.record.questions["test"])
         own = [name for name in self.measured if name not in judged or name == self.verdict.score]
-        return (*own, "worse", "better", *DRIFT_TITLES)
+        return (*own, "worse", "better", *DRIFT_TITLES, *self.fit_columns)
+
+    @cached_property
+    def fit_columns(self) -> tuple[str, ...]:
+        """The numbers about fits (`FIT_TITLES`) that some trial has."""
+        return tuple(name for name in FIT_TITLES if any(name in row.record.training for row in self.rows))
 
     def places(self, method: str) -> dict[Place, Row | None]:
         """The chosen trial at each place of a method, in the tables' order; None if every edit there diverged."""
@@ -363,7 +369,7 @@ class Tables:
                 line[f"{name}_low"], line[f"{name}_high"] = getattr(c, f"{name}_interval", (None, None))
             if judged:
                 line["n_missing"] = row.n_missing if row.missing else None
-            line |= {name: row.values.get(name) for name in DRIFT_TITLES}
+            line |= {name: row.values.get(name) for name in (*DRIFT_TITLES, *self.fit_columns)}
             for off in dict.fromkeys((o.behaviour, o.score) for o in self.verdict.off_target):
                 line[" ".join(off)] = row.record.metrics.get(f"{OFF}{off[0]}", {}).get(off[1])
             lines.append({**line, "seconds": row.seconds})

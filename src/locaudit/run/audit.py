@@ -37,6 +37,7 @@ from locaudit.registry import EXECUTORS, METHODS
 from locaudit.run.banks import bank_sizes, with_banks
 from locaudit.run.describe import make_manifest
 from locaudit.run.executors import Outcome
+from locaudit.run.horizons import find_lengths, known_lengths, with_epochs
 from locaudit.run.judging import estimate_cost, judge_answers
 from locaudit.run.plan import Groups, build_plan, fit_context
 from locaudit.run.prepare import (
@@ -153,10 +154,18 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     forests = plant_questions(inputs, model)
     check_identity(store, model, forests, meter.say)
     probing = probing_settings(config)
-    contexts = {
-        name: fit_context(model.fingerprint, forests.train, probing, name, settings)
-        for name, settings in config.methods.items()
-    } | {NO_METHOD: content_hash([model.fingerprint, drift_source(inputs, model)])}
+
+    drift = content_hash([model.fingerprint, drift_source(inputs, model)])
+
+    def contexts_of(config: AuditConfig) -> dict[str, str]:
+        return {NO_METHOD: drift} | {
+            name: fit_context(model.fingerprint, forests.train, probing, name, settings, drift)
+            for name, settings in config.methods.items()
+        }
+
+    # As given, with ``epochs: auto``; a run that is continued keeps the training length that it found.
+    given, lengths = contexts_of(config), known_lengths(before)
+    contexts = contexts_of(with_epochs(config, lengths))
     # The settings are the same (`open_run` checked them), but the files that they name may have changed.
     if not store.contexts() <= set(contexts.values()):
         raise RunFolderError(
@@ -167,7 +176,7 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
         )
     kind = "head" if inputs.claim is None else inputs.claim.kind
     preparing = Preparing(model, config, kind, inputs.split.train, forests.train, inputs.training, meter.say)
-    probed = prepare_probes(store, preparing, content_hash([model.fingerprint, probing, contexts]))
+    probed = prepare_probes(store, preparing, content_hash([model.fingerprint, probing, given]))
     claim = inputs.claim or _probed_claim(probed, config)
     controls, notes = draw_controls(config, model.shape, claim, probed)
     for name, found in controls.items():
@@ -183,15 +192,20 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
         banks[model.device.type] = bank_sizes(config, model, forests.train)
     config = with_banks(config, banks[model.device.type])
     inputs = replace(inputs, config=config)
+    shared = prepare_shared(store, inputs, preparing, forests, given, cache)
+    if before is None:
+        lengths = find_lengths(store, shared, claim, given, meter.say)
+        contexts = contexts_of(with_epochs(config, lengths))
+    config = with_epochs(config, lengths)
+    inputs, shared = replace(inputs, config=config), replace(shared, config=config)
     registration = _registered(inputs, before.registration if before else None)
     carried = "" if registration is None else registration.hash
     places = {name: found.locations for name, found in controls.items()}
     groups = build_plan(config, model.shape, claim, places, contexts, banks[model.device.type], carried)
     probes = None if probed is None else probed.probes
-    manifest = make_manifest(inputs, model, claim, probes, groups, controls, banks, registration)
+    manifest = make_manifest(inputs, model, claim, probes, groups, controls, banks, registration, lengths)
     rounding = note_rounding(store, inputs, model, forests, meter.say)
     manifest = replace(manifest, notes=(*manifest.notes, *notes, *rounding))
-    shared = prepare_shared(store, inputs, preparing, forests, contexts, cache)
     return Job(inputs, shared, groups, manifest, forests)
 
 
@@ -239,6 +253,17 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
     _say_cost(store, job, todo + more, meter)
     meter.start(count(todo + more), sum(map(len, groups)) - len(todo), stopping.describe())
 
+    def lacking(group: Sequence[TrialSpec]) -> Iterator[Sequence[TrialSpec]]:
+        """The trials to run. If another null drew the location, too, its trial is stored for this place, not run."""
+        again = [replace(r, spec=s) for s in group if s.measured is None and (r := rounds.find(s.trial_id))]
+        if again:
+            meter.skip(count([record.spec for record in again]))
+            store.add(again, 0.0)
+            note(again)
+        if left := [s for s in group if s.measured is not None or rounds.find(s.trial_id) is None]:
+            meter.begin(describe(left))
+            yield left
+
     # The executor takes the next group only when it is ready for it, so each group is checked against all results
     # stored until then.
     def needed() -> Iterator[Sequence[TrialSpec]]:
@@ -251,26 +276,17 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
                     meter.say(f"{group[0].method}: {ended}, the answer is clear")
                 meter.skip(count(group))
             else:
-                # A location that another null has drawn, too: its trial is stored for this place, and not run again.
-                again = [replace(found, spec=spec) for spec in group if (found := rounds.find(spec.trial_id))]
-                if again:
-                    meter.skip(count([record.spec for record in again]))
-                    store.add(again, 0.0)
-                    note(again)
-                if left := [spec for spec in group if (spec.trial_id, spec.place) not in rounds.done]:
-                    meter.begin(describe(left))
-                    yield left
+                yield from lacking(group)
             while group := rounds.follow(number):
                 expected -= count(group)
-                meter.begin(describe(group))
-                yield group
+                yield from lacking(group)
             meter.skip(expected)
 
     def everything() -> Iterator[Outcome]:
         executor, worker = EXECUTORS[inputs.config.executor](), Worker(shared, meter.say)
         yield from executor.map(worker, store.folder, needed())
         while group := rounds.follow():  # of groups whose results came only after an executor had taken the next one
-            yield from executor.map(worker, store.folder, [group])
+            yield from executor.map(worker, store.folder, lacking(group))
 
     # For each part of a group: save edits, then store records (a record never refers to a missing file), then judge,
     # then ask what follows and update the stopping rule, which need the judgements.
@@ -290,7 +306,9 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
     left, more = ([spec for spec in specs if not stopping.has_ended(spec)] for specs in (unrun, rounds.expected()))
     if len(left) < len(unrun):  # stopped early: what will not run is no longer planned
         store.write_manifest(replace(job.manifest, planned=job.manifest.planned - len(unrun) + len(left)))
-    return left + more
+    fitted = {trial for trial, _ in done}
+    trials = {spec.trial_id: spec for spec in left if spec.trial_id not in fitted}  # a place of two nulls counts once
+    return [*trials.values(), *more]
 
 
 def _done(records: Sequence[TrialRecord]) -> set[tuple[str, Place]]:

@@ -16,6 +16,7 @@ from locaudit.judges.reference import ReferenceJudge
 from locaudit.location import Location
 from locaudit.measure.activations import Context
 from locaudit.methods import Method
+from locaudit.methods.horizon import is_plateau
 from locaudit.methods.optimal import learning_rate
 from locaudit.methods.optimizers import resolve_optimizer
 from locaudit.methods.probes import Probes
@@ -39,6 +40,7 @@ def make_manifest(
     controls: Mapping[str, Controls],
     banks: Mapping[str, tuple[int, int]],
     registration: Registration | None,
+    lengths: Mapping[str, Any],
 ) -> Manifest:
     """The manifest of a run that is about to start or continue."""
     config, behaviour = inputs.config, inputs.behaviour
@@ -65,9 +67,10 @@ def make_manifest(
         },
         claim=claim,
         claim_source="top-k probed heads" if inputs.claim is None else "given",
-        methods={name: _method_facts(inputs, model, claim, name) for name in config.methods},
+        methods={name: _method_facts(inputs, model, claim, name, lengths.get(name)) for name in config.methods},
         planned=sum(map(len, groups)),
         nulls=nulls,
+        widen=config.widen,
         samples=config.evaluation.samples if config.evaluation.max_new_tokens else 0,
         versions={
             "locaudit": metadata.version("locaudit"),
@@ -133,10 +136,12 @@ def _probe_facts(probes: Probes, n_best: int, context: Context) -> ProbeFacts:
     return ProbeFacts(probes.kind, accuracy, probes.majority, probes.n_train, probes.n_val, context, best)
 
 
-def _method_facts(inputs: Inputs, model: Model, claim: Location, name: str) -> MethodFacts:
+def _method_facts(inputs: Inputs, model: Model, claim: Location, name: str, lengths: Any) -> MethodFacts:
     method: Method = METHODS[name]
     settings = inputs.config.methods[name]
     training = _describe_training(inputs, model, claim, settings) if method.trained else {}
+    if training and lengths:  # the training length was found
+        training |= {"objectives": lengths, "plateau": all(is_plateau(x) for x in lengths.values())}
     n_strengths = len(method.strengths(settings))
     symbol = method.symbol_of(settings)
     return MethodFacts(method.title, method.supports, method.trained, method.null, symbol, n_strengths, training)
@@ -152,6 +157,7 @@ def _describe_training(inputs: Inputs, model: Model, claim: Location, settings: 
     return {
         "n_questions": len(questions),
         "n_pairs": n_pairs,
+        "epochs": settings.epochs,
         "n_steps": settings.epochs * -(-n_items // size),  # steps per epoch, rounded up
         "batching": settings.batching,
         "batch_size": size,

@@ -13,6 +13,7 @@ import torch
 from locaudit.behaviours.behaviour import Behaviour
 from locaudit.config import AuditConfig
 from locaudit.judges.base import Billed, Judge
+from locaudit.methods.settings import HORIZONS
 from locaudit.models.model import Model
 from locaudit.records import NO_METHOD, TrialSpec
 from locaudit.run.audit import Job, begin, pace_of, run_groups
@@ -72,7 +73,9 @@ def run_pilot(
         local_only = replace(job, inputs=replace(job.inputs, judges=local))
         rest = run_groups(store, local_only, pilot_groups(job), meter)
         done = store.done()  # a place of two nulls takes no time for the second
-        left = list({spec.trial_id: spec for spec in rest if spec.measured is None and spec.trial_id not in done}.values())
+        left = list(
+            {spec.trial_id: spec for spec in rest if spec.measured is None and spec.trial_id not in done}.values()
+        )
         left += [spec for spec in rest if spec.measured is not None]
         run, n_left, notes = load_run(store.folder), _count_answers(job, left), []
         for aspect, judge in billed.items():
@@ -81,6 +84,12 @@ def run_pilot(
         if billed:
             names = " and ".join(judge.name for judge in billed.values())
             notes.append(f"the time of judging by {names} is not included")
+        for name, facts in job.manifest.methods.items():
+            if lengths := (facts.training or {}).get("objectives"):
+                n = sum(sum(HORIZONS[: len(x)]) for x in lengths.values())
+                notes.append(f"the training length of {name} is found ({n} epochs of training) and kept")
+        if config.widen:
+            notes.append(f"at most {config.widen} further strengths at each place are included (widen)")
         return _estimate(store, job, left, before, spent, meter.pace, notes)
 
 

@@ -20,14 +20,17 @@ Banks = tuple[int, int]
 """(edits trained together, edits scored together)."""
 
 
-def fit_context(fingerprint: str, training: Forest, probing: Any, name: str, settings: Any) -> str:
+def fit_context(fingerprint: str, training: Forest, probing: Any, name: str, settings: Any, drift: str) -> str:
     """Hash of everything that determines an edit besides its trial: model, training questions, settings.
 
     Training questions enter as token ids. `probing` are the settings that activations are read with. The method's grid
-    and its bank size are left out, because an edit does not depend on them.
+    and its bank size are left out, because an edit does not depend on them. Doses of KL depend on the documents that
+    drift is measured on, whose hash is `drift`.
     """
     method: Method = METHODS[name]
-    values = {key: x for key, x in asdict(settings).items() if key not in (method.grid, "bank_size")}
+    values = {key: x for key, x in asdict(settings).items() if key not in (*method.grids, "bank_size")}
+    if (grid := method.grid_of(settings)) == "doses":
+        values[grid] = drift
     texts = [training.prefix, [[tree.prompt, tree.branches] for tree in training.trees]]
     return content_hash([fingerprint, texts, probing, values])
 

@@ -225,7 +225,7 @@ def prepare_shared(
         # Cached question by question, so that only added questions are scored when a run grows.
         keys, file = question_keys(forest), re.sub(r"\W+", "-", f"reference-{name}")
         key = content_hash([model.fingerprint, "sums by question"])
-        before = _read(store, file, key)
+        before = read_cached(store, file, key)
         found: dict[str, Tensor] = {}
         if before is not None:
             found = dict(zip(before[1]["keys"], before[0]["sums"].split(before[1]["lengths"]), strict=True))
@@ -243,7 +243,7 @@ def prepare_shared(
             )
         if before is None or before[1]["keys"] != keys:
             meta = {"keys": keys, "lengths": [*map(len, reference)]}
-            _write(store, file, key, ({"sums": torch.cat(reference)}, meta))
+            write_cached(store, file, key, ({"sums": torch.cat(reference)}, meta))
         return reference
 
     trained_on = [settings.max_questions for name, settings in config.methods.items() if METHODS[name].trained]
@@ -304,10 +304,11 @@ def _documents(store: Store, inputs: Inputs, model: Model, say: Say) -> Tensor:
 
 def _cached(store: Store, name: str, key: str, compute: Callable[[], Tensors]) -> Tensors:
     """Read tensors and JSON values from ``cache/{name}.safetensors`` if its key is the same, else compute them."""
-    return _read(store, name, key) or _write(store, name, key, compute())
+    return read_cached(store, name, key) or write_cached(store, name, key, compute())
 
 
-def _read(store: Store, name: str, key: str) -> Tensors | None:
+def read_cached(store: Store, name: str, key: str) -> Tensors | None:
+    """Tensors and JSON values in ``cache/{name}.safetensors`` if its key is the same."""
     path = store.cache / f"{name}.safetensors"
     if path.is_file():
         try:
@@ -320,7 +321,8 @@ def _read(store: Store, name: str, key: str) -> Tensors | None:
     return None
 
 
-def _write(store: Store, name: str, key: str, values: Tensors) -> Tensors:
+def write_cached(store: Store, name: str, key: str, values: Tensors) -> Tensors:
+    """Write ``cache/{name}.safetensors``; returns what `read_cached` will."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in values[0].items()}
     header = json.dumps({"key": key, "meta": values[1]}, sort_keys=True)
     write_atomically(store.cache / f"{name}.safetensors", save(tensors, {"locaudit": header}))

@@ -1,5 +1,6 @@
-"""Work that follows from results: once the planned trials of a place are done, its chosen trial gets more samples.
+"""Work that follows from results: further strengths, and more samples.
 
+Once the planned trials of a place are done, its grid widens if need be, and then its chosen trial gets more samples.
 The plan (`build_plan`) has what can be planned without results. The rest follows from *rules*: functions of the judged
 trials of one place that return the trials to run next, if any. `RULES` are asked in order, and the first that returns
 something decides. Once its trials are done, the rules are asked again. A place is **final** when its planned trials are
@@ -16,11 +17,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from locaudit.config import AuditConfig
-from locaudit.records import Place, TrialRecord, TrialSpec
+from locaudit.records import NO_METHOD, Place, TrialRecord, TrialSpec
+from locaudit.registry import METHODS
 from locaudit.run.plan import Groups
 from locaudit.run.subject import Inputs
 from locaudit.stats.scores import resolve_score, tolerance
-from locaudit.stats.selection import choose
+from locaudit.stats.selection import choose, widened
 from locaudit.store.database import Store, said_in
 from locaudit.store.manifest import Manifest
 from locaudit.store.run import judged, read_judgements
@@ -52,7 +54,17 @@ def sample_more(reading: Reading, trials: Sequence[TrialRecord]) -> list[TrialSp
     return [replace(chosen.spec, measured=chosen)] if lacks else []
 
 
-RULES: tuple[Rule, ...] = (sample_more,)
+def widen(reading: Reading, trials: Sequence[TrialRecord]) -> list[TrialSpec]:
+    """A trial with a further strength, if the best one is at the edge of those tried (`next_strength`)."""
+    spec = trials[0].spec
+    if spec.method == NO_METHOD:
+        return []
+    n_grid = len(METHODS[spec.method].strengths(reading.config.methods[spec.method]))
+    further = widened(trials, reading.score, reading.tie, n_grid, reading.config.widen)
+    return [] if further is None else [replace(spec, hyperparameter=further, measured=None)]
+
+
+RULES: tuple[Rule, ...] = (widen, sample_more)
 """What can follow from the results of a place, in the order in which it is asked."""
 
 
@@ -79,7 +91,7 @@ class Rounds:
         self._specs: dict[Where, dict[str, TrialSpec]] = defaultdict(dict)
         """Place -> trial id -> trial, of those that have a record."""
         self._final: set[Where] = set()
-        self._returned: set[tuple[str, bool]] = set()
+        self._returned: set[tuple[str, Place | None]] = set()
 
     def find(self, trial: str) -> TrialRecord | None:
         """The record of the trial with this id, perhaps at another place; None if there is none yet."""
@@ -109,21 +121,26 @@ class Rounds:
             for where, last in self._last.items()
             if group in (None, last) and where not in self._final and self._is_planned_done(where)
             for spec in self._next(where)
-            if (spec.trial_id, spec.measured is None) not in self._returned
+            if _key(spec) not in self._returned
         ]
-        self._returned |= {(spec.trial_id, spec.measured is None) for spec in found}
+        self._returned |= set(map(_key, found))
         return found
 
     def expected(self, group: int | None = None) -> list[TrialSpec]:
-        """For each place that is not final and whose plan ends with this group (None: any), a trial that may follow."""
-        evaluation = self.reading.config.evaluation
-        if not evaluation.max_new_tokens or evaluation.samples < 2:
-            return []
-        return [
-            replace(planned[0], measured=TrialRecord(planned[0], "ok", samples={"test": ((),)}))
-            for where, planned in self._planned.items()
-            if group in (None, self._last[where]) and where not in self._final
-        ]
+        """For each place that is not final and whose plan ends with this group (None: any), the trials that may follow.
+
+        They are as many as can follow at most.
+        """
+        evaluation, found = self.reading.config.evaluation, []
+        for where, planned in self._planned.items():
+            if where in self._final or group not in (None, self._last[where]):
+                continue
+            if len(planned) > 1:  # a grid
+                n_left = self.reading.config.widen - max(len(self._specs[where]) - len(planned), 0)
+                found += [replace(planned[0], hyperparameter=None)] * n_left
+            if evaluation.max_new_tokens and evaluation.samples > 1:
+                found.append(replace(planned[0], measured=TrialRecord(planned[0], "ok", samples={"test": ((),)})))
+        return found
 
     def _is_planned_done(self, where: Where) -> bool:
         return all(spec.trial_id in self._specs[where] for spec in self._planned[where])
@@ -141,6 +158,11 @@ class Rounds:
     def _without_judgements(self, spec: TrialSpec) -> TrialSpec:
         stored = replace(self._found[spec.trial_id][1], spec=replace(spec, measured=None))
         return replace(spec, measured=stored)
+
+
+def _key(spec: TrialSpec) -> tuple[str, Place | None]:
+    """Further samples are wanted once for all places of a trial; a new trial is stored for each of its places."""
+    return spec.trial_id, spec.place if spec.measured is None else None
 
 
 def _where(spec: TrialSpec) -> Where:

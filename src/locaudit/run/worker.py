@@ -127,10 +127,13 @@ Result = tuple[TrialRecord, Edit | None]
 
 
 class Worker:
-    """Runs groups of trials. If memory runs out, it tries again with fewer edits at once, then with smaller batches."""
+    """Runs groups of trials. If memory runs out, it tries again with fewer edits at once, then with smaller batches.
 
-    def __init__(self, shared: Shared, say: Callable[[str], None] = lambda _: None):
-        self._shared, self._say = shared, say
+    `work` does something else with a group instead of `run_trials`.
+    """
+
+    def __init__(self, shared: Shared, say: Callable[[str], None] = lambda _: None, work: Any = None):
+        self._shared, self._say, self._work = shared, say, work
         self._most: dict[str, int] = {}
         """Method -> largest number of edits at once that fits in memory, once a larger one did not."""
 
@@ -157,7 +160,7 @@ class Worker:
     def _try(self, part: Sequence[TrialSpec], on_step: OnStep | None) -> list[Result] | None:
         """The results, or None if memory ran out."""
         try:
-            return run_trials(self._shared, part, on_step)
+            return (self._work or run_trials)(self._shared, part, on_step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -209,18 +212,18 @@ def find_lack(shared: Shared, spec: TrialSpec) -> Lack:
 
 
 def run_trials(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None = None) -> list[Result]:
-    """Fit and score trials of one method; returns their results in the order of `specs`.
+    """Fit and score trials; returns their results in the order of `specs`.
 
     For partly measured trials, the saved edit is loaded and only what is missing is measured.
     """
     # One bank scores the same questions under all its edits, so partly measured trials are grouped by what they lack.
     # None stands for trials that are not measured at all and still have to be fitted.
-    alike: dict[Lack | None, list[TrialSpec]] = {}
+    alike: dict[tuple[str, Lack | None], list[TrialSpec]] = {}
     for spec in specs:
         is_new = spec.measured is None and spec.trial_id not in shared.kept
-        alike.setdefault(None if is_new else find_lack(shared, spec), []).append(spec)
+        alike.setdefault((spec.method, None if is_new else find_lack(shared, spec)), []).append(spec)
     found: dict[str, Result] = {}
-    for lack, part in alike.items():
+    for (_, lack), part in alike.items():
         if lack is None:
             results = _run_new(shared, part, on_step)
         elif part[0].measured is None:
@@ -298,7 +301,7 @@ def _run_new(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None)
     scored = iter(_score(shared, specs, [fits[i].edit for i in alive]) if alive else [])
     out: list[Result] = []
     for spec, fit in zip(specs, fits, strict=True):
-        training = {"loss": fit.losses} if fit.losses else {}
+        training = {name: (x,) for name, x in fit.facts.items()} | ({"loss": fit.losses} if fit.losses else {})
         scores = None if fit.edit is None else next(scored)
         if scores is None:
             out.append((TrialRecord(spec, "diverged", fit.message or NOT_FINITE, training=training), None))

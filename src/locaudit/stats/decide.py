@@ -13,6 +13,7 @@ from locaudit.records import TrialRecord
 from locaudit.stats.changes import count_changes
 from locaudit.stats.grades import grade
 from locaudit.stats.measured import Against, Design, Measured, measure
+from locaudit.stats.optimisation import find_flags
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.scores import SIGNS, has_score, tolerance
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, group_trials
@@ -67,7 +68,8 @@ def decide(
         if CLAIM in trials.get(name, {})
     ]
     adjusted = _adjusted(measured)
-    found = {m.method: _judge(m, score, adjusted) for m in measured}
+    flags = find_flags(records, facts, score, tolerance(score, (design or Design()).dtype))
+    found = {m.method: replace(_judge(m, score, adjusted), flags=flags[m.method]) for m in measured}
     return Verdict(
         headline=headline(found, facts),
         score=score,
@@ -76,7 +78,7 @@ def decide(
         n_controls=max((null.n_planned for v in found.values() for null in v.nulls.values()), default=0),
         claim=next((str(r.spec.location) for r in records if r.spec.arm == "claim"), ""),
         methods=found,
-        tolerance=tolerance(score, (design or Design()).dtype),
+        tolerance=tie,
     )
 
 

@@ -130,7 +130,7 @@ def _specificity(m: Measured) -> Grade:
 
 
 def _necessity(m: Measured) -> Grade:
-    """Non-inferiority test: the best edit of everything but the claim against the best edit of the whole model."""
+    """Non-inferiority test: the best edit found of everything but the claim against that of the whole model."""
     words, margin = _words(m, "necessity"), m.design.margin
     if REST not in m.arms or WHOLE not in m.arms:
         return _answer(words, "necessity", "not tried", words("not_tried"))

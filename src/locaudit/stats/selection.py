@@ -76,6 +76,34 @@ def choose(trials: Sequence[TrialRecord], score: str, tolerance: float = TIE) ->
     return min(tied, key=key)
 
 
+def is_at_edge(tried: Iterable[float | None], best: float | None) -> bool:
+    """Whether the best of several strengths is the smallest or the largest of them."""
+    known = {x for x in tried if x is not None}
+    return len(known) > 1 and best in (min(known), max(known))
+
+
+def widened(trials: Sequence[TrialRecord], score: str, tolerance: float, n_grid: int, widen: int) -> float | None:
+    """The `next_strength` at the place of these trials, or None."""
+    chosen = choose(trials, score, tolerance)
+    if chosen is None or chosen.spec.hyperparameter is None:
+        return None
+    tried = [x for record in trials if (x := record.spec.hyperparameter) is not None]
+    return next_strength(tried, chosen.spec.hyperparameter, n_grid, widen)
+
+
+def next_strength(tried: Sequence[float], best: float, n_grid: int, widen: int) -> float | None:
+    """The next strength to try at a place, or None: the grid widens while its best strength is at an edge.
+
+    The new one continues the grid beyond that edge by the geometric step there: from 0.1, 0.2, 0.4 with the best 0.1 it
+    is 0.05. `tried` has the `n_grid` strengths of the grid and those added since, at most `widen`. None also while the
+    grid is not done, beyond 0, and for a grid of a single strength.
+    """
+    if not n_grid <= len(tried) < n_grid + widen or not is_at_edge(tried, best):
+        return None
+    edge, inner = sorted(tried, key=lambda x: abs(x - best))[:2]
+    return float(f"{edge * edge / inner:.6g}") if edge * inner > 0 else None
+
+
 def score_place(trials: Sequence[TrialRecord], score: str, tolerance: float = TIE) -> PlaceScore:
     """Score of the chosen trial of a place, and the share of judgements missing; input of `Monitor.add`."""
     chosen = choose(trials, score, tolerance)

@@ -13,6 +13,7 @@ from locaudit.records import json_text
 from locaudit.stats.changes import Changes
 from locaudit.stats.grades import Grade, conclusion
 from locaudit.stats.off_target import OffTarget
+from locaudit.stats.optimisation import Flag
 from locaudit.stats.phrases import where
 from locaudit.stats.scores import TIE, Supports
 from locaudit.stats.sequential import State
@@ -113,6 +114,8 @@ class MethodVerdict:
     """The outcome in words."""
     changes: Mapping[str, Changes] = field(default_factory=dict)
     """Place -> how many test questions its edit made worse and better than unedited."""
+    flags: tuple[Flag, ...] = ()
+    """Signs that a better edit exists than the one found."""
 
     @property
     def deciding(self) -> Mapping[str, NullResult]:
@@ -180,6 +183,7 @@ class Verdict:
         lines = [self.headline, *([self.extended] if self.extended else []), *self.notes, ""]
         for name, verdict in self.methods.items():
             lines.append(f"{name}: {verdict.outcome}. {verdict.sentence}")
+            lines += [f"  {flag.text}" for flag in verdict.flags]
             lines += [f"  {g.question}: {g.answer}. {g.evidence}" for g in verdict.grades]
             lines += [f"  {conclusion(verdict.grades)}"] if verdict.grades else []
         return "\n".join(lines)

@@ -68,6 +68,8 @@ class Manifest:
     device: str
     dtype: str
     threads: int
+    widen: int = 0
+    """How many strengths are added at most to a grid whose best strength is at an edge."""
     samples: int = 0
     """Sampled answers to each test question."""
     judges: Mapping[str, JudgeFacts] = field(default_factory=dict)

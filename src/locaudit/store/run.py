@@ -27,7 +27,7 @@ from locaudit.stats.scores import (
     resolve_score,
     tolerance,
 )
-from locaudit.stats.selection import fewest_samples
+from locaudit.stats.selection import fewest_samples, group_trials, widened
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion, Store, said_in
 from locaudit.store.folder import read_run
@@ -213,10 +213,20 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every planned trial has a record, and every chosen one all samples; and whether all are judged."""
+        """Whether every trial has a record, also those by which grids widen; and every chosen one all samples.
+
+        All answers are judged, too.
+        """
         own = self.reading.get("score", (self.score,))[0]
         sampled = self._fewest(self.records, own) >= self.manifest.samples
-        return len(self.trials) >= self.manifest.planned and sampled and not self.n_unjudged
+        tie, methods = tolerance(own, self.manifest.dtype), self.manifest.methods
+        wide = all(
+            widened(trials, own, tie, methods[name].n_strengths, self.manifest.widen) is None
+            for name, places in group_trials(self.records).items()
+            if name in methods
+            for trials in places.values()
+        )
+        return len(self.trials) >= self.manifest.planned and wide and sampled and not self.n_unjudged
 
     def as_repeat(self) -> Repeat:
         """The run as one of several repeats, without grades."""
@@ -239,11 +249,18 @@ def load_run(folder: str | Path) -> Run:
                 expected="at least the record of the unedited model",
                 remedy="run the audit that started it again",
             )
+        records, methods = store.records(), manifest.methods
+        added = sum(
+            max(len(trials) - methods[name].n_strengths, 0)
+            for name, places in group_trials(records).items()
+            if name in methods
+            for trials in places.values()
+        )
         return Run(
             store.folder,
             store.config,
-            manifest,
-            tuple(store.records()),
+            replace(manifest, planned=manifest.planned + added),  # with the trials by which grids were widened
+            tuple(records),
             {split: tuple(store.questions(split)) for split in store.splits},
             read_judgements(store, manifest.judges),
             store.seconds(),
