@@ -56,8 +56,8 @@ class DriftText:
 def measure_drift(model: Model, text: DriftText, bank: EditBank | None, share: float = 1.0) -> list[dict[str, float]]:
     """Measure ``kl`` and ``ce``, in nats per token, for each edit of the bank.
 
-    Without a bank, there is one result, for the unedited model. Its ``kl`` is 0. With a `share` below 1, only about that
-    share of the documents is read.
+    Without a bank, there is one result, for the unedited model. Its ``kl`` is 0. With a `share` below 1, only about
+    that share of the documents is read.
     """
     n_documents, n_tokens = text.documents.shape
     edits = [bank.part(k, k + 1) for k in range(bank.n_edits)] if bank else [None]

@@ -71,12 +71,7 @@ def run_pilot(
         local = {aspect: judge for aspect, judge in job.inputs.judges.items() if aspect not in billed}
         before, spent = store.done(), store.seconds()
         local_only = replace(job, inputs=replace(job.inputs, judges=local))
-        rest = run_groups(store, local_only, pilot_groups(job), meter)
-        done = store.done()  # a place of two nulls takes no time for the second
-        left = list(
-            {spec.trial_id: spec for spec in rest if spec.measured is None and spec.trial_id not in done}.values()
-        )
-        left += [spec for spec in rest if spec.measured is not None]
+        left = run_groups(store, local_only, pilot_groups(job), meter)
         run, n_left, notes = load_run(store.folder), _count_answers(job, left), []
         for aspect, judge in billed.items():
             n_answers = n_left + len(run.said - set(run.judgements[aspect]))

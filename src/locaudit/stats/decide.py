@@ -68,7 +68,8 @@ def decide(
         if CLAIM in trials.get(name, {})
     ]
     adjusted = _adjusted(measured)
-    flags = find_flags(records, facts, score, tolerance(score, (design or Design()).dtype))
+    tie = tolerance(score, (design or Design()).dtype)
+    flags = find_flags(records, facts, score, tie)
     found = {m.method: replace(_judge(m, score, adjusted), flags=flags[m.method]) for m in measured}
     return Verdict(
         headline=headline(found, facts),
