@@ -46,7 +46,7 @@ DPI = 150
 
 def score_title(score: str) -> str:
     """A score's name for readers; an unknown score keeps its raw name. CSV and JSON files have raw names."""
-    return DRIFT_TITLES.get(score) or find_score(score).title
+    return {**DRIFT_TITLES, "degenerate": "Degenerate"}.get(score) or find_score(score).title
 
 
 def score_phrase(score: str, split: str = "") -> str:

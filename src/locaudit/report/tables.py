@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from locaudit.config import AuditConfig, changed_settings, open_settings, unknown_names_kept
+from locaudit.judges.degenerate import is_degenerate
 from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, TrialRecord, json_text
 from locaudit.registry import SCORES
@@ -79,6 +80,8 @@ class Row:
     seconds: float | None = None
     by_label: Mapping[str, float] = field(default_factory=dict)
     """The verdict's score by right answer (`locaudit.stats.labels.label_scores`); empty without labels."""
+    degenerate: Mapping[str, float] = field(default_factory=dict)
+    """``degenerate``: the share of its test answers that are (`is_degenerate`); empty if it gave no answers."""
 
     @property
     def place(self) -> Place:
@@ -92,8 +95,8 @@ class Row:
 
     @property
     def values(self) -> Mapping[str, float]:
-        """Scores on the test questions, the verdict's by label, and drift."""
-        return {**self.record.metrics.get("test", {}), **self.by_label, **self.record.drift}
+        """Scores on the test questions, the verdict's by label, the share of degenerate answers, and drift."""
+        return {**self.record.metrics.get("test", {}), **self.by_label, **self.degenerate, **self.record.drift}
 
     @cached_property
     def missing(self) -> Mapping[str, tuple[int, int]]:
@@ -196,6 +199,11 @@ class Tables:
         found = {name for row in self.rows for name in (*row.record.metrics.get("test", {}), *row.by_label)}
         known = [name for name in (*self.judged, *SCORES) if name in found]
         return tuple(dict.fromkeys((*known, *sorted(found))))
+
+    @property
+    def judged_columns(self) -> tuple[str, ...]:
+        """Columns of the table of judged answers: judged scores, and the share of degenerate answers."""
+        return (*self.judged, *self.base.degenerate)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -304,6 +312,15 @@ class Tables:
         if self.reading:
             more["reading"] = {name: {"run": own, "here": here} for name, (own, here) in self.reading.items()}
         judges = {aspect: asdict(judge) for aspect, judge in self.judges.items()}
+        if self.base.degenerate:
+            places = {method: {("base", 0): self.base, **self.places(method)} for method in self.verdict.methods}
+            more["degenerate"] = {
+                method: {
+                    f"control {number}" if arm == "control" else arm: row.degenerate.get("degenerate") if row else None
+                    for (arm, number), row in rows.items()
+                }
+                for method, rows in places.items()
+            }
         extensions = [asdict(extension) for extension in self.manifest.extensions]
         return json_text({**asdict(self.verdict), "judges": judges, "extensions": extensions, **more})
 
@@ -338,7 +355,7 @@ class Tables:
                     line[f"{name}_low"], line[f"{name}_high"] = row.bounds.get(name, (None, None))
             if judged:
                 line["n_missing"] = row.n_missing if row.missing else None
-            line |= {name: row.values.get(name) for name in DRIFT_TITLES}
+            line |= {name: row.values.get(name) for name in (*self.base.degenerate, *DRIFT_TITLES)}
             lines.append({**line, "seconds": row.seconds})
         return lines
 
@@ -359,10 +376,13 @@ def tabulate(run: Run) -> Tables:
     chosen_ids = {record.spec.trial_id for record in chosen if record is not None}
     bounds = score_intervals(records, judged_scores(run.base.questions["test"]))
     rows = []
+    asked = [question.text for question in run.questions["test"]]
     for record in records:
         trial = record.spec.trial_id
+        broken = [*map(is_degenerate, asked, record.answers.get("test", ()))]
         by_label = label_scores(record.questions.get("test", {}), verdict.score, run.labels)
-        rows.append(Row(record, trial in chosen_ids, bounds.get(trial, {}), run.seconds.get(trial), by_label))
+        share = {"degenerate": fmean(broken)} if broken else {}
+        rows.append(Row(record, trial in chosen_ids, bounds.get(trial, {}), run.seconds.get(trial), by_label, share))
     registered = read_registered(run)
     return Tables(
         verdict, run.config, tuple(rows), run.manifest, run.judgements, run.questions["test"], registered, run.reading
