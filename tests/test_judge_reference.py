@@ -150,9 +150,9 @@ def test_fit_and_validate_agree(files, fitted, judges):
 def test_no_network_judges_a_question_that_it_was_fitted_on(fitted, fits, model):
     weights = load_weights(fitted[0])
     assert set(weights.folds.values()) == set(range(5)) and len(weights.folds) == 30
-    assert len(fits) == 5
-    for fold, seen in enumerate(fits):
-        assert seen == {key for key, other in weights.folds.items() if other != fold}
+    assert len(fits) == 5 * fit.N_NETWORKS
+    for number, seen in enumerate(fits):
+        assert seen == {key for key, other in weights.folds.items() if other != number // fit.N_NETWORKS}
     engine = fresh(fitted, model)[0].engine
     question = Case(f"What colour is the {THINGS[3]}?", "", ("It is red.",), ("It is blue.",))
     read = read_question(engine.reader, weights.moments, question, ["red", "I think that it is blue", ""])

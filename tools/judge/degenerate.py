@@ -206,6 +206,8 @@ def main() -> None:
         part = [row[2:] for row in found if kind in ("all", row[0]) and half in ("both", row[1])]
         shares = " | ".join(f"{sum(column) / len(part):.3f}" for column in zip(*part, strict=True))
         print(f"| {kind} | {('in the fit', 'new')[half] if half != 'both' else half} | {len(part)} | {shares} |")
+    flagged = [is_degenerate(case.question, answer) for case in cases for answer in case.true + case.false]
+    print(f"\nThe rules find {sum(flagged)} of {len(flagged)} reference answers.")
 
 
 if __name__ == "__main__":

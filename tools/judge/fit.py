@@ -59,7 +59,7 @@ LAYERS = (8, 12, 16)
 """Layers whose states the judge reads, counted from 1."""
 N_FOLDS = 5
 """Number of folds of questions."""
-N_NETWORKS = 1
+N_NETWORKS = 2
 """Number of networks per fold, with different seeds, that are averaged."""
 N_FOR_MOMENTS = 100
 """Number of questions whose prompts give the mean and standard deviation of the states."""
