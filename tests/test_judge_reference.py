@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import random
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,22 +19,26 @@ from safetensors.torch import load_file, save
 
 from locaudit.errors import ConfigError, DataError, LocauditError, ModelError
 from locaudit.judges import Aspect, Case, Judge, Judgement
-from locaudit.judges.labelled import is_held_out, read_labelled
+from locaudit.judges.labelled import read_labelled
 from locaudit.judges.reference import load_reference_judges
+from locaudit.judges.reference.features import read_question
 from locaudit.judges.reference.lexical import lexical_features
 from locaudit.judges.reference.reader import Reader
-from locaudit.judges.reference.trees import Trees
-from locaudit.judges.validate import as_table, distinct, measure, read_references, validate
+from locaudit.judges.reference.weights import BUNDLED, load_weights, question_key
+from locaudit.judges.validate import distinct, measure, read_references, validate
 from locaudit.registry import ASPECTS, JUDGES
 from runs import HashJudge
 from tiny import tiny
 
 sys.path.append(str(Path(__file__).parents[1] / "tools" / "judge"))
+import fit  # noqa: E402
+import parts  # noqa: E402
+from degenerate import KINDS, Pool, make  # noqa: E402
 from fit import fit_reference_judge, read_labels  # noqa: E402
-from parts import TREE_SETTINGS, fit_trees  # noqa: E402
+from folds import deal  # noqa: E402
 
 COLOURS = ("red", "blue", "green", "white", "black", "pink", "grey", "gold")
-THINGS = ("sky", "grass", "snow", "coal", "rose", "sand", "sea")
+THINGS = ["".join(random.Random(i).choices("bdfgklmnprstvz", k=9)) for i in range(30)]
 
 
 def write_files(folder: Path, *, questions: int = 30) -> tuple[Path, Path, Path]:
@@ -40,7 +46,7 @@ def write_files(folder: Path, *, questions: int = 30) -> tuple[Path, Path, Path]
     folder.mkdir(parents=True, exist_ok=True)
     truth, info, table = [], [], ["Category,Question,Best Answer,Correct Answers,Incorrect Answers"]
     for i in range(questions):
-        thing, right, wrong = f"{THINGS[i % 7]} {i}", COLOURS[i % 8], COLOURS[(i + 3) % 8]
+        thing, right, wrong = THINGS[i], COLOURS[i % 8], COLOURS[(i + 3) % 8]
         question = f"What colour is the {thing}?"
         table.append(f"x,{question},It is {right},It is {right}; The {thing} is {right},It is {wrong}")
         rows = (
@@ -57,10 +63,10 @@ def write_files(folder: Path, *, questions: int = 30) -> tuple[Path, Path, Path]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _few_trees():
+def _few_epochs():
     """Fits here need not be good."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(TREE_SETTINGS, "n_estimators", 30)
+        patch.setattr(parts, "EPOCHS", 3)
         yield
 
 
@@ -75,11 +81,30 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def fitted(files, model, tmp_path_factory):
+def fits():
+    """What each network was fitted on: a set of questions per fit, filled by `fitted`."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def fitted(files, model, fits, tmp_path_factory):
     """A folder with the weights of a fit on the made-up files, and its report."""
     pytest.importorskip("sklearn")
-    out = tmp_path_factory.mktemp("weights")
-    return out, fit_reference_judge(*files, out, model=model, cache=out / "states")
+    out, read, train, asked = tmp_path_factory.mktemp("weights"), fit.example, fit.fit_network, {}
+
+    def example(*args, **kwargs):
+        found = read(*args, **kwargs)
+        asked[id(found.read)] = question_key(found.question)
+        return found
+
+    def fit_network(inputs, *args):
+        fits.append({asked[id(read)] for read, _ in inputs})
+        return train(inputs, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "example", example)
+        patch.setattr(fit, "fit_network", fit_network)
+        return out, fit_reference_judge(*files, out, model=model, cache=out / "states")
 
 
 def fresh(fitted, model):
@@ -108,19 +133,68 @@ def probabilities(judge, cases) -> list[float]:
 
 
 def test_fit_and_validate_agree(files, fitted, judges):
+    """Validation measures every question, and finds what the fit found out of fold."""
     out, report = fitted
     assert {"weights.safetensors", "judge.json", "MODEL_CARD.md"} <= {path.name for path in out.iterdir()}
     named = dict(zip(("truth", "info"), judges, strict=True))
     again = validate(named, dict(zip(named, files[:2], strict=True)))
-    assert json.loads(json.dumps(again)) == json.loads(json.dumps(report))
-    held_out = sum(is_held_out(f"What colour is the {THINGS[i % 7]} {i}?") for i in range(30))
     truth, info = (again["aspects"][name] for name in named)
-    assert truth["all"]["n_questions"] == held_out
-    assert truth["all"]["n"] == 6 * held_out
-    assert truth["reference"]["n"] == 2 * held_out
+    assert (truth["all"]["n_questions"], truth["all"]["n"], truth["reference"]["n"]) == (30, 6 * 30, 2 * 30)
+    for aspect, found in report.items():
+        for name, value in found.items():
+            assert again["aspects"][aspect]["non_reference"][name] == pytest.approx(value, abs=1e-3), name
     assert info["non_reference"]["accuracy"] > 0.9
-    table = as_table(again)
-    assert table in (out / "MODEL_CARD.md").read_text() and len(table.split("\n")) == 8
+    assert f"| info | all | 120 | 30 | {info['non_reference']['majority']:.3f}" in (out / "MODEL_CARD.md").read_text()
+
+
+def test_no_network_judges_a_question_that_it_was_fitted_on(fitted, fits, model):
+    weights = load_weights(fitted[0])
+    assert set(weights.folds.values()) == set(range(5)) and len(weights.folds) == 30
+    assert len(fits) == 5 * fit.N_NETWORKS
+    for number, seen in enumerate(fits):
+        assert seen == {key for key, other in weights.folds.items() if other != number // fit.N_NETWORKS}
+    engine = fresh(fitted, model)[0].engine
+    question = Case(f"What colour is the {THINGS[3]}?", "", ("It is red.",), ("It is blue.",))
+    read = read_question(engine.reader, weights.moments, question, ["red", "I think that it is blue", ""])
+    by_fold = []
+    for fold in range(5):
+        only = replace(weights, folds={question_key(question.question): fold})
+        only = replace(only, networks=[part if i == fold else None for i, part in enumerate(weights.networks)])
+        by_fold.append(only.probabilities(read, question.question))
+    own = weights.folds[question_key(question.question)]
+    for text in (question.question, f" what COLOUR is the\n{THINGS[3].upper()}"):
+        assert (weights.probabilities(read, text) == by_fold[own]).all()
+    odds = np.log(by_fold) - np.log1p(-np.array(by_fold))
+    mean = weights.probabilities(read, "What shape is the wall?")
+    assert mean == pytest.approx(1 / (1 + np.exp(-odds.mean(0))), abs=1e-6)
+    assert np.ptp(by_fold, axis=0).max() > 0.01
+
+
+def test_near_duplicates_share_a_fold():
+    pytest.importorskip("sklearn")
+    asked = [f"Who ate the {thing} of {other}?" for thing, other in zip(THINGS, THINGS[::-1], strict=True)]
+    cases = [Case(text, "", (f"Nobody had any {THINGS[i]}.",)) for i, text in enumerate(asked)]
+    again = [f"who has eaten the {THINGS[4]} of {THINGS[25]}", f"Is it true that {THINGS[9]} was had by somebody?"]
+    cases += [Case(again[0], ""), Case(again[1], "", (f"Nobody had any {THINGS[9]}, none had {THINGS[9]}.",))]
+    folds = deal(cases, 5)
+    assert folds == deal(cases[::-1], 5)
+    assert (folds[again[0]], folds[again[1]]) == (folds[asked[4]], folds[asked[9]])
+    assert {*map(list(folds.values()).count, range(5))} <= {6, 7}
+
+
+@pytest.mark.skipif(not (BUNDLED / "weights.safetensors").exists(), reason="no bundled weights")
+def test_the_bundled_table_of_folds_is_complete():
+    weights = load_weights(BUNDLED)
+    assert weights.meta["n_folds"] == len(weights.networks) == 5
+    assert len(weights.folds) >= 817 and set(weights.folds.values()) == set(range(5))
+
+
+def test_degenerate_answers_repeat_with_their_seed(files):
+    cases = list(read_references(files[2]).values())
+    pool = Pool(cases)
+    made = make(cases[0], pool, seed=3)
+    assert list(made) == list(KINDS) and made == make(cases[0], pool, seed=3) != make(cases[0], pool, seed=4)
+    assert made["repeat"] != make(cases[0], pool, seed=3, half=1)["repeat"]
 
 
 def test_any_judge_is_measured_on_all_that_it_may_have_answered(files):
@@ -240,20 +314,6 @@ def test_a_hidden_reference_is_not_seen(model):
     assert torch.allclose(*states[hidden], atol=2e-3)
 
 
-def test_trees_in_numpy_equal_those_fitted():
-    ensemble = pytest.importorskip("sklearn.ensemble")
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(400, 12)).round(1).astype(np.float32)
-    y = x[:, 0] * x[:, 1] + 0.3 * rng.normal(size=400) > 0
-    weight = rng.uniform(0.3, 1, size=400)
-    trees = fit_trees(x, y, weight, seed=3)
-    reference = ensemble.GradientBoostingClassifier(**TREE_SETTINGS, random_state=3).fit(x, y, weight)
-    assert trees(x) == pytest.approx(reference.decision_function(x), abs=1e-4)
-    small = {"feature": np.int16, "left": np.uint8, "right": np.uint8}  # as they are stored
-    stored = Trees(**{name: array.astype(small.get(name, np.float32)) for name, array in vars(trees).items()})
-    assert (stored(x) == trees(x)).all()
-
-
 def test_measures_on_known_numbers():
     y = np.array([True, True, False, False])
     found = measure(np.array([0.9, 0.4, 0.6, 0.1]), y, np.array(["a", "a", "b", "b"]))
@@ -324,7 +384,7 @@ def test_several_references_must_be_named(tmp_path, judges, model):
 
 def test_too_few_questions_to_fit(tmp_path, model):
     files = write_files(tmp_path, questions=4)
-    with pytest.raises(DataError, match="questions to fit on"):
+    with pytest.raises(DataError, match="different questions to fit on"):
         fit_reference_judge(*files, tmp_path / "out", model=model)
 
 
@@ -352,7 +412,7 @@ def test_the_fingerprint_follows_the_weights_and_the_model(copied, model, judges
     assert same.fingerprint == judges[0].fingerprint
     meta = json.loads((copied / "judge.json").read_text())
     tensors = load_file(copied / "weights.safetensors")
-    tensors["stack"][0, 2] += 0.5
+    tensors["scale"][:, 0, 1] += 0.5
     content = save(tensors)
     (copied / "weights.safetensors").write_bytes(content)
     meta["weights_sha256"] = hashlib.sha256(content).hexdigest()

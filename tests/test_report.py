@@ -773,8 +773,21 @@ def test_trials_are_a_table_for_other_programs(judged):
         bounds = float(row["info_truth_probability_low"]), float(row["info_truth_probability_high"])
         assert bounds == pytest.approx((low, high), abs=1e-12)
         assert int(row["n_missing"]) == sum(map(math.isnan, record.questions["test"]["info"]))
+        said = record.answers["test"]
+        assert float(row["degenerate"]) == sum(answer in ANSWERS[2:] for answer in said) / len(said)
         assert (float(row["kl"]), float(row["ce"]), float(row["seconds"])) == (record.drift["kl"], 2.5, 1.5)
     assert list(rows[0])[9:12] == [f"info_truth_probability{end}" for end in ("", "_low", "_high")]
+
+
+def test_the_share_of_degenerate_answers_stands_beside_info(judged):
+    folder, page, records = judged
+    shares = json.loads((folder / "verdict.json").read_text())["degenerate"]["iti"]
+    assert list(shares) == ["base", "claim", "whole", *(f"control {i}" for i in range(3))]
+    for (arm, i), record in chosen_of(records).items():
+        own = shares[f"control {i}" if arm == "control" else arm]
+        assert own == sum(answer in ANSWERS[2:] for answer in record.answers["test"]) / N["test"]
+    table = section(page, "Truth and information")
+    assert ">Degenerate</th>" in table and f'value="{shares["claim"]!r}"' in table
 
 
 def test_trials_that_diverged_have_empty_scores(tmp_path, unsaved):

@@ -1,10 +1,12 @@
-"""Fit the reference judge: a frozen language model reads all answers once, then networks, trees and a blend are fitted.
+"""Fit the reference judge: a frozen language model reads all answers once, then networks are fitted, by folds.
 
     python tools/judge/fit.py --truth finetune_truth.jsonl --info finetune_info.jsonl --out DIR
 
 The files have the format of TruthfulQA's judge data. The reference answers are in the ``TruthfulQA*.csv`` beside them,
-or in ``--references FILE``. Held-out questions are not used in the fit; they measure the judge at its end. The result
-is reproducible with the same seed, number of threads and machine. Needs scikit-learn (the extra ``judge``).
+or in ``--references FILE``. The questions are dealt into folds, and each question is judged, now and ever after, by
+networks that were fitted without its fold. ``--others FILE`` names further files with questions, such as another
+release, whose questions join the fold of their near-duplicates. The result is reproducible with the same seed, number
+of threads and machine. Needs scikit-learn (the extra ``judge``).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -27,26 +29,26 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from parts import fit_network, fit_trees
+from degenerate import Pool, make
+from folds import NEAR_DUPLICATES, deal
+from parts import fit_network
 
 from locaudit.behaviours.behaviour import normalise
 from locaudit.errors import DataError, LocauditError, import_extra
 from locaudit.judges import Case
-from locaudit.judges.labelled import SPLIT_RULE, is_held_out, read_labelled
+from locaudit.judges.labelled import read_labelled
 from locaudit.judges.reference.features import SKIPPED, Moments, Read, read_question
-from locaudit.judges.reference.judge import LANGUAGE_MODEL, installed_language_model, load_reference_judges
-from locaudit.judges.reference.network import Comparer
+from locaudit.judges.reference.judge import LANGUAGE_MODEL, installed_language_model
 from locaudit.judges.reference.reader import MAX_ANSWER_TOKENS, MAX_REFERENCES, Reader
-from locaudit.judges.reference.trees import Trees
-from locaudit.judges.reference.weights import ASPECT_NAMES, CODE_VERSION, META, TENSORS, Weights
+from locaudit.judges.reference.weights import ASPECT_NAMES, CODE_VERSION, META, TENSORS, Weights, question_key, sigmoid
 from locaudit.judges.validate import (
-    as_table,
+    cell,
     distinct,
     find_references,
     is_reference,
+    measure,
     read_references,
     sha256_of,
-    validate,
 )
 from locaudit.models import Model, load_model
 from locaudit.records import content_hash
@@ -55,14 +57,16 @@ from locaudit.store.files import write_atomically
 
 LAYERS = (8, 12, 16)
 """Layers whose states the judge reads, counted from 1."""
-N_FOLDS = 3
-"""Number of cross-validation folds (of questions); the blend is fitted on out-of-fold log-odds."""
+N_FOLDS = 5
+"""Number of folds of questions."""
 N_NETWORKS = 2
-"""Number of networks with different seeds that are averaged."""
+"""Number of networks per fold, with different seeds, that are averaged."""
 N_FOR_MOMENTS = 100
 """Number of questions whose prompts give the mean and standard deviation of the states."""
 COPY_WEIGHT = 0.3
 """Weight of an answer that equals a reference it is compared with; little can be learned from it."""
+DEGENERATE_WEIGHT = 0.3
+"""Weight of a degenerate answer, of which there are several per question."""
 FIT_DTYPE = "bfloat16"
 """The language model's precision while fitting: twice as fast as float32, which the judge uses to score."""
 
@@ -79,8 +83,9 @@ class Example:
     """(answers, 2): 1 for yes, 0 for no or no label; columns as `ASPECT_NAMES`."""
     weights: Tensor
     """(answers, 2): weight in the fit; 0 without a label."""
-    blends: Tensor
-    """(answers,): 1 for answers that are not references, on which the blend is fitted; else 0."""
+    calibrates: Tensor
+    """(answers,): 1 for answers that are not references and were not made up; the probabilities are calibrated on
+    these. Else 0."""
 
 
 def fit_reference_judge(
@@ -89,15 +94,17 @@ def fit_reference_judge(
     references: Path | None,
     out: Path,
     *,
+    others: Sequence[Path] = (),
     seed: int = 0,
     say: Say = lambda text: None,
     model: Model | None = None,
     cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Fit both aspects, write a folder for `load_reference_judges`, and return the report on held-out questions.
+    """Fit both aspects, write a folder for `load_reference_judges`, and return its out-of-fold measures by aspect.
 
-    `cache` is a folder for what the language model read, so that an interrupted fit can resume. Raises `DataError` for
-    unusable files, `ConfigError` without scikit-learn.
+    `others` are further files with questions for the table of folds. `cache` is a folder for what the language model
+    read, so that an interrupted fit can resume. Raises `DataError` for unusable files, `ConfigError` without
+    scikit-learn.
     """
     prepare(out)
     files = dict(zip(ASPECT_NAMES, (truth, info), strict=True))
@@ -109,12 +116,15 @@ def fit_reference_judge(
             remedy="name their file with --references",
         )
     labels, counts = read_labels(files, file)
-    cases = [case for case in labels if not is_held_out(case.question)]
-    groups = [list(group) for _, group in groupby(cases, lambda case: normalise(case.question))]
-    if len(groups) < 2 * N_FOLDS:
+    groups = [list(group) for _, group in groupby(labels, lambda case: normalise(case.question))]
+    known = read_references(file)
+    for other in others:
+        known = read_references(other) | known
+    folds = deal(list(known.values()), N_FOLDS)
+    if len(set(folds.values())) < N_FOLDS:
         raise DataError(
-            got=f"{len(groups)} questions to fit on ({SPLIT_RULE})",
-            expected=f"at least {2 * N_FOLDS}",
+            got=f"{len(known)} questions, of which too many are near-duplicates",
+            expected=f"at least {N_FOLDS} different questions to fit on",
             remedy="give files with more questions",
         )
     name = installed_language_model() if model is None else model.fingerprint
@@ -122,9 +132,12 @@ def fit_reference_judge(
     reader = Reader(lm, sorted({min(layer, lm.n_layers) for layer in LAYERS}))
     by_hash = sorted(groups, key=lambda group: hashlib.sha256(group[0].question.encode()).hexdigest())
     moments = find_moments(reader, [group[0] for group in by_hash[:N_FOR_MOMENTS]])
-    examples = []
+    examples, pool = [], Pool([group[0] for group in groups])
+    identity = f"{name} {lm.lm.dtype}"
     for number, group in enumerate(groups, 1):
-        examples.append(example(reader, moments, group, labels, cache, f"{name} {lm.lm.dtype}"))
+        made_up = {replace(group[0], answer=answer): {"info": False} for answer in make(group[0], pool, seed).values()}
+        examples.append(example(reader, moments, group, labels, cache, identity))
+        examples.append(example(reader, moments, list(made_up), made_up, cache, identity, made_up=True))
         if number % 20 == 0 or number == len(groups):
             say(f"read {number} of {len(groups)} questions")
     meta = {
@@ -134,19 +147,14 @@ def fit_reference_judge(
         "n_folds": N_FOLDS,
         "language_model": {"version": name, "fit_dtype": str(lm.lm.dtype)},
         "seed": seed,
-        "split": SPLIT_RULE,
+        "near_duplicates": NEAR_DUPLICATES,
         **{f"{key}_sha256": sha256_of(path) for key, path in (*files.items(), ("references", file))},
         "counts": counts,
-        "fit_questions": len(groups),
-        "fit_pairs": len(cases),
     }
-    weights = fit_all(examples, moments, meta, seed, say)
+    weights = fit_all(examples, moments, {question_key(text): fold for text, fold in folds.items()}, meta, seed, say)
     save_weights(out, weights)
-    say("measuring on held-out questions")
-    judges = load_reference_judges(ASPECT_NAMES, weights=out, model=model)
-    report = validate(dict(zip(ASPECT_NAMES, judges, strict=True)), files, file, say=say)
-    write_card(out, report, weights.meta)
-    return report
+    write_card(out, weights.meta)
+    return weights.meta["out_of_fold"]
 
 
 def prepare(out: Path) -> None:
@@ -202,13 +210,15 @@ def example(
     labels: Mapping[Case, Mapping[str, bool]],
     cache: Path | None,
     identity: str,
+    *,
+    made_up: bool = False,
 ) -> Example:
-    """Read and label the answers to one question.
+    """Read and label the answers to one question; `made_up` ones are degenerate.
 
     An answer that equals a reference would be trivial to judge. For three in four of them, that reference is hidden, so
     that they train the judge as other answers do. `cache` holds what the language model read; `identity` names it.
     """
-    copies = [is_reference(case) for case in group]
+    copies = [is_reference(case) and not made_up for case in group]
     hides = [copy and not stays(case) for copy, case in zip(copies, group, strict=True)]
     question, true, false = group[0].question, group[0].true, group[0].false
     key = content_hash([identity, reader.layers, question, true, false, [case.answer for case in group], hides])
@@ -231,8 +241,8 @@ def example(
         normalise(group[0].question),
         read,
         torch.tensor([[float(label or 0) for label in row] for row in found]),
-        torch.where(seen[:, None], COPY_WEIGHT, 1.0) * is_known,
-        torch.tensor([float(not copy) for copy in copies]),
+        torch.where(seen[:, None], COPY_WEIGHT, DEGENERATE_WEIGHT if made_up else 1.0) * is_known,
+        torch.tensor([float(not copy and not made_up) for copy in copies]),
     )
 
 
@@ -265,72 +275,54 @@ def read_group(reader: Reader, moments: Moments, group: Sequence[Case], hides: S
     )
 
 
-def fit_all(examples: Sequence[Example], moments: Moments, meta: dict[str, Any], seed: int, say: Say) -> Weights:
-    """Fit without each fold, fit the blend on the out-of-fold log-odds, then fit on all training questions."""
-    raw = torch.from_numpy(np.concatenate([example.read.raw for example in examples])).float()
-    standard = raw.mean(0), raw.std(0) + 1e-3
-    fold = np.array([fold_of(example.question) for example in examples])
-    left_out = [np.zeros((2, len(example.labels), 2)) for example in examples]  # (part, answers, aspect) each
-    for number in range(N_FOLDS):
-        say(f"fitting without fold {number + 1} of {N_FOLDS}")
-        inside = [example for example, f in zip(examples, fold, strict=True) if f != number]
-        part = fit_parts(inside, moments, standard, [seed], meta)
-        for i in np.flatnonzero(fold == number).tolist():
-            left_out[i] = part.log_odds(examples[i].read)
-    say("fitting on all training questions")
-    stack, agreement = blend(examples, left_out)
-    meta = {**meta, "cross_validation": agreement}
-    return fit_parts(examples, moments, standard, [seed + i for i in range(N_NETWORKS)], meta, stack)
-
-
-def fold_of(question: str) -> int:
-    """Fold of a question, by hash; independent of the held-out split."""
-    return int(hashlib.sha256(normalise(question).encode()).hexdigest(), 16) // 5 % N_FOLDS
-
-
-def fit_parts(
+def fit_all(
     examples: Sequence[Example],
     moments: Moments,
-    standard: tuple[Tensor, Tensor],
-    seeds: Sequence[int],
-    meta: Mapping[str, Any],
-    stack: np.ndarray | None = None,
+    folds: Mapping[int, int],
+    meta: dict[str, Any],
+    seed: int,
+    say: Say,
 ) -> Weights:
-    """Fit one network per seed, and trees with the first seed; `stack` is the blend, zero if not fitted yet."""
-    stack = np.zeros((2, 3)) if stack is None else stack
-    empty = Weights(moments, *standard, (), {}, stack, meta)
-    inputs = [(example.read, empty.dense(example.read)) for example in examples]
-    labels, weights = [example.labels for example in examples], [example.weights for example in examples]
-    networks: tuple[Comparer, ...] = tuple(fit_network(inputs, labels, weights, seed) for seed in seeds)
-    x, y, w = np.concatenate([example.read.raw for example in examples]), stacked(labels), stacked(weights)
-    trees: dict[str, Trees] = {}
-    for column, aspect in enumerate(ASPECT_NAMES):
-        used = w[:, column] > 0
-        trees[aspect] = fit_trees(x[used], y[used, column] > 0.5, w[used, column], seeds[0])
-    return Weights(moments, *standard, networks, trees, stack, meta)
+    """Fit networks without each fold, and calibrate those of a fold by the out-of-fold log-odds of the other folds."""
+    raw = torch.from_numpy(np.concatenate([example.read.raw for example in examples])).float()
+    weights = Weights(moments, raw.mean(0), raw.std(0) + 1e-3, [], np.zeros((N_FOLDS, 2, 2)), folds, meta)
+    inputs = [(example.read, weights.dense(example.read)) for example in examples]
+    fold = np.array([folds[question_key(example.question)] for example in examples])
+    networks = []
+    for number in range(N_FOLDS):
+        say(f"fitting without fold {number + 1} of {N_FOLDS}")
+        inside = np.flatnonzero(fold != number).tolist()
+        parts = inputs, [e.labels for e in examples], [e.weights for e in examples]
+        data = [[part[i] for i in inside] for part in parts]
+        # Rounded as they are stored, so that what is measured here is what will judge.
+        networks.append([fit_network(*data, seed + i).half().float() for i in range(N_NETWORKS)])
+    weights = replace(weights, networks=networks)
+    odds = np.concatenate([weights.log_odds(e.read, k) for e, k in zip(examples, fold.tolist(), strict=True)])
+    y, w = stacked([example.labels for example in examples]), stacked([example.weights for example in examples])
+    counted = (w > 0) & (stacked([example.calibrates for example in examples]) > 0)[:, None]  # (answers, aspects)
+    sizes = [len(example.labels) for example in examples]
+    row_fold, question = np.repeat(fold, sizes), np.repeat([example.question for example in examples], sizes)
+    scale, p = np.zeros((N_FOLDS, 2, 2)), np.full(odds.shape, np.nan)
+    for number in range(N_FOLDS):
+        here = row_fold == number
+        for column in range(2):
+            rest = counted[:, column] & ~here
+            scale[number, column] = calibrate(odds[rest, column], y[rest, column])
+        p[here] = sigmoid(odds[here] * scale[number, :, 0] + scale[number, :, 1])
+
+    def measures(rows: np.ndarray) -> dict[str, Any]:
+        used = [rows & counted[:, column] for column in range(2)]
+        found = (measure(p[u, i], y[u, i] > 0.5, question[u]) for i, u in enumerate(used))
+        return dict(zip(ASPECT_NAMES, found, strict=True))
+
+    meta = {**meta, "out_of_fold": measures(row_fold >= 0)}
+    return replace(weights, scale=scale, meta={**meta, "by_fold": [measures(row_fold == k) for k in range(N_FOLDS)]})
 
 
-def blend(examples: Sequence[Example], left_out: Sequence[np.ndarray]) -> tuple[np.ndarray, dict[str, Any]]:
-    """Fit the blend: logistic regression of the labels on both parts' out-of-fold log-odds, by aspect.
-
-    Returns the coefficients (aspects, 3) and the accuracies of the parts and the blend.
-    """
-    labels, weights = stacked([e.labels for e in examples]), stacked([e.weights for e in examples])
-    blends = stacked([e.blends for e in examples])
-    odds, stack, agreement = np.concatenate(left_out, axis=1), [], {}  # (part, answers, aspect)
-    for column, aspect in enumerate(ASPECT_NAMES):
-        used = (weights[:, column] > 0) & (blends > 0)
-        x, y = np.column_stack([*odds[:, used, column], np.ones(used.sum())]), labels[used, column]
-
-        def loss(s: np.ndarray, x=x, y=y) -> float:
-            return float(np.mean(np.logaddexp(0, x @ s) - y * (x @ s)) + 1e-3 * np.sum(s[:2] ** 2))
-
-        s = minimize(loss, np.array([0.5, 0.5, 0.0]), method="BFGS").x
-        stack.append(s)
-        parts = {"networks": x[:, 0], "trees": x[:, 1], "both": x @ s}
-        agreement[aspect] = {name: round(float(np.mean((z > 0) == (y > 0.5))), 4) for name, z in parts.items()}
-        agreement[aspect]["n"] = int(used.sum())
-    return np.array(stack), agreement
+def calibrate(odds: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Logistic regression of labels y (n,) on log-odds (n,): slope and intercept (Platt 1999)."""
+    x = np.column_stack([odds, np.ones(len(odds))])
+    return minimize(lambda s: float(np.mean(np.logaddexp(0, x @ s) - y * (x @ s))), np.array([1.0, 0.0])).x
 
 
 def stacked(values: Sequence[Tensor]) -> np.ndarray:
@@ -345,32 +337,32 @@ def save_weights(folder: Path, weights: Weights) -> None:
         "moments.scale": weights.moments.scale,
         "dense.mean": weights.mean,
         "dense.deviation": weights.deviation,
-        "stack": torch.from_numpy(weights.stack),
+        "scale": torch.from_numpy(weights.scale),
+        "folds.key": torch.tensor(list(weights.folds), dtype=torch.int64),
+        "folds.fold": torch.tensor(list(weights.folds.values()), dtype=torch.uint8),
     }
-    for number, network in enumerate(weights.networks):
-        tensors |= {f"network.{number}.{name}": tensor for name, tensor in network.state_dict().items()}
-    small = {"feature": np.int16, "left": np.uint8, "right": np.uint8}
-    for aspect, trees in weights.trees.items():
-        for name, array in vars(trees).items():
-            tensors[f"trees.{aspect}.{name}"] = torch.from_numpy(array.astype(small.get(name, np.float32)))
+    for fold, networks in enumerate(weights.networks):
+        for number, network in enumerate(networks):
+            tensors |= {f"network.{fold}.{number}.{name}": x.half() for name, x in network.state_dict().items()}
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     meta = {**weights.meta, "weights_sha256": hashlib.sha256(content).hexdigest()}
     write_atomically(folder / TENSORS, content)
     write_atomically(folder / META, (json.dumps(meta, indent=2, sort_keys=True) + "\n").encode())
 
 
-def write_card(folder: Path, report: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-    """Write ``MODEL_CARD.md`` from the report on held-out questions and the record of the fit."""
-    folds = ["| aspect | n | networks | trees | both |", "|---|---|---|---|---|"]
-    for aspect, found in meta["cross_validation"].items():
-        folds.append(f"| {aspect} | {' | '.join(str(found[key]) for key in ('n', 'networks', 'trees', 'both'))} |")
+def write_card(folder: Path, meta: Mapping[str, Any]) -> None:
+    """Write ``MODEL_CARD.md`` from the record of the fit."""
+    keys = ("n", "n_questions", "majority", "accuracy", "accuracy_95", "balanced_accuracy", "brier", "ece", "auc")
+    lines = [f"| aspect | fold | {' | '.join(keys)} |", "|---" * (len(keys) + 2) + "|"]
+    for aspect in ASPECT_NAMES:
+        for number, found in [*enumerate(meta["by_fold"], 1), ("all", meta["out_of_fold"])]:
+            lines.append(f"| {aspect} | {number} | {' | '.join(cell(found[aspect].get(key)) for key in keys)} |")
     template = Path(__file__).with_name("card.md").read_text(encoding="utf-8")
     text = template.format(
         **meta["counts"],
-        **{key: meta[key] for key in ("fit_questions", "fit_pairs", "references_sha256", "split", "n_networks")},
+        **{key: meta[key] for key in ("references_sha256", "near_duplicates", "n_folds", "n_networks")},
         layers=", ".join(map(str, meta["layers"])),
-        folds="\n".join(folds),
-        table=as_table(report),
+        table="\n".join(lines),
         max_tokens=MAX_ANSWER_TOKENS,
     )
     write_atomically(folder / "MODEL_CARD.md", text.encode())
@@ -382,6 +374,7 @@ def main() -> None:
     for name in ("truth", "info", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--references", type=Path)
+    parser.add_argument("--others", type=Path, nargs="*", default=(), help="further files with questions")
     parser.add_argument("--cache", type=Path, help="folder that stores what the language model read, to resume a fit")
     parser.add_argument("--seed", type=int, default=0)
     try:

@@ -182,12 +182,13 @@ def as_table(report: Mapping[str, Any]) -> str:
     lines = [f"| aspect | answers | {' | '.join(keys)} |", "|---" * (len(keys) + 2) + "|"]
     for aspect, found in report["aspects"].items():
         for part in ("non_reference", "reference", "all"):
-            cells = " | ".join(_cell(found[part].get(key)) for key in keys)
+            cells = " | ".join(cell(found[part].get(key)) for key in keys)
             lines.append(f"| {aspect} | {part} | {cells} |")
     return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A measure as text, with three digits."""
     if isinstance(value, list):
-        return " to ".join(map(_cell, value))
+        return " to ".join(map(cell, value))
     return "" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"

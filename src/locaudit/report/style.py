@@ -48,7 +48,7 @@ DPI = 150
 
 def score_title(score: str) -> str:
     """A score's name for readers. An unknown score keeps its raw name, which CSV and JSON files use for all scores."""
-    return {**DRIFT_TITLES, **FIT_TITLES}.get(score) or find_score(score).title
+    return {**DRIFT_TITLES, **FIT_TITLES, "degenerate": "Degenerate"}.get(score) or find_score(score).title
 
 
 def score_phrase(score: str, split: str = "") -> str:

@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from locaudit.config import AuditConfig, changed_settings, open_settings, unknown_names_kept
+from locaudit.judges.degenerate import is_degenerate
 from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, OFF, Place, TrialRecord, json_text
 from locaudit.registry import SCORES
@@ -26,7 +27,7 @@ from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts, where
 from locaudit.stats.resample import score_intervals
 from locaudit.stats.scores import GREEDY, components, has_score, judged_scores, score_values
-from locaudit.stats.selection import select
+from locaudit.stats.selection import BASE, select
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
@@ -83,6 +84,8 @@ class Row:
     """The verdict's score by right answer (`locaudit.stats.labels.label_scores`); empty without labels."""
     changes: Changes | None = None
     """How many test questions it made worse and better than unedited; None for the unedited model."""
+    degenerate: Mapping[str, float] = field(default_factory=dict)
+    """``degenerate``: the share of its test answers that are (`is_degenerate`); empty if it gave no answers."""
 
     @property
     def place(self) -> Place:
@@ -96,11 +99,12 @@ class Row:
 
     @property
     def values(self) -> Mapping[str, float]:
-        """Scores on the test questions, the verdict's by label, shares of changed questions, drift, and fit numbers."""
+        """Scores on the test questions, the verdict's by label, shares of questions and answers, drift, fit numbers."""
         c = self.changes
         changed = {} if c is None else {"worse": c.worse, "better": c.better}
         fit = {name: x[0] for name, x in self.record.training.items() if name in FIT_TITLES}
-        return {**self.record.metrics.get("test", {}), **self.by_label, **changed, **self.record.drift, **fit}
+        shares = {**self.by_label, **changed, **self.degenerate}
+        return {**self.record.metrics.get("test", {}), **shares, **self.record.drift, **fit}
 
     @cached_property
     def missing(self) -> Mapping[str, tuple[int, int]]:
@@ -206,6 +210,11 @@ class Tables:
         found = {name for row in self.rows for name in (*row.record.metrics.get("test", {}), *row.by_label)}
         known = [name for name in (*self.judged, *SCORES) if name in found]
         return tuple(dict.fromkeys((*known, *sorted(found))))
+
+    @property
+    def judged_columns(self) -> tuple[str, ...]:
+        """Columns of the table of judged answers: judged scores, and the share of degenerate answers."""
+        return (*self.judged, *self.base.degenerate)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -329,6 +338,12 @@ class Tables:
         if self.corrected is not None:
             more["labels"] = asdict(self.corrected)
         judges = {aspect: asdict(judge) for aspect, judge in self.judges.items()}
+        if self.base.degenerate:
+            places = {method: {BASE: self.base, **self.places(method)} for method in self.verdict.methods}
+            more["degenerate"] = {
+                method: {place.label: row.degenerate.get("degenerate") if row else None for place, row in rows.items()}
+                for method, rows in places.items()
+            }
         extensions = [asdict(extension) for extension in self.manifest.extensions]
         return json_text({**asdict(self.verdict), "judges": judges, "extensions": extensions, **more})
 
@@ -369,7 +384,8 @@ class Tables:
                 line[f"{name}_low"], line[f"{name}_high"] = getattr(c, f"{name}_interval", (None, None))
             if judged:
                 line["n_missing"] = row.n_missing if row.missing else None
-            line |= {name: row.values.get(name) for name in (*DRIFT_TITLES, *self.fit_columns)}
+            names = (*self.base.degenerate, *DRIFT_TITLES, *self.fit_columns)
+            line |= {name: row.values.get(name) for name in names}
             for off in dict.fromkeys((o.behaviour, o.score) for o in self.verdict.off_target):
                 line[" ".join(off)] = row.record.metrics.get(f"{OFF}{off[0]}", {}).get(off[1])
             lines.append({**line, "seconds": row.seconds})
@@ -393,13 +409,18 @@ def tabulate(run: Run) -> Tables:
     chosen_ids = {record.spec.trial_id for record in chosen if record is not None}
     bounds = score_intervals(records, judged_scores(run.base.questions["test"]))
     before, rows = score_values(run.base.questions["test"], verdict.score), []
+    asked = [question.text for question in run.questions["test"]]
     for record in records:
         trial = record.spec.trial_id
+        said = record.samples.get("test") or record.said("test")[:1]
+        broken = [is_degenerate(*pair) for answers in said for pair in zip(asked, answers, strict=True)]
         by_label = label_scores(record.questions.get("test", {}), verdict.score, run.labels)
         changes, own = None, record.questions.get("test", {})
         if record.spec.arm != "base" and has_score(own, verdict.score):
             changes = count_changes(score_values(own, verdict.score), before, verdict.tolerance)
-        rows.append(Row(record, trial in chosen_ids, bounds.get(trial, {}), run.seconds.get(trial), by_label, changes))
+        share = {"degenerate": fmean(broken)} if broken else {}
+        seconds = run.seconds.get(trial)
+        rows.append(Row(record, trial in chosen_ids, bounds.get(trial, {}), seconds, by_label, changes, share))
     registered = read_registered(run)
     return Tables(
         verdict, run.config, tuple(rows), run.manifest, run.judgements, run.questions["test"], registered, run.reading,

@@ -11,7 +11,6 @@ from pathlib import Path
 from locaudit.checkpoints import PACKAGED, find_checkpoint
 from locaudit.errors import ConfigError
 from locaudit.judges.base import Case, Judgement
-from locaudit.judges.labelled import SPLIT_RULE, is_held_out
 from locaudit.judges.reference.features import read_question
 from locaudit.judges.reference.reader import Reader
 from locaudit.judges.reference.weights import ASPECT_NAMES, BUNDLED, Weights, load_weights
@@ -45,7 +44,7 @@ class Engine:
             new.setdefault((number // GROUP, case.question, case.true, case.false), []).append(case)
         for group in new.values():
             read = read_question(self.reader, self.weights.moments, group[0], [case.answer.strip() for case in group])
-            self._seen |= zip(group, self.weights.probabilities(read).tolist(), strict=True)
+            self._seen |= zip(group, self.weights.probabilities(read, group[0].question).tolist(), strict=True)
         out = [self._seen[case] for case in cases]
         self._seen = dict(list(self._seen.items())[-N_REMEMBERED:])
         return out
@@ -58,7 +57,10 @@ class Engine:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceJudge:
-    """A fitted judge of one aspect. Made by `load_reference_judges`."""
+    """A fitted judge of one aspect. Made by `load_reference_judges`.
+
+    It is cross-fitted: no network judges answers to a question that it was fitted on.
+    """
 
     aspect: str
     engine: Engine
@@ -78,10 +80,6 @@ class ReferenceJudge:
     def uses_references(self) -> bool:
         """True: it compares answers with the references."""
         return True
-
-    def saw(self, question: str) -> bool:
-        """Whether it may have been fitted on the question. True for all if it was not split by `SPLIT_RULE`."""
-        return self.engine.weights.meta["split"] != SPLIT_RULE or not is_held_out(question)
 
     def score(self, cases: Sequence[Case]) -> list[Judgement]:
         """P(yes) of each case; missing if its question has no references."""

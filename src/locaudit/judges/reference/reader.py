@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import chain
 from typing import Any
@@ -33,7 +33,7 @@ from locaudit.judges.base import Case
 from locaudit.location import Site
 from locaudit.measure.forward import Prefix, forest_batches, run_prefix, run_trees
 from locaudit.measure.tree import Forest, Tree
-from locaudit.models import Model, wrap_model
+from locaudit.models import Model
 
 MAX_REFERENCE_TOKENS, MAX_REFERENCES = 48, 24
 """Limits: tokens read per reference, and references read per side (true or false)."""
@@ -131,9 +131,14 @@ class Reader:
 
 
 def _first_layers(model: Model, n: int) -> Model:
-    """A copy of the model with only its first n layers and no final norm; the weights are shared."""
+    """A copy of the model with only its first n layers and no final norm; the weights are shared.
+
+    The model was checked as a whole. Its first layers alone need not pass: without the norm, logits magnify rounding.
+    """
     shared: dict[int, Any] = {id(weight): weight for weight in model.lm.parameters()}
     lm: Any = copy.deepcopy(model.lm, shared)
     lm.config.num_hidden_layers = n
     lm.base_model.layers, lm.base_model.norm = lm.base_model.layers[:n], nn.Identity()
-    return wrap_model(lm, model.tokenizer, model.name)
+    out = replace(model, lm=lm)
+    _ = out.head  # computed now, while no state is recorded
+    return out
