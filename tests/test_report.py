@@ -736,7 +736,7 @@ def test_a_control_that_diverged_is_no_part_of_the_controls_mean(tmp_path, unsav
     part = section(write_report(folder, tables).read_text(), "Truth and information")
     assert "Mean of 2 controls" in part
     lost = part.split('<th scope="row">Control 1</th>')[1].split("</tr>")[0]
-    assert re.findall("<td>(.*?)</td>", lost) == ["–"] * len(JUDGED) + [""]
+    assert re.findall("<td>(.*?)</td>", lost) == ["–"] * len(tables.judged_columns) + [""]
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.3, 1.0])
@@ -782,9 +782,9 @@ def test_trials_are_a_table_for_other_programs(judged):
 def test_the_share_of_degenerate_answers_stands_beside_info(judged):
     folder, page, records = judged
     shares = json.loads((folder / "verdict.json").read_text())["degenerate"]["iti"]
-    assert list(shares) == ["base", "claim", "whole", *(f"control {i}" for i in range(3))]
-    for (arm, i), record in chosen_of(records).items():
-        own = shares[f"control {i}" if arm == "control" else arm]
+    assert list(shares) == ["base", "claim", "whole", *(f"control anywhere {i}" for i in range(3))]
+    for (arm, i, *_), record in chosen_of(records).items():
+        own = shares[f"control anywhere {i}" if arm == "control" else arm]
         assert own == sum(answer in ANSWERS[2:] for answer in record.answers["test"]) / N["test"]
     table = section(page, "Truth and information")
     assert ">Degenerate</th>" in table and f'value="{shares["claim"]!r}"' in table

@@ -461,7 +461,7 @@ NO_SWITCH = "{% for m in messages %}<bos>{{ m.role }}\n{{ m.content.split('</thi
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (NO_SWITCH + ASKED + "<think>\n{% endif %}", r"ends with '.*assistant\\n<think>\\n' whatever"),
+        (NO_SWITCH + ASKED + "<think>\n{% endif %}", r"ends with '.*assistant\\n<think>\\n' for all values of"),
         (NO_SWITCH + ASKED + "{% endif %}", r"with reasoning \(</think>\), whose prompt ends with '.*assistant\\n'"),
         (
             CHAT.replace("{{ m.role }}\n", "{{ m.role }}\n{% if m.role == 'assistant' %}<channel>final{% endif %}"),

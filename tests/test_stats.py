@@ -492,11 +492,12 @@ def test_any_aspects_may_be_judged():
     said = {"tone": [0.9, 0.2, None, 0.7], "truth": [0.6, 0.6, 0.1, 0.1]}
     metrics = judged_metrics(said)
     assert set(metrics) == {"tone", "tone_probability", "truth", "truth_probability"}
-    assert judged_scores(metrics) == ("truth", "judged", "judged_probability", "tone")
+    each = ("truth", "truth_probability", "judged", "tone", "tone_probability")
+    assert judged_scores(metrics) == ("judged_probability", *each)
     assert resolve_score("auto", said) == "judged_probability"
     assert float(mean_score(score_values(metrics, "judged_probability"))) == pytest.approx(0.6 * 0.35)
     assert float(mean_score(score_values(metrics, "judged"))) == pytest.approx(2 / 3 * 1 / 2)
-    assert judged_scores(judged_metrics({"tone": [0.5]})) == ("tone",)
+    assert judged_scores(judged_metrics({"tone": [0.5]})) == ("tone_probability", "tone")
     both = judged_metrics({"truth": [0.5], "info": [0.5]})
     assert judged_scores(both) == JUDGED
     with SCORES.temporary("calm", Score("Calm", ("tone_probability",), needs=("tone",))):

@@ -234,7 +234,9 @@ def test_an_optimal_trial_is_its_training(shared):
     for (record, edit), job, fit in zip(
         results, jobs, train(shared.model, shared.training, jobs, **options), strict=True
     ):
-        assert record.training == {"loss": fit.losses}
+        # one epoch, so that its mean loss is the objective
+        assert record.training.keys() == {"loss", "objective"} and record.training["loss"] == fit.losses
+        assert record.training["objective"] == (pytest.approx(sum(fit.losses) / len(fit.losses)),)
         for site, e in edit.sites.items():
             assert torch.equal(e.b, fit.edit.sites[site].b)
         _, losses = fit_edit(shared.model, shared.training, job, **options)
