@@ -203,7 +203,8 @@ def test_a_run_grows_in_nulls_and_in_the_controls_of_each(home, tmp_path, stoppi
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("none", "anywhere"), ("layer", "layers"), ("kv-group", "kv-groups"), ("norm", "norm")]
+    ("old", "new"),
+    [("none", "anywhere"), ("layer", "layers"), ("kv-group", "kv-groups"), ("norm", "norm"), ("any", "anywhere")],
 )
 def test_the_former_setting_is_refused_with_its_translation(tmp_path, capsys, old, new):
     with pytest.raises(ConfigError, match=rf"setting match in .*Write in place of match:\nnulls: \[{new}\]$"):

@@ -269,7 +269,7 @@ class AuditConfig:
         "anywhere",
         "layers",
     )
-    """NullId distributions: what controls have in common with the claim. The claim must stand out from each.
+    """Null distributions: what controls have in common with the claim. The claim must stand out from each.
     ``anywhere``: only the number of units (heads, neurons, ...). ``layers``: also their number in each layer.
     ``kv-groups``: in each group of heads that share keys and values.
     ``probe-accuracy``, ``norm``: in each decile of probe accuracy, or of activation norm."""

@@ -161,8 +161,9 @@ def renamed(name: str, value: Any) -> str:
 
 
 def null_of(match: Any) -> str:
-    """The null that a value of the earlier setting ``match`` stands for."""
-    return {"none": "anywhere", "layer": "layers", "kv-group": "kv-groups"}.get(match, str(match))
+    """The null that a value of the earlier setting ``match`` stands for; ``anywhere`` for an unknown value."""
+    names = {"layer": "layers", "kv-group": "kv-groups", "probe-accuracy": "probe-accuracy", "norm": "norm"}
+    return names.get(match, "anywhere")
 
 
 _RENAMED = {

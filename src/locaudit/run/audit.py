@@ -249,7 +249,8 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
     numbers = [job.groups.index(group) for group in groups]
     todo = [spec for group in groups for spec in group if (spec.trial_id, spec.place) not in rounds.done]
     more = [spec for number in numbers for spec in rounds.expected(number)]
-    _say_resumed(job, len(rounds.done), meter)
+    n_planned = len([spec for group in job.groups for spec in group if (spec.trial_id, spec.place) in rounds.done])
+    _say_resumed(job, n_planned, bool(todo or more), meter)
     _say_cost(store, job, todo + more, meter)
     meter.start(count(todo + more), sum(map(len, groups)) - len(todo), stopping.describe())
 
@@ -377,12 +378,12 @@ def pace_of(shared: Shared, spec: TrialSpec) -> str:
     return f"{spec.method}, kept" if spec.trial_id in shared.kept and spec.method != NO_METHOD else spec.method
 
 
-def _say_resumed(job: Job, n_done: int, meter: Meter) -> None:
+def _say_resumed(job: Job, n_done: int, goes_on: bool, meter: Meter) -> None:
     n_trials, n_kept = sum(map(len, job.groups)), len(job.shared.kept)
     if n_kept:
         meter.say(f"{n_done} of {n_trials} trials done and {n_kept} partly done (only what was added runs), going on")
     elif n_done:
-        meter.say(f"{n_done} of {n_trials} trials done, {'going on' if n_done < n_trials else 'none left to run'}")
+        meter.say(f"{n_done} of {n_trials} trials done, {'going on' if goes_on else 'none left to run'}")
 
 
 def _say_cost(store: Store, job: Job, todo: Sequence[TrialSpec], meter: Meter) -> None:

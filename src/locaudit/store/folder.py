@@ -236,8 +236,8 @@ def _check_config(store: Store, config: AuditConfig) -> None:
         raise RunFolderError(
             got=f"{store.folder}, made by another configuration ({changed}{more})",
             expected="the same configuration, so that old and new trials can be compared. A run can only grow: raise "
-            "controls, split.max_val, split.max_test or evaluation.samples, add judges or off_target behaviours, or "
-            "set evaluation.max_new_tokens if it was 0",
+            "controls, split.max_val, split.max_test or evaluation.samples, add judges, nulls or off_target "
+            "behaviours, or set evaluation.max_new_tokens if it was 0",
             remedy="choose another --out, or repeat the earlier settings to resume",
         )
     registration = store.manifest.registration if store.manifest else None

@@ -105,6 +105,7 @@ def extended(manifest: Manifest, before: Manifest, n_trials: int) -> Manifest:
 
     `n_trials` is how many trials had results by then. Without any, nothing is noted.
     """
+    n_trials = min(n_trials, before.planned)  # without those by which grids widened
     numbers: dict[str, tuple[int | str, int | str]] = {
         CONTROLS: (before.n_controls, manifest.n_controls),
         NULLS: (", ".join(before.nulls), ", ".join(manifest.nulls)),

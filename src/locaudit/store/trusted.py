@@ -265,7 +265,8 @@ def draw(run: Run, n: int, seed: int = 0) -> tuple[list[dict[str, str]], str]:
         | {"design": design}
         for id_, answer in (found[k] for k in rng.permutation(len(found)))
     ]
-    more = "" if m >= LEAST else f"; a corrected number takes at least {LEAST} questions: raise --n"
+    remedy = "raise --n" if m < len(frame.ids) else "raise split.max_test and run the audit again"
+    more = "" if m >= LEAST else f"; a corrected number takes at least {LEAST} questions: {remedy}"
     return rows, f"{len(rows)} answers to {m} of {len(frame.ids)} test questions{more}"
 
 
