@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -21,9 +22,9 @@ from locaudit.run.audit import run_audit
 from locaudit.run.plan import fit_context
 from locaudit.stats.optimisation import find_flags
 from locaudit.stats.phrases import MethodFacts
-from locaudit.stats.selection import next_strength
+from locaudit.stats.selection import next_strength, select
 from locaudit.store.run import load_run
-from runs import small_config, stopped_at
+from runs import HashJudge, small_config, stopped_at
 
 
 @pytest.mark.parametrize(
@@ -199,6 +200,22 @@ def test_grids_widen_by_one_rule_at_every_place(run):
             # Of two strengths the best one is at an edge, so each place has a third.
             assert len(tried) == 3 and set(grid) < set(tried) and set(tried) - set(grid) < {0.001, 0.008, 0.1, 0.8}
     assert len(run.trials) == run.manifest.planned == 1 + 2 * 4 * 3
+
+
+def test_a_place_of_two_nulls_gets_further_strengths_once_for_both(tmp_path):
+    """Of 24 controls, several stand for both nulls; each of their places has all trials, the samples included."""
+    own = {"methods": ["iti"], "iti": {"alphas": [2.0, 4.0]}, "evaluation": {"samples": 3, "bank_size": 2}}
+    config = small_config(tmp_path, controls=12, claim="0.1,1.2", **own)
+    config = merge_config(config, {"nulls": ["anywhere", "layers"], "widen": 2})
+    run_audit(config, tmp_path / "run", judges={a: HashJudge(a) for a in ("truth", "info")}, progress=False)
+    run = load_run(tmp_path / "run")
+    assert run.is_finished and len(run.trials) == run.manifest.planned
+    n_places = Counter(r.spec.trial_id for r in run.trials)
+    further = [r.spec for r in run.trials if r.spec.hyperparameter not in (None, 2.0, 4.0)]
+    assert any(n_places[spec.trial_id] == 2 for spec in further)
+    assert {len(r.samples["test"]) for places in select(run.records, run.score).values() for r in places.values()} == {
+        3
+    }
 
 
 def test_the_training_length_is_found_once_and_used_by_all(run):
