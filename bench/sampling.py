@@ -9,7 +9,6 @@ model, and of its lead over the mean control.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections import Counter
@@ -27,9 +26,8 @@ from bench.work import load_run
 from locaudit.config import AuditConfig, merge_config
 from locaudit.run import audit, worker
 from locaudit.stats.measured import Measured, measure
-from locaudit.stats.resample import mean_of_scores
 from locaudit.stats.scores import GREEDY
-from locaudit.stats.selection import BASE, CLAIM, group_trials
+from locaudit.stats.selection import BASE, group_trials
 from locaudit.store.run import Run, judged
 
 
@@ -60,6 +58,7 @@ def main(given: Settings) -> None:
         "model": given.model,
         "behaviour": given.behaviour,
         "controls": given.controls,
+        "nulls": ["anywhere"],
         "whole_model": False,
         "methods": {given.method: {"iti": {"alphas": [15.0]}, "optimal": {"strengths": [0.1]}}[given.method]},
         "split": {"fractions": [0.5, 0.02, 0.48], "max_train": given.train, "max_test": given.questions},
@@ -78,10 +77,9 @@ def main(given: Settings) -> None:
         for n in (0, 1, 2, 4, 8, 16) if f"{name}{GREEDY}" in done.base.metrics["test"] else ():
             if n <= given.samples:
                 found = read(done, given.method, f"{name}{'' if n else GREEDY}", max(n, 1))
-                lead = found.drawn[CLAIM] - mean_of_scores(list(found.controls.values()))
-                gain, ahead = found.gain.difference, found.lead.difference if found.lead else math.nan
-                errors = (found.drawn[CLAIM] - found.drawn[BASE]).std(), lead.std()
-                cells = f"{gain:+.3f}", f"{errors[0]:.3f}", f"{ahead:+.3f}", f"{errors[1]:.3f}"
+                lead = next(iter(found.nulls.values())).lead
+                cells = [f"{x:{spec}}" for m in (found.gain, lead) if m
+                         for x, spec in ((m.difference, "+.3f"), (m.sd, ".3f"))]  # fmt: skip
                 print(line([name, f"{n} sampled" if n else "greedy", *cells]))
     if seconds:
         print("\n" + header("part of a trial", "seconds"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 from itertools import pairwise
 
 MAX_REPEATED = 0.5
@@ -59,6 +60,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+(?:['\u2019][^\W_]+)*", text)
 
 
+@lru_cache(maxsize=4096)  # a report asks for each letter of all answers
 def _script(letter: str) -> str:
     """The first word of a letter's name in Unicode, such as LATIN."""
     return unicodedata.name(letter, "").partition(" ")[0]
