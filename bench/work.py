@@ -52,7 +52,7 @@ from locaudit.models import Model, load_model, output_weight, wrap_model
 from locaudit.models.load import DTYPES, resolve_device
 from locaudit.records import mean_metrics
 from locaudit.registry import ASPECTS
-from locaudit.stats import JUDGED, judged_metrics, mean_score, score_interval, score_values
+from locaudit.stats import JUDGED, judged_metrics, mean_score, score_values
 from locaudit.store.cache import cache_folder, open_cache
 from locaudit.store.run import load_run
 

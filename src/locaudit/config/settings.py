@@ -300,9 +300,9 @@ class AuditConfig:
     ``info_truth_probability``). ``mc2`` if nothing or only info is judged."""
     level: Share = 0.05
     """Significance level of the verdict."""
-    margin: Positive = 0.05
-    """Equivalence margin: the largest difference in the score that still counts as equal.
-    It decides, for example, whether an edit of the claim is as good as an edit of the whole model."""
+    margin: Share = 1 / 3
+    """Smaller differences count as none: a share of the gain of the whole model's edit, once that gain is proven.
+    It decides, for example, whether the claim's lead over random locations is as good as none."""
     seed: Seed = 0
     """Seed of the random controls, the training order and the initial values of trained edits."""
     training_seed: Seed | None = None

@@ -23,9 +23,9 @@ from locaudit.registry import SCORES
 from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES, FIT_TITLES
 from locaudit.stats.changes import Changes, count_changes
+from locaudit.stats.intervals import score_intervals
 from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts, where
-from locaudit.stats.resample import score_intervals
 from locaudit.stats.scores import GREEDY, components, has_score, judged_scores, score_values
 from locaudit.stats.selection import BASE, select
 from locaudit.stats.verdict import Verdict
@@ -78,7 +78,7 @@ class Row:
     chosen: bool
     """Whether the verdict uses the trial, because validation questions chose it. True for the unedited model."""
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Judged score -> 95 % bootstrap interval on the test questions."""
+    """Judged score -> 95 % interval on the test questions."""
     seconds: float | None = None
     by_label: Mapping[str, float] = field(default_factory=dict)
     """The verdict's score by right answer (`locaudit.stats.labels.label_scores`); empty without labels."""
@@ -355,7 +355,7 @@ class Tables:
     def lines(self) -> list[dict[str, Any]]:
         """One dict per trial: its identity, whether validation questions chose it, its test scores, drift and time.
 
-        After each score from judges comes its 95 % bootstrap interval. ``worse`` and ``better`` are the shares of test
+        After each score from judges comes its 95 % interval. ``worse`` and ``better`` are the shares of test
         questions whose score fell and rose, with their 95 % Wilson intervals. `n_missing` is the number of missing
         judgements of the trial's test answers.
         """

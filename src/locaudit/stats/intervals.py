@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special
 
-from locaudit.stats.resample import arms_of
-from locaudit.stats.scores import TIE
+from locaudit.records import TrialRecord
+from locaudit.stats.scores import TIE, Values, find_score, has_score, score_values
 
-Values = NDArray[np.float64]
 EXTRA = 2.0
 """Number of pseudo-questions that enlarge the variance of an `Estimate`, as in Bonett and Price (2012)."""
 N_DRAWS = 4_000
@@ -126,18 +125,43 @@ def estimate(
 ) -> Estimate:
     """The score of `after`, or its difference to the score of `before`, or to the mean score of a list `before`.
 
-    Shapes as in `locaudit.stats.resample.arms_of`; differences are paired by question. `bounds` are those of one score
+    Shapes as in `arms_of`; differences are paired by question. `bounds` are those of one score
     (`Score.bounds`). Pseudo-values within `tolerance` of each other are equal.
     """
     psi, limits = pseudo_values(arms_of(after)[0]), bounds
     if before is not None:
         psi = psi - pseudo_values(np.stack(arms_of(before), axis=1)).mean(axis=0)
         limits = (bounds[0] - bounds[1], bounds[1] - bounds[0])
-    return _estimate(psi, limits, tolerance)
+    return mean_estimate(psi, limits, tolerance)
 
 
-def _estimate(psi: Values, limits: tuple[float, float], tolerance: float = TIE) -> Estimate:
-    """The mean of pseudo-values (questions,)."""
+def arms_of(values: ArrayLike | Sequence[ArrayLike]) -> list[Values]:
+    """The values of one edit, or of each edit in a list, as arrays (components, questions).
+
+    The values of an edit have the shape (questions,) if its score is a plain mean, and (components, questions) if it is
+    a product of means. An array is one edit; a list or tuple of arrays is several edits.
+    """
+    several = isinstance(values, list | tuple) and np.ndim(values[0]) > 0
+    return [np.atleast_2d(np.asarray(x, dtype=float)) for x in (values if several else [values])]  # type: ignore[list-item]
+
+
+def score_intervals(
+    records: Sequence[TrialRecord], scores: Sequence[str], *, confidence: float = 0.95
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Trial id -> score -> its interval over the test questions. Trials that lack a score are left out."""
+    tested = {record.spec.trial_id: record.questions.get("test", {}) for record in records}
+    return {
+        trial: {
+            score: estimate(score_values(questions, score), bounds=find_score(score).bounds).interval(confidence)
+            for score in scores
+        }
+        for trial, questions in tested.items()
+        if scores and all(has_score(questions, score) for score in scores)
+    }
+
+
+def mean_estimate(psi: Values, limits: tuple[float, float], tolerance: float = TIE) -> Estimate:
+    """The mean of pseudo-values `psi` (questions,), whose smallest and largest possible values are `limits`."""
     n, value = psi.size, float(psi.mean()) if psi.size else math.nan
     centred = psi - value
     if not n or not np.ptp(psi) > tolerance:  # NaN: no value
@@ -195,13 +219,15 @@ def crossed_interval(
     if not len(others):
         return Crossed(math.nan, (math.nan, math.nan), *[math.nan] * 5)
     leads = own - others.mean(axis=0)  # (seeds, questions)
-    questions = _estimate(leads.mean(axis=0), (-math.inf, math.inf))
+    questions = mean_estimate(leads.mean(axis=0), (-math.inf, math.inf))
     n_places, n_seeds = len(others), len(leads)
     places, raw_places, _ = _between(others.mean(axis=1))
     seeds, raw_seeds, _ = _between(leads) if n_seeds > 1 else (0.0, 0.0, 0.0)
     share = 0.0 if population is None else min(1.0, n_places / population)
     v_places, raw_places = (x * (1 - share) / n_places for x in (places, raw_places))
     variance = questions.variance + v_places + seeds / n_seeds
+    if not variance:  # all questions and places alike: nothing to estimate a spread from
+        return Crossed(questions.value, (math.nan, math.nan), 0.0, 0.0, 0.0, 0.0, math.inf)
     spent = raw_places**2 / max(n_places - 1, 1) + (raw_seeds / n_seeds) ** 2 / max(n_seeds - 1, 1)
     df = variance**2 / spent if spent > 0 else math.inf
     z = float(special.ndtri((1 + confidence) / 2))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from locaudit.records import OFF, TrialRecord
-from locaudit.stats.resample import paired_interval
-from locaudit.stats.scores import reaches, tolerance
+from locaudit.stats.intervals import estimate
+from locaudit.stats.scores import find_score, reaches, tolerance
 from locaudit.stats.selection import CLAIM, WHOLE, select
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class OffTarget:
     gain: float
     """claim - base."""
     gain_interval: tuple[float, float]
-    """95 % bootstrap interval of `gain` over questions."""
+    """95 % interval of `gain` over questions."""
     whole_model: float | None
     """Score of the edit of the whole model; None if it was not tried."""
     controls: tuple[float, ...]
@@ -75,7 +75,7 @@ def measure_off_target(verdict: Verdict, records: Iterable[TrialRecord], dtype: 
                         base=float(before.mean()),
                         claim=mean,
                         gain=mean - float(before.mean()),
-                        gain_interval=paired_interval(after, before),
+                        gain_interval=estimate(after, before, bounds=find_score(score).bounds).interval(),
                         whole_model=None if whole is None else float(np.mean(whole.questions[split][score])),
                         controls=means,
                         n_at_least=int(np.sum(reaches(means, mean, tolerance(score, dtype)))),

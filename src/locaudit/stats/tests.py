@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-from locaudit.stats.resample import N_RESAMPLES, arms_of, blocks
+from locaudit.stats.intervals import arms_of
+from locaudit.stats.resample import N_RESAMPLES, blocks
 from locaudit.stats.scores import TIE, reaches
 
 

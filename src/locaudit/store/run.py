@@ -149,6 +149,7 @@ class Run:
             margin=self.config.margin,
             seconds=_seconds_per_control(self.trials, self.seconds),
             dtype=self.manifest.dtype,
+            noun=self.manifest.kind_plural,
         )
 
     @cached_property
@@ -156,8 +157,8 @@ class Run:
         """The verdict with this score, level and margin; computed once."""
         return self.decide()
 
-    def decide(self, records: list[TrialRecord] | None = None, score: str | None = None, *, graded=True) -> Verdict:
-        """Compute the verdict, optionally with other judgements in `records`, another score, or without grades."""
+    def decide(self, records: list[TrialRecord] | None = None, score: str | None = None) -> Verdict:
+        """Compute the verdict, optionally with other judgements in `records` or another score."""
         score = score or self.score
         if records is None:
             records = self.records if score == self.score else self._judged(score)
@@ -165,15 +166,26 @@ class Run:
             records,
             score=score,
             level=self.config.level,
-            design=replace(self.design, graded=graded),
+            design=self.design,
             methods=self.manifest.methods,
         )
         extensions, rule = self.manifest.extensions, self.config.stopping
         return replace(
             verdict,
+            subject=self._describe_subject(verdict),
             extended=describe_extensions(extensions, rule, self.config.level),
             notes=(*describe_labels(verdict, records, self.labels), *self._describe_samples(records, score)),
             off_target=measure_off_target(verdict, records, self.manifest.dtype),
+        )
+
+    def _describe_subject(self, verdict: Verdict) -> str:
+        """What was tried: ``sentiment on smollm2-135m · claim: 8 probed heads · score: ...``."""
+        manifest, n = self.manifest, len(self.manifest.claim)
+        noun = manifest.kind_plural if n != 1 else manifest.kind_plural.removesuffix("s")
+        controls = " + ".join(str(null.n_planned) for null in manifest.nulls.values())
+        return (
+            f"{manifest.behaviour} on {manifest.model} · claim: {n} {noun} ({manifest.claim_source}) · "
+            f"score: {find_score(verdict.score).title}, {verdict.n_questions} test questions, {controls} controls"
         )
 
     def _describe_samples(self, records: list[TrialRecord], score: str) -> list[str]:
@@ -229,14 +241,14 @@ class Run:
         return len(self.trials) >= self.manifest.planned and wide and sampled and not self.n_unjudged
 
     def as_repeat(self) -> Repeat:
-        """The run as one of several repeats, without grades."""
+        """The run as one of several repeats."""
         places = {r.spec.place: r.spec.location for r in self.trials if r.spec.arm == "control"}
         controls = {
             name: tuple(where for place, where in sorted(places.items()) if where and place.null == name)
             for name in self.manifest.nulls
         }
         questions = tuple(sorted(question.id for question in self.questions["test"]))
-        return Repeat(self.decide(graded=False), self.manifest.claim, controls, questions)
+        return Repeat(self.verdict, self.manifest.claim, controls, questions)
 
 
 def load_run(folder: str | Path) -> Run:

@@ -26,10 +26,10 @@ from locaudit.errors import DataError
 from locaudit.records import NO_METHOD, Place, TrialRecord, content_hash
 from locaudit.registry import ASPECTS
 from locaudit.stats.agreement import Agreement, compare
+from locaudit.stats.intervals import mean_estimate, pseudo_values
 from locaudit.stats.phrases import where
 from locaudit.stats.ppi import LEAST, Estimate, estimate, rectify
-from locaudit.stats.resample import percentiles, resampled_scores
-from locaudit.stats.scores import components, mean_score, score_values
+from locaudit.stats.scores import components, score_values
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, select
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Line:
     """The verdict's score, or an aspect."""
     judged: float
     judged_interval: tuple[float, float]
-    """95 % bootstrap interval over questions, which takes the judge to be right."""
+    """95 % interval over questions, which takes the judge to be right."""
     corrected: Estimate
     """NaN if fewer than `LEAST` questions are labelled; the interval is NaN if all labels are equal, too."""
 
@@ -394,7 +394,7 @@ def _line(
     arms, samples = [arm for arm in frame.records if arm in weights], len(frame.samples)
     c, records = np.array([weights[arm] for arm in arms]), [frame.records[arm].questions["test"] for arm in arms]
     values = np.stack([score_values(questions, score) for questions in records], axis=1)
-    judged, drawn = float(c @ mean_score(values)), c @ resampled_scores(values)
+    judged = mean_estimate(c @ pseudo_values(values), (-math.inf, math.inf))
     used = [a for a, (arm, _) in enumerate(frame.answers) if arm in arms]
     names = [name.removesuffix("_probability") for name in components(score, records[0])]
     parts = [[x[used] for x in measured[name]] for name in names]
@@ -407,4 +407,4 @@ def _line(
         found = Estimate(math.nan, math.nan, found.n, unknown)
     elif found.se == 0:
         found = Estimate(found.value, math.nan, found.n, unknown)
-    return Line(method, what, score, judged, percentiles(drawn, 0.95), found)
+    return Line(method, what, score, judged.value, judged.interval(), found)

@@ -14,7 +14,7 @@ from locaudit.config import read_over, unknown_names_kept
 from locaudit.errors import RunFolderError
 from locaudit.records import Arm, Place, TrialRecord
 from locaudit.report.tables import Tables, tabulate
-from locaudit.stats import components, differ_too_little, mean_score, score_values
+from locaudit.stats import components, mean_score, score_values
 from locaudit.stats.scores import tolerance
 from locaudit.stats.selection import choose, group_trials
 from locaudit.store.folder import has_trials
@@ -84,12 +84,6 @@ class Chosen:
     def mean(self, record: TrialRecord | None) -> float:
         """The score on the test questions."""
         return float(mean_score(self.values(record)))
-
-    @property
-    def few(self) -> bool:
-        """Whether too few questions differ between the probed heads and the random places (`differ_too_little`)."""
-        random = [self.values(record) for record in self.random]
-        return differ_too_little(self.at("claim"), random, self.margin, self.tolerance)
 
 
 def is_study(folder: str | Path) -> bool:
