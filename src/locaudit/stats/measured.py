@@ -121,7 +121,8 @@ class Measured:
     @cached_property
     def controls(self) -> list[Place]:
         """All controls: those of the first null by number, then those of the next."""
-        return [place for name in self.plans for place in sorted(self.arms) if place.null == name]
+        controls = [place for place in sorted(self.arms) if place.arm == "control"]
+        return [place for name in self.plans for place in controls if place.null == name]
 
     @cached_property
     def nulls(self) -> Mapping[str, Against]:
