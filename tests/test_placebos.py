@@ -314,6 +314,9 @@ def test_rests_are_of_the_first_null_as_far_as_it_has_places(home, tmp_path):
     rests = sorted(place for place in places_of(run, "optimal") if place.is_rest_of_control)
     assert rests == [Place("rest", number, "layers") for number in range(3)]
     assert heads((0, 0)).rest() in {r.spec.location for r in run.trials}
+    with pytest.raises(RunFolderError, match="name layers first in nulls"):
+        run_audit(small_config(home, **changes | {"nulls": ["anywhere", "layers"]}, methods=["optimal"]),
+                  tmp_path / "run", progress=False)  # fmt: skip
 
 
 def test_a_dry_run_counts_them_and_times_rests_as_whole_models(home, tmp_path, capsys):

@@ -187,6 +187,8 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     probed = prepare_probes(store, preparing, content_hash([model.fingerprint, probing, given]))
     claim = inputs.claim or _probed_claim(probed, config)
     controls, notes = draw_controls(config, model.shape, claim, probed)
+    if before is not None:
+        _check_rests(before, controls)
     for name, found in controls.items():
         if len(found.locations) < config.controls:
             n_found = len(found.locations)
@@ -217,6 +219,17 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     rounding = note_rounding(store, inputs, model, forests, meter.say)
     manifest = replace(manifest, notes=(*manifest.notes, *notes, *rounding))
     return Job(inputs, shared, groups, manifest, forests)
+
+
+def _check_rests(before: Manifest, controls: Mapping[str, Controls]) -> None:
+    """Raise `RunFolderError` if a run has rests of controls of one null, and another null is the first one now."""
+    (old, new) = (next(iter(nulls), "") for nulls in (before.nulls, controls))
+    if before.rest_controls and old != new:
+        raise RunFolderError(
+            got=f"nulls that begin with {new}, and the rests of controls of the null {old}",
+            expected="the same first null as before, of whose controls the rests are",
+            remedy=f"name {old} first in nulls",
+        )
 
 
 def open_worker(folder: Path, say=lambda _: None) -> Worker:
