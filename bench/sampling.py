@@ -60,6 +60,7 @@ def main(given: Settings) -> None:
         "controls": given.controls,
         "nulls": ["anywhere"],
         "whole_model": False,
+        "placebos": 0,
         "methods": {given.method: {"iti": {"alphas": [15.0]}, "optimal": {"strengths": [0.1]}}[given.method]},
         "split": {"fractions": [0.5, 0.02, 0.48], "max_train": given.train, "max_test": given.questions},
         "evaluation": {

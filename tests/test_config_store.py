@@ -76,6 +76,8 @@ CHANGED = AuditConfig(
     claim="14.3,15.7",
     registered="claim.yaml",
     controls=3,
+    rest_controls=2,
+    placebos=4,
     nulls=("norm", "anywhere"),
     disjoint=True,
     stopping="curtailed",
@@ -405,6 +407,7 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
     changed, base = to_dict(CHANGED), to_dict(DEFAULT)
     base["methods"]["ablate"] = {}
     base["off_target"] = ["sentiment", "misconceptions-balanced"]
+    base["rest_controls"], base["placebos"] = 3, 5
     base["architecture"] = {"layers": "h", "heads": "attn.out", "neurons": None}
     base["evaluation"]["max_new_tokens"] = 50  # a run folder holds the number, whoever chose it
     base["judges"] = {aspect: {"kind": "openai", "model": "m"} for aspect in base["judges"]}
@@ -419,8 +422,8 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
         same = parse_config(yaml.safe_dump(values)).hash == before
         reads_only = name in ("score", "level", "margin", "stopping", "registered") or name.startswith("judges.")
         grows = name in (
-            "controls", "nulls", "split.max_val", "split.max_test", "evaluation.max_new_tokens", "off_target",
-            "evaluation.samples"
+            "controls", "rest_controls", "placebos", "nulls", "split.max_val", "split.max_test",
+            "evaluation.max_new_tokens", "off_target", "evaluation.samples",
         )  # fmt: skip
         elsewhere = name in ("loading.device", "loading.device_map", "plugins", "executor", "vary")
         assert same == (reads_only or elsewhere or grows), name

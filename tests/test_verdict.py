@@ -251,3 +251,28 @@ def test_equal_scores_are_rarely_called_not_worse_although_worse():
     assert not compare_edits(same, same, margin=0.05).equivalent  # 1 - .05^(1/55) = .053
     same = np.zeros((1, 60))
     assert compare_edits(same, same, margin=0.05).equivalent
+
+
+def test_a_claim_is_needed_only_if_random_places_are_needed_less():
+    def rests(gain):
+        return {Place("rest", i, "anywhere"): scores(gain, 0.05, seed=100 + i) for i in range(19)}
+
+    assert answers(measure(rest=0.0, more=rests(0.3)))["needed"] == "yes"
+    assert opened(measure(rest=0.0, more=rests(0.0)), "needed")[0] == "rests"
+    (question,) = [q for q in ask(measure(rest=0.0, more=rests(0.3))) if q.name == "needed"]
+    assert question.seen.endswith("p = .05") and "; without random places .5" in question.seen
+    assert answers(measure(rest=0.3, more=rests(0.3)))["needed"] == "no"
+
+
+def test_a_placebo_that_gains_voids_the_audit():
+    def placebos(gain):
+        return {Place("placebo", i): scores(gain, 0.05, seed=200 + i) for i in range(2)}
+
+    m = measure(more=placebos(0.2))
+    assert {question.open for question in ask(m)} == {"placebo"}
+    assert told(m)[0] == "CANNOT TELL" and "swapped at random gains, too" in told(m)[1]
+    assert answers(measure(more=placebos(0.0)))["anywhere"] == "yes"
+    # Of many placebos some gain by chance: p is corrected for their number.
+    many = {Place("placebo", i): scores(0.0, 0.5, seed=i) for i in range(100)}
+    found = measured(BASE[None], scores(0.3, 0.05), {}, more=many)
+    assert found.placebo_p > 0.05 > min(map(found.gain_p, many))

@@ -236,6 +236,15 @@ class Tables:
                 found[row.place] = row if row.chosen else found.get(row.place)
         return found
 
+    def arms(self, method: str) -> dict[Place, Row | None]:
+        """The places of a method other than controls and the rests of controls."""
+        found = self.places(method).items()
+        return {place: row for place, row in found if place.arm != "control" and not place.is_rest_of_control}
+
+    def rests(self, method: str) -> dict[Place, Row | None]:
+        """The rests of controls among the places of a method."""
+        return {place: row for place, row in self.places(method).items() if place.is_rest_of_control}
+
     def controls(self, method: str) -> dict[str, dict[Place, Row | None]]:
         """Null -> the controls among the places of a method."""
         found: dict[str, dict[Place, Row | None]] = {}
@@ -279,7 +288,7 @@ class Tables:
         """The models' answers to the first test questions; empty if nothing was generated."""
         speakers = [Speaker("Unedited model", self.base.record)]
         for method in self.verdict.methods:
-            first = next((place for place in self.places(method) if place.control == 0), None)
+            first = next((p for p in self.places(method) if (p.arm, p.control) == ("control", 0)), None)
             for place, row in self.places(method).items():
                 if place.arm in ("claim", "whole") or place == first:
                     name = f"{self.methods[method].title}: {place_name(place).lower()}"
@@ -439,10 +448,9 @@ def _order(methods: Sequence[str], nulls: Sequence[str]) -> Callable[[TrialRecor
 
 
 def place_name(place: Place) -> str:
-    """The name of a place in tables: ``Claim``, ``Control 3 in its layers``."""
-    return (
-        f"Control {place.control}{where(place.null)}" if place.arm == "control" else ARM_NAMES[place.arm].capitalize()
-    )
+    """The name of a place in tables: ``Claim``, ``Control 3 in its layers``, ``All but control 3``, ``Placebo 0``."""
+    name = "All but control" if place.is_rest_of_control else ARM_NAMES[place.arm].capitalize()
+    return name if place.control < 0 else f"{name} {place.control}{where(place.null)}"
 
 
 def reading_words(reading: Mapping[str, tuple[Any, Any]]) -> str:

@@ -142,8 +142,8 @@ def _estimate(
     mean = {name: sum(found) / len(found) for name, found in pace.items()}
     trials = [spec for spec in left if spec.measured is None]
     # The time of a trial includes that of more samples, so they are counted where no trial is left.
-    places = {(spec.method, spec.arm, spec.control) for spec in trials}
-    more = [s for s in left if s.measured is not None and (s.method, s.arm, s.control) not in places]
+    places = {(spec.method, spec.place) for spec in trials}
+    more = [s for s in left if s.measured is not None and (s.method, s.place) not in places]
     seconds = measured.remaining(Counter(pace_of(job.shared, spec) for spec in more)) or 0.0
     size = sum(path.stat().st_size for path in (store.folder / "trials.sqlite", *store.edits.iterdir()))
     return Estimate(

@@ -128,6 +128,7 @@ def read_settings(
         read_shape(config.model, config.loading.revision, config.architecture.given) if model is None else model.shape
     )
     notes = () if shape is None else _check_claim(config, claim, shape)
+    _check_rests(config)
     find(EXECUTORS, config.executor, "executor")
     for name, settings in config.methods.items():
         METHODS[name].check(settings)
@@ -221,6 +222,22 @@ def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> 
     for name, settings in config.methods.items():
         if METHODS[name].trained and hasattr(settings, "optimizer"):
             resolve_optimizer(settings.optimizer, model.device)
+
+
+def _check_rests(config: AuditConfig) -> None:
+    """Raise `ConfigError` for rests of controls without the rest of the claim, or of more controls than there are."""
+    if config.rest_controls and not (config.rest and config.whole_model):
+        raise ConfigError(
+            got=f"rest_controls = {config.rest_controls} with rest = {config.rest}, whole_model = {config.whole_model}",
+            expected="the edit of all but the claim, with which they are compared",
+            remedy="set rest and whole_model to true, or rest_controls to 0",
+        )
+    if config.rest_controls > config.controls:
+        raise ConfigError(
+            got=f"rest_controls = {config.rest_controls} with controls = {config.controls}",
+            expected="at most as many as there are controls",
+            remedy="raise controls or lower rest_controls",
+        )
 
 
 def _check_claim(config: AuditConfig, claim: Location | None, shape: Shape) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Flags of a method's edits: signs that a better edit exists than the one found. They do not change the verdict.
 
+Placebos have none, since they are not meant to be good.
+
 edge            the best strength at a place is the smallest or largest of those tried there
 not optimised   a trained edit is worse on validation questions than an untrained one (ITI) at the same place
 superset        the whole model's training objective is worse than that of a place that it contains
@@ -46,12 +48,14 @@ def find_flags(
         return math.nan if record is None else record.metrics.get("val", {}).get(score, math.nan)
 
     def find(name: str) -> Iterator[Flag]:
-        own, training, places = facts[name], facts[name].training or {}, trials[name]
+        own, training = facts[name], facts[name].training or {}
+        places = {place: tried for place, tried in trials[name].items() if place.arm != "placebo"}
         flag = partial(_flag, title=own.title, symbol=own.symbol)
         edge = [
             place
-            for place, chosen in best[name].items()
-            if chosen and is_at_edge((x.spec.hyperparameter for x in places[place]), chosen.spec.hyperparameter)
+            for place, tried in places.items()
+            if (chosen := best[name][place])
+            and is_at_edge((x.spec.hyperparameter for x in tried), chosen.spec.hyperparameter)
         ]
         yield from flag("edge", edge)
         if not own.trained:
@@ -80,8 +84,9 @@ def _falls_short(part: TrialRecord | None, whole: Mapping[float | None, TrialRec
 
 def _flag(kind: str, places: Sequence[Place], **values: object) -> list[Flag]:
     """The flag about these places, or none if there are none."""
-    controls = [place.label for place in places if place.arm == "control"]
-    named = [say("flag", f"place.{place.arm}") for place in places if place.arm != "control"]
-    named += [f"{len(controls)} controls"] if len(controls) > 1 else controls
+    named = [say("flag", f"place.{place.arm}") for place in places if place.control < 0]
+    for arm, several in (("control", "{} controls"), ("rest", "the rests of {} controls")):
+        found = [place.label for place in places if place.arm == arm and place.control >= 0]
+        named += [several.format(len(found))] if len(found) > 1 else found
     text = say("flag", kind, places=", ".join(named), **values)
     return [Flag(kind, tuple(place.label for place in places), text)] if places else []

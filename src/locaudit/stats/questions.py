@@ -24,6 +24,7 @@ from locaudit.stats.phrases import say, short, short_interval, short_p, where
 from locaudit.stats.scores import MAX_MISSING, SIGNS
 from locaudit.stats.selection import BASE, CLAIM, REST, WHOLE
 from locaudit.stats.sequential import curtailment
+from locaudit.stats.tests import monte_carlo_p
 
 Answer = Literal["yes", "no", "open", "-"]
 """``-``: not asked, because the claim does not work, or not tried."""
@@ -192,8 +193,13 @@ class _Asker:
 
     def needed(self) -> Question:
         m, loss = self.m, self.m.contrast({REST: 1.0, WHOLE: -1.0})
+        rests = [m.means[place] for place in m.arms if place.is_rest_of_control]
+        p_rests = monte_carlo_p(-m.means[REST], [-x for x in rests], m.tolerance) if rests else math.nan
         seen = self.words("seen", "needed", score=self.number(m.means[REST]), whole=self.number(m.means[WHOLE]),
                           interval=self.interval(loss.interval()))  # fmt: skip
+        if finite := [x for x in rests if not math.isnan(x)]:
+            ends = {"low": self.number(min(finite)), "high": self.number(max(finite)), "p": short_p(p_rests)}
+            seen += self.words("seen", "rests", **ends)
         question = Question(
             "needed", self.words("ask", "needed"), "open", seen.strip(), self.sign * loss.value,
             _turned(loss.interval(), self.sign),
@@ -204,9 +210,9 @@ class _Asker:
         question = replace(question, p=short_by.p_above(), p_no=short_by.p_below())
         if question.p_no <= m.level:
             return replace(question, answer="no")
-        if question.p <= m.level:
-            return replace(question, answer="yes")
-        return self.opened(question, "between")
+        if question.p > m.level:
+            return self.opened(question, "between")
+        return self.opened(question, "rests") if p_rests > m.level else replace(question, answer="yes")
 
 
 def _turned(interval: tuple[float, float], sign: float) -> tuple[float, float]:

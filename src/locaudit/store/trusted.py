@@ -230,7 +230,7 @@ def frame_of(run: Run) -> Frame:
         (method, place): record
         for method, places in chosen.items()
         for place, record in places.items()
-        if record is not None and place[0] != "rest" and record.answers.get("test")
+        if record is not None and place.arm not in ("rest", "placebo") and record.answers.get("test")
     }
     if (NO_METHOD, BASE) not in records:
         raise DataError(

@@ -139,6 +139,7 @@ def _audit(planted: Planted, claim: Location, folder: Path, seed: int) -> Method
         "controls": planted.n_heads - 1,
         "nulls": ["anywhere"],
         "whole_model": False,
+        "placebos": 0,
         "seed": seed,
     }
     config = merge_config(AuditConfig(), settings)
