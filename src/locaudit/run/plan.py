@@ -49,7 +49,8 @@ def build_plan(
     Each group is scored as one bank; the controls in it are those of one null. `contexts` maps each method to its
     `fit_context`, and `NO_METHOD` to the context of the unedited model. Groups depend only on the plan and not on what
     is done already, so a resumed run trains and scores the same banks. If controls may stop early, a group of them is
-    only one training bank, so that the stopping rule is checked more often.
+    only one training bank, so that the stopping rule is checked more often, and methods take turns: controls of a null
+    stop for all methods at once.
     """
     seed = config.seed if config.training_seed is None else config.training_seed
 
@@ -58,6 +59,8 @@ def build_plan(
 
     groups: Groups = [[trial("base", NO_METHOD, None, None)]]
     for null in ("", *controls, DIRECTIONS):
+        may_end_early = config.stopping != "fixed" and bool(null)
+        found: Groups = []
         for name, settings in config.methods.items():
             method: Method = METHODS[name]
             grid = method.strengths(settings)
@@ -69,8 +72,9 @@ def build_plan(
             else:
                 places = enumerate(controls.get(null, ()))
                 specs = [trial("control", name, place, x, n, None, null) for n, place in places for x in grid]
-            size = _group_size(banks, method.trained, len(grid), config.stopping != "fixed" and bool(null))
-            groups += [specs[i : i + size] for i in range(0, len(specs), size)]
+            size = _group_size(banks, method.trained, len(grid), may_end_early)
+            found += [specs[i : i + size] for i in range(0, len(specs), size)]
+        groups += sorted(found, key=lambda group: group[0].control) if may_end_early else found
     return groups
 
 
