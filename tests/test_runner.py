@@ -531,7 +531,7 @@ def test_a_model_that_is_not_finite_is_refused(tmp_path, llama):
 
 
 def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path):
-    """Curtailed: the verdict of all controls, from at least 9, the same for all methods; `fixed` later runs the rest."""
+    """Curtailed: the verdict of all controls, from 9 or more, the same for all methods; `fixed` runs the rest."""
     settings = {"controls": 19, "claim": "0.0,1.2", "iti": {"alphas": [0.5, 1.0]}, "level": 0.3}
     config = small_config(home, **settings, stopping="curtailed")
     run_audit(config, tmp_path / "run", progress=False)
