@@ -40,7 +40,10 @@ from locaudit.run.pilot import run_pilot
 from locaudit.run.plan import build_plan
 from locaudit.run.prepare import probing_settings
 from locaudit.run.status import Pace, describe_seconds, show_progress
+from locaudit.run.stopping import Stopping
 from locaudit.run.subject import read_inputs
+from locaudit.stats.selection import group_trials
+from locaudit.stats.sequential import LEAST
 from locaudit.store.folder import read_run
 from locaudit.store.run import load_run
 from runs import HashJudge, save_behaviour, save_model, small_config, stopped_at
@@ -182,6 +185,11 @@ def test_more_controls_keep_the_ids_of_the_first(home, llama):
     few, many = map(plan, (config, dataclasses.replace(config, controls=5)))
     ids = [{spec.trial_id for group in plan for spec in group} for plan in (few, many)]
     assert ids[0] < ids[1]
+    # Controls that may end early end for all methods at once, so that methods take turns.
+    turns = plan(dataclasses.replace(config, controls=5, stopping="curtailed"))
+    assert {spec for group in turns for spec in group} == {spec for group in many for spec in group}
+    controls = [(group[0].control, group[0].method) for group in turns if group[0].arm == "control"]
+    assert controls == [(number, method) for number in range(5) for method in config.methods]
 
 
 def test_rng_seed_ignores_the_location():
@@ -522,20 +530,30 @@ def test_a_model_that_is_not_finite_is_refused(tmp_path, llama):
         run_audit(config, tmp_path / "run", model=model, progress=False)
 
 
-def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path, monkeypatch):
-    """Curtailed: the verdict of all controls, from the first ones alone; `fixed` later runs the others."""
-    config = small_config(home, controls=19, claim="0.0", iti={"alphas": [0.5, 1.0]}, stopping="curtailed", level=0.3)
+def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path):
+    """Curtailed: the verdict of all controls, from 9 or more, the same for all methods; `fixed` runs the rest."""
+    settings = {"controls": 19, "claim": "0.0,1.2", "iti": {"alphas": [0.5, 1.0]}, "level": 0.3}
+    config = small_config(home, **settings, stopping="curtailed")
     run_audit(config, tmp_path / "run", progress=False)
     run = load_run(tmp_path / "run")
     early = run.verdict
     assert len(run.trials) == run.manifest.planned
-    assert any(v.first.ended_early for v in early.methods.values())
-    for verdict in early.methods.values():
-        null = verdict.first
-        assert len(null.controls) == null.n_used or not null.ended_early
-        assert null.n_planned == 7  # of one head, as many as there are
+    (n_tried,) = {len(v.first.controls) for v in early.methods.values()}  # the same for both methods
+    assert n_tried == max(v.first.n_used for v in early.methods.values()) < 19
+    assert all(v.first.ended_early and v.first.n_used >= LEAST for v in early.methods.values())
+    # What the rule said on the way: the controls end once both tests have stopped.
+    stopping = Stopping(config, run.manifest, run.score)
+    last = max((record.spec for record in run.trials), key=lambda spec: spec.control)
+    following = dataclasses.replace(last, control=n_tried)
+    for places in group_trials(run.records).values():
+        assert not stopping.has_ended(following)
+        for trials in places.values():
+            stopping.add(trials)
+    assert stopping.has_ended(following) and not stopping.has_ended(last)
+    stopping.begin([dataclasses.replace(following, method="optimal")])
+    assert not stopping.has_ended(dataclasses.replace(following, method="iti")), "it runs for the other method"
     report = write_report(tmp_path / "run").read_text(encoding="utf-8")
-    assert "they ended early: 7 were planned" in report
+    assert "they ended early: 19 were planned" in report
     assert "Unfinished" not in report
     assert not run_pilot(config, tmp_path / "run", progress=False).seconds and load_run(tmp_path / "run").is_finished
     first = {record.spec.trial_id for record in run.trials}
@@ -543,8 +561,10 @@ def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path, monkeypa
     whole = load_run(tmp_path / "run")
     late = whole.verdict
     assert first < {record.spec.trial_id for record in whole.trials}
-    assert [v.outcome for v in late.methods.values()] == [v.outcome for v in early.methods.values()]
-    assert all(len(v.first.controls) == 7 for v in late.methods.values())
+    for name, method in late.methods.items():
+        was = early.methods[name]
+        assert method.outcome == was.outcome and len(method.first.controls) == 19
+        assert method.first.controls[:n_tried] == was.first.controls
 
 
 def test_the_rest_of_the_model_is_edited_where_it_is_asked_for(home, tmp_path):

@@ -186,7 +186,8 @@ def test_a_dry_run_counts_samples_and_is_gone_on_with(home, whole, tmp_path):
 
 
 def test_controls_that_end_early_have_all_samples(home, tmp_path):
-    config = merge_config(config_of(home, 3), {"stopping": "curtailed", "controls": 7, "level": 0.3})
+    wider = {"claim": "0.0,1.2", "controls": 12}
+    config = merge_config(config_of(home, 3), {"stopping": "curtailed", "level": 0.3, **wider})
     run = audit(config, tmp_path / "run")
     assert run.is_finished and len(run.trials) == run.manifest.planned
     assert any(method.first.ended_early for method in run.verdict.methods.values())

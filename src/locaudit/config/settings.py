@@ -279,10 +279,10 @@ class AuditConfig:
     """Draw controls that share no unit with the claim.
     Off: draw any sets but the claim itself, so that claim and controls are exchangeable, as the p-value assumes."""
     stopping: Stopping = "fixed"
-    """When to stop running controls. ``fixed``: after all of them.
+    """When to stop running controls. ``fixed``: after all of them, as estimates of effects need.
     ``curtailed``: as soon as the remaining ones cannot change the verdict.
     ``anytime``: as soon as the interval for the share of locations as good as the claim excludes the level.
-    See docs/statistics.md."""
+    Never before 9 controls of a null, and for all methods at once. See docs/statistics.md."""
     whole_model: bool = True
     """Also edit the whole model, to see the most that an edit can achieve."""
     widen: Annotated[int, Field(ge=0)] = 2

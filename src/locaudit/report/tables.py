@@ -28,6 +28,7 @@ from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts, where
 from locaudit.stats.scores import GREEDY, components, has_score, judged_scores, score_values
 from locaudit.stats.selection import BASE, select
+from locaudit.stats.specification import Specification
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
@@ -154,6 +155,8 @@ class Tables:
     """Setting -> (value of the run, value chosen), for each setting that `Run.read_with` changed."""
     corrected: Corrected | None = None
     """The judged scores corrected by trusted labels; None without labels."""
+    specification: Specification = Specification(())
+    """The claim's result under every combination of choices that the trials allow."""
 
     def __repr__(self) -> str:
         return f"Tables({len(self.rows)} trials of {self.manifest.model} on {self.manifest.behaviour})"
@@ -353,12 +356,18 @@ class Tables:
                 method: {place.label: row.degenerate.get("degenerate") if row else None for place, row in rows.items()}
                 for method, rows in places.items()
             }
+        if self.specification.rows:
+            more["specification"] = {"summary": self.specification.sentence, "rows": "specification.csv"}
         extensions = [asdict(extension) for extension in self.manifest.extensions]
         return json_text({**asdict(self.verdict), "judges": judges, "extensions": extensions, **more})
 
     def trials_csv(self) -> str:
         """Text of trials.csv: `lines` with all digits of each number. Cells are empty if nothing was measured."""
         return csv_text(self.lines)
+
+    def specification_csv(self) -> str:
+        """Text of specification.csv: one row per `Combination`, with all digits of each number."""
+        return csv_text([asdict(row) for row in self.specification.rows])
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
@@ -433,7 +442,7 @@ def tabulate(run: Run) -> Tables:
     registered = read_registered(run)
     return Tables(
         verdict, run.config, tuple(rows), run.manifest, run.judgements, run.questions["test"], registered, run.reading,
-        run.corrected,
+        run.corrected, run.specification,
     )  # fmt: skip
 
 

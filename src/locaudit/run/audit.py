@@ -296,10 +296,10 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
             group = [spec for spec in group if (spec.trial_id, spec.place) not in rounds.done]
             if group and stopping.has_ended(group[0]):
                 if stopping.is_news(group[0]):
-                    ended = f"controls{where(group[0].null)} ended early"
-                    meter.say(f"{group[0].method}: {ended}, the answer is clear")
+                    meter.say(f"controls{where(group[0].null)} ended early, the answer is clear")
                 meter.skip(count(group))
             else:
+                stopping.begin(group)
                 yield from lacking(group)
             while group := rounds.follow(number):
                 expected -= count(group)

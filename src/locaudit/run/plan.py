@@ -56,7 +56,8 @@ def build_plan(
     method to its `fit_context`, and `NO_METHOD` to the context of the unedited model. `placebos` has the methods'
     contexts for each placebo. Groups depend only on the plan and not on what
     is done already, so a resumed run trains and scores the same banks. If controls may stop early, a group of them is
-    only one training bank, so that the stopping rule is checked more often.
+    only one training bank, so that the stopping rule is checked more often, and methods take turns: controls of a null
+    stop for all methods at once.
     """
     seed = training_seed(config)
 
@@ -87,10 +88,12 @@ def build_plan(
     groups: Groups = [[trial("base", NO_METHOD, None, None)]]
     nulls = (*controls, DIRECTIONS)
     for part in ("arms", "placebos", *nulls, "rests"):
+        may_end_early, found = config.stopping != "fixed" and part in nulls, []
         for name, settings in config.methods.items():
             specs, n_strengths = specs_of(part, name), len(METHODS[name].strengths(settings))
-            size = _group_size(banks, METHODS[name].trained, n_strengths, config.stopping != "fixed" and part in nulls)
-            groups += [specs[i : i + size] for i in range(0, len(specs), size)]
+            size = _group_size(banks, METHODS[name].trained, n_strengths, may_end_early)
+            found += [specs[i : i + size] for i in range(0, len(specs), size)]
+        groups += sorted(found, key=lambda group: group[0].control) if may_end_early else found
     return groups
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from locaudit.stats.scores import (
     tolerance,
 )
 from locaudit.stats.selection import fewest_samples, group_trials, widened
+from locaudit.stats.specification import Specification, specify
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion, Store, said_in
 from locaudit.store.folder import read_run
@@ -187,6 +188,16 @@ class Run:
             f"{manifest.behaviour} on {manifest.model} · claim: {n} {noun} ({manifest.claim_source}) · "
             f"score: {find_score(verdict.score).title}, {verdict.n_questions} test questions, {controls} controls"
         )
+
+    @cached_property
+    def specification(self) -> Specification:
+        """The claim's result under every combination of choices that the trials allow."""
+
+        @cache
+        def read(most: int | None) -> list[TrialRecord]:
+            return judged(self.trials, self.judgements, self.questions, most)
+
+        return specify(read, self.manifest.methods, self.design, score=self.score, level=self.config.level)
 
     def _describe_samples(self, records: list[TrialRecord], score: str) -> list[str]:
         wanted, fewest = self.manifest.samples, self._fewest(records, score)
