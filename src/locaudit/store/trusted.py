@@ -31,6 +31,7 @@ from locaudit.stats.ppi import LEAST, Estimate, estimate, rectify
 from locaudit.stats.resample import percentiles, resampled_scores
 from locaudit.stats.scores import components, mean_score, score_values, tolerance
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, select
+from locaudit.text import plural
 
 if TYPE_CHECKING:
     from locaudit.store.run import Run
@@ -273,7 +274,7 @@ def draw(run: Run, n: int, seed: int = 0) -> tuple[list[dict[str, str]], str]:
     ]
     remedy = "raise --n" if m < len(frame.ids) else "raise split.max_test and run the audit again"
     more = "" if m >= LEAST else f"; a corrected number takes at least {LEAST} questions: {remedy}"
-    return rows, f"{len(rows)} answers to {m} of {len(frame.ids)} test questions{more}"
+    return rows, f"{plural(len(rows), 'answer')} to {m} of {len(frame.ids)} test questions{more}"
 
 
 def correct(run: Run, file: str, rows: Sequence[Labelled]) -> Corrected:
