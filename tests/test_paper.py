@@ -248,7 +248,7 @@ def test_a_study_is_read_whole_or_not_at_all(home, finished, tmp_path):
     with sqlite3.connect(tmp_path / "a" / "single" / "trials.sqlite") as database:
         database.execute("DELETE FROM judgements")
     database.close()
-    with pytest.raises(RunFolderError, match="answers that were not judged"):
+    with pytest.raises(RunFolderError, match="[0-9]+ answers not judged"):
         write_paper(tmp_path / "a")
     run(study_config(home, landscape=False), tmp_path / "a")
     assert report(tmp_path / "a")["landscape"] is None

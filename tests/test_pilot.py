@@ -12,8 +12,9 @@ from locaudit.config import to_yaml
 from locaudit.errors import ConfigError, LocationError, RunFolderError
 from locaudit.measure.tree import plant
 from locaudit.run.audit import run_audit
-from locaudit.run.pilot import describe_estimate, run_pilot
+from locaudit.run.pilot import Estimate, describe_estimate, run_pilot
 from locaudit.store.run import load_run
+from locaudit.text import plural
 from runs import HashJudge, small_config
 from test_runner import dump
 from tiny import tokenizer
@@ -72,6 +73,17 @@ def test_what_is_left_by_hand(home, tmp_path):
     assert found.seconds == pytest.approx(expected)
     assert found.spent == pytest.approx(sum(run.seconds.values()))
     assert found.disk_bytes > 0 and found.peak_bytes > 0
+
+
+def test_one_of_a_thing_has_no_plural():
+    assert [plural(n, "control") for n in (0, 1, 2, 1200)] == [
+        "0 controls",
+        "1 control",
+        "2 controls",
+        "1,200 controls",
+    ]
+    text = describe_estimate(Estimate({("base", "none"): 1}, 1, 1, 1, 0, 0.0, 0.0, 0))
+    assert text.startswith("1 trial: 1 base\n1 of them is done") and "1 answer to generate, 1 token to run" in text
 
 
 class Paid(HashJudge):

@@ -34,6 +34,7 @@ from locaudit.store.database import HeldOutQuestion
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
 from locaudit.store.run import Run, load_run
 from locaudit.store.trusted import Corrected
+from locaudit.text import plural
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class Tables:
     """The claim's result under every combination of choices that the trials allow."""
 
     def __repr__(self) -> str:
-        return f"Tables({len(self.rows)} trials of {self.manifest.model} on {self.manifest.behaviour})"
+        return f"Tables({plural(len(self.rows), 'trial')} of {self.manifest.model} on {self.manifest.behaviour})"
 
     @property
     def methods(self) -> Mapping[str, MethodFacts]:
@@ -335,7 +336,7 @@ class Tables:
                 parts.append(f"{facts.title}: {', '.join(lacks)}.")
         if len(self.rows) < self.manifest.planned:
             return [f"Unfinished: {len(self.rows)} of {self.manifest.planned} trials.", *parts]
-        return [f"Unfinished: {len(self.rows)} trials so far.", *parts] if parts else []
+        return [f"Unfinished: {plural(len(self.rows), 'trial')} so far.", *parts] if parts else []
 
     @property
     def seconds(self) -> float:

@@ -74,6 +74,7 @@ from locaudit.store.database import HeldOutQuestion, Store
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import open_run, read_run
 from locaudit.store.manifest import Manifest, extended
+from locaudit.text import plural
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +193,7 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     for name, found in controls.items():
         if len(found.locations) < config.controls:
             n_found = len(found.locations)
-            meter.say(f"{n_found} controls{where(name)} instead of {config.controls}: there are no more")
+            meter.say(f"{plural(n_found, 'control')}{where(name)} instead of {config.controls}: there are no more")
     for note in note_few(controls, config.level):
         if note not in inputs.notes:
             meter.say(f"note: {note}")

@@ -17,6 +17,7 @@ from locaudit.run.prepare import Say, read_cached, write_cached
 from locaudit.run.worker import Shared, Worker
 from locaudit.store.database import Store
 from locaudit.store.manifest import Manifest
+from locaudit.text import plural
 
 Lengths = Mapping[str, Mapping[str, Objectives]]
 """Method with ``epochs: auto`` -> arm -> its objectives."""
@@ -64,7 +65,7 @@ def find_lengths(
                 objectives.append(_objective(shared, spec, replace(settings, epochs=epochs), say))
                 write_cached(store, file, key, ({}, lengths))
                 value = "diverged" if objectives[-1] is None else f"{objectives[-1]:.4g}"
-                say(f"training length of {name}, {arm}: objective {value} after {epochs} epochs")
+                say(f"training length of {name}, {arm}: objective {value} after {plural(epochs, 'epoch')}")
     return out
 
 

@@ -37,6 +37,7 @@ from locaudit.run.worker import Exchanged, HeldOut, Shared
 from locaudit.store.cache import Cache
 from locaudit.store.database import Store
 from locaudit.store.files import write_atomically
+from locaudit.text import plural
 
 Say = Callable[[str], None]
 Tensors = tuple[dict[str, Tensor], dict[str, Any]]
@@ -175,7 +176,7 @@ def note_rounding(store: Store, inputs: Inputs, model: Model, forests: Forests, 
     prompts = [tree.prompt for tree in forest.trees[:N_COMPARED]]
 
     def compute() -> Tensors:
-        say(f"answering {len(prompts)} questions in one batch and one by one")
+        say(f"answering {plural(len(prompts), 'question')} in one batch and one by one")
         differ = differing_answers(model, forest.prefix, prompts, max_new_tokens=limit, answer_format=inputs.scoring)
         return {"differ": torch.tensor(differ)}, {}
 

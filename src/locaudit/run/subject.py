@@ -32,6 +32,7 @@ from locaudit.run.judging import build_judges, check_judges, choose_judges
 from locaudit.stats.scores import find_score, resolve_score
 from locaudit.stats.words import too_few
 from locaudit.store.folder import MARK
+from locaudit.text import plural
 
 if TYPE_CHECKING:
     from locaudit.models.model import Model
@@ -168,7 +169,7 @@ def _read_off_target(config: AuditConfig, behaviour: Behaviour, name: str) -> tu
     kept = tuple(q for q in split_behaviour(config, other).test if normalise(q.text) not in own)
     if len(kept) < 2:
         raise DataError(
-            got=f"off_target {name}, with {len(kept)} test questions that {behaviour.name} does not have",
+            got=f"off_target {name}, with {plural(len(kept), 'test question')} that {behaviour.name} does not have",
             expected="another behaviour, with at least 2",
             remedy="leave it out",
         )

@@ -46,6 +46,7 @@ from locaudit.records import NO_METHOD, OFF, TrialRecord, TrialSpec, mean_metric
 from locaudit.registry import METHODS
 from locaudit.store.cache import Cache
 from locaudit.store.database import Kept, join
+from locaudit.text import plural
 
 NOT_FINITE = "scores under the edit are not finite"
 LEAST_ROW_TOKENS = 64
@@ -168,7 +169,7 @@ class Worker:
                 start += len(part)
             elif len(part) > 1:
                 size = self._most[method] = len(part) // 2
-                self._say(f"out of memory with {len(part)} edits at once: going on with {size}")
+                self._say(f"out of memory with {plural(len(part), 'edit')} at once: going on with {size}")
             else:
                 self._shorten(part)
 

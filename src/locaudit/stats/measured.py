@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +36,7 @@ from locaudit.stats.selection import BASE, CLAIM, WHOLE, choose, score_place
 from locaudit.stats.sequential import Look, Null, Rule, look, share_interval
 from locaudit.stats.tests import paired_gain_p
 
+_UNKNOWN = (math.nan, math.nan)
 MARGIN = 1 / 3
 """Default margin, as a share of the proven gain."""
 
@@ -71,7 +72,9 @@ class Against:
     p_value: float
     """Monte-Carlo or sequential p; 1 if the claim has no score."""
     lead: Crossed
-    """The claim's lead over the mean of all such places, with questions and places random."""
+    """The claim's lead over the mean of all such places, with questions and places random.
+
+    Without an interval if the test ended early."""
     share: Share
     """Share of such places that are truly at least as good as the claim."""
     p_small_lead: float
@@ -215,7 +218,10 @@ class Measured:
             arms = np.asarray([self.arms[place] for place in scored]).reshape(len(scored), *self.arms[CLAIM].shape)
             lead = crossed_interval(self.arms[CLAIM], arms, population=plan.population)
             share = true_share(self.arms[CLAIM], arms, tolerance=self.tolerance)
-            small = self._small_lead_p(scored, lead)
+            has_ended = seen.state != "open" and seen.n < plan.n_planned
+            if has_ended:  # intervals and the t-test assume a number of controls that does not depend on scores
+                lead, share = replace(lead, interval=_UNKNOWN), Share(math.nan, _UNKNOWN, math.nan)
+            small = 1.0 if has_ended else self._small_lead_p(scored, lead)
             p_no = min(1.0, 2 * min(self._common_p(seen, plan), small))
             found[name] = Against(plan, places, means, seen, p_value, lead, share, small, p_no)
         return found

@@ -162,6 +162,9 @@ class _Asker:
                      interval=self.interval(null.lead.interval))  # fmt: skip
         told = words("seen", "null", g=seen.n_at_least, n=seen.n, p=short_p(null.p_value),
                      lead="" if math.isnan(null.lead.lead) else lead.rstrip())  # fmt: skip
+        if seen.state != "open" and seen.n < null.plan.n_planned:
+            low, high = seen.final
+            told += words("seen", "ended", n_planned=null.plan.n_planned, low=low, high=high)
         question = Question(
             name, words("ask", "null"), "-", told, self.sign * null.lead.lead, _turned(null.lead.interval, self.sign),
             null.p_value, null.p_no,

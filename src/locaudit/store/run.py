@@ -12,6 +12,7 @@ from typing import Any
 from locaudit.config import AuditConfig, merge_config, unknown_names_kept
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.records import Place, TrialRecord
+from locaudit.stats.agreement import describe_chance
 from locaudit.stats.decide import decide
 from locaudit.stats.growth import describe_extensions
 from locaudit.stats.labels import describe_labels, wanted
@@ -79,7 +80,8 @@ class Run:
         `DataError` for labels that cannot be used.
         """
         if labels is not None:
-            found = replace(self.read_with(score, level, margin), trusted=(str(labels), read_labels(labels)))
+            rows = read_labels(labels, tuple(self.manifest.judges))
+            found = replace(self.read_with(score, level, margin), trusted=(str(labels), rows))
             _ = found.corrected  # computed now, so that labels of another run are refused here
             return found
         own = {"score": self.score, "level": self.config.level, "margin": self.config.margin}
@@ -175,7 +177,11 @@ class Run:
             verdict,
             subject=self._describe_subject(verdict),
             extended=describe_extensions(extensions, rule, self.config.level),
-            notes=(*describe_labels(verdict, records, self.labels), *self._describe_samples(records, score)),
+            notes=(
+                *describe_labels(verdict, records, self.labels),
+                *self._describe_samples(records, score),
+                *(describe_chance(self.corrected.agreement) if self.corrected else ()),
+            ),
             off_target=measure_off_target(verdict, records, self.manifest.dtype),
         )
 

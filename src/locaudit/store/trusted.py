@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,8 +29,9 @@ from locaudit.stats.agreement import Agreement, compare
 from locaudit.stats.intervals import mean_estimate, pseudo_values
 from locaudit.stats.phrases import where
 from locaudit.stats.ppi import LEAST, Estimate, estimate, rectify
-from locaudit.stats.scores import components, score_values
+from locaudit.stats.scores import components, score_values, tolerance
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, select
+from locaudit.text import plural
 
 if TYPE_CHECKING:
     from locaudit.store.run import Run
@@ -94,11 +95,12 @@ class Corrected:
     """Number of labelled questions that a corrected number needs."""
 
 
-def read_labels(path: str | Path) -> tuple[Labelled, ...]:
+def read_labels(path: str | Path, aspects: Collection[str] = ()) -> tuple[Labelled, ...]:
     """Read labels from a CSV file or, with the suffix ``.jsonl``, from JSON objects, one a line.
 
     Columns: ``question_id``, ``answer``, one per labelled aspect with 0, 1 or nothing, and optionally ``probability``
-    or ``design``. Raises `DataError` for anything else.
+    or ``design``. Raises `DataError` for anything else. `aspects` are those that the run judges (empty: not known); the
+    error about a file without labels names them.
     """
     path = Path(path)
     text = read_bytes(path, "a CSV or JSONL file of labels", DataError).decode("utf-8-sig", "replace")
@@ -110,7 +112,7 @@ def read_labels(path: str | Path) -> tuple[Labelled, ...]:
         seen.add((row.question, row.answer))
         rows.append(row)
     if not any(row.labels for row in rows):
-        raise _wrong(str(path), "no label", f"fill in a column of an aspect: {', '.join(ASPECTS)}")
+        raise _wrong(str(path), "no label", f"fill in a column of an aspect: {', '.join(aspects or ASPECTS)}")
     if len({(row.probability is None, row.design) for row in rows}) > 1:
         raise _wrong(str(path), "rows of several samples, or some without a probability", "give the rows of one sample")
     return tuple(rows)
@@ -152,10 +154,15 @@ def _labelled(where: str, values: Mapping[str, str]) -> Labelled:
         probability = math.nan
     if probability is not None and not 0 < probability <= 1:
         raise _wrong(where, f"probability = {values['probability']!r:.40}", "write a number above 0, at most 1")
+    design = values.get("design", "").strip()
+    if design and probability is not None:
+        raise _wrong(
+            where,
+            "both a design and a probability, which contradict each other",
+            "delete the column probability if `locaudit judge sample` drew the answers, else the column design",
+        )
     labels = {name: _MARKS[mark] for name, mark in given.items()}
-    return Labelled(
-        values["question_id"], _words(values["answer"]), labels, probability, values.get("design", "").strip()
-    )
+    return Labelled(values["question_id"], _words(values["answer"]), labels, probability, design)
 
 
 def _wrong(where: str, problem: str, remedy: str) -> DataError:
@@ -225,7 +232,7 @@ def _answers(record: TrialRecord) -> tuple[tuple[str, ...], ...]:
 
 def frame_of(run: Run) -> Frame:
     """The run's answers that labels are wanted for. Raises `DataError` if none were generated."""
-    chosen = select(run.records, run.score, run.verdict.tolerance)
+    chosen = select(run.records, run.score, tolerance(run.score, run.manifest.dtype))
     records = {
         (method, place): record
         for method, places in chosen.items()
@@ -267,7 +274,7 @@ def draw(run: Run, n: int, seed: int = 0) -> tuple[list[dict[str, str]], str]:
     ]
     remedy = "raise --n" if m < len(frame.ids) else "raise split.max_test and run the audit again"
     more = "" if m >= LEAST else f"; a corrected number takes at least {LEAST} questions: {remedy}"
-    return rows, f"{len(rows)} answers to {m} of {len(frame.ids)} test questions{more}"
+    return rows, f"{plural(len(rows), 'answer')} to {m} of {len(frame.ids)} test questions{more}"
 
 
 def correct(run: Run, file: str, rows: Sequence[Labelled]) -> Corrected:

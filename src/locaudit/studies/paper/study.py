@@ -20,6 +20,7 @@ from locaudit.stats.selection import choose, group_trials
 from locaudit.store.folder import has_trials
 from locaudit.store.run import Run, load_run
 from locaudit.studies.paper.config import PaperConfig, Part
+from locaudit.text import plural
 
 SETTINGS = "paper.yaml"
 """File with the study's settings. It also marks a folder as that of a study."""
@@ -119,7 +120,7 @@ def _finished(folder: Path) -> Run:
         return run
     lacks = "no trials" if run is None else f"{len(run.trials)} of {run.manifest.planned} trials"
     if run is not None and run.n_unjudged:
-        lacks += f" and {run.n_unjudged} answers that were not judged"
+        lacks += f" and {plural(run.n_unjudged, 'answer')} not judged"
     raise RunFolderError(
         got=f"{folder} with {lacks}",
         expected="a finished study",
