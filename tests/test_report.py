@@ -914,8 +914,8 @@ def test_reading_writes_nothing(reread):
     before = content_of(reread)
     result = read_result(reread)
     assert (result.verdict.score, result.verdict.level, result.run.reading) == ("info_truth_probability", 0.05, {})
-    other = read_result(reread, score="mc2", level=0.3, margin=0.02)
-    assert (other.verdict.score, other.verdict.level, other.run.design.margin) == ("mc2", 0.3, 0.02)
+    other = read_result(reread, score="mc2", level=0.3, margin=0.2)
+    assert (other.verdict.score, other.verdict.level, other.run.design.margin) == ("mc2", 0.3, 0.2)
     again = decide(result.records, score="mc2", level=0.3, design=other.run.design, methods=ITI)
     assert str(replace(other.verdict, subject="")) == str(again)
     assert content_of(reread) == before

@@ -49,7 +49,7 @@ class _Report:
     level: float | None = None
     """Significance level (None: the level of the run)."""
     margin: float | None = None
-    """Equivalence margin (None: the margin of the run)."""
+    """Share of the proven gain below which differences count as none (None: the margin of the run)."""
     labels: Path | None = None
     """File of trusted labels of the run's answers, which correct the judged scores (docs/judges.md)."""
     out: Path | None = None

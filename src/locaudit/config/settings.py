@@ -35,6 +35,8 @@ VARIED = {
 """What repeats may vary -> the settings that count up from repeat to repeat."""
 READS_ONLY = ("score", "level", "margin", "stopping", "judges")
 """Settings that no trial depends on: they can be changed after a run, to judge and report it again."""
+LEAST_MARGIN = 0.1
+"""Smaller shares are refused: they are margins of earlier versions, which were differences of scores such as 0.05."""
 ANSWER_TOKENS = 50
 """Value of ``evaluation.max_new_tokens`` if it is None and a judge reads the answers."""
 _ELSEWHERE = ("registered", "plugins", "vary", "executor", "loading.device", "loading.device_map")
@@ -64,6 +66,15 @@ def _sum_to_one(shares: tuple[float, ...]) -> tuple[float, ...]:
     if abs(sum(shares) - 1) > 1e-9:
         raise ValueError("three positive shares with sum 1; use, for example, 0.6 0.2 0.2")
     return shares
+
+
+def _of_the_gain(margin: float) -> float:
+    if margin < LEAST_MARGIN:
+        raise ValueError(
+            f"a share of the whole model's gain, {LEAST_MARGIN:g} or more, where earlier versions had a difference of "
+            "scores; write, for example, 0.33"
+        )
+    return margin
 
 
 def _called_now(primer: str) -> str:
@@ -309,7 +320,7 @@ class AuditConfig:
     ``info_truth_probability``). ``mc2`` if nothing or only info is judged."""
     level: Share = 0.05
     """Significance level of the verdict."""
-    margin: Share = 1 / 3
+    margin: Annotated[Share, AfterValidator(_of_the_gain)] = 1 / 3
     """Smaller differences count as none: a share of the gain of the whole model's edit, once that gain is proven.
     It decides, for example, whether the claim's lead over random locations is as good as none."""
     seed: Seed = 0
