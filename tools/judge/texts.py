@@ -13,6 +13,7 @@ import argparse
 import random
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from readers import read_rows, write_rows
@@ -20,18 +21,19 @@ from readers import read_rows, write_rows
 from locaudit.api import fit_optimal
 from locaudit.behaviours import load_behaviour
 from locaudit.behaviours.format import Prompt
-from locaudit.edits import stack
+from locaudit.edits import Edit, stack
 from locaudit.location import Location
 from locaudit.measure.activations import collect_activations
 from locaudit.measure.generation import generate_answers
 from locaudit.measure.tree import plant
 from locaudit.methods.iti import iti_edit, iti_theta
 from locaudit.methods.probes import fit_probes
-from locaudit.models import load_model
+from locaudit.models import Model, load_model
 
-HEADS, TRAIN, EPOCHS = 8, 60, 4
-"""Heads of the claim (those with the best probes) and of the control (random ones); training prompts; epochs of the
-optimal edits."""
+HEADS, TRAIN = 8, 60
+"""Heads of the claim (those with the best probes) and of the control (random ones); training prompts."""
+EPOCHS = {"claim": 4, "control": 4, "whole": 2}
+"""Epochs of the optimal edits, by place."""
 SHARES = {
     "unedited": 9,
     **{f"iti-claim-{alpha}": share for alpha, share in ((5, 5), (15, 6), (40, 6))},
@@ -44,6 +46,29 @@ SHARES = {
 """Edit -> its share of the texts, in percent. A name has the method, the place, and the strength alpha or tau."""
 SAMPLES, LENGTHS = (0, 0, 0, 1, 2), (24, 24, 24, 24, 50)
 """A text is greedy (0) or sampled, and has at most so many tokens; drawn at random from these."""
+
+
+def continue_prompts(
+    model: Model, prompts: Sequence[str], edits: Sequence[Edit], style: Prompt, rng: random.Random
+) -> list[tuple[str, str]]:
+    """(prompt, continuation) under the edit, or of the unedited model if there is none; empty ones are left out."""
+    wanted: dict[int, list[tuple[str, int]]] = defaultdict(list)
+    for prompt in prompts:
+        wanted[rng.choice(LENGTHS)].append((prompt, rng.choice(SAMPLES)))
+    found = []
+    for length, drawn in wanted.items():
+        forest = plant(model.tokenizer, style, [(prompt, ()) for prompt, _ in drawn])
+        (said,) = generate_answers(
+            model,
+            forest.prefix,
+            [tree.prompt for tree in forest.trees],
+            stack(model, edits) if edits else None,
+            samples=[sample for _, sample in drawn],
+            max_new_tokens=length,
+            answer_format=style,
+        )
+        found += [(prompt, text) for (prompt, _), text in zip(drawn, said, strict=True) if text.strip()]
+    return found
 
 
 def main() -> None:
@@ -72,26 +97,17 @@ def main() -> None:
     }
     texts: dict[tuple[str, str], str] = {}
     for arm, share in SHARES.items():
+        rng = random.Random(f"{given.seed} {arm}")
         method, place, strength = (arm.split("-") + ["", ""])[:3]
         edits = []
         if method == "iti":
             edits = [iti_edit(model, places[place], theta, alpha=float(strength))]
         elif method == "optimal":
-            settings = {"strength": float(strength), "prompt": style, "seed": given.seed, "epochs": EPOCHS}
+            settings = {"strength": float(strength), "prompt": style, "seed": given.seed, "epochs": EPOCHS[place]}
             edits = [fit_optimal(model, train, places[place], **settings)]
-        wanted = defaultdict(list)
-        for prompt in rng.sample(prompts, min(round(given.texts * share / 80), len(prompts))):
-            wanted[rng.choice(LENGTHS)].append((prompt, rng.choice(SAMPLES)))
-        found = {}
-        for length, drawn in wanted.items():
-            forest = plant(model.tokenizer, style, [(prompt, ()) for prompt, _ in drawn])
-            (said,) = generate_answers(
-                model, forest.prefix, [tree.prompt for tree in forest.trees],
-                stack(model, edits) if edits else None,
-                samples=[sample for _, sample in drawn], max_new_tokens=length, answer_format=style,
-            )  # fmt: skip
-            found |= {(prompt, text): arm for (prompt, _), text in zip(drawn, said, strict=True) if text.strip()}
-        new = [text for text in found if text not in texts]
+        chosen = rng.sample(prompts, min(round(given.texts * share / 80), len(prompts)))
+        found = continue_prompts(model, chosen, edits, style, rng)
+        new = [pair for pair in dict.fromkeys(found) if pair not in texts]
         texts |= dict.fromkeys(rng.sample(new, min(round(given.texts * share / 100), len(new))), arm)
         print(time.strftime("%X"), arm, len(new), flush=True)
     order = list(texts.items())
