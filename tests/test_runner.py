@@ -371,8 +371,8 @@ folder, out, progress = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
 model, behaviour = load_model(folder + "/model", device="cpu"), load_behaviour(folder + "/questions.jsonl")
 claim = fit_probes(model, behaviour).top(2)
 fit_iti(model, behaviour, claim), fit_optimal(model, behaviour, claim, epochs=1)
-audit(model, behaviour, claim=claim, controls=1, out=out, progress=progress, rest=False, judges={}, nulls=["anywhere"],
-      prompt={"primer": "none"}, methods={"iti": {"alphas": [2.0]}},
+audit(model, behaviour, claim=claim, controls=1, out=out, progress=progress, rest=False, placebos=0, judges={},
+      nulls=["anywhere"], prompt={"primer": "none"}, methods={"iti": {"alphas": [2.0]}},
       evaluation={"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6})
 print([*tqdm([1], desc="mine")])
 """
