@@ -16,13 +16,13 @@ from statistics import fmean
 from typing import Any
 
 from locaudit.config import AuditConfig, changed_settings, open_settings, unknown_names_kept
-from locaudit.judges.degenerate import is_degenerate
 from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, OFF, Place, TrialRecord, json_text
 from locaudit.registry import SCORES
 from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES, FIT_TITLES
 from locaudit.stats.changes import Changes, count_changes
+from locaudit.stats.degenerate import is_degenerate
 from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts, where
 from locaudit.stats.resample import score_intervals
