@@ -48,6 +48,8 @@ class Registered:
     """Settings of the claim file whose values are different now, one phrase each."""
     left_open: tuple[str, ...]
     """Settings that the claim file does not fix. They could be chosen after the run."""
+    reason: str = ""
+    """Why the margin is what it is, in the words of the claim file; empty if it does not say."""
 
     @property
     def hash(self) -> str:
@@ -68,7 +70,7 @@ def read_registered(run: Run) -> Registered | None:
         with unknown_names_kept():
             config = replace(config, score=run.score)  # what ``auto`` in the settings stands for
     changed, left_open = changed_settings(fact.values, config), open_settings(fact.values)
-    return Registered(fact.sha256, fact.file, fact.text, tuple(changed), tuple(left_open))
+    return Registered(fact.sha256, fact.file, fact.text, tuple(changed), tuple(left_open), fact.reason)
 
 
 @dataclass(frozen=True)
