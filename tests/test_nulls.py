@@ -22,6 +22,7 @@ from locaudit.run.subject import read_settings
 from locaudit.stats import Repeat, combine_repeats, decide
 from locaudit.stats.growth import Extension, describe_extensions
 from locaudit.stats.measured import Design
+from locaudit.stats.off_target import measure_off_target
 from locaudit.stats.sequential import Null
 from locaudit.store.folder import read_run
 from locaudit.store.run import load_run
@@ -78,6 +79,19 @@ def test_a_claim_must_stand_out_from_every_null(anywhere, layers, claim, outcome
         assert "better than random places, but not than random places in its layers." in found.headline
     written = json.loads(found.to_json())["methods"]["optimal"]["nulls"]
     assert list(written) == ["anywhere", "layers"] and written["layers"]["n_planned"] == len(layers)
+
+
+def test_off_target_scores_name_their_null_where_there_are_several():
+    def named(**more):
+        records = [
+            dataclasses.replace(record, questions={**record.questions, "off:other": {"mc2": (0.5, 0.25)}})
+            for record in [BASE_TRIAL, *audit("optimal", 0.25, LOW, **more)]
+        ]
+        verdict = decide(records, score=SCORE, design=Design(), methods=METHODS)
+        return [(found.null, found.among) for found in measure_off_target(verdict, records, "float32")]
+
+    assert named(layers=LOW) == [("anywhere", "anywhere"), ("layers", "in its layers")]
+    assert named() == [("anywhere", "")]
 
 
 def test_one_null_alone_gives_the_outcome():

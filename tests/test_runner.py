@@ -39,7 +39,7 @@ from locaudit.run.audit import draw_controls, run_audit
 from locaudit.run.pilot import run_pilot
 from locaudit.run.plan import build_plan
 from locaudit.run.prepare import probing_settings
-from locaudit.run.status import Pace, describe_seconds, show_progress
+from locaudit.run.status import Meter, Pace, describe_seconds, show_progress
 from locaudit.run.stopping import Stopping
 from locaudit.run.subject import read_inputs
 from locaudit.stats.selection import group_trials
@@ -463,6 +463,16 @@ def test_a_line_comes_at_least_so_often_off_a_terminal(capsys):
         meter.end(Counter({"iti": 1}), "controls at least as good as the claim: iti 2 of 3")
         wait_for(capsys, "9 of 12 trials, about 0 s left, controls at least as good as the claim: iti 2 of 3")
         assert any(thread.name == "locaudit-progress" for thread in threading.enumerate())
+    with show_progress(True, every=0.01) as meter:
+        meter.start({"iti": 2}, 0, maybe={"iti": 3, "iti, samples": 1})
+        wait_for(capsys, "0 of 2 trials, up to 3 more, measuring the pace")
+        meter.end(Counter({"iti": 2}))
+        wait_for(capsys, "2 of 2 trials, up to 3 more, about 0 s left")
+        meter.add(Counter({"iti": 1}))
+        wait_for(capsys, "2 of 3 trials, up to 2 more, about 0 s left")
+        meter.share(Counter({"iti": 1}))
+        meter.rule_out(Counter({"iti": 2, "iti, samples": 1}))
+        wait_for(capsys, "3 of 3 trials, about 0 s left")
     with pytest.raises(KeyboardInterrupt), show_progress(True, every=0.01):
         raise KeyboardInterrupt
     assert not any(thread.name == "locaudit-progress" for thread in threading.enumerate())
@@ -489,6 +499,22 @@ def test_a_resumed_run_says_what_is_done_and_how_controls_compare(home, tmp_path
     assert said.endswith(f"9 of 9 trials, about 0 s left, controls at least as good as the claim: {counts}")
     run_audit(config, tmp_path / "run")
     assert "going on" not in capsys.readouterr().err
+
+
+def test_the_number_of_trials_grows_only_by_what_was_announced(home, tmp_path, capsys, monkeypatch):
+    """Whatever follows from results was ``up to N more`` before, and places of two nulls count as done."""
+    lines = []
+
+    def note(meter):
+        lines.append((meter._done, meter._total, sum(meter._maybe.values())))
+
+    monkeypatch.setattr(Meter, "_show", note)
+    config = small_config(home, controls=6, claim="0.1,1.2", methods=["iti"], iti={"alphas": [2.0, 4.0]})
+    run_audit(merge_config(config, {"nulls": ["anywhere", "layers"], "widen": 2}), tmp_path / "run")
+    totals = [total for _, total, _ in lines]
+    assert totals == sorted(totals) and lines[-1][0] == lines[-1][1] == len(load_run(tmp_path / "run").trials)
+    bounds = [total + maybe for _, total, maybe in lines]
+    assert bounds == sorted(bounds, reverse=True) and lines[-1][2] == 0
 
 
 def test_wrapping_leaves_no_gradients(llama):

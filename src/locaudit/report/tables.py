@@ -16,13 +16,13 @@ from statistics import fmean
 from typing import Any
 
 from locaudit.config import AuditConfig, changed_settings, open_settings, unknown_names_kept
-from locaudit.judges.degenerate import is_degenerate
 from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, OFF, Place, TrialRecord, json_text
 from locaudit.registry import SCORES
 from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES, FIT_TITLES
 from locaudit.stats.changes import Changes, count_changes
+from locaudit.stats.degenerate import is_degenerate
 from locaudit.stats.intervals import score_intervals
 from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts, where
@@ -49,6 +49,8 @@ class Registered:
     """Settings of the claim file whose values are different now, one phrase each."""
     left_open: tuple[str, ...]
     """Settings that the claim file does not fix. They could be chosen after the run."""
+    reason: str = ""
+    """Why the margin is what it is, in the words of the claim file; empty if it does not say."""
 
     @property
     def hash(self) -> str:
@@ -69,7 +71,7 @@ def read_registered(run: Run) -> Registered | None:
         with unknown_names_kept():
             config = replace(config, score=run.score)  # what ``auto`` in the settings stands for
     changed, left_open = changed_settings(fact.values, config), open_settings(fact.values)
-    return Registered(fact.sha256, fact.file, fact.text, tuple(changed), tuple(left_open))
+    return Registered(fact.sha256, fact.file, fact.text, tuple(changed), tuple(left_open), fact.reason)
 
 
 @dataclass(frozen=True)

@@ -276,13 +276,13 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
     n_planned = len([spec for group in job.groups for spec in group if (spec.trial_id, spec.place) in rounds.done])
     _say_resumed(job, n_planned, bool(todo or more), meter)
     _say_cost(store, job, todo + more, meter)
-    meter.start(count(todo + more), sum(map(len, groups)) - len(todo), stopping.describe())
+    meter.start(count(todo), sum(map(len, groups)) - len(todo), stopping.describe(), count(more))
 
     def lacking(group: Sequence[TrialSpec]) -> Iterator[Sequence[TrialSpec]]:
         """The trials to run. If another null drew the location, too, its trial is stored for this place, not run."""
         again = [replace(r, spec=s) for s in group if s.measured is None and (r := rounds.find(s.trial_id))]
         if again:
-            meter.skip(count([record.spec for record in again]))
+            meter.share(count([record.spec for record in again]))
             store.add(again, 0.0)
             note(again)
         if left := [s for s in group if s.measured is not None or rounds.find(s.trial_id) is None]:
@@ -304,13 +304,15 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
                 yield from lacking(group)
             while group := rounds.follow(number):
                 expected -= count(group)
+                meter.add(count(group))
                 yield from lacking(group)
-            meter.skip(expected)
+            meter.rule_out(expected)
 
     def everything() -> Iterator[Outcome]:
         executor, worker = EXECUTORS[inputs.config.executor](), Worker(shared, meter.say)
         yield from executor.map(worker, store.folder, needed())
         while group := rounds.follow():  # of groups whose results came only after an executor had taken the next one
+            meter.add(count(group))
             yield from executor.map(worker, store.folder, lacking(group))
 
     # For each part of a group: save edits, then store records (a record never refers to a missing file), then judge,

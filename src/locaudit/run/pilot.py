@@ -83,7 +83,7 @@ def run_pilot(
         for name, facts in job.manifest.methods.items():
             if lengths := (facts.training or {}).get("objectives"):
                 n = sum(sum(HORIZONS[: len(x)]) for x in lengths.values())
-                notes.append(f"the training length of {name} is found ({plural(n, 'epoch')} of training) and kept")
+                notes.append(f"the training length of {name} is found ({plural(n, 'epoch')} of training, not repeated)")
         if config.widen:
             notes.append(f"at most {plural(config.widen, 'further strength')} at each place included (widen)")
         return _estimate(store, job, left, before, spent, meter.pace, notes)

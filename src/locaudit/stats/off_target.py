@@ -11,6 +11,7 @@ import numpy as np
 
 from locaudit.records import OFF, TrialRecord
 from locaudit.stats.intervals import estimate
+from locaudit.stats.phrases import where
 from locaudit.stats.scores import find_score, reaches, tolerance
 from locaudit.stats.selection import CLAIM, WHOLE, select
 
@@ -46,6 +47,9 @@ class OffTarget:
     """Score at each control that did not diverge."""
     n_at_least: int
     """Number of these controls whose score is at least the claim's."""
+    among: str = ""
+    """What the controls have in common with the claim, to follow "controls": ``in its layers``. Controls of the null
+    ``anywhere`` are called so only beside those of another null."""
 
 
 def measure_off_target(verdict: Verdict, records: Iterable[TrialRecord], dtype: str) -> tuple[OffTarget, ...]:
@@ -79,6 +83,7 @@ def measure_off_target(verdict: Verdict, records: Iterable[TrialRecord], dtype: 
                         whole_model=None if whole is None else float(np.mean(whole.questions[split][score])),
                         controls=means,
                         n_at_least=int(np.sum(reaches(means, mean, tolerance(score, dtype)))),
+                        among=where(null).strip() if where(null) or len(nulls) == 1 else null,
                     )
                 )
     return tuple(found)
