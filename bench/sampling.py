@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +96,9 @@ def read(done: Run, method: str, score: str, most: int) -> Measured:
 
 
 @contextmanager
-def timed() -> Iterator[Counter[str]]:
+def timed() -> Iterator[Mapping[str, float]]:
     """Seconds that the parts of all trials take inside, by name."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     parts = {
         (worker, "_fit"): "fit",
         (worker, "answer_log_probs"): "score",
