@@ -2,8 +2,8 @@
 
     python -m bench.learning_rates --out docs/learning-rates.json
 
-For each size (1 unit, 16 units, the whole model), rate and seed, one IPO edit is trained at random units of `--kind` on
-`--train` questions. Its IPO loss and reward accuracy are then measured on held-out questions. All questions come from
+For each kind of place, size (1 unit, 16 units, the whole model), rate and seed, one IPO edit is trained at random
+units on `--train` questions. Its IPO loss and reward accuracy are then measured on held-out questions. All come from
 the training part of the split; test questions are not used. Prints a Markdown table with means over seeds and writes
 every number as JSON.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,6 @@ import tyro
 
 from bench.command import Positive, check_out, header, line, run, stated, write_json
 from bench.work import (
-    BUILT_IN,
     TAU,
     Job,
     Location,
@@ -51,7 +51,7 @@ class Settings:
     """Number of held-out questions."""
     epochs: Positive = 2
     tau: float = TAU
-    kind: Literal["head", "kv-group", "attention", "neuron", "mlp", "residual"] = "head"
+    kinds: tuple[Literal["head", "kv-group", "attention", "neuron", "mlp", "residual"], ...] = ("head",)
     sizes: tuple[int, ...] = (1, 16, 0)
     """Numbers of units; 0 for the whole model."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
@@ -73,35 +73,34 @@ def main(given: Settings) -> None:
         loss = held_out_loss(held_data, sums, tau=given.tau)
         return {"loss": loss, **means(score_questions(held, sums, list(held_data.reference)))}
 
-    def place(size: int, seed: int) -> Location:
-        return random_units(model, given.kind, size, seed) if size else Location.whole(given.kind)
+    def place(kind: str, size: int, seed: int) -> Location:
+        return random_units(model, kind, size, seed) if size else Location.whole(kind)
 
-    def trial(size: int, rate: float, seed: int) -> dict[str, Any]:
-        where = place(size, seed)
+    def trial(kind: str, size: int, rate: float, seed: int) -> dict[str, Any]:
+        where = place(kind, size, seed)
         started = time.monotonic()
         (fit,) = train(model, data, [Job(where, given.tau, seed)], epochs=given.epochs, learning_rate=rate)
-        row: dict[str, Any] = {"kind": given.kind, "size": size, "rate": rate, "seed": seed}
+        row: dict[str, Any] = {"kind": kind, "size": size, "rate": rate, "seed": seed}
         row["seconds"] = round(time.monotonic() - started, 1)
         row["train_loss"] = statistics.fmean(fit.losses[-max(1, len(fit.losses) // 4) :])
         if fit.edit is None:
             return row | {"diverged": fit.message}
         return row | scores(log_probs(model, held_data.forest, [fit.edit])[0])
 
-    units = BUILT_IN[given.kind].plural
-    print(header(units, "learning rate", "last train loss", "held-out loss", "reward accuracy", "MC2"))
+    print(header("kind", "units", "learning rate", "last train loss", "held-out loss", "reward accuracy", "MC2"))
     rows = []
-    for size in given.sizes:
-        usual = learning_rate(model.shape, place(size, 0), OptimalSettings())
+    for kind, size in product(given.kinds, given.sizes):
+        usual = learning_rate(model.shape, place(kind, size, 0), OptimalSettings())
         for rate in [factor * usual for factor in given.times] or given.rates:
-            group = [trial(size, rate, seed) for seed in given.seeds]
+            group = [trial(kind, size, rate, seed) for seed in given.seeds]
             rows += group
             good = [row for row in group if "loss" in row]
-            cells = [size or "all", f"{rate:.3g}", f"{statistics.fmean(row['train_loss'] for row in group):.2f}"]
+            cells = [kind, size or "all", f"{rate:.3g}", f"{statistics.fmean(row['train_loss'] for row in group):.2f}"]
             for key in ("loss", "reward_accuracy", "mc2"):
                 cells.append(f"{statistics.fmean(row[key] for row in good):.3f}" if good else "diverged")
             print(line(cells), flush=True)
     base = scores(list(held_data.reference))
-    print(line(["none", "", "", f"{base['loss']:.3f}", "", f"{base['mc2']:.3f}"]))
+    print(line(["none", "", "", "", f"{base['loss']:.3f}", "", f"{base['mc2']:.3f}"]))
     if given.out:
         facts = {"fingerprint": model.fingerprint, "dtype": str(model.lm.dtype), "torch": torch.__version__}
         write_json(given.out, {"facts": stated(given) | facts | {"base": base}, "rows": rows})
