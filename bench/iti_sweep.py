@@ -111,7 +111,7 @@ def main(given: Settings) -> None:
             for score in JUDGED:
                 values = score_values(judged, score)
                 row |= {score: float(mean_score(values)), f"{score}_interval": estimate(values).interval()}
-            rows.append(row | measure_drift(model, drift, edits and stack(model, edits))[0])
+            rows.append(row | measure_drift(model, drift, stack(model, edits) if edits else None)[0])
             print(line([name, f"{alpha:g}", *(f"{rows[-1][key]:.3f}" for key in PANELS)]), flush=True)
 
         measure("unedited", 0.0, None)

@@ -16,7 +16,7 @@ from locaudit.errors import DataError
 from locaudit.location import Location
 from locaudit.records import TrialRecord, TrialSpec
 from locaudit.stats import MethodFacts
-from locaudit.stats.ppi import LEAST, estimate, rectify
+from locaudit.stats.ppi import LEAST, rectified_mean, rectify
 from locaudit.stats.sequential import Null
 from locaudit.store.database import HeldOutQuestion
 from locaudit.store.folder import open_run
@@ -143,7 +143,7 @@ def test_intervals_cover_and_the_judge_alone_does_not(n_labelled):
         c = {"gain": np.array([1, -1, *[0] * k]), "lead": np.array([1, 0, *[-1 / k] * k])}
         for name, weights in c.items():
             for aspects in (1, 2):
-                found = estimate([rectify(*part, weights) for part in parts[:aspects]], w, weights)
+                found = rectified_mean([rectify(*part, weights) for part in parts[:aspects]], w, weights)
                 value = weights @ true[:aspects].prod(axis=0)
                 hits[name, aspects] += found.interval[0] <= value <= found.interval[1]
             d = weights @ parts[0][0]
@@ -155,7 +155,7 @@ def test_intervals_cover_and_the_judge_alone_does_not(n_labelled):
 def test_a_missing_judgement_does_not_cost_a_label():
     rng, w, c = np.random.default_rng(0), np.ones((1, 50)), np.ones(1)
     y, f = rng.integers(0, 2, (1, 50)), np.full((1, 50), np.nan)
-    found = estimate([rectify(f, y, w, c)], w, c)
+    found = rectified_mean([rectify(f, y, w, c)], w, c)
     assert (found.value, found.n) == (pytest.approx(y.mean()), 50)
 
 

@@ -7,6 +7,7 @@ import sqlite3
 from collections import Counter
 
 import pytest
+from bench.measurements import print_scores
 
 from locaudit import cli
 from locaudit.claims import draw_nulls
@@ -165,7 +166,7 @@ def test_few_places_are_known_before_the_model_is_loaded(home):
         read_settings(small_config(home, nulls=["layers"], claim="mlp:1"))
 
 
-def test_a_place_of_both_nulls_is_fitted_once(home, tmp_path, monkeypatch):
+def test_a_place_of_both_nulls_is_fitted_once(home, tmp_path, monkeypatch, capsys):
     """A head of a model of 8: all others are its controls anywhere, and 3 of them those in its layers."""
     fitted = []
     real = worker.run_trials
@@ -188,6 +189,11 @@ def test_a_place_of_both_nulls_is_fitted_once(home, tmp_path, monkeypatch):
             assert dataclasses.replace(record, spec=same.spec) == same
     before = run.verdict
     assert all([*v.nulls] == ["anywhere", "layers"] for v in before.methods.values())
+    print_scores(run)
+    (row,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| optimal | reward_margin")]
+    *_, anywhere, _, layers, _, explained, _ = (x.strip() for x in row.split("|"))
+    assert float(anywhere) > 0
+    assert float(explained) == pytest.approx(1 - float(layers) / float(anywhere), abs=0.02)
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "Mean of 3 controls in its layers" in page and "Control 2 in its layers" in page
     with (tmp_path / "run" / "trials.csv").open(newline="") as file:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+from bench.measurements import print_edits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -213,6 +214,25 @@ def test_doses_are_hit_at_every_place(run):
         assert record.training["alpha"][0] > 0
     alphas = {r.spec.arm: r.training["alpha"][0] for r in trials if r.spec.hyperparameter == 0.002}
     assert alphas["whole"] < alphas["claim"]
+
+
+def test_edits_are_listed_with_dose_objective_and_flags(run, capsys):
+    print_edits(run)
+    rows = [[x.strip() for x in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()[2:]]
+    found = {(method, float(strength), place): cells for method, strength, place, *cells in rows}
+    assert {place for _, _, place in found} == {"claim", "whole", "control anywhere"}
+    for record in run.trials:
+        spec = record.spec
+        if spec.arm in ("claim", "whole"):
+            alpha, objective, kl, _, chosen, flags = found[spec.method, spec.hyperparameter, spec.arm]
+            assert kl == f"{record.drift['kl']:.3f}"
+            assert alpha == (f"{record.training['alpha'][0]:.3f}" if spec.method == "iti" else "-")
+            assert objective == (f"{record.training['objective'][0]:.3f}" if spec.method == "optimal" else "-")
+            verdict = run.verdict.methods[spec.method]
+            is_chosen = verdict.chosen[spec.arm] == spec.hyperparameter
+            assert chosen == f"{int(is_chosen)} of 1"
+            names = [flag.name for flag in verdict.flags if spec.arm in flag.places] if is_chosen else []
+            assert flags == ", ".join(f"{name} 1" for name in names)
 
 
 def test_grids_widen_by_one_rule_at_every_place(run):

@@ -28,7 +28,7 @@ from locaudit.registry import ASPECTS
 from locaudit.stats.agreement import Agreement, compare
 from locaudit.stats.intervals import mean_estimate, pseudo_values
 from locaudit.stats.phrases import where
-from locaudit.stats.ppi import LEAST, Estimate, estimate, rectify
+from locaudit.stats.ppi import LEAST, RectifiedMean, rectified_mean, rectify
 from locaudit.stats.scores import components, score_values, tolerance
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, select
 from locaudit.text import plural
@@ -75,7 +75,7 @@ class Line:
     judged: float
     judged_interval: tuple[float, float]
     """95 % interval over questions, which takes the judge to be right."""
-    corrected: Estimate
+    corrected: RectifiedMean
     """NaN if fewer than `LEAST` questions are labelled; the interval is NaN if all labels are equal, too."""
 
 
@@ -408,10 +408,10 @@ def _line(
     each = np.repeat(c, samples) / samples  # of each answer, in the order of `used`
     psi = [rectify(f, y, w, each).reshape(len(arms), samples, -1).mean(axis=1) for f, y, w in parts]
     labelled = np.min([w for _, _, w in parts], axis=0).reshape(len(arms), samples, -1).max(axis=1)
-    found = estimate(psi, labelled, c)
+    found = rectified_mean(psi, labelled, c)
     unknown = (math.nan, math.nan)
     if found.n < LEAST:
-        found = Estimate(math.nan, math.nan, found.n, unknown)
+        found = RectifiedMean(math.nan, math.nan, found.n, unknown)
     elif found.se == 0:
-        found = Estimate(found.value, math.nan, found.n, unknown)
+        found = RectifiedMean(found.value, math.nan, found.n, unknown)
     return Line(method, what, score, judged.value, judged.interval(), found)
