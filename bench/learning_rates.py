@@ -25,10 +25,8 @@ from bench.work import (
     TAU,
     Job,
     Location,
-    OptimalSettings,
     Subject,
     held_out_loss,
-    learning_rate,
     load,
     log_probs,
     means,
@@ -55,8 +53,6 @@ class Settings:
     sizes: tuple[int, ...] = (1, 16, 0)
     """Numbers of units; 0 for the whole model."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-    times: tuple[float, ...] = ()
-    """Instead of rates: multiples of the default rate of a place of this size, such as 0.5 1 2."""
     seeds: tuple[int, ...] = (0, 1)
     out: Path | None = None
     """Write JSON to this file."""
@@ -73,11 +69,8 @@ def main(given: Settings) -> None:
         loss = held_out_loss(held_data, sums, tau=given.tau)
         return {"loss": loss, **means(score_questions(held, sums, list(held_data.reference)))}
 
-    def place(kind: str, size: int, seed: int) -> Location:
-        return random_units(model, kind, size, seed) if size else Location.whole(kind)
-
     def trial(kind: str, size: int, rate: float, seed: int) -> dict[str, Any]:
-        where = place(kind, size, seed)
+        where = random_units(model, kind, size, seed) if size else Location.whole(kind)
         started = time.monotonic()
         (fit,) = train(model, data, [Job(where, given.tau, seed)], epochs=given.epochs, learning_rate=rate)
         row: dict[str, Any] = {"kind": kind, "size": size, "rate": rate, "seed": seed}
@@ -90,8 +83,7 @@ def main(given: Settings) -> None:
     print(header("kind", "units", "learning rate", "last train loss", "held-out loss", "reward accuracy", "MC2"))
     rows = []
     for kind, size in product(given.kinds, given.sizes):
-        usual = learning_rate(model.shape, place(kind, size, 0), OptimalSettings())
-        for rate in [factor * usual for factor in given.times] or given.rates:
+        for rate in given.rates:
             group = [trial(kind, size, rate, seed) for seed in given.seeds]
             rows += group
             good = [row for row in group if "loss" in row]

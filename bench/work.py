@@ -45,7 +45,6 @@ from locaudit.methods import Fit, Job, optimal
 from locaudit.methods.horizon import mean_loss
 from locaudit.methods.iti import iti_edit, iti_theta
 from locaudit.methods.objectives import default_learning_rate
-from locaudit.methods.optimal import learning_rate
 from locaudit.methods.parameters import TrainableEdit
 from locaudit.methods.probes import fit_probes
 from locaudit.methods.settings import OptimalSettings
