@@ -15,6 +15,7 @@ from locaudit.report.repeats import read_plan, read_repeats, write_plan, write_r
 from locaudit.run.audit import run_audit
 from locaudit.run.repeats import repeat_config, run_repeats
 from locaudit.stats import Repeat, combine_repeats, decide
+from locaudit.stats.scores import find_score
 from locaudit.store.folder import read_run
 from runs import small_config
 from test_stats import BASE_TRIAL, LOW, SCORE, audit
@@ -188,6 +189,9 @@ def test_the_page_leads_to_each_repeat_and_says_what_is_missing_or_was_changed(t
     assert 'href="repeat-1/report.html"' in page
     assert (out / "repeat-1" / "report.html").is_file()
     assert "the same in every repeat" in page
+    # The name in the settings stands once beside the score's title.
+    score = json.loads((out / "repeats.json").read_text())["score"]
+    assert page.count(f"{find_score(score).title} (score: {score})") == page.count(f"(score: {score})") == 1
     # Another level for this reading alone, in a folder of its own.
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert cli.main(["report", str(out), "--level", "0.3"]) == 0

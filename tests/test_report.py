@@ -322,7 +322,7 @@ def test_a_gain_at_one_label_only_is_told_by_label(tmp_path, capsys, unsaved):
     cli.main(["report", str(folder)])
     note = (
         "ITI: the gain of the edit at the claim comes from some right answers only, as that of a model which prefers "
-        "one answer whatever is asked (mc2 where (A) 0.450 to 0.970, mc2 where (B) 0.550 to 0.030, mc2 balanced "
+        "one answer whatever is asked (MC2 where (A) 0.450 to 0.970, MC2 where (B) 0.550 to 0.030, MC2 balanced "
         "0.500 to 0.500, prefers (A) 0.000 to 1.000)."
     )
     assert note in capsys.readouterr().out and note in (folder / "report.html").read_text()

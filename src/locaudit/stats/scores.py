@@ -111,6 +111,11 @@ def find_score(score: str) -> Score:
     return Score(title, needs=(aspect,)) if aspect in ASPECTS else Score(score)
 
 
+def named_score(score: str) -> str:
+    """The score's title with its name in the settings: ``MC2 (score: mc2)``. For one place per page or message."""
+    return f"{find_score(score).title} (score: {score})"
+
+
 def tolerance(score: str, dtype: str = "float32") -> float:
     """Scores of a model in this dtype that differ by less are ties: the difference may be rounding alone."""
     return max(TIE, find_score(score).rounding.get(dtype, 0.0))
