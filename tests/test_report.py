@@ -192,6 +192,7 @@ def test_numbers_in_the_page_are_those_of_the_verdict(finished):
     folder, page = finished
     verdict = json.loads((folder / "verdict.json").read_text())
     assert f"<h1>{escape(verdict['headline'])}</h1>" in page
+    assert verdict["headline"].startswith(f"{verdict['outcome']}: ")
     for name, judged in verdict["methods"].items():
         card = re.search(rf'<article class="card [a-z]+" id="{name}">(.*?)</article>', page, re.DOTALL)
         assert card is not None

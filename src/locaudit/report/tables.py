@@ -362,7 +362,15 @@ class Tables:
         if self.specification.rows:
             more["specification"] = {"summary": self.specification.sentence, "rows": "specification.csv"}
         extensions = [asdict(extension) for extension in self.manifest.extensions]
-        return json_text({**asdict(self.verdict), "judges": judges, "extensions": extensions, **more})
+        return json_text(
+            {
+                "outcome": self.verdict.outcome,
+                **asdict(self.verdict),
+                "judges": judges,
+                "extensions": extensions,
+                **more,
+            }
+        )
 
     def trials_csv(self) -> str:
         """Text of trials.csv: `lines` with all digits of each number. Cells are empty if nothing was measured."""

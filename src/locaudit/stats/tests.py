@@ -74,7 +74,7 @@ def paired_gain_p(
     Each arrangement exchanges the two at some of the questions, all components of a question together. p is the share
     of arrangements with a gain at least as large as the observed one, up to `tolerance` (`reaches`). If there are at
     most `n_resamples` arrangements (2^n), all are used; otherwise that many are sampled, and the observed one is
-    counted too. Shapes as in `locaudit.stats.resample.arms_of`. Questions missing in either are left out.
+    counted too. Shapes as in `locaudit.stats.intervals.arms_of`. Questions missing in either are left out.
 
     For a plain mean this is the sign-flip test. It is exact if the two values of a question are exchangeable.
 

@@ -286,9 +286,9 @@ def measure_single(study: Study, sets: Chosen) -> dict[str, Any]:
     localized_score = float(mean_score(localized))
     return {
         "rule": (
-            f"a head matches if the 90 % bootstrap interval of its score minus the other's, over the same test "
-            f"questions, lies above -{margin:g}; it is worse if the interval lies below -{margin:g}; otherwise, or if "
-            "too few questions differ, it is undecided. If a claim says that one or several of many heads match, their "
+            f"a head matches if the 90 % interval of its score minus the other's, over the same test "
+            f"questions, lies above -{margin:g}; it is worse if the interval lies below -{margin:g}; otherwise it "
+            "is undecided. If a claim says that one or several of many heads match, their "
             "tests are corrected by Holm's method"
         ),
         "n_random": len(random),
