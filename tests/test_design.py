@@ -127,6 +127,10 @@ def test_more_samples_and_seeds_help_as_far_as_they_are_known():
     assert smallest_lead(parts, Size(50, 4)) < smallest_lead(parts, Size(50, 1))
     assert smallest_lead(parts, Size(50, 4, 19, 3)) < smallest_lead(parts, Size(50, 4))
     assert PARTS.gain.variance(Size(50, 4)) == PARTS.gain.variance(Size(50, 1))
+    # Two seeds without noise of their own: both pass at level / 2, or neither.
+    assert gain_power(PARTS, Size(10**6, seeds=2), 1e-3, level=0.1) == pytest.approx(
+        gain_power(PARTS, Size(10**6), 1e-3, level=0.05), abs=0.01
+    )
 
 
 def test_the_power_line_speaks_of_this_audit():

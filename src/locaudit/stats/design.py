@@ -32,9 +32,10 @@ LEAST_CONTROLS = 3
 """Fewer controls say nothing about how much places differ."""
 MOST_QUESTIONS = 1_000_000
 """More questions than this are as good as infinitely many."""
-_Z, _WEIGHTS = np.polynomial.hermite_e.hermegauss(64)
-_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
-"""Nodes and weights of the expectation over a standard normal variable (Gauss-Hermite)."""
+_Z = special.ndtri((np.arange(500) + 0.5) / 500)
+"""Standard normal values of equal weight, for expectations. Their functions may be steps, so no Gauss-Hermite nodes."""
+_TINY = 1e-100
+"""Stands for a standard deviation of 0 where one is divided by."""
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,8 @@ def gain_power(parts: Components, size: Size, gain: float, level: float = 0.05) 
         return _t_power(n - 1, _ratio(gain, se), level)
     threshold = float(special.stdtrit(n - 1, 1 - level)) * se
     above = gain + math.sqrt(shared) * _Z - threshold
-    passed = special.ndtr(above / max(math.sqrt(alone), np.finfo(float).tiny))
-    return float(_WEIGHTS @ stats.binom.sf(s // 2, s, passed))
+    passed = special.ndtr(above / max(math.sqrt(alone), _TINY))
+    return float(special.bdtrc(s // 2, s, passed).mean())
 
 
 def lead_power(parts: Components | Sequence[Components], size: Size, lead: float, level: float = 0.05) -> float:
@@ -223,11 +224,13 @@ def lead_power(parts: Components | Sequence[Components], size: Size, lead: float
     several = [parts] if isinstance(parts, Components) else list(parts)
     passed = np.ones_like(_Z)
     for one in several:
-        n = one.controls(size)
+        n, h = one.controls(size), curtailment(one.controls(size), level)
+        if not h:
+            return 0.0
         own, spread = one.claim.variance(size), one.places + one.control.variance(size)
-        reach = special.ndtr(-(lead + math.sqrt(own) * _Z) / max(math.sqrt(spread), np.finfo(float).tiny))
-        passed = passed * stats.binom.cdf(curtailment(n, level) - 1, n, reach)
-    return float(_WEIGHTS @ passed)
+        reach = special.ndtr(-(lead + math.sqrt(own) * _Z) / max(math.sqrt(spread), _TINY))
+        passed = passed * special.bdtr(h - 1, n, reach)
+    return float(passed.mean())
 
 
 def sameness_power(
@@ -250,8 +253,8 @@ def _sameness_power(parts: Components, size: Size, gap: float, level: float) -> 
     if s > 1:
         own, other = (replace(x, questions=0.0).variance(size) for x in (parts.claim, parts.control))
         spent += (own + other / n) ** 2 / (s - 1)
-    fixed = Noise(parts.claim.questions + parts.control.questions / n)
-    wide = math.sqrt(se**2 + 3 * EXTRA / size.questions * fixed.variance(size))  # 3: the kurtosis of normal values
+    own, other = (replace(x, seeds=0.0).variance(size) for x in (parts.claim, parts.control))
+    wide = math.sqrt(se**2 + 3 * EXTRA / size.questions * (own + other / n))  # 3: the kurtosis of normal values
     return _t_power(wide**4 / spent if spent else math.inf, _ratio(gap, se), level, _ratio(wide, se))
 
 
@@ -318,6 +321,28 @@ def questions_for(power_of: Callable[[Size], float], size: Size, power: float = 
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that a place takes in an audit: fixed + n (question + (K - 1) sample) with n questions and K samples."""
+
+    fixed: float = 0.0
+    """Finding its edits, and all that does not depend on the test questions."""
+    question: float = 0.0
+    """Scoring all its edits on a test question, with the first answers to it."""
+    sample: float = 0.0
+    """A further sampled answer to a question."""
+
+    def seconds(self, size: Size) -> float:
+        """Seconds with this many questions and samples, for one seed."""
+        return self.fixed + size.questions * (self.question + (size.samples - 1) * self.sample)
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(x + y for x, y in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def __mul__(self, factor: float) -> Cost:
+        return Cost(*(x * factor for x in vars(self).values()))
 
 
 @dataclass(frozen=True)
