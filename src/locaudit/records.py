@@ -145,7 +145,7 @@ class TrialSpec:
 class TrialRecord:
     """The result of one trial.
 
-    It has no wall-clock times (they are stored separately), so equal trials have equal records.
+    Wall-clock times are no part of it, so equal trials have equal records.
     """
 
     spec: TrialSpec
@@ -171,6 +171,9 @@ class TrialRecord:
     edit: str = ""
     """File name of the saved edit inside the run folder's ``edits/`` (`TrialSpec.edit_file`; of a run by an earlier
     version, its id); empty for base."""
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
+    """Wall-clock seconds of the parts that were just run: ``edit`` (finding it, and its drift), ``score``, ``answer``,
+    ``sample`` (further samples). Stored separately (`Store.parts`); empty in a record that was read."""
 
     def said(self, split: str) -> tuple[tuple[str, ...], ...]:
         """The greedy answers to a split's questions, then each sample's; empty if none was generated."""

@@ -21,6 +21,7 @@ _PROGRAM = """Does editing give evidence for localization?
 commands:
   locaudit demo [flags]                  a small but real audit of SmolLM2-135M, in minutes
   locaudit audit [CONFIG.yaml] [flags]   audit a claim; repeat the command to resume
+  locaudit design RUN|CONFIG.yaml        how large must an audit be? From a run, or from a pilot
   locaudit paper [CONFIG.yaml] [flags]   run every experiment of the paper on your model and data
   locaudit probe [CONFIG.yaml] [flags]   probe every attention head and print the best ones
   locaudit report DIR [flags]            write a report again, or use another score, level or margin
@@ -34,6 +35,7 @@ locaudit COMMAND --help lists the flags of a command."""
 COMMANDS = {
     "demo": "locaudit.cli.audit:demo",
     "audit": "locaudit.cli.audit:audit",
+    "design": "locaudit.cli.design:design",
     "paper": "locaudit.cli.paper:paper",
     "probe": "locaudit.cli.audit:probe",
     "report": "locaudit.cli.audit:report",

@@ -125,11 +125,13 @@ def _run(command: _Run) -> int:
     aspects = refuse_early(command.config, command.out, command.repeats)
     from locaudit.cli.shown import count_unjudged, print_repeats, print_verdict
     from locaudit.report import require_report_extra
+    from locaudit.report.design import power_sentence
     from locaudit.report.repeats import repeat_folder
     from locaudit.report.result import read_result
     from locaudit.run.audit import run_audit
     from locaudit.run.pilot import describe_estimate, run_pilot
     from locaudit.run.repeats import repeat_config, run_repeats
+    from locaudit.store.run import load_run
     from locaudit.store.trusted import read_labels
 
     require_report_extra()
@@ -148,6 +150,8 @@ def _run(command: _Run) -> int:
             note = f"this is for one repeat; all take {command.repeats} times as long, but load the model only once"
             estimate = replace(estimate, notes=(*estimate.notes, note))
         say(describe_estimate(estimate))
+        if seen := power_sentence(load_run(out)):
+            say(seen)
         return 0
     if command.repeats > 1:
         run_repeats(command.config, command.out, command.repeats)

@@ -13,6 +13,7 @@ The steps, in order; `begin` does the first three:
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -280,7 +281,7 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
 
     def lacking(group: Sequence[TrialSpec]) -> Iterator[Sequence[TrialSpec]]:
         """The trials to run. If another null drew the location, too, its trial is stored for this place, not run."""
-        again = [replace(r, spec=s) for s in group if s.measured is None and (r := rounds.find(s.trial_id))]
+        again = [replace(r, spec=s, seconds={}) for s in group if s.measured is None and (r := rounds.find(s.trial_id))]
         if again:
             meter.share(count([record.spec for record in again]))
             store.add(again, 0.0)
@@ -323,7 +324,10 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
             if edit is not None:
                 write_atomically(store.edits / record.edit, edit.to_bytes())
         store.add(records, meter.seconds)
+        started = time.monotonic()
         judge_answers(inputs.judges, store, records, shared.cache, meter.say)
+        if inputs.judges:
+            store.add_judging(records, time.monotonic() - started)
         note(records)
         ids = {record.spec.trial_id for record in records}
         meter.end(count([spec for spec in outcome.group if spec.trial_id in ids]), stopping.describe())

@@ -54,6 +54,8 @@ class Run:
     """Aspect -> judgements of its judge."""
     seconds: Mapping[str, float]
     """Wall-clock seconds of each trial, by id."""
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Trial id -> part of its work -> seconds (`locaudit.store.database.Store.parts`)."""
     reading: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Setting -> (value of the run, value chosen), for each setting that `read_with` changed."""
     trusted: tuple[str, tuple[Labelled, ...]] | None = None
@@ -300,6 +302,7 @@ def load_run(folder: str | Path) -> Run:
             {split: tuple(store.questions(split)) for split in store.splits},
             read_judgements(store, manifest.judges),
             store.seconds(),
+            store.parts(),
         )
 
 
