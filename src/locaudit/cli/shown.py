@@ -13,7 +13,6 @@ from locaudit.records import NO_METHOD
 from locaudit.report.repeats import Repeats, write_repeats
 from locaudit.report.result import AuditResult
 from locaudit.report.tables import Registered, reading_words
-from locaudit.stats.phrases import where
 from locaudit.stats.verdict import WIDTH
 from locaudit.store.run import Run
 from locaudit.store.trusted import Corrected
@@ -95,7 +94,7 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
     for remark in verdict.remarks():
         say(remark)
     for o in verdict.off_target:
-        (low, high), among = o.gain_interval, where(o.null) if o.null else ""
+        (low, high), among = o.gain_interval, f" {o.among}" if o.among else ""
         say(
             f"\nOff target, {o.behaviour}, {o.method}: {o.score} {o.base:.3f} unedited, {o.claim:.3f} at the claim "
             f"({o.gain:+.3f}, {low:+.3f} to {high:+.3f}); {o.n_at_least} of {len(o.controls)} controls{among} at or "

@@ -18,7 +18,7 @@ from locaudit.stats.scores import SIGNS, has_score, tolerance
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, group_trials
 from locaudit.stats.tests import Contrast, contrast_methods, max_t_p, new_place_p
 from locaudit.stats.verdict import MethodVerdict, NullResult, Verdict
-from locaudit.stats.words import explain
+from locaudit.stats.words import describe_power, explain
 
 
 def decide(
@@ -82,6 +82,7 @@ def decide(
         margin=design.margin,
         tolerance=tie,
         contrasts=_contrasts(measured, main),
+        power=next((describe_power(m) for m in measured if m.method == main), ""),
     )
 
 
@@ -109,7 +110,8 @@ def _unedited(records: Sequence[TrialRecord], score: str) -> TrialRecord:
 
 def _judge(m: Measured, adjusted: Mapping[tuple[str, str], float], flags: tuple[Flag, ...]) -> MethodVerdict:
     sign = SIGNS[m.facts.supports]  # -1 undoes the sign flip of `measure`: scores are reported as measured
-    questions = ask(m, [flag.name for flag in flags if "claim" in flag.places])
+    names = [flag.name for flag in flags if "claim" in flag.places or flag.name == "superset"]
+    questions = ask(m, [*names, *(f"{flag.name} whole" for flag in flags if "whole" in flag.places)])
     answers: dict[str, Answer] = {question.name: question.answer for question in questions}
     outcome = outcome_of(questions)
 

@@ -249,10 +249,20 @@ class Share:
     """About (0, 1) if the data cannot tell: few questions or controls, or places that hardly differ."""
     sd: float
     """Standard deviation of the places' true scores; 0 if questions explain all of the controls' spread."""
+    p_common: float = 1.0
+    """p of the null hypothesis that the share is at most `most`: the share of draws whose lower end is."""
 
 
 def true_share(
-    claim: ArrayLike, controls: ArrayLike, *, confidence: float = 0.95, seed: int = 0, tolerance: float = TIE
+    claim: ArrayLike,
+    controls: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    most: float = 0.05,
+    slack: float = 0.0,
+    population: int | None = None,
+    seed: int = 0,
+    tolerance: float = TIE,
 ) -> Share:
     """Share of random places that are truly at least as good as the claim: the noise of questions is taken out.
 
@@ -273,7 +283,9 @@ def true_share(
     distribution serves to remove the noise only. The drawing is that of generalised confidence intervals (Weerahandi
     1993). Coverage, normal places or not: docs/calibration.md.
 
-    Shapes as in `crossed_interval`; several seeds are averaged. Scores within `tolerance` are ties. NaN for fewer than
+    If all places of the `population` were tried, k / N is the share. With `slack`, a place counts if its true score is
+    at least the claim's minus the slack. Shapes as in `crossed_interval`; several seeds are averaged. Scores within
+    `tolerance` are ties. NaN for fewer than
     two controls or without a score.
     """
     own, others = (x.mean(axis=-2) for x in _tables(claim, controls))  # (questions,), (places, questions)
@@ -294,14 +306,19 @@ def true_share(
     # (draws, places) and (draws, 1): true scores, from the controls' mean
     drawn = shrink * scores + np.sqrt(tau2 * (1 - shrink)) * rng.standard_normal((N_DRAWS, n_places))
     lead = leads.mean() + np.sqrt(inverted(float(leads.var(ddof=1)) / n, n - 1)) * rng.standard_normal((N_DRAWS, 1))
-    k = (drawn >= lead - tolerance).sum(axis=1)
+    k = (drawn >= lead - slack - tolerance).sum(axis=1)
     ends = (
-        np.where(k > 0, rng.beta(np.maximum(k, 1), n_places - k + 1), 0.0),
-        np.where(k < n_places, rng.beta(k + 1, np.maximum(n_places - k, 1)), 1.0),
+        (k / n_places, k / n_places)
+        if n_places == population
+        else (
+            np.where(k > 0, rng.beta(np.maximum(k, 1), n_places - k + 1), 0.0),
+            np.where(k < n_places, rng.beta(k + 1, np.maximum(n_places - k, 1)), 1.0),
+        )
     )
     quantiles = ((1 - confidence) / 2, (1 + confidence) / 2)
     low, high = (float(np.quantile(end, p)) for end, p in zip(ends, quantiles, strict=True))
-    return Share(float(np.median(k)) / n_places, (low, high), math.sqrt(true))
+    p_common = float((1 + np.sum(ends[0] <= most)) / (1 + N_DRAWS))
+    return Share(float(np.median(k)) / n_places, (low, high), math.sqrt(true), p_common)
 
 
 def _tables(claim: ArrayLike, controls: ArrayLike) -> tuple[Values, Values]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from scipy import special, stats
 
 from locaudit.location import Location
 from locaudit.records import DIRECTIONS, Place, TrialRecord
+from locaudit.stats.design import PowerLine, power_line
 from locaudit.stats.intervals import (
     Crossed,
     Estimate,
@@ -56,6 +57,8 @@ class Design:
     """The model's; it decides which scores are ties (`locaudit.stats.scores.tolerance`)."""
     noun: str = "places"
     """What the units of a place are called, such as ``heads``."""
+    folder: str = "RUN"
+    """Run folder, for commands in texts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,18 +159,20 @@ class Measured:
 
     @cached_property
     def proven(self) -> Place | None:
-        """The place whose gain is the unit of margins: the whole model or, if its gain is not proven, the claim.
+        """The place whose gain is the unit of margins: the whole model or the claim, whichever gains more.
 
-        Proven means p <= level. None if neither is.
+        Only a proven gain counts, with p <= level; None if neither is. A claim that gains more than the whole model
+        shows that a better edit of the whole model exists.
         """
-        tried = [place for place in (WHOLE, CLAIM) if place in self.arms]
-        return next((place for place in tried if self.gain_p(place) <= self.level), None)
+        gains = [place for place in (WHOLE, CLAIM) if place in self.arms and self.gain_p(place) <= self.level]
+        return max(gains, key=lambda place: self.means[place], default=None)
 
     @cached_property
     def placebo_p(self) -> float:
-        """The smallest p of the placebo edits' gains, times their number (Bonferroni); 1 without any."""
-        tried = [self.gain_p(place) for place in self.arms if place.arm == "placebo"]
-        return min([1.0, *(len(tried) * p for p in tried)])
+        """The smallest p of the placebo edits that gain the margin or more, times the number of all (Bonferroni)."""
+        tried = [place for place in self.arms if place.arm == "placebo"]
+        large = [place for place in tried if not self.gain(place).value < self.margin]
+        return min([1.0, *(len(tried) * self.gain_p(place) for place in large)])
 
     @property
     def margin(self) -> float:
@@ -201,10 +206,10 @@ class Measured:
     def nulls(self) -> Mapping[str, Against]:
         """The test of the claim against the controls of each null, and the test that these do as well.
 
-        The latter has the Bonferroni p of two tests. The first rejects that at most a share `level` of such places
-        score at least as high (binomial, or hypergeometric; with early stopping, the sequence of `share_interval`). The
-        second rejects that the claim leads the mean of all such places by the margin or more (t-test, in which
-        questions, places and the margin itself are random).
+        The latter has the Bonferroni p of two tests. The first rejects that at most a share `level` of such places does
+        as well as the claim: scores as high (`_common_p`), and, with the noise of questions taken out, truly comes
+        within the margin (`true_share`). The second rejects that the claim leads the mean of all such places by the
+        margin or more (t-test, in which questions, places and the margin are random). Neither counts diverged controls.
         """
         found = {}
         for name, plan in self.plans.items():
@@ -217,20 +222,26 @@ class Measured:
             scored = [place for place in places if not math.isnan(self.means[place])]
             arms = np.asarray([self.arms[place] for place in scored]).reshape(len(scored), *self.arms[CLAIM].shape)
             lead = crossed_interval(self.arms[CLAIM], arms, population=plan.population)
-            share = true_share(self.arms[CLAIM], arms, tolerance=self.tolerance)
+            shared = partial(true_share, population=plan.population, most=self.level, tolerance=self.tolerance)
+            share = shared(self.arms[CLAIM], arms)
+            near = share if self.proven is None else shared(self.arms[CLAIM], arms, slack=self.margin)
+            common = max(near.p_common, self._common_p(seen, plan, lost=len(places) - len(scored)))
             has_ended = seen.state != "open" and seen.n < plan.n_planned
             if has_ended:  # intervals and the t-test assume a number of controls that does not depend on scores
                 lead, share = replace(lead, interval=_UNKNOWN), Share(math.nan, _UNKNOWN, math.nan)
             small = 1.0 if has_ended else self._small_lead_p(scored, lead)
-            p_no = min(1.0, 2 * min(self._common_p(seen, plan), small))
+            p_no = min(1.0, 2 * min(common, small))
             found[name] = Against(plan, places, means, seen, p_value, lead, share, small, p_no)
         return found
 
-    def _common_p(self, seen: Look, plan: Null) -> float:
-        """P of the null hypothesis that at most a share `level` of places does at least as well as the claim."""
-        g, n, most = seen.n_at_least, seen.n, plan.population
-        if self.design.rule != "fixed" and n < plan.n_planned:
-            # the sequence holds at `error`, which is half the level because there are two tests
+    def _common_p(self, seen: Look, plan: Null, lost: int) -> float:
+        """P of the null hypothesis that at most a share `level` of places scores as high as the claim.
+
+        Binomial, or hypergeometric. If controls may have ended early, it is the confidence sequence of `share_interval`
+        at an error of half the level, because there are two tests. The `lost` controls, which diverged, do not count.
+        """
+        g, n, most = max(0, seen.n_at_least - lost), seen.n, plan.population
+        if self.design.rule == "anytime" or (self.design.rule == "curtailed" and n < plan.n_planned):
             low, _ = share_interval(g, n, error=self.level / 2, population=most)
             return self.level / 2 if low > self.level else 1.0
         if most is not None:
@@ -244,6 +255,19 @@ class Measured:
         over = self.below_margin({CLAIM: 1.0, **dict.fromkeys(scored, -1.0 / len(scored))})
         variance = over.variance + lead.se_places**2
         return float(special.stdtr(lead.df, over.value / math.sqrt(variance))) if variance else over.p_below()
+
+    @cached_property
+    def power(self) -> PowerLine | None:
+        """What the audit could have seen against the first of the nulls that can test; None if the data cannot say."""
+        null = next(iter(self.deciding.values()))
+        scored = [self.arms[place] for place in null.places if not math.isnan(self.means[place])]
+        if self.unscored or not scored:
+            return None
+        n_controls, population = null.plan.n_planned, null.plan.population
+        return power_line(
+            self.arms[CLAIM], np.asarray(scored), self.arms[BASE],
+            level=self.level, n_controls=n_controls, population=population,
+        )  # fmt: skip
 
     @property
     def deciding(self) -> Mapping[str, Against]:

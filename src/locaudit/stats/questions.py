@@ -26,6 +26,8 @@ from locaudit.stats.selection import BASE, CLAIM, REST, WHOLE
 from locaudit.stats.sequential import curtailment
 from locaudit.stats.tests import monte_carlo_p
 
+LEAST_FOR_NO = 50
+"""Fewest test questions for a ``no``: with fewer, intervals may miss rare large effects (docs/statistics.md)."""
 Answer = Literal["yes", "no", "open", "-"]
 """``-``: not asked, because the claim does not work, or not tried."""
 VOID = ("missing", "diverged", "few_questions", "placebo")
@@ -78,7 +80,7 @@ def find_outcome(works: Answer, nulls: Mapping[str, Answer]) -> Outcome:
 
 
 def ask(m: Measured, flags: Collection[str] = ()) -> tuple[Question, ...]:
-    """Ask all questions about one method. `flags` names the flags that concern its edit at the claim."""
+    """Ask all questions about one method. `flags` names those of its edit at the claim, and ``NAME whole``."""
     asker = _Asker(m, flags)
     works = asker.works()
     nulls = [asker.null(name, null, works) for name, null in m.nulls.items()]
@@ -105,6 +107,11 @@ class _Asker:
         applies = m.worst_missing > MAX_MISSING, m.unscored, 2.0**-m.n_questions > m.level, m.placebo_p <= m.level
         return next((name for name, is_so in zip(VOID, applies, strict=True) if is_so), "")
 
+    @property
+    def has_enough(self) -> bool:
+        """Whether there are enough questions for a ``no``."""
+        return self.m.n_questions >= LEAST_FOR_NO
+
     def number(self, x: float) -> str:
         return short(self.sign * x, self.decimals)
 
@@ -117,7 +124,8 @@ class _Asker:
         facts = {
             "n_missing": sum(m.missing), "n_judged": len(m.missing) * m.n_questions, "n_questions": m.n_questions,
             "need_questions": math.ceil(-math.log2(m.level)), "need": math.ceil(1 / m.level - 1e-9) - 1,
-            "method": m.method, "base": self.number(m.means[BASE]), "limit": self.number(m.bounds[1]), **values,
+           
+            "method": m.method, "least": LEAST_FOR_NO, "base": self.number(m.means[BASE]), "limit": self.number(m.bounds[1]), **values,
         }  # fmt: skip
         why, remedy = (self.words(part, reason, **facts) for part in ("open", "remedy"))
         return replace(question, answer="open", open=reason, why=why, remedy=remedy)
@@ -146,13 +154,13 @@ class _Asker:
             return question
         if m.is_at_best(BASE):
             return self.opened(question, "at_best")
-        if m.proven != WHOLE:
+        if m.proven is None:
             return self.opened(question, "nothing" if WHOLE in m.arms else "no_whole")
         question = replace(question, p_no=m.below_margin({CLAIM: 1.0, BASE: -1.0}).p_below())
         if "not optimised" in self.flags:
             return self.opened(question, "not_optimised")
         if question.p_no <= m.level:
-            return replace(question, answer="no")
+            return replace(question, answer="no") if self.has_enough else self.opened(question, "few_for_no")
         high = self.number(m.gain(CLAIM).interval()[1])
         return self.opened(question, "wide", high=high, margin=self.number(m.margin))
 
@@ -189,7 +197,9 @@ class _Asker:
         if m.is_at_best(CLAIM) and 2 * sum(at_best) >= len(at_best):
             return "controls_at_best", {}
         if null.p_no <= m.level:
-            return ("not_optimised" if "not optimised" in self.flags else ""), {}
+            if "not optimised" in self.flags:
+                return "not_optimised", {}
+            return ("" if self.has_enough else "few_for_no"), {}
         if not curtailment(plan.n_planned, m.level):
             return "few_controls", {"least": 1 / (1 + plan.n_planned)}
         return "some", {"more": 2 * plan.n_planned + 1}
@@ -207,12 +217,18 @@ class _Asker:
             "needed", self.words("ask", "needed"), "open", seen.strip(), self.sign * loss.value,
             _turned(loss.interval(), self.sign),
         )  # fmt: skip
-        if m.proven != WHOLE or math.isnan(loss.value):
+        if math.isnan(m.means[REST]):
+            return self.opened(question, "rest_diverged")
+        if m.gain_p(WHOLE) > m.level or math.isnan(loss.value):
             return self.opened(question, "no_whole_needed")
+        if m.is_at_best(WHOLE) and m.is_at_best(REST):
+            return self.opened(question, "rest_at_best")
+        if {"superset", "not optimised whole"} & set(self.flags):
+            return self.opened(question, "whole_not_best")
         short_by = m.below_margin({WHOLE: 1.0, REST: -1.0})
         question = replace(question, p=short_by.p_above(), p_no=short_by.p_below())
         if question.p_no <= m.level:
-            return replace(question, answer="no")
+            return replace(question, answer="no") if self.has_enough else self.opened(question, "few_for_no")
         if question.p > m.level:
             return self.opened(question, "between")
         return self.opened(question, "rests") if p_rests > m.level else replace(question, answer="yes")

@@ -184,7 +184,7 @@ def _combine(
     is_void = more_planned or math.isnan(claim) or any(q.open in VOID for q in questions)
     works: Answer = "open"
     if not is_void:
-        works = _answer(effect_p, [q.p_no for q in questions], first.level)
+        works = _answer(effect_p, [q.p_no if q.answer == "no" else 1.0 for q in questions], first.level)
     return MethodRepeats(
         outcome=find_outcome(works, {name: null.answer for name, null in nulls.items() if null.can_test}),
         outcomes=tuple(v.outcome for v in found),
@@ -212,7 +212,7 @@ def _combine_null(
     return NullRepeats(
         name=found[0].name,
         can_test=all(r.can_test for r in found),
-        answer=_answer(p_value if is_possible else 1.0, [r.p_no for r in found], level),
+        answer=_answer(p_value if is_possible else 1.0, [r.p_no if r.answer == "no" else 1.0 for r in found], level),
         p_values=tuple(r.p_value for r in found),
         p_value=p_value,
         same_places=same_places,

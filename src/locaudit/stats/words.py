@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 
 from locaudit.stats.measured import Measured
-from locaudit.stats.phrases import say, where
+from locaudit.stats.phrases import say, short, where
 from locaudit.stats.questions import Outcome, Question
-from locaudit.stats.selection import CLAIM, WHOLE
 from locaudit.stats.sequential import Null
 
 
@@ -27,16 +26,36 @@ def explain(m: Measured, outcome: Outcome, questions: Sequence[Question]) -> str
         "why": telling.why[:1].upper() + telling.why[1:],
         "remedy": telling.remedy,
         "margin": m.design.margin,
-        "most": math.nan,
         "little": "",
     }
     if outcome == "SPECIFIC TO ITS LAYERS":
         values["where"] = where("layers")
-    if outcome == "NO GAIN SHOWN":
-        values["most"] = max(0.0, m.gain(CLAIM).interval()[1] / m.gain(WHOLE).value)
-    if outcome == "SPECIFIC" and any(null.p_small_lead <= m.level for null in m.deciding.values()):
-        values["little"] = say("headline", "little", **terms, **values)
+    small = [name for name, null in m.deciding.items() if null.p_small_lead * len(m.deciding) <= m.level]
+    if outcome == "SPECIFIC" and small:
+        values["little"] = say("headline", "little", **terms, **{**values, "where": where(small[0])})
     return say("headline", outcome, **{**terms, **values})
+
+
+def describe_power(m: Measured) -> str:
+    """What the audit of one method could have seen, and what half of that lead takes; empty if the data cannot say."""
+    found = m.power
+    if found is None or not 1e-6 < found.lead < math.inf:
+        return ""
+    decimals = max(2, math.ceil(-math.log10(found.target))) if found.target > 0 else 2
+    name = next(iter(m.deciding))
+    values = {
+        **{key: text.format(noun=m.design.noun) for key, text in m.facts.terms.items()},
+        "found": found,
+        "least_gain": short(found.gain, decimals),
+        "least_lead": short(found.lead, decimals),
+        "target": short(found.target, decimals),
+        "where": where(name),
+        "n_questions": m.n_questions,
+        "n_controls": m.plans[name].n_planned,
+        "folder": m.design.folder,
+    }
+    more = say("power", "never" if found.questions is None else "more", **values)
+    return say("power", "line", **values, more=more)
 
 
 def too_few(name: str, population: int | None, level: float) -> str:
