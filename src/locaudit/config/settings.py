@@ -303,11 +303,13 @@ class AuditConfig:
     """Also train the optimal edit of everything except the claim, to test whether the claim is necessary."""
     rest_controls: Annotated[int, Field(ge=0)] = 0
     """Of how many controls everything else is edited, too: the rest of the claim is compared with the rest of these.
-    They are the first controls of the first null in `nulls`; a test at level 0.05 needs 19. 0: none, because each of
-    these edits takes as long as one of the whole model. It can be raised later."""
+    They are the first controls of the first null in `nulls`; a test at level 0.05 needs 19.
+    0: none, because each of these edits takes as long as one of the whole model.
+    It can be raised later."""
     placebos: Annotated[int, Field(ge=0)] = 1
-    """Placebo edits of each method at the claim: found as the claim's is, but with true and false answers exchanged at
-    a random half of the training questions. They should gain nothing. It can be raised later."""
+    """Placebo edits at the claim: with true and false answers exchanged at half of the training questions, at random.
+    If one gains as much as counts (`margin`), a gain says nothing about the behaviour, and the verdict is open.
+    It can be raised later."""
     plugins: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_import_plugins)] = ()
     """Python files or modules that add methods, judges, scores or other parts. See docs/architecture.md."""
     methods: MethodsField = field(default_factory=choose_methods)

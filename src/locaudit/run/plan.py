@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from locaudit.claims import find_kind
 from locaudit.claims.kinds import Shape
 from locaudit.config import AuditConfig
 from locaudit.location import Location
-from locaudit.measure.tree import Forest
 from locaudit.methods import Method
 from locaudit.records import DIRECTIONS, NO_METHOD, Arm, TrialSpec, content_hash
 from locaudit.registry import METHODS
+
+if TYPE_CHECKING:
+    from locaudit.measure.tree import Forest  # it imports torch
 
 Groups = list[list[TrialSpec]]
 Banks = tuple[int, int]

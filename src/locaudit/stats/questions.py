@@ -122,11 +122,17 @@ class _Asker:
         """The question as open for a reason."""
         m = self.m
         facts = {
-            "n_missing": sum(m.missing), "n_judged": len(m.missing) * m.n_questions, "n_questions": m.n_questions,
-            "need_questions": math.ceil(-math.log2(m.level)), "need": math.ceil(1 / m.level - 1e-9) - 1,
-           
-            "method": m.method, "least": LEAST_FOR_NO, "base": self.number(m.means[BASE]), "limit": self.number(m.bounds[1]), **values,
-        }  # fmt: skip
+            "n_missing": sum(m.missing),
+            "n_judged": len(m.missing) * m.n_questions,
+            "n_questions": m.n_questions,
+            "need_questions": math.ceil(-math.log2(m.level)),
+            "need": math.ceil(1 / m.level - 1e-9) - 1,
+            "method": m.method,
+            "least": LEAST_FOR_NO,
+            "base": self.number(m.means[BASE]),
+            "limit": self.number(m.bounds[1]),
+            **values,
+        }
         why, remedy = (self.words(part, reason, **facts) for part in ("open", "remedy"))
         return replace(question, answer="open", open=reason, why=why, remedy=remedy)
 
