@@ -58,7 +58,7 @@ def test_audit_then_report(small_yaml, tmp_path, capsys):
     assert cli.main(["audit", str(small_yaml), "--controls", "1", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     verdict = json.loads((out / "verdict.json").read_text())
-    assert printed.startswith(verdict["headline"])
+    assert printed.strip().startswith(verdict["subject"]) and f"\n{verdict['headline']}\n" in printed
     assert str(out / "report.html") in printed
     for name in ("config.yaml", "trials.sqlite", "report.html", "figures/controls.png", "figures/controls.svg"):
         assert (out / name).stat().st_size > 0

@@ -579,7 +579,7 @@ def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path):
     stopping.begin([dataclasses.replace(following, method="optimal")])
     assert not stopping.has_ended(dataclasses.replace(following, method="iti")), "it runs for the other method"
     report = write_report(tmp_path / "run").read_text(encoding="utf-8")
-    assert "they ended early: 19 were planned" in report
+    assert "(ended early; " in report and " of all 19 planned)" in report
     assert "Unfinished" not in report
     assert not run_pilot(config, tmp_path / "run", progress=False).seconds and load_run(tmp_path / "run").is_finished
     first = {record.spec.trial_id for record in run.trials}

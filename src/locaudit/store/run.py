@@ -202,7 +202,7 @@ class Run:
         controls = " + ".join(str(null.n_planned) for null in manifest.nulls.values())
         return (
             f"{manifest.behaviour} on {manifest.model} · claim: {n} {noun} ({manifest.claim_source}) · "
-            f"score: {find_score(verdict.score).title}, {verdict.n_questions} test questions, {controls} controls"
+            f"score: {verdict.score}, {verdict.n_questions} test questions, {controls} controls"
         )
 
     @cached_property
