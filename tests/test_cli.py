@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -22,6 +23,7 @@ from locaudit.config import AuditConfig, leaves, load_config, load_preset, merge
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges import Aspect
 from locaudit.registry import ARCHITECTURES, ASPECTS, JUDGES, METHODS
+from locaudit.run import worker
 from locaudit.run.audit import run_audit
 from locaudit.store.folder import read_run
 from runs import save_behaviour, small_config
@@ -63,6 +65,34 @@ def test_audit_then_report(small_yaml, tmp_path, capsys):
     (out / "report.html").unlink()
     assert cli.main(["report", str(out)]) == 0
     assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_audit_says_so_and_goes_on(sent, code, small_yaml, tmp_path, capsys, monkeypatch):
+    before = signal.signal(sent, signal.default_int_handler)
+    try:
+        command, out = ["audit", str(small_yaml), "--controls", "1"], tmp_path / "run"
+        real, calls = worker.run_trials, []
+
+        def stopped(*args, **options):
+            calls.append(args)
+            if len(calls) == 3:
+                os.kill(os.getpid(), sent)
+            return real(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(worker, "run_trials", stopped)
+            assert cli.main([*command, "--out", str(out)]) == code
+        assert signal.getsignal(sent) is signal.default_int_handler
+        assert "locaudit: interrupted; repeat the command to continue" in capsys.readouterr().err
+        with read_run(out) as store:
+            kept = store.records()
+        assert len(kept) == 2 and not (out / "report.html").exists()
+        assert cli.main([*command, "--out", str(out)]) == 0
+        with read_run(out) as store:
+            assert all(record in store.records() for record in kept)
+    finally:
+        signal.signal(sent, before)
 
 
 def test_no_other_library_speaks(small_yaml, tmp_path):

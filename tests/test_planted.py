@@ -134,7 +134,7 @@ def test_an_audit_of_a_place_without_effect_says_so(misconception, tmp_path):
     result = audit(
         misconception.model, misconception.behaviour, claim=wrong, out=tmp_path / "a", progress=False, **settings
     )
-    assert result.verdict.methods["optimal"].outcome == "no effect"
+    assert result.verdict.methods["optimal"].outcome == "NO GAIN SHOWN"
     assert result.verdict.methods["optimal"].effect == 0
 
 

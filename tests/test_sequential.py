@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from collections import defaultdict
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from locaudit.stats import (
     score_values,
     sequential,
 )
-from locaudit.stats.sequential import RISK, Null, controls_to_decide, curtailment, share_interval, specificity_power
+from locaudit.stats.sequential import LEAST, RISK, Null, curtailment, share_interval
 from locaudit.stats.tests import max_t_p, monte_carlo_p
 
 LEVEL = 0.05
@@ -44,10 +46,29 @@ def test_curtailed_controls_give_the_verdict_of_all_of_them(reached, level):
     assert (
         early.p_value >= fixed.p_value if fixed.state == "specific" else early.p_value > level or not early.n_at_least
     )
-    # Until it ends, nothing was clear; what comes after does not matter.
-    if early.n < n:
-        assert early == look(reached[: early.n], "curtailed", n, level)
-        assert early == look([*reached[: early.n], *(not x for x in reached[early.n :])], "curtailed", n, level)
+    # What comes after the end does not matter to the test. It narrows the bounds of the final count.
+    assert early.final == fixed.final == (sum(reached), sum(reached))
+    for after in (reached[early.n :], [not x for x in reached[early.n :]]):
+        for n_more in range(len(after) + 1):
+            seen = look([*reached[: early.n], *after[:n_more]], "curtailed", n, level)
+            assert replace(seen, final=early.final) == early
+            least = sum(reached[: early.n]) + sum(after[:n_more])
+            assert seen.final == (least, least + len(after) - n_more)
+
+
+@pytest.mark.parametrize("rule", ["curtailed", "anytime"])
+def test_no_test_ends_before_nine_controls(rule):
+    assert LEAST == 9
+    for n in range(1, LEAST):
+        assert look([True] * n, rule, 39).state == look([False] * n, rule, 10).state == "open"
+    assert look([True] * 9, rule, 39).state == "not specific"
+    assert look([False] * 9, "curtailed", 10, 0.2).state == "specific"
+    # With fewer planned controls, none of them is left out.
+    for n in range(1, LEAST):
+        for reached in itertools.product([False, True], repeat=n):
+            found = look(reached, "curtailed", level=0.4)
+            assert found == look(reached, "fixed", level=0.4)
+            assert found.n == n
 
 
 @given(st.integers(0, 30), st.integers(1, 30))
@@ -65,15 +86,42 @@ def test_no_outcome_is_certain_from_too_few_controls():
     assert look([True] * 18, "curtailed").state == "open"
 
 
-def test_curtailed_p_is_valid_under_the_null():
-    """A claim exchangeable with its controls: P(p <= t) <= t for every t that can come out."""
-    rng = np.random.default_rng(0)
-    p = []
-    for _ in range(4000):
-        claim, controls = rng.random(), rng.random(39)
-        p.append(look(controls >= claim, "curtailed").p_value)
-    for t in np.unique(p):
-        assert np.mean(np.asarray(p) <= t) <= t + 3 * math.sqrt(t * (1 - t) / len(p))
+def chances_under_the_null(rule, n_planned, level):
+    """Exact distribution of the last `Look` for a claim that is exchangeable with its controls, without ties.
+
+    The rank of the claim among itself and n controls is uniform. So the next control does at least as well as the claim
+    with probability (g + 1) / (n + 2).
+    """
+    chances, ended = {Monitor(rule, n_planned, level).seen: Fraction(1)}, defaultdict(Fraction)
+    while chances:
+        later = defaultdict(Fraction)
+        for seen, chance in chances.items():
+            share = Fraction(seen.n_at_least + 1, seen.n + 2)
+            for hit in (True, False):
+                monitor = Monitor(rule, n_planned, level)
+                monitor.seen = seen
+                monitor.count(hit)
+                found = later if monitor.wants_more else ended
+                found[monitor.seen] += chance * (share if hit else 1 - share)
+        chances = later
+    return ended
+
+
+@pytest.mark.parametrize("level", [0.05, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("n_planned", [5, 9, 10, 12, 19, 39])
+@pytest.mark.parametrize("rule", ["fixed", "curtailed", "anytime"])
+def test_p_is_valid_under_the_null(rule, n_planned, level):
+    """By enumeration of all ranks and orders: P(p <= t) <= t for every t."""
+    found = chances_under_the_null(rule, n_planned, level)
+    assert sum(found.values()) == 1
+    for t in {seen.p_value for seen in found}:
+        below = sum(chance for seen, chance in found.items() if seen.p_value <= t)
+        assert below <= Fraction(t) + Fraction(1, 10**12)
+        if rule == "curtailed" and t > (1 + curtailment(n_planned, level)) / (1 + n_planned):
+            assert float(below) == pytest.approx(t, abs=1e-12)  # exact, not only valid
+    if rule != "anytime":
+        specific = sum(chance for seen, chance in found.items() if seen.state == "specific")
+        assert specific == Fraction(curtailment(n_planned, level), 1 + n_planned)
 
 
 @pytest.mark.parametrize("population", [None, 60])
@@ -116,7 +164,7 @@ def test_anytime_ends_when_the_interval_excludes_the_level_and_keeps_the_error_r
     assert ended.state == "specific"
     assert share_interval(0, ended.n, error=RISK * LEVEL)[1] < (1 - RISK) * LEVEL
     assert share_interval(0, ended.n - 1, error=RISK * LEVEL)[1] >= (1 - RISK) * LEVEL
-    assert look([True] * 400, "anytime").n < 10
+    assert look([True] * 400, "anytime").n == LEAST
     assert look([False] * 19, "anytime").state == "open"
     rng = np.random.default_rng(2)
     states = []
@@ -136,14 +184,6 @@ def test_anytime_counts_the_claim_among_few_places(population):
             drawn = rng.permutation(np.arange(population) < rank)
             n_false += look(drawn, "anytime", population=population).state == "specific"
     assert n_false / (n_runs * (population + 1)) <= LEVEL
-
-
-def test_power_with_an_anytime_rule_is_that_of_its_interval():
-    assert specificity_power(199, LEVEL, 0.01, "anytime") == 0.0
-    rng = np.random.default_rng(5)
-    runs = [look(rng.random(400) < 0.01, "anytime") for _ in range(300)]
-    rate = np.mean([x.state == "specific" for x in runs])
-    assert specificity_power(400, LEVEL, 0.01, "anytime") == pytest.approx(rate, abs=0.1)
 
 
 def test_controls_beyond_the_plan_are_not_looked_at():
@@ -177,7 +217,8 @@ def test_a_monitor_does_not_end_what_was_hardly_judged():
     def end(**claim):
         monitor = Monitor(rule="curtailed", n_planned=19, level=0.05)
         monitor.add(Place("claim"), **{"mean": 0.5, **claim})
-        monitor.add(Place("control", 0), 0.6)
+        for number in range(LEAST):
+            monitor.add(Place("control", number), 0.6)
         return monitor
 
     assert end().state == "not specific"
@@ -215,25 +256,10 @@ def test_a_monitor_of_records_ends_where_their_verdict_does(lost):
         for trials in places:
             monitor.add(trials[0].spec.place, *score_place(trials, "truth"))
             records += trials
-            design = Design(rule="curtailed", nulls={"anywhere": Null(39)}, graded=False)
+            design = Design(rule="curtailed", nulls={"anywhere": Null(39)})
             v = decide(records, score="truth", design=design).methods["iti"]
             is_sure = v.worst_missing <= 0.05 and not math.isnan(v.claim)
             assert (monitor.state != "open") == (v.first.ended_early and is_sure)
-
-
-def test_how_many_more_controls_would_decide():
-    total = controls_to_decide(3, 19, LEVEL)
-    assert total is not None
-    assert share_interval(round(3.5 / 20 * total), total, error=RISK * LEVEL)[0] > LEVEL
-    assert controls_to_decide(19, 19, LEVEL) == 19
-    assert controls_to_decide(1, 19, LEVEL, population=30) in (None, *range(19, 31))
-
-
-def test_power_against_a_share_of_places_as_good():
-    assert specificity_power(19, LEVEL, 0.0) == 1.0
-    assert specificity_power(19, LEVEL, 0.1) == pytest.approx(0.9**19)
-    assert specificity_power(99, LEVEL, 0.1) == pytest.approx(stats.binom.cdf(4, 99, 0.1))
-    assert specificity_power(10, LEVEL, 0.0) == 0.0
 
 
 # --- several tests of one claim, and equivalence

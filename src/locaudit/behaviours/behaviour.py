@@ -9,6 +9,7 @@ from typing import Literal
 
 from locaudit.errors import DataError
 from locaudit.records import content_hash
+from locaudit.text import plural
 
 Style = Literal["qa", "chat", "completion"]
 
@@ -121,7 +122,7 @@ class Behaviour:
 
     def __repr__(self) -> str:
         asked = ", ".join(self.aspects) or "nothing"
-        return f"Behaviour({self.name!r}: {len(self)} questions, judged for {asked})"
+        return f"Behaviour({self.name!r}: {plural(len(self), 'question')}, judged for {asked})"
 
     def worded(self, number: int) -> Behaviour:
         """The behaviour with the paraphrase of that number, from 1, in place of each question; 0: as it is.

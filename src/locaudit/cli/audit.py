@@ -49,7 +49,7 @@ class _Report:
     level: float | None = None
     """Significance level (None: the level of the run)."""
     margin: float | None = None
-    """Equivalence margin (None: the margin of the run)."""
+    """Share of the proven gain below which differences count as none (None: the margin of the run)."""
     labels: Path | None = None
     """File of trusted labels of the run's answers, which correct the judged scores (docs/judges.md)."""
     out: Path | None = None
@@ -122,7 +122,7 @@ def report(arguments: Sequence[str]) -> None:
 
 
 def _run(command: _Run) -> int:
-    refuse_early(command.config, command.out, command.repeats)
+    aspects = refuse_early(command.config, command.out, command.repeats)
     from locaudit.cli.shown import count_unjudged, print_repeats, print_verdict
     from locaudit.report import require_report_extra
     from locaudit.report.design import power_sentence
@@ -136,7 +136,7 @@ def _run(command: _Run) -> int:
 
     require_report_extra()
     if command.labels is not None:
-        read_labels(command.labels)
+        read_labels(command.labels, aspects)
     if command.repeats > 1:
         _refuse_labels(command.labels, repeat_folder(command.out, 0))
     if command.dry_run:
@@ -175,8 +175,12 @@ def _refuse_labels(labels: Path | None, folder: Path) -> None:
         )
 
 
-def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1) -> None:
-    """Raise errors in settings and files at once, without waiting seconds for the import of torch."""
+def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1) -> tuple[str, ...]:
+    """Raise errors in settings and files at once, without waiting seconds for the import of torch.
+
+    Returns the aspects that the run judges.
+    """
+    from locaudit.run.judging import choose_judges
     from locaudit.run.subject import read_settings
     from locaudit.store.folder import check_folder, check_run
 
@@ -189,3 +193,5 @@ def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1)
     elif out is not None:
         check_folder(out)
         check_run(out, inputs.config, inputs.registration)
+    generates = inputs.config.evaluation.max_new_tokens != 0
+    return tuple(choose_judges(inputs.config.judges, inputs.behaviour.aspects, generates=generates))

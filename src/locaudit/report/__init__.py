@@ -14,8 +14,6 @@ from locaudit.report.drawings import UNJUDGED, draw_all
 from locaudit.report.html import render
 from locaudit.report.style import require
 from locaudit.report.tables import Tables, read_tables
-from locaudit.stats.grades import conclusion
-from locaudit.stats.words import changes
 from locaudit.store.files import write_atomically
 
 __all__ = ["Tables", "read_tables", "require_report_extra", "write_report"]
@@ -56,20 +54,22 @@ def report_folder(folder: Path, out: str | Path | None, score: str, reading: Map
 
 
 def write_report(folder: str | Path, tables: Tables | None = None, *, out: str | Path | None = None) -> Path:
-    """Write verdict.json, trials.csv, figures/ and report.html of a run; returns the path of the page.
+    """Write verdict.json, trials.csv, specification.csv, figures/ and report.html of a run; returns the page's path.
 
     They are written to `out` or, if None, to the run folder. `tables` has the run's content, if it was read before. If
     it was read with another score, level or margin than the run's, or with labels (`Run.read_with`), the default is
     ``reports/SCORE...`` in the run folder. The page of an unfinished run begins with what is missing.
 
     Raises `RunFolderError` for a folder that is not a run or has no scores of the unedited model, and for an `out` that
-    has another report. Without the extra `report`, raises `LocauditError` after writing verdict.json and trials.csv.
+    has another report. Without the extra `report`, raises `LocauditError` after writing verdict.json and the CSV files.
     """
     tables = tables or read_tables(folder)
     labels = {} if tables.corrected is None else {"labels": (None, tables.corrected.file)}
     folder = report_folder(Path(folder), out, tables.verdict.score, {**tables.reading, **labels})
     write_atomically(folder / "verdict.json", tables.verdict_json().encode())
     write_atomically(folder / "trials.csv", tables.trials_csv().encode())
+    if tables.specification.rows:
+        write_atomically(folder / "specification.csv", tables.specification_csv().encode())
     page = render(
         "report/template.html",
         t=tables,
@@ -79,8 +79,6 @@ def write_report(folder: str | Path, tables: Tables | None = None, *, out: str |
         drawings=draw_all(tables, folder / "figures"),
         kind=tables.manifest.kind_plural.removesuffix("s"),
         unjudged=UNJUDGED,
-        conclusion=conclusion,
-        changes=changes,
         n_open=N_OPEN,
         yaml=to_yaml(tables.config),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from locaudit.records import TrialRecord
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 def trials_frame(tables: Tables) -> DataFrame:
     """One row per trial, with the columns of trials.csv. Values that were not measured are NaN."""
     return require("pandas").DataFrame(tables.lines)
+
+
+def specification_frame(tables: Tables) -> DataFrame:
+    """One row per combination of choices that the trials allow, with the columns of specification.csv."""
+    return require("pandas").DataFrame([asdict(row) for row in tables.specification.rows])
 
 
 def scores_frame(run: Run) -> DataFrame:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +21,15 @@ from locaudit.report import report_folder, write_report
 from locaudit.report.figures import Series, add_legend, marker_key, new_figure, scatter
 from locaudit.report.html import render
 from locaudit.report.style import ARM_COLOURS, ARM_NAMES, FAINT, house_style, save, score_title
-from locaudit.report.tables import Registered, read_registered, tabulate
+from locaudit.report.tables import Registered, csv_text, read_registered, tabulate
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.repeats import MethodRepeats, Repeat, RepeatsVerdict, combine_repeats
+from locaudit.stats.specification import Specification
 from locaudit.stats.verdict import MethodVerdict
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import has_trials
 from locaudit.store.run import Run, load_run
+from locaudit.text import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,6 +72,11 @@ class Repeats:
 
     def __repr__(self) -> str:
         return f"Repeats({self.subject})\n{self.verdict!r}"
+
+    @cached_property
+    def specification(self) -> Specification:
+        """The claim's result under every combination of choices, over all runs."""
+        return sum((run.specification for run in self.runs.values()), Specification(()))
 
     @property
     def extended(self) -> tuple[str, ...]:
@@ -141,7 +149,7 @@ def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
         run = load_run(part) if has_trials(part) else None
         if run is None or not run.is_finished:
             n, of, n_unjudged = (len(run.trials), run.manifest.planned, run.n_unjudged) if run else (0, "?", 0)
-            more = f" and {n_unjudged} answers that were not judged" if n_unjudged else ""
+            more = f" and {plural(n_unjudged, 'answer')} not judged" if n_unjudged else ""
             missing.append(f"{part.name}: {n} of {of} trials{more}")
             continue
         run = runs[number] = run.read_with(**settings)
@@ -150,7 +158,7 @@ def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
         shared = {"subject": subject, "registered": read_registered(run), "methods": run.manifest.methods}
     if len(runs) < 2:
         raise RunFolderError(
-            got=f"{folder} with {len(runs)} finished repeats ({'; '.join(missing) or 'none planned'})",
+            got=f"{folder} with {plural(len(runs), 'finished repeat')} ({'; '.join(missing) or 'none planned'})",
             expected="at least two",
             remedy="run the audit with --repeats and the same --out; a run that stopped continues",
         )
@@ -200,7 +208,9 @@ def _check_alike(facts: Mapping[int, dict[str, Any]]) -> None:
 
 
 def write_repeats(folder: str | Path, out: str | Path | None = None, **settings: Any) -> tuple[Path, Repeats]:
-    """Write repeats.json, repeats.html, its figure and each repeat's own report; returns the page and its content.
+    """Write repeats.json, specification.csv, repeats.html, its figure and each repeat's own report.
+
+    Returns the page and its content.
 
     `out` is as in `write_report`, and `settings` as in `Run.read_with`. If `out` is not the repeats' own folder,
     repeats.json is called verdict.json there. Raises the errors of `read_repeats`. Without the extra `report`, raises
@@ -214,6 +224,12 @@ def write_repeats(folder: str | Path, out: str | Path | None = None, **settings:
         values["registration"] = found.registered.to_dict()
     if found.reading:
         values["reading"] = found.reading
+    values["specification"] = {"summary": found.specification.sentence, "rows": "specification.csv"}
+    if found.specification.rows:
+        lines = [
+            {"repeat": number, **asdict(row)} for number, run in found.runs.items() for row in run.specification.rows
+        ]
+        write_atomically(target / "specification.csv", csv_text(lines).encode())
     is_own = target.resolve() == Path(folder).resolve()
     write_atomically(target / (PLAN if is_own else "verdict.json"), json_text(values).encode())
     for number, run in found.runs.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from locaudit.records import TrialRecord
 from locaudit.report import write_report
-from locaudit.report.frames import answers_frame, scores_frame, trials_frame
+from locaudit.report.frames import answers_frame, scores_frame, specification_frame, trials_frame
 from locaudit.report.tables import Tables, reading_words, tabulate
 from locaudit.stats.verdict import Verdict
 from locaudit.store.run import Run, load_run
@@ -56,6 +56,10 @@ class AuditResult:
         """One row per trial: identity, test scores with intervals, drift, seconds. Needs the extra ``report``."""
         return trials_frame(self.tables)
 
+    def specification(self) -> DataFrame:
+        """One row per combination of score, strength, null, ... that the trials allow. Needs the extra ``report``."""
+        return specification_frame(self.tables)
+
     def scores(self) -> DataFrame:
         """One row per trial, split, question and metric. Needs the extra ``report``."""
         return scores_frame(self.run)
@@ -65,7 +69,7 @@ class AuditResult:
         return answers_frame(self.run)
 
     def write_report(self, out: str | Path | None = None) -> Path:
-        """Write report.html, verdict.json, trials.csv and figures/; returns the path of the page.
+        """Write report.html, verdict.json, trials.csv, specification.csv and figures/; returns the page's path.
 
         They are written to the folder `out` or, if None, to the run folder. If the result was read with another score,
         level or margin than the run's, the default is ``reports/SCORE...`` in the run folder. Raises `RunFolderError`

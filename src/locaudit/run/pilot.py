@@ -25,6 +25,7 @@ from locaudit.run.worker import find_lack, scored_splits
 from locaudit.stats.design import LEAST_CONTROLS
 from locaudit.store.database import Store
 from locaudit.store.run import load_run
+from locaudit.text import plural
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ def run_pilot(
         for name, facts in job.manifest.methods.items():
             if lengths := (facts.training or {}).get("objectives"):
                 n = sum(sum(HORIZONS[: len(x)]) for x in lengths.values())
-                notes.append(f"the training length of {name} is found ({n} epochs of training) and kept")
+                notes.append(f"the training length of {name} is found ({plural(n, 'epoch')} of training, not repeated)")
         if config.widen:
-            notes.append(f"at most {config.widen} further strengths at each place are included (widen)")
+            notes.append(f"at most {plural(config.widen, 'further strength')} at each place included (widen)")
         return _estimate(store, job, left, before, spent, meter.pace, notes)
 
 
@@ -150,11 +151,12 @@ def describe_estimate(estimate: Estimate) -> str:
     trials = ", ".join(
         f"{n} {arm}" if method == NO_METHOD else f"{n} {arm} {method}" for (arm, method), n in estimate.n_trials.items()
     )
+    are = "is" if estimate.n_done == 1 else "are"
     lines = [
-        f"{total} trials: {trials}",
-        f"{estimate.n_done} of them are done; the timing took {describe_seconds(estimate.spent)}",
-        f"the others: about {describe_seconds(estimate.seconds)}, {estimate.n_answers} answers to generate, "
-        f"{estimate.n_tokens:,} tokens to run, {estimate.disk_bytes / 2**20:.1f} MiB on disk",
+        f"{plural(total, 'trial')}: {trials}",
+        f"{estimate.n_done} of them {are} done; the timing took {describe_seconds(estimate.spent)}",
+        f"the others: about {describe_seconds(estimate.seconds)}, {plural(estimate.n_answers, 'answer')} to generate, "
+        f"{plural(estimate.n_tokens, 'token')} to run, {estimate.disk_bytes / 2**20:.1f} MiB on disk",
     ]
     if estimate.peak_bytes:
         lines.append(f"peak memory so far: {estimate.peak_bytes / 2**30:.1f} GiB")
@@ -181,8 +183,8 @@ def _estimate(
     mean = {name: sum(found) / len(found) for name, found in pace.items()}
     trials = [spec for spec in left if spec.measured is None]
     # The time of a trial includes that of more samples, so they are counted where no trial is left.
-    places = {(spec.method, spec.arm, spec.control) for spec in trials}
-    more = [s for s in left if s.measured is not None and (s.method, s.arm, s.control) not in places]
+    places = {(spec.method, spec.place) for spec in trials}
+    more = [s for s in left if s.measured is not None and (s.method, s.place) not in places]
     seconds = measured.remaining(Counter(pace_of(job.shared, spec) for spec in more)) or 0.0
     size = sum(path.stat().st_size for path in (store.folder / "trials.sqlite", *store.edits.iterdir()))
     return Estimate(

@@ -3,6 +3,9 @@
 The statistics are in `locaudit.stats.sequential.Monitor`, with one monitor per method and null. This file passes scores
 to the monitors. A place (claim or control) counts once it is final (`locaudit.run.rounds`): all its strengths have been
 run and judged, because only then can validation questions choose one of them, and the chosen one has all samples.
+
+Methods are compared with each other at the same controls. So a control that runs for one method runs for all of them,
+and the controls of a null end only once every method's test against that null has stopped.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ class Stopping:
     def __init__(self, config: AuditConfig, manifest: Manifest, score: str):
         self._is_fixed, self._score = config.stopping == "fixed", score
         self._tie = tolerance(score, manifest.dtype)
-        self._told: set[tuple[str, str]] = set()  # methods and nulls for which `is_news` was asked
+        self._told: set[str] = set()  # nulls for which `is_news` was asked
+        self._last: dict[str, int] = {}  # null -> largest number of a control that runs for some method
         self._monitors = {
             (method, null): Monitor(
                 rule=config.stopping,
@@ -43,6 +47,7 @@ class Stopping:
     def add(self, trials: Sequence[TrialRecord]) -> None:
         """Add all judged trials of a place."""
         spec, found = trials[0].spec, score_place(trials, self._score, self._tie)
+        self.begin([spec])
         for (method, _), monitor in self._monitors.items():
             # Every method is compared with the unedited model; only its missing judgements matter.
             if spec.method in (NO_METHOD, method):
@@ -56,17 +61,22 @@ class Stopping:
         )
         return f"controls at least as good as the claim: {counts}" if counts else ""
 
-    def has_ended(self, spec: TrialSpec) -> bool:
-        """Whether the trial is that of a control which could not change the method's answer for its null.
+    def begin(self, specs: Sequence[TrialSpec]) -> None:
+        """Note that these trials run. Controls among them, and those before, then run for all methods."""
+        for spec in specs:
+            self._last[spec.null] = max(spec.control, self._last.get(spec.null, -1))
 
-        Always False with ``stopping = fixed``.
+    def has_ended(self, spec: TrialSpec) -> bool:
+        """Whether the trial is that of a control which could not change any method's answer for its null.
+
+        Always False with ``stopping = fixed``, and for a control that runs for another method.
         """
-        key = spec.method, spec.null
-        return spec.arm == "control" and not self._is_fixed and self._monitors[key].state != "open"
+        if spec.arm != "control" or self._is_fixed or spec.control <= self._last.get(spec.null, -1):
+            return False
+        return all(monitor.state != "open" for (_, null), monitor in self._monitors.items() if null == spec.null)
 
     def is_news(self, spec: TrialSpec) -> bool:
-        """Whether this is the first call for the method and null: the early end of controls is reported only once."""
-        key = spec.method, spec.null
-        fresh = key not in self._told
-        self._told.add(key)
+        """Whether this is the first call for the null: the early end of its controls is reported only once."""
+        fresh = spec.null not in self._told
+        self._told.add(spec.null)
         return fresh

@@ -48,6 +48,7 @@ from locaudit.records import NO_METHOD, OFF, TrialRecord, TrialSpec, mean_metric
 from locaudit.registry import METHODS
 from locaudit.store.cache import Cache
 from locaudit.store.database import Kept, join
+from locaudit.text import plural
 
 NOT_FINITE = "scores under the edit are not finite"
 LEAST_ROW_TOKENS = 64
@@ -79,6 +80,14 @@ class HeldOut:
 
 
 @dataclass(frozen=True, eq=False)
+class Exchanged:
+    """What a placebo is fitted with instead of `Shared.training` and `Shared.prepared` (`locaudit.run.placebos`)."""
+
+    training: TrainingData
+    prepared: Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
 class Shared:
     """What all trials of an audit share. A trial's result depends only on this and on its `TrialSpec`."""
 
@@ -99,6 +108,8 @@ class Shared:
     """Padded tokens per forward; None for the device's default. Halved when the device runs out of memory."""
     fitted: dict[str, Fit] = field(default_factory=dict)
     """Trial id -> its edit, until it is scored. If scoring runs out of memory, the edit need not be fitted again."""
+    placebos: tuple[Exchanged, ...] = ()
+    """What is exchanged for each placebo, by number."""
     kept: Mapping[str, Kept] = field(default_factory=dict)
     """Trial id -> what is stored of a partly measured trial: its edit exists, some scores or answers do not."""
     edits: Path = Path()
@@ -123,6 +134,11 @@ class Shared:
             # Drift was measured when the edit was first scored, and does not depend on the questions.
             self.parts[keys] = replace(self, splits=splits, drift=None, parts={})
         return self.parts[keys]
+
+    def for_placebo(self, number: int) -> Shared:
+        """A copy to fit placebo `number` with."""
+        data = self.placebos[number]
+        return replace(self, training=data.training, prepared=data.prepared, parts={})
 
     @cached_property
     def residuals(self) -> dict[str, Residuals]:
@@ -164,7 +180,7 @@ class Worker:
                 start += len(part)
             elif len(part) > 1:
                 size = self._most[method] = len(part) // 2
-                self._say(f"out of memory with {len(part)} edits at once: going on with {size}")
+                self._say(f"out of memory with {plural(len(part), 'edit')} at once: going on with {size}")
             else:
                 self._shorten(part)
 
@@ -332,11 +348,16 @@ def _fit(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None) -> 
     method, settings = METHODS[specs[0].method], shared.config.methods[specs[0].method]
     todo = [spec for spec in specs if spec.trial_id not in shared.fitted]
     size = (getattr(settings, "bank_size", None) or 1) if method.trained else max(len(todo), 1)
-    for start in range(0, len(todo), size):
-        bank = todo[start : start + size]
-        jobs = [Job(spec.location, spec.hyperparameter, spec.rng_seed, spec.draw) for spec in bank if spec.location]
-        for spec, fit in zip(bank, method.fitter(shared, jobs, settings, on_step), strict=True):
-            shared.fitted[spec.trial_id] = fit
+    alike: dict[int, list[TrialSpec]] = {}  # each placebo has training questions of its own
+    for spec in todo:
+        alike.setdefault(spec.control if spec.arm == "placebo" else -1, []).append(spec)
+    for number, part in alike.items():
+        data = shared if number < 0 else shared.for_placebo(number)
+        for start in range(0, len(part), size):
+            bank = part[start : start + size]
+            jobs = [Job(spec.location, spec.hyperparameter, spec.rng_seed, spec.draw) for spec in bank if spec.location]
+            for spec, fit in zip(bank, method.fitter(data, jobs, settings, on_step), strict=True):
+                shared.fitted[spec.trial_id] = fit
     return [shared.fitted[spec.trial_id] for spec in specs]
 
 

@@ -296,11 +296,13 @@ def smallest_margin(
 def _smallest(power_of: Callable[[float], float], power: float) -> float:
     """Where a power that rises with the effect reaches `power`."""
     high = 1e-9
+    if power_of(high) >= power:  # without noise, any effect is found
+        return high
     while power_of(high) < power:
         high *= 4
         if high > 1e9:
             return math.inf
-    return float(optimize.brentq(lambda x: power_of(x) - power, high / 4 if high > 1e-9 else 0.0, high))  # type: ignore[arg-type]
+    return float(optimize.brentq(lambda x: power_of(x) - power, high / 4, high))  # type: ignore[arg-type]
 
 
 def questions_for(power_of: Callable[[Size], float], size: Size, power: float = 0.8) -> int | None:

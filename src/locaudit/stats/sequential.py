@@ -5,20 +5,33 @@ well as the claim, and let g be the number of controls that do so among the firs
 is specific if (1 + g) / (1 + N) <= level, that is, if fewer than h = floor(level (1 + N)) of all N do at least as well.
 
 - ``fixed``: use all N controls.
-- ``curtailed`` (Besag and Clifford 1991, with this h): stop when g = h, because more controls cannot change "not
-  specific". Also stop when too few controls are left for g to become h. The verdict is always that of all N controls.
+- ``curtailed`` (after Besag and Clifford 1991): stop when g >= h, because more controls cannot change "not specific".
+  Also stop when too few controls are left for g to become h. The state is always that of all N controls.
 - ``anytime``: stop when a confidence sequence for theta (`share_interval`) excludes the level. The sequence holds for
   all n at once, so that one may look after every control and add more controls. The sequence may miss theta with
   probability `RISK` times the level. This is subtracted from the level, so that the false-positive rate is at most the
   level.
+
+No test stops before `LEAST` controls, because effects and their spread are estimated from the controls, too.
+
+**The sequential p of ``curtailed`` is valid**: P(p <= t) <= t if the claim is exchangeable with its controls. Let m be
+`LEAST`, and g_n the number among the first n. The claim and n controls are then in random order, so that
+P(g_n < k) = k / (n + 1) (or less with ties, which count against the claim).
+
+- Stopped at n = m with g >= h: p = (1 + g) / (1 + m), the Monte-Carlo p of these m. It is at most this in the audits
+  with g_m <= g, whose probability is (1 + g) / (1 + m).
+- Stopped at n > m with g = h: p = h / n (Besag and Clifford). It is at most this in audits that had not stopped with
+  "not specific" at n - 1, that is, with g_{n-1} < h. Their probability is h / n.
+- Never less than (1 + h) / (1 + N) in these two cases, so that p is above the level like that of all N controls.
+- "Specific": p = (1 + g + left) / (1 + N), where `left` controls were not tried. This is the largest value that the p
+  of all N controls can still take, so that it is valid as that is.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -32,6 +45,8 @@ Rule = Literal["fixed", "curtailed", "anytime"]
 State = Literal["specific", "not specific", "open"]
 RISK = 0.1
 """With ``anytime``, the interval may miss theta with probability RISK * level."""
+LEAST = 9
+"""Number of controls of a null before which no test stops; all of them if fewer are planned."""
 MOST_CONTROLS = 10_000
 """Largest number of controls that is planned or suggested."""
 
@@ -49,9 +64,16 @@ class Look:
     p_value: float
     """Valid p-value under the stopping rule.
 
-    ``fixed``: the Monte-Carlo p. ``curtailed``: after an early stop, a sequential p. It is on the same side of the
-    level as the p of all N controls, but can be above or below that p. ``anytime``: the upper end of `share_interval`
-    plus its error. This is valid at every n. If the number of places is finite, the claim is counted as one of them."""
+    ``fixed``: the Monte-Carlo p. ``curtailed``: after an early stop, a sequential p (see the top of this file). It is
+    on the same side of the level as the p of all N controls, but can be above or below that p. ``anytime``: the upper
+    end of `share_interval` plus its error. This is valid at every n. If the number of places is finite, the claim is
+    counted as one of them."""
+    final: tuple[int, int]
+    """Smallest and largest number of all N planned controls that can do at least as well as the claim.
+
+    Both count the controls that were tried and did; the largest adds all that were not tried. Controls that were tried
+    after the test had stopped count here, but neither in `n` nor in `p_value`. The two are equal once all are tried.
+    A stopped test has these bounds instead of a confidence interval, because an interval for g of N takes n = N."""
 
 
 def curtailment(n_planned: int, level: float) -> int:
@@ -93,13 +115,16 @@ class Monitor:
     """Scores that differ by less are ties."""
     null: str = ""
     """Name of the null; controls of other nulls only count for missing judgements."""
-    seen: Look = field(default=Look("open", 0, 0, 1.0), init=False)
+    seen: Look = field(init=False)
     """The test after the controls that were counted so far. Missing judgements are not considered here."""
     _claim: float | None = field(default=None, init=False)
     _waiting: dict[int, float] = field(default_factory=dict, init=False)
     """Control number -> score, for the controls that have arrived."""
     _is_sure: bool = field(default=True, init=False)
     """Whether judgements are complete enough for the test to stop."""
+
+    def __post_init__(self):
+        self.seen = Look("open", 0, 0, 1.0, (0, self.n_planned))
 
     def add(self, place: Place, mean: float, missing: float = 0.0, lost: bool = False) -> None:
         """Add the score of a place once all its trials are scored: ``add(place, *score_place(trials, score))``.
@@ -130,9 +155,18 @@ class Monitor:
         return self.seen.state if self._is_sure else "open"
 
     def count(self, hit: bool) -> None:
-        """Count the next control; `hit` says whether it does at least as well as the claim."""
+        """Count the next control; `hit` says whether it does at least as well as the claim.
+
+        After the test has stopped, this only narrows `Look.final`.
+        """
+        low, high = self.seen.final
+        final = (low + hit, high - (not hit))
+        if not self.wants_more:
+            self.seen = replace(self.seen, final=final)
+            return
         n, g, h = self.seen.n + 1, self.seen.n_at_least + hit, curtailment(self.n_planned, self.level)
         left, p_value = self.n_planned - n, (1 + g) / (1 + n)
+        may_stop = n >= min(LEAST, self.n_planned)
         state: State = "open"
         if self.rule == "anytime":
             # A false positive needs p = high + risk <= level. Then either the interval misses theta at some n, which
@@ -145,16 +179,16 @@ class Monitor:
             # high * population + 1 of them do at least as well. Once all are tried, theta is known without error.
             if population is not None:
                 p_value = min(1.0, (high * population + 1) / (population + 1) + (risk if n < population else 0.0))
-            state = "specific" if p_value <= self.level else "not specific" if low + risk > self.level else "open"
+            if may_stop:
+                state = "specific" if p_value <= self.level else "not specific" if low + risk > self.level else "open"
         elif h and not left:  # all N controls are counted, so `p_value` is the plain Monte-Carlo p
             state = "specific" if p_value <= self.level else "not specific"
-        # "Not specific" is certain. Besag and Clifford's p is h / n. The other term keeps p above the level.
-        elif self.rule == "curtailed" and h and g == h:
-            state, p_value = "not specific", max(h / n, (1 + g) / (1 + self.n_planned))
-        # "Specific" is certain even if all remaining controls do as well. p is the p of this worst case.
-        elif self.rule == "curtailed" and h and g + left < h:
+        elif self.rule == "curtailed" and h and may_stop and g >= h:
+            state = "not specific"
+            p_value = max(p_value if n == LEAST else h / n, (1 + h) / (1 + self.n_planned))
+        elif self.rule == "curtailed" and h and may_stop and g + left < h:
             state, p_value = "specific", (1 + g + left) / (1 + self.n_planned)
-        self.seen = Look(state, n, g, p_value)
+        self.seen = Look(state, n, g, p_value, final)
 
 
 def look(reached: Sequence[bool], *, rule: Rule, n_planned: int, level: float, population: int | None = None) -> Look:
@@ -165,9 +199,8 @@ def look(reached: Sequence[bool], *, rule: Rule, n_planned: int, level: float, p
     without an early stop, the state is ``open``, and p is computed from these controls.
     """
     monitor = Monitor(rule, n_planned, level, population)
-    for hit in reached:
-        if monitor.wants_more:
-            monitor.count(bool(hit))
+    for hit in reached[:n_planned]:
+        monitor.count(bool(hit))
     return monitor.seen
 
 
@@ -207,37 +240,3 @@ def share_interval(
     low = optimize.brentq(excess, edge, peak) if n_at_least and excess(edge) < 0 else 0.0
     high = optimize.brentq(excess, peak, 1 - edge) if n_at_least < n and excess(1 - edge) < 0 else 1.0
     return float(low), float(high)  # type: ignore[arg-type]
-
-
-def controls_to_decide(n_at_least: int, n: int, level: float, population: int | None = None) -> int | None:
-    """Estimate how many controls ``anytime`` needs in total to tell whether theta is above or below the level.
-
-    This assumes that the share seen so far, (g + 1/2) / (n + 1), stays the same. Returns None if more than
-    `MOST_CONTROLS` or more than `population` controls are needed.
-    """
-    share = (n_at_least + 0.5) / (n + 1)
-    most = min(MOST_CONTROLS, population or MOST_CONTROLS)
-
-    def decides(total: int) -> bool:
-        low, high = share_interval(round(share * total), total, error=RISK * level, population=population)
-        return low > level or high < level
-
-    if n > most or not decides(most):
-        return None
-    return n + bisect_left(range(n, most), True, key=decides)
-
-
-def specificity_power(n_planned: int, level: float, share: float, rule: Rule = "fixed") -> float:
-    """Power: the probability of `specific` with `n_planned` controls, if a `share` of places matches the claim."""
-    if rule != "anytime":
-        return float(stats.binom.cdf(curtailment(n_planned, level) - 1, n_planned, share))
-    chance, found = np.ones(1), 0.0  # chance[g]: probability that the test is still open and g controls did as well
-    for n in range(1, min(n_planned, MOST_CONTROLS) + 1):
-        chance = np.convolve(chance, [1 - share, share])
-        for g in np.flatnonzero(chance).tolist():
-            low, high = share_interval(g, n, error=RISK * level)
-            is_specific = high + RISK * level <= level  # the stopping rule of `Monitor.count`
-            found += chance[g] if is_specific else 0.0
-            if is_specific or low + RISK * level > level or chance[g] <= 1e-9:
-                chance[g] = 0.0
-    return float(found)

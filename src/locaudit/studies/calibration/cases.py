@@ -34,8 +34,6 @@ class Case:
     expected: str
     """The right outcome, given the fact."""
     outcome: str
-    uniqueness: str
-    """Answer to the uniqueness grade."""
     p_value: float
     base: float
     claim_score: float
@@ -46,7 +44,7 @@ class Case:
         return (
             f"{mark}: {self.name} ({self.fact}): {self.outcome}, p = {self.p_value:.3f}; {self.base:.3f} unedited, "
             f"{self.claim_score:.3f} at the claim, {min(self.control_scores):.3f} to {max(self.control_scores):.3f} at "
-            f"{len(self.control_scores)} other heads; unique: {self.uniqueness}"
+            f"{len(self.control_scores)} other heads"
         )
 
 
@@ -81,18 +79,17 @@ def audit_cases(folder: Path, *, seed: int = 0, say: Callable[[str], None] = pri
     key = plant_model("key", 1, seed=seed)
     elsewhere, without_key = _first(one.elsewhere), _first(key.elsewhere)
     cases = [
-        ("right", one, one.places, "the only head wired to the output", "specific"),
-        ("wrong head", one, elsewhere, "a head not wired to the output; another one is", "no effect"),
-        ("anywhere", every, _first(every.places), "one of 48 heads wired to the output", "effective, not specific"),
-        ("knows", key, _first(key.places), "one of two heads in the only layer that reads the key", "specific"),
-        ("can write, cannot know", key, without_key, "a head that writes answers but lacks the key", "no effect"),
+        ("right", one, one.places, "the only head wired to the output", "SPECIFIC"),
+        ("wrong head", one, elsewhere, "a head not wired to the output; another one is", "NO GAIN SHOWN"),
+        ("anywhere", every, _first(every.places), "one of 48 heads wired to the output", "NOT SPECIFIC"),
+        ("knows", key, _first(key.places), "one of two heads in the only layer that reads the key", "SPECIFIC"),
+        ("can write, cannot know", key, without_key, "a head that writes answers but lacks the key", "NO GAIN SHOWN"),
     ]
     out = []
     for name, planted, claim, fact, expected in cases:
         say(f"{name}: {fact}")
         v = _audit(planted, claim, folder / name.replace(", ", "-").replace(" ", "-"), seed)
-        (unique,) = [grade.answer for grade in v.grades if grade.question == "uniqueness"]
-        found = (v.outcome, unique, v.first.p_value, v.base, v.claim, v.first.controls)
+        found = (v.outcome, v.first.p_value, v.base, v.claim, v.first.controls)
         out.append(Case(name, fact, str(claim), expected, *found))
     return out
 
@@ -142,6 +139,7 @@ def _audit(planted: Planted, claim: Location, folder: Path, seed: int) -> Method
         "controls": planted.n_heads - 1,
         "nulls": ["anywhere"],
         "whole_model": False,
+        "placebos": 0,
         "seed": seed,
     }
     config = merge_config(AuditConfig(), settings)
