@@ -352,7 +352,7 @@ def test_demo_is_the_demo_of_the_readme():
 
 def test_bad_commands_and_settings(capsys, tmp_path, small_yaml):
     out = ["--out", str(tmp_path / "run")]
-    assert "one of demo, audit, paper, probe, report" in fails(capsys, "edit")
+    assert "one of demo, audit, design, paper, probe, report" in fails(capsys, "edit")
     assert "which is not a file" in fails(capsys, "audit", str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("controlls: 3")
     assert "controlls" in fails(capsys, "audit", str(tmp_path / "bad.yaml"))

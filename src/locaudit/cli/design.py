@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -23,7 +23,8 @@ class _Design:
     power: float = 0.8
     """Probability with which it should be seen."""
     margin: float | None = None
-    """Margin for showing that a claim is like random places (None: that of the run)."""
+    """Lead in the score's units within which a claim is shown to be like random places.
+    None: the run's share of the whole model's gain, or 0.05 without such a gain."""
     method: str | None = None
     """Method to design for (None: the first trained one)."""
     null: str | None = None
@@ -48,8 +49,10 @@ def design(arguments: Sequence[str]) -> None:
     from locaudit.report.sizing import read_sizing
 
     run, sizing = read_sizing(folder, command.method, command.null)
-    margin = run.config.margin if command.margin is None else command.margin
-    target = Target(command.lead, command.gain, command.power, margin)
+    target, margin = Target(command.lead, command.gain, command.power), command.margin
+    if margin is None and sizing.whole_gain > 0:
+        margin = run.config.margin * sizing.whole_gain
+    target = target if margin is None else replace(target, margin=margin)
     say(describe_design(run, sizing, target, folder / DESIGN))
 
 
