@@ -333,7 +333,7 @@ def test_demos_have_enough_controls_of_both_nulls_and_test_prompts(name, least):
 
 @pytest.mark.real
 def test_heads_of_the_positive_demo_beat_random_heads_on_held_out_prompts(tmp_path):
-    changes = {"controls": 2, "whole_model": False, "split": {"max_test": 12}}
+    changes = {"controls": 2, "split": {"max_test": 12}}
     config = merge_config(load_preset("positive"), changes)
     run_audit(config, tmp_path / "run", progress=False)
     with read_run(tmp_path / "run") as store:
