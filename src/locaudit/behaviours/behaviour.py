@@ -82,6 +82,13 @@ class Question:
         """Position of the best answer in `answers`."""
         return 0 if self.best is None else self.true.index(self.best)
 
+    def shortened(self, n_answers: int | None) -> Question:
+        """The question with its first `n_answers` true and false answers, and in any case the best one (None: all)."""
+        if n_answers is None:
+            return self
+        best_first = sorted(self.true, key=lambda answer: answer != self.best)
+        return replace(self, true=tuple(best_first[:n_answers]), false=self.false[:n_answers])
+
 
 @dataclass(frozen=True)
 class Behaviour:

@@ -16,6 +16,13 @@ from locaudit.config import AuditConfig, load_preset
 from locaudit.errors import ConfigError
 from locaudit.location import spell_unit
 
+_POSITIVE = "--positive"
+_DEMO = (
+    "Audit SmolLM2-135M on the bundled behaviour sentiment: the 8 best probed heads against random sets of 8 heads. "
+    f"With {_POSITIVE}, a claim that is right: the 8 heads that the training objective depends on most. They were "
+    "found on training prompts only (docs/demo.md)."
+)
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -58,15 +65,10 @@ class _Report:
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """Parse ``locaudit demo [flags]``, run it and return the exit code."""
-    return _run(
-        parse(
-            _Run(load_preset("demo"), Path("runs/demo")),
-            "locaudit demo",
-            "Audit SmolLM2-135M on bundled questions: the 8 best probed heads against 19 random sets of 8 heads.",
-            arguments,
-        )
-    )
+    """Parse ``locaudit demo [--positive] [flags]``, run it and return the exit code."""
+    name = "positive" if _POSITIVE in arguments else "demo"
+    rest = [argument for argument in arguments if argument != _POSITIVE]
+    return _run(parse(_Run(load_preset(name), Path("runs") / name), f"locaudit demo [{_POSITIVE}]", _DEMO, rest))
 
 
 def audit(arguments: Sequence[str]) -> int:

@@ -182,6 +182,9 @@ class SplitConfig:
     """Keep at most this many validation questions (None: all)."""
     max_test: AtLeastTwo | None = None
     """Keep at most this many test questions (None: all)."""
+    max_answers: Count | None = None
+    """Keep at most this many true and this many false answers of each question, the first ones (None: all).
+    The answer marked as the best is always kept. With few answers, more questions can be scored in the same time."""
 
 
 @checked

@@ -200,10 +200,7 @@ def _first_day(out: str | Path | None) -> str:
 
 def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
     """Split the behaviour's questions as the settings say."""
-    s = config.split
-    return split_questions(
-        behaviour, s.fractions, seed=s.seed, max_train=s.max_train, max_val=s.max_val, max_test=s.max_test
-    )
+    return split_questions(behaviour, **asdict(config.split))
 
 
 def load_subject(config: AuditConfig) -> Model:
