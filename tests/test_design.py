@@ -10,7 +10,8 @@ import pytest
 from bench.design import Truth, simulate
 from scipy import stats
 
-from locaudit.stats import crossed_interval, estimate
+from locaudit.records import Place
+from locaudit.stats import Design, MethodFacts, crossed_interval, estimate
 from locaudit.stats.design import (
     Components,
     Noise,
@@ -18,13 +19,15 @@ from locaudit.stats.design import (
     find_components,
     gain_power,
     lead_power,
-    power_line,
     questions_for,
     sameness_power,
     smallest_gain,
     smallest_lead,
     smallest_margin,
 )
+from locaudit.stats.measured import Measured
+from locaudit.stats.phrases import short
+from locaudit.stats.words import describe_power
 
 PARTS = Components(Noise(0.15), Noise(0.12), Noise(0.12), 0.04**2)
 SIZE = Size(100, controls=19)
@@ -80,7 +83,6 @@ def test_data_that_cannot_say():
     assert find_components(values[0], values[3:], values[1]) is None  # two controls
     assert find_components(values[0], np.repeat(values[2:3], 3, axis=0), values[1]) is None  # all alike
     assert find_components(np.full((1, 30), np.nan), values[2:], values[1]) is None
-    assert power_line(values[0], values[3:], values[1], level=0.05, n_controls=19) is None
 
 
 def test_power_without_noise_of_questions_by_hand():
@@ -133,17 +135,23 @@ def test_more_samples_and_seeds_help_as_far_as_they_are_known():
     )
 
 
-def test_the_power_line_speaks_of_this_audit():
+def test_the_last_line_of_a_verdict_speaks_of_this_audit():
     claim, controls, base = Truth(PARTS).draw(np.random.default_rng(4), Size(100, 1, 19), lead=0.1, gain=0.2)
-    arrays = claim[0, 0], controls[:, 0, 0], base[0, 0]
-    found, parts = power_line(*arrays, level=0.05, n_controls=19), find_components(*arrays)
-    assert found is not None and parts is not None
-    assert found.lead == pytest.approx(smallest_lead(parts, SIZE)) and found.target == pytest.approx(found.lead / 2)
-    asked = power_line(*arrays, level=0.05, n_controls=19, target=found.lead)
-    assert asked is not None and asked.questions in (100, 101)
-    assert power_line(*arrays, level=0.05, n_controls=9) == replace(
-        found, lead=math.inf, target=math.inf, questions=None, margin=pytest.approx(found.margin, rel=0.3)
-    )
+    arms = {Place("claim"): claim[0, 0], Place("base"): base[0, 0]}
+    arms |= {Place("control", i, "anywhere"): x for i, x in enumerate(controls[:, 0, 0])}
+    m = Measured("optimal", MethodFacts("Optimal edit"), arms, {}, 0.05, Design(folder="runs/mine"))
+    parts = find_components(claim[0, 0], controls[:, 0, 0], base[0, 0])
+    assert m.noise == [parts] and parts is not None
+    lead = smallest_lead(parts, SIZE)
+    half = questions_for(lambda size: lead_power(parts, size, lead / 2), SIZE)
+    line = describe_power(m)
+    gain = short(smallest_gain(parts, SIZE))
+    assert line.startswith(f"Seen with 80% power: a gain of {gain}, and a lead of {short(lead)} over random places")
+    assert ("no number of questions" in line) == (half is None) and "locaudit design runs/mine --lead" in line
+    two = replace(m, arms={**arms, **{Place("control", i, "layers"): x for i, x in enumerate(controls[:, 0, 0])}})
+    assert smallest_lead(two.noise, SIZE) > lead  # it must pass both
+    few = replace(m, arms={place: x for place, x in arms.items() if place.control < 9})
+    assert describe_power(few) == ""  # no p of 9 controls is significant
 
 
 @pytest.mark.parametrize(("questions", "controls"), [(30, 19), (100, 19), (100, 39)])

@@ -12,7 +12,7 @@ from scipy import special, stats
 
 from locaudit.location import Location
 from locaudit.records import DIRECTIONS, Place, TrialRecord
-from locaudit.stats.design import PowerLine, power_line
+from locaudit.stats.design import Components, find_components
 from locaudit.stats.intervals import (
     Crossed,
     Estimate,
@@ -257,17 +257,16 @@ class Measured:
         return float(special.stdtr(lead.df, over.value / math.sqrt(variance))) if variance else over.p_below()
 
     @cached_property
-    def power(self) -> PowerLine | None:
-        """What the audit could have seen against the first of the nulls that can test; None if the data cannot say."""
-        null = next(iter(self.deciding.values()))
-        scored = [self.arms[place] for place in null.places if not math.isnan(self.means[place])]
-        if self.unscored or not scored:
-            return None
-        n_controls, population = null.plan.n_planned, null.plan.population
-        return power_line(
-            self.arms[CLAIM], np.asarray(scored), self.arms[BASE],
-            level=self.level, n_controls=n_controls, population=population,
-        )  # fmt: skip
+    def noise(self) -> list[Components]:
+        """The variance components against each null that can test; empty if the data cannot say."""
+        found = []
+        for null in [] if self.unscored else self.deciding.values():
+            scored = [self.arms[place] for place in null.places if not math.isnan(self.means[place])]
+            if scored:
+                found.append(
+                    find_components(self.arms[CLAIM], np.asarray(scored), self.arms[BASE], null.plan.population)
+                )
+        return [parts for parts in found if parts is not None]
 
     @property
     def deciding(self) -> Mapping[str, Against]:

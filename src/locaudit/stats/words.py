@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from locaudit.stats.design import Size, lead_power, questions_for, smallest_gain, smallest_lead
 from locaudit.stats.measured import Measured
 from locaudit.stats.phrases import say, short, where
 from locaudit.stats.questions import Outcome, Question
 from locaudit.stats.sequential import Null
+
+POWER = 0.8
+"""Power at which the smallest effects that could be seen are given."""
 
 
 def explain(m: Measured, outcome: Outcome, questions: Sequence[Question]) -> str:
@@ -37,24 +41,30 @@ def explain(m: Measured, outcome: Outcome, questions: Sequence[Question]) -> str
 
 
 def describe_power(m: Measured) -> str:
-    """What the audit of one method could have seen, and what half of that lead takes; empty if the data cannot say."""
-    found = m.power
-    if found is None or not 1e-6 < found.lead < math.inf:
+    """What the audit of one method could have seen, and what half of that lead takes; empty if the data cannot say.
+
+    The lead is one over each null that can test.
+    """
+    nulls, parts = [m.plans[name] for name in m.deciding], m.noise
+    size = Size(m.n_questions, controls=min(null.n_planned for null in nulls))
+    lead = smallest_lead(parts, size, POWER, m.level) if len(parts) == len(nulls) else math.inf
+    if not 1e-6 < lead < math.inf:
         return ""
-    decimals = max(2, math.ceil(-math.log10(found.target))) if found.target > 0 else 2
-    name = next(iter(m.deciding))
+    half = lead / 2
+    questions = questions_for(lambda other: lead_power(parts, other, half, m.level), size, POWER)
+    decimals = max(2, math.ceil(-math.log10(half)))
     values = {
         **{key: text.format(noun=m.design.noun) for key, text in m.facts.terms.items()},
-        "found": found,
-        "least_gain": short(found.gain, decimals),
-        "least_lead": short(found.lead, decimals),
-        "target": short(found.target, decimals),
-        "where": where(name),
+        "power": POWER,
+        "least_gain": short(smallest_gain(parts[0], size, POWER, m.level), decimals),
+        "least_lead": short(lead, decimals),
+        "target": short(half, decimals),
+        "questions": questions,
         "n_questions": m.n_questions,
-        "n_controls": m.plans[name].n_planned,
+        "n_controls": size.controls,
         "folder": m.design.folder,
     }
-    more = say("power", "never" if found.questions is None else "more", **values)
+    more = say("power", "never" if questions is None else "more", **values)
     return say("power", "line", **values, more=more)
 
 
