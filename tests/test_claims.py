@@ -259,7 +259,7 @@ def test_kinds_cut_sites_into_blocks():
     assert chosen("mlp:0,2") == {Site("neurons", layer): list(range(10)) for layer in (0, 2)}
     assert chosen("residual:1") == {Site("residual", 1): list(range(16))}
     assert [KINDS[name].n_units(shape) for name in BUILT_IN] == [18, 6, 3, 30, 3, 3]
-    sizes = {"0.1,0.2": 2, "kv-group:0.1": 3, "mlp:1": 6}
+    sizes = {"0.1,0.2": 2, "kv-group:0.1": 3, "attention:1": 6, "neuron:0.3,0.9": 2, "mlp:1": 10, "residual:1": 6}
     for text, size in sizes.items():
         assert find_kind(parse_location(text)).heads_worth(parse_location(text), shape) == size
     assert find_kind(Location.whole()).heads_worth(Location.whole(), shape) == 18

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from locaudit import fit_optimal, methods
+from locaudit.claims import parse_location
+from locaudit.claims.kinds import BUILT_IN, Shape
 from locaudit.errors import ConfigError, DataError, LocationError, ModelError
 from locaudit.location import Location
 from locaudit.measure.forward import answer_log_probs, collate_bank, token_log_probs
@@ -446,6 +448,23 @@ def test_default_learning_rates_are_continuous_in_size(batching, n_heads):
     assert all(0.995 < step <= 1 + 1e-9 for step in steps)
     if n_heads >= 8:
         assert rates[-1] < 1.02 * whole and rates[-2] < 1.2 * whole
+
+
+def test_default_learning_rates_of_other_kinds():
+    """In SmolLM2-135M's shape: one place under two names has one rate, and a single layer the rate measured for it."""
+    shape = Shape(n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, n_neurons=1536, width=576)
+
+    def rate(text):
+        return optimal.learning_rate(shape, parse_location(text), OptimalSettings())
+
+    assert rate("mlp:4") == rate(f"neuron:{','.join(f'4.{i}' for i in range(1536))}")
+    assert rate("attention:4") == rate(",".join(f"4.{i}" for i in range(9)))
+    assert rate("kv-group:4.0") == rate("4.0,4.1,4.2")
+    assert 2.8e-3 < rate("mlp:4") < rate("residual:4") < 5.8e-3  # docs/learning-rates.md
+    for kind in BUILT_IN:
+        whole = optimal.learning_rate(shape, Location.whole(kind), OptimalSettings())
+        assert whole == pytest.approx(5e-4 if kind == "residual" else 1.5e-3)
+    assert optimal.learning_rate(shape, Location.whole("residual"), OptimalSettings(learning_rate=0.1)) == 0.1
 
 
 def test_gradients_are_clipped_for_each_edit_alone(llama, few):

@@ -61,7 +61,7 @@ METHODS.register("push")(Method("Push", PushSettings, fit_push, grid="sizes", sy
 
 
 class Directions:
-    plural, site = "directions", "residual"
+    plural, site, pace = "directions", "residual", 1.0
 
     def parse_unit(self, part):
         layer, _, name = str(part).partition("/")

@@ -104,6 +104,11 @@ class Kind(Protocol):
         """Number of heads that the location counts as when the default learning rate is chosen."""
         ...
 
+    @property
+    def pace(self) -> float:
+        """Default learning rate, as a multiple of that of as many heads."""
+        ...
+
     def draw(
         self, claim: Location, shape: Shape, n: int, *, seed: int, null: NullId, disjoint: bool, values: NDArray | None
     ) -> Controls:
@@ -132,6 +137,8 @@ class Blocks:
     """Number of heads that a unit counts as when the default learning rate is chosen."""
     whole_layers: bool = False
     """Whether a unit is a whole layer, named by the layer's number only."""
+    pace: float = 1.0
+    """Default learning rate, as a multiple of that of as many heads."""
 
     def parse_unit(self, part: object) -> Unit:
         """Read a unit from ``"14.3"`` or ``(14, 3)``, or from ``"14"`` if a unit is a whole layer."""
@@ -269,11 +276,12 @@ BUILT_IN: Mapping[str, Blocks] = {
         "attention layers", "heads", lambda s: 1, lambda s: s.n_heads * s.head_dim, lambda s: s.n_heads, True
     ),
     "neuron": Blocks("neurons", "neurons", lambda s: s.n_neurons, lambda s: 1, lambda s: 1),
-    "mlp": Blocks("MLP layers", "neurons", lambda s: 1, lambda s: s.n_neurons, lambda s: s.n_heads, True),
-    "residual": Blocks("residual streams", "residual", lambda s: 1, lambda s: s.width, lambda s: s.n_heads, True),
+    "mlp": Blocks("MLP layers", "neurons", lambda s: 1, lambda s: s.n_neurons, lambda s: s.n_neurons, True),
+    "residual": Blocks(
+        "residual streams", "residual", lambda s: 1, lambda s: s.width, lambda s: s.n_heads, True, pace=1 / 3
+    ),
 }
-"""The built-in kinds. Default learning rates were measured for heads (docs/learning-rates.md). A unit of another kind
-gets the learning rate of `worth` heads."""
+"""The built-in kinds. What a unit counts as, and the pace of residual streams, are from docs/learning-rates.md."""
 for _name, _kind in BUILT_IN.items():
     KINDS.register(_name)(_kind)
 

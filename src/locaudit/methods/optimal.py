@@ -75,7 +75,7 @@ def _fit(
 
 
 def learning_rate(shape: Shape, location: Location, settings: TrainingSettings) -> float:
-    """The learning rate in the settings or, if None, the default for a location of this size."""
-    size = find_kind(location).heads_worth
-    whole = Location.whole(location.kind)
-    return settings.learning_rate or default_learning_rate(settings.batching, size(location, shape), size(whole, shape))
+    """The learning rate in the settings or, if None, the default for a location of this kind and size."""
+    kind, whole = find_kind(location), Location.whole(location.kind)
+    size, n = kind.heads_worth(location, shape), kind.heads_worth(whole, shape)
+    return settings.learning_rate or kind.pace * default_learning_rate(settings.batching, size, n)
