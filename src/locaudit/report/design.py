@@ -87,7 +87,7 @@ def make_row(sizing: Sizing, size: Size, target: Target) -> Row:
         sizing.seconds(size),
         gain_power(sizing.parts[0], size, gain, sizing.level),
         lead_power(sizing.parts, size, target.lead, sizing.level),
-        sameness_power(sizing.parts, size, target.margin, sizing.level),
+        sameness_power(sizing.parts, size, target.margin, sizing.level / 2),
     )
 
 
@@ -191,7 +191,8 @@ def describe_design(run: Run, sizing: Sizing, target: Target, path: Path | None 
     most = max(available or 0, now.questions)
     nulls = " and ".join(f"random places{where(name)}" for name in sizing.nulls)
     gain = smallest_gain(sizing.parts[0], now, target.power, level)
-    lead, margin = (find(sizing.parts, now, target.power, level) for find in (smallest_lead, smallest_margin))
+    lead = smallest_lead(sizing.parts, now, target.power, level)
+    margin = smallest_margin(sizing.parts, now, target.power, level / 2)
     lines = [
         f"{sizing.title}, {find_score(sizing.score).title}, against {nulls}. "
         f"{now.questions} test questions of {'the ' if available else 'at least '}{most} that the behaviour has.",

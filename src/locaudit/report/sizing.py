@@ -181,7 +181,8 @@ def _read_costs(run: Run) -> tuple[Cost, tuple[tuple[Cost, tuple[Null, ...]], ..
     for method, facts in run.manifest.methods.items():
         costs = {place: _cost(run, trials) for place, trials in groups.get(method, {}).items()}
         claim = costs.get(CLAIM, Cost())
-        n_arms = 1 + config.whole_model * (1 + (config.rest and facts.trained))
+        has_rest = config.whole_model and config.rest and facts.trained
+        n_arms = 1 + config.whole_model + has_rest * (1 + run.manifest.rest_controls) + run.manifest.placebos
         known = [cost for place, cost in costs.items() if place.arm != "control"]
         once = sum(known, once) + claim * max(0, n_arms - len(known))
         tried = [cost for place, cost in costs.items() if place.arm == "control"]
