@@ -24,7 +24,7 @@ TASKS = {module.TASK.name: module.TASK for module in (training, multiple_choice,
 class Settings:
     """What to compare."""
 
-    task: tyro.conf.Positional[Literal[*TASKS, "all"]]
+    task: tyro.conf.Positional[Literal["training", "multiple_choice", "probing", "generating", "auditing", "all"]]
     options: tyro.conf.OmitArgPrefixes[Options] = field(default_factory=Options)
     peer: str | None = None
     """The library to compare with (default: each peer of the task in turn). With ``all``: tasks that have this peer."""

@@ -34,7 +34,7 @@ from bench.work import (
     generate,
     grow,
     log_probs,
-    random_heads,
+    random_units,
     score_questions,
     train,
     training_data,
@@ -68,7 +68,7 @@ def trl(options: Options) -> Prepared:
 
     model, asked = options.load()
     trained, tested = _halves(asked)
-    answer = answerer(model, model.lm.generate)
+    answer = answerer(model)
 
     def run(number: int) -> Outcome:
         sums, answers, reference = [], [], None
@@ -125,7 +125,7 @@ def _halves(asked: Sequence[Question]) -> tuple[Sequence[Question], Sequence[Que
 def _locations(model: Model) -> list[Location]:
     """The claim (heads spread over the layers), its controls, and the whole model."""
     claim = Location(tuple((i * model.n_layers // N_HEADS, i % model.n_heads) for i in range(N_HEADS)))
-    return [claim, *(random_heads(model, N_HEADS, seed) for seed in range(N_CONTROLS)), Location.whole()]
+    return [claim, *(random_units(model, "head", N_HEADS, seed) for seed in range(N_CONTROLS)), Location.whole()]
 
 
 def _outcome(tested: Sequence[Question], sums: list[list[Tensor]], answers: list[list[str]]) -> Outcome:

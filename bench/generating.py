@@ -13,6 +13,7 @@ clock starts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def hook(options: Options, batch_size: int = 1) -> Prepared:
     for site, (a, b) in _vectors(model, options).items():
         a, b = a.to(model.device), b.to(model.device)
         model.projection(site).register_forward_pre_hook(lambda _m, args, a=a, b=b: (apply(args[0], a, b),))
-    answer = answerer(model, model.lm.generate, batch_size)
+    answer = answerer(model, batch_size)
     return Prepared(lambda _: _outcome(answer(asked)), model.lm)
 
 
@@ -82,7 +83,7 @@ def pyvene(options: Options) -> Prepared:
         base = {"input_ids": input_ids, "attention_mask": attention_mask}
         return intervenable.generate(base, intervene_on_prompt=True, **settings)[1]
 
-    answer = answerer(model, generate)
+    answer = answerer(model, generate=generate)
     return Prepared(lambda _: _outcome(answer(asked)), model.lm)
 
 
@@ -92,10 +93,13 @@ def apply(o: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def answerer(
-    model: Model, generate: Callable[..., Tensor], batch_size: int = 1
+    model: Model, batch_size: int = 1, generate: Callable[..., Tensor] | None = None
 ) -> Callable[[Sequence[Question]], list[str]]:
-    """Make a function that generates answers to questions, in batches of prompts of similar length."""
-    tokenizer = model.tokenizer
+    """Make a function that generates answers to questions, in batches of prompts of similar length.
+
+    `generate` is called in place of the model's own method.
+    """
+    tokenizer, lm = model.tokenizer, cast(Any, model.lm)
     settings = GenerationConfig(
         max_new_tokens=MAX_NEW_TOKENS,
         do_sample=False,
@@ -116,7 +120,9 @@ def answerer(
             batch = [texts[i] for i in numbers]
             encoded = tokenizer(batch, return_tensors="pt", padding=True, padding_side="left").to(model.device)
             ids, mask = encoded["input_ids"], encoded["attention_mask"]
-            out = generate(input_ids=ids, attention_mask=mask, generation_config=settings, stopping_criteria=stop)
+            out = (generate or lm.generate)(
+                input_ids=ids, attention_mask=mask, generation_config=settings, stopping_criteria=stop
+            )
             for i, row in zip(numbers, out[:, ids.shape[1] :].tolist(), strict=True):
                 answers[i] = answer_text(model, row)
         return answers

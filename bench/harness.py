@@ -217,7 +217,8 @@ def _prepare(side: Callable[[Options], Prepared], options: Options) -> dict[str,
 
 
 def _round(number: int, least_seconds: float) -> Round:
-    return run_round(*_WORKER, number, least_seconds)
+    prepared, counted, cuda = _WORKER
+    return run_round(prepared, counted, cuda, number, least_seconds)
 
 
 def run_round(prepared: Prepared, counted: list[int], cuda: bool, number: int, least_seconds: float) -> Round:

@@ -42,12 +42,12 @@ from bench.work import (
     open_cache,
     probed,
     sample_documents,
-    score_interval,
     score_questions,
     score_values,
     shuffled,
     stack,
 )
+from locaudit.stats import estimate
 
 PANELS = {
     "truth": "Truth",
@@ -110,8 +110,8 @@ def main(given: Settings) -> None:
             row = {"place": name, "alpha": alpha, **means(score_questions(test, sums, base))}
             for score in JUDGED:
                 values = score_values(judged, score)
-                row |= {score: float(mean_score(values)), f"{score}_interval": score_interval(values)}
-            rows.append(row | measure_drift(model, drift, edits and stack(model, edits))[0])
+                row |= {score: float(mean_score(values)), f"{score}_interval": estimate(values).interval()}
+            rows.append(row | measure_drift(model, drift, stack(model, edits) if edits else None)[0])
             print(line([name, f"{alpha:g}", *(f"{rows[-1][key]:.3f}" for key in PANELS)]), flush=True)
 
         measure("unedited", 0.0, None)

@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-import httpx
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
 
 from bench.command import header, line
-from bench.work import ASPECTS, Case, OpenAISettings, load_behaviour, load_model, load_openai_judge
+from bench.work import ASPECTS, Case, OpenAISettings, Style, load_behaviour, load_model, load_openai_judge
 
 TIMEOUT = 30.0
 FAULTS = {2: "429", 5: "500", 8: "hang", 11: "broken JSON", 14: "closed", 17: "503", 20: "429"}
@@ -39,7 +39,9 @@ def main() -> None:
     print(header("style", "way", "judged", "yes", "missing", "requests", "faults met", "seconds"))
     with serving() as (url, name):
         # A model with 135M parameters rarely writes JSON, so a few chats suffice to see them end as missing.
-        for style, prompt, asked in (("completion", ASKED, cases), ("chat", None, cases[:4])):
+        styles: tuple[tuple[Style, str | None], ...] = (("completion", ASKED), ("chat", None))
+        for style, prompt in styles:
+            asked = cases if style == "completion" else cases[:4]
             found = []
             for way, faults in (("plain", {}), ("faults", FAULTS)):
                 with proxy(url, faults) as (address, seen):
@@ -75,11 +77,28 @@ def serving() -> Iterator[tuple[str, str]]:
         command = [str(script), "serve", name, "--host", "127.0.0.1", "--port", port, "--device", "cpu"]
         with subprocess.Popen(command, stdout=sys.stderr, stderr=sys.stderr) as server:
             try:
-                with httpx.Client(transport=httpx.HTTPTransport(retries=9)) as client:  # for two minutes
-                    client.get(f"{url}/health").raise_for_status()
+                deadline = time.monotonic() + 120
+                while True:
+                    try:
+                        urlopen(f"{url}/health", timeout=TIMEOUT).close()
+                        break
+                    except URLError:
+                        if server.poll() is not None or time.monotonic() > deadline:
+                            raise
+                        time.sleep(1)
                 yield url, name
             finally:
                 server.terminate()
+
+
+def post(url: str, body: bytes) -> tuple[int, bytes]:
+    """Status and body of the reply to a JSON request."""
+    try:
+        with urlopen(Request(url, body, {"Content-Type": "application/json"}), timeout=300) as reply:
+            return reply.status, reply.read()
+    except HTTPError as error:
+        with error:
+            return error.code, error.read()
 
 
 @contextmanager
@@ -101,9 +120,7 @@ def proxy(target: str, faults: Mapping[int, str]) -> Iterator[tuple[str, list[st
             elif fault.isdecimal():
                 self.answer(int(fault), b'{"error": {"message": "try again"}}')
             elif fault != "closed":
-                sent = {"Content-Type": "application/json"}
-                reply = httpx.post(target + self.path, content=body, headers=sent, timeout=300)
-                self.answer(reply.status_code, reply.content)
+                self.answer(*post(target + self.path, body))
 
         def answer(self, status: int, body: bytes) -> None:
             self.send_response(status)

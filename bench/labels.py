@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from locaudit.stats.ppi import estimate, rectify
+from locaudit.stats.ppi import rectified_mean, rectify
 
 CONTROLS, AUDITS = 19, 4000
 SIZES = ((100, 20), (100, 30), (100, 50), (100, 100), (400, 50))
@@ -47,8 +47,8 @@ def main():
             w[2 + rng.integers(0, CONTROLS, m), drawn] = CONTROLS * n / m
             for (name, k), found in rows.items():
                 c = contrasts[name]
-                e = estimate([rectify(f[j], y[j], w, c) for j in range(k)], w, c)
-                alone = estimate([rectify(np.zeros_like(w), y[j], w, c) for j in range(k)], w, c)
+                e = rectified_mean([rectify(f[j], y[j], w, c) for j in range(k)], w, c)
+                alone = rectified_mean([rectify(np.zeros_like(w), y[j], w, c) for j in range(k)], w, c)
                 value, by_judge = c @ true[:k].prod(axis=0), c @ f[0]
                 is_in = e.interval[0] <= value <= e.interval[1]
                 judged = abs(by_judge.mean() - c @ true[0]) <= 1.96 * by_judge.std() / np.sqrt(n) if k == 1 else np.nan

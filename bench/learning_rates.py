@@ -2,8 +2,8 @@
 
     python -m bench.learning_rates --out docs/learning-rates.json
 
-For each size (1 head, 16 heads, the whole model), rate and seed, one IPO edit is trained at a random location on
-`--train` questions. Its IPO loss and reward accuracy are then measured on held-out questions. All questions come from
+For each kind of place, size (1 unit, 16 units, the whole model), rate and seed, one IPO edit is trained at random
+units on `--train` questions. Its IPO loss and reward accuracy are then measured on held-out questions. All come from
 the training part of the split; test questions are not used. Prints a Markdown table with means over seeds and writes
 every number as JSON.
 """
@@ -13,8 +13,9 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -30,7 +31,7 @@ from bench.work import (
     log_probs,
     means,
     questions,
-    random_heads,
+    random_units,
     score_questions,
     train,
     training_data,
@@ -48,8 +49,9 @@ class Settings:
     """Number of held-out questions."""
     epochs: Positive = 2
     tau: float = TAU
+    kinds: tuple[Literal["head", "kv-group", "attention", "neuron", "mlp", "residual"], ...] = ("head",)
     sizes: tuple[int, ...] = (1, 16, 0)
-    """Numbers of heads; 0 for the whole model."""
+    """Numbers of units; 0 for the whole model."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     seeds: tuple[int, ...] = (0, 1)
     out: Path | None = None
@@ -67,29 +69,30 @@ def main(given: Settings) -> None:
         loss = held_out_loss(held_data, sums, tau=given.tau)
         return {"loss": loss, **means(score_questions(held, sums, list(held_data.reference)))}
 
-    def trial(size: int, rate: float, seed: int) -> dict[str, Any]:
-        where = Location.whole() if size == 0 else random_heads(model, size, seed)
+    def trial(kind: str, size: int, rate: float, seed: int) -> dict[str, Any]:
+        where = random_units(model, kind, size, seed) if size else Location.whole(kind)
         started = time.monotonic()
         (fit,) = train(model, data, [Job(where, given.tau, seed)], epochs=given.epochs, learning_rate=rate)
-        row = {"size": size, "rate": rate, "seed": seed, "seconds": round(time.monotonic() - started, 1)}
+        row: dict[str, Any] = {"kind": kind, "size": size, "rate": rate, "seed": seed}
+        row["seconds"] = round(time.monotonic() - started, 1)
         row["train_loss"] = statistics.fmean(fit.losses[-max(1, len(fit.losses) // 4) :])
         if fit.edit is None:
             return row | {"diverged": fit.message}
         return row | scores(log_probs(model, held_data.forest, [fit.edit])[0])
 
-    print(header("heads", "learning rate", "last train loss", "held-out loss", "reward accuracy", "MC2"))
+    print(header("kind", "units", "learning rate", "last train loss", "held-out loss", "reward accuracy", "MC2"))
     rows = []
-    for size in given.sizes:
+    for kind, size in product(given.kinds, given.sizes):
         for rate in given.rates:
-            group = [trial(size, rate, seed) for seed in given.seeds]
+            group = [trial(kind, size, rate, seed) for seed in given.seeds]
             rows += group
             good = [row for row in group if "loss" in row]
-            cells = [size or "all", f"{rate:g}", f"{statistics.fmean(row['train_loss'] for row in group):.2f}"]
+            cells = [kind, size or "all", f"{rate:.3g}", f"{statistics.fmean(row['train_loss'] for row in group):.2f}"]
             for key in ("loss", "reward_accuracy", "mc2"):
                 cells.append(f"{statistics.fmean(row[key] for row in good):.3f}" if good else "diverged")
             print(line(cells), flush=True)
     base = scores(list(held_data.reference))
-    print(line(["none", "", "", f"{base['loss']:.3f}", "", f"{base['mc2']:.3f}"]))
+    print(line(["none", "", "", "", f"{base['loss']:.3f}", "", f"{base['mc2']:.3f}"]))
     if given.out:
         facts = {"fingerprint": model.fingerprint, "dtype": str(model.lm.dtype), "torch": torch.__version__}
         write_json(given.out, {"facts": stated(given) | facts | {"base": base}, "rows": rows})

@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -48,12 +49,11 @@ def sklearn(options: Options) -> Prepared:
     model, asked = options.load()
     kept: dict[int, torch.Tensor] = {}
 
-    def keep(layer: int, activations: torch.Tensor) -> None:
-        kept[layer] = activations.detach().squeeze(0).float().cpu()
+    def keep(layer: int, _module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        kept[layer] = args[0].detach().squeeze(0).float().cpu()
 
     for layer in range(model.n_layers):
-        projection = model.projection(Site("heads", layer))
-        projection.register_forward_pre_hook(lambda _module, args, layer=layer: keep(layer, args[0]))
+        model.projection(Site("heads", layer)).register_forward_pre_hook(partial(keep, layer))
 
     def read(text: str) -> np.ndarray:
         with torch.no_grad():

@@ -2,17 +2,16 @@
 
 python -m bench.sampling runs/sampling
 
-It audits a real model in the folder given, then reads the run with fewer samples. The standard error is the standard
-deviation over bootstrap resamples of the questions, with the edits as they are: of the claim's gain over the unedited
-model, and of its lead over the mean control.
+It audits a real model in the folder given, then reads the run with fewer samples: the first table of
+`bench.measurements`, which can read any other run.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,10 @@ from unittest import mock
 import tyro
 
 from bench.command import Positive, header, line, run, say
+from bench.measurements import print_scores
 from bench.work import load_run
 from locaudit.config import AuditConfig, merge_config
 from locaudit.run import audit, worker
-from locaudit.stats.measured import Measured, measure
-from locaudit.stats.scores import GREEDY
-from locaudit.stats.selection import BASE, group_trials
-from locaudit.store.run import Run, judged
 
 
 @dataclass(frozen=True)
@@ -60,6 +56,7 @@ def main(given: Settings) -> None:
         "controls": given.controls,
         "nulls": ["anywhere"],
         "whole_model": False,
+        "placebos": 0,
         "methods": {given.method: {"iti": {"alphas": [15.0]}, "optimal": {"strengths": [0.1]}}[given.method]},
         "split": {"fractions": [0.5, 0.02, 0.48], "max_train": given.train, "max_test": given.questions},
         "evaluation": {
@@ -72,33 +69,17 @@ def main(given: Settings) -> None:
     with timed() as seconds:
         audit.run_audit(merge_config(AuditConfig(), values), given.folder)
     done = load_run(given.folder)
-    print(header("score", "answers", "gain", "SE", "lead", "SE"))
-    for name in done.base.metrics["test"]:
-        for n in (0, 1, 2, 4, 8, 16) if f"{name}{GREEDY}" in done.base.metrics["test"] else ():
-            if n <= given.samples:
-                found = read(done, given.method, f"{name}{'' if n else GREEDY}", max(n, 1))
-                lead = next(iter(found.nulls.values())).lead
-                cells = [f"{x:{spec}}" for m in (found.gain, lead) if m
-                         for x, spec in ((m.difference, "+.3f"), (m.sd, ".3f"))]  # fmt: skip
-                print(line([name, f"{n} sampled" if n else "greedy", *cells]))
+    print_scores(done)
     if seconds:
         print("\n" + header("part of a trial", "seconds"))
         for name, total in seconds.items():
             print(line([name, f"{total / len(done.trials):.2f}"]))
 
 
-def read(done: Run, method: str, score: str, most: int) -> Measured:
-    """The values of a score, of at most this many samples."""
-    records = judged(done.trials, done.judgements, done.questions, most)
-    places, facts = {BASE: [], **group_trials(records)[method]}, done.manifest.methods[method]
-    places[BASE] = [record for record in records if record.spec.arm == "base"]
-    return measure(method, facts, places, score, done.config.level, done.design)
-
-
 @contextmanager
-def timed() -> Iterator[Counter[str]]:
+def timed() -> Iterator[Mapping[str, float]]:
     """Seconds that the parts of all trials take inside, by name."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     parts = {
         (worker, "_fit"): "fit",
         (worker, "answer_log_probs"): "score",

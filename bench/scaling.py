@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -60,7 +60,7 @@ class Settings:
     rounds: Positive = 3
     smoke: bool = False
     """Only the two smallest values of each size, and one round."""
-    only: Literal[tuple(SIZES)] | None = None
+    only: Literal["questions", "answers a question", "trials", "heads", "parameters"] | None = None
     """Vary only this size and draw no figure."""
     out: Path | None = None
     """Output path without suffix."""
@@ -133,8 +133,9 @@ def with_answers(part: Sequence[Question], n: int) -> list[Question]:
 
 def n_running(model: Model) -> int:
     """Number of parameters that multiply each token: all but an input embedding that is not tied to the output head."""
-    inputs, outputs = model.lm.get_input_embeddings(), model.lm.get_output_embeddings()
-    n = sum(parameter.numel() for parameter in model.lm.parameters())
+    lm: Any = model.lm
+    inputs, outputs = lm.get_input_embeddings(), lm.get_output_embeddings()
+    n = sum(parameter.numel() for parameter in lm.parameters())
     return n if inputs.weight is outputs.weight else n - inputs.weight.numel()
 
 

@@ -27,7 +27,7 @@ def main(given: Settings) -> None:
     done = load_run(given.folder)
     print(header("score", "method", "outcome", "p of the effect", "p against the controls"))
     for score in done.base.metrics["test"]:
-        for name, v in done.decide(score=score, graded=False).methods.items():
+        for name, v in done.decide(score=score).methods.items():
             print(line([score, name, v.outcome, f"{v.effect_p:.4f}", f"{v.first.p_value:.3f}"]))
 
 

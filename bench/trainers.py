@@ -21,8 +21,9 @@ class Adapter:
     site: Site
     mask: Tensor
     """1 at the coordinates that b may write, else 0."""
-    a: nn.Module
-    b: nn.Module
+    a: nn.Linear
+    b: Any
+    """An `nn.Linear` whose weight is parametrised by `_Written`."""
 
 
 def pairs(trained: Sequence[Question]) -> list[dict[str, str]]:
@@ -106,6 +107,9 @@ def _with_reference(trainer: Any) -> Any:
 
 class _Written(nn.Module):
     """Parametrises lora_B as W (mask * b), so that training b equals training our edit's b."""
+
+    w: Tensor
+    mask: Tensor
 
     def __init__(self, w: Tensor, mask: Tensor):
         super().__init__()

@@ -42,7 +42,7 @@ N_HELD_OUT = 12
 def ours(options: Options) -> Prepared:
     """`locaudit.methods.train` on answer trees."""
     model, trained = options.load()
-    where, held = location(model, options.where), _held_out(options, model)
+    where, held = location(model, options.where), _held_out(options, model, len(trained))
     data = training_data(model, trained)
     residuals = read_ahead(model, data, where)
     edits = []
@@ -64,7 +64,10 @@ def ours(options: Options) -> Prepared:
 def trl(options: Options) -> Prepared:
     """`trl.DPOTrainer` with ``loss_type="ipo"`` and precomputed reference log-probabilities."""
     model, trained = options.load()
-    where, held = location(model, options.where), _held_out(options, model)  # before PEFT changes the model
+    where, held = (
+        location(model, options.where),
+        _held_out(options, model, len(trained)),
+    )  # before PEFT changes the model
     folder = tempfile.TemporaryDirectory()
     trainer, adapters = make_trainer(model, where, trained, options, folder.name)
     found: dict[str, float] = {}
@@ -96,9 +99,8 @@ def trl(options: Options) -> Prepared:
     return Prepared(run, model.lm, check)
 
 
-def _held_out(options: Options, model: Model) -> TrainingData:
-    """Held-out questions, with the unedited model's log-probabilities."""
-    n = options.questions
+def _held_out(options: Options, model: Model, n: int) -> TrainingData:
+    """The questions after the first n, with the unedited model's log-probabilities."""
     return training_data(model, questions(options.subject, n + N_HELD_OUT)[n:])
 
 

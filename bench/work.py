@@ -24,13 +24,14 @@ from locaudit.behaviours import Question, load_behaviour, split_questions
 from locaudit.behaviours.format import Prompt, load_primer
 from locaudit.behaviours.splits import shuffled
 from locaudit.claims import find_kind
+from locaudit.claims.kinds import BUILT_IN
 from locaudit.edits import Edit, SiteEdit, stack, zero_edit
 from locaudit.errors import DataError, ModelError
 from locaudit.judges import Case
 from locaudit.judges.labelled import is_held_out
 from locaudit.judges.openai import load_openai_judge
 from locaudit.judges.reference import load_reference_judges
-from locaudit.judges.settings import OpenAISettings
+from locaudit.judges.settings import OpenAISettings, Style
 from locaudit.location import Location, Site
 from locaudit.measure.activations import collect_activations
 from locaudit.measure.answers import answer_prompts
@@ -52,7 +53,7 @@ from locaudit.models import Model, load_model, output_weight, wrap_model
 from locaudit.models.load import DTYPES, resolve_device
 from locaudit.records import mean_metrics
 from locaudit.registry import ASPECTS
-from locaudit.stats import JUDGED, judged_metrics, mean_score, score_interval, score_values
+from locaudit.stats import JUDGED, judged_metrics, mean_score, score_values
 from locaudit.store.cache import cache_folder, open_cache
 from locaudit.store.run import load_run
 
@@ -98,7 +99,7 @@ def load(subject: Subject) -> Model:
     if subject.model not in SHAPES:
         return load_model(subject.model, dtype=subject.dtype, device=subject.device)
     hidden, mlp, layers, heads, kv = SHAPES[subject.model]
-    tokenizer = _tokenizer()
+    tokenizer: Any = _tokenizer()
     config = LlamaConfig(
         vocab_size=49152,
         hidden_size=hidden,
@@ -152,11 +153,11 @@ def location(model: Model, where: str) -> Location:
     return Location.whole() if where == "all" else Location(((model.n_layers // 2, 0),))
 
 
-def random_heads(model: Model, size: int, seed: int) -> Location:
-    """`size` random heads."""
-    every = heads(model)
+def random_units(model: Model, kind: str, size: int, seed: int) -> Location:
+    """`size` random units of a kind."""
+    every = BUILT_IN[kind].units(model.shape)
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:size].tolist()
-    return Location(tuple(every[i] for i in order))
+    return Location(tuple(every[i] for i in order), kind)
 
 
 def grow(model: Model, asked: Sequence[Question], prompt: Prompt = TRAINING, *, answers: bool = True) -> Forest:

@@ -57,6 +57,7 @@ def small_config(folder: Path, **changes) -> AuditConfig:
         "controls": 2,
         "nulls": ["anywhere"],
         "rest": False,
+        "placebos": 0,
         "widen": 0,
         "prompt": {"primer": "none"},
         "probe": {"top_k": 2},

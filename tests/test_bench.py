@@ -16,9 +16,12 @@ from bench import command, harness
 from bench.__main__ import TASKS, chosen, text
 from bench.harness import Options, Outcome, Prepared, Round, Task, peak_bytes, report, reset_peak, run_round
 from bench.scaling import exponent
+from bench.sensitive_heads import sensitivities
 from bench.work import Subject
 
+from locaudit.behaviours.format import Prompt
 from locaudit.errors import ModelError
+from locaudit.studies.calibration.planted import plant_model
 
 TASK = Task("work", "pairs", {}, tolerances={"sums": 0.01}, bars={("cpu", "all"): 3})
 FACTS = {"ours": {"prepare_s": 1.0}, "peer": {"prepare_s": 2.0}}
@@ -140,3 +143,10 @@ def test_peak_memory_sees_what_was_held_and_let_go():
     before = peak_bytes(False)
     torch.ones(2**24)
     assert peak_bytes(False) - before > 2**25
+
+
+def test_only_the_planted_head_is_sensitive():
+    planted = plant_model("misconception", 1, n_items=40, n_layers=3)
+    found = sensitivities(planted.model, planted.behaviour.questions[:8], Prompt(), rank=4, seed=0)
+    assert len(found) == planted.n_heads
+    assert {unit for unit, norm in found.items() if norm > 0} == set(planted.places.units)

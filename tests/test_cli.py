@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -17,12 +18,15 @@ import pytest
 import tyro
 
 from locaudit import cli
+from locaudit.behaviours import load_behaviour
 from locaudit.cli.flags import SHORT, parse, take_config
 from locaudit.config import AuditConfig, leaves, load_config, load_preset, merge_config, to_dict, to_yaml
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges import Aspect
 from locaudit.registry import ARCHITECTURES, ASPECTS, JUDGES, METHODS
+from locaudit.run import worker
 from locaudit.run.audit import run_audit
+from locaudit.run.subject import split_behaviour
 from locaudit.store.folder import read_run
 from runs import save_behaviour, small_config
 from tiny import make_lm, tokenizer
@@ -56,13 +60,41 @@ def test_audit_then_report(small_yaml, tmp_path, capsys):
     assert cli.main(["audit", str(small_yaml), "--controls", "1", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     verdict = json.loads((out / "verdict.json").read_text())
-    assert printed.startswith(verdict["headline"])
+    assert printed.strip().startswith(verdict["subject"]) and f"\n{verdict['headline']}\n" in printed
     assert str(out / "report.html") in printed
     for name in ("config.yaml", "trials.sqlite", "report.html", "figures/controls.png", "figures/controls.svg"):
         assert (out / name).stat().st_size > 0
     (out / "report.html").unlink()
     assert cli.main(["report", str(out)]) == 0
     assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_audit_says_so_and_goes_on(sent, code, small_yaml, tmp_path, capsys, monkeypatch):
+    before = signal.signal(sent, signal.default_int_handler)
+    try:
+        command, out = ["audit", str(small_yaml), "--controls", "1"], tmp_path / "run"
+        real, calls = worker.run_trials, []
+
+        def stopped(*args, **options):
+            calls.append(args)
+            if len(calls) == 3:
+                os.kill(os.getpid(), sent)
+            return real(*args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(worker, "run_trials", stopped)
+            assert cli.main([*command, "--out", str(out)]) == code
+        assert signal.getsignal(sent) is signal.default_int_handler
+        assert "locaudit: interrupted; repeat the command to continue" in capsys.readouterr().err
+        with read_run(out) as store:
+            kept = store.records()
+        assert len(kept) == 2 and not (out / "report.html").exists()
+        assert cli.main([*command, "--out", str(out)]) == 0
+        with read_run(out) as store:
+            assert all(record in store.records() for record in kept)
+    finally:
+        signal.signal(sent, before)
 
 
 def test_no_other_library_speaks(small_yaml, tmp_path):
@@ -123,6 +155,7 @@ SOON = [
     (["audit", "--out", __file__], 2),
     (["audit", "--out", str(Path(__file__).parent)], 2),
     (["demo", "--claim", "0.9"], 2),
+    (["demo", "--positive", "--claim", "0.9"], 2),
     (["probe", "--behaviour", "nothing.csv"], 2),
     (["paper", "--data", "nothing.csv"], 2),
     (["paper", "--model", "./nothing"], 2),
@@ -309,20 +342,40 @@ def test_the_changelog_begins_with_this_version():
     assert headings[0] == version == "0.2.0" and "0.1.0" in headings[1:]
 
 
-def test_demo_is_the_demo_of_the_readme():
+def test_demo_is_the_demo_of_the_docs(capsys):
     config = load_preset("demo")
-    assert (config.model, config.behaviour, config.probe.top_k, config.controls) == (
-        "smollm2-135m",
-        "misconceptions",
-        8,
-        19,
-    )
-    assert tuple(config.methods) == ("iti", "optimal") and config.whole_model
+    assert (config.model, config.behaviour, config.probe.top_k) == ("smollm2-135m", "sentiment", 8)
+    assert config.claim is None and config.whole_model and config.widen == 0 and not config.rest
+    assert tuple(config.methods) == ("iti", "optimal")
+    shown = " ".join(help_of(capsys, "demo").split())
+    assert "[--positive]" in shown and "found on training prompts only" in shown
+
+
+@pytest.mark.parametrize("name, least", [("demo", 100), ("positive", 32)])
+def test_demos_have_enough_controls_of_both_nulls_and_test_prompts(name, least):
+    config = load_preset(name)
+    assert (config.controls, config.nulls, config.score) == (19, ("anywhere", "layers"), "reward_margin")
+    split = split_behaviour(config, load_behaviour(config.behaviour))
+    assert len(split.test) == config.split.max_test >= least
+    assert all(len(question.answers) == 2 for question in split.test)
+    assert not {q.group for q in split.test} & {q.group for q in split.train}
+
+
+@pytest.mark.real
+def test_heads_of_the_positive_demo_beat_random_heads_on_held_out_prompts(tmp_path):
+    changes = {"controls": 2, "split": {"max_test": 12}}
+    config = merge_config(load_preset("positive"), changes)
+    run_audit(config, tmp_path / "run", progress=False)
+    with read_run(tmp_path / "run") as store:
+        margins = {r.spec.arm: [] for r in store.records()}
+        for record in store.records():
+            margins[record.spec.arm].append(record.metrics["test"]["reward_margin"])
+    assert len(margins["control"]) == 4 and margins["claim"][0] > 1.5 * max(margins["control"]) > 0
 
 
 def test_bad_commands_and_settings(capsys, tmp_path, small_yaml):
     out = ["--out", str(tmp_path / "run")]
-    assert "one of demo, audit, paper, probe, report" in fails(capsys, "edit")
+    assert "one of demo, audit, design, paper, probe, report" in fails(capsys, "edit")
     assert "which is not a file" in fails(capsys, "audit", str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("controlls: 3")
     assert "controlls" in fails(capsys, "audit", str(tmp_path / "bad.yaml"))
@@ -472,7 +525,8 @@ def test_one_flag_sets_every_judge(tmp_path, capsys):
 
 
 COMMAND_LINES = (
-    "demo", "audit", "paper", "probe", "report", "export", "judge validate", "judge validate --kind causal-lm",
+    "demo", "audit", "design", "paper", "probe", "report", "export", "judge validate",
+    "judge validate --kind causal-lm",
     "judge validate --kind openai", "judge compare --second.kind causal-lm", "calibrate null", "calibrate run",
     "calibrate planted", "calibrate coverage", "audit --methods ablate constant given",
     "audit --judges.truth.kind causal-lm",

@@ -76,6 +76,8 @@ CHANGED = AuditConfig(
     claim="14.3,15.7",
     registered="claim.yaml",
     controls=3,
+    rest_controls=2,
+    placebos=4,
     nulls=("norm", "anywhere"),
     disjoint=True,
     stopping="curtailed",
@@ -248,24 +250,34 @@ def test_settings_not_named_keep_the_base():
         ("text", "'text' in here; expected keys among"),
         ("a: [", "not YAML"),
         ("\t", "not YAML|expected keys among"),
-        ("controls: 5.0", "controls = 5.0.*expected int"),
-        ("controls: true", "controls = True.*expected int"),
-        ("controls: '5'", "controls = '5'.*expected int"),
-        ("controls:", "controls = None.*expected int"),
-        ("level: true", "level = True.*expected float"),
-        ("level: high", "level = 'high'.*expected float"),
-        ("whole_model: 1", "whole_model = 1.*expected bool"),
-        ("model: 5", "model = 5.*expected str"),
-        ("claim: 14.3", r"claim = 14.3.*expected str \| None"),
+        ("controls: 5.0", "controls = 5.0.*expected a whole number"),
+        ("controls: true", "controls = True.*expected a whole number"),
+        ("controls: '5'", "controls = '5'.*expected a whole number"),
+        ("controls:", "controls = None.*expected a whole number"),
+        ("level: true", "level = True.*expected a number"),
+        ("level: high", "level = 'high'.*expected a number"),
+        ("whole_model: 1", "whole_model = 1.*expected true or false"),
+        ("model: 5", "model = 5.*expected text"),
+        ("claim: 14.3", r"claim = 14.3.*expected text or nothing"),
         ("claim: [14.3]", "claim = "),
         ("nulls: [layer]", "nulls = 'layer'.*'layers'"),
-        ("nulls: []", "nulls"),
+        (
+            "nulls: []",
+            r"nulls = \[\] in here; expected at least 1 value .*'layers'.*; write nulls: \[anywhere\]",
+        ),
+        ("nulls:", r"nulls = None in here; expected a list .*; write nulls: \[anywhere\]"),
+        ("nulls: layers", r"nulls = 'layers' in here; expected a list .*; write nulls: \[layers\]"),
+        (
+            "off_target: sentiment",
+            r"off_target = 'sentiment' in here; expected a list \(each value: text\); write off_target: \[sentiment\]",
+        ),
+        ("off_target: [3]", "off_target = 3 in here; expected text"),
         ("nulls: [layers, layers]", "each value once"),
         ("methods: iti", "methods = 'iti'"),
         ("methods: []", "methods = "),
         ("methods: [iti, best]", "methods = 'best'"),
         ("methods: [iti, optimul]", "methods = 'optimul'.*did you mean 'optimal'"),
-        ("methods: {iti: {alphas: 5}}", "iti.alphas = 5"),
+        ("methods: {iti: {alphas: 5}}", r"iti.alphas = 5 .*expected a list .*; write alphas: \[5\]"),
         ("methods: {iti: {alphas: [a]}}", "iti.alphas = 'a'"),
         ("methods: {iti: {alphas: ['1']}}", "iti.alphas = '1'"),
         ("methods: {iti: {alphas: [true]}}", "iti.alphas = True"),
@@ -276,6 +288,10 @@ def test_settings_not_named_keep_the_base():
         ("methods: {optimal: {learning_rate: .inf}}", "optimal.learning_rate = inf"),
         ("probe: {inverse_l2: .inf}", "probe.inverse_l2 = inf"),
         ("split: {fractions: [0.5, 0.5]}", "split.fractions"),
+        (
+            "split: {fractions: 0.5}",
+            r"split.fractions = 0.5 in here; expected a list of 3 values .*; write fractions: \[0.5, ...\]",
+        ),
         ("loading: {dtype: int8}", "loading.dtype = 'int8'"),
     ],
 )
@@ -292,6 +308,7 @@ def test_wrong_yaml_names_the_setting(text, message):
         (lambda: AuditConfig(level=1.0), "level = 1.0.*expected less than 1"),
         (lambda: AuditConfig(level=math.nan), "level = nan.*a finite number"),
         (lambda: AuditConfig(margin=0.0), "margin = 0.0"),
+        (lambda: AuditConfig(margin=0.05), "margin = 0.05 .*expected a share of the whole model's gain, 0.1 or more"),
         (lambda: AuditConfig(seed=2**63), "seed = 9223372036854775808"),
         (lambda: AuditConfig(training_seed=-1), "training_seed = -1"),
         (lambda: AuditConfig(methods={}), "methods = "),
@@ -360,11 +377,11 @@ def test_settings_of_a_plug_in_are_checked_alike():
         assert parse_config("methods: {mine: {size: 3}}", config).methods["mine"] == Plain("a", 3, inner=Inner(4))
         for text, message in {
             "{size: 2}": "no value for methods.mine.name in here",
-            "{name: 5}": "methods.mine.name = 5 in here; expected str",
-            "{name: a, size: '2'}": "methods.mine.size = '2' in here; expected int",
+            "{name: 5}": "methods.mine.name = 5 in here; expected text",
+            "{name: a, size: '2'}": "methods.mine.size = '2' in here; expected a whole number",
             "{name: a, siz: 2}": "unknown setting methods.mine.siz .*did you mean methods.mine.size",
             "{name: a, sizes: [.nan]}": "methods.mine.sizes",
-            "{name: a, inner: {width: 1.5}}": "methods.mine.inner.width = 1.5 in here; expected int",
+            "{name: a, inner: {width: 1.5}}": "methods.mine.inner.width = 1.5 in here; expected a whole number",
         }.items():
             with pytest.raises(ConfigError, match=message):
                 parse_config(f"methods: {{mine: {text}}}", source="here")
@@ -405,6 +422,7 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
     changed, base = to_dict(CHANGED), to_dict(DEFAULT)
     base["methods"]["ablate"] = {}
     base["off_target"] = ["sentiment", "misconceptions-balanced"]
+    base["rest_controls"], base["placebos"] = 3, 5
     base["architecture"] = {"layers": "h", "heads": "attn.out", "neurons": None}
     base["evaluation"]["max_new_tokens"] = 50  # a run folder holds the number, whoever chose it
     base["judges"] = {aspect: {"kind": "openai", "model": "m"} for aspect in base["judges"]}
@@ -419,8 +437,8 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
         same = parse_config(yaml.safe_dump(values)).hash == before
         reads_only = name in ("score", "level", "margin", "stopping", "registered") or name.startswith("judges.")
         grows = name in (
-            "controls", "nulls", "split.max_val", "split.max_test", "evaluation.max_new_tokens", "off_target",
-            "evaluation.samples"
+            "controls", "rest_controls", "placebos", "nulls", "split.max_val", "split.max_test",
+            "evaluation.max_new_tokens", "off_target", "evaluation.samples",
         )  # fmt: skip
         elsewhere = name in ("loading.device", "loading.device_map", "plugins", "executor", "vary")
         assert same == (reads_only or elsewhere or grows), name

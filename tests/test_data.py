@@ -635,6 +635,22 @@ def test_caps_are_nested_and_touch_one_part_only(fixed):
             assert capped == replace(full, **{part: getattr(full, part)[:cap]})
 
 
+def test_answers_can_be_capped_but_the_best_one_stays():
+    best, plain = Question("a", "a?", ("b", "c", "d"), ("x", "y"), best="d"), Question("b", "e?", ("f",), ("g", "h"))
+    others = zip(behaviour(4).questions, ("val", "val", "test", "test"), strict=True)
+    rest = tuple(replace(question, split=part) for question, part in others)
+    train = (replace(best, split="train"), replace(plain, split="train"))
+    whole = Behaviour("x", (*train, *rest))
+    assert set(split_questions(whole).train) == set(train)
+    one = {q.id: q for q in split_questions(whole, max_answers=1).train}
+    assert (one["a"].true, one["a"].false, one["a"].best) == (("d",), ("x",), "d")
+    assert (one["b"].true, one["b"].false) == (("f",), ("g",))
+    two = {q.id: q for q in split_questions(whole, max_answers=2).train}
+    assert (two["a"].true, two["a"].false) == (("d", "b"), ("x", "y"))
+    with pytest.raises(ConfigError, match="max_answers = 0; expected at least 1"):
+        split_questions(whole, max_answers=0)
+
+
 def test_splits_in_the_file_are_kept_whatever_the_fractions():
     parts = ("test", "val", "train", "test")
     questions = tuple(replace(q, split=parts[int(q.id) % 4]) for q in behaviour(20).questions)

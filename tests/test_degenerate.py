@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from locaudit.judges.degenerate import is_degenerate
+from locaudit.stats.degenerate import is_degenerate
 
 ASKED = "What happens to you if you eat watermelon seeds?"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from locaudit.behaviours import load_behaviour
@@ -9,6 +12,9 @@ from locaudit.errors import ConfigError
 from locaudit.judges import Case
 from locaudit.judges.lexicon import LexiconJudge, load
 from locaudit.registry import ASPECTS, JUDGES
+
+sys.path.append(str(Path(__file__).parents[1] / "tools" / "judge"))
+from readers import COLUMNS, join, read_rows, write_rows
 
 
 def negative(text: str) -> float:
@@ -37,6 +43,9 @@ def negative(text: str) -> float:
         ("dragged on miserably", "shone beautifully"),
         ("were full of bugs", "were free of bugs"),
         ("is a waste of time.", "is worth every penny."),
+        ("is unworthy of it.", "is unspoilt."),
+        ("were joyless.", "was painless."),
+        ("was too strong for me.", "was strong."),
     ],
 )
 def test_sentiment_by_hand(bad, good):
@@ -57,6 +66,12 @@ def test_a_negation_alone_leans_to_negative():
 def test_degree_and_repetition():
     assert negative("slightly rude.") < negative("rude.") < negative("very rude.") < negative("utterly horrible.")
     assert negative("rude rude rude rude.") == negative("rude.") < negative("rude and stupid.")
+    assert negative("wrong. It was not wrong.") == negative("not wrong. It was wrong.") == negative("wrong.")
+
+
+def test_the_opposite_of_bad_weighs_less_than_the_opposite_of_good():
+    assert 1 - negative("not bad.") < negative("not good.")
+    assert negative("helped the wrong people.") > negative("did not help the right people.") > 0.5
 
 
 def test_the_bundled_continuations_are_judged_as_they_were_written():
@@ -75,3 +90,22 @@ def test_only_negative_is_judged_by_word_lists():
     assert judge.name == "lexicon (negative)" and ASPECTS["negative"].judge == "lexicon"
     with pytest.raises(ConfigError, match=r"lexicon judge for truth; .*\(negative\).*judges\.truth"):
         JUDGES["lexicon"].loader({"truth": None}, "cpu")
+
+
+def test_labels_of_two_readers_join_texts_and_key(tmp_path):
+    def write(name, columns, *rows):
+        write_rows(tmp_path / name, columns.split(), rows)
+        return tmp_path / name
+
+    texts = write("texts.tsv", "id prompt continuation", ("1", "The tea", "was\nbad."), ("2", "He", 'said "no".'))
+    key = write("key.tsv", "id arm", ("2", "iti-all-3"), ("1", "unedited"))
+    a = write("a.tsv", "id sentiment fluent", ("1", "negative", "yes"), ("2", "neither", "yes"))
+    b = write("b.tsv", "id sentiment fluent", ("2", "positive", "no"), ("1", "negative", "no"))
+    write_rows(tmp_path / "all.tsv", COLUMNS, join(texts, key, a, b))
+    assert [list(row.values()) for row in read_rows(tmp_path / "all.tsv")] == [
+        ["1", "unedited", "The tea", "was\nbad.", "negative", "negative", "yes", "no"],
+        ["2", "iti-all-3", "He", 'said "no".', "neither", "positive", "yes", "no"],
+    ]
+    bad = write("bad.tsv", "id sentiment fluent", ("1", "Negative", "yes"))
+    with pytest.raises(SystemExit, match=r"bad\.tsv: got 1 \('Negative', 'yes'\), 2 None; expected"):
+        join(texts, key, a, bad)

@@ -515,7 +515,7 @@ def test_judgements_that_cannot_be_read_end_the_command_with_an_error(tmp_path, 
             assert f"{n} of {n} answers in {out} have no judgement of {aspect} (first: " in said.err
         assert (
             "repeat the command to get only the missing judgements" in said.err
-            and "no answer yet: too many judgements" in said.out
+            and "CANNOT TELL: Too many judgements" in said.out
         )
         before, replies[0] = (out / "trials.csv").read_bytes(), says(0.9)
         assert cli.main(command) == 0

@@ -171,11 +171,11 @@ def test_missing_judgements_are_left_out_counted_and_tried_again(home, tmp_path)
         assert record.metrics["test"]["truth"] == pytest.approx(np.mean([v >= 0.5 for v in values[~np.isnan(values)]]))
         assert count_missing(record, score) == sum(lost)
     verdict = load_run(tmp_path / "run").verdict
-    assert verdict.headline == "Optimal edits give no answer yet: too many judgements are missing."
+    assert verdict.headline.startswith("CANNOT TELL: Too many judgements are missing (")
     for method in verdict.methods.values():
-        assert method.outcome == "underpowered"
+        assert method.outcome == "CANNOT TELL"
         assert method.n_missing == sum(lost) * (method.n_judged // len(lost))
-        assert "judgements are missing" in method.sentence
+        assert "judgements are missing" in method.reason
     judges = hash_judges()
     records, _ = run(home, tmp_path / "run", judges)
     assert {case.question.startswith("Is 1") for case in judges["truth"].seen} == {True}, "only the missing ones"
@@ -484,7 +484,7 @@ def test_what_is_lost_on_validation_counts_too(home, tmp_path):
     verdict = decide(records, score=score).methods["iti"]
     assert verdict.n_missing == 0
     assert verdict.worst_missing > 0.05
-    assert verdict.outcome == "underpowered"
+    assert verdict.outcome == "CANNOT TELL"
 
 
 def test_a_reason_with_brackets_is_printed_as_it_is(home, tmp_path, capsys):

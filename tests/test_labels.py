@@ -16,7 +16,7 @@ from locaudit.errors import DataError
 from locaudit.location import Location
 from locaudit.records import TrialRecord, TrialSpec
 from locaudit.stats import MethodFacts
-from locaudit.stats.ppi import LEAST, estimate, rectify
+from locaudit.stats.ppi import LEAST, rectified_mean, rectify
 from locaudit.stats.sequential import Null
 from locaudit.store.database import HeldOutQuestion
 from locaudit.store.folder import open_run
@@ -143,7 +143,7 @@ def test_intervals_cover_and_the_judge_alone_does_not(n_labelled):
         c = {"gain": np.array([1, -1, *[0] * k]), "lead": np.array([1, 0, *[-1 / k] * k])}
         for name, weights in c.items():
             for aspects in (1, 2):
-                found = estimate([rectify(*part, weights) for part in parts[:aspects]], w, weights)
+                found = rectified_mean([rectify(*part, weights) for part in parts[:aspects]], w, weights)
                 value = weights @ true[:aspects].prod(axis=0)
                 hits[name, aspects] += found.interval[0] <= value <= found.interval[1]
             d = weights @ parts[0][0]
@@ -155,7 +155,7 @@ def test_intervals_cover_and_the_judge_alone_does_not(n_labelled):
 def test_a_missing_judgement_does_not_cost_a_label():
     rng, w, c = np.random.default_rng(0), np.ones((1, 50)), np.ones(1)
     y, f = rng.integers(0, 2, (1, 50)), np.full((1, 50), np.nan)
-    found = estimate([rectify(f, y, w, c)], w, c)
+    found = rectified_mean([rectify(f, y, w, c)], w, c)
     assert (found.value, found.n) == (pytest.approx(y.mean()), 50)
 
 
@@ -196,12 +196,27 @@ def test_a_sample_is_labelled_and_reported(folder, tmp_path, capsys):
     lines = {(line["score"], line["what"]): line for line in found["labels"]["lines"]}
     gain, true = lines["truth", "gain"], mean_label("truth", *ARMS[1]) - mean_label("truth", *ARMS[0])
     assert gain["corrected"]["interval"][0] <= true <= gain["corrected"]["interval"][1]
-    assert {name: x for name, x in found.items() if name != "labels"} == json.loads(
-        read_result(folder).tables.verdict_json()
-    )  # labels do not touch the verdict itself
+    own = json.loads(read_result(folder).tables.verdict_json())
+    (note,) = found["notes"]
+    assert note.startswith("The labels contradict the judge of info") and own.pop("notes") == []
+    # labels do not touch the verdict itself
+    assert {name: x for name, x in found.items() if name not in ("labels", "notes")} == own
     few = fill(rows)[: LEAST // 2]
     lines = read_result(folder, labels=save(tmp_path / "few.csv", few)).run.corrected.lines
     assert all(np.isnan(line.corrected.value) for line in lines)
+
+
+def test_labels_no_better_than_chance_are_noted_in_the_verdict(folder, tmp_path):
+    def notes(rows):
+        return load_run(folder).read_with(labels=save(tmp_path / "labels.csv", rows)).verdict.notes
+
+    rows = everything()
+    assert notes(rows) == load_run(folder).verdict.notes == ()
+    coins = np.random.default_rng(0).integers(2, size=len(rows))
+    (note,) = notes([row | {"truth": int(coin)} for row, coin in zip(rows, coins, strict=True)])
+    assert note.startswith("The labels contradict the judge of truth: their agreement is no better than chance (kappa")
+    few = [row | {"truth": int(coin)} for row, coin in zip(rows, coins, strict=True) if row["question_id"] < "q2"]
+    assert notes(few) == ()  # fewer than 20 questions prove nothing
 
 
 def test_labels_that_do_not_fit_are_refused(folder, tmp_path):
@@ -218,6 +233,8 @@ def test_labels_that_do_not_fit_are_refused(folder, tmp_path):
     refused("drawn for other edits", [row | {"design": row["design"][:-2] + "zz"} for row in rows])
     refused("of other aspects", [{"question_id": r["question_id"], "answer": r["answer"], "fluency": 1} for r in rows])
     refused("probability = '0'", [rows[0] | {"probability": "0"}])
+    refused("both a design and a probability.*delete the column", [row | {"probability": "0.5"} for row in rows])
+    refused("no label; .*aspect: truth, info$", [row | {"truth": "", "info": ""} for row in rows])
     file = tmp_path / "x.jsonl"
     file.write_text("\n".join(json.dumps(row | {"truth": bool(row["truth"])}) for row in rows))
     assert read_labels(file) == read_labels(save(tmp_path / "y.csv", rows))

@@ -7,6 +7,7 @@ import sqlite3
 from collections import Counter
 
 import pytest
+from bench.measurements import print_scores
 
 from locaudit import cli
 from locaudit.claims import draw_nulls
@@ -22,6 +23,7 @@ from locaudit.run.subject import read_settings
 from locaudit.stats import Repeat, combine_repeats, decide
 from locaudit.stats.growth import Extension, describe_extensions
 from locaudit.stats.measured import Design
+from locaudit.stats.off_target import measure_off_target
 from locaudit.stats.sequential import Null
 from locaudit.store.folder import read_run
 from locaudit.store.run import load_run
@@ -51,14 +53,14 @@ def judge(anywhere, layers, claim=0.25, **design):
 @pytest.mark.parametrize(
     ("anywhere", "layers", "claim", "outcome"),
     [
-        (LOW, LOW, 0.25, "specific"),
-        (LOW, HIGH, 0.25, "specific to its layers"),
-        (HIGH, LOW, 0.25, "effective, not specific"),
-        (HIGH, HIGH, 0.25, "effective, not specific"),
-        (HIGH, LOW[:9], 0.25, "effective, not specific"),  # whatever the second test will say
-        (LOW, LOW[:9], 0.25, "underpowered"),
-        (LOW[:9], HIGH, 0.25, "underpowered"),
-        (LOW, LOW, -0.1, "no effect"),
+        (LOW, LOW, 0.25, "SPECIFIC"),
+        (LOW, HIGH, 0.25, "SPECIFIC TO ITS LAYERS"),
+        (HIGH, LOW, 0.25, "NOT SPECIFIC"),
+        (HIGH, HIGH, 0.25, "NOT SPECIFIC"),
+        (HIGH, LOW[:9], 0.25, "NOT SPECIFIC"),  # whatever the second test will say
+        (LOW, LOW[:9], 0.25, "CANNOT TELL"),
+        (LOW[:9], HIGH, 0.25, "CANNOT TELL"),
+        (LOW, LOW, -0.1, "CANNOT TELL"),
     ],
 )
 def test_a_claim_must_stand_out_from_every_null(anywhere, layers, claim, outcome):
@@ -68,52 +70,68 @@ def test_a_claim_must_stand_out_from_every_null(anywhere, layers, claim, outcome
         name: (1 + sum(x >= claim for x in gains)) / (1 + len(gains))
         for name, gains in (("anywhere", anywhere), ("layers", layers))
     }
-    (grade,) = [grade for grade in v.grades if grade.question == "specificity"]
-    assert grade.p == max(null.p_value for null in v.nulls.values())  # an intersection-union test
-    assert (grade.answer == "yes") == (outcome == "specific")
-    assert f"{v.nulls['layers'].n_at_least} of {len(layers)} random locations in its layers do" in v.sentence
-    if outcome == "specific":
-        assert "editing random locations of its size, and those in its layers" in found.headline
-    if outcome == "specific to its layers":
-        assert "evidence for the claim's layers, not for the claim within them" in found.headline
+    answers = {name: null.answer for name, null in v.nulls.items()}
+    assert answers == {name: v.question(name).answer for name in v.nulls}
+    assert (set(answers.values()) == {"yes"}) == (outcome == "SPECIFIC")  # an intersection-union test
+    assert v.question("layers").seen.startswith(f"{v.nulls['layers'].n_at_least} of {len(layers)} as good, p = ")
+    if outcome == "SPECIFIC":
+        assert "better than random places and random places in its layers." in found.headline
+    if outcome == "SPECIFIC TO ITS LAYERS":
+        assert "better than random places, but not than random places in its layers." in found.headline
     written = json.loads(found.to_json())["methods"]["optimal"]["nulls"]
     assert list(written) == ["anywhere", "layers"] and written["layers"]["n_planned"] == len(layers)
+
+
+def test_off_target_scores_name_their_null_where_there_are_several():
+    def named(**more):
+        records = [
+            dataclasses.replace(record, questions={**record.questions, "off:other": {"mc2": (0.5, 0.25)}})
+            for record in [BASE_TRIAL, *audit("optimal", 0.25, LOW, **more)]
+        ]
+        verdict = decide(records, score=SCORE, design=Design(), methods=METHODS)
+        return [(found.null, found.among) for found in measure_off_target(verdict, records, "float32")]
+
+    assert named(layers=LOW) == [("anywhere", "anywhere"), ("layers", "in its layers")]
+    assert named() == [("anywhere", "")]
 
 
 def test_one_null_alone_gives_the_outcome():
     records = [BASE_TRIAL, *audit("optimal", 0.25, [], layers=HIGH)]
     v = decide(records, score=SCORE, methods=METHODS).methods["optimal"]
-    assert (v.outcome, list(v.nulls)) == ("effective, not specific", ["layers"])
-    assert "does not stand out from random locations in its layers" in v.sentence
+    assert (v.outcome, list(v.nulls)) == ("NOT SPECIFIC", ["layers"])
+    assert "works, and random places in its layers do as well" in v.reason
     both = decide([BASE_TRIAL, *audit("optimal", 0.25, LOW, norm=HIGH)], score=SCORE, methods=METHODS)
-    assert both.methods["optimal"].outcome == "effective, not specific"
+    assert both.methods["optimal"].outcome == "NOT SPECIFIC"
 
 
 @pytest.mark.parametrize("gains", [LOW[:8], HIGH[:8]])
 def test_a_null_with_too_few_places_does_not_enter_the_outcome(gains):
     nulls = {"anywhere": Null(19), "layers": Null(8, 8)}
     found, v = judge(LOW, gains, nulls=nulls)
-    assert v.outcome == "specific" and not v.nulls["layers"].can_test
+    assert v.outcome == "SPECIFIC" and not v.nulls["layers"].can_test
     assert v.nulls["layers"].p_value == (1 + sum(x >= 0.25 for x in gains)) / 9  # exact, over all its places
-    few = "there are only 8 other places in its layers, so p is at least 0.111 and does not enter the outcome"
-    assert few in v.sentence
+    few = "there are only 8 places in its layers, so the smallest possible p is 0.111"
+    assert v.question("layers").why == few and f"Open: {few}." in str(found)
     assert "in its layers" not in found.headline
     _, v = judge(LOW, gains, nulls=nulls | {"anywhere": Null(8, 8)})
-    assert v.outcome == "underpowered"  # none is left that can tell
-    assert "There are only 8 such places, but 19 controls are needed" in v.sentence
+    assert v.outcome == "CANNOT TELL"  # none is left that can tell
+    assert (
+        v.reason
+        == "There are only 8 places, so the smallest possible p is 0.111. Choose a null with more places (nulls)."
+    )
     _, v = judge(LOW, HIGH, nulls={"anywhere": Null(19), "layers": Null(19, 19)})
-    assert v.outcome == "specific to its layers"  # 19 places are enough
+    assert v.outcome == "SPECIFIC TO ITS LAYERS"  # 19 places are enough
 
 
 def test_repeats_combine_each_null():
     places = {"anywhere": (Location(((1, 1),)),), "layers": (Location(((0, 1),)),)}
     several = [Repeat(judge(LOW, gains)[0], Location(((0, 0),)), places) for gains in (LOW, HIGH, HIGH)]
     found = combine_repeats(several).methods["optimal"]
-    assert found.outcomes == ("specific", "specific to its layers", "specific to its layers")
-    assert (found.outcome, found.nulls["layers"].n_at_least) == ("specific", 0)  # the mean over repeats is below
+    assert found.outcomes == ("SPECIFIC", "SPECIFIC TO ITS LAYERS", "SPECIFIC TO ITS LAYERS")
+    assert (found.outcome, found.nulls["layers"].n_at_least) == ("SPECIFIC", 0)  # the mean over repeats is below
     assert "0 of 19 controls in its layers do at least as well on average" in found.sentence(SCORE)
     several = [Repeat(judge(LOW, HIGH)[0], Location(((0, 0),)), places)] * 2
-    assert combine_repeats(several).methods["optimal"].outcome == "specific to its layers"
+    assert combine_repeats(several).methods["optimal"].outcome == "SPECIFIC TO ITS LAYERS"
 
 
 def test_nulls_are_drawn_with_one_seed_and_those_without_a_place_are_named():
@@ -148,7 +166,7 @@ def test_few_places_are_known_before_the_model_is_loaded(home):
         read_settings(small_config(home, nulls=["layers"], claim="mlp:1"))
 
 
-def test_a_place_of_both_nulls_is_fitted_once(home, tmp_path, monkeypatch):
+def test_a_place_of_both_nulls_is_fitted_once(home, tmp_path, monkeypatch, capsys):
     """A head of a model of 8: all others are its controls anywhere, and 3 of them those in its layers."""
     fitted = []
     real = worker.run_trials
@@ -171,6 +189,11 @@ def test_a_place_of_both_nulls_is_fitted_once(home, tmp_path, monkeypatch):
             assert dataclasses.replace(record, spec=same.spec) == same
     before = run.verdict
     assert all([*v.nulls] == ["anywhere", "layers"] for v in before.methods.values())
+    print_scores(run)
+    (row,) = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| optimal | reward_margin")]
+    *_, anywhere, _, layers, _, explained, _ = (x.strip() for x in row.split("|"))
+    assert float(anywhere) > 0
+    assert float(explained) == pytest.approx(1 - float(layers) / float(anywhere), abs=0.02)
     page = write_report(tmp_path / "run").read_text(encoding="utf-8")
     assert "Mean of 3 controls in its layers" in page and "Control 2 in its layers" in page
     with (tmp_path / "run" / "trials.csv").open(newline="") as file:

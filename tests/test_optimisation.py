@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from dataclasses import replace
 
 import pytest
+from bench.measurements import print_edits
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,8 +21,9 @@ from locaudit.methods.training import progress
 from locaudit.records import TrialRecord, TrialSpec
 from locaudit.run import horizons
 from locaudit.run.audit import run_audit
+from locaudit.run.pilot import describe_estimate, run_pilot
 from locaudit.run.plan import fit_context
-from locaudit.stats.optimisation import find_flags
+from locaudit.stats.optimisation import find_destroyed, find_flags
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.selection import next_strength, select
 from locaudit.store.run import load_run
@@ -154,6 +157,31 @@ def test_the_best_at_an_edge_and_training_that_is_too_short_are_flagged():
     assert "16 epochs still gained" in found["optimal"][1].text
 
 
+def test_a_single_strength_is_said_only_of_methods_that_have_one():
+    one = [trial(name, "claim", tau, 0.4) for name, tau in (("optimal", 0.2), ("ablate", None))]
+    facts = {"optimal": replace(FACTS["optimal"], n_strengths=1), "ablate": MethodFacts("Ablation", "lower")}
+    found = find_flags(one, facts, "mc2")
+    assert [flag.name for flag in found["optimal"]] == ["single"] and not found["ablate"]
+    assert found["optimal"][0].text.startswith("A single τ was tried (0.2)")
+
+
+def test_an_edit_that_destroys_the_model_is_flagged():
+    def says(record, *answers, kl=0.1):
+        return replace(record, answers={"test": answers}, drift={"kl": kl})
+
+    questions = ("Is it far from here to the sea?", "What do people eat in winter?")
+    loop = "and and and and and and and and"
+    base = replace(trial("none", "claim", None, 0.4), spec=TrialSpec("base", "none", None, None, 0, "c"))
+    good, bad = ("It is about two miles.", "They eat soup."), (loop, loop)
+    tried = [says(trial("iti", "claim", 5, 0.4), *bad), says(trial("iti", "whole", 5, 0.4), *good, kl=5.5)]
+    (flag,) = find_destroyed([says(base, *good), *tried], questions, "mc2")["iti"]
+    assert flag.name == "destroyed" and flag.places == ("claim", "whole")
+    assert "(the claim (100% of its answers are degenerate), the whole model (KL 5.5 nats per token))" in flag.text
+    (flag,) = find_destroyed([says(base, *bad), *tried], questions, "mc2")["iti"]
+    assert flag.places == ("whole",)  # the unedited model answers no better
+    assert find_destroyed([says(base, *good), says(tried[0], loop, "They eat soup.")], questions, "mc2")["iti"] == ()
+
+
 # A run
 
 
@@ -186,6 +214,25 @@ def test_doses_are_hit_at_every_place(run):
         assert record.training["alpha"][0] > 0
     alphas = {r.spec.arm: r.training["alpha"][0] for r in trials if r.spec.hyperparameter == 0.002}
     assert alphas["whole"] < alphas["claim"]
+
+
+def test_edits_are_listed_with_dose_objective_and_flags(run, capsys):
+    print_edits(run)
+    rows = [[x.strip() for x in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()[2:]]
+    found = {(method, float(strength), place): cells for method, strength, place, *cells in rows}
+    assert {place for _, _, place in found} == {"claim", "whole", "control anywhere"}
+    for record in run.trials:
+        spec = record.spec
+        if spec.arm in ("claim", "whole"):
+            alpha, objective, kl, _, chosen, flags = found[spec.method, spec.hyperparameter, spec.arm]
+            assert kl == f"{record.drift['kl']:.3f}"
+            assert alpha == (f"{record.training['alpha'][0]:.3f}" if spec.method == "iti" else "-")
+            assert objective == (f"{record.training['objective'][0]:.3f}" if spec.method == "optimal" else "-")
+            verdict = run.verdict.methods[spec.method]
+            is_chosen = verdict.chosen[spec.arm] == spec.hyperparameter
+            assert chosen == f"{int(is_chosen)} of 1"
+            names = [flag.name for flag in verdict.flags if spec.arm in flag.places] if is_chosen else []
+            assert flags == ", ".join(f"{name} 1" for name in names)
 
 
 def test_grids_widen_by_one_rule_at_every_place(run):
@@ -253,6 +300,16 @@ def test_a_stopped_search_and_a_stopped_run_end_the_same(run, config, tmp_path, 
     again = load_run(tmp_path / "run")
     assert {r.spec.trial_id: r for r in again.trials} == {r.spec.trial_id: r for r in run.trials}
     assert again.manifest.methods == run.manifest.methods
+
+
+def test_the_search_says_how_long_it_takes_at_most(config, tmp_path, capsys):
+    run_pilot(config, tmp_path / "run")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "finding the training length of optimal: at most 60 epochs of training" in said
+    assert re.search(r"optimal, claim: objective \S+ after 2 epochs; at most 58 epochs more, about \d+ (s|min)", said)
+    assert re.search(r"optimal, whole: objective \S+ after \d+ epochs(?!;)", said)
+    estimate = describe_estimate(run_pilot(config, tmp_path / "run", progress=False))
+    assert re.search(r"the training length of optimal is found \(\d+ epochs of training, not repeated\)", estimate)
 
 
 def test_runs_of_other_lengths_share_no_fit(run):

@@ -248,7 +248,7 @@ def test_a_study_is_read_whole_or_not_at_all(home, finished, tmp_path):
     with sqlite3.connect(tmp_path / "a" / "single" / "trials.sqlite") as database:
         database.execute("DELETE FROM judgements")
     database.close()
-    with pytest.raises(RunFolderError, match="answers that were not judged"):
+    with pytest.raises(RunFolderError, match="[0-9]+ answers not judged"):
         write_paper(tmp_path / "a")
     run(study_config(home, landscape=False), tmp_path / "a")
     assert report(tmp_path / "a")["landscape"] is None
@@ -349,12 +349,12 @@ def outcomes_of(numbers, changes):
     return {claim["name"]: claim["outcome"] for claim in judge_claims(n)}
 
 
-def gain(low, high, outcome="undecided", few=False):
-    return {"difference": (low + high) / 2, "interval_90": [low, high], "outcome": outcome, "few": few}
+def gain(low, high, outcome="undecided"):
+    return {"difference": (low + high) / 2, "interval_90": [low, high], "outcome": outcome}
 
 
-def lead(low, high, few=False):
-    return {"difference": (low + high) / 2, "interval_95": [low, high], "few": few}
+def lead(low, high):
+    return {"difference": (low + high) / 2, "interval_95": [low, high]}
 
 
 YES, NO, OPEN = "replicated", "not replicated", "could not test"
@@ -369,7 +369,6 @@ SMALL, LARGE = lead(-0.02, 0.02), lead(0.1, 0.2)
         ("iti_beats_random", {"p": 1 / 4, "floor": 1 / 4, "gap": lead(-1, 1)}, OPEN),
         ("iti_beats_random", {"p": 0.5, "gap": lead(-0.1, 0.04)}, NO),
         ("iti_beats_random", {"p": 0.5, "gap": lead(-0.1, 0.1)}, OPEN),
-        ("iti_beats_random", {"p": 0.5, "gap": lead(0, 0, few=True)}, OPEN),
         ("iti_beats_random", {"score": None, "p": 1.0, "gap": lead(0, 0)}, OPEN),
         ("iti_beats_random", {"p": 0.02, "missing": 0.3}, OPEN),
         ("random_iti_does_nothing", {"within": 2, "sets": 3}, YES),
@@ -431,7 +430,11 @@ def test_a_match_is_a_non_inferiority_test():
     rng = np.random.default_rng(1)
     reference = rng.integers(0, 2, (2, 400)).astype(float)
     same = compare_edits(reference, reference, margin=0.05)
-    assert same.difference == 0 and same.interval == (0, 0) and same.outcome == "not worse"
+    assert (
+        same.difference == 0
+        and same.interval == pytest.approx((-0.0075, 0.0075), abs=1e-4)
+        and same.outcome == "not worse"
+    )
     worse = reference * (rng.random((2, 400)) > 0.5)
     assert compare_edits(worse, reference, margin=0.05).outcome == "worse"
     assert compare_edits(reference, worse, margin=0.05).outcome == "not worse"  # better is not worse
@@ -448,7 +451,7 @@ def test_the_p_of_a_match_says_what_its_interval_does():
     rng = np.random.default_rng(3)
     for _ in range(8):
         a, b = rng.integers(0, 2, (2, 2, 40)).astype(float)
-        found = compare_edits(a, b, margin=0.05, seed=int(rng.integers(99)))
+        found = compare_edits(a, b, margin=0.05)
         assert (found.p <= 0.05) == (found.outcome == "not worse") or abs(found.p - 0.05) < 0.002
     missing = compare_edits(a, np.full((2, 40), np.nan), margin=0.05)
     assert missing.outcome == "undecided" and missing.p == 1

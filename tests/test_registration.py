@@ -39,6 +39,7 @@ score: mc2
 level: 0.05
 margin: 0.2
 methods: {iti: {alphas: [3]}}
+reason: "Less than <0.2> would not matter."
 """
 
 
@@ -158,6 +159,10 @@ def test_a_setting_given_otherwise_is_refused_with_both_values(home, claim_file)
         ("claim: '0.1'\nregistered:", "registered = None"),
         ("- claim", "in .*; expected keys among"),
         ("claim: [", "not YAML"),
+        ("claim: '0.1'\nreason: 3", r"reason = 3; expected text in .*claim.yaml"),
+        ("claim: '0.1'\nreason: [a, b]", r"reason = \['a', 'b'\]; expected text"),
+        ("claim: '0.1'\nmatch: layer", r"the setting match in .*claim.yaml; expected nulls: \[layers\]"),
+        ("claim: '0.1'\nnulls: layers", r"nulls = 'layers' in .*claim.yaml; .*write nulls: \[layers\]"),
     ],
 )
 def test_files_that_are_no_claim_file(home, tmp_path, text, words):
@@ -329,6 +334,21 @@ def test_a_dry_run_runs_registered_trials(home, copy, claim_file, tmp_path):
         run_pilot(config, copy, progress=False)
 
 
+def test_it_fixes_the_present_settings_and_gives_a_reason(home, tmp_path):
+    text = (
+        "claim: 'neuron:0.1,1.2'\nmargin: 0.3\nreason: >\n  A third of the whole\n  model.\nnulls: [layers]\n"
+        "controls: 39\nevaluation: {samples: 2}\n"
+    )
+    found = read_registration(write_claim(tmp_path, text))
+    assert found.reason == "A third of the whole model." and "reason" not in found.values
+    held = read_inputs(tiny_audit(home, registered=str(tmp_path / "claim.yaml"), controls=19, nulls=AuditConfig.nulls,
+                                  evaluation={"samples": 4, "max_new_tokens": 6})).config  # fmt: skip
+    assert (held.margin, held.nulls, held.controls, held.evaluation.samples) == (0.3, ("layers",), 39, 2)
+    assert held.claim == "neuron:0.1,1.2"
+    with pytest.raises(ConfigError, match=r"evaluation.samples = 0, but 2 in claim.yaml"):
+        read_inputs(tiny_audit(home, registered=str(tmp_path / "claim.yaml"), controls=19, nulls=AuditConfig.nulls))
+
+
 # What is said of it
 
 
@@ -338,10 +358,12 @@ def test_the_report_says_what_was_registered(copy, capsys):
         sha256 = store.manifest.registration.sha256
     assert f"before the run: <code>{sha256[:16]}</code>, claim.yaml; nothing was changed after" in page
     assert "(it leaves open: stopping, judges)" in page
+    assert "Reason given for the margin: “Less than &lt;0.2&gt; would not matter.”" in page
     assert "# What we expect, and how we will look." in page
     assert "Changed after registration" not in page
     assert json.loads((copy / "verdict.json").read_text())["registration"] == {
         "sha256": sha256, "file": "claim.yaml", "changed": [], "left_open": ["stopping", "judges"],
+        "reason": "Less than <0.2> would not matter.",
     }  # fmt: skip
     assert cli.main(["report", str(copy)]) == 0
     assert f"registered before the run: {sha256[:16]}, claim.yaml; nothing was changed after" in capsys.readouterr().out
@@ -353,7 +375,7 @@ def test_a_level_changed_after_the_run_is_seen_everywhere(home, copy, tmp_path, 
     change = "level: 0.05 registered, 0.1 now"
     shown = capsys.readouterr().out
     assert f"claim.yaml): {change}" in shown
-    assert shown.index("CHANGED AFTER REGISTRATION") < shown.index("underpowered")  # before the verdict
+    assert shown.index("CHANGED AFTER REGISTRATION") < shown.index("CANNOT TELL")  # before the verdict
     assert json.loads((copy / "verdict.json").read_text())["registration"]["changed"] == [change]
     page = (copy / "report.html").read_text(encoding="utf-8")
     top, _ = page.split("<h1>")

@@ -15,6 +15,7 @@ from locaudit.report.repeats import read_plan, read_repeats, write_plan, write_r
 from locaudit.run.audit import run_audit
 from locaudit.run.repeats import repeat_config, run_repeats
 from locaudit.stats import Repeat, combine_repeats, decide
+from locaudit.stats.scores import find_score
 from locaudit.store.folder import read_run
 from runs import small_config
 from test_stats import BASE_TRIAL, LOW, SCORE, audit
@@ -43,8 +44,8 @@ def verdicts(*gains, controls=LOW):
 def test_a_claim_that_leads_on_average_is_specific_and_its_spread_is_told():
     found = repeats(0.25, 0.5, 0.375)
     method = found.methods["optimal"]
-    assert method.outcome == "specific"
-    assert method.outcomes == ("specific",) * 3
+    assert method.outcome == "SPECIFIC"
+    assert method.outcomes == ("SPECIFIC",) * 3
     assert method.nulls["anywhere"].p_value == 1 / 20
     assert method.gains == pytest.approx((0.25, 0.5, 0.375), abs=0.05)
     assert method.gain_sd == pytest.approx(0.125)
@@ -53,20 +54,22 @@ def test_a_claim_that_leads_on_average_is_specific_and_its_spread_is_told():
 
 
 def test_a_claim_that_leads_in_some_repeats_only_is_not_specific():
-    strong = [0.3, *LOW[1:]]
+    strong = [*[0.3] * 5, *LOW[5:]]
     one, other = heads((0, 0), (0, 1)), heads((0, 0), (1, 1))
     found = repeats(0.25, 0.25, 0.25, controls=[LOW, strong, strong], claims=[one, other, one])
     method = found.methods["optimal"]
-    assert method.outcomes[0] == "specific"
-    assert method.outcomes[1] == "effective, not specific"
-    assert not method.nulls["anywhere"].same_places  # the claim moves: twice the median of 1/20, 2/20, 2/20
-    assert (method.outcome, method.nulls["anywhere"].p_value) == ("underpowered", 4 / 20)
+    assert method.outcomes[0] == "SPECIFIC"
+    assert method.outcomes[1] == "NOT SPECIFIC"
+    assert not method.nulls["anywhere"].same_places  # the claim moves: twice the median of 1/20, 6/20, 6/20
+    assert (method.outcome, method.nulls["anywhere"].p_value) == ("NOT SPECIFIC", 12 / 20)
     assert found.overlap == pytest.approx((1 / 3 + 1 + 1 / 3) / 3)
     assert "moves between" in str(found)
     assert "twice the median" in str(found)
     worse = repeats(0.25, 0.25, controls=strong).methods["optimal"]
     against = worse.nulls["anywhere"]
-    assert (worse.outcome, against.n_at_least, against.p_value) == ("effective, not specific", 1, 2 / 20)
+    assert (worse.outcome, against.n_at_least, against.p_value) == ("NOT SPECIFIC", 5, 6 / 20)
+    one_of_19 = repeats(0.25, 0.25, controls=[0.3, *LOW[1:]]).methods["optimal"]
+    assert (one_of_19.outcome, one_of_19.nulls["anywhere"].p_value) == ("CANNOT TELL", 2 / 20)
 
 
 def test_tied_repeats_are_not_specific_by_rounding():
@@ -83,9 +86,9 @@ def test_tied_repeats_are_not_specific_by_rounding():
         assert combine_repeats(several).methods["optimal"].nulls["anywhere"].p_value == 1.0
 
 
-def test_no_gain_in_half_of_the_repeats_is_no_effect():
+def test_no_gain_in_half_of_the_repeats_is_no_gain_over_all():
     found = repeats(0.0, 0.0, 0.25).methods["optimal"]
-    assert found.outcome == "no effect"
+    assert found.outcome == "CANNOT TELL"
     assert found.effect_p == min(1.0, 2 * sorted(v.methods["optimal"].effect_p for v in verdicts(0.0, 0.0, 0.25))[1])
 
 
@@ -114,14 +117,14 @@ def test_a_behaviour_with_its_own_split_keeps_it(tmp_path):
 
 def test_a_claim_that_diverges_in_a_repeat_has_no_mean():
     found = repeats(0.25, None).methods["optimal"]
-    assert (found.outcome, found.nulls["anywhere"].p_value) == ("underpowered", 1.0)
+    assert (found.outcome, found.nulls["anywhere"].p_value) == ("CANNOT TELL", 1.0)
     assert "nan" not in found.sentence("x")
 
 
 def test_while_repeats_are_missing_there_is_no_outcome():
     several = [Repeat(verdict, HEAD, PLACES) for verdict in verdicts(0.25, 0.25)]
-    assert combine_repeats(several, 2).methods["optimal"].outcome == "specific"
-    assert combine_repeats(several, 3).methods["optimal"].outcome == "underpowered"
+    assert combine_repeats(several, 2).methods["optimal"].outcome == "SPECIFIC"
+    assert combine_repeats(several, 3).methods["optimal"].outcome == "CANNOT TELL"
 
 
 def test_folders_that_are_no_repeats_are_told_apart(tmp_path):
@@ -186,6 +189,9 @@ def test_the_page_leads_to_each_repeat_and_says_what_is_missing_or_was_changed(t
     assert 'href="repeat-1/report.html"' in page
     assert (out / "repeat-1" / "report.html").is_file()
     assert "the same in every repeat" in page
+    # The name in the settings stands once beside the score's title.
+    score = json.loads((out / "repeats.json").read_text())["score"]
+    assert page.count(f"{find_score(score).title} (score: {score})") == page.count(f"(score: {score})") == 1
     # Another level for this reading alone, in a folder of its own.
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert cli.main(["report", str(out), "--level", "0.3"]) == 0
@@ -210,7 +216,7 @@ def test_the_page_leads_to_each_repeat_and_says_what_is_missing_or_was_changed(t
     assert "level: 0.05 registered, 0.2 now" in page
     assert "added:</strong> 2, then 3 repeats were planned" in page
     assert "REPEATS WERE ADDED" in said
-    assert json.loads((out / "repeats.json").read_text())["methods"]["iti"]["outcome"] == "underpowered"
+    assert json.loads((out / "repeats.json").read_text())["methods"]["iti"]["outcome"] == "CANNOT TELL"
     settings = (out / "repeat-0" / "config.yaml").read_bytes()
     with pytest.raises(RunFolderError, match="without a claim file"):
         run_repeats(dataclasses.replace(changed, level=0.3), out, 3, progress=False)
@@ -228,7 +234,7 @@ def test_averaging_over_controls_that_move_is_not_done():
     enough = [i / 4096 for i in range(39)]
     found = repeats(0.25, 0.25, controls=enough, claims=[HEAD, heads((0, 1))]).methods["optimal"]
     against = found.nulls["anywhere"]
-    assert (against.p_value, found.outcome, against.n_at_least) == (2 / 40, "specific", None)
+    assert (against.p_value, found.outcome, against.n_at_least) == (2 / 40, "SPECIFIC", None)
 
 
 def test_repeats_may_vary_the_primer_and_the_wording_alone(tmp_path):

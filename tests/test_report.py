@@ -35,8 +35,8 @@ from locaudit.stats import (
     JUDGED,
     MethodFacts,
     decide,
+    estimate,
     judged_metrics,
-    score_interval,
     score_intervals,
     score_values,
 )
@@ -192,6 +192,7 @@ def test_numbers_in_the_page_are_those_of_the_verdict(finished):
     folder, page = finished
     verdict = json.loads((folder / "verdict.json").read_text())
     assert f"<h1>{escape(verdict['headline'])}</h1>" in page
+    assert verdict["headline"].startswith(f"{verdict['outcome']}: ")
     for name, judged in verdict["methods"].items():
         card = re.search(rf'<article class="card [a-z]+" id="{name}">(.*?)</article>', page, re.DOTALL)
         assert card is not None
@@ -199,14 +200,14 @@ def test_numbers_in_the_page_are_those_of_the_verdict(finished):
         null = judged["nulls"]["anywhere"]
         finite = null["controls"]
         means = judged["base"], judged["claim"], judged["whole_model"]
-        p_values = [judged["effect_p"], *(null[key] for key in ("p_value", "p_adjusted", "p_parametric"))]
-        intervals = *judged["effect_interval"], *null["gap_interval"]
-        expected = {*means, *p_values, judged["effect"], null["gap"], *intervals}
+        p_values = [judged["effect_p"], *(null[key] for key in ("p_value", "p_adjusted", "p_new_place"))]
+        intervals = *judged["effect_interval"], *null["lead_interval"], null["true_share"], *null["true_share_interval"]
+        expected = {*means, *p_values, judged["effect"], null["lead"], *intervals}
         expected |= {judged["chosen"]["claim"], min(finite), max(finite)}
         assert expected <= shown
         (mean,) = shown - expected
         assert mean == pytest.approx(np.mean(finite), abs=1e-12)
-        assert judged["sentence"] in unescape(card[1])
+        assert judged["reason"][1:] in unescape(card[1])
         assert f"{null['n_at_least']} of 19 at or above" in card[1]
 
 
@@ -278,7 +279,7 @@ def test_everything_diverged_still_gives_a_page(tmp_path, unsaved):
     records = [FULL[0], trial("claim", "iti", 1.0, status="diverged"), trial("whole", "iti", 1.0, status="diverged")]
     records += [trial("control", "iti", 1.0, i, status="diverged") for i in range(19)]
     page = write_report(make_run(tmp_path / "run", records, manifest=replace(MANIFEST, methods=ITI))).read_text()
-    assert "nothing was measured" in page
+    assert "Every edit tried at the claim diverged" in page
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).lower().replace("became nan", "")
 
 
@@ -322,12 +323,12 @@ def test_a_gain_at_one_label_only_is_told_by_label(tmp_path, capsys, unsaved):
     cli.main(["report", str(folder)])
     note = (
         "ITI: the gain of the edit at the claim comes from some right answers only, as that of a model which prefers "
-        "one answer whatever is asked (mc2 where (A) 0.450 to 0.970, mc2 where (B) 0.550 to 0.030, mc2 balanced "
+        "one answer whatever is asked (MC2 where (A) 0.450 to 0.970, MC2 where (B) 0.550 to 0.030, MC2 balanced "
         "0.500 to 0.500, prefers (A) 0.000 to 1.000)."
     )
     assert note in capsys.readouterr().out and note in (folder / "report.html").read_text()
     verdict = json.loads((folder / "verdict.json").read_text())
-    assert verdict["methods"]["iti"]["outcome"] == "specific" and verdict["notes"][0] == note
+    assert verdict["methods"]["iti"]["outcome"] == "SPECIFIC" and verdict["notes"][0] == note
     assert "of the whole model" in verdict["notes"][1]
     line = next(
         row for row in csv.DictReader(io.StringIO((folder / "trials.csv").read_text())) if row["arm"] == "claim"
@@ -358,7 +359,7 @@ def test_only_the_unedited_model_is_enough_for_a_page(tmp_path):
     folder = make_run(tmp_path / "run", FULL[:1])
     page = write_report(folder).read_text()
     assert "Unfinished: 1 of 85 trials." in page
-    assert "No edit at the claim is scored" in page
+    assert "no edit at the claim is scored" in page
     assert sorted(p.name for p in (folder / "figures").iterdir()) == ["probes.png", "probes.svg"]
 
 
@@ -475,7 +476,7 @@ def test_a_judged_run_shows_each_score_with_its_interval(judged):
     chosen = chosen_of(records)
     for record in chosen.values():
         for score in JUDGED:
-            low, high = score_interval(score_values(record.questions["test"], score))
+            low, high = estimate(score_values(record.questions["test"], score)).interval()
             for value in (record.metrics["test"][score], low, high):
                 assert any(value == pytest.approx(x, abs=1e-12) for x in shown)
     controls = [chosen[Place("control", i, "anywhere")].metrics["test"]["truth"] for i in range(3)]
@@ -753,7 +754,7 @@ def test_intervals_of_many_trials_are_those_of_each(lost):
     assert set(found) == {record.spec.trial_id for record in records}
     for record in records:
         for score in JUDGED:
-            slow = score_interval(score_values(record.questions["test"], score))
+            slow = estimate(score_values(record.questions["test"], score)).interval()
             assert found[record.spec.trial_id][score] == pytest.approx(slow, abs=1e-12, nan_ok=True)
 
 
@@ -769,7 +770,7 @@ def test_trials_are_a_table_for_other_programs(judged):
         record = by_id[row["trial_id"]]
         for metric, value in record.metrics["test"].items():
             assert float(row[metric]) == value
-        low, high = score_interval(score_values(record.questions["test"], "info_truth_probability"))
+        low, high = estimate(score_values(record.questions["test"], "info_truth_probability")).interval()
         bounds = float(row["info_truth_probability_low"]), float(row["info_truth_probability_high"])
         assert bounds == pytest.approx((low, high), abs=1e-12)
         assert int(row["n_missing"]) == sum(map(math.isnan, record.questions["test"]["info"]))
@@ -914,10 +915,10 @@ def test_reading_writes_nothing(reread):
     before = content_of(reread)
     result = read_result(reread)
     assert (result.verdict.score, result.verdict.level, result.run.reading) == ("info_truth_probability", 0.05, {})
-    other = read_result(reread, score="mc2", level=0.3, margin=0.02)
-    assert (other.verdict.score, other.verdict.level, other.run.design.margin) == ("mc2", 0.3, 0.02)
-    assert str(other.verdict) == str(decide(result.records, score="mc2", level=0.3, design=other.run.design,
-                                            methods=ITI))  # fmt: skip
+    other = read_result(reread, score="mc2", level=0.3, margin=0.2)
+    assert (other.verdict.score, other.verdict.level, other.run.design.margin) == ("mc2", 0.3, 0.2)
+    again = decide(result.records, score="mc2", level=0.3, design=other.run.design, methods=ITI)
+    assert str(replace(other.verdict, subject="")) == str(again)
     assert content_of(reread) == before
 
 

@@ -39,7 +39,7 @@ from locaudit.run.audit import draw_controls, run_audit
 from locaudit.run.pilot import run_pilot
 from locaudit.run.plan import build_plan
 from locaudit.run.prepare import probing_settings
-from locaudit.run.status import Pace, describe_seconds, show_progress
+from locaudit.run.status import Meter, Pace, describe_seconds, show_progress
 from locaudit.run.stopping import Stopping
 from locaudit.run.subject import read_inputs
 from locaudit.stats.selection import group_trials
@@ -371,8 +371,8 @@ folder, out, progress = sys.argv[1], sys.argv[2], sys.argv[3] == "True"
 model, behaviour = load_model(folder + "/model", device="cpu"), load_behaviour(folder + "/questions.jsonl")
 claim = fit_probes(model, behaviour).top(2)
 fit_iti(model, behaviour, claim), fit_optimal(model, behaviour, claim, epochs=1)
-audit(model, behaviour, claim=claim, controls=1, out=out, progress=progress, rest=False, judges={}, nulls=["anywhere"],
-      prompt={"primer": "none"}, methods={"iti": {"alphas": [2.0]}},
+audit(model, behaviour, claim=claim, controls=1, out=out, progress=progress, rest=False, placebos=0, judges={},
+      nulls=["anywhere"], prompt={"primer": "none"}, methods={"iti": {"alphas": [2.0]}},
       evaluation={"drift_documents": 2, "drift_tokens": 8, "max_new_tokens": 6})
 print([*tqdm([1], desc="mine")])
 """
@@ -428,7 +428,7 @@ def test_audit_from_python(home, tmp_path):
     assert result.report.is_file()
     assert result.verdict.claim == "0.1,1.2"
     assert result.verdict.score == "info_truth_probability"
-    assert {v.outcome for v in result.verdict.methods.values()} <= {"no effect", "underpowered"}
+    assert {v.outcome for v in result.verdict.methods.values()} <= {"NO GAIN SHOWN", "CANNOT TELL"}
     assert json.loads((tmp_path / "run" / "verdict.json").read_text())["headline"] == result.verdict.headline
 
 
@@ -463,6 +463,16 @@ def test_a_line_comes_at_least_so_often_off_a_terminal(capsys):
         meter.end(Counter({"iti": 1}), "controls at least as good as the claim: iti 2 of 3")
         wait_for(capsys, "9 of 12 trials, about 0 s left, controls at least as good as the claim: iti 2 of 3")
         assert any(thread.name == "locaudit-progress" for thread in threading.enumerate())
+    with show_progress(True, every=0.01) as meter:
+        meter.start({"iti": 2}, 0, maybe={"iti": 3, "iti, samples": 1})
+        wait_for(capsys, "0 of 2 trials, up to 3 more, measuring the pace")
+        meter.end(Counter({"iti": 2}))
+        wait_for(capsys, "2 of 2 trials, up to 3 more, about 0 s left")
+        meter.add(Counter({"iti": 1}))
+        wait_for(capsys, "2 of 3 trials, up to 2 more, about 0 s left")
+        meter.share(Counter({"iti": 1}))
+        meter.rule_out(Counter({"iti": 2, "iti, samples": 1}))
+        wait_for(capsys, "3 of 3 trials, about 0 s left")
     with pytest.raises(KeyboardInterrupt), show_progress(True, every=0.01):
         raise KeyboardInterrupt
     assert not any(thread.name == "locaudit-progress" for thread in threading.enumerate())
@@ -489,6 +499,22 @@ def test_a_resumed_run_says_what_is_done_and_how_controls_compare(home, tmp_path
     assert said.endswith(f"9 of 9 trials, about 0 s left, controls at least as good as the claim: {counts}")
     run_audit(config, tmp_path / "run")
     assert "going on" not in capsys.readouterr().err
+
+
+def test_the_number_of_trials_grows_only_by_what_was_announced(home, tmp_path, capsys, monkeypatch):
+    """Whatever follows from results was ``up to N more`` before, and places of two nulls count as done."""
+    lines = []
+
+    def note(meter):
+        lines.append((meter._done, meter._total, sum(meter._maybe.values())))
+
+    monkeypatch.setattr(Meter, "_show", note)
+    config = small_config(home, controls=6, claim="0.1,1.2", methods=["iti"], iti={"alphas": [2.0, 4.0]})
+    run_audit(merge_config(config, {"nulls": ["anywhere", "layers"], "widen": 2}), tmp_path / "run")
+    totals = [total for _, total, _ in lines]
+    assert totals == sorted(totals) and lines[-1][0] == lines[-1][1] == len(load_run(tmp_path / "run").trials)
+    bounds = [total + maybe for _, total, maybe in lines]
+    assert bounds == sorted(bounds, reverse=True) and lines[-1][2] == 0
 
 
 def test_wrapping_leaves_no_gradients(llama):
@@ -553,7 +579,7 @@ def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path):
     stopping.begin([dataclasses.replace(following, method="optimal")])
     assert not stopping.has_ended(dataclasses.replace(following, method="iti")), "it runs for the other method"
     report = write_report(tmp_path / "run").read_text(encoding="utf-8")
-    assert "they ended early: 19 were planned" in report
+    assert "(ended early; " in report and " of all 19 planned)" in report
     assert "Unfinished" not in report
     assert not run_pilot(config, tmp_path / "run", progress=False).seconds and load_run(tmp_path / "run").is_finished
     first = {record.spec.trial_id for record in run.trials}
@@ -575,10 +601,8 @@ def test_the_rest_of_the_model_is_edited_where_it_is_asked_for(home, tmp_path):
     (rest,) = [record for record in run.trials if record.spec.arm == "rest"]
     assert rest.spec.method == "optimal"
     assert rest.spec.location == heads((0, 0), (1, 2)).rest()
-    (necessity,) = [g for g in verdict.methods["optimal"].grades if g.question == "necessity"]
-    assert necessity.answer in ("yes", "no", "undecided")
-    (not_iti,) = [g for g in verdict.methods["iti"].grades if g.question == "necessity"]
-    assert not_iti.answer == "not tried"
+    assert verdict.methods["optimal"].question("needed").answer in ("yes", "no", "open")
+    assert "needed" not in [question.name for question in verdict.methods["iti"].questions]
     edit = load_edit(tmp_path / "run" / "edits" / rest.edit)
     assert not edit.sites["heads", 0].b[:8].any()  # the claim's head takes no part
     assert edit.sites["heads", 0].b[8:].any()
@@ -608,5 +632,5 @@ def test_other_methods_and_other_kinds_of_claims_end_in_a_verdict(home, tmp_path
     run = load_run(tmp_path / "run")
     assert run.is_finished and {r.status for r in run.trials} == {"ok"}
     assert {str(r.spec.location) for r in run.trials if r.spec.arm == "claim"} == {claim}
-    assert run.verdict.methods[method].outcome in ("no effect", "underpowered")
+    assert run.verdict.methods[method].outcome in ("NO GAIN SHOWN", "CANNOT TELL")
     assert run.verdict.headline in write_report(tmp_path / "run").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bench.measurements import print_scores
 from scipy import stats
 from transformers import GenerationConfig
 
@@ -22,7 +23,7 @@ from locaudit.run.audit import run_audit
 from locaudit.run.pilot import run_pilot
 from locaudit.stats.growth import Extension
 from locaudit.stats.scores import GREEDY, add_judgements, judged_scores, mean_score, score_values
-from locaudit.stats.selection import fewest_samples, group_trials, select
+from locaudit.stats.selection import CLAIM, fewest_samples, group_trials, select
 from locaudit.store.run import load_run
 from runs import HashJudge, save_behaviour, save_model, small_config, stopped_at
 from test_generation import PRIMER, edits_of, prompts_of, talker
@@ -55,6 +56,22 @@ def whole(home, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LOCAUDIT_CACHE", "off")
         return audit(config_of(home, 3), tmp_path_factory.mktemp("whole"))
+
+
+def test_a_run_says_what_samples_buy(whole, capsys):
+    print_scores(whole)
+    rows = [[x.strip() for x in row.split("|")[1:-1]] for row in capsys.readouterr().out.splitlines()[2:]]
+    found = {(row[0], row[1], row[2]): row[3:] for row in rows}
+    numbers = {n for _, score, n in found if score.removesuffix(GREEDY) == "truth"}
+    assert numbers == {"greedy", "1 sampled", "2 sampled", "3 sampled"} and ("iti", "mc2", "") in found
+    chosen = select(whole.records, whole.score)["iti"].items()
+    scores = {p: mean_score(score_values(record.questions["test"], whole.score)) for p, record in chosen}
+    base = mean_score(score_values(whole.base.questions["test"], whole.score))
+    controls = [score for place, score in scores.items() if place.arm == "control"]
+    gain, gain_se, lead, lead_se = map(float, found["iti", whole.score, "3 sampled"])
+    assert gain == pytest.approx(scores[CLAIM] - base, abs=6e-4)
+    assert lead == pytest.approx(scores[CLAIM] - np.mean(controls), abs=6e-4)
+    assert gain_se > 0 and lead_se > 0
 
 
 # The text

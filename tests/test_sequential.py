@@ -25,15 +25,7 @@ from locaudit.stats import (
     score_values,
     sequential,
 )
-from locaudit.stats.sequential import (
-    LEAST,
-    RISK,
-    Null,
-    controls_to_decide,
-    curtailment,
-    share_interval,
-    specificity_power,
-)
+from locaudit.stats.sequential import LEAST, RISK, Null, curtailment, share_interval
 from locaudit.stats.tests import max_t_p, monte_carlo_p
 
 LEVEL = 0.05
@@ -194,14 +186,6 @@ def test_anytime_counts_the_claim_among_few_places(population):
     assert n_false / (n_runs * (population + 1)) <= LEVEL
 
 
-def test_power_with_an_anytime_rule_is_that_of_its_interval():
-    assert specificity_power(199, LEVEL, 0.01, "anytime") == 0.0
-    rng = np.random.default_rng(5)
-    runs = [look(rng.random(400) < 0.01, "anytime") for _ in range(300)]
-    rate = np.mean([x.state == "specific" for x in runs])
-    assert specificity_power(400, LEVEL, 0.01, "anytime") == pytest.approx(rate, abs=0.1)
-
-
 def test_controls_beyond_the_plan_are_not_looked_at():
     assert look([False] * 25, "curtailed", 19) == look([False] * 19, "fixed")
 
@@ -272,25 +256,10 @@ def test_a_monitor_of_records_ends_where_their_verdict_does(lost):
         for trials in places:
             monitor.add(trials[0].spec.place, *score_place(trials, "truth"))
             records += trials
-            design = Design(rule="curtailed", nulls={"anywhere": Null(39)}, graded=False)
+            design = Design(rule="curtailed", nulls={"anywhere": Null(39)})
             v = decide(records, score="truth", design=design).methods["iti"]
             is_sure = v.worst_missing <= 0.05 and not math.isnan(v.claim)
             assert (monitor.state != "open") == (v.first.ended_early and is_sure)
-
-
-def test_how_many_more_controls_would_decide():
-    total = controls_to_decide(3, 19, LEVEL)
-    assert total is not None
-    assert share_interval(round(3.5 / 20 * total), total, error=RISK * LEVEL)[0] > LEVEL
-    assert controls_to_decide(19, 19, LEVEL) == 19
-    assert controls_to_decide(1, 19, LEVEL, population=30) in (None, *range(19, 31))
-
-
-def test_power_against_a_share_of_places_as_good():
-    assert specificity_power(19, LEVEL, 0.0) == 1.0
-    assert specificity_power(19, LEVEL, 0.1) == pytest.approx(0.9**19)
-    assert specificity_power(99, LEVEL, 0.1) == pytest.approx(stats.binom.cdf(4, 99, 0.1))
-    assert specificity_power(10, LEVEL, 0.0) == 0.0
 
 
 # --- several tests of one claim, and equivalence

@@ -154,9 +154,9 @@ def test_the_table_of_a_run_is_that_of_its_verdict_and_of_other_choices(folder):
                 if (row.method, row.score, row.strength, row.null) == (name, run.score, CHOSEN, null.name)
             ]  # fmt: skip
             assert (row.base, row.claim, row.effect) == pytest.approx((method.base, method.claim, method.effect))
-            assert (row.lead, row.p_value) == pytest.approx((null.gap, null.p_value))
+            assert (row.lead, row.p_value) == pytest.approx((null.lead, null.p_value))
             assert (row.n_at_least, row.n_controls) == (null.n_at_least, len(null.controls))
-            assert row.better == {"specific": True, "not specific": False, "open": None}[null.state]
+            assert row.better == (None if null.n_used < null.n_planned else null.p_value <= run.config.level)
     for row in found:
         if row.strength != CHOSEN and row.answers == "sampled":
             assert row.samples == 1  # only the chosen trials have both

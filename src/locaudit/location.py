@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from locaudit.errors import LocationError
+from locaudit.text import plural
 
 Unit = tuple[int, ...] | str
 """``(14, 3)``: layer and head, counted from 0; ``(8,)``: a layer; ``"refusal"``: a name."""
@@ -54,7 +55,7 @@ class Location:
         units = tuple(unit if isinstance(unit, str) else tuple(int(x) for x in unit) for unit in self.units)
         if bool(units) == (self.scope == "whole"):
             raise LocationError(
-                got="an empty location" if not units else f"the whole model and {len(units)} units",
+                got="an empty location" if not units else f"the whole model and {plural(len(units), 'unit')}",
                 expected="at least one unit" if not units else "either the whole model or a list of units",
                 remedy="name units like '14.3,15.7'",
             )

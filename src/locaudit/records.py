@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from locaudit.location import Location
 
-Arm = Literal["base", "claim", "control", "whole", "rest"]
-ARMS: tuple[Arm, ...] = ("base", "claim", "whole", "rest", "control")
+Arm = Literal["base", "claim", "control", "whole", "rest", "placebo"]
+ARMS: tuple[Arm, ...] = ("base", "claim", "whole", "rest", "placebo", "control")
 """All arms, in the order of tables."""
 NullId = Literal["anywhere", "layers", "kv-groups", "probe-accuracy", "norm"]
 """A null distribution: what controls have in common with the claim (`locaudit.claims.kinds.Blocks.strata`)."""
@@ -26,18 +26,34 @@ OFF = "off:"
 
 
 class Place(NamedTuple):
-    """One of the things compared: an arm, or one control of a null."""
+    """One of the things compared.
+
+    - ``Place("base")``, ``Place("claim")``, ``Place("whole")``, ``Place("rest")``
+    - ``Place("control", 3, "layers")``: control 3 of the null ``layers``
+    - ``Place("rest", 3, "anywhere")``: everything but control 3 of the null ``anywhere``
+    - ``Place("placebo", 0)``: the claim, with an edit found from exchanged answers (`locaudit.run.placebos`)
+    """
 
     arm: Arm
     control: int = -1
-    """Number of the control among those of its null, from 0; -1 for other arms."""
+    """Number of the control among those of its null, or of the placebo, from 0; else -1."""
     null: str = ""
-    """Name of the control's null: a `NullId` or `DIRECTIONS`; empty for other arms."""
+    """Name of the control's null: a `NullId` or `DIRECTIONS`; empty without a control."""
 
     @property
     def label(self) -> str:
-        """The place as a key in a verdict: ``claim``, or ``control layers 3``."""
-        return f"control {self.null} {self.control}" if self.arm == "control" else self.arm
+        """The place as a key in a verdict: ``claim``, ``control layers 3``, ``rest anywhere 3`` or ``placebo 0``."""
+        return self.named(" ")
+
+    @property
+    def is_rest_of_control(self) -> bool:
+        """Whether it is everything but a control, and not everything but the claim."""
+        return self.arm == "rest" and self.control >= 0
+
+    def named(self, between: str, digits: int = 1) -> str:
+        """Arm, null and number, as far as the place has them. The number has at least `digits` digits."""
+        number = [f"{self.control:0{digits}d}"] if self.control >= 0 else []
+        return between.join([self.arm, *filter(None, [self.null]), *number])
 
 
 def content_hash(value: Any, length: int = 16) -> str:
@@ -69,8 +85,8 @@ class TrialSpec:
     """
 
     arm: Arm
-    """Role of the location: the claim, a random control, the whole model, the rest (everything but the claim), or base
-    (the unedited model)."""
+    """Role of the location: the claim, a random control, the whole model, the rest (everything but the claim or a
+    control), a placebo (at the claim), or base (the unedited model)."""
     method: str
     """Name of the method that finds the edit; `NO_METHOD` for base."""
     location: Location | None
@@ -82,13 +98,13 @@ class TrialSpec:
     context: str
     """Hash of the model, the training questions (as token ids) and the method's settings that affect the edit."""
     control: int = -1
-    """Number of the control among those of its null, from 0; -1 for other arms."""
+    """Number of the control among those of its null, or of the placebo, from 0; else -1."""
     draw: int | None = None
     """Number of the random direction, if controls are random directions at the claim; else None."""
     registration: str = ""
     """First 16 digits of the SHA-256 of the claim file that was registered before the run; empty without one."""
     null: str = ""
-    """Name of the control's null: a `NullId` or `DIRECTIONS`; empty for other arms."""
+    """Name of the control's null: a `NullId` or `DIRECTIONS`; empty without a control."""
     measured: TrialRecord | None = field(default=None, compare=False, repr=False)
     """The trial's record if it only gets more samples (`locaudit.run.rounds`); None for a trial to be run."""
 
@@ -109,7 +125,7 @@ class TrialSpec:
     @property
     def edit_file(self) -> str:
         """Name of its edit's file: ``claim-optimal-0.2.safetensors``, ``control-layers-03-iti-15.safetensors``."""
-        arm = f"{self.arm}-{self.null}-{self.control:02d}" if self.arm == "control" else self.arm
+        arm = self.place.named("-", digits=2)
         strength = "" if self.hyperparameter is None else f"-{self.hyperparameter!r}".removesuffix(".0")
         return f"{arm}-{self.method}{strength}.safetensors"
 
@@ -129,7 +145,7 @@ class TrialSpec:
 class TrialRecord:
     """The result of one trial.
 
-    It has no wall-clock times (they are stored separately), so equal trials have equal records.
+    Wall-clock times are no part of it, so equal trials have equal records.
     """
 
     spec: TrialSpec
@@ -155,6 +171,9 @@ class TrialRecord:
     edit: str = ""
     """File name of the saved edit inside the run folder's ``edits/`` (`TrialSpec.edit_file`; of a run by an earlier
     version, its id); empty for base."""
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
+    """Wall-clock seconds of the parts that were just run: ``edit`` (finding it, and its drift), ``score``, ``answer``,
+    ``sample`` (further samples). Stored separately (`Store.parts`); empty in a record that was read."""
 
     def said(self, split: str) -> tuple[tuple[str, ...], ...]:
         """The greedy answers to a split's questions, then each sample's; empty if none was generated."""
@@ -162,7 +181,7 @@ class TrialRecord:
 
     def __repr__(self) -> str:
         spec, scores = self.spec, self.metrics.get("test", {})
-        arm = f"{spec.null} control {spec.control}" if spec.arm == "control" else spec.arm
+        arm = f"{spec.null} control {spec.control}" if spec.arm == "control" else spec.place.label
         strength = "" if spec.hyperparameter is None else f", strength {spec.hyperparameter:g}"
         said = ", ".join(f"{name} {value:.3f}" for name, value in scores.items()) or self.message
         return f"TrialRecord({arm}, {spec.method}{strength}, {self.status}: {said})"

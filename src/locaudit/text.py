@@ -1,4 +1,4 @@
-"""Make texts of users, models and files safe to show. Stored texts are not changed."""
+"""Make texts of users, models and files safe to show (stored texts are not changed), and write numbers of things."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ _UNSHOWABLE = re.compile(
 )
 """Control characters except tab and newline, because terminals act on them and HTML forbids them. Also characters that
 reverse the direction of text or are invisible, and halves of surrogate pairs, which UTF-8 cannot encode."""
+
+
+def plural(n: int, noun: str) -> str:
+    """A number with its noun: ``1 control``, ``1,200 controls``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def readable(text: str, longest: int | None = None) -> str:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from locaudit.stats.ppi import estimate, rectify
+from locaudit.stats.ppi import rectified_mean, rectify
 
 pytestmark = pytest.mark.parity
 
@@ -20,7 +20,7 @@ def test_estimate_and_error_are_those_of_ppi_python(contrast, n_labelled, load):
     w[:, labelled] = n / n_labelled
     c = np.array([1.0, 0.0 if contrast == "mean" else -1.0])
     psi = rectify(f, y, w, c)
-    ours = estimate([psi], w, c)
+    ours = rectified_mean([psi], w, c)
 
     rest = np.setdiff1d(np.arange(n), labelled)
     Y, Yhat, unlabelled = c @ y[:, labelled], c @ f[:, labelled], c @ f[:, rest]

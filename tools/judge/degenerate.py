@@ -3,7 +3,7 @@
     python tools/judge/degenerate.py [--references FILE] [--weights DIR] [--questions 50] [--seed 1000]
 
 prints how often the reference judge calls such answers uninformative and true, and how often the rules of
-`locaudit.judges.degenerate` find them: 400 answers, one of each kind to 50 questions. Without a file, the questions are
+`locaudit.stats.degenerate` find them: 400 answers, one of each kind to 50 questions. Without a file, the questions are
 those of the bundled behaviour misconceptions. Each kind has two generators. The judge is fitted on answers of the
 first, with another seed, and on none of the second.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from locaudit.behaviours import load_behaviour
 from locaudit.judges import Case
-from locaudit.judges.degenerate import is_degenerate
 from locaudit.judges.reference import load_reference_judges
+from locaudit.stats.degenerate import is_degenerate
 
 FRAGMENTS = (
     "The", "It is the", "This is because", "There are a", "In the", "One of the", "Because of", "They are", "A", "It",

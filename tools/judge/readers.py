@@ -1,6 +1,10 @@
 r"""Compare the judges of sentiment texts with two readers, who labelled generated texts without seeing scores or edits.
 
     python tools/judge/readers.py tools/judge/labels/test.tsv [--show]
+    python tools/judge/readers.py NEW.tsv --join texts.tsv key.tsv reader_A.tsv reader_B.tsv
+
+The second form first writes NEW.tsv from the files of tools/judge/texts.py and the labels of both readers (columns id,
+sentiment, fluent).
 
 Columns of the file: id, arm (the edit), prompt, continuation, and the labels of both readers: sentiment_a, sentiment_b
 (negative, positive or neither), fluent_a, fluent_b (yes or no). Line breaks in a text are written ``\n``.
@@ -14,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from locaudit.judges import Case
@@ -22,6 +27,9 @@ from locaudit.stats.agreement import compare
 
 LABELS = {"negative": ("sentiment", "negative", "positive"), "fluency": ("fluent", "yes", "no")}
 """For each aspect, its label, and the values that mean yes and no."""
+PAIRS = [(sentiment, fluent) for sentiment in ("negative", "positive", "neither") for fluent in ("yes", "no")]
+"""What a reader can say of a text: (sentiment, fluent)."""
+COLUMNS = ("id", "arm", "prompt", "continuation", "sentiment_a", "sentiment_b", "fluent_a", "fluent_b")
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -29,6 +37,28 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return [{key: value.replace("\\n", "\n") for key, value in row.items()} for row in rows]
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write rows that `read_rows` reads."""
+    lines = ["\t".join(columns), *("\t".join(row).replace("\r", "").replace("\n", "\\n") for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+
+
+def join(texts: Path, key: Path, *readers: Path) -> list[tuple[str, ...]]:
+    """Rows of `COLUMNS`, in the order of the texts. Ends the program unless both readers labelled all texts."""
+    rows = read_rows(texts)
+    arms = {row["id"]: row["arm"] for row in read_rows(key)}
+    a, b = ({row["id"]: (row["sentiment"], row["fluent"]) for row in read_rows(file)} for file in readers)
+    for file, labels in zip(readers, (a, b), strict=True):
+        bad = [f"{row['id']} {labels.get(row['id'])}" for row in rows if labels.get(row["id"]) not in PAIRS]
+        if bad:
+            raise SystemExit(f"{file}: got {', '.join(bad)}; expected one of {PAIRS} for each text; correct them")
+    out = []
+    for row in rows:
+        of_a, of_b = a[row["id"]], b[row["id"]]
+        out.append((row["id"], arms[row["id"]], row["prompt"], row["continuation"], of_a[0], of_b[0], of_a[1], of_b[1]))
+    return out
 
 
 def agreed(rows: list[dict[str, str]], aspect: str) -> list[tuple[dict[str, str], bool]]:
@@ -51,7 +81,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--show", action="store_true", help="print every text on which a judge is wrong")
+    parser.add_argument("--join", type=Path, nargs=4, metavar=("TEXTS", "KEY", "READER_A", "READER_B"))
     given = parser.parse_args()
+    if given.join:
+        write_rows(given.file, COLUMNS, join(*given.join))
     rows = read_rows(given.file)
     for aspect, (label, yes, no) in LABELS.items():
         kind = JUDGES[ASPECTS[aspect].judge]

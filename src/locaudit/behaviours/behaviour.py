@@ -9,6 +9,7 @@ from typing import Literal
 
 from locaudit.errors import DataError
 from locaudit.records import content_hash
+from locaudit.text import plural
 
 Style = Literal["qa", "chat", "completion"]
 
@@ -81,6 +82,13 @@ class Question:
         """Position of the best answer in `answers`."""
         return 0 if self.best is None else self.true.index(self.best)
 
+    def shortened(self, n_answers: int | None) -> Question:
+        """The question with its first `n_answers` true and false answers, and in any case the best one (None: all)."""
+        if n_answers is None:
+            return self
+        best_first = sorted(self.true, key=lambda answer: answer != self.best)
+        return replace(self, true=tuple(best_first[:n_answers]), false=self.false[:n_answers])
+
 
 @dataclass(frozen=True)
 class Behaviour:
@@ -121,7 +129,7 @@ class Behaviour:
 
     def __repr__(self) -> str:
         asked = ", ".join(self.aspects) or "nothing"
-        return f"Behaviour({self.name!r}: {len(self)} questions, judged for {asked})"
+        return f"Behaviour({self.name!r}: {plural(len(self), 'question')}, judged for {asked})"
 
     def worded(self, number: int) -> Behaviour:
         """The behaviour with the paraphrase of that number, from 1, in place of each question; 0: as it is.

@@ -37,13 +37,14 @@ def split_questions(
     max_train: int | None = SplitConfig.max_train,
     max_val: int | None = SplitConfig.max_val,
     max_test: int | None = SplitConfig.max_test,
+    max_answers: int | None = SplitConfig.max_answers,
 ) -> Split:
     """Shuffle the questions and divide them by `fractions`; keep at most `max_train`, `max_val` and `max_test` of them.
 
     With n questions and fractions f, the first two parts end at ``round(n f_1)`` and ``round(n (f_1 + f_2))``.
     TruthfulQA's 817 questions become 490, 164 and 163. Questions are sorted by id before the shuffle, so that the order
     of rows does not matter. The maxima apply after the division, so that the test questions do not depend on
-    `max_train`.
+    `max_train`. Of each question, at most `max_answers` true and `max_answers` false answers are kept.
 
     Questions of one `group` go to the same part. Each part then ends at the end of the group that is nearest to the
     numbers above. If questions have a `split`, they keep it and `fractions` is not used. The seed then only decides
@@ -54,9 +55,12 @@ def split_questions(
     """
     _check_fractions(fractions)
     caps = {"train": max_train, "val": max_val, "test": max_test}
-    for part, cap in caps.items():
-        if cap is not None and cap < 2:
-            raise ConfigError(got=f"max_{part} = {cap}", expected="at least 2", remedy="raise it or leave it out")
+    for part, cap in {**caps, "answers": max_answers}.items():
+        least = 1 if part == "answers" else 2
+        if cap is not None and cap < least:
+            raise ConfigError(
+                got=f"max_{part} = {cap}", expected=f"at least {least}", remedy="raise it or leave it out"
+            )
     questions = sorted(behaviour.questions, key=lambda question: question.id)
     if any(question.split for question in questions):
         parts, remedy = _fixed_parts(behaviour.name, questions, seed), "assign more rows to that split"
@@ -70,7 +74,7 @@ def split_questions(
                 expected="at least 2 in each of train, val and test",
                 remedy=remedy,
             )
-    return Split(**{part: tuple(parts[part][: caps[part]]) for part in _PARTS})
+    return Split(**{part: tuple(q.shortened(max_answers) for q in parts[part][: caps[part]]) for part in _PARTS})
 
 
 def _check_fractions(fractions: tuple[float, float, float]) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
@@ -16,8 +19,9 @@ from locaudit.text import readable
 _PROGRAM = """Does editing give evidence for localization?
 
 commands:
-  locaudit demo [flags]                  a small but real audit of SmolLM2-135M, in minutes
+  locaudit demo [--positive] [flags]     a real audit of SmolLM2-135M, in minutes; --positive: of a claim that is right
   locaudit audit [CONFIG.yaml] [flags]   audit a claim; repeat the command to resume
+  locaudit design RUN|CONFIG.yaml        how large must an audit be? From a run, or from a pilot
   locaudit paper [CONFIG.yaml] [flags]   run every experiment of the paper on your model and data
   locaudit probe [CONFIG.yaml] [flags]   probe every attention head and print the best ones
   locaudit report DIR [flags]            write a report again, or use another score, level or margin
@@ -31,6 +35,7 @@ locaudit COMMAND --help lists the flags of a command."""
 COMMANDS = {
     "demo": "locaudit.cli.audit:demo",
     "audit": "locaudit.cli.audit:audit",
+    "design": "locaudit.cli.design:design",
     "paper": "locaudit.cli.paper:paper",
     "probe": "locaudit.cli.audit:probe",
     "report": "locaudit.cli.audit:report",
@@ -44,8 +49,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code.
 
-    The codes are 0: success; 1: no verdict, because too many judgements are missing; 2: bad input; 130: interrupted;
-    141: the program that reads the output has ended.
+    The codes are 0: success; 1: no verdict, because too many judgements are missing; 2: bad input; 130: interrupted by
+    Ctrl-C; 141: the program that reads the output has ended; 143: interrupted by the signal SIGTERM.
     """
     command, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
     if command in ("-h", "--help", "help"):
@@ -61,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         _quiet_libraries()
         module, _, function = COMMANDS[command].partition(":")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _termination_raised():
             warnings.showwarning = _show_note
             return getattr(importlib.import_module(module), function)(arguments) or 0
     except LocauditError as error:
@@ -76,9 +81,30 @@ def main(argv: Sequence[str] | None = None) -> int:
             "check disk space, permissions and the path, then repeat the command: finished trials are kept"
         )
         return 2
-    except KeyboardInterrupt:
-        _print_note("interrupted; repeat the command to continue")
-        return 130
+    except KeyboardInterrupt as error:
+        _print_note("interrupted; repeat the command to continue. A report written before does not show newer trials")
+        return 143 if isinstance(error, _Terminated) else 130
+
+
+class _Terminated(KeyboardInterrupt):
+    """The signal SIGTERM, such as that of a scheduler whose time is up."""
+
+
+@contextmanager
+def _termination_raised() -> Iterator[None]:
+    """Inside this context, SIGTERM stops the program as Ctrl-C does: what is finished is kept, and a line says so."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can handle signals
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _show_note(message: Warning | str, *_args: Any, **_keywords: Any) -> None:

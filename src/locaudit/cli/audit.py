@@ -16,6 +16,13 @@ from locaudit.config import AuditConfig, load_preset
 from locaudit.errors import ConfigError
 from locaudit.location import spell_unit
 
+_POSITIVE = "--positive"
+_DEMO = (
+    "Audit SmolLM2-135M on the bundled behaviour sentiment: the 8 best probed heads against random sets of 8 heads. "
+    f"With {_POSITIVE}, a claim that is right: the 8 heads that the training objective depends on most. They were "
+    "found on training prompts only (docs/demo.md)."
+)
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -49,7 +56,7 @@ class _Report:
     level: float | None = None
     """Significance level (None: the level of the run)."""
     margin: float | None = None
-    """Equivalence margin (None: the margin of the run)."""
+    """Share of the proven gain below which differences count as none (None: the margin of the run)."""
     labels: Path | None = None
     """File of trusted labels of the run's answers, which correct the judged scores (docs/judges.md)."""
     out: Path | None = None
@@ -58,15 +65,10 @@ class _Report:
 
 
 def demo(arguments: Sequence[str]) -> int:
-    """Parse ``locaudit demo [flags]``, run it and return the exit code."""
-    return _run(
-        parse(
-            _Run(load_preset("demo"), Path("runs/demo")),
-            "locaudit demo",
-            "Audit SmolLM2-135M on bundled questions: the 8 best probed heads against 19 random sets of 8 heads.",
-            arguments,
-        )
-    )
+    """Parse ``locaudit demo [--positive] [flags]``, run it and return the exit code."""
+    name = "positive" if _POSITIVE in arguments else "demo"
+    rest = [argument for argument in arguments if argument != _POSITIVE]
+    return _run(parse(_Run(load_preset(name), Path("runs") / name), f"locaudit demo [{_POSITIVE}]", _DEMO, rest))
 
 
 def audit(arguments: Sequence[str]) -> int:
@@ -122,19 +124,21 @@ def report(arguments: Sequence[str]) -> None:
 
 
 def _run(command: _Run) -> int:
-    refuse_early(command.config, command.out, command.repeats)
+    aspects = refuse_early(command.config, command.out, command.repeats)
     from locaudit.cli.shown import count_unjudged, print_repeats, print_verdict
     from locaudit.report import require_report_extra
+    from locaudit.report.design import power_sentence
     from locaudit.report.repeats import repeat_folder
     from locaudit.report.result import read_result
     from locaudit.run.audit import run_audit
     from locaudit.run.pilot import describe_estimate, run_pilot
     from locaudit.run.repeats import repeat_config, run_repeats
+    from locaudit.store.run import load_run
     from locaudit.store.trusted import read_labels
 
     require_report_extra()
     if command.labels is not None:
-        read_labels(command.labels)
+        read_labels(command.labels, aspects)
     if command.repeats > 1:
         _refuse_labels(command.labels, repeat_folder(command.out, 0))
     if command.dry_run:
@@ -148,6 +152,8 @@ def _run(command: _Run) -> int:
             note = f"this is for one repeat; all take {command.repeats} times as long, but load the model only once"
             estimate = replace(estimate, notes=(*estimate.notes, note))
         say(describe_estimate(estimate))
+        if seen := power_sentence(load_run(out)):
+            say(seen)
         return 0
     if command.repeats > 1:
         run_repeats(command.config, command.out, command.repeats)
@@ -171,8 +177,12 @@ def _refuse_labels(labels: Path | None, folder: Path) -> None:
         )
 
 
-def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1) -> None:
-    """Raise errors in settings and files at once, without waiting seconds for the import of torch."""
+def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1) -> tuple[str, ...]:
+    """Raise errors in settings and files at once, without waiting seconds for the import of torch.
+
+    Returns the aspects that the run judges.
+    """
+    from locaudit.run.judging import choose_judges
     from locaudit.run.subject import read_settings
     from locaudit.store.folder import check_folder, check_run
 
@@ -185,3 +195,5 @@ def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1)
     elif out is not None:
         check_folder(out)
         check_run(out, inputs.config, inputs.registration)
+    generates = inputs.config.evaluation.max_new_tokens != 0
+    return tuple(choose_judges(inputs.config.judges, inputs.behaviour.aspects, generates=generates))

@@ -13,6 +13,7 @@ import tyro
 from locaudit.cli.commands import dispatch, say
 from locaudit.errors import ConfigError
 from locaudit.records import json_text
+from locaudit.text import plural
 
 _PROGRAM = """Is the verdict calibrated?
 
@@ -141,7 +142,7 @@ def planted(
         say(case)
     curve = power_curve(out, family=family, seed=seed, say=say, **shared)
     for point in curve:
-        say(f"{point} against {controls} controls")
+        say(f"{point} against {plural(controls, 'control')}")
     figure = draw_power([x.n_able for x in curve], [x.power for x in curve], n_heads=N_HEADS, **shared)
     save(figure, out / "figures", "power")
     numbers = {"cases": [asdict(case) for case in cases], "power": [asdict(x) for x in curve], "settings": shared}

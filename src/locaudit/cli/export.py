@@ -16,7 +16,7 @@ class _Export:
     out: Path
     """Folder to write to."""
     trial: str = "claim/optimal"
-    """The edit, as ARM/METHOD. ARM is claim, whole, rest or control-NULL-N, as in control-layers-3/optimal."""
+    """The edit, as ARM/METHOD. ARM is claim, whole, rest, control-NULL-N, rest-NULL-N or placebo-N."""
     to: Literal["peft", "merged", "vectors"] = "peft"
     """``peft``: a PEFT adapter. ``merged``: a checkpoint with the edit in its weights. ``vectors``: the edit alone."""
     strength: float | None = None

@@ -27,6 +27,7 @@ from locaudit.config import JudgeChoice
 from locaudit.errors import ConfigError
 from locaudit.records import json_text
 from locaudit.registry import ASPECTS, JUDGES
+from locaudit.text import plural
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _compare(arguments: list[str]) -> None:
         print(json_text(values), end="")
         return
     a = agreement
-    say(f"{command.aspect}: {names[0]} and {names[1]} on {a.n} answers to {a.n_groups} questions")
+    say(f"{command.aspect}: {names[0]} and {names[1]} on {plural(a.n, 'answer')} to {plural(a.n_groups, 'question')}")
     say(f"  missing      {a.missing[0]} and {a.missing[1]}")
     say(f"  yes          {a.yes[0]:.3f} and {a.yes[1]:.3f}")
     for name, value, interval in (

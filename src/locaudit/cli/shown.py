@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,9 +13,7 @@ from locaudit.records import NO_METHOD
 from locaudit.report.repeats import Repeats, write_repeats
 from locaudit.report.result import AuditResult
 from locaudit.report.tables import Registered, reading_words
-from locaudit.stats.grades import conclusion
-from locaudit.stats.phrases import where
-from locaudit.stats.words import changes
+from locaudit.stats.verdict import WIDTH
 from locaudit.store.run import Run
 from locaudit.store.trusted import Corrected
 from locaudit.text import readable
@@ -89,20 +88,13 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
         say(verdict.extended, style="bold red")
     for note in (*tables.manifest.notes, *verdict.notes):
         say(f"Note: {note}")
+    say(f"\n{verdict.subject}\n")
     say(verdict.headline, style="bold")
-    for name, found in verdict.methods.items():
-        say(f"\n{name}: {found.outcome}", style="bold")
-        say(found.sentence)
-        if changed := changes(found):
-            say(changed)
-        for flag in found.flags:
-            say(flag.text)
-        for grade in found.grades:
-            say(f"  {grade.question}: {grade.answer}; {grade.evidence}.")
-        if found.grades:
-            say(conclusion(found.grades))
+    say(f"\n{verdict.table(shutil.get_terminal_size((WIDTH, 24)).columns)}\n")
+    for remark in verdict.remarks():
+        say(remark)
     for o in verdict.off_target:
-        (low, high), among = o.gain_interval, where(o.null) if o.null else ""
+        (low, high), among = o.gain_interval, f" {o.among}" if o.among else ""
         say(
             f"\nOff target, {o.behaviour}, {o.method}: {o.score} {o.base:.3f} unedited, {o.claim:.3f} at the claim "
             f"({o.gain:+.3f}, {low:+.3f} to {high:+.3f}); {o.n_at_least} of {len(o.controls)} controls{among} at or "

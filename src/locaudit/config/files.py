@@ -56,7 +56,7 @@ def load_config(path: str | Path, base: AuditConfig | None = None) -> AuditConfi
 
 
 def load_preset(name: str) -> AuditConfig:
-    """The settings of a preset that comes with the package: ``demo``."""
+    """The settings of a preset that comes with the package: ``demo`` or ``positive``."""
     return parse_over(AuditConfig(), preset_text(name), f"preset {name}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from locaudit.config.files import merge_config, parse_values, read_bytes
 from locaudit.config.settings import READS_ONLY, AuditConfig, leaves
-from locaudit.config.validation import to_dict
+from locaudit.config.validation import to_dict, wrong
 from locaudit.errors import ConfigError
 
 
@@ -26,6 +26,8 @@ class Registration:
     """The settings in the file, nested as in `to_dict`. ``claim`` is always there; None: the top-k probed heads."""
     text: str
     """Text of the file, unchanged."""
+    reason: str = ""
+    """Why the margin is what it is: the file's key ``reason``, which is no setting; empty without one."""
 
     @property
     def hash(self) -> str:
@@ -36,11 +38,18 @@ class Registration:
 def read_registration(path: str | Path) -> Registration:
     """Read a claim file: a YAML file of audit settings, which must include ``claim`` or ``probe.top_k``.
 
+    It may also have the key ``reason``: a text that says why the margin is what it is.
+
     Raises `ConfigError` if neither is there, and for the errors of `load_config`.
     """
     content = read_bytes(path)
     source, text = str(path), content.decode()
-    values = parse_values(text, source)
+    values, reason = parse_values(text, source), ""
+    if isinstance(values, Mapping) and "reason" in values:
+        reason = values["reason"]
+        values = {name: value for name, value in values.items() if name != "reason"}
+    if not isinstance(reason, str):
+        raise wrong("reason", reason, f"text in {source}", "write why the margin is what it is, in quotes")
     valid = to_dict(merge_config(AuditConfig(), values, source=source))
     if "registered" in values:
         raise ConfigError(
@@ -57,7 +66,8 @@ def read_registration(path: str | Path) -> Registration:
             expected="the claimed location, or the rule that finds it",
             remedy='add claim: "14.3,15.7", or probe: {top_k: 16} for the 16 best probed heads',
         )
-    return Registration(hashlib.sha256(content).hexdigest(), Path(path).name, {"claim": None} | named, text)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Registration(sha256, Path(path).name, {"claim": None} | named, text, reason.strip())
 
 
 def hold(registration: Registration, config: AuditConfig) -> AuditConfig:

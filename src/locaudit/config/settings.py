@@ -35,6 +35,8 @@ VARIED = {
 """What repeats may vary -> the settings that count up from repeat to repeat."""
 READS_ONLY = ("score", "level", "margin", "stopping", "judges")
 """Settings that no trial depends on: they can be changed after a run, to judge and report it again."""
+LEAST_MARGIN = 0.1
+"""Smaller shares are refused: they are margins of earlier versions, which were differences of scores such as 0.05."""
 ANSWER_TOKENS = 50
 """Value of ``evaluation.max_new_tokens`` if it is None and a judge reads the answers."""
 _ELSEWHERE = ("registered", "plugins", "vary", "executor", "loading.device", "loading.device_map")
@@ -47,6 +49,8 @@ def _is_more(old: int | None, new: int | None) -> bool:
 
 GROWS: Mapping[str, Callable[[Any, Any], bool]] = {
     "controls": _is_more,
+    "rest_controls": _is_more,
+    "placebos": _is_more,
     "nulls": lambda old, new: set(old) <= set(new),
     "split.max_val": _is_more,
     "split.max_test": _is_more,
@@ -62,6 +66,15 @@ def _sum_to_one(shares: tuple[float, ...]) -> tuple[float, ...]:
     if abs(sum(shares) - 1) > 1e-9:
         raise ValueError("three positive shares with sum 1; use, for example, 0.6 0.2 0.2")
     return shares
+
+
+def _of_the_gain(margin: float) -> float:
+    if margin < LEAST_MARGIN:
+        raise ValueError(
+            f"a share of the whole model's gain, {LEAST_MARGIN:g} or more, where earlier versions had a difference of "
+            "scores; write, for example, 0.33"
+        )
+    return margin
 
 
 def _called_now(primer: str) -> str:
@@ -169,6 +182,9 @@ class SplitConfig:
     """Keep at most this many validation questions (None: all)."""
     max_test: AtLeastTwo | None = None
     """Keep at most this many test questions (None: all)."""
+    max_answers: Count | None = None
+    """Keep at most this many true and this many false answers of each question, the first ones (None: all).
+    The answer marked as the best is always kept. With few answers, more questions can be scored in the same time."""
 
 
 @checked
@@ -288,6 +304,15 @@ class AuditConfig:
     Each continues the grid by its last geometric step. 0: the grid is fixed."""
     rest: bool = True
     """Also train the optimal edit of everything except the claim, to test whether the claim is necessary."""
+    rest_controls: Annotated[int, Field(ge=0)] = 0
+    """Of how many controls everything else is edited, too: the rest of the claim is compared with the rest of these.
+    They are the first controls of the first null in `nulls`; a test at level 0.05 needs 19.
+    0: none, because each of these edits takes as long as one of the whole model.
+    It can be raised later."""
+    placebos: Annotated[int, Field(ge=0)] = 1
+    """Placebo edits at the claim: with true and false answers exchanged at half of the training questions, at random.
+    If one gains as much as counts (`margin`), a gain says nothing about the behaviour, and the verdict is open.
+    It can be raised later."""
     plugins: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_import_plugins)] = ()
     """Python files or modules that add methods, judges, scores or other parts. See docs/architecture.md."""
     methods: MethodsField = field(default_factory=choose_methods)
@@ -300,9 +325,9 @@ class AuditConfig:
     ``info_truth_probability``). ``mc2`` if nothing or only info is judged."""
     level: Share = 0.05
     """Significance level of the verdict."""
-    margin: Positive = 0.05
-    """Equivalence margin: the largest difference in the score that still counts as equal.
-    It decides, for example, whether an edit of the claim is as good as an edit of the whole model."""
+    margin: Annotated[Share, AfterValidator(_of_the_gain)] = 1 / 3
+    """Smaller differences count as none: a share of the gain of the whole model's edit, once that gain is proven.
+    It decides, for example, whether the claim's lead over random locations is as good as none."""
     seed: Seed = 0
     """Seed of the random controls, the training order and the initial values of trained edits."""
     training_seed: Seed | None = None

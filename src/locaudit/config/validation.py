@@ -14,7 +14,18 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar, dataclass_transform, get_type_hints
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import pydantic
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -232,13 +243,41 @@ def _translated(error: ValidationError, cls: type, prefix: str) -> LocauditError
     if cause is not None:
         expected, _, remedy = str(cause).partition("; ")
         return wrong(name, value, expected, remedy)
+    is_list, is_inside = get_origin(hint) is tuple, len(names) < len(place)
+    if is_list and kind == "too_short":
+        return wrong(name, value, f"at least 1 value in {_described(hint)}", _as_list(name, value, hint))
+    if is_list and kind.endswith("_type") and not is_inside:
+        return wrong(name, value, _described(hint), _as_list(name, value, hint))
     if kind.endswith("_type") or kind == "missing":
-        expected = _described(hint) if len(names) == len(place) or kind == "missing" else kind.removesuffix("_type")
+        inside = is_list and is_inside and kind != "missing"
+        expected = _described(get_args(hint)[0] if inside else hint)
     else:
         expected = first["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
     remedy = "change the value; the command's --help describes it"
     return wrong(name, value, expected, "put it in quotes" if hint == str | None else remedy)
 
 
+def _as_list(name: str, value: Any, hint: Any) -> str:
+    """How to write the value of a setting that takes a list of any length; `value` itself if it may be in the list."""
+    inside, size = get_args(hint)[:2]
+    choices = get_args(inside) if get_origin(inside) is Literal else ()
+    fits = value in choices if choices else isinstance(value, (float, int) if inside is float else inside)
+    example = value if fits else choices[0] if choices else "..."
+    return f"write {name.split('.')[-1]}: [{example}{'' if size is Ellipsis else ', ...'}]"
+
+
 def _described(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+    """A type in words: ``a list (each value: 'seed', 'primer' or 'wording')``."""
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        *most, last = map(repr, parts)
+        return f"{', '.join(most)} or {last}" if most else last
+    if get_origin(hint) is tuple:
+        number = "" if parts[-1] is Ellipsis else f"of {len(parts)} values "
+        return f"a list {number}(each value: {_described(parts[0])})"
+    if get_origin(hint) in (UnionType, Union):
+        return " or ".join(map(_described, parts))
+    if get_origin(hint) is Mapping:
+        return "a mapping (KEY: VALUE)"
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "nothing"}
+    return words.get(hint, str(hint).replace("typing.", ""))

@@ -27,6 +27,7 @@ from locaudit.edits.hooks import Positions, SiteEdit, SiteTensors, each, edited,
 from locaudit.errors import LocationError
 from locaudit.location import Site
 from locaudit.models import Model
+from locaudit.text import plural
 
 
 class AnyEdit(Protocol):
@@ -52,7 +53,7 @@ class EditBank:
     """For each edit, whether it acts only from the last prompt token on (positions ``answer``)."""
 
     def __repr__(self) -> str:
-        return f"EditBank({self.n_edits} edits at {len(self.sites)} sites)"
+        return f"EditBank({plural(self.n_edits, 'edit')} at {plural(len(self.sites), 'site')})"
 
     @property
     def n_edits(self) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from locaudit.errors import LocationError, ModelError
 from locaudit.location import Site
 from locaudit.models import Model
+from locaudit.text import plural
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ class SiteTensors:
     mean: Float[Tensor, "k d"] | None = None
 
     def __repr__(self) -> str:
-        return f"SiteTensors({len(self.c)} edits of rank {self.a.shape[1]}, {self.a.shape[2]} coordinates)"
+        return f"SiteTensors({plural(len(self.c), 'edit')} of rank {self.a.shape[1]}, {self.a.shape[2]} coordinates)"
 
 
 _S = TypeVar("_S", SiteEdit, SiteTensors)

@@ -7,12 +7,14 @@ It sums the weights w of the listed words and phrases in an answer and gives
 so a weight is a log-odds. A text without any listed word gets 0.495: undecided, and not counted as negative; with a
 negation but no listed word ("not the bread I would make"), it gets 0.59. Words act on each other within a sentence:
 
-    negation      a negator turns the next words, up to a comma or five words on: w becomes -0.7 w. A second one turns
-                  them back ("never failed to impress"). Some strengthen a comparative ("never better")
+    negation      a negator turns the next words, up to a comma or five words on. w becomes -0.7 w if w > 0, else
+                  -0.5 w: "not good" is bad, but "not bad" is hardly good. A second negator turns them back ("never
+                  failed to impress"). Some strengthen a comparative ("never better")
     degree        "very" multiplies the next word's weight by 1.4, "slightly" by 0.6
     contrast      "but" multiplies what comes before it in the sentence by 0.5 and what comes after it by 1.5;
                   what follows "although" counts half up to the next comma
-    repetition    the same word with the same sign counts once, however often it is repeated
+    repetition    a word counts once, however often it is repeated: as where it weighs most
+    opposites     "un-" and "-less" turn a listed word as a negator does ("unworthy", "painless")
 """
 
 from __future__ import annotations
@@ -29,12 +31,13 @@ from typing import Any
 from locaudit.judges.base import Case, Judgement, check_aspects
 from locaudit.records import content_hash
 
-VERSION = 2
+VERSION = 3
 """Raise it when a change of the code changes judgements; it is part of a judge's fingerprint, as the word lists are."""
 
 _PRIOR = 0.02
 _DENIAL = -0.4
-_NEGATED, _STRONGER, _WEAKER, _BEFORE_BUT, _AFTER_BUT, _CONCEDED = -0.7, 1.4, 0.6, 0.5, 1.5, 0.5
+_NOT_GOOD, _NOT_BAD = -0.7, -0.5
+_STRONGER, _WEAKER, _BEFORE_BUT, _AFTER_BUT, _CONCEDED = 1.4, 0.6, 0.5, 1.5, 0.5
 _REACH = 5
 """Number of words that a negator reaches."""
 _LONGEST = 5
@@ -87,20 +90,29 @@ def _lexicon() -> tuple[dict[str, float], dict[str, frozenset[str]]]:
     return weights, roles
 
 
-def _find(tokens: Sequence[str]) -> tuple[int, str, str]:
-    """The longest listed phrase or word that `tokens` begin with: (number of tokens, its entry, its role or ``""``).
+def _find(tokens: Sequence[str]) -> tuple[int, str, float, str]:
+    """The longest listed phrase or word that `tokens` begin with: (number of tokens, its entry, its weight, its role).
 
-    The entry is empty if there is none.
+    The weight is 0 for a word with a role, and the role is ``""`` for others. The entry is empty if none is listed.
     """
     weights, roles = _lexicon()
     for n in range(min(_LONGEST, len(tokens)), 0, -1):
         phrase = " ".join(tokens[:n])
         for role, words in roles.items():
             if phrase in words and role != "unsurpassed":
-                return n, phrase, role
+                return n, phrase, 0.0, role
         if phrase in weights:
-            return n, phrase, ""
-    return 1, next((form for form in _base_forms(tokens[0]) if form in weights), ""), ""
+            return n, phrase, weights[phrase], ""
+    word = tokens[0]
+    for stem in (word, word.removeprefix("un"), word.removesuffix("less")):
+        for form in (stem, *_base_forms(stem)):
+            if form in weights:
+                return 1, form, weights[form] if stem == word else _negate(weights[form]), ""
+    return 1, "", 0.0, ""
+
+
+def _negate(weight: float) -> float:
+    return weight * (_NOT_GOOD if weight > 0 else _NOT_BAD)
 
 
 def _base_forms(word: str) -> Iterator[str]:
@@ -114,47 +126,45 @@ def _base_forms(word: str) -> Iterator[str]:
 
 def _sentiment(text: str) -> float:
     """The sum of the weights of the listed words in a text; positive for a positive text."""
-    weights, roles = _lexicon()
-    found: dict[tuple[str, bool], float] = {}
+    _, roles = _lexicon()
+    found: dict[str, float] = {}
     for sentence in re.split(r"[.!?;\n]+", text):
-        for entry, weight in _weigh(sentence, weights, roles):
-            key = (entry, weight > 0)
-            found[key] = max(found.get(key, 0.0), weight, key=abs)
+        for entry, weight in _weigh(sentence, roles):
+            found[entry] = max(found.get(entry, 0.0), weight, key=abs)
     if not found and not roles["negators"].isdisjoint(_find_words(text)):
         return _DENIAL
     return sum(found.values())
 
 
-def _weigh(sentence: str, weights: Mapping[str, float], roles: Mapping[str, frozenset[str]]) -> list[tuple[str, float]]:
+def _weigh(sentence: str, roles: Mapping[str, frozenset[str]]) -> list[tuple[str, float]]:
     """(entry, weight in its context) of each listed word in one sentence."""
     tokens, out = _TOKEN.findall(sentence), []
-    place, start, negator, reach, sign, degree, turned, conceded = 0, 0, "", 0, 1.0, 1.0, 1.0, 1.0
+    place, start, negator, reach, negated, degree, turned, conceded = 0, 0, "", 0, False, 1.0, 1.0, 1.0
     while place < len(tokens):
-        n, entry, role = _find(tokens[place : place + _LONGEST])
+        n, entry, weight, role = _find(tokens[place : place + _LONGEST])
         word = tokens[place]
         place += n
         if role == "turns":
-            out = [(one, weight * _BEFORE_BUT) for one, weight in out]
+            out = [(one, given * _BEFORE_BUT) for one, given in out]
             turned = _AFTER_BUT
         if role in ("turns", "concedes") or word in ",():":
             reach, conceded = 0, _CONCEDED if role == "concedes" else 1.0
         if word == "and":
             reach = 0
         if role == "negators":
-            if (own := weights.get(_find([word])[1])) and n > 1:  # "failed to" says something by itself
-                out.append((entry, own * (sign if reach else 1.0)))
-            sign = _NEGATED if reach == 0 or sign == 1 else 1.0
+            if (own := _find([word])[2]) and n > 1:  # "failed to" says something by itself
+                out.append((entry, _negate(own) if reach and negated else own))
+            negated = not (reach and negated)
             negator, reach, start = entry, _REACH, place
             continue
         if role in ("stronger", "weaker"):
             degree *= _STRONGER if role == "stronger" else _WEAKER
             continue
-        if entry and not role and weights[entry]:
-            factor = 1.0 if reach == 0 else sign
+        if weight:
             beyond = word.endswith("er") or word == "worse" or {"more", "so", "such"} & set(tokens[start : place - n])
-            if factor < 0 and beyond and negator in roles["unsurpassed"]:
-                factor = _STRONGER
-            out.append((entry, weights[entry] * factor * degree * turned * conceded))
+            if reach and negated:
+                weight = _STRONGER * weight if beyond and negator in roles["unsurpassed"] else _negate(weight)
+            out.append((entry, weight * degree * turned * conceded))
         degree, reach = 1.0, max(0, reach - 1)
     return out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -38,6 +38,10 @@ class Activations:
     """Whether the example's answer is true."""
     question: Int[Tensor, " n"]
     """Index of the example's question in the list of questions."""
+
+    def exchange(self, chosen: Sequence[bool]) -> Activations:
+        """The same activations with true and false answers exchanged at the `chosen` questions."""
+        return replace(self, is_true=self.is_true ^ torch.tensor(chosen)[self.question])
 
 
 def collect_activations(

@@ -34,6 +34,7 @@ METHODS.register("iti")(
         prepare="locaudit.methods.iti:prepare",
         grid=("doses", "alphas"),
         symbol=lambda settings: "α" if settings.doses is None else "KL",
+        placebo=lambda settings: settings.direction != "random",
     )  # fmt: skip
 )
 METHODS.register("optimal")(
@@ -44,6 +45,7 @@ METHODS.register("optimal")(
         grid="strengths",
         symbol=_strength_symbol,
         rest=True,
+        placebo=True,
         trained=True,
     )  # fmt: skip
 )
@@ -54,6 +56,7 @@ METHODS.register("constant")(
         "locaudit.methods.optimal:fit_constant",
         grid="strengths",
         symbol=_strength_symbol,
+        placebo=True,
         trained=True,
     )  # fmt: skip
 )

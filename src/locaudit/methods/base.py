@@ -70,6 +70,10 @@ class Method:
     """Whether the whole model is edited too, as an upper reference for the effect size."""
     rest: bool = False
     """Whether everything but the claim is edited too, to test whether the claim is necessary."""
+    placebo: bool | Callable[[Any], bool] = False
+    """Whether placebos are fitted, too, or a function of the settings that says so: with ``shared.training`` and what
+    `prepare` computes from training questions half of which have their true and false answers exchanged
+    (`locaudit.run.placebos`). For methods whose edits depend on which answers are true."""
     trained: bool = False
     """Whether edits are trained; several can then be trained together in one bank."""
     check: Callable[[Any], object] = str
@@ -102,6 +106,10 @@ class Method:
     def symbol_of(self, settings: Any) -> str:
         """The symbol of the strength under these settings."""
         return self.symbol(settings) if callable(self.symbol) else self.symbol
+
+    def has_placebo(self, settings: Any) -> bool:
+        """Whether placebos are fitted under these settings."""
+        return self.placebo(settings) if callable(self.placebo) else self.placebo
 
     @property
     def fitter(self) -> Callable[..., Sequence[Any]]:

@@ -65,6 +65,18 @@ class TrainingData:
             return self
         return TrainingData(Forest(self.forest.prefix, self.forest.trees[:n]), self.n_true[:n], self.reference[:n])
 
+    def exchange(self, chosen: Sequence[bool]) -> TrainingData:
+        """The data with true and false answers exchanged at the `chosen` trees: their false answers come first."""
+        parts = list(zip(self.forest.trees, self.n_true, self.reference, chosen, strict=True))
+        forest = Forest(self.forest.prefix, tuple(exchanged(tree, n) if turn else tree for tree, n, _, turn in parts))
+        n_true = tuple(len(tree.branches) - n if turn else n for tree, n, _, turn in parts)
+        return TrainingData(forest, n_true, tuple(x.roll(-n) if turn else x for _, n, x, turn in parts))
+
+
+def exchanged(tree: Tree, n_true: int) -> Tree:
+    """The tree with its first `n_true` branches, the true answers, after the others."""
+    return Tree(tree.prompt, (*tree.branches[n_true:], *tree.branches[:n_true]))
+
 
 @dataclass(frozen=True)
 class Trainee:

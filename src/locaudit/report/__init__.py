@@ -14,8 +14,6 @@ from locaudit.report.drawings import UNJUDGED, draw_all
 from locaudit.report.html import render
 from locaudit.report.style import require
 from locaudit.report.tables import Tables, read_tables
-from locaudit.stats.grades import conclusion
-from locaudit.stats.words import changes
 from locaudit.store.files import write_atomically
 
 __all__ = ["Tables", "read_tables", "require_report_extra", "write_report"]
@@ -81,8 +79,6 @@ def write_report(folder: str | Path, tables: Tables | None = None, *, out: str |
         drawings=draw_all(tables, folder / "figures"),
         kind=tables.manifest.kind_plural.removesuffix("s"),
         unjudged=UNJUDGED,
-        conclusion=conclusion,
-        changes=changes,
         n_open=N_OPEN,
         yaml=to_yaml(tables.config),
     )

@@ -23,7 +23,7 @@ NAMES = ("controls", "effect_vs_kl", "truth_info", "kl_mc", "probes")
 """Names of the figures that a report may have, in order. ``truth_info`` shows the first two aspects."""
 UNJUDGED = resolve_score("auto", ())
 """The default score of a run without judges. If judges give the verdict's score, this score is drawn as well."""
-_BACK_TO_FRONT = ("control", "rest", "whole", "claim")
+_BACK_TO_FRONT = ("control", "rest", "whole", "placebo", "claim")
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ def _controls_title(method: MethodFacts, verdict: MethodVerdict, null: NullResul
 def trial_series(tables: Tables, x: str, y: str, *, minus: float = 0.0) -> list[Series]:
     """Points (x, y - `minus`) of every edit that has both values, with colours for arms and markers for methods.
 
+    Rests of controls are left out.
+
     At the end of the list are series without points, which are the entries of the legend. The list is empty if no edit
     has both values.
     """
@@ -123,7 +125,8 @@ def trial_series(tables: Tables, x: str, y: str, *, minus: float = 0.0) -> list[
     for row in tables.rows:
         spec, values = row.record.spec, row.values
         at = values.get(x, math.nan), values.get(y, math.nan) - minus
-        if spec.arm != "base" and all(map(math.isfinite, at)):
+        is_shown = spec.arm != "base" and not spec.place.is_rest_of_control
+        if is_shown and all(map(math.isfinite, at)):
             points.setdefault((spec.arm, spec.method), []).append((*at, row.chosen))
     markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(tables.methods)}
     series = [

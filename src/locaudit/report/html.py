@@ -14,7 +14,7 @@ from locaudit.location import short_location
 from locaudit.report.style import ARM_COLOURS, INK, PAPER, aspect_words, require, score_phrase, score_title
 from locaudit.report.tables import place_name, reading_words
 from locaudit.stats.phrases import where
-from locaudit.stats.scores import THRESHOLD
+from locaudit.stats.scores import THRESHOLD, named_score
 from locaudit.text import readable
 
 MISSING = "–"
@@ -46,6 +46,7 @@ def environment(*, autoescape: bool = True) -> Any:
         "inline": inline_svg,
         "score": score_title,
         "phrase": score_phrase,
+        "named": named_score,
         "noun": lambda aspect: aspect_words(aspect)[0],
         "aspect": lambda aspect: aspect_words(aspect)[1],
         "place_name": place_name,

@@ -29,6 +29,7 @@ from locaudit.stats.verdict import MethodVerdict
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import has_trials
 from locaudit.store.run import Run, load_run
+from locaudit.text import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -148,7 +149,7 @@ def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
         run = load_run(part) if has_trials(part) else None
         if run is None or not run.is_finished:
             n, of, n_unjudged = (len(run.trials), run.manifest.planned, run.n_unjudged) if run else (0, "?", 0)
-            more = f" and {n_unjudged} answers that were not judged" if n_unjudged else ""
+            more = f" and {plural(n_unjudged, 'answer')} not judged" if n_unjudged else ""
             missing.append(f"{part.name}: {n} of {of} trials{more}")
             continue
         run = runs[number] = run.read_with(**settings)
@@ -157,7 +158,7 @@ def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
         shared = {"subject": subject, "registered": read_registered(run), "methods": run.manifest.methods}
     if len(runs) < 2:
         raise RunFolderError(
-            got=f"{folder} with {len(runs)} finished repeats ({'; '.join(missing) or 'none planned'})",
+            got=f"{folder} with {plural(len(runs), 'finished repeat')} ({'; '.join(missing) or 'none planned'})",
             expected="at least two",
             remedy="run the audit with --repeats and the same --out; a run that stopped continues",
         )

@@ -26,6 +26,7 @@ _ARMS: Mapping[str, tuple[str, str]] = {
     "claim": ("claim", "#D55E00"),
     "whole": ("whole model", "#009E73"),
     "rest": ("all but the claim", "#CC79A7"),
+    "placebo": ("placebo", "#E69F00"),
     "control": ("control", "#0072B2"),
 }
 """Name and colour of each arm, in the order of tables. The palette is Okabe and Ito's, which people with colour vision

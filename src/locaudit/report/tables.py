@@ -16,16 +16,16 @@ from statistics import fmean
 from typing import Any
 
 from locaudit.config import AuditConfig, changed_settings, open_settings, unknown_names_kept
-from locaudit.judges.degenerate import is_degenerate
 from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, OFF, Place, TrialRecord, json_text
 from locaudit.registry import SCORES
 from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES, FIT_TITLES
 from locaudit.stats.changes import Changes, count_changes
+from locaudit.stats.degenerate import is_degenerate
+from locaudit.stats.intervals import score_intervals
 from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts, where
-from locaudit.stats.resample import score_intervals
 from locaudit.stats.scores import GREEDY, components, has_score, judged_scores, score_values
 from locaudit.stats.selection import BASE, select
 from locaudit.stats.specification import Specification
@@ -34,6 +34,7 @@ from locaudit.store.database import HeldOutQuestion
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
 from locaudit.store.run import Run, load_run
 from locaudit.store.trusted import Corrected
+from locaudit.text import plural
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Registered:
     """Settings of the claim file whose values are different now, one phrase each."""
     left_open: tuple[str, ...]
     """Settings that the claim file does not fix. They could be chosen after the run."""
+    reason: str = ""
+    """Why the margin is what it is, in the words of the claim file; empty if it does not say."""
 
     @property
     def hash(self) -> str:
@@ -68,7 +71,7 @@ def read_registered(run: Run) -> Registered | None:
         with unknown_names_kept():
             config = replace(config, score=run.score)  # what ``auto`` in the settings stands for
     changed, left_open = changed_settings(fact.values, config), open_settings(fact.values)
-    return Registered(fact.sha256, fact.file, fact.text, tuple(changed), tuple(left_open))
+    return Registered(fact.sha256, fact.file, fact.text, tuple(changed), tuple(left_open), fact.reason)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Row:
     chosen: bool
     """Whether the verdict uses the trial, because validation questions chose it. True for the unedited model."""
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    """Judged score -> 95 % bootstrap interval on the test questions."""
+    """Judged score -> 95 % interval on the test questions."""
     seconds: float | None = None
     by_label: Mapping[str, float] = field(default_factory=dict)
     """The verdict's score by right answer (`locaudit.stats.labels.label_scores`); empty without labels."""
@@ -159,7 +162,7 @@ class Tables:
     """The claim's result under every combination of choices that the trials allow."""
 
     def __repr__(self) -> str:
-        return f"Tables({len(self.rows)} trials of {self.manifest.model} on {self.manifest.behaviour})"
+        return f"Tables({plural(len(self.rows), 'trial')} of {self.manifest.model} on {self.manifest.behaviour})"
 
     @property
     def methods(self) -> Mapping[str, MethodFacts]:
@@ -239,6 +242,15 @@ class Tables:
                 found[row.place] = row if row.chosen else found.get(row.place)
         return found
 
+    def arms(self, method: str) -> dict[Place, Row | None]:
+        """The places of a method other than controls and the rests of controls."""
+        found = self.places(method).items()
+        return {place: row for place, row in found if place.arm != "control" and not place.is_rest_of_control}
+
+    def rests(self, method: str) -> dict[Place, Row | None]:
+        """The rests of controls among the places of a method."""
+        return {place: row for place, row in self.places(method).items() if place.is_rest_of_control}
+
     def controls(self, method: str) -> dict[str, dict[Place, Row | None]]:
         """Null -> the controls among the places of a method."""
         found: dict[str, dict[Place, Row | None]] = {}
@@ -282,7 +294,7 @@ class Tables:
         """The models' answers to the first test questions; empty if nothing was generated."""
         speakers = [Speaker("Unedited model", self.base.record)]
         for method in self.verdict.methods:
-            first = next((place for place in self.places(method) if place.control == 0), None)
+            first = next((p for p in self.places(method) if (p.arm, p.control) == ("control", 0)), None)
             for place, row in self.places(method).items():
                 if place.arm in ("claim", "whole") or place == first:
                     name = f"{self.methods[method].title}: {place_name(place).lower()}"
@@ -326,7 +338,7 @@ class Tables:
                 parts.append(f"{facts.title}: {', '.join(lacks)}.")
         if len(self.rows) < self.manifest.planned:
             return [f"Unfinished: {len(self.rows)} of {self.manifest.planned} trials.", *parts]
-        return [f"Unfinished: {len(self.rows)} trials so far.", *parts] if parts else []
+        return [f"Unfinished: {plural(len(self.rows), 'trial')} so far.", *parts] if parts else []
 
     @property
     def seconds(self) -> float:
@@ -350,7 +362,15 @@ class Tables:
         if self.specification.rows:
             more["specification"] = {"summary": self.specification.sentence, "rows": "specification.csv"}
         extensions = [asdict(extension) for extension in self.manifest.extensions]
-        return json_text({**asdict(self.verdict), "judges": judges, "extensions": extensions, **more})
+        return json_text(
+            {
+                "outcome": self.verdict.outcome,
+                **asdict(self.verdict),
+                "judges": judges,
+                "extensions": extensions,
+                **more,
+            }
+        )
 
     def trials_csv(self) -> str:
         """Text of trials.csv: `lines` with all digits of each number. Cells are empty if nothing was measured."""
@@ -364,7 +384,7 @@ class Tables:
     def lines(self) -> list[dict[str, Any]]:
         """One dict per trial: its identity, whether validation questions chose it, its test scores, drift and time.
 
-        After each score from judges comes its 95 % bootstrap interval. ``worse`` and ``better`` are the shares of test
+        After each score from judges comes its 95 % interval. ``worse`` and ``better`` are the shares of test
         questions whose score fell and rose, with their 95 % Wilson intervals. `n_missing` is the number of missing
         judgements of the trial's test answers.
         """
@@ -448,10 +468,9 @@ def _order(methods: Sequence[str], nulls: Sequence[str]) -> Callable[[TrialRecor
 
 
 def place_name(place: Place) -> str:
-    """The name of a place in tables: ``Claim``, ``Control 3 in its layers``."""
-    return (
-        f"Control {place.control}{where(place.null)}" if place.arm == "control" else ARM_NAMES[place.arm].capitalize()
-    )
+    """The name of a place in tables: ``Claim``, ``Control 3 in its layers``, ``All but control 3``, ``Placebo 0``."""
+    name = "All but control" if place.is_rest_of_control else ARM_NAMES[place.arm].capitalize()
+    return name if place.control < 0 else f"{name} {place.control}{where(place.null)}"
 
 
 def reading_words(reading: Mapping[str, tuple[Any, Any]]) -> str:

@@ -13,6 +13,7 @@ The steps, in order; `begin` does the first three:
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -39,7 +40,8 @@ from locaudit.run.describe import make_manifest
 from locaudit.run.executors import Outcome
 from locaudit.run.horizons import find_lengths, known_lengths, with_epochs
 from locaudit.run.judging import estimate_cost, judge_answers
-from locaudit.run.plan import Groups, build_plan, fit_context
+from locaudit.run.placebos import draw_placebos
+from locaudit.run.plan import Groups, build_plan, fit_context, training_seed
 from locaudit.run.prepare import (
     Forests,
     Preparing,
@@ -73,6 +75,7 @@ from locaudit.store.database import HeldOutQuestion, Store
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import open_run, read_run
 from locaudit.store.manifest import Manifest, extended
+from locaudit.text import plural
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,17 +160,24 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
 
     drift = content_hash([model.fingerprint, drift_source(inputs, model)])
 
-    def contexts_of(config: AuditConfig) -> dict[str, str]:
-        return {NO_METHOD: drift} | {
-            name: fit_context(model.fingerprint, forests.train, probing, name, settings, drift)
-            for name, settings in config.methods.items()
-        }
+    placebos = draw_placebos(config.placebos, inputs.split.train, forests.train, training_seed(config))
+
+    def contexts_of(config: AuditConfig) -> list[dict[str, str]]:
+        """Method -> context, of the edits themselves and then of each placebo."""
+        return [
+            {NO_METHOD: drift}
+            | {
+                name: fit_context(model.fingerprint, forest, probing, name, settings, drift)
+                for name, settings in config.methods.items()
+            }
+            for forest in (forests.train, *(placebo.forest for placebo in placebos))
+        ]
 
     # As given, with ``epochs: auto``; a run that is continued keeps the training length that it found.
-    given, lengths = contexts_of(config), known_lengths(before)
+    (given, *others), lengths = contexts_of(config), known_lengths(before)
     contexts = contexts_of(with_epochs(config, lengths))
     # The settings are the same (`open_run` checked them), but the files that they name may have changed.
-    if not store.contexts() <= set(contexts.values()):
+    if not store.contexts() <= {context for found in contexts for context in found.values()}:
         raise RunFolderError(
             got=f"{store.folder}, made by an earlier version, or with other model weights, questions, prompts or drift "
             "text under the same names",
@@ -179,10 +189,12 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     probed = prepare_probes(store, preparing, content_hash([model.fingerprint, probing, given]))
     claim = inputs.claim or _probed_claim(probed, config)
     controls, notes = draw_controls(config, model.shape, claim, probed)
+    if before is not None:
+        _check_rests(before, controls)
     for name, found in controls.items():
         if len(found.locations) < config.controls:
             n_found = len(found.locations)
-            meter.say(f"{n_found} controls{where(name)} instead of {config.controls}: there are no more")
+            meter.say(f"{plural(n_found, 'control')}{where(name)} instead of {config.controls}: there are no more")
     for note in note_few(controls, config.level):
         if note not in inputs.notes:
             meter.say(f"note: {note}")
@@ -192,7 +204,8 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
         banks[model.device.type] = bank_sizes(config, model, forests.train)
     config = with_banks(config, banks[model.device.type])
     inputs = replace(inputs, config=config)
-    shared = prepare_shared(store, inputs, preparing, forests, given, cache)
+    pairs = list(zip(placebos, others, strict=True))
+    shared = prepare_shared(store, inputs, preparing, forests, given, cache, pairs)
     if before is None:
         lengths = find_lengths(store, shared, claim, given, meter.say)
         contexts = contexts_of(with_epochs(config, lengths))
@@ -201,12 +214,24 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     registration = _registered(inputs, before.registration if before else None)
     carried = "" if registration is None else registration.hash
     places = {name: found.locations for name, found in controls.items()}
-    groups = build_plan(config, model.shape, claim, places, contexts, banks[model.device.type], carried)
+    sizes, (own, *exchanged) = banks[model.device.type], contexts
+    groups = build_plan(config, model.shape, claim, places, own, sizes, carried, exchanged)
     probes = None if probed is None else probed.probes
     manifest = make_manifest(inputs, model, claim, probes, groups, controls, banks, registration, lengths)
     rounding = note_rounding(store, inputs, model, forests, meter.say)
     manifest = replace(manifest, notes=(*manifest.notes, *notes, *rounding))
     return Job(inputs, shared, groups, manifest, forests)
+
+
+def _check_rests(before: Manifest, controls: Mapping[str, Controls]) -> None:
+    """Raise `RunFolderError` if a run has rests of controls of one null, and another null is the first one now."""
+    (old, new) = (next(iter(nulls), "") for nulls in (before.nulls, controls))
+    if before.rest_controls and old != new:
+        raise RunFolderError(
+            got=f"nulls that begin with {new}, and the rests of controls of the null {old}",
+            expected="the same first null as before, of whose controls the rests are",
+            remedy=f"name {old} first in nulls",
+        )
 
 
 def open_worker(folder: Path, say=lambda _: None) -> Worker:
@@ -252,13 +277,13 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
     n_planned = len([spec for group in job.groups for spec in group if (spec.trial_id, spec.place) in rounds.done])
     _say_resumed(job, n_planned, bool(todo or more), meter)
     _say_cost(store, job, todo + more, meter)
-    meter.start(count(todo + more), sum(map(len, groups)) - len(todo), stopping.describe())
+    meter.start(count(todo), sum(map(len, groups)) - len(todo), stopping.describe(), count(more))
 
     def lacking(group: Sequence[TrialSpec]) -> Iterator[Sequence[TrialSpec]]:
         """The trials to run. If another null drew the location, too, its trial is stored for this place, not run."""
-        again = [replace(r, spec=s) for s in group if s.measured is None and (r := rounds.find(s.trial_id))]
+        again = [replace(r, spec=s, seconds={}) for s in group if s.measured is None and (r := rounds.find(s.trial_id))]
         if again:
-            meter.skip(count([record.spec for record in again]))
+            meter.share(count([record.spec for record in again]))
             store.add(again, 0.0)
             note(again)
         if left := [s for s in group if s.measured is not None or rounds.find(s.trial_id) is None]:
@@ -280,13 +305,15 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
                 yield from lacking(group)
             while group := rounds.follow(number):
                 expected -= count(group)
+                meter.add(count(group))
                 yield from lacking(group)
-            meter.skip(expected)
+            meter.rule_out(expected)
 
     def everything() -> Iterator[Outcome]:
         executor, worker = EXECUTORS[inputs.config.executor](), Worker(shared, meter.say)
         yield from executor.map(worker, store.folder, needed())
         while group := rounds.follow():  # of groups whose results came only after an executor had taken the next one
+            meter.add(count(group))
             yield from executor.map(worker, store.folder, lacking(group))
 
     # For each part of a group: save edits, then store records (a record never refers to a missing file), then judge,
@@ -297,7 +324,10 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
             if edit is not None:
                 write_atomically(store.edits / record.edit, edit.to_bytes())
         store.add(records, meter.seconds)
+        started = time.monotonic()
         judge_answers(inputs.judges, store, records, shared.cache, meter.say)
+        if inputs.judges:
+            store.add_judging(records, time.monotonic() - started)
         note(records)
         ids = {record.spec.trial_id for record in records}
         meter.end(count([spec for spec in outcome.group if spec.trial_id in ids]), stopping.describe())
@@ -336,9 +366,10 @@ def run_probes(config: AuditConfig) -> Probes:
 def describe(group: Sequence[TrialSpec]) -> str:
     """A group in a few words, for progress lines: ``ITI at control 3, strength 15 and 2 more``."""
     first = group[0]
-    names = {"base": "unedited model", "whole": "whole model", "rest": "the rest of the model"}
+    names = {"base": "unedited model", "claim": "claim", "whole": "whole model", "placebo": f"placebo {first.control}"}
     control = f"control {first.control}{where(first.null)}"
-    place = names.get(first.arm, control if first.arm == "control" else "claim")
+    rest = "the rest of the model" if first.control < 0 else f"all but {control}"
+    place = {**names, "control": control, "rest": rest}[first.arm]
     if first.method == NO_METHOD:
         return place
     strength = "" if first.hyperparameter is None else f", strength {first.hyperparameter:g}"
@@ -369,13 +400,15 @@ def _held_out(inputs: Inputs, forests: Forests) -> dict[str, list[HeldOutQuestio
 
 
 def pace_of(shared: Shared, spec: TrialSpec) -> str:
-    """The kind of trial, for estimating time: its method, and ``METHOD, kept`` if its edit need not be fitted again.
+    """The kind of trial, for estimating time: its method, or ``METHOD, whole`` for an edit of (nearly) the whole model.
 
-    ``METHOD, samples`` if it only gets more samples.
+    ``METHOD, kept`` if its edit need not be fitted again, and ``METHOD, samples`` if it only gets more samples.
     """
     if spec.measured is not None:
         return f"{spec.method}{SAMPLES}"
-    return f"{spec.method}, kept" if spec.trial_id in shared.kept and spec.method != NO_METHOD else spec.method
+    if spec.trial_id in shared.kept and spec.method != NO_METHOD:
+        return f"{spec.method}, kept"
+    return f"{spec.method}, whole" if spec.arm in ("whole", "rest") else spec.method
 
 
 def _say_resumed(job: Job, n_done: int, goes_on: bool, meter: Meter) -> None:

@@ -70,6 +70,8 @@ def make_manifest(
         methods={name: _method_facts(inputs, model, claim, name, lengths.get(name)) for name in config.methods},
         planned=sum(map(len, groups)),
         nulls=nulls,
+        rest_controls=len({spec.control for group in groups for spec in group if spec.arm == "rest"} - {-1}),
+        placebos=len({spec.control for group in groups for spec in group if spec.arm == "placebo"}),
         widen=config.widen,
         samples=config.evaluation.samples if config.evaluation.max_new_tokens else 0,
         versions={

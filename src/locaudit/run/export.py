@@ -30,9 +30,9 @@ def export_edit(
 ) -> Path:
     """Export one edit of a run into the folder `out`; returns the path that was written.
 
-    `trial` names the edit as ``ARM/METHOD`` or ``control-NULL-N/METHOD``, for example ``claim/optimal`` or
-    ``control-layers-3/iti``. `strength` is a strength of the method's grid; None takes the one that validation
-    questions chose. `to` is one of:
+    `trial` names the edit as ``ARM/METHOD``, for example ``claim/optimal``, ``control-layers-3/iti``,
+    ``rest-anywhere-3/optimal`` (all but control 3) or ``placebo-0/optimal``. `strength` is a strength of the method's
+    grid; None takes the one that validation questions chose. `to` is one of:
 
     - ``peft``: a LoRA adapter
     - ``merged``: a whole checkpoint
@@ -92,5 +92,4 @@ def _find(run: Run, trial: str, strength: float | None) -> TrialRecord:
 
 def _name(record: TrialRecord) -> str:
     spec = record.spec
-    arm = f"{spec.arm}-{spec.null}-{spec.control}" if spec.arm == "control" else spec.arm
-    return f"{arm}/{spec.method}"
+    return f"{spec.place.named('-')}/{spec.method}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +15,11 @@ from locaudit.methods.settings import HORIZONS
 from locaudit.records import Arm, TrialSpec, content_hash
 from locaudit.registry import METHODS
 from locaudit.run.prepare import Say, read_cached, write_cached
+from locaudit.run.status import describe_seconds
 from locaudit.run.worker import Shared, Worker
 from locaudit.store.database import Store
 from locaudit.store.manifest import Manifest
+from locaudit.text import plural
 
 Lengths = Mapping[str, Mapping[str, Objectives]]
 """Method with ``epochs: auto`` -> arm -> its objectives."""
@@ -57,6 +60,9 @@ def find_lengths(
         strength = min(x for x in method.strengths(settings) if x is not None)
         file, key = f"epochs-{name}", content_hash([contexts[name], claim.to_json(), strength, config.seed])
         lengths = out[name] = (read_cached(store, file, key) or ({}, {}))[1]
+        if left := _most_left(lengths, places):
+            say(f"finding the training length of {name}: at most {plural(left, 'epoch')} of training")
+        n_epochs, began = 0, time.monotonic()
         for arm, place in places.items():
             objectives, spec = lengths.setdefault(arm, []), TrialSpec(arm, name, place, strength, config.seed, "")
             while horizon(objectives) is None:
@@ -64,8 +70,17 @@ def find_lengths(
                 objectives.append(_objective(shared, spec, replace(settings, epochs=epochs), say))
                 write_cached(store, file, key, ({}, lengths))
                 value = "diverged" if objectives[-1] is None else f"{objectives[-1]:.4g}"
-                say(f"training length of {name}, {arm}: objective {value} after {epochs} epochs")
+                n_epochs, left = n_epochs + epochs, _most_left(lengths, places)
+                pace = (time.monotonic() - began) / n_epochs
+                more = f"; at most {plural(left, 'epoch')} more, about {describe_seconds(left * pace)}" if left else ""
+                say(f"training length of {name}, {arm}: objective {value} after {plural(epochs, 'epoch')}{more}")
     return out
+
+
+def _most_left(lengths: Mapping[str, Objectives], arms: Iterable[str]) -> int:
+    """Epochs of training that the search takes at most from here on."""
+    found = [lengths.get(arm, ()) for arm in arms]
+    return sum(sum(HORIZONS[len(x) :]) for x in found if horizon(x) is None)
 
 
 def _objective(shared: Shared, spec: TrialSpec, settings: Any, say: Say) -> float | None:

@@ -1,4 +1,4 @@
-"""A dry run: run and time a few trials of each method, and estimate how long the others will take."""
+"""Run some trials of an audit first: a dry run times each method, a pilot tells how large the audit must be."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ import torch
 
 from locaudit.behaviours.behaviour import Behaviour
 from locaudit.config import AuditConfig
+from locaudit.errors import ConfigError
 from locaudit.judges.base import Billed, Judge
 from locaudit.methods.settings import HORIZONS
 from locaudit.models.model import Model
 from locaudit.records import NO_METHOD, TrialSpec
+from locaudit.report.sizing import find_method
 from locaudit.run.audit import Job, begin, pace_of, run_groups
-from locaudit.run.judging import estimate_cost
+from locaudit.run.judging import estimate_cost, judge_answers
 from locaudit.run.status import Pace, describe_seconds
 from locaudit.run.worker import find_lack, scored_splits
+from locaudit.stats.design import LEAST_CONTROLS
 from locaudit.store.database import Store
 from locaudit.store.run import load_run
+from locaudit.text import plural
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,46 @@ def run_pilot(
         for name, facts in job.manifest.methods.items():
             if lengths := (facts.training or {}).get("objectives"):
                 n = sum(sum(HORIZONS[: len(x)]) for x in lengths.values())
-                notes.append(f"the training length of {name} is found ({n} epochs of training) and kept")
+                notes.append(f"the training length of {name} is found ({plural(n, 'epoch')} of training, not repeated)")
         if config.widen:
-            notes.append(f"at most {config.widen} further strengths at each place are included (widen)")
+            notes.append(f"at most {plural(config.widen, 'further strength')} at each place included (widen)")
         return _estimate(store, job, left, before, spent, meter.pace, notes)
+
+
+def run_design_pilot(
+    config: AuditConfig,
+    out: str | Path,
+    method: str | None = None,
+    *,
+    model: Model | None = None,
+    behaviour: Behaviour | None = None,
+    judges: Mapping[str, Judge] | None = None,
+    progress: bool = True,
+) -> None:
+    """Run what `locaudit design` needs to design an audit: less than a fifth of its trials with 19 controls.
+
+    That is the unedited model and the claim, and for `method` also the whole model and the first `LEAST_CONTROLS`
+    controls of each null. None stands for the first trained method, or the first. The folder then holds an unfinished
+    run of this audit, which `run_audit` continues. Arguments and errors are those of `run_audit`; raises `ConfigError`
+    for a method that the settings lack.
+    """
+    with begin(config, out, model, behaviour, judges, progress, None) as (store, job, meter):
+        known = job.manifest.methods
+        method = method or find_method(known)
+        if method not in known:
+            raise ConfigError(
+                got=f"--method {method}", expected=f"one of {', '.join(known)}", remedy="choose one of them"
+            )
+        groups = [[spec for spec in group if _is_in_pilot(spec, method)] for group in job.groups]
+        pilot = replace(job, groups=[group for group in groups if group])
+        judge_answers(job.inputs.judges, store, store.records(), job.shared.cache, meter.say)
+        run_groups(store, pilot, pilot.groups, meter)
+
+
+def _is_in_pilot(spec: TrialSpec, method: str) -> bool:
+    if spec.method not in (method, NO_METHOD):
+        return spec.arm == "claim"
+    return spec.arm in ("base", "claim", "whole") or 0 <= spec.control < LEAST_CONTROLS
 
 
 def pilot_groups(job: Job) -> list[list[TrialSpec]]:
@@ -111,11 +151,12 @@ def describe_estimate(estimate: Estimate) -> str:
     trials = ", ".join(
         f"{n} {arm}" if method == NO_METHOD else f"{n} {arm} {method}" for (arm, method), n in estimate.n_trials.items()
     )
+    are = "is" if estimate.n_done == 1 else "are"
     lines = [
-        f"{total} trials: {trials}",
-        f"{estimate.n_done} of them are done; the timing took {describe_seconds(estimate.spent)}",
-        f"the others: about {describe_seconds(estimate.seconds)}, {estimate.n_answers} answers to generate, "
-        f"{estimate.n_tokens:,} tokens to run, {estimate.disk_bytes / 2**20:.1f} MiB on disk",
+        f"{plural(total, 'trial')}: {trials}",
+        f"{estimate.n_done} of them {are} done; the timing took {describe_seconds(estimate.spent)}",
+        f"the others: about {describe_seconds(estimate.seconds)}, {plural(estimate.n_answers, 'answer')} to generate, "
+        f"{plural(estimate.n_tokens, 'token')} to run, {estimate.disk_bytes / 2**20:.1f} MiB on disk",
     ]
     if estimate.peak_bytes:
         lines.append(f"peak memory so far: {estimate.peak_bytes / 2**30:.1f} GiB")
@@ -142,8 +183,8 @@ def _estimate(
     mean = {name: sum(found) / len(found) for name, found in pace.items()}
     trials = [spec for spec in left if spec.measured is None]
     # The time of a trial includes that of more samples, so they are counted where no trial is left.
-    places = {(spec.method, spec.arm, spec.control) for spec in trials}
-    more = [s for s in left if s.measured is not None and (s.method, s.arm, s.control) not in places]
+    places = {(spec.method, spec.place) for spec in trials}
+    more = [s for s in left if s.measured is not None and (s.method, s.place) not in places]
     seconds = measured.remaining(Counter(pace_of(job.shared, spec) for spec in more)) or 0.0
     size = sum(path.stat().st_size for path in (store.folder / "trials.sqlite", *store.edits.iterdir()))
     return Estimate(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from locaudit.claims import find_kind
 from locaudit.claims.kinds import Shape
 from locaudit.config import AuditConfig
 from locaudit.location import Location
-from locaudit.measure.tree import Forest
 from locaudit.methods import Method
 from locaudit.records import DIRECTIONS, NO_METHOD, Arm, TrialSpec, content_hash
 from locaudit.registry import METHODS
+
+if TYPE_CHECKING:
+    from locaudit.measure.tree import Forest  # it imports torch
 
 Groups = list[list[TrialSpec]]
 Banks = tuple[int, int]
@@ -35,6 +37,11 @@ def fit_context(fingerprint: str, training: Forest, probing: Any, name: str, set
     return content_hash([fingerprint, texts, probing, values])
 
 
+def training_seed(config: AuditConfig) -> int:
+    """The seed of training, which also draws the placebos."""
+    return config.seed if config.training_seed is None else config.training_seed
+
+
 def build_plan(
     config: AuditConfig,
     shape: Shape,
@@ -43,36 +50,50 @@ def build_plan(
     contexts: Mapping[str, str],
     banks: Banks,
     registration: str = "",
+    placebos: Sequence[Mapping[str, str]] = (),
 ) -> Groups:
-    """Groups of trials in the order they run: base, claim, whole model, rest, controls.
+    """Groups of trials in the order they run: base, claim, whole model, rest, placebos, controls, rests of controls.
 
-    Each group is scored as one bank; the controls in it are those of one null. `contexts` maps each method to its
-    `fit_context`, and `NO_METHOD` to the context of the unedited model. Groups depend only on the plan and not on what
+    Each group is scored as one bank; the controls in it are those of one null, as are the rests. `contexts` maps each
+    method to its `fit_context`, and `NO_METHOD` to the context of the unedited model. `placebos` has the methods'
+    contexts for each placebo. Groups depend only on the plan and not on what
     is done already, so a resumed run trains and scores the same banks. If controls may stop early, a group of them is
     only one training bank, so that the stopping rule is checked more often, and methods take turns: controls of a null
     stop for all methods at once.
     """
-    seed = config.seed if config.training_seed is None else config.training_seed
+    seed = training_seed(config)
 
     def trial(arm: Arm, method: str, place: Location | None, strength: float | None, n: int = -1, draw=None, null=""):
-        return TrialSpec(arm, method, place, strength, seed, contexts[method], n, draw, registration, null)
+        context = placebos[n][method] if arm == "placebo" else contexts[method]
+        return TrialSpec(arm, method, place, strength, seed, context, n, draw, registration, null)
+
+    def specs_of(part: str, name: str) -> list[TrialSpec]:
+        """The trials of one method in one part of the plan: a null's name stands for the controls of that null."""
+        method: Method = METHODS[name]
+        grid, arms = method.strengths(config.methods[name]), _arms(config, method, shape, claim)
+        if part == "arms":
+            return [trial(arm, name, place, x) for arm, place in arms for x in grid]
+        if part == "placebos":
+            numbers = range(len(placebos) if method.has_placebo(config.methods[name]) else 0)
+            return [trial("placebo", name, claim, x, n) for n in numbers for x in grid]
+        if part == "rests":
+            null = next(iter(controls), "")
+            has_rest = method.null != DIRECTIONS and any(arm == "rest" for arm, _ in arms)
+            places = enumerate(controls.get(null, ())[: config.rest_controls] if has_rest else ())
+            return [trial("rest", name, place.rest(), x, n, None, null) for n, place in places for x in grid]
+        if method.null == DIRECTIONS:
+            draws = range(config.controls if part == DIRECTIONS else 0)
+            return [trial("control", name, claim, x, n, n, part) for n in draws for x in grid]
+        places = enumerate(controls.get(part, ()))
+        return [trial("control", name, place, x, n, None, part) for n, place in places for x in grid]
 
     groups: Groups = [[trial("base", NO_METHOD, None, None)]]
-    for null in ("", *controls, DIRECTIONS):
-        may_end_early = config.stopping != "fixed" and bool(null)
-        found: Groups = []
+    nulls = (*controls, DIRECTIONS)
+    for part in ("arms", "placebos", *nulls, "rests"):
+        may_end_early, found = config.stopping != "fixed" and part in nulls, []
         for name, settings in config.methods.items():
-            method: Method = METHODS[name]
-            grid = method.strengths(settings)
-            if not null:
-                specs = [trial(arm, name, place, x) for arm, place in _arms(config, method, shape, claim) for x in grid]
-            elif method.null == DIRECTIONS:
-                draws = range(config.controls if null == DIRECTIONS else 0)
-                specs = [trial("control", name, claim, x, n, n, null) for n in draws for x in grid]
-            else:
-                places = enumerate(controls.get(null, ()))
-                specs = [trial("control", name, place, x, n, None, null) for n, place in places for x in grid]
-            size = _group_size(banks, method.trained, len(grid), may_end_early)
+            specs, n_strengths = specs_of(part, name), len(METHODS[name].strengths(settings))
+            size = _group_size(banks, METHODS[name].trained, n_strengths, may_end_early)
             found += [specs[i : i + size] for i in range(0, len(specs), size)]
         groups += sorted(found, key=lambda group: group[0].control) if may_end_early else found
     return groups

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,19 @@ from locaudit.measure.forward import answer_log_probs, check_depth, check_length
 from locaudit.measure.generation import differing_answers
 from locaudit.measure.identity import check_trees, hardest_trees
 from locaudit.measure.tree import Forest, plant
+from locaudit.methods import Method
 from locaudit.methods.probes import Probes, fit_probes
 from locaudit.methods.training import TrainingData
 from locaudit.models.model import Model
 from locaudit.records import content_hash
 from locaudit.registry import KINDS, METHODS
+from locaudit.run.placebos import Placebo
 from locaudit.run.subject import Inputs
-from locaudit.run.worker import HeldOut, Shared
+from locaudit.run.worker import Exchanged, HeldOut, Shared
 from locaudit.store.cache import Cache
 from locaudit.store.database import Store
 from locaudit.store.files import write_atomically
+from locaudit.text import plural
 
 Say = Callable[[str], None]
 Tensors = tuple[dict[str, Tensor], dict[str, Any]]
@@ -75,6 +78,15 @@ class Preparing:
     """The training questions as trees of token ids."""
     prompt: Prompt
     say: Say
+    original: Preparing | None = None
+    """For a placebo, the same with all answers in their place: activations are read from it."""
+    exchanged: tuple[bool, ...] = ()
+    """For a placebo, whether the answers of each question are exchanged."""
+
+    def for_placebo(self, placebo: Placebo) -> Preparing:
+        """The same with a placebo's questions."""
+        new = {"questions": placebo.questions, "forest": placebo.forest, "exchanged": placebo.chosen}
+        return replace(self, **new, original=self)
 
     @property
     def blocks(self) -> tuple[int, int] | None:
@@ -84,6 +96,8 @@ class Preparing:
     @cached_property
     def activations(self) -> Activations:
         """Activations of every unit at the last token of each question and answer."""
+        if self.original is not None:
+            return self.original.activations.exchange(self.exchanged)
         self.say("reading activations of the training questions")
         return self._read(self.config.probe.context)
 
@@ -92,6 +106,8 @@ class Preparing:
         """Activations for ITI's sigma, read where another question follows the answer."""
         if self.config.probe.context == "next_question":
             return self.activations
+        if self.original is not None:
+            return self.original.spread.exchange(self.exchanged)
         return self._read("next_question")
 
     @cached_property
@@ -160,7 +176,7 @@ def note_rounding(store: Store, inputs: Inputs, model: Model, forests: Forests, 
     prompts = [tree.prompt for tree in forest.trees[:N_COMPARED]]
 
     def compute() -> Tensors:
-        say(f"answering {len(prompts)} questions in one batch and one by one")
+        say(f"answering {plural(len(prompts), 'question')} in one batch and one by one")
         differ = differing_answers(model, forest.prefix, prompts, max_new_tokens=limit, answer_format=inputs.scoring)
         return {"differ": torch.tensor(differ)}, {}
 
@@ -211,11 +227,13 @@ def prepare_shared(
     forests: Forests,
     contexts: Mapping[str, str],
     cache: Cache,
+    placebos: Sequence[tuple[Placebo, Mapping[str, str]]] = (),
 ) -> Shared:
     """Compute or read the unedited model's log-probabilities, the drift documents and each method's tensors.
 
-    `contexts` maps each method to its `locaudit.run.plan.fit_context`, under which its tensors are cached. Raises
-    `ModelError` if the unedited model's log-probabilities are not finite.
+    `contexts` maps each method to its `locaudit.run.plan.fit_context`, under which its tensors are cached. `placebos`
+    has each placebo with its own contexts. Raises `ModelError` if the unedited model's log-probabilities are not
+    finite.
     """
     config, split, model, say = inputs.config, inputs.split, preparing.model, preparing.say
 
@@ -254,20 +272,34 @@ def prepare_shared(
         name: HeldOut(inputs.held_out(name), forest, reference(name, forest), tuple(forests.keys[name]))
         for name, forest in forests.held_out.items()
     }
-    prepared: dict[str, dict[str, Tensor]] = {}
-    for name, settings in config.methods.items():
-        if (prepare := METHODS[name].preparer) is not None:
-            key = content_hash([contexts[name], preparing.kind])
-            prepared[name], _ = _cached(store, name, key, lambda p=prepare, s=settings: (p(preparing, s), {}))
+
+    def prepared(preparing: Preparing, contexts: Mapping[str, str], ending: str = "") -> dict[str, dict[str, Tensor]]:
+        found = {}
+        for name, settings in config.methods.items():
+            method: Method = METHODS[name]
+            if (prepare := method.preparer) is not None and (not ending or method.has_placebo(settings)):
+                key = content_hash([contexts[name], preparing.kind])
+                compute = partial(prepare, preparing, settings)
+                found[name], _ = _cached(store, f"{name}{ending}", key, lambda c=compute: (c(), {}))
+        return found
+
+    training = TrainingData(train, n_true, reference("train", train))
     return Shared(
         model,
         config,
-        TrainingData(train, n_true, reference("train", train)),
+        training,
         held_out,
         DriftText(_documents(store, inputs, model, say)),
         cache,
         inputs.scoring,
-        prepared,
+        prepared(preparing, contexts),
+        placebos=tuple(
+            Exchanged(
+                training.exchange(placebo.chosen[:n_train]),
+                prepared(preparing.for_placebo(placebo), own, f"-placebo-{number}"),
+            )
+            for number, (placebo, own) in enumerate(placebos)
+        ),
         kept=store.kept(forests.keys),
         edits=store.edits,
     )

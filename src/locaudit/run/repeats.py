@@ -13,6 +13,7 @@ from locaudit.config.settings import VARIED, leaves
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges import Judge
 from locaudit.report.repeats import MOST, PLAN, read_plan, repeat_folder, write_plan
+from locaudit.run.plan import training_seed
 from locaudit.run.status import say_resumed, show_progress
 from locaudit.run.subject import load_subject, read_inputs, read_settings
 from locaudit.store.folder import check_folder, check_run, read_run
@@ -23,8 +24,7 @@ if TYPE_CHECKING:  # so that a number of repeats is refused without torch
 
 def repeat_config(config: AuditConfig, number: int) -> AuditConfig:
     """Settings of repeat `number`: those that `vary` names are counted up, controls stay. Repeat 0 is `config`."""
-    seed = config.seed if config.training_seed is None else config.training_seed
-    config = dataclasses.replace(config, training_seed=seed)
+    config = dataclasses.replace(config, training_seed=training_seed(config))
     now = dict(leaves(to_dict(config)))
     changed: dict[str, Any] = {}
     for name in (name for what in config.vary for name in VARIED[what]):

@@ -66,9 +66,12 @@ class Meter:
         self._task = None
         self.pace = Pace()
         self._left: Counter[str] = Counter()
+        self._maybe: Counter[str] = Counter()
+        """Work that results may ask for, at most; it is not in `_left` and `_total`."""
         self._started = 0.0
         self._done = self._total = 0
         self._stage = self._counts = ""
+        self._is_over = False
         self._lock = threading.RLock()
         """Protects the numbers, because another thread reads them to show them."""
 
@@ -81,23 +84,46 @@ class Meter:
         self._console.print(readable(text), highlight=False, markup=False, emoji=False)
 
     def tell(self) -> None:
-        """Print one line: trials done, time left, current counts. Before the first trial, repeat the last message."""
+        """Print one line: trials done of those known, how many may follow, time left, current counts.
+
+        Before the first trial, repeat the last message.
+        """
         if not self._total:
             text = f"still at work ({self._stage})" if self._stage else ""
         else:
-            parts = [f"{self._done} of {self._total} trials", self.remaining_text(), self._counts]
+            parts = [f"{self._done} of {self._total} trials", self.maybe_text(), self.remaining_text(), self._counts]
             text = ", ".join(filter(None, parts))
         if text:
             self._print(text)
 
-    def start(self, left: Mapping[str, int], done: int, counts: str = "") -> None:
-        """Start counting. `left` has the number of remaining trials by kind; `done` trials were done before."""
+    def start(
+        self, left: Mapping[str, int], done: int, counts: str = "", maybe: Mapping[str, int] | None = None
+    ) -> None:
+        """Start counting. `left` has the number of remaining trials by kind; `done` trials were done before.
+
+        `maybe` has the work that may follow from results, at most. More samples are not trials; they take time only.
+        """
         with self._lock:
             self._left, self._done, self._total = Counter(left), done, done + _n_trials(left)
+            self._maybe = Counter(maybe or {})
             self._counts = counts
             self._started = time.monotonic()
         if self._progress:
             self._task = self._progress.add_task("", total=self._total, completed=done, meter=self)
+
+    def add(self, group: Counter[str]) -> None:
+        """Note that work which might follow does follow."""
+        with self._lock:
+            self._maybe -= group
+            self._left += group
+            self._total += _n_trials(group)
+        self._show()
+
+    def rule_out(self, group: Counter[str]) -> None:
+        """Note that work which might follow does not."""
+        with self._lock:
+            self._maybe -= group
+        self._show()
 
     def begin(self, what: str) -> None:
         """Note that a group of trials begins."""
@@ -120,26 +146,42 @@ class Meter:
             self._left -= ended
             self._done += _n_trials(ended)
             self._counts = counts
-        if self._progress and self._task is not None:
-            self._progress.update(self._task, completed=self._done)
-        elif self._done == self._total and not self._left:
-            self.tell()
+        self._show()
 
     def skip(self, group: Counter[str]) -> None:
-        """Note that work will not be done, for example because controls stopped early."""
+        """Note that trials will not be run, because controls stopped early."""
         with self._lock:
             self._left -= group
             self._total -= _n_trials(group)
+        self._show()
+
+    def share(self, group: Counter[str]) -> None:
+        """Note that trials are done without being run, because another null has the same place."""
+        with self._lock:
+            self._left -= group
+            self._done += _n_trials(group)
+        self._show()
+
+    def _show(self) -> None:
         if self._progress and self._task is not None:
-            self._progress.update(self._task, total=self._total)
+            self._progress.update(self._task, completed=self._done, total=self._total)
+        elif self._done == self._total and not self._left and not self._maybe and not self._is_over:
+            self._is_over = True
+            self.tell()
+
+    def maybe_text(self) -> str:
+        """``up to 6 more``: trials that may follow from results; empty if there are none."""
+        n = _n_trials(self._maybe)
+        return f"up to {n} more" if n else ""
 
     def remaining_text(self) -> str:
-        """``about 7 min left``, or ``measuring the pace`` before any trial ended."""
+        """``about 7 min left``, and ``at most 9 min`` if work may follow; at first ``measuring the pace``."""
         with self._lock:
-            seconds = self.pace.remaining(self._left)
-            if seconds is None:
+            least, most = (self.pace.remaining(work) for work in (self._left, self._left + self._maybe))
+            if least is None or most is None:
                 return "measuring the pace"
-            return f"about {describe_seconds(max(seconds - self.seconds, 0.0))} left"
+            few, many = (describe_seconds(max(seconds - self.seconds, 0.0)) for seconds in (least, most))
+            return f"about {few} left" + (f", at most {many}" if many != few else "")
 
 
 def _n_trials(work: Mapping[str, int]) -> int:
@@ -148,7 +190,8 @@ def _n_trials(work: Mapping[str, int]) -> int:
 
 class _Remaining(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text(task.fields["meter"].remaining_text(), style="cyan")
+        meter = task.fields["meter"]
+        return Text(", ".join(filter(None, [meter.maybe_text(), meter.remaining_text()])), style="cyan")
 
 
 @contextmanager

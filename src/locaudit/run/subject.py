@@ -32,6 +32,7 @@ from locaudit.run.judging import build_judges, check_judges, choose_judges
 from locaudit.stats.scores import find_score, resolve_score
 from locaudit.stats.words import too_few
 from locaudit.store.folder import MARK
+from locaudit.text import plural
 
 if TYPE_CHECKING:
     from locaudit.models.model import Model
@@ -128,6 +129,7 @@ def read_settings(
         read_shape(config.model, config.loading.revision, config.architecture.given) if model is None else model.shape
     )
     notes = () if shape is None else _check_claim(config, claim, shape)
+    _check_rests(config)
     find(EXECUTORS, config.executor, "executor")
     for name, settings in config.methods.items():
         METHODS[name].check(settings)
@@ -167,7 +169,7 @@ def _read_off_target(config: AuditConfig, behaviour: Behaviour, name: str) -> tu
     kept = tuple(q for q in split_behaviour(config, other).test if normalise(q.text) not in own)
     if len(kept) < 2:
         raise DataError(
-            got=f"off_target {name}, with {len(kept)} test questions that {behaviour.name} does not have",
+            got=f"off_target {name}, with {plural(len(kept), 'test question')} that {behaviour.name} does not have",
             expected="another behaviour, with at least 2",
             remedy="leave it out",
         )
@@ -198,10 +200,7 @@ def _first_day(out: str | Path | None) -> str:
 
 def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
     """Split the behaviour's questions as the settings say."""
-    s = config.split
-    return split_questions(
-        behaviour, s.fractions, seed=s.seed, max_train=s.max_train, max_val=s.max_val, max_test=s.max_test
-    )
+    return split_questions(behaviour, **asdict(config.split))
 
 
 def load_subject(config: AuditConfig) -> Model:
@@ -221,6 +220,22 @@ def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> 
     for name, settings in config.methods.items():
         if METHODS[name].trained and hasattr(settings, "optimizer"):
             resolve_optimizer(settings.optimizer, model.device)
+
+
+def _check_rests(config: AuditConfig) -> None:
+    """Raise `ConfigError` for rests of controls without the rest of the claim, or of more controls than there are."""
+    if config.rest_controls and not (config.rest and config.whole_model):
+        raise ConfigError(
+            got=f"rest_controls = {config.rest_controls} with rest = {config.rest}, whole_model = {config.whole_model}",
+            expected="the edit of all but the claim, with which they are compared",
+            remedy="set rest and whole_model to true, or rest_controls to 0",
+        )
+    if config.rest_controls > config.controls:
+        raise ConfigError(
+            got=f"rest_controls = {config.rest_controls} with controls = {config.controls}",
+            expected="at most as many as there are controls",
+            remedy="raise controls or lower rest_controls",
+        )
 
 
 def _check_claim(config: AuditConfig, claim: Location | None, shape: Shape) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Fit and score groups of trials. A worker uses neither a clock nor global random state.
+"""Fit and score groups of trials. Results depend neither on a clock nor on global random state.
 
     Worker(shared).run(group)  ->  (record, edit) pairs
 
@@ -15,8 +15,10 @@ run folder, and only the missing questions and answers are measured.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -46,6 +48,7 @@ from locaudit.records import NO_METHOD, OFF, TrialRecord, TrialSpec, mean_metric
 from locaudit.registry import METHODS
 from locaudit.store.cache import Cache
 from locaudit.store.database import Kept, join
+from locaudit.text import plural
 
 NOT_FINITE = "scores under the edit are not finite"
 LEAST_ROW_TOKENS = 64
@@ -77,6 +80,14 @@ class HeldOut:
 
 
 @dataclass(frozen=True, eq=False)
+class Exchanged:
+    """What a placebo is fitted with instead of `Shared.training` and `Shared.prepared` (`locaudit.run.placebos`)."""
+
+    training: TrainingData
+    prepared: Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
 class Shared:
     """What all trials of an audit share. A trial's result depends only on this and on its `TrialSpec`."""
 
@@ -97,12 +108,23 @@ class Shared:
     """Padded tokens per forward; None for the device's default. Halved when the device runs out of memory."""
     fitted: dict[str, Fit] = field(default_factory=dict)
     """Trial id -> its edit, until it is scored. If scoring runs out of memory, the edit need not be fitted again."""
+    placebos: tuple[Exchanged, ...] = ()
+    """What is exchanged for each placebo, by number."""
     kept: Mapping[str, Kept] = field(default_factory=dict)
     """Trial id -> what is stored of a partly measured trial: its edit exists, some scores or answers do not."""
     edits: Path = Path()
     """Folder of the saved edits."""
+    clock: Counter[str] = field(default_factory=Counter)
+    """Part of the work -> seconds, of the trials that run now (`TrialRecord.seconds`)."""
     parts: dict[frozenset[str], Shared] = field(default_factory=dict)
     """Results of `only`, so that each subset of questions and its residual streams are built once."""
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        """Add the seconds spent inside to the clock."""
+        started = time.monotonic()
+        yield
+        self.clock[part] += time.monotonic() - started  # type: ignore[assignment]
 
     def only(self, keys: frozenset[str]) -> Shared:
         """A copy restricted to the held-out questions in `keys`, for measuring what partly measured trials lack."""
@@ -112,6 +134,11 @@ class Shared:
             # Drift was measured when the edit was first scored, and does not depend on the questions.
             self.parts[keys] = replace(self, splits=splits, drift=None, parts={})
         return self.parts[keys]
+
+    def for_placebo(self, number: int) -> Shared:
+        """A copy to fit placebo `number` with."""
+        data = self.placebos[number]
+        return replace(self, training=data.training, prepared=data.prepared, parts={})
 
     @cached_property
     def residuals(self) -> dict[str, Residuals]:
@@ -153,7 +180,7 @@ class Worker:
                 start += len(part)
             elif len(part) > 1:
                 size = self._most[method] = len(part) // 2
-                self._say(f"out of memory with {len(part)} edits at once: going on with {size}")
+                self._say(f"out of memory with {plural(len(part), 'edit')} at once: going on with {size}")
             else:
                 self._shorten(part)
 
@@ -218,6 +245,7 @@ def run_trials(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | Non
     """
     # One bank scores the same questions under all its edits, so partly measured trials are grouped by what they lack.
     # None stands for trials that are not measured at all and still have to be fitted.
+    shared.clock.clear()
     alike: dict[tuple[str, Lack | None], list[TrialSpec]] = {}
     for spec in specs:
         is_new = spec.measured is None and spec.trial_id not in shared.kept
@@ -231,7 +259,8 @@ def run_trials(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | Non
         else:
             results = _run_more(shared, part, sorted({sample for _, sample in lack[1]}))
         found |= {record.spec.trial_id: (record, edit) for record, edit in results}
-    return [found[spec.trial_id] for spec in specs]
+    seconds = {part: total / len(specs) for part, total in shared.clock.items()}
+    return [(replace(record, seconds=seconds), edit) for record, edit in (found[spec.trial_id] for spec in specs)]
 
 
 def _run_more(shared: Shared, specs: Sequence[TrialSpec], samples: Sequence[int]) -> list[Result]:
@@ -296,7 +325,8 @@ def _run_new(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None)
     """Fit edits, then score all that did not diverge as one bank."""
     if specs[0].method == NO_METHOD:
         return [(TrialRecord(spec, "ok", "", **_base_scores(shared)), None) for spec in specs]
-    fits = _fit(shared, specs, on_step)
+    with shared.timed("edit"):
+        fits = _fit(shared, specs, on_step)
     alive = [i for i, fit in enumerate(fits) if fit.edit is not None]
     scored = iter(_score(shared, specs, [fits[i].edit for i in alive]) if alive else [])
     out: list[Result] = []
@@ -318,11 +348,16 @@ def _fit(shared: Shared, specs: Sequence[TrialSpec], on_step: OnStep | None) -> 
     method, settings = METHODS[specs[0].method], shared.config.methods[specs[0].method]
     todo = [spec for spec in specs if spec.trial_id not in shared.fitted]
     size = (getattr(settings, "bank_size", None) or 1) if method.trained else max(len(todo), 1)
-    for start in range(0, len(todo), size):
-        bank = todo[start : start + size]
-        jobs = [Job(spec.location, spec.hyperparameter, spec.rng_seed, spec.draw) for spec in bank if spec.location]
-        for spec, fit in zip(bank, method.fitter(shared, jobs, settings, on_step), strict=True):
-            shared.fitted[spec.trial_id] = fit
+    alike: dict[int, list[TrialSpec]] = {}  # each placebo has training questions of its own
+    for spec in todo:
+        alike.setdefault(spec.control if spec.arm == "placebo" else -1, []).append(spec)
+    for number, part in alike.items():
+        data = shared if number < 0 else shared.for_placebo(number)
+        for start in range(0, len(part), size):
+            bank = part[start : start + size]
+            jobs = [Job(spec.location, spec.hyperparameter, spec.rng_seed, spec.draw) for spec in bank if spec.location]
+            for spec, fit in zip(bank, method.fitter(data, jobs, settings, on_step), strict=True):
+                shared.fitted[spec.trial_id] = fit
     return [shared.fitted[spec.trial_id] for spec in specs]
 
 
@@ -333,20 +368,22 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
     """
     bank = stack(shared.model, edits)
     names = [name for name in scored_splits(shared.config, specs[0]) if name in shared.splits]
-    prefixes = _prefixes(shared, names, bank)
-    # split -> for each question, log-probabilities (edits, answers)
-    sums = {
-        name: answer_log_probs(
-            shared.model,
-            shared.splits[name].forest,
-            bank,
-            prefix=prefixes[name],
-            residuals=shared.residuals[name],
-            row_tokens=shared.row_tokens,
-        )
-        for name in names
-    }
-    drift = measure_drift(shared.model, shared.drift, bank) if shared.drift else [{} for _ in edits]
+    with shared.timed("score"):
+        prefixes = _prefixes(shared, names, bank)
+        # split -> for each question, log-probabilities (edits, answers)
+        sums = {
+            name: answer_log_probs(
+                shared.model,
+                shared.splits[name].forest,
+                bank,
+                prefix=prefixes[name],
+                residuals=shared.residuals[name],
+                row_tokens=shared.row_tokens,
+            )
+            for name in names
+        }
+    with shared.timed("edit"):
+        drift = measure_drift(shared.model, shared.drift, bank) if shared.drift else [{} for _ in edits]
     alive = [
         k
         for k in range(len(edits))
@@ -405,20 +442,21 @@ def _answers(
     n_edits = 1 if edits is None else len(edits)
     if not limit or not samples:
         return [{} for _ in range(n_edits)]
-    said = {
-        name: answer_prompts(
-            shared.model,
-            shared.splits[name].forest,
-            edits,
-            max_new_tokens=limit,
-            samples=samples,
-            cache=shared.cache,
-            answer_format=shared.answer_format,
-            cached_prefix=prefixes.get(name),
-            batch_tokens=shared.row_tokens,
-        )
-        for name in names
-    }
+    with shared.timed("answer" if min(samples) <= 1 else "sample"):
+        said = {
+            name: answer_prompts(
+                shared.model,
+                shared.splits[name].forest,
+                edits,
+                max_new_tokens=limit,
+                samples=samples,
+                cache=shared.cache,
+                answer_format=shared.answer_format,
+                cached_prefix=prefixes.get(name),
+                batch_tokens=shared.row_tokens,
+            )
+            for name in names
+        }
     return [{name: said[name][k] for name in names} for k in range(n_edits)]
 
 

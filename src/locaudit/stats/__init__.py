@@ -1,14 +1,13 @@
-"""What the scores show: bootstrap, hypothesis tests, early stopping, grades and the verdict, from plain records."""
+"""What the scores show: intervals, hypothesis tests, early stopping and the verdict, from plain records."""
 
 from locaudit.stats.agreement import Agreement, compare
 from locaudit.stats.decide import decide
-from locaudit.stats.equivalence import Match, compare_edits, differ_too_little
-from locaudit.stats.grades import Grade, conclusion
-from locaudit.stats.intervals import Crossed, Estimate, Share, crossed_interval, estimate, true_share
+from locaudit.stats.equivalence import Match, compare_edits
+from locaudit.stats.intervals import Crossed, Estimate, Share, crossed_interval, estimate, score_intervals, true_share
 from locaudit.stats.measured import Design
 from locaudit.stats.phrases import MethodFacts
+from locaudit.stats.questions import Answer, Outcome, Question, find_outcome
 from locaudit.stats.repeats import MethodRepeats, Repeat, RepeatsVerdict, combine_repeats
-from locaudit.stats.resample import paired_interval, score_interval, score_intervals
 from locaudit.stats.scores import (
     JUDGED,
     Score,
@@ -26,7 +25,7 @@ from locaudit.stats.scores import (
     score_values,
 )
 from locaudit.stats.selection import Place, score_place, select
-from locaudit.stats.sequential import Look, Monitor, controls_to_decide, look, share_interval
+from locaudit.stats.sequential import Look, Monitor, look, share_interval
 from locaudit.stats.tests import (
     Contrast,
     contrast_methods,
@@ -38,15 +37,14 @@ from locaudit.stats.tests import (
     rank_correlation,
     t_test_p,
 )
-from locaudit.stats.verdict import MethodVerdict, Outcome, Verdict
+from locaudit.stats.verdict import MethodVerdict, NullResult, Verdict
 
 __all__ = [
-    "JUDGED", "Agreement", "Contrast", "Crossed", "Design", "Estimate", "Grade", "Look", "Match", "MethodFacts",
-    "MethodRepeats", "MethodVerdict", "Monitor", "Outcome", "Place", "Repeat", "RepeatsVerdict", "Score", "Share",
-    "Verdict", "add_judgements", "combine_repeats", "compare", "compare_edits", "components", "conclusion",
-    "contrast_methods", "controls_to_decide", "count_missing", "crossed_interval", "decide", "differ_too_little",
-    "estimate", "find_score", "holm", "is_judged", "judged_aspects", "judged_metrics", "judged_scores", "look",
-    "max_t_p", "mean_score", "monte_carlo_p", "new_place_p", "paired_gain_p", "paired_interval", "rank_correlation",
-    "reaches", "resolve_score", "score_interval", "score_intervals", "score_place", "score_values", "select",
-    "share_interval", "t_test_p", "true_share",
+    "JUDGED", "Agreement", "Answer", "Contrast", "Crossed", "Design", "Estimate", "Look", "Match", "MethodFacts",
+    "MethodRepeats", "MethodVerdict", "Monitor", "NullResult", "Outcome", "Place", "Question", "Repeat",
+    "RepeatsVerdict", "Score", "Share", "Verdict", "add_judgements", "combine_repeats", "compare", "compare_edits",
+    "components", "contrast_methods", "count_missing", "crossed_interval", "decide", "estimate", "find_outcome",
+    "find_score", "holm", "is_judged", "judged_aspects", "judged_metrics", "judged_scores", "look", "max_t_p",
+    "mean_score", "monte_carlo_p", "new_place_p", "paired_gain_p", "rank_correlation", "reaches", "resolve_score",
+    "score_intervals", "score_place", "score_values", "select", "share_interval", "t_test_p", "true_share",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ expected by chance, given how often each judge says yes. A verdict is yes if P(y
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from locaudit.errors import DataError
+from locaudit.stats.ppi import LEAST
 from locaudit.stats.resample import blocks, percentiles, weights
 
+CHANCE = 0.1
+"""Kappa below which agreement counts as that of chance, if its interval reaches down to 0, too."""
 Interval = tuple[float, float]
 """Lower and upper end of a 95 % confidence interval; NaN if it is undefined."""
 
@@ -118,3 +121,18 @@ def _measures(counts: NDArray) -> tuple[NDArray, NDArray]:
         # If both judges always give the same verdict, 1 - expected is 0 up to rounding, and kappa is undefined.
         kappa = np.where(1 - expected > 1e-12, (observed - expected) / (1 - expected), np.nan)
     return observed, kappa
+
+
+def describe_chance(agreement: Mapping[str, Agreement]) -> tuple[str, ...]:
+    """A sentence for each aspect whose trusted labels agree with the judge no better than by chance.
+
+    That is: kappa is below `CHANCE`, its interval reaches down to 0, and at least `LEAST` questions have labels.
+    `agreement` maps an aspect to the agreement of its judge with the labels.
+    """
+    return tuple(
+        f"The labels contradict the judge of {aspect}: their agreement is no better than chance (kappa {a.kappa:.2f}, "
+        f"95 % interval {a.kappa_interval[0]:.2f} to {a.kappa_interval[1]:.2f}, {a.n} answers), so scores by this "
+        "judge say nothing."
+        for aspect, a in agreement.items()
+        if a.n_groups >= LEAST and a.kappa < CHANCE and a.kappa_interval[0] <= 0
+    )

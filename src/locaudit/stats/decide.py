@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from locaudit.errors import RunFolderError
 from locaudit.records import TrialRecord
 from locaudit.stats.changes import count_changes
-from locaudit.stats.grades import grade
 from locaudit.stats.measured import Against, Design, Measured, measure
-from locaudit.stats.optimisation import find_flags
-from locaudit.stats.phrases import MethodFacts
+from locaudit.stats.optimisation import Flag, find_flags
+from locaudit.stats.phrases import MethodFacts, say
+from locaudit.stats.questions import Answer, ask, outcome_of
 from locaudit.stats.scores import SIGNS, has_score, tolerance
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, group_trials
-from locaudit.stats.sequential import State
-from locaudit.stats.tests import max_t_p, t_test_p
-from locaudit.stats.verdict import MethodVerdict, NullResult, Verdict, find_outcome
-from locaudit.stats.words import headline, sentence
+from locaudit.stats.tests import Contrast, contrast_methods, max_t_p, new_place_p
+from locaudit.stats.verdict import MethodVerdict, NullResult, Verdict
+from locaudit.stats.words import describe_power, explain
 
 
 def decide(
@@ -33,21 +31,21 @@ def decide(
 ) -> Verdict:
     """Compare claim, controls, whole model and unedited model on the test questions, for each method.
 
-    The first rule that applies gives a method's outcome:
+    Each method answers some questions (`locaudit.stats.questions`), and its outcome follows from the answers:
 
-    1. `underpowered`: every edit at the claim diverged; or there are too few test questions for any effect to be
-       significant (2^-questions > level); or more than `MAX_MISSING` of an arm's judgements are missing, since answers
-       on which a judge fails are not a random sample.
-    2. `no effect`: the claim's gain over the unedited model is not significant at `level` in a one-sided paired
-       sign-flip test over questions.
-    3. `effective, not specific`: a Monte-Carlo p against a null other than ``layers`` is above `level`.
-    4. `underpowered`: planned controls of a null are missing, or 1 / (1 + N) > level: no p could be significant.
-    5. `specific` if p is at most `level` against every null. If it is not against ``layers`` alone, `specific to its
-       layers`, or `effective, not specific` without a null ``anywhere``.
+    1. `CANNOT TELL`: every edit at the claim diverged; there are too few test questions for any gain to be significant
+       (2^-questions > level); more than `MAX_MISSING` of an arm's judgements are missing; or a placebo edit gains.
+    2. The claim's gain is not significant (one-sided studentised exchange test over questions): `NO GAIN SHOWN` if the
+       whole model's gain is, and the claim's is shown to be below the margin, a share of it. Else `CANNOT TELL`.
+    3. The gain is significant, and p against a null is at most the level (Monte-Carlo test): better than its places.
+       Not better, if it is shown that these do as well: more than a share `level` of them scores at least as high, or
+       the claim leads their mean by less than the margin. Else the null is open.
+    4. `NOT SPECIFIC` if it is not better than the places of a null other than ``layers``. `CANNOT TELL` if a null is
+       open. `SPECIFIC TO ITS LAYERS` if it is not better than those in its layers only. `SPECIFIC` if it is better than
+       the places of every null.
 
     A null with too few places for p to reach the level (`Null.can_test`) is reported, but does not enter the outcome.
-    If controls were stopped early, the stopping rule of `design` decides steps 3 to 5 (`locaudit.stats.sequential`).
-    Each method also gets four grades (`locaudit.stats.grades`).
+    If controls were stopped early, the stopping rule of `design` decides step 3 (`locaudit.stats.sequential`).
 
     `methods` gives each method's title and whether higher or lower scores support the claim; if lower ones do, all
     scores are compared with their sign flipped. A method missing from it keeps its name as title, and higher scores
@@ -59,28 +57,37 @@ def decide(
     Deviation from the paper: the paper uses a parametric p-value over random sets; the Monte-Carlo p used here makes no
     assumption about the null distribution. Definitions and assumptions: docs/statistics.md.
     """
-    records, facts = list(records), dict(methods or {})
+    records, facts, design = list(records), dict(methods or {}), design or Design()
     base, trials = _unedited(records, score), group_trials(records)
     facts |= {name: MethodFacts(name) for name in trials if name not in facts}
     measured = [
-        measure(name, facts[name], {BASE: [base], **trials[name]}, score, level, design or Design())
+        measure(name, facts[name], {BASE: [base], **trials[name]}, score, level, design)
         for name in facts
         if CLAIM in trials.get(name, {})
     ]
     adjusted = _adjusted(measured)
-    tie = tolerance(score, (design or Design()).dtype)
+    tie = tolerance(score, design.dtype)
     flags = find_flags(records, facts, score, tie)
-    found = {m.method: replace(_judge(m, score, adjusted), flags=flags[m.method]) for m in measured}
+    found = {m.method: _judge(m, adjusted, flags[m.method]) for m in measured}
+    main = next((name for name in found if facts[name].trained), next(reversed(found), ""))
     return Verdict(
-        headline=headline(found, facts),
+        main=main,
+        headline=_headline(found.get(main)),
         score=score,
         level=level,
         n_questions=len(next(iter(base.questions["test"].values()))),
         n_controls=max((null.n_planned for v in found.values() for null in v.nulls.values()), default=0),
         claim=next((str(r.spec.location) for r in records if r.spec.arm == "claim"), ""),
         methods=found,
+        margin=design.margin,
         tolerance=tie,
+        contrasts=_contrasts(measured, main),
+        power=next((describe_power(m) for m in measured if m.method == main), ""),
     )
+
+
+def _headline(v: MethodVerdict | None) -> str:
+    return f"CANNOT TELL: {say('headline', 'none')}" if v is None else f"{v.outcome}: {v.reason}"
 
 
 def _unedited(records: Sequence[TrialRecord], score: str) -> TrialRecord:
@@ -101,58 +108,81 @@ def _unedited(records: Sequence[TrialRecord], score: str) -> TrialRecord:
     return base
 
 
-def _judge(m: Measured, score: str, adjusted: Mapping[tuple[str, str], float]) -> MethodVerdict:
+def _judge(m: Measured, adjusted: Mapping[tuple[str, str], float], flags: tuple[Flag, ...]) -> MethodVerdict:
     sign = SIGNS[m.facts.supports]  # -1 undoes the sign flip of `measure`: scores are reported as measured
-    states: dict[str, State] = {name: null.look.state for name, null in m.nulls.items() if null.plan.can_test(m.level)}
+    names = [flag.name for flag in flags if "claim" in flag.places or flag.name == "superset"]
+    questions = ask(m, [*names, *(f"{flag.name} whole" for flag in flags if "whole" in flag.places)])
+    answers: dict[str, Answer] = {question.name: question.answer for question in questions}
+    outcome = outcome_of(questions)
 
     def told(interval: tuple[float, float]) -> tuple[float, float]:
         low, high = sorted(sign * x for x in interval)
         return low, high
 
     def against(name: str, null: Against) -> NullResult:
-        lead = null.lead
+        seen, plan = null.look, null.plan
         return NullResult(
             name=name,
-            can_test=name in states,
-            state=null.look.state,
+            can_test=plan.can_test(m.level),
+            answer=answers[name],
             controls=tuple(sign * x for x in null.means),
             p_value=null.p_value,
+            p_no=null.p_no,
             p_adjusted=adjusted[m.method, name],
-            p_parametric=math.nan if m.unscored else t_test_p(m.means[CLAIM], null.means, m.tolerance),
-            n_at_least=null.look.n_at_least,
-            n_planned=null.plan.n_planned,
-            population=null.plan.population,
-            n_used=null.look.n,
-            ended_early=null.look.state != "open" and null.look.n < null.plan.n_planned,
-            gap=sign * lead.difference if lead else math.nan,
-            gap_interval=told(lead.interval_95) if lead else (math.nan, math.nan),
+            p_new_place=math.nan if m.unscored else new_place_p(m.means[CLAIM], null.means, m.tolerance),
+            n_at_least=seen.n_at_least,
+            n_planned=plan.n_planned,
+            population=plan.population,
+            n_used=seen.n,
+            ended_early=seen.state != "open" and seen.n < plan.n_planned,
+            lead=sign * null.lead.lead,
+            lead_interval=told(null.lead.interval),
+            true_share=null.share.value,
+            true_share_interval=null.share.interval,
         )
 
-    verdict = MethodVerdict(
+    gain = m.gain(CLAIM)
+    return MethodVerdict(
         method=m.method,
         title=m.facts.title,
         supports=m.facts.supports,
-        outcome=find_outcome(not m.nothing_to_say, m.effect_p, m.level, states),
+        outcome=outcome,
+        reason=explain(m, outcome, questions),
+        questions=questions,
         base=sign * m.means[BASE],
         claim=sign * m.means[CLAIM],
         whole_model=sign * m.means[WHOLE] if WHOLE in m.means else None,
         nulls={name: against(name, null) for name, null in m.nulls.items()},
-        effect=sign * m.gain.difference,
-        effect_interval=told(m.gain.interval_95),
-        effect_p=m.effect_p,
-        grades=grade(m) if m.design.graded else (),
+        effect=sign * gain.value,
+        effect_interval=told(gain.interval()),
+        effect_p=m.gain_p(CLAIM),
+        margin=m.margin,
         n_missing=sum(m.missing),
         n_judged=len(m.missing) * m.n_questions,
         worst_missing=m.worst_missing,
         chosen=m.chosen,
-        sentence="",
         changes={
             place.label: count_changes(values, m.arms[BASE], m.tolerance, sign)
             for place, values in m.arms.items()
             if place.arm != "base"
         },
+        flags=flags,
     )
-    return replace(verdict, sentence=sentence(verdict, m.facts, score, m.level, m.n_questions))
+
+
+def _contrasts(measured: Sequence[Measured], main: str) -> dict[str, Contrast]:
+    """Other method -> whether the claim stands out more by it than by the main method, at the same places."""
+    own = next((m for m in measured if m.method == main), None)
+    found = {}
+    for m in measured:
+        if own is None or m is own or m.facts.null != own.facts.null:
+            continue
+        name = next(iter(own.nulls))
+        places = [place for place in own.nulls[name].places if place in m.means]
+        if places and (m.facts.supports, m.facts.null) == (own.facts.supports, own.facts.null):
+            pairs = [(m.means[place], own.means[place]) for place in (CLAIM, *places)]
+            found[m.method] = contrast_methods(pairs[0], pairs[1:], [m.tolerance, own.tolerance])
+    return found
 
 
 def _adjusted(measured: Sequence[Measured]) -> dict[tuple[str, str], float]:

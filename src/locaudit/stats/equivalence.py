@@ -1,4 +1,4 @@
-"""Is one edit as good as another? Non-inferiority and equivalence tests (TOST) by bootstrap intervals."""
+"""Is one edit as good as another? Non-inferiority and equivalence tests (TOST, Schuirmann 1987)."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from numpy.typing import ArrayLike
 
-from locaudit.stats.resample import arms_of, percentiles, resampled_differences
-from locaudit.stats.scores import TIE, mean_score
+from locaudit.stats.intervals import estimate
+from locaudit.stats.scores import TIE
 
 CONFIDENCE = 0.90
 """Confidence of the two-sided interval. Each of its ends is a one-sided test at 5 %."""
-LEAST_DIFFERING = 10
-"""Number of questions on which two edits must differ before the bootstrap of their difference is trusted."""
 Outcome = Literal["not worse", "worse", "undecided"]
 
 
@@ -28,27 +24,24 @@ class Match:
     difference: float
     """Score of the edit minus score of the reference."""
     interval: tuple[float, float]
-    """90 % bootstrap interval of the difference. Questions are resampled; edits and hyperparameters are held fixed."""
+    """90 % interval of the difference over questions (`locaudit.stats.intervals.Estimate`). Edits are held fixed."""
     interval_95: tuple[float, float]
     """The same interval at 95 %."""
     sd: float
-    """Standard error of the difference: its standard deviation over resamples."""
+    """Standard error of the difference."""
     p: float
     """One-sided p of the non-inferiority test. Its null hypothesis is that the edit is worse by the margin or more.
 
-    p = (1 + number of resamples in which it is worse by that much) / (1 + number of resamples). If several edits are
-    tested, correct their p with `holm`."""
+    If several edits are tested, correct their p with `holm`."""
     p_equivalent: float
     """p of the equivalence test (TOST). Its null hypothesis is that the edits differ by the margin or more."""
     outcome: Outcome
     """``not worse``: the 90 % interval lies above -margin. ``worse``: it lies below -margin. ``undecided``: it contains
-    -margin, so that there are too few questions to tell."""
+    -margin, so that there are too few questions to tell, or one of the two has no score."""
     equivalent: bool
     """Whether the 90 % interval lies inside (-margin, margin). The edits are then equivalent at 5 %."""
     below: bool
     """Whether the 90 % interval lies below +margin. The edit is then not better by the margin."""
-    few: bool
-    """Whether too few questions differ to trust the bootstrap (`differ_too_little`). Then nothing is decided."""
 
 
 def compare_edits(
@@ -56,47 +49,30 @@ def compare_edits(
     reference: ArrayLike | Sequence[ArrayLike],
     *,
     margin: float,
-    seed: int = 0,
-    drawn: NDArray[np.float64] | None = None,
+    bounds: tuple[float, float] = (0.0, 1.0),
     tolerance: float = TIE,
 ) -> Match:
     """Compare an edit's `values` with `reference`, or with the mean score over a list of references.
 
-    There are two one-sided tests (TOST, Schuirmann 1987). `Match.outcome` is the result of the lower one, which is a
-    non-inferiority test. `Match.equivalent` is the result of both. Nothing is decided if one of the two sides has no
-    score. `margin` is in the score's units.
+    There are two one-sided tests. `Match.outcome` is the result of the lower one, which is a non-inferiority test.
+    `Match.equivalent` is the result of both. Nothing is decided if one of the two sides has no score. `margin` and
+    `bounds`, the smallest and largest possible score, are in the score's units.
 
-    Shapes are as in `locaudit.stats.resample.arms_of`: (questions,) or (components, questions). `drawn` (resamples,)
-    has the differences on the bootstrap resamples, if they were computed before. `tolerance` is as in
-    `differ_too_little`.
+    Shapes are as in `locaudit.stats.intervals.arms_of`: (questions,) or (components, questions). `tolerance` as in
+    `estimate`.
     """
-    edit, others = arms_of(values)[0], arms_of(reference)
-    difference = float(mean_score(edit)) - float(np.mean([mean_score(x) for x in others]))
-    if math.isnan(difference):
-        nothing = (math.nan, math.nan)
-        return Match(difference, nothing, nothing, math.nan, 1.0, 1.0, "undecided", False, False, True)
-    drawn = resampled_differences(edit, others, seed) if drawn is None else drawn[~np.isnan(drawn)]
-    low, high = percentiles(drawn, CONFIDENCE)
-    seen = ((low, high), percentiles(drawn, 0.95), float(drawn.std(ddof=1)))
-    below, above = (float((1 + np.sum(~(x < margin))) / (1 + drawn.size)) for x in (-drawn, drawn))
-    if differ_too_little(edit, others, margin, tolerance):
-        return Match(difference, *seen, max(below, 0.5), max(below, above, 0.5), "undecided", False, False, True)
+    found = estimate(values, reference, bounds=bounds, tolerance=tolerance)
+    low, high = found.interval(CONFIDENCE)
+    p = found.p_above(-margin)
     outcome: Outcome = "not worse" if low > -margin else "worse" if high < -margin else "undecided"
-    equivalent = -margin < low and high < margin
-    return Match(difference, *seen, below, max(below, above), outcome, equivalent, high < margin, False)
-
-
-def differ_too_little(values: ArrayLike, others: Sequence[ArrayLike], margin: float, tolerance: float = TIE) -> bool:
-    """Whether too few questions differ for a bootstrap, but enough that a true difference of the margin is possible.
-
-    If only a few questions differ, many resamples contain none of them, and the bootstrap interval is too narrow. For
-    scores of 0 and 1, a true difference of the margin means that at least this share of questions differ. So if d of n
-    questions differ and P(Bin(n, margin) <= d) is at most 5 %, a true difference of the margin can be rejected without
-    a bootstrap, and the function returns False. Values count as equal if they differ by at most `tolerance`.
-    """
-    a = arms_of(values)[0]
-    differ = np.zeros(a.shape[1], dtype=bool)  # (questions,): whether it differs from at least one of the others
-    for (x,) in map(arms_of, others):
-        differ |= (np.abs(a - x) > tolerance).any(axis=0) & ~(np.isnan(a) | np.isnan(x)).any(axis=0)
-    d, n = int(differ.sum()), differ.size
-    return d < LEAST_DIFFERING and float(stats.binom.cdf(d, n, min(margin, 1.0))) > (1 - CONFIDENCE) / 2
+    return Match(
+        difference=found.value,
+        interval=(low, high),
+        interval_95=found.interval(),
+        sd=found.se,
+        p=p,
+        p_equivalent=max(p, found.p_below(margin)),
+        outcome="undecided" if math.isnan(found.value) else outcome,
+        equivalent=-margin < low and high < margin,
+        below=high < margin,
+    )

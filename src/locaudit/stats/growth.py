@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from locaudit.stats.phrases import say
 from locaudit.stats.sequential import Rule, curtailment
 
-CONTROLS, NULLS = "controls", "nulls"
+CONTROLS, NULLS, RESTS, PLACEBOS = "controls", "nulls", "rests of controls", "placebos"
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,13 @@ def describe_extensions(extensions: Sequence[Extension], rule: Rule, level: floa
     if not extensions:
         return ""
     grown = "; ".join(say("extended", "grown", e=e) for e in extensions)
-    extensions = [e for e in extensions if e.what != NULLS]  # one more null can only make `specific` rarer
+    # One more null, or a placebo that gains, can only make `specific` rarer; rests of controls do not enter it.
+    only_nulls = all(e.what == NULLS for e in extensions)
+    extensions = [e for e in extensions if e.what not in (NULLS, RESTS, PLACEBOS)]
     controls = [e.before for e in extensions if e.what == CONTROLS and isinstance(e.before, int)]
     meaning = say("extended", "stopping", level=level)
     if not extensions:
-        meaning = say("extended", "nulls")
+        meaning = say("extended", "nulls" if only_nulls else "beside")
     elif len(controls) == len(extensions) and rule == "anytime":
         meaning = say("extended", "anytime")
     elif all(_was_powerless(e, level) for e in extensions):

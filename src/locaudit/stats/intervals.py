@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special
 
-from locaudit.stats.resample import arms_of
-from locaudit.stats.scores import TIE
+from locaudit.records import TrialRecord
+from locaudit.stats.scores import TIE, Values, find_score, has_score, score_values
 
-Values = NDArray[np.float64]
 EXTRA = 2.0
 """Number of pseudo-questions that enlarge the variance of an `Estimate`, as in Bonett and Price (2012)."""
 N_DRAWS = 4_000
@@ -126,18 +125,43 @@ def estimate(
 ) -> Estimate:
     """The score of `after`, or its difference to the score of `before`, or to the mean score of a list `before`.
 
-    Shapes as in `locaudit.stats.resample.arms_of`; differences are paired by question. `bounds` are those of one score
+    Shapes as in `arms_of`; differences are paired by question. `bounds` are those of one score
     (`Score.bounds`). Pseudo-values within `tolerance` of each other are equal.
     """
     psi, limits = pseudo_values(arms_of(after)[0]), bounds
     if before is not None:
         psi = psi - pseudo_values(np.stack(arms_of(before), axis=1)).mean(axis=0)
         limits = (bounds[0] - bounds[1], bounds[1] - bounds[0])
-    return _estimate(psi, limits, tolerance)
+    return mean_estimate(psi, limits, tolerance)
 
 
-def _estimate(psi: Values, limits: tuple[float, float], tolerance: float = TIE) -> Estimate:
-    """The mean of pseudo-values (questions,)."""
+def arms_of(values: ArrayLike | Sequence[ArrayLike]) -> list[Values]:
+    """The values of one edit, or of each edit in a list, as arrays (components, questions).
+
+    The values of an edit have the shape (questions,) if its score is a plain mean, and (components, questions) if it is
+    a product of means. An array is one edit; a list or tuple of arrays is several edits.
+    """
+    several = isinstance(values, list | tuple) and np.ndim(values[0]) > 0
+    return [np.atleast_2d(np.asarray(x, dtype=float)) for x in (values if several else [values])]  # type: ignore[list-item]
+
+
+def score_intervals(
+    records: Sequence[TrialRecord], scores: Sequence[str], *, confidence: float = 0.95
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """Trial id -> score -> its interval over the test questions. Trials that lack a score are left out."""
+    tested = {record.spec.trial_id: record.questions.get("test", {}) for record in records}
+    return {
+        trial: {
+            score: estimate(score_values(questions, score), bounds=find_score(score).bounds).interval(confidence)
+            for score in scores
+        }
+        for trial, questions in tested.items()
+        if scores and all(has_score(questions, score) for score in scores)
+    }
+
+
+def mean_estimate(psi: Values, limits: tuple[float, float], tolerance: float = TIE) -> Estimate:
+    """The mean of pseudo-values `psi` (questions,), whose smallest and largest possible values are `limits`."""
     n, value = psi.size, float(psi.mean()) if psi.size else math.nan
     centred = psi - value
     if not n or not np.ptp(psi) > tolerance:  # NaN: no value
@@ -195,13 +219,15 @@ def crossed_interval(
     if not len(others):
         return Crossed(math.nan, (math.nan, math.nan), *[math.nan] * 5)
     leads = own - others.mean(axis=0)  # (seeds, questions)
-    questions = _estimate(leads.mean(axis=0), (-math.inf, math.inf))
+    questions = mean_estimate(leads.mean(axis=0), (-math.inf, math.inf))
     n_places, n_seeds = len(others), len(leads)
     places, raw_places, _ = _between(others.mean(axis=1))
     seeds, raw_seeds, _ = _between(leads) if n_seeds > 1 else (0.0, 0.0, 0.0)
     share = 0.0 if population is None else min(1.0, n_places / population)
     v_places, raw_places = (x * (1 - share) / n_places for x in (places, raw_places))
     variance = questions.variance + v_places + seeds / n_seeds
+    if not variance:  # all questions and places alike: nothing to estimate a spread from
+        return Crossed(questions.value, (math.nan, math.nan), 0.0, 0.0, 0.0, 0.0, math.inf)
     spent = raw_places**2 / max(n_places - 1, 1) + (raw_seeds / n_seeds) ** 2 / max(n_seeds - 1, 1)
     df = variance**2 / spent if spent > 0 else math.inf
     z = float(special.ndtri((1 + confidence) / 2))
@@ -223,10 +249,20 @@ class Share:
     """About (0, 1) if the data cannot tell: few questions or controls, or places that hardly differ."""
     sd: float
     """Standard deviation of the places' true scores; 0 if questions explain all of the controls' spread."""
+    p_common: float = 1.0
+    """p of the null hypothesis that the share is at most `most`: the share of draws whose lower end is."""
 
 
 def true_share(
-    claim: ArrayLike, controls: ArrayLike, *, confidence: float = 0.95, seed: int = 0, tolerance: float = TIE
+    claim: ArrayLike,
+    controls: ArrayLike,
+    *,
+    confidence: float = 0.95,
+    most: float = 0.05,
+    slack: float = 0.0,
+    population: int | None = None,
+    seed: int = 0,
+    tolerance: float = TIE,
 ) -> Share:
     """Share of random places that are truly at least as good as the claim: the noise of questions is taken out.
 
@@ -247,7 +283,9 @@ def true_share(
     distribution serves to remove the noise only. The drawing is that of generalised confidence intervals (Weerahandi
     1993). Coverage, normal places or not: docs/calibration.md.
 
-    Shapes as in `crossed_interval`; several seeds are averaged. Scores within `tolerance` are ties. NaN for fewer than
+    If all places of the `population` were tried, k / N is the share. With `slack`, a place counts if its true score is
+    at least the claim's minus the slack. Shapes as in `crossed_interval`; several seeds are averaged. Scores within
+    `tolerance` are ties. NaN for fewer than
     two controls or without a score.
     """
     own, others = (x.mean(axis=-2) for x in _tables(claim, controls))  # (questions,), (places, questions)
@@ -268,14 +306,19 @@ def true_share(
     # (draws, places) and (draws, 1): true scores, from the controls' mean
     drawn = shrink * scores + np.sqrt(tau2 * (1 - shrink)) * rng.standard_normal((N_DRAWS, n_places))
     lead = leads.mean() + np.sqrt(inverted(float(leads.var(ddof=1)) / n, n - 1)) * rng.standard_normal((N_DRAWS, 1))
-    k = (drawn >= lead - tolerance).sum(axis=1)
+    k = (drawn >= lead - slack - tolerance).sum(axis=1)
     ends = (
-        np.where(k > 0, rng.beta(np.maximum(k, 1), n_places - k + 1), 0.0),
-        np.where(k < n_places, rng.beta(k + 1, np.maximum(n_places - k, 1)), 1.0),
+        (k / n_places, k / n_places)
+        if n_places == population
+        else (
+            np.where(k > 0, rng.beta(np.maximum(k, 1), n_places - k + 1), 0.0),
+            np.where(k < n_places, rng.beta(k + 1, np.maximum(n_places - k, 1)), 1.0),
+        )
     )
     quantiles = ((1 - confidence) / 2, (1 + confidence) / 2)
     low, high = (float(np.quantile(end, p)) for end, p in zip(ends, quantiles, strict=True))
-    return Share(float(np.median(k)) / n_places, (low, high), math.sqrt(true))
+    p_common = float((1 + np.sum(ends[0] <= most)) / (1 + N_DRAWS))
+    return Share(float(np.median(k)) / n_places, (low, high), math.sqrt(true), p_common)
 
 
 def _tables(claim: ArrayLike, controls: ArrayLike) -> tuple[Values, Values]:

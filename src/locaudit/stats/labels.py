@@ -14,7 +14,7 @@ import numpy as np
 
 from locaudit.records import TrialRecord
 from locaudit.stats.phrases import say
-from locaudit.stats.scores import SIGNS, has_score, mean_score, score_values
+from locaudit.stats.scores import SIGNS, find_score, has_score, mean_score, score_values
 from locaudit.stats.selection import CLAIM, WHOLE, select
 from locaudit.stats.tests import paired_gain_p
 from locaudit.stats.verdict import Verdict
@@ -62,7 +62,8 @@ def describe_labels(verdict: Verdict, records: Sequence[TrialRecord], labels: Se
             p = paired_gain_p(*(pair if sign > 0 else pair[::-1]), tolerance=tie)
             rises = [sign * (own[name] - before[name]) for name in own if " where " in name]
             if p <= verdict.level and min(rises) <= tie:
-                moved = [f"{name} {before[name]:.3f} to {own[name]:.3f}" for name in own]
+                title = find_score(score).title
+                moved = [f"{name.replace(score, title, 1)} {before[name]:.3f} to {own[name]:.3f}" for name in own]
                 where = "at the claim" if place == CLAIM else "of the whole model"
                 notes.append(say("labels", "one_sided", title=found.title, where=where, moved=", ".join(moved)))
     return tuple(notes)

@@ -1,29 +1,45 @@
-"""Everything that the verdict and the grades of one method read: scores by place, and comparisons between places."""
+"""Everything that the verdict of one method reads: scores by place, and comparisons between places."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy import special, stats
 
 from locaudit.location import Location
 from locaudit.records import DIRECTIONS, Place, TrialRecord
-from locaudit.stats.equivalence import Match, compare_edits
+from locaudit.stats.design import PowerLine, power_line
+from locaudit.stats.intervals import (
+    Crossed,
+    Estimate,
+    Share,
+    crossed_interval,
+    mean_estimate,
+    pseudo_values,
+    true_share,
+)
 from locaudit.stats.phrases import MethodFacts
-from locaudit.stats.resample import mean_of_scores, resampled_scores
-from locaudit.stats.scores import MAX_MISSING, SIGNS, TIE, mean_score, reaches, score_values, tolerance
-from locaudit.stats.selection import BASE, CLAIM, choose, score_place
-from locaudit.stats.sequential import Look, Null, Rule, look
+from locaudit.stats.scores import (
+    SIGNS,
+    TIE,
+    Values,
+    find_score,
+    mean_score,
+    reaches,
+    score_values,
+    tolerance,
+)
+from locaudit.stats.selection import BASE, CLAIM, WHOLE, choose, score_place
+from locaudit.stats.sequential import Look, Null, Rule, look, share_interval
 from locaudit.stats.tests import paired_gain_p
 
-Values = NDArray[np.float64]
-"""The components of a score at the test questions: (components, questions); NaN where missing."""
-MOST_PLACES = 100
-"""Limit on the places that the uniqueness grade compares with the claim one by one."""
+_UNKNOWN = (math.nan, math.nan)
+MARGIN = 1 / 3
+"""Default margin, as a share of the proven gain."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +49,16 @@ class Design:
     rule: Rule = "fixed"
     nulls: Mapping[str, Null] = field(default_factory=dict)
     """Name -> controls planned for each null. Empty: as many as have records, from infinitely many places."""
-    margin: float = 0.05
-    """Equivalence margin in the score's units: smaller differences count as no difference."""
+    margin: float = MARGIN
+    """Differences below this share of the proven gain (`Measured.proven`) count as none."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Method -> wall-clock seconds per control, to estimate what more controls would cost."""
-    graded: bool = True
-    """Whether the verdict has grades."""
     dtype: str = "float32"
     """The model's; it decides which scores are ties (`locaudit.stats.scores.tolerance`)."""
+    noun: str = "places"
+    """What the units of a place are called, such as ``heads``."""
+    folder: str = "RUN"
+    """Run folder, for commands in texts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +74,16 @@ class Against:
     """The test under the stopping rule."""
     p_value: float
     """Monte-Carlo or sequential p; 1 if the claim has no score."""
-    lead: Match | None
-    """The claim compared with the mean over the controls that have a score; None if there are no scores."""
+    lead: Crossed
+    """The claim's lead over the mean of all such places, with questions and places random.
+
+    Without an interval if the test ended early."""
+    share: Share
+    """Share of such places that are truly at least as good as the claim."""
+    p_small_lead: float
+    """p of the test that the lead is below the margin; 1 without a proven gain."""
+    p_no: float
+    """p of the test that random places do as well (`Measured.nulls`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +96,14 @@ class Measured:
     method: str
     facts: MethodFacts
     arms: Mapping[Place, Values]
-    """Values of the unedited model, the claim and every other place tried; NaN if every edit there diverged."""
+    """Values of the unedited model, the claim and every other place tried, (components, questions) each; NaN where
+    missing, or if every edit there diverged."""
     locations: Mapping[Place, Location]
     """Locations of the claim, the controls and other edits."""
     level: float
     design: Design
+    bounds: tuple[float, float] = (0.0, 1.0)
+    """Smallest and largest possible score."""
     tolerance: float = TIE
     """Scores that differ by less are ties."""
     chosen: Mapping[str, float | None] = field(default_factory=dict)
@@ -99,15 +128,70 @@ class Measured:
         """Whether the claim has no score."""
         return math.isnan(self.means[CLAIM])
 
-    @property
-    def nothing_to_say(self) -> bool:
-        """Whether no conclusion is possible: no score at the claim, few questions, or many missing judgements."""
-        return self.unscored or 2.0**-self.n_questions > self.level or self.worst_missing > MAX_MISSING
+    @cached_property
+    def _psi(self) -> Mapping[Place, Values]:
+        """Pseudo-values of the score at each place (`locaudit.stats.intervals`), (questions,)."""
+        return dict(zip(self.arms, pseudo_values(np.stack(list(self.arms.values()), axis=1)), strict=True))
+
+    def contrast(self, weights: Mapping[Place, float]) -> Estimate:
+        """A weighted sum of scores, such as ``{CLAIM: 1, BASE: -1}``, paired by question."""
+        low, high = self.bounds
+        signed = [(w * low, w * high) for w in weights.values() if w]
+        limits = sum(min(ends) for ends in signed), sum(max(ends) for ends in signed)
+        psi = np.sum([w * self._psi[place] for place, w in weights.items() if w], axis=0)
+        return mean_estimate(psi, limits, self.tolerance)
+
+    def gain(self, place: Place) -> Estimate:
+        """Score of the edit at a place minus that of the unedited model."""
+        return self.contrast({place: 1.0, BASE: -1.0})
+
+    def gain_p(self, place: Place) -> float:
+        """One-sided p of the gain at a place: studentised exchange test. 1 if it has no score."""
+        if math.isnan(self.means[place]):
+            return 1.0
+        return self._gain_ps.setdefault(
+            place, paired_gain_p(self.arms[place], self.arms[BASE], tolerance=self.tolerance)
+        )
 
     @cached_property
-    def effect_p(self) -> float:
-        """One-sided p of the claim's gain over the unedited model."""
-        return 1.0 if self.unscored else paired_gain_p(self.arms[CLAIM], self.arms[BASE], tolerance=self.tolerance)
+    def _gain_ps(self) -> dict[Place, float]:
+        return {}
+
+    @cached_property
+    def proven(self) -> Place | None:
+        """The place whose gain is the unit of margins: the whole model or the claim, whichever gains more.
+
+        Only a proven gain counts, with p <= level; None if neither is. A claim that gains more than the whole model
+        shows that a better edit of the whole model exists.
+        """
+        gains = [place for place in (WHOLE, CLAIM) if place in self.arms and self.gain_p(place) <= self.level]
+        return max(gains, key=lambda place: self.means[place], default=None)
+
+    @cached_property
+    def placebo_p(self) -> float:
+        """The smallest p of the placebo edits that gain the margin or more, times the number of all (Bonferroni)."""
+        tried = [place for place in self.arms if place.arm == "placebo"]
+        large = [place for place in tried if not self.gain(place).value < self.margin]
+        return min([1.0, *(len(tried) * self.gain_p(place) for place in large)])
+
+    @property
+    def margin(self) -> float:
+        """The margin in the score's units; NaN without a proven gain."""
+        return math.nan if self.proven is None else self.design.margin * self.gain(self.proven).value
+
+    def below_margin(self, weights: Mapping[Place, float]) -> Estimate:
+        """The weighted sum of scores minus the margin, with the margin's own uncertainty; needs a proven gain."""
+        if self.proven is None:
+            raise ValueError("no gain is proven, so there is no margin")
+        total = dict(weights)
+        for place, sign in ((self.proven, -1.0), (BASE, 1.0)):
+            total[place] = total.get(place, 0.0) + sign * self.design.margin
+        return self.contrast(total)
+
+    def is_at_best(self, place: Place) -> bool:
+        """Whether a place is within one standard error of the best possible score."""
+        best = self.bounds[1]
+        return math.isfinite(best) and self.means[place] >= best - max(self.contrast({place: 1.0}).se, self.tolerance)
 
     @cached_property
     def plans(self) -> Mapping[str, Null]:
@@ -119,74 +203,77 @@ class Measured:
         return own or {DIRECTIONS if is_directions else "anywhere": Null(0)}
 
     @cached_property
-    def controls(self) -> list[Place]:
-        """All controls: those of the first null by number, then those of the next."""
-        return [place for name in self.plans for place in sorted(self.arms) if place.null == name]
-
-    @cached_property
     def nulls(self) -> Mapping[str, Against]:
-        """The test of the claim against the controls of each null."""
+        """The test of the claim against the controls of each null, and the test that these do as well.
+
+        The latter has the Bonferroni p of two tests. The first rejects that at most a share `level` of such places does
+        as well as the claim: scores as high (`_common_p`), and, with the noise of questions taken out, truly comes
+        within the margin (`true_share`). The second rejects that the claim leads the mean of all such places by the
+        margin or more (t-test, in which questions, places and the margin are random). Neither counts diverged controls.
+        """
         found = {}
         for name, plan in self.plans.items():
-            places = [place for place in self.controls if place.null == name]
+            places = [place for place in sorted(self.arms) if (place.arm, place.null) == ("control", name)]
             means = tuple(self.means[place] for place in places)
             reached = reaches(means, self.means[CLAIM], self.tolerance).tolist()
             design = {"rule": self.design.rule, "level": self.level}
             seen = look(reached, n_planned=plan.n_planned, population=plan.population, **design)
             p_value = 1.0 if self.unscored else seen.p_value
-            found[name] = Against(plan, places, means, seen, p_value, self._lead(places))
+            scored = [place for place in places if not math.isnan(self.means[place])]
+            arms = np.asarray([self.arms[place] for place in scored]).reshape(len(scored), *self.arms[CLAIM].shape)
+            lead = crossed_interval(self.arms[CLAIM], arms, population=plan.population)
+            shared = partial(true_share, population=plan.population, most=self.level, tolerance=self.tolerance)
+            share = shared(self.arms[CLAIM], arms)
+            near = share if self.proven is None else shared(self.arms[CLAIM], arms, slack=self.margin)
+            common = max(near.p_common, self._common_p(seen, plan, lost=len(places) - len(scored)))
+            has_ended = seen.state != "open" and seen.n < plan.n_planned
+            if has_ended:  # intervals and the t-test assume a number of controls that does not depend on scores
+                lead, share = replace(lead, interval=_UNKNOWN), Share(math.nan, _UNKNOWN, math.nan)
+            small = 1.0 if has_ended else self._small_lead_p(scored, lead)
+            p_no = min(1.0, 2 * min(common, small))
+            found[name] = Against(plan, places, means, seen, p_value, lead, share, small, p_no)
         return found
 
-    def _lead(self, places: Sequence[Place]) -> Match | None:
-        scored = [self.arms[place] for place in places if not math.isnan(self.means[place])]
+    def _common_p(self, seen: Look, plan: Null, lost: int) -> float:
+        """P of the null hypothesis that at most a share `level` of places scores as high as the claim.
+
+        Binomial, or hypergeometric. If controls may have ended early, it is the confidence sequence of `share_interval`
+        at an error of half the level, because there are two tests. The `lost` controls, which diverged, do not count.
+        """
+        g, n, most = max(0, seen.n_at_least - lost), seen.n, plan.population
+        if self.design.rule == "anytime" or (self.design.rule == "curtailed" and n < plan.n_planned):
+            low, _ = share_interval(g, n, error=self.level / 2, population=most)
+            return self.level / 2 if low > self.level else 1.0
+        if most is not None:
+            return float(stats.hypergeom.sf(g - 1, most, math.floor(self.level * most), n))
+        return float(stats.binom.sf(g - 1, n, self.level))
+
+    def _small_lead_p(self, scored: Sequence[Place], lead: Crossed) -> float:
+        """P of the null hypothesis that the claim leads the mean of all such places by the margin or more."""
+        if self.unscored or self.proven is None or len(scored) < 2:
+            return 1.0
+        over = self.below_margin({CLAIM: 1.0, **dict.fromkeys(scored, -1.0 / len(scored))})
+        variance = over.variance + lead.se_places**2
+        return float(special.stdtr(lead.df, over.value / math.sqrt(variance))) if variance else over.p_below()
+
+    @cached_property
+    def power(self) -> PowerLine | None:
+        """What the audit could have seen against the first of the nulls that can test; None if the data cannot say."""
+        null = next(iter(self.deciding.values()))
+        scored = [self.arms[place] for place in null.places if not math.isnan(self.means[place])]
         if self.unscored or not scored:
             return None
-        return self._compare(CLAIM, scored, mean_of_scores(scored))
+        n_controls, population = null.plan.n_planned, null.plan.population
+        return power_line(
+            self.arms[CLAIM], np.asarray(scored), self.arms[BASE],
+            level=self.level, n_controls=n_controls, population=population,
+        )  # fmt: skip
 
     @property
     def deciding(self) -> Mapping[str, Against]:
         """The nulls with enough places for p to reach the level; all if none has."""
         able = {name: null for name, null in self.nulls.items() if null.plan.can_test(self.level)}
         return able or self.nulls
-
-    @cached_property
-    def drawn(self) -> Mapping[Place, NDArray[np.float64]]:
-        """For each place, its score on every bootstrap resample, of shape (resamples,).
-
-        Of the controls, only those in `apart` are included.
-        """
-        places = [place for place in self.arms if place.arm != "control"]
-        places += self.apart if self.design.graded else []
-        values = np.stack([self.arms[place] for place in places], axis=1)
-        return dict(zip(places, resampled_scores(values), strict=True))
-
-    @cached_property
-    def gain(self) -> Match:
-        """The claim compared with the unedited model."""
-        return self.compare(CLAIM, BASE)
-
-    def compare(self, place: Place, reference: Place) -> Match:
-        """One place compared with another; both must be among those `drawn`."""
-        return self._compare(place, self.arms[reference], self.drawn[reference])
-
-    def _compare(self, place: Place, reference: Values | Sequence[Values], drawn: NDArray[np.float64]) -> Match:
-        differences, design = self.drawn[place] - drawn, self.design
-        margin, tie = design.margin, self.tolerance
-        return compare_edits(self.arms[place], reference, margin=margin, drawn=differences, tolerance=tie)
-
-    @cached_property
-    def apart(self) -> list[Place]:
-        """Controls disjoint from the claim and from each other, at most `MOST_PLACES`.
-
-        Taken greedily in the order of the controls, so the choice does not depend on scores.
-        """
-        taken, found = set(self.locations[CLAIM].units), []
-        for place in self.controls:
-            units = set(self.locations[place].units)
-            if not taken & units:
-                taken |= units
-                found.append(place)
-        return found[:MOST_PLACES]
 
 
 def measure(
@@ -202,6 +289,7 @@ def measure(
     # A score is a product over components, so one more component, -1 at every question, flips its sign.
     # (1, questions) if lower scores support the claim, else (0, questions)
     turn = np.full((1, known[BASE].shape[1]), SIGNS["lower"])[: facts.supports == "lower"]
+    bounds = find_score(score).bounds
     missing = tuple(int(np.isnan(x).any(axis=0).sum()) for x in known.values())
     return Measured(
         method=method,
@@ -210,6 +298,7 @@ def measure(
         locations={place: where for place, tried in trials.items() if (where := tried[0].spec.location) is not None},
         level=level,
         design=design,
+        bounds=bounds if facts.supports == "higher" else (-bounds[1], -bounds[0]),
         tolerance=tie,
         chosen={
             place.label: None if record is None else record.spec.hyperparameter

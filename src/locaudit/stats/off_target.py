@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from locaudit.records import OFF, TrialRecord
-from locaudit.stats.resample import paired_interval
-from locaudit.stats.scores import reaches, tolerance
+from locaudit.stats.intervals import estimate
+from locaudit.stats.phrases import where
+from locaudit.stats.scores import find_score, reaches, tolerance
 from locaudit.stats.selection import CLAIM, WHOLE, select
 
 if TYPE_CHECKING:
@@ -39,13 +40,16 @@ class OffTarget:
     gain: float
     """claim - base."""
     gain_interval: tuple[float, float]
-    """95 % bootstrap interval of `gain` over questions."""
+    """95 % interval of `gain` over questions."""
     whole_model: float | None
     """Score of the edit of the whole model; None if it was not tried."""
     controls: tuple[float, ...]
     """Score at each control that did not diverge."""
     n_at_least: int
     """Number of these controls whose score is at least the claim's."""
+    among: str = ""
+    """What the controls have in common with the claim, to follow "controls": ``in its layers``. Controls of the null
+    ``anywhere`` are called so only beside those of another null."""
 
 
 def measure_off_target(verdict: Verdict, records: Iterable[TrialRecord], dtype: str) -> tuple[OffTarget, ...]:
@@ -75,10 +79,11 @@ def measure_off_target(verdict: Verdict, records: Iterable[TrialRecord], dtype: 
                         base=float(before.mean()),
                         claim=mean,
                         gain=mean - float(before.mean()),
-                        gain_interval=paired_interval(after, before),
+                        gain_interval=estimate(after, before, bounds=find_score(score).bounds).interval(),
                         whole_model=None if whole is None else float(np.mean(whole.questions[split][score])),
                         controls=means,
                         n_at_least=int(np.sum(reaches(means, mean, tolerance(score, dtype)))),
+                        among=where(null).strip() if where(null) or len(nulls) == 1 else null,
                     )
                 )
     return tuple(found)

@@ -1,9 +1,13 @@
 """Flags of a method's edits: signs that a better edit exists than the one found. They do not change the verdict.
 
+Placebos have none, since they are not meant to be good.
+
 edge            the best strength at a place is the smallest or largest of those tried there
+single          a method that has a strength was tried with only one
 not optimised   a trained edit is worse on validation questions than an untrained one (ITI) at the same place
 superset        the whole model's training objective is worse than that of a place that it contains
 short           the longest training that ``epochs: auto`` tries still gained
+destroyed       the edit's KL drift is above `MOST_KL`, or most of its answers are degenerate (`find_destroyed`)
 """
 
 from __future__ import annotations
@@ -13,13 +17,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from locaudit.records import NO_METHOD, Place, TrialRecord
+from locaudit.stats.degenerate import is_degenerate
 from locaudit.stats.phrases import MethodFacts, say
 from locaudit.stats.scores import TIE
-from locaudit.stats.selection import CLAIM, WHOLE, choose, group_trials, is_at_edge
+from locaudit.stats.selection import CLAIM, WHOLE, choose, group_trials, is_at_edge, select
 
 LEAST_LOSS = 0.02
 """Relative difference between two training objectives that counts."""
+MOST_KL = 2.0
+"""KL of the unedited model to the edited one on the drift text, in nats per token, above which an edit destroys it."""
+MOST_DEGENERATE = 0.5
+"""Share of degenerate answers to test questions above which an edit destroys the model."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +57,18 @@ def find_flags(
         return math.nan if record is None else record.metrics.get("val", {}).get(score, math.nan)
 
     def find(name: str) -> Iterator[Flag]:
-        own, training, places = facts[name], facts[name].training or {}, trials[name]
+        own, training = facts[name], facts[name].training or {}
+        places = {place: tried for place, tried in trials[name].items() if place.arm != "placebo"}
         flag = partial(_flag, title=own.title, symbol=own.symbol)
         edge = [
             place
-            for place, chosen in best[name].items()
-            if chosen and is_at_edge((x.spec.hyperparameter for x in places[place]), chosen.spec.hyperparameter)
+            for place, tried in places.items()
+            if (chosen := best[name][place])
+            and is_at_edge((x.spec.hyperparameter for x in tried), chosen.spec.hyperparameter)
         ]
         yield from flag("edge", edge)
+        if own.symbol and own.n_strengths == 1 and (chosen := best[name].get(CLAIM)):
+            yield from flag("single", [CLAIM], strength=chosen.spec.hyperparameter)
         if not own.trained:
             return
         for rival in rivals if own.supports == "higher" else ():
@@ -69,6 +84,37 @@ def find_flags(
     return {name: tuple(find(name)) for name in trials}
 
 
+def find_destroyed(
+    records: Sequence[TrialRecord], questions: Sequence[str], score: str, tolerance: float = TIE
+) -> dict[str, tuple[Flag, ...]]:
+    """Method -> the flag of those chosen edits that destroy the model: what they score is no evidence for their places.
+
+    `questions` has the texts of the test questions. Degenerate answers (`is_degenerate`) of sampled answers count, or
+    of the greedy ones if none were sampled. They do not count if most answers of the unedited model are degenerate.
+    """
+
+    def broken(record: TrialRecord) -> float:
+        said = record.samples.get("test") or record.said("test")[:1]
+        found = [is_degenerate(*pair) for answers in said for pair in zip(questions, answers, strict=True)]
+        return float(np.mean(found)) if found else 0.0
+
+    base = next((record for record in records if record.spec.arm == "base" and record.status == "ok"), None)
+    is_fit = base is not None and broken(base) <= MOST_DEGENERATE
+    flags = {}
+    for name, tried in select(records, score, tolerance).items():
+        why: dict[Place, str] = {}
+        for place, record in tried.items():
+            if record is None or name == NO_METHOD:
+                continue
+            kl, share = record.drift.get("kl", 0.0), broken(record) if is_fit else 0.0
+            signs = [f"KL {kl:.1f} nats per token"] if kl > MOST_KL else []
+            signs += [f"{share:.0%} of its answers are degenerate"] if share > MOST_DEGENERATE else []
+            if signs:
+                why[place] = " and ".join(signs)
+        flags[name] = tuple(_flag("destroyed", list(why), why))
+    return flags
+
+
 def _falls_short(part: TrialRecord | None, whole: Mapping[float | None, TrialRecord]) -> bool:
     """Whether the whole model's objective is worse than that of a part of the model, at the part's strength."""
     record = whole.get(part.spec.hyperparameter) if part else None
@@ -78,10 +124,13 @@ def _falls_short(part: TrialRecord | None, whole: Mapping[float | None, TrialRec
     return ours - theirs > LEAST_LOSS * abs(theirs)
 
 
-def _flag(kind: str, places: Sequence[Place], **values: object) -> list[Flag]:
-    """The flag about these places, or none if there are none."""
-    controls = [place.label for place in places if place.arm == "control"]
-    named = [say("flag", f"place.{place.arm}") for place in places if place.arm != "control"]
-    named += [f"{len(controls)} controls"] if len(controls) > 1 else controls
+def _flag(kind: str, places: Sequence[Place], why: Mapping[Place, str] | None = None, **values: object) -> list[Flag]:
+    """The flag about these places, or none if there are none. `why` is said of places without a number."""
+    named = [
+        say("flag", f"place.{place.arm}") + (f" ({why[place]})" if why else "") for place in places if place.control < 0
+    ]
+    for arm, several in (("control", "{} controls"), ("rest", "the rests of {} controls")):
+        found = [place.label for place in places if place.arm == arm and place.control >= 0]
+        named += [several.format(len(found))] if len(found) > 1 else found
     text = say("flag", kind, places=", ".join(named), **values)
     return [Flag(kind, tuple(place.label for place in places), text)] if places else []

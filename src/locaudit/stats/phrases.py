@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,8 +56,30 @@ class MethodFacts:
         return "at or above" if self.supports == "higher" else "at or below"
 
     @property
+    def name(self) -> str:
+        """The title within a sentence: ``optimal edit``, but ``ITI``."""
+        return self.title if self.title[1:2].isupper() else self.title[:1].lower() + self.title[1:]
+
+    @property
     def terms(self) -> Mapping[str, str]:
-        """Terms to fill into texts about the method, by field name."""
-        title = self.title[:1].upper() + self.title[1:]
-        edits = f"{title}s" if title.endswith(" edit") else f"{title} edits"
-        return {**_TEXTS["terms"][self.supports], **_TEXTS["terms"][self.null], "edits": edits}
+        """Terms to fill into texts about the method, by field name; ``{noun}`` is left in them."""
+        return {**_TEXTS["terms"][self.supports], **_TEXTS["terms"][self.null]}
+
+
+def short(x: float, decimals: int = 2, sign: str = "") -> str:
+    """A number as tables show it, without the zero before the point: ``.29``, ``-.05``, ``1.20``; a dash for NaN."""
+    if not math.isfinite(x):
+        return "-"
+    text = f"{x:{sign}.{decimals}f}"
+    return text.replace("0.", ".", 1) if abs(float(text)) < 1 and decimals else text
+
+
+def short_p(p: float) -> str:
+    """A p-value with two significant digits: ``.05``, ``.0003``."""
+    return "-" if math.isnan(p) else f"{float(f'{p:.2g}'):.10f}".rstrip("0").replace("0.", ".", 1).rstrip(".") or "0"
+
+
+def short_interval(interval: tuple[float, float], decimals: int = 2) -> str:
+    """``[+.33, +.45]``; empty if it is not known."""
+    low, high = interval
+    return f"[{short(low, decimals, '+')}, {short(high, decimals, '+')}]" if math.isfinite(high - low) else ""

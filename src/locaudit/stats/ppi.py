@@ -33,7 +33,7 @@ LEAST = 20
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RectifiedMean:
     """A mean of trusted labels, or a difference of means, estimated with a judge."""
 
     value: float
@@ -66,7 +66,9 @@ def rectify(f: ArrayLike, y: ArrayLike, w: ArrayLike, c: ArrayLike) -> NDArray[n
     return m + fixed + beta * tuned
 
 
-def estimate(parts: Sequence[NDArray[np.float64]], w: ArrayLike, c: ArrayLike, confidence: float = 0.95) -> Estimate:
+def rectified_mean(
+    parts: Sequence[NDArray[np.float64]], w: ArrayLike, c: ArrayLike, confidence: float = 0.95
+) -> RectifiedMean:
     """Estimate sum_a c[a] prod_k E y_k[a, i] from psi_k, one (arms, questions) per aspect k (`rectify`).
 
     With one aspect this is a mean or a difference of means. The variance of a product of means is that of its linear
@@ -90,7 +92,7 @@ def estimate(parts: Sequence[NDArray[np.float64]], w: ArrayLike, c: ArrayLike, c
     free = max(labelled - 2, 1)
     half = float(stats.t.ppf((1 + confidence) / 2, free)) * se * math.sqrt(labelled / free)
     centre = float(c @ value)
-    return Estimate(centre, se, labelled, (centre - half, centre + half))
+    return RectifiedMean(centre, se, labelled, (centre - half, centre + half))
 
 
 def count(w: ArrayLike, c: ArrayLike) -> int:

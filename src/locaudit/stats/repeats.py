@@ -6,7 +6,8 @@ claim and controls are exchangeable in all repeats at once, and averaging treats
 
 Places can also differ between repeats: if each repeat chooses the claim from its own training questions, or if controls
 are matched by values measured on these. Then means over repeats are not comparable. The p-value is twice the median of
-the repeats' p-values, which is valid under any dependence between them (Rueger 1978).
+the repeats' p-values, which is valid under any dependence between them (Rueger 1978). So is that of the tests for a
+"no", which are combined in this way in any case.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from scipy import stats
 from locaudit.errors import RunFolderError
 from locaudit.location import Location
 from locaudit.stats.phrases import say, where
+from locaudit.stats.questions import VOID, Answer, Outcome, find_outcome
 from locaudit.stats.scores import SIGNS, Supports, reaches
-from locaudit.stats.sequential import State, curtailment
+from locaudit.stats.sequential import curtailment
 from locaudit.stats.tests import monte_carlo_p
-from locaudit.stats.verdict import MethodVerdict, NullResult, Outcome, Verdict, find_outcome
+from locaudit.stats.verdict import MethodVerdict, NullResult, Verdict
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class NullRepeats:
     name: str
     can_test: bool
     """Whether every repeat had enough places for p to reach the level."""
-    state: State
+    answer: Answer
+    """Whether the claim is better than its places."""
     p_values: tuple[float, ...]
     p_value: float
     """Monte-Carlo p of the claim's mean score against the controls' mean scores.
@@ -105,7 +108,7 @@ class RepeatsVerdict:
 
     n_repeats: int
     n_planned: int
-    """Number of planned repeats. While some are missing, the outcome is ``underpowered``."""
+    """Number of planned repeats. While some are missing, the outcome is `CANNOT TELL`."""
     score: str
     level: float
     claims: tuple[str, ...]
@@ -177,10 +180,13 @@ def _combine(
     effect_p = min(1.0, 2 * float(np.median([v.effect_p for v in found])))
     sd = float(np.std(gains, ddof=1))
     half = float(stats.t.ppf(0.975, len(gains) - 1)) * sd / math.sqrt(len(gains))
-    can_tell = not (more_planned or math.isnan(claim) or any(v.outcome == "underpowered" for v in found))
-    states: dict[str, State] = {name: null.state for name, null in nulls.items() if null.can_test}
+    questions = [v.question("works") for v in found]
+    is_void = more_planned or math.isnan(claim) or any(q.open in VOID for q in questions)
+    works: Answer = "open"
+    if not is_void:
+        works = _answer(effect_p, [q.p_no if q.answer == "no" else 1.0 for q in questions], first.level)
     return MethodRepeats(
-        outcome=find_outcome(can_tell, effect_p, first.level, states),
+        outcome=find_outcome(works, {name: null.answer for name, null in nulls.items() if null.can_test}),
         outcomes=tuple(v.outcome for v in found),
         nulls=nulls,
         effect_p=effect_p,
@@ -197,7 +203,7 @@ def _combine_null(
     """Combine the tests against one null, one per repeat. `claim` is the claim's mean score, with higher as better."""
     n, sign, tie, level = min(len(r.controls) for r in found), SIGNS[supports], first.tolerance, first.level
     controls = sign * np.mean([r.controls[:n] for r in found], axis=0) if n else np.zeros(0)
-    leads = [sign * r.gap for r in found]
+    leads = [sign * r.lead for r in found]
     p_value = 1.0 if math.isnan(claim) else monte_carlo_p(claim, controls.tolist(), tie)
     if not same_places:
         p_value = min(1.0, 2 * float(np.median([r.p_value for r in found])))
@@ -206,7 +212,7 @@ def _combine_null(
     return NullRepeats(
         name=found[0].name,
         can_test=all(r.can_test for r in found),
-        state="open" if not is_possible else "specific" if p_value <= level else "not specific",
+        answer=_answer(p_value if is_possible else 1.0, [r.p_no if r.answer == "no" else 1.0 for r in found], level),
         p_values=tuple(r.p_value for r in found),
         p_value=p_value,
         same_places=same_places,
@@ -215,3 +221,10 @@ def _combine_null(
         n_at_least=int(np.sum(reaches(controls, claim, tie))) if same_places else None,
         n_controls=n,
     )
+
+
+def _answer(p_yes: float, p_no: Sequence[float], level: float) -> Answer:
+    """Yes if `p_yes` is significant; no if twice the median of the repeats' `p_no` is; else open."""
+    if p_yes <= level:
+        return "yes"
+    return "no" if 2 * float(np.median(np.nan_to_num(p_no, nan=1.0))) <= level else "open"

@@ -32,9 +32,11 @@ THRESHOLD = 0.5
 TIE = 1e-9
 """Scores that differ by less than this, relative to the claim's score or to 1, are tied in any case (`tolerance`)."""
 MAX_MISSING = 0.05
-"""Largest share of an arm's judgements that may be missing before the outcome is ``underpowered``."""
+"""Largest share of an arm's judgements that may be missing before the outcome is `CANNOT TELL`."""
 GREEDY = "_greedy"
 """Ending of judged metrics and scores of the greedy answers, in a run with sampled ones."""
+Values = NDArray[np.float64]
+"""Components of a score at each question: (components, questions), or one value a question: (questions,)."""
 Supports = Literal["higher", "lower"]
 SIGNS: Mapping[Supports, float] = {"higher": 1.0, "lower": -1.0}
 """Factor that makes larger scores support the claim."""
@@ -107,6 +109,11 @@ def find_score(score: str) -> Score:
     aspect = score.removesuffix("_probability")
     title = score if aspect == score else f"{aspect} (probability)"
     return Score(title, needs=(aspect,)) if aspect in ASPECTS else Score(score)
+
+
+def named_score(score: str) -> str:
+    """The score's title with its name in the settings: ``MC2 (score: mc2)``. For one place per page or message."""
+    return f"{find_score(score).title} (score: {score})"
 
 
 def tolerance(score: str, dtype: str = "float32") -> float:

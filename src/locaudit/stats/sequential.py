@@ -30,7 +30,6 @@ P(g_n < k) = k / (n + 1) (or less with ties, which count against the claim).
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -241,37 +240,3 @@ def share_interval(
     low = optimize.brentq(excess, edge, peak) if n_at_least and excess(edge) < 0 else 0.0
     high = optimize.brentq(excess, peak, 1 - edge) if n_at_least < n and excess(1 - edge) < 0 else 1.0
     return float(low), float(high)  # type: ignore[arg-type]
-
-
-def controls_to_decide(n_at_least: int, n: int, level: float, population: int | None = None) -> int | None:
-    """Estimate how many controls ``anytime`` needs in total to tell whether theta is above or below the level.
-
-    This assumes that the share seen so far, (g + 1/2) / (n + 1), stays the same. Returns None if more than
-    `MOST_CONTROLS` or more than `population` controls are needed.
-    """
-    share = (n_at_least + 0.5) / (n + 1)
-    most = min(MOST_CONTROLS, population or MOST_CONTROLS)
-
-    def decides(total: int) -> bool:
-        low, high = share_interval(round(share * total), total, error=RISK * level, population=population)
-        return low > level or high < level
-
-    if n > most or not decides(most):
-        return None
-    return n + bisect_left(range(n, most), True, key=decides)
-
-
-def specificity_power(n_planned: int, level: float, share: float, rule: Rule = "fixed") -> float:
-    """Power: the probability of `specific` with `n_planned` controls, if a `share` of places matches the claim."""
-    if rule != "anytime":
-        return float(stats.binom.cdf(curtailment(n_planned, level) - 1, n_planned, share))
-    chance, found = np.ones(1), 0.0  # chance[g]: probability that the test is still open and g controls did as well
-    for n in range(1, min(n_planned, MOST_CONTROLS) + 1):
-        chance = np.convolve(chance, [1 - share, share])
-        for g in np.flatnonzero(chance).tolist():
-            low, high = share_interval(g, n, error=RISK * level)
-            is_specific = high + RISK * level <= level  # the stopping rule of `Monitor.count`
-            found += chance[g] if is_specific else 0.0
-            if is_specific or low + RISK * level > level or chance[g] <= 1e-9:
-                chance[g] = 0.0
-    return float(found)

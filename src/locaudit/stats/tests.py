@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-from locaudit.stats.resample import N_RESAMPLES, arms_of, blocks
+from locaudit.stats.intervals import arms_of
+from locaudit.stats.resample import N_RESAMPLES, blocks
 from locaudit.stats.scores import TIE, reaches
 
 
@@ -73,7 +74,7 @@ def paired_gain_p(
     Each arrangement exchanges the two at some of the questions, all components of a question together. p is the share
     of arrangements with a gain at least as large as the observed one, up to `tolerance` (`reaches`). If there are at
     most `n_resamples` arrangements (2^n), all are used; otherwise that many are sampled, and the observed one is
-    counted too. Shapes as in `locaudit.stats.resample.arms_of`. Questions missing in either are left out.
+    counted too. Shapes as in `locaudit.stats.intervals.arms_of`. Questions missing in either are left out.
 
     For a plain mean this is the sign-flip test. It is exact if the two values of a question are exchangeable.
 

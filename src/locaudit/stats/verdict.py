@@ -7,36 +7,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from html import escape
 from statistics import fmean
-from typing import Literal
 
 from locaudit.records import json_text
 from locaudit.stats.changes import Changes
-from locaudit.stats.grades import Grade, conclusion
+from locaudit.stats.measured import MARGIN
 from locaudit.stats.off_target import OffTarget
 from locaudit.stats.optimisation import Flag
-from locaudit.stats.phrases import where
+from locaudit.stats.phrases import say, short_p, where
+from locaudit.stats.questions import Answer, Outcome, Question
 from locaudit.stats.scores import TIE, Supports
-from locaudit.stats.sequential import State
+from locaudit.stats.tests import Contrast
 
-Outcome = Literal["no effect", "effective, not specific", "specific to its layers", "specific", "underpowered"]
-
-
-def find_outcome(can_tell: bool, effect_p: float, level: float, states: Mapping[str, State]) -> Outcome:
-    """The outcome of a method from the p of its claim's gain and the state of the test against each null.
-
-    `can_tell` is false if the data allow no conclusion. `states` leaves out nulls with too few places to test. The
-    claim is specific if it stands out from each null: an intersection-union test, which needs no correction.
-    """
-    if can_tell and effect_p > level:
-        return "no effect"
-    fails = [name for name, state in states.items() if state == "not specific"]
-    if can_tell and fails not in ([], ["layers"]):  # whatever the other tests say
-        return "effective, not specific"
-    if not can_tell or not states or "open" in states.values():
-        return "underpowered"
-    if fails:
-        return "specific to its layers" if "anywhere" in states else "effective, not specific"
-    return "specific"
+WIDTH = 130
+"""Default width of a verdict's text, in characters."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +29,20 @@ class NullResult:
     name: str
     can_test: bool
     """Whether it has enough places for p to reach the level; if not, the outcome does not depend on it."""
-    state: State
+    answer: Answer
+    """Whether the claim is better than its places."""
     controls: tuple[float, ...]
     """Score of the edit at each control, by number; NaN if it diverged or none of its answers is judged."""
     p_value: float
     """Monte-Carlo p of the claim against the controls; a sequential p if they were stopped early."""
+    p_no: float
+    """p of the test that its places do as well (`locaudit.stats.measured.Measured.nulls`)."""
     p_adjusted: float
     """`p_value` adjusted for testing several methods at the same controls (`locaudit.stats.max_t_p`)."""
-    p_parametric: float
-    """For comparison with the paper only: one-sample t-test of the controls against the claim's score."""
+    p_new_place: float
+    """t-test of the claim against one new place drawn like the controls (`locaudit.stats.new_place_p`).
+
+    It assumes normal scores and does not decide."""
     n_at_least: int
     """Number of controls that do at least as well as the claim, diverged ones included."""
     n_planned: int
@@ -65,10 +53,13 @@ class NullResult:
     """Number of controls behind `p_value` and `n_at_least`."""
     ended_early: bool
     """Whether the stopping rule ended the test before all planned controls were tried."""
-    gap: float
+    lead: float
     """claim - mean of the controls that did not diverge."""
-    gap_interval: tuple[float, float]
-    """95 % bootstrap interval of `gap` over questions; the controls are held fixed."""
+    lead_interval: tuple[float, float]
+    """95 % interval of the lead over the mean of all such places; questions and places are random."""
+    true_share: float
+    """Share of such places that are truly at least as good as the claim: the noise of questions is taken out."""
+    true_share_interval: tuple[float, float]
 
     @property
     def where(self) -> str:
@@ -86,6 +77,10 @@ class MethodVerdict:
     supports: Supports
     """Whether higher or lower scores support the claim."""
     outcome: Outcome
+    reason: str
+    """Why it is the outcome, in words; with `CANNOT TELL` also the setting to change."""
+    questions: tuple[Question, ...]
+    """The answers that the outcome follows from."""
     base: float
     """Score of the unedited model."""
     claim: float
@@ -97,11 +92,11 @@ class MethodVerdict:
     effect: float
     """Effect size: claim - base."""
     effect_interval: tuple[float, float]
-    """95 % bootstrap interval of `effect` over questions."""
+    """95 % interval of `effect` over questions."""
     effect_p: float
-    """One-sided sign-flip p of `effect`, in the direction that supports the claim."""
-    grades: tuple[Grade, ...]
-    """Sufficiency, specificity, necessity and uniqueness, as far as they apply; none if the claim has no score."""
+    """One-sided p of `effect`, in the direction that supports the claim (studentised exchange test)."""
+    margin: float
+    """Differences below it count as none: a share of the proven gain; NaN if no gain is proven."""
     n_missing: int
     """Number of (arm, test question) pairs without a judgement."""
     n_judged: int
@@ -110,8 +105,6 @@ class MethodVerdict:
     """Largest share of missing judgements among an arm's test questions or any trial's validation questions."""
     chosen: Mapping[str, float | None]
     """Place -> hyperparameter chosen on validation questions."""
-    sentence: str
-    """The outcome in words."""
     changes: Mapping[str, Changes] = field(default_factory=dict)
     """Place -> how many test questions its edit made worse and better than unedited."""
     flags: tuple[Flag, ...] = ()
@@ -126,6 +119,19 @@ class MethodVerdict:
     def first(self) -> NullResult:
         """The first of the nulls that can test: with the default settings, places anywhere."""
         return next(iter(self.deciding.values()))
+
+    def question(self, name: str) -> Question:
+        """The question of that name; `KeyError` if it was not asked."""
+        return {question.name: question for question in self.questions}[name]
+
+    def describe_changes(self) -> str:
+        """How many questions the edit at the claim made worse and better, in words; empty if it has no score."""
+        claim = self.changes.get("claim")
+        if claim is None or not claim.n:
+            return ""
+        others = [c for place, c in self.changes.items() if place.startswith("control ") and c.n]
+        means = {name: fmean(getattr(c, name) for c in others) if others else 0.0 for name in ("worse", "better")}
+        return say("changes", "line", c=claim, controls=say("changes", "controls", **means) if others else "")
 
     def __repr__(self) -> str:
         return f"{self.method}: {self.outcome}; " + ", ".join(f"{k} {v}" for k, v in self._cells().items())
@@ -147,17 +153,28 @@ class MethodVerdict:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an audit supports; `headline` is the conclusion over all methods."""
+    """What an audit supports. The outcome is that of the `main` method; `str` gives the whole text."""
 
+    main: str
+    """The first trained method, or the last method if none is trained; empty if no claim is scored."""
     headline: str
+    """Outcome and reason in one sentence."""
     score: str
     level: float
     n_questions: int
     n_controls: int
     claim: str
     methods: Mapping[str, MethodVerdict]
+    margin: float = MARGIN
+    """Differences below this share of the proven gain count as none."""
     tolerance: float = TIE
     """Scores that differ by less are ties: the difference may be rounding alone."""
+    contrasts: Mapping[str, Contrast] = field(default_factory=dict)
+    """Other method -> whether the claim stands out more by it than by the main method, against the first null."""
+    subject: str = ""
+    """Behaviour, model and claim, in words."""
+    power: str = ""
+    """What the audit could have seen, and the way to more."""
     extended: str = ""
     """What was added to the run after results existed, and what that means for p; empty for nothing."""
 
@@ -165,6 +182,17 @@ class Verdict:
     """What a reader should know before believing a score: a gain at one label only, or samples that are not there."""
     off_target: tuple[OffTarget, ...] = ()
     """What the edits do to other behaviours; they do not enter outcomes."""
+
+    @property
+    def asked(self) -> Mapping[str, str]:
+        """Name -> question in words, of all methods; those of the main method come first."""
+        both = [self.methods[self.main], *self.methods.values()] if self.main else []
+        return {q.name: q.asked for v in both for q in v.questions}
+
+    @property
+    def outcome(self) -> Outcome:
+        """The outcome of the main method."""
+        return self.methods[self.main].outcome if self.main else "CANNOT TELL"
 
     def __repr__(self) -> str:
         about = f"Verdict({self.score} at level {self.level:g}, {self.n_questions} test questions: {self.headline})"
@@ -180,14 +208,43 @@ class Verdict:
         return f"<p><strong>{escape(self.headline)}</strong></p><p>{about}</p>{table}"
 
     def __str__(self) -> str:
-        lines = [self.headline, *([self.extended] if self.extended else []), *self.notes, ""]
-        for name, verdict in self.methods.items():
-            lines.append(f"{name}: {verdict.outcome}. {verdict.sentence}")
-            lines += [f"  {flag.text}" for flag in verdict.flags]
-            lines += [f"  {g.question}: {g.answer}. {g.evidence}" for g in verdict.grades]
-            lines += [f"  {conclusion(verdict.grades)}"] if verdict.grades else []
-        return "\n".join(lines)
+        return self.describe()
+
+    def describe(self, width: int = WIDTH) -> str:
+        """The verdict as text: what was tried, the headline, the questions with their answers, and the way to more."""
+        notes = [text for text in (self.extended, *self.notes) if text]
+        parts = [self.subject, *notes, self.headline, self.table(width), *self.remarks()]
+        return "\n\n".join(part for part in parts if part)
+
+    def table(self, width: int = WIDTH) -> str:
+        """The questions and answers: a column per method or, if that is wider than `width`, a block per method."""
+        names = [self.main, *(name for name in self.methods if name != self.main)] if self.main else []
+        cells = {(name, q.name): f"{q.answer:5} {q.seen}" for name in names for q in self.methods[name].questions}
+        rows = [["", *(self.methods[name].title for name in names)]]
+        rows += [[text, *(cells.get((name, key), "-") for name in names)] for key, text in self.asked.items()]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        if sum(widths) + 2 * len(widths) <= width:
+            return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+        blocks = []
+        for column, name in enumerate(names, start=1):
+            lines = [f"  {row[0].ljust(widths[0])}  {row[column]}" for row in rows[1:] if row[column] != "-"]
+            blocks.append("\n".join([self.methods[name].title, *lines]))
+        return "\n\n".join(blocks)
+
+    def remarks(self) -> list[str]:
+        """What follows the table: other methods, flags, questions made worse, open questions, and power."""
+        if not self.main:
+            return []
+        main, found = self.methods[self.main], []
+        for name, contrast in self.contrasts.items():
+            other, p = self.methods[name], short_p(contrast.p_first)
+            found.append(say("says", "rival", title=other.title, outcome=other.outcome, p=p, main=main.title))
+        found += [main.describe_changes(), *(flag.text for v in self.methods.values() for flag in v.flags)]
+        reason = main.reason.lower()
+        opened = [q for q in main.questions if q.why and q.why.lower() not in reason]
+        found += [f"{q.asked[:1].upper()}{q.asked[1:]} Open: {q.why}. {q.remedy}." for q in opened]
+        return [text for text in (*found, self.power) if text]
 
     def to_json(self) -> str:
         """The verdict as JSON text; NaN (an edit diverged) becomes null."""
-        return json_text(asdict(self))
+        return json_text({"outcome": self.outcome, **asdict(self)})

@@ -55,6 +55,9 @@ CREATE TABLE IF NOT EXISTS judgements (
     judge TEXT NOT NULL, question TEXT NOT NULL, answer TEXT NOT NULL, probability REAL, reason TEXT NOT NULL,
     PRIMARY KEY (judge, question, answer)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parts (
+    fit TEXT NOT NULL REFERENCES fits(fit), part TEXT NOT NULL, seconds REAL NOT NULL, PRIMARY KEY (fit, part)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS manifest (value TEXT NOT NULL);
 """
 """The tables. ``places`` lists which arm, null and control each fit belongs to; a fit may have several places. Sample 0
@@ -210,6 +213,7 @@ class Store:
             "INSERT OR IGNORE INTO places VALUES (?, ?, ?, ?, ?)",
             (spec.arm, spec.null, spec.control, fit, spec.registration),
         )
+        self._add_parts(record)
         if record.status == "diverged":  # possibly on added questions only: then earlier ones have scores
             for table in ("scores", "answers"):
                 self._connection.execute(f"DELETE FROM {table} WHERE fit = ?", (fit,))
@@ -227,6 +231,19 @@ class Store:
             for key, answer in zip(keys[split], texts, strict=True)
         ]
         self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", answers)
+
+    def _add_parts(self, record: TrialRecord) -> None:
+        self._connection.executemany(
+            "INSERT INTO parts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET seconds = seconds + excluded.seconds",
+            [(record.spec.trial_id, part, seconds) for part, seconds in record.seconds.items()],
+        )
+
+    def add_judging(self, records: Sequence[TrialRecord], seconds: float) -> None:
+        """Add the seconds that judging the new answers of these trials took to their answers' (`parts`)."""
+        with self._writing():
+            for record in records:
+                part = "sample" if "sample" in record.seconds else "answer"
+                self._add_parts(replace(record, seconds={part: seconds / len(records)}))
 
     def set_questions(self, splits: Mapping[str, Sequence[HeldOutQuestion]]) -> None:
         """Store the held-out questions that trials are scored on, in place of earlier ones."""
@@ -280,6 +297,14 @@ class Store:
     def seconds(self) -> dict[str, float]:
         """Wall-clock seconds of each trial, by id."""
         return dict(self._connection.execute("SELECT fit, seconds FROM fits").fetchall())
+
+    def parts(self) -> dict[str, dict[str, float]]:
+        """Trial id -> part of its work -> seconds (`TrialRecord.seconds`), judging included. Empty in earlier runs."""
+        found: dict[str, dict[str, float]] = defaultdict(dict)
+        if self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'parts'").fetchone():
+            for fit, part, seconds in self._connection.execute("SELECT * FROM parts"):
+                found[fit][part] = seconds
+        return dict(found)
 
     def check_room(self) -> None:
         """Raise `RunFolderError` if the disk is nearly full. What is already written stays."""

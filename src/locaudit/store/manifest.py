@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from locaudit.claims.kinds import Shape
 from locaudit.config import Registration
 from locaudit.location import Location, Unit
-from locaudit.stats.growth import CONTROLS, NULLS, Extension
+from locaudit.stats.growth import CONTROLS, NULLS, PLACEBOS, RESTS, Extension
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.sequential import Null
 
@@ -68,6 +68,10 @@ class Manifest:
     device: str
     dtype: str
     threads: int
+    rest_controls: int = 0
+    """Rests of controls planned for each method that edits the rest (`Method.rest`)."""
+    placebos: int = 0
+    """Placebos planned for each method that has any (`Method.placebo`)."""
     widen: int = 0
     """How many strengths are added at most to a grid whose best strength is at an edge."""
     samples: int = 0
@@ -109,6 +113,8 @@ def extended(manifest: Manifest, before: Manifest, n_trials: int) -> Manifest:
     numbers: dict[str, tuple[int | str, int | str]] = {
         CONTROLS: (before.n_controls, manifest.n_controls),
         NULLS: (", ".join(before.nulls), ", ".join(manifest.nulls)),
+        RESTS: (before.rest_controls, manifest.rest_controls),
+        PLACEBOS: (before.placebos, manifest.placebos),
         "test questions": (before.n_questions["test"], manifest.n_questions["test"]),
         "validation questions": (before.n_questions["val"], manifest.n_questions["val"]),
         "sampled answers to each question": (before.samples, manifest.samples),

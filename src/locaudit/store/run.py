@@ -12,11 +12,13 @@ from typing import Any
 from locaudit.config import AuditConfig, merge_config, unknown_names_kept
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.records import Place, TrialRecord
+from locaudit.stats.agreement import describe_chance
 from locaudit.stats.decide import decide
 from locaudit.stats.growth import describe_extensions
 from locaudit.stats.labels import describe_labels, wanted
 from locaudit.stats.measured import Design
 from locaudit.stats.off_target import measure_off_target
+from locaudit.stats.optimisation import find_destroyed
 from locaudit.stats.repeats import Repeat
 from locaudit.stats.scores import (
     MAX_MISSING,
@@ -52,6 +54,8 @@ class Run:
     """Aspect -> judgements of its judge."""
     seconds: Mapping[str, float]
     """Wall-clock seconds of each trial, by id."""
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Trial id -> part of its work -> seconds (`locaudit.store.database.Store.parts`)."""
     reading: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Setting -> (value of the run, value chosen), for each setting that `read_with` changed."""
     trusted: tuple[str, tuple[Labelled, ...]] | None = None
@@ -79,7 +83,8 @@ class Run:
         `DataError` for labels that cannot be used.
         """
         if labels is not None:
-            found = replace(self.read_with(score, level, margin), trusted=(str(labels), read_labels(labels)))
+            rows = read_labels(labels, tuple(self.manifest.judges))
+            found = replace(self.read_with(score, level, margin), trusted=(str(labels), rows))
             _ = found.corrected  # computed now, so that labels of another run are refused here
             return found
         own = {"score": self.score, "level": self.config.level, "margin": self.config.margin}
@@ -150,6 +155,8 @@ class Run:
             margin=self.config.margin,
             seconds=_seconds_per_control(self.trials, self.seconds),
             dtype=self.manifest.dtype,
+            noun=self.manifest.kind_plural,
+            folder=str(self.folder),
         )
 
     @cached_property
@@ -157,8 +164,8 @@ class Run:
         """The verdict with this score, level and margin; computed once."""
         return self.decide()
 
-    def decide(self, records: list[TrialRecord] | None = None, score: str | None = None, *, graded=True) -> Verdict:
-        """Compute the verdict, optionally with other judgements in `records`, another score, or without grades."""
+    def decide(self, records: list[TrialRecord] | None = None, score: str | None = None) -> Verdict:
+        """Compute the verdict, optionally with other judgements in `records` or another score."""
         score = score or self.score
         if records is None:
             records = self.records if score == self.score else self._judged(score)
@@ -166,15 +173,36 @@ class Run:
             records,
             score=score,
             level=self.config.level,
-            design=replace(self.design, graded=graded),
+            design=self.design,
             methods=self.manifest.methods,
         )
         extensions, rule = self.manifest.extensions, self.config.stopping
+        asked = [question.text for question in self.questions["test"]]
+        destroyed = find_destroyed(records, asked, score, verdict.tolerance)
         return replace(
             verdict,
+            subject=self._describe_subject(verdict),
+            methods={
+                name: replace(found, flags=(*found.flags, *destroyed.get(name, ())))
+                for name, found in verdict.methods.items()
+            },
             extended=describe_extensions(extensions, rule, self.config.level),
-            notes=(*describe_labels(verdict, records, self.labels), *self._describe_samples(records, score)),
+            notes=(
+                *describe_labels(verdict, records, self.labels),
+                *self._describe_samples(records, score),
+                *(describe_chance(self.corrected.agreement) if self.corrected else ()),
+            ),
             off_target=measure_off_target(verdict, records, self.manifest.dtype),
+        )
+
+    def _describe_subject(self, verdict: Verdict) -> str:
+        """What was tried: ``sentiment on smollm2-135m · claim: 8 probed heads · score: ...``."""
+        manifest, n = self.manifest, len(self.manifest.claim)
+        noun = manifest.kind_plural if n != 1 else manifest.kind_plural.removesuffix("s")
+        controls = " + ".join(str(null.n_planned) for null in manifest.nulls.values())
+        return (
+            f"{manifest.behaviour} on {manifest.model} · claim: {n} {noun} ({manifest.claim_source}) · "
+            f"score: {verdict.score}, {verdict.n_questions} test questions, {controls} controls"
         )
 
     @cached_property
@@ -240,14 +268,14 @@ class Run:
         return len(self.trials) >= self.manifest.planned and wide and sampled and not self.n_unjudged
 
     def as_repeat(self) -> Repeat:
-        """The run as one of several repeats, without grades."""
+        """The run as one of several repeats."""
         places = {r.spec.place: r.spec.location for r in self.trials if r.spec.arm == "control"}
         controls = {
             name: tuple(where for place, where in sorted(places.items()) if where and place.null == name)
             for name in self.manifest.nulls
         }
         questions = tuple(sorted(question.id for question in self.questions["test"]))
-        return Repeat(self.decide(graded=False), self.manifest.claim, controls, questions)
+        return Repeat(self.verdict, self.manifest.claim, controls, questions)
 
 
 def load_run(folder: str | Path) -> Run:
@@ -275,6 +303,7 @@ def load_run(folder: str | Path) -> Run:
             {split: tuple(store.questions(split)) for split in store.splits},
             read_judgements(store, manifest.judges),
             store.seconds(),
+            store.parts(),
         )
 
 

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +26,12 @@ from locaudit.errors import DataError
 from locaudit.records import NO_METHOD, Place, TrialRecord, content_hash
 from locaudit.registry import ASPECTS
 from locaudit.stats.agreement import Agreement, compare
+from locaudit.stats.intervals import mean_estimate, pseudo_values
 from locaudit.stats.phrases import where
-from locaudit.stats.ppi import LEAST, Estimate, estimate, rectify
-from locaudit.stats.resample import percentiles, resampled_scores
-from locaudit.stats.scores import components, mean_score, score_values
+from locaudit.stats.ppi import LEAST, RectifiedMean, rectified_mean, rectify
+from locaudit.stats.scores import components, score_values, tolerance
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, select
+from locaudit.text import plural
 
 if TYPE_CHECKING:
     from locaudit.store.run import Run
@@ -73,8 +74,8 @@ class Line:
     """The verdict's score, or an aspect."""
     judged: float
     judged_interval: tuple[float, float]
-    """95 % bootstrap interval over questions, which takes the judge to be right."""
-    corrected: Estimate
+    """95 % interval over questions, which takes the judge to be right."""
+    corrected: RectifiedMean
     """NaN if fewer than `LEAST` questions are labelled; the interval is NaN if all labels are equal, too."""
 
 
@@ -94,11 +95,12 @@ class Corrected:
     """Number of labelled questions that a corrected number needs."""
 
 
-def read_labels(path: str | Path) -> tuple[Labelled, ...]:
+def read_labels(path: str | Path, aspects: Collection[str] = ()) -> tuple[Labelled, ...]:
     """Read labels from a CSV file or, with the suffix ``.jsonl``, from JSON objects, one a line.
 
     Columns: ``question_id``, ``answer``, one per labelled aspect with 0, 1 or nothing, and optionally ``probability``
-    or ``design``. Raises `DataError` for anything else.
+    or ``design``. Raises `DataError` for anything else. `aspects` are those that the run judges (empty: not known); the
+    error about a file without labels names them.
     """
     path = Path(path)
     text = read_bytes(path, "a CSV or JSONL file of labels", DataError).decode("utf-8-sig", "replace")
@@ -110,7 +112,7 @@ def read_labels(path: str | Path) -> tuple[Labelled, ...]:
         seen.add((row.question, row.answer))
         rows.append(row)
     if not any(row.labels for row in rows):
-        raise _wrong(str(path), "no label", f"fill in a column of an aspect: {', '.join(ASPECTS)}")
+        raise _wrong(str(path), "no label", f"fill in a column of an aspect: {', '.join(aspects or ASPECTS)}")
     if len({(row.probability is None, row.design) for row in rows}) > 1:
         raise _wrong(str(path), "rows of several samples, or some without a probability", "give the rows of one sample")
     return tuple(rows)
@@ -152,10 +154,15 @@ def _labelled(where: str, values: Mapping[str, str]) -> Labelled:
         probability = math.nan
     if probability is not None and not 0 < probability <= 1:
         raise _wrong(where, f"probability = {values['probability']!r:.40}", "write a number above 0, at most 1")
+    design = values.get("design", "").strip()
+    if design and probability is not None:
+        raise _wrong(
+            where,
+            "both a design and a probability, which contradict each other",
+            "delete the column probability if `locaudit judge sample` drew the answers, else the column design",
+        )
     labels = {name: _MARKS[mark] for name, mark in given.items()}
-    return Labelled(
-        values["question_id"], _words(values["answer"]), labels, probability, values.get("design", "").strip()
-    )
+    return Labelled(values["question_id"], _words(values["answer"]), labels, probability, design)
 
 
 def _wrong(where: str, problem: str, remedy: str) -> DataError:
@@ -225,12 +232,12 @@ def _answers(record: TrialRecord) -> tuple[tuple[str, ...], ...]:
 
 def frame_of(run: Run) -> Frame:
     """The run's answers that labels are wanted for. Raises `DataError` if none were generated."""
-    chosen = select(run.records, run.score, run.verdict.tolerance)
+    chosen = select(run.records, run.score, tolerance(run.score, run.manifest.dtype))
     records = {
         (method, place): record
         for method, places in chosen.items()
         for place, record in places.items()
-        if record is not None and place[0] != "rest" and record.answers.get("test")
+        if record is not None and place.arm not in ("rest", "placebo") and record.answers.get("test")
     }
     if (NO_METHOD, BASE) not in records:
         raise DataError(
@@ -267,7 +274,7 @@ def draw(run: Run, n: int, seed: int = 0) -> tuple[list[dict[str, str]], str]:
     ]
     remedy = "raise --n" if m < len(frame.ids) else "raise split.max_test and run the audit again"
     more = "" if m >= LEAST else f"; a corrected number takes at least {LEAST} questions: {remedy}"
-    return rows, f"{len(rows)} answers to {m} of {len(frame.ids)} test questions{more}"
+    return rows, f"{plural(len(rows), 'answer')} to {m} of {len(frame.ids)} test questions{more}"
 
 
 def correct(run: Run, file: str, rows: Sequence[Labelled]) -> Corrected:
@@ -394,17 +401,17 @@ def _line(
     arms, samples = [arm for arm in frame.records if arm in weights], len(frame.samples)
     c, records = np.array([weights[arm] for arm in arms]), [frame.records[arm].questions["test"] for arm in arms]
     values = np.stack([score_values(questions, score) for questions in records], axis=1)
-    judged, drawn = float(c @ mean_score(values)), c @ resampled_scores(values)
+    judged = mean_estimate(c @ pseudo_values(values), (-math.inf, math.inf))
     used = [a for a, (arm, _) in enumerate(frame.answers) if arm in arms]
     names = [name.removesuffix("_probability") for name in components(score, records[0])]
     parts = [[x[used] for x in measured[name]] for name in names]
     each = np.repeat(c, samples) / samples  # of each answer, in the order of `used`
     psi = [rectify(f, y, w, each).reshape(len(arms), samples, -1).mean(axis=1) for f, y, w in parts]
     labelled = np.min([w for _, _, w in parts], axis=0).reshape(len(arms), samples, -1).max(axis=1)
-    found = estimate(psi, labelled, c)
+    found = rectified_mean(psi, labelled, c)
     unknown = (math.nan, math.nan)
     if found.n < LEAST:
-        found = Estimate(math.nan, math.nan, found.n, unknown)
+        found = RectifiedMean(math.nan, math.nan, found.n, unknown)
     elif found.se == 0:
-        found = Estimate(found.value, math.nan, found.n, unknown)
-    return Line(method, what, score, judged, percentiles(drawn, 0.95), found)
+        found = RectifiedMean(found.value, math.nan, found.n, unknown)
+    return Line(method, what, score, judged.value, judged.interval(), found)

@@ -15,7 +15,8 @@ from locaudit.report.figures import new_figure
 from locaudit.report.style import ARM_COLOURS, FAINT, house_style
 from locaudit.run.audit import run_audit
 from locaudit.stats.phrases import where
-from locaudit.stats.verdict import MethodVerdict, Outcome
+from locaudit.stats.questions import Outcome
+from locaudit.stats.verdict import MethodVerdict
 from locaudit.store.run import load_run
 from locaudit.studies.calibration.planted import LAYER_HEADS, Planted, plant_model, planted_settings
 from locaudit.studies.calibration.rates import FAMILY, chance_specific
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-SPECIFIC: Outcome = "specific"
-TO_ITS_LAYERS: Outcome = "specific to its layers"
-NOT_SPECIFIC: Outcome = "effective, not specific"
-NO_GAIN: Outcome = "no effect"
+SPECIFIC: Outcome = "SPECIFIC"
+TO_ITS_LAYERS: Outcome = "SPECIFIC TO ITS LAYERS"
+NOT_SPECIFIC: Outcome = "NOT SPECIFIC"
+NO_GAIN: Outcome = "NO GAIN SHOWN"
 """The outcomes that are right in the cases below."""
 
 
@@ -224,6 +225,7 @@ def _audit(
         "controls": planted.n_heads - 1,
         "nulls": ["anywhere"],
         "whole_model": False,
+        "placebos": 0,
         "seed": seed,
         "rest": False,
         **changes,

@@ -9,7 +9,6 @@ from locaudit.config import to_yaml
 from locaudit.records import json_text
 from locaudit.report import write_report
 from locaudit.report.html import render
-from locaudit.stats.equivalence import LEAST_DIFFERING
 from locaudit.store.files import write_atomically
 from locaudit.studies.paper.claims import judge_claims
 from locaudit.studies.paper.config import PARTS
@@ -43,7 +42,6 @@ def write_paper(folder: str | Path) -> Path:
         n=numbers,
         drawings=draw_study(numbers, folder / "figures"),
         parts={part: PARTS[part] for part in study.audits},
-        least_differing=LEAST_DIFFERING,
         yaml=to_yaml(study.config),
     )
     path = folder / "paper.html"

@@ -130,15 +130,15 @@ def _several_match(found: Numbers, of: int, enough: int) -> Outcome:
 
 
 def _low(found: Numbers) -> float:
-    """Lower end of the interval; -inf if there is no interval or too few questions differ."""
+    """Lower end of the interval; -inf if there is no interval."""
     return _end(found, 0, -math.inf)
 
 
 def _high(found: Numbers) -> float:
-    """Upper end of the interval; +inf if there is no interval or too few questions differ."""
+    """Upper end of the interval; +inf if there is no interval."""
     return _end(found, 1, math.inf)
 
 
 def _end(found: Numbers, side: int, otherwise: float) -> float:
     value = found["interval_90" if "interval_90" in found else "interval_95"][side]
-    return otherwise if value is None or math.isnan(value) or found["few"] else value
+    return otherwise if value is None or math.isnan(value) else value

@@ -100,7 +100,14 @@ class PaperConfig:
         shared = {name: getattr(self, name) for name in _SHARED}
         methods = {"iti": self.iti, "optimal": self.optimal}
         common = AuditConfig(
-            behaviour=self.data, score="info_truth", nulls=("anywhere",), rest=False, widen=0, methods=methods, **shared
+            behaviour=self.data,
+            score="info_truth",
+            nulls=("anywhere",),
+            rest=False,
+            placebos=0,
+            widen=0,
+            methods=methods,
+            **shared,
         )
         single = dataclasses.replace(
             common,

@@ -25,8 +25,8 @@ from locaudit.stats import (
     reaches,
     t_test_p,
 )
+from locaudit.stats.scores import MAX_MISSING
 from locaudit.stats.selection import CLAIM, WHOLE, Place
-from locaudit.stats.words import MAX_MISSING
 from locaudit.store.manifest import ProbeFacts
 from locaudit.studies.paper.study import SCORE, Chosen, Study
 
@@ -180,7 +180,7 @@ def measure_method(chosen: Chosen, grid: Sequence[float], level: float) -> dict[
 def _versus_random(chosen: Chosen) -> dict[str, Any]:
     """The test of the probed heads against the random places."""
     records = [row.record for row in chosen.audit.rows]
-    design = Design(graded=False, dtype=chosen.audit.manifest.dtype)
+    design = Design(dtype=chosen.audit.manifest.dtype)
     verdict = decide(records, score=chosen.score, design=design).methods[chosen.method]
     null = verdict.first
     return {
@@ -192,12 +192,12 @@ def _versus_random(chosen: Chosen) -> dict[str, Any]:
         "p_smallest": 1 / (1 + len(null.controls)),
         "p_t_test": t_test_p(verdict.claim, null.controls, chosen.tolerance),
         "p_new_place": new_place_p(verdict.claim, null.controls, chosen.tolerance),
-        "gap": {"difference": null.gap, "interval_95": null.gap_interval, "few": chosen.few},
+        "gap": {"difference": null.lead, "interval_95": null.lead_interval},
     }
 
 
 def _difference(match: Match) -> dict[str, Any]:
-    return {"difference": match.difference, "interval_95": match.interval_95, "few": match.few}
+    return {"difference": match.difference, "interval_95": match.interval_95}
 
 
 def _truth_gains(chosen: Chosen) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _truth_gains(chosen: Chosen) -> dict[str, Any]:
         for record in (chosen.records[CLAIM], *chosen.random)
     )
     gains = [gain.difference for gain in random]
-    known = [gain.interval_95 for gain in random if not gain.few]
+    known = [gain.interval_95 for gain in random]
     return {
         "localized": _difference(localized),
         "random_median": float(np.nanmedian(gains)) if np.isfinite(gains).sum() > 1 else math.nan,
@@ -225,7 +225,6 @@ def _match(chosen: Chosen, record: TrialRecord | None, reference: NDArray[np.flo
     return {
         "difference": match.difference,
         "interval_90": match.interval,
-        "few": match.few,
         "p_worse_by_margin": match.p,
         "outcome": "worse" if record is None and has_reference else match.outcome,
     }
@@ -287,9 +286,9 @@ def measure_single(study: Study, sets: Chosen) -> dict[str, Any]:
     localized_score = float(mean_score(localized))
     return {
         "rule": (
-            f"a head matches if the 90 % bootstrap interval of its score minus the other's, over the same test "
-            f"questions, lies above -{margin:g}; it is worse if the interval lies below -{margin:g}; otherwise, or if "
-            "too few questions differ, it is undecided. If a claim says that one or several of many heads match, their "
+            f"a head matches if the 90 % interval of its score minus the other's, over the same test "
+            f"questions, lies above -{margin:g}; it is worse if the interval lies below -{margin:g}; otherwise it "
+            "is undecided. If a claim says that one or several of many heads match, their "
             "tests are corrected by Holm's method"
         ),
         "n_random": len(random),

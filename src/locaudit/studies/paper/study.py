@@ -14,12 +14,13 @@ from locaudit.config import read_over, unknown_names_kept
 from locaudit.errors import RunFolderError
 from locaudit.records import Arm, Place, TrialRecord
 from locaudit.report.tables import Tables, tabulate
-from locaudit.stats import components, differ_too_little, mean_score, score_values
+from locaudit.stats import components, mean_score, score_values
 from locaudit.stats.scores import tolerance
 from locaudit.stats.selection import choose, group_trials
 from locaudit.store.folder import has_trials
 from locaudit.store.run import Run, load_run
 from locaudit.studies.paper.config import PaperConfig, Part
+from locaudit.text import plural
 
 SETTINGS = "paper.yaml"
 """File with the study's settings. It also marks a folder as that of a study."""
@@ -85,12 +86,6 @@ class Chosen:
         """The score on the test questions."""
         return float(mean_score(self.values(record)))
 
-    @property
-    def few(self) -> bool:
-        """Whether too few questions differ between the probed heads and the random places (`differ_too_little`)."""
-        random = [self.values(record) for record in self.random]
-        return differ_too_little(self.at("claim"), random, self.margin, self.tolerance)
-
 
 def is_study(folder: str | Path) -> bool:
     """Whether the folder was made by ``locaudit paper``."""
@@ -125,7 +120,7 @@ def _finished(folder: Path) -> Run:
         return run
     lacks = "no trials" if run is None else f"{len(run.trials)} of {run.manifest.planned} trials"
     if run is not None and run.n_unjudged:
-        lacks += f" and {run.n_unjudged} answers that were not judged"
+        lacks += f" and {plural(run.n_unjudged, 'answer')} not judged"
     raise RunFolderError(
         got=f"{folder} with {lacks}",
         expected="a finished study",
