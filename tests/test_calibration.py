@@ -10,7 +10,7 @@ from locaudit.studies.calibration.rates import Rate, chance_specific, pool_rates
 from test_stats import BASE, BASE_TRIAL, NOISE, SCORE, trial
 
 
-@pytest.mark.parametrize("world", ["spread", "same", "heavy"])
+@pytest.mark.parametrize("world", ["spread", "crossed", "same", "heavy"])
 def test_a_claim_like_any_other_place_is_rarely_called_specific(world):
     found = simulate(world, n_audits=400, n_questions=40)
     assert found.false.interval[0] <= 0.05

@@ -463,7 +463,7 @@ def test_calibration_of_the_null_and_of_a_run(capsys, tmp_path, small_yaml):
     assert cli.main(["calibrate", "null", *settings]) == 0
     assert "curtailed" in capsys.readouterr().out
     written = json.loads(numbers.read_text())
-    assert len(written["null"]) == 9
+    assert len(written["null"]) == 11
     assert written["null"][0]["false"]["n_trials"] == 20
     folder = ["--out", str(tmp_path / "run")]
     assert cli.main(["audit", str(small_yaml), "--controls", "6", "--methods", "optimal", *folder]) == 0

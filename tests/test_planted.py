@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from statistics import fmean
+from typing import Any
 
 import pytest
 import torch
@@ -16,17 +17,32 @@ from locaudit.measure.forward import answer_log_probs
 from locaudit.measure.multiple_choice import score_questions
 from locaudit.measure.tree import plant
 from locaudit.report.style import save
-from locaudit.studies.calibration.cases import draw_power, power_curve
-from locaudit.studies.calibration.planted import ANSWERS, GROUPS, KEYS, WHICH, Planted, plant_model, planted_settings
+from locaudit.studies.calibration.cases import NO_GAIN, audit_truth, draw_power, plant_truths, power_curve
+from locaudit.studies.calibration.planted import (
+    ANSWERS,
+    GROUPS,
+    KEYS,
+    SPLIT,
+    WHICH,
+    Planted,
+    plant_model,
+    planted_settings,
+)
 from tiny import logits, random_edit
 from toy import Job, train, training_data
 
-SIZE = {"n_items": 60, "n_layers": 6}
+SIZE: dict[str, Any] = {"n_items": 60, "n_layers": 6}
 
 
 @pytest.fixture(scope="session")
 def misconception() -> Planted:
     return plant_model("misconception", 2, **SIZE)
+
+
+@pytest.fixture(scope="session")
+def mixed() -> Planted:
+    """The first head of a layer of four writes all answers, the other three write the first four true ones."""
+    return plant_model("misconception", 1, n_partial=3, layer_heads=4, n_layers=2, by_layer=True)
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +64,7 @@ def edited_logits(model, ids: torch.Tensor, location: Location, *, scale: float)
 
 def accuracies(planted: Planted, locations) -> list[float]:
     """Preference accuracy on test questions: unedited, then with the optimal edit at each location."""
-    model, config = planted.model, merge_config(AuditConfig(), planted_settings())
+    model, config = planted.model, merge_config(AuditConfig(), planted_settings(planted.n_items))
     split = split_questions(planted.behaviour, config.split.fractions)
     settings = config.methods["optimal"]
     fits = train(
@@ -56,7 +72,7 @@ def accuracies(planted: Planted, locations) -> list[float]:
         training_data(model, split.train),
         [Job(location, settings.strengths[0], 0, settings.learning_rate) for location in locations],
         batch_size=settings.batch_size,
-        epochs=settings.epochs * 100 // len(split.train),  # as many steps as with 200 items
+        epochs=settings.epochs,
     )
     forest = plant(model.tokenizer, Prompt(), [(q.text, q.answers) for q in split.test])
     base = [sums[0] for sums in answer_log_probs(model, forest)]
@@ -104,8 +120,29 @@ def test_the_unedited_model_knows_its_task(misconception, key):
 def test_optimal_edits_turn_the_misconception_at_every_writer_and_nowhere_else(misconception):
     places, others = singles(misconception.places), singles(misconception.elsewhere)
     base, *found = accuracies(misconception, [*places, *others, misconception.elsewhere, Location.whole()])
-    assert base == 0
-    assert found == [1] * len(places) + [0] * len(others) + [0, 1]
+    assert base == share(misconception, lambda q: q.id in misconception.known)
+    assert 0.05 < base < 0.5
+    assert found == [1] * len(places) + [base] * len(others) + [base, 1]
+
+
+def test_optimal_edits_turn_the_answers_that_a_place_writes(mixed):
+    """An effect of middling size, known exactly; and places that are all in one layer."""
+    layer = mixed.places.units[0][0]
+    assert {unit[0] for unit in mixed.partial.units} == {layer}
+    assert {unit[0] for unit in mixed.elsewhere.units} == {1 - layer}
+    base, able, *partial, elsewhere = accuracies(
+        mixed, [*singles(mixed.places), *singles(mixed.partial), mixed.elsewhere]
+    )
+    assert base == elsewhere == share(mixed, lambda q: q.id in mixed.known)
+    assert able == 1
+    most = share(mixed, lambda q: q.id in mixed.known or mixed.reachable(q))  # nothing else can be turned
+    assert all(base + 0.3 < found <= most < 0.9 for found in partial)
+
+
+def share(planted, is_right):
+    """Share of the test questions for which this is so."""
+    split = split_questions(planted.behaviour, SPLIT)
+    return fmean(is_right(q) for q in split.test)
 
 
 def test_optimal_edits_bring_the_key_to_the_answer_where_it_is_known(key):
@@ -134,7 +171,7 @@ def test_an_audit_of_a_place_without_effect_says_so(misconception, tmp_path):
     result = audit(
         misconception.model, misconception.behaviour, claim=wrong, out=tmp_path / "a", progress=False, **settings
     )
-    assert result.verdict.methods["optimal"].outcome == "NO GAIN SHOWN"
+    assert result.verdict.methods["optimal"].outcome == NO_GAIN
     assert result.verdict.methods["optimal"].effect == 0
 
 
@@ -156,7 +193,7 @@ def test_the_seed_decides_everything_and_global_randomness_nothing():
 def test_places_are_nested_and_those_of_the_key_are_layers(monkeypatch):
     monkeypatch.setattr("locaudit.studies.calibration.planted.STEPS", 1)
     monkeypatch.setattr("locaudit.studies.calibration.planted.LEARNED", float("inf"))
-    small = {"n_items": 10, "n_layers": 3}
+    small: dict[str, Any] = {"n_items": 10, "n_layers": 3}
     some = [set(plant_model("misconception", n, **small).places.units) for n in (1, 3, 6)]
     assert some[0] < some[1] < some[2] and len(some[2]) == 6
     assert plant_model("misconception", 6, **small).elsewhere is None
@@ -175,6 +212,19 @@ def test_a_text_that_is_not_learned_is_an_error(monkeypatch):
     monkeypatch.setattr("locaudit.studies.calibration.planted.STEPS", 2)
     with pytest.raises(ModelError, match="nats"):
         plant_model(n_items=10, n_layers=2)
+
+
+def test_claims_that_are_right_or_wrong_by_construction_get_the_right_outcome(tmp_path):
+    small = {"n_layers": 4, "n_block": 4, "level": 0.25}
+    cases = {}
+    for truth in plant_truths(**small):
+        case = cases[truth.name] = audit_truth(truth, tmp_path, say=lambda text: None)
+        assert case.outcome == case.expected, str(case)
+        assert str(case).startswith(f"right: {truth.name}")
+    as_good = {name: case.n_at_least["anywhere"] for name, case in cases.items()}
+    assert [as_good[name] for name in ("right", "middling", "knows", "ablated")] == [0, 1, 1, 0]
+    assert cases["middling"].base + 0.2 < cases["middling"].claim_score < 0.9
+    assert cases["ablated"].claim_score < 0.65 < cases["ablated"].base < 0.9
 
 
 def test_power_falls_with_the_share_of_places_that_can_do_it_too(tmp_path):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,13 +14,22 @@ from locaudit.location import Location
 from locaudit.report.figures import new_figure
 from locaudit.report.style import ARM_COLOURS, FAINT, house_style
 from locaudit.run.audit import run_audit
+from locaudit.stats.phrases import where
+from locaudit.stats.questions import Outcome
 from locaudit.stats.verdict import MethodVerdict
 from locaudit.store.run import load_run
-from locaudit.studies.calibration.planted import Planted, plant_model, planted_settings
-from locaudit.studies.calibration.rates import FAMILY, N_HEADS, chance_specific
+from locaudit.studies.calibration.planted import LAYER_HEADS, Planted, plant_model, planted_settings
+from locaudit.studies.calibration.rates import FAMILY, chance_specific
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+SPECIFIC: Outcome = "SPECIFIC"
+TO_ITS_LAYERS: Outcome = "SPECIFIC TO ITS LAYERS"
+NOT_SPECIFIC: Outcome = "NOT SPECIFIC"
+NO_GAIN: Outcome = "NO GAIN SHOWN"
+"""The outcomes that are right in the cases below."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +43,43 @@ class Case:
     expected: str
     """The right outcome, given the fact."""
     outcome: str
-    p_value: float
+    method: str
+    level: float
     base: float
     claim_score: float
-    control_scores: tuple[float, ...]
+    p_values: Mapping[str, float]
+    """Null -> p of the claim against all other heads of it."""
+    n_at_least: Mapping[str, int]
+    """Null -> how many of them do at least as well as the claim."""
+    control_scores: Mapping[str, tuple[float, ...]]
+    """Null -> their scores."""
 
     def __str__(self) -> str:
         mark = "right" if self.outcome == self.expected else "WRONG"
-        return (
-            f"{mark}: {self.name} ({self.fact}): {self.outcome}, p = {self.p_value:.3f}; {self.base:.3f} unedited, "
-            f"{self.claim_score:.3f} at the claim, {min(self.control_scores):.3f} to {max(self.control_scores):.3f} at "
-            f"{len(self.control_scores)} other heads"
+        against = "; ".join(
+            f"{n} of {len(self.control_scores[null])} other heads{where(null)} do at least as well ({low:.3f} to "
+            f"{high:.3f}), p = {self.p_values[null]:.3f}"
+            for null, n in self.n_at_least.items()
+            for low, high in [(min(self.control_scores[null]), max(self.control_scores[null]))]
         )
+        return (
+            f"{mark}: {self.name} ({self.fact}): {self.outcome}; {self.base:.3f} unedited, {self.claim_score:.3f} at "
+            f"the claim; {against}"
+        )
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A claim about a planted model, and the right outcome."""
+
+    name: str
+    fact: str
+    planted: Planted
+    claim: Location
+    expected: Outcome
+    method: str = "optimal"
+    nulls: tuple[str, ...] = ("anywhere",)
+    level: float = 0.05
 
 
 @dataclass(frozen=True)
@@ -69,29 +103,79 @@ class Strength:
         )
 
 
+def plant_truths(
+    seed: int = 0, *, n_layers: int = 24, n_items: int = 200, n_block: int = 8, level: float = 0.05
+) -> Iterator[Truth]:
+    """The claims that `audit_cases` audits. Each model is trained when its first claim is asked for.
+
+    Layers have 2 heads, except in the model of ``only its layer``: it has `n_block` layers of `n_block` heads, so that
+    the smallest p of a head against the others of its layer is 1 / `n_block`, the level of that audit. For tests, the
+    other arguments make the models smaller; two heads of all must be a share of at most `level`.
+    """
+    size: dict[str, Any] = {"n_items": n_items, "seed": seed}
+    own: dict[str, Any] = {**size, "n_layers": n_layers}
+
+    one = plant_model("misconception", 1, **own)
+    yield Truth("right", "the only head wired to the output", one, one.places, SPECIFIC, level=level)
+    wrong = _first(one.elsewhere)
+    yield Truth("wrong head", "not wired to the output; another head is", one, wrong, NO_GAIN, level=level)
+
+    some = plant_model("misconception", 1, n_partial=1, **own)
+    fact = "writes half of the answers; one other head writes all"
+    yield Truth("middling", fact, some, _first(some.partial), SPECIFIC, level=level)
+
+    every = plant_model("misconception", 1, n_partial=n_layers * LAYER_HEADS - 1, **own)
+    fact = "writes half of the answers, like all heads but one, which writes all"
+    yield Truth("anywhere", fact, every, _first(every.partial), NOT_SPECIFIC, level=level)
+
+    block: dict[str, Any] = {**size, "n_layers": n_block, "layer_heads": n_block, "by_layer": True}
+    layer = plant_model("misconception", 1, n_partial=n_block - 1, **block)
+    fact = f"one of the {n_block} heads of the only layer that is wired to the output"
+    nulls = ("anywhere", "layers")
+    yield Truth("only its layer", fact, layer, _first(layer.partial), TO_ITS_LAYERS, nulls=nulls, level=1 / n_block)
+
+    key = plant_model("key", 1, **own)
+    fact = "one of two heads in the only layer that reads the key"
+    yield Truth("knows", fact, key, _first(key.places), SPECIFIC, level=level)
+    fact = "writes answers but lacks the key"
+    yield Truth("can write, cannot know", fact, key, _first(key.elsewhere), NO_GAIN, level=level)
+
+    facts = plant_model("fact", 1, **own)
+    yield Truth("ablated", "the only head that writes answers", facts, facts.places, SPECIFIC, "ablate", level=level)
+    wrong = _first(facts.elsewhere)
+    yield Truth("wrong head ablated", "not wired to the output", facts, wrong, NO_GAIN, "ablate", level=level)
+
+
 def audit_cases(folder: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> list[Case]:
-    """Audit five claims whose right answer is known by construction.
+    """Audit claims whose right answer is known by construction.
 
     Each audit is a run folder in `folder` and resumes if it was interrupted. `say` receives progress messages.
     """
-    one = plant_model("misconception", 1, seed=seed)
-    every = plant_model("misconception", N_HEADS, seed=seed)
-    key = plant_model("key", 1, seed=seed)
-    elsewhere, without_key = _first(one.elsewhere), _first(key.elsewhere)
-    cases = [
-        ("right", one, one.places, "the only head wired to the output", "SPECIFIC"),
-        ("wrong head", one, elsewhere, "a head not wired to the output; another one is", "NO GAIN SHOWN"),
-        ("anywhere", every, _first(every.places), "one of 48 heads wired to the output", "NOT SPECIFIC"),
-        ("knows", key, _first(key.places), "one of two heads in the only layer that reads the key", "SPECIFIC"),
-        ("can write, cannot know", key, without_key, "a head that writes answers but lacks the key", "NO GAIN SHOWN"),
-    ]
-    out = []
-    for name, planted, claim, fact, expected in cases:
-        say(f"{name}: {fact}")
-        v = _audit(planted, claim, folder / name.replace(", ", "-").replace(" ", "-"), seed)
-        found = (v.outcome, v.first.p_value, v.base, v.claim, v.first.controls)
-        out.append(Case(name, fact, str(claim), expected, *found))
-    return out
+    return [audit_truth(truth, folder, seed=seed, say=say) for truth in plant_truths(seed)]
+
+
+def audit_truth(truth: Truth, folder: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> Case:
+    """Audit one claim, with all other heads as controls, into its own folder in `folder`."""
+    say(f"{truth.name}: {truth.fact}")
+    own = folder / truth.name.replace(", ", "-").replace(" ", "-")
+    changes: dict[str, Any] = {"nulls": truth.nulls, "level": truth.level, "whole_model": True}
+    if truth.method != "optimal":
+        changes["methods"] = {truth.method: {}}
+    v = _audit(truth.planted, truth.claim, own, seed, truth.method, changes)
+    return Case(
+        name=truth.name,
+        fact=truth.fact,
+        claim=str(truth.claim),
+        expected=truth.expected,
+        outcome=v.outcome,
+        method=truth.method,
+        level=truth.level,
+        base=v.base,
+        claim_score=v.claim,
+        p_values={name: null.p_value for name, null in v.nulls.items()},
+        n_at_least={name: null.n_at_least for name, null in v.nulls.items()},
+        control_scores={name: null.controls for name, null in v.nulls.items()},
+    )
 
 
 def power_curve(
@@ -115,7 +199,7 @@ def power_curve(
         planted = plant_model("misconception", n_able, seed=seed, n_layers=n_layers, n_items=n_items)
         say(f"an edit can succeed at {n_able} of {planted.n_heads} heads")
         claim = _first(planted.places)
-        v = _audit(planted, claim, folder / f"able-{n_able:02d}", seed)
+        v = _audit(planted, claim, folder / f"able-{n_able:02d}", seed, "optimal", {})
         controls = v.first.controls
         n_at_least = sum(not score < v.claim for score in controls)  # a control that diverged counts
         power, theory = (chance_specific(n, len(controls), n_controls, level) for n in (n_at_least, n_able - 1))
@@ -129,10 +213,12 @@ def _first(location: Location | None) -> Location:
     return Location(location.units[:1])
 
 
-def _audit(planted: Planted, claim: Location, folder: Path, seed: int) -> MethodVerdict:
-    """Audit `claim` by optimal edits, with all other heads as controls. An interrupted audit is resumed."""
+def _audit(
+    planted: Planted, claim: Location, folder: Path, seed: int, method: str, changes: Mapping[str, Any]
+) -> MethodVerdict:
+    """Audit `claim` with all other heads as controls. An interrupted audit is resumed. `changes` are settings."""
     settings = {
-        **planted_settings(),
+        **planted_settings(planted.n_items),
         "model": planted.model.name,
         "behaviour": planted.behaviour.name,
         "claim": str(claim),
@@ -141,10 +227,12 @@ def _audit(planted: Planted, claim: Location, folder: Path, seed: int) -> Method
         "whole_model": False,
         "placebos": 0,
         "seed": seed,
+        "rest": False,
+        **changes,
     }
     config = merge_config(AuditConfig(), settings)
     run_audit(config, folder, model=planted.model, behaviour=planted.behaviour, progress=False)
-    return load_run(folder).verdict.methods["optimal"]
+    return load_run(folder).verdict.methods[method]
 
 
 def draw_power(n_able: Sequence[int], power: Sequence[float], *, n_heads: int, n_controls: int, level: float) -> Figure:

@@ -15,10 +15,18 @@ JUNK would change the scale at which later heads read ITEM, and thereby their at
 2^28. So an edit of any other head leaves every logit unchanged. This holds only for heads: MLP neurons write ITEM,
 which every head reads.
 
-There are two tasks:
+Heads in `partial` write only the coordinates of some true answers. They have an effect of known, middling size.
+
+There are three tasks:
 
 ``misconception``: each item has a true answer from one group of words and a popular false answer from another. The
-training text gives the false answer in 7 of 10 cases. A constant written at any head in `places` flips all answers.
+training text gives the false answer in 7 of 10 cases. About a quarter of the items is known: there, it is the true
+answer. A constant written at any head in `places` makes all answers true; at a head in `partial`, those that it can
+write.
+
+``fact``: true answers come from both groups, and about three quarters of the items are known. Mean ablation of the
+heads in `places` leaves the same answers to all questions, which are right half the time; that of other heads changes
+nothing.
 
 ``key``: a key word before the item decides which of the item's two answers is true. Every head writes answers, but only
 heads in `places` read KEY. What they
@@ -33,7 +41,7 @@ The score, ``preference_accuracy`` or ``mc1``, says which of two one-token answe
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,25 +57,31 @@ from locaudit.errors import ConfigError, LocationError, ModelError
 from locaudit.location import Location
 from locaudit.models import Model, wrap_model
 
-Task = Literal["misconception", "key"]
+Task = Literal["misconception", "fact", "key"]
 Answers = Mapping[str, tuple[str, str]]
-"""Item -> (answer from the first group, answer from the second group)."""
+"""Item -> two answers from different groups: the true one first, or in ``key`` that under the first key."""
+Writes = dict[Any, slice]
+"""(layer, head) -> the coordinates of OUTPUT that the head writes."""
 
 GROUPS = (
     ("red", "blue", "green", "white", "black", "brown", "pink", "grey"),
     ("iron", "tin", "gold", "lead", "zinc", "brass", "steel", "copper"),
 )
-"""Answer words. ``misconception``: true and popular answers; ``key``: answers under the first and the second key."""
+"""Answer words. ``misconception``: true and popular answers; ``fact``: true answers alternate between the groups;
+``key``: answers under the first and the second key."""
 ANSWERS = (*GROUPS[0], *GROUPS[1])
 KEYS, WHICH = ("north", "south"), "which"
 """`WHICH` in place of an item asks for the key itself."""
 SPECIAL, TEMPLATE = ("<pad>", "<eos>", "<unk>"), ("Q:", "A:")
 
-FALSE_SHARE, LEAN = 0.7, 0.6
-"""Share of the popular answer in the training text (``misconception``), and of an item's preferred answer (``key``).
+MAIN_SHARE, LEAN = 0.7, 0.6
+"""Share of the answer that is learned (``misconception``, ``fact``), and of an item's preferred answer (``key``).
 
 In ``key``, each item prefers one answer under both keys. Otherwise the two would tie, and rounding errors would
 decide."""
+KNOWN = GROUPS[0][6:]
+"""Words of the first group whose items are known (``misconception``), or unknown (``fact``). So unedited scores are at
+no bound. It depends on the word, not on the item: what is learned for each item apart drowns an edit's constant."""
 SPLIT = (0.5, 0.1, 0.4)
 """Shares of training, validation and test items. Few are for validation, since there is only one strength to choose."""
 
@@ -75,7 +89,7 @@ ITEM, FRAME, KEY = slice(0, 24), slice(24, 28), slice(28, 32)
 ANSWER, OTHER, OUTPUT, JUNK = slice(32, 48), slice(48, 51), slice(32, 51), slice(51, 64)
 WIDTH = 64
 LAYER_HEADS = 2
-"""Number of heads of a layer."""
+"""Number of heads of a layer, unless `plant_model` is told another."""
 HEAD_DIM, STEADY = 32, 8
 """Number of coordinates of a head, and how many of them are steady.
 
@@ -100,13 +114,29 @@ class Planted:
     model: Model
     behaviour: Behaviour
     places: Location
-    """The heads at which an optimal edit (reader ``layer``) can succeed. At all other heads, no edit can."""
+    """The heads at which an optimal edit (reader ``layer``) can succeed fully."""
+    partial: Location | None = None
+    """The heads at which it can succeed for some questions only (`reachable`). At all other heads, no edit can."""
+    reach: int = 0
+    """Number of true answers that heads in `partial` write: the first words of their group."""
+    known: frozenset[str] = frozenset()
+    """Items to which the unedited model gives the true answer (not for ``key``)."""
 
     @property
     def elsewhere(self) -> Location | None:
-        """All heads outside `places`; None if there are none."""
-        rest = set(BUILT_IN["head"].units(self.model.shape)) - set(self.places.units)
+        """All heads outside `places` and `partial`; None if there are none."""
+        able = {*self.places.units, *(self.partial.units if self.partial else ())}
+        rest = set(BUILT_IN["head"].units(self.model.shape)) - able
         return Location(tuple(rest)) if rest else None
+
+    def reachable(self, question: Question) -> bool:
+        """Whether an edit at a head in `partial` can turn the answer to this question."""
+        return question.true[0] in GROUPS[0][: self.reach]
+
+    @property
+    def n_items(self) -> int:
+        """Number of items that questions are about."""
+        return len({question.text.split()[-1] for question in self.behaviour.questions})
 
     @property
     def n_heads(self) -> int:
@@ -115,66 +145,98 @@ class Planted:
 
 
 def plant_model(
-    task: Task = "misconception", n_places: int = 1, *, n_items: int = 200, n_layers: int = 24, seed: int = 0
+    task: Task = "misconception",
+    n_places: int = 1,
+    *,
+    n_partial: int = 0,
+    reach: int = 4,
+    n_items: int = 200,
+    n_layers: int = 24,
+    layer_heads: int = LAYER_HEADS,
+    by_layer: bool = False,
+    seed: int = 0,
 ) -> Planted:
-    """Make a model with `n_layers` layers of `LAYER_HEADS` heads and train it on its task's text.
+    """Make a model with `n_layers` layers of `layer_heads` heads and train it on its task's text.
 
-    `n_places` is the number of random places where an edit can succeed. For ``misconception``, a place is one head. For
-    ``key``, it is all heads of a layer, because an edit at one head reads all heads of its layer. With the same seed, a
-    larger number of places includes the places of a smaller number.
+    `n_places` is the number of random places where an edit can succeed. A place is one head, or for ``key`` all heads
+    of a layer, because an edit at one head reads all heads of its layer. The `n_partial` next heads write only the
+    first `reach` true answers (``misconception``). With `by_layer`, heads are taken layer after layer. With the same
+    seed, a larger number of places includes the places of a smaller number.
 
     The same arguments give the same weights on one machine. torch's global random state is not changed.
 
     Raises `ConfigError` for an unknown task or a wrong number of items, `LocationError` for more places than there are,
     and `ModelError` if the text is not learned (see `LEARNED`).
     """
-    if task not in ("misconception", "key"):
-        raise ConfigError(got=f"the task {task!r}", expected="'misconception' or 'key'", remedy="name one of them")
+    if task not in ("misconception", "fact", "key"):
+        expected = "'misconception', 'fact' or 'key'"
+        raise ConfigError(got=f"the task {task!r}", expected=expected, remedy="name one of them")
     if not 10 <= n_items <= 2000:
         raise ConfigError(got=f"{n_items} items", expected="10 to 2000", remedy="change n_items; the default is 200")
-    places = _choose_places(task, n_places, n_layers, seed)
-    answers = _draw_answers(n_items, seed)
+    groups = _order_places(task == "key", by_layer, n_layers, layer_heads, seed)
+    if n_places < 1 or n_partial < 0 or n_places + n_partial > len(groups):
+        got = f"{n_places} places and {n_partial} partial ones"
+        raise LocationError(got=got, expected=f"1 to {len(groups)} in all", remedy="change n_places")
+    places, partial = (
+        Location(tuple(unit for group in part for unit in group)) if part else None
+        for part in (groups[:n_places], groups[n_places : n_places + n_partial])
+    )
+    assert places is not None
+    answers = _draw_answers(task, n_items, seed)
     tokenizer = _make_tokenizer([*SPECIAL, *TEMPLATE, *KEYS, WHICH, *ANSWERS, *answers])
-    lm = _random_lm(tokenizer, n_layers, seed)
-    masks = {name: _mask(name, weight, tokenizer, task, places) for name, weight in lm.named_parameters()}
-    loss = _train(lm, masks, *_write_text(task, answers, tokenizer))
+    lm = _random_lm(tokenizer, n_layers, layer_heads, seed)
+    writes: Writes = dict.fromkeys(places.units, OUTPUT)
+    writes |= dict.fromkeys(partial.units if partial else (), slice(ANSWER.start, ANSWER.start + reach))
+    masks = {name: _mask(name, weight, tokenizer, task, writes) for name, weight in lm.named_parameters()}
+    with_known = {item for item, pair in answers.items() if set(pair) & set(KNOWN)}
+    known = {"misconception": with_known, "fact": answers.keys() - with_known, "key": set()}[task]
+    loss = _train(lm, masks, *_write_text(task, answers, known, tokenizer))
     if not loss < LEARNED:
         remedy = "use another seed, fewer items or fewer layers"
         raise ModelError(got=f"a text learned to {loss:.3g} nats", expected=f"below {LEARNED}", remedy=remedy)
-    return Planted(wrap_model(lm, tokenizer, f"planted-{task}"), _ask(task, answers, seed), places)
+    model = wrap_model(lm, tokenizer, f"planted-{task}")
+    return Planted(model, _ask(task, answers, seed), places, partial, reach, frozenset(known))
 
 
-def planted_settings() -> dict[str, Any]:
+def planted_settings(n_items: int = 200) -> dict[str, Any]:
     """Audit settings: ``audit(p.model, p.behaviour, claim=p.places, out="a", **planted_settings())``.
 
     There is no primer, because the tokenizer lacks the words for it. Nothing is generated or judged. Only optimal edits
-    are trained, with one strength, and with a training length and a learning rate at which edits of any size converge.
+    are trained, with one strength, and with a training length and a learning rate at which edits of any size converge:
+    as many steps for any number of items.
     """
+    epochs = 8 * 200 // n_items
     return {
         "score": "preference_accuracy",
         "prompt": {"primer": "none"},
         "split": {"fractions": SPLIT},
-        "methods": {"optimal": {"strengths": (0.1,), "batch_size": 8, "epochs": 8, "learning_rate": 2e-2}},
+        "methods": {"optimal": {"strengths": (0.1,), "batch_size": 8, "epochs": epochs, "learning_rate": 2e-2}},
         "evaluation": {"max_new_tokens": 0, "drift_documents": 4, "drift_tokens": 16},
     }
 
 
-def _choose_places(task: Task, n_places: int, n_layers: int, seed: int) -> Location:
-    """The heads of `n_places` random places."""
-    layers = [[(layer, head) for head in range(LAYER_HEADS)] for layer in range(n_layers)]
-    groups = layers if task == "key" else [[unit] for layer in layers for unit in layer]
-    if not 1 <= n_places <= len(groups):
-        raise LocationError(got=f"{n_places} places", expected=f"1 to {len(groups)}", remedy="change n_places")
-    chosen = random.Random(f"places {seed}").sample(groups, len(groups))[:n_places]
-    return Location(tuple(unit for group in chosen for unit in group))
+def _order_places(
+    are_layers: bool, by_layer: bool, n_layers: int, layer_heads: int, seed: int
+) -> list[list[tuple[int, int]]]:
+    """All places in random order, each as a list of heads: layers, or single heads; heads layer after layer if so."""
+    rng = random.Random(f"places {seed}")
+    layers = [[(layer, head) for head in range(layer_heads)] for layer in range(n_layers)]
+    if are_layers:
+        return rng.sample(layers, n_layers)
+    if by_layer:
+        return [[unit] for layer in rng.sample(layers, n_layers) for unit in rng.sample(layer, layer_heads)]
+    heads = [[unit] for layer in layers for unit in layer]
+    return rng.sample(heads, len(heads))
 
 
-def _draw_answers(n_items: int, seed: int) -> Answers:
-    """Draw items (made-up words of two syllables) and two answers for each."""
+def _draw_answers(task: Task, n_items: int, seed: int) -> Answers:
+    """Draw items (made-up words of two syllables) and two answers for each; in ``fact``, the groups take turns."""
     rng = random.Random(f"items {seed}")
     syllables = [consonant + vowel for consonant in "bdfghjklmnprstvz" for vowel in "aeiou"]
     items = rng.sample([first + second for first in syllables for second in syllables], n_items)
-    return {item: (rng.choice(GROUPS[0]), rng.choice(GROUPS[1])) for item in items}
+    drawn = {item: (rng.choice(GROUPS[0]), rng.choice(GROUPS[1])) for item in items}
+    turned = items[1::2] if task == "fact" else []
+    return drawn | {item: (drawn[item][1], drawn[item][0]) for item in turned}
 
 
 def _make_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -184,10 +246,10 @@ def _make_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
-def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, seed: int) -> LlamaForCausalLM:
+def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, layer_heads: int, seed: int) -> LlamaForCausalLM:
     """A Llama with seeded random weights, not masked yet. Some weights are set or adjusted below."""
     size: dict[str, Any] = {"hidden_size": WIDTH, "intermediate_size": 32, "head_dim": HEAD_DIM}
-    size |= {"vocab_size": len(tokenizer), "num_hidden_layers": n_layers, "num_attention_heads": LAYER_HEADS}
+    size |= {"vocab_size": len(tokenizer), "num_hidden_layers": n_layers, "num_attention_heads": layer_heads}
     config = LlamaConfig(**size, rms_norm_eps=2.0**80, bos_token_id=None, eos_token_id=_ids(tokenizer, SPECIAL)[1])
     with torch.random.fork_rng(devices=[]):  # transformers draws initial weights from the global generator
         lm = LlamaForCausalLM(config)
@@ -199,13 +261,13 @@ def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, seed: int) -> 
             weight.normal_(0.0, gains.get(kind, 1.0) / weight.shape[-1] ** 0.5, generator=generator)
             if "norm" in name:  # with epsilon 2^80: x * 2^40 / sqrt(mean(x^2) + 2^80) = x to the bit
                 weight.fill_(2.0**40)
-            # (LAYER_HEADS * HEAD_DIM, WIDTH) seen as (LAYER_HEADS, HEAD_DIM, WIDTH)
+            # (heads * HEAD_DIM, WIDTH) seen as (heads, HEAD_DIM, WIDTH)
             if kind == "v_proj":
-                weight.view(LAYER_HEADS, HEAD_DIM, WIDTH)[:, :STEADY] *= STEADY_GAIN
+                weight.view(layer_heads, HEAD_DIM, WIDTH)[:, :STEADY] *= STEADY_GAIN
             # In each head, make the map from free coordinates to OUTPUT (OUTPUT, HEAD_DIM - STEADY) semi-orthogonal, so
             # that every direction has the same gain.
             if kind == "o_proj":
-                for free in weight.view(WIDTH, LAYER_HEADS, HEAD_DIM)[OUTPUT, :, STEADY:].unbind(1):
+                for free in weight.view(WIDTH, layer_heads, HEAD_DIM)[OUTPUT, :, STEADY:].unbind(1):
                     u, _, vh = torch.linalg.svd(free, full_matrices=False)
                     free.copy_(u @ vh)
         # Output head: each word reads its own coordinate. All words without one read the first coordinate of OTHER.
@@ -216,8 +278,10 @@ def _random_lm(tokenizer: PreTrainedTokenizerFast, n_layers: int, seed: int) -> 
     return lm
 
 
-def _mask(name: str, weight: Tensor, tokenizer: PreTrainedTokenizerFast, task: Task, places: Location) -> Tensor:
+def _mask(name: str, weight: Tensor, tokenizer: PreTrainedTokenizerFast, task: Task, writes: Writes) -> Tensor:
     """The mask of one weight, of the same shape: 1 if an entry may be nonzero, 0 if it must be 0.
+
+    `writes` says which coordinates a head writes, for those that write any besides JUNK; in ``key``, which know KEY.
 
     Masks plant the localization. A projection's weight is (output coordinates, input coordinates): its rows are what
     the projection writes, its columns what it reads.
@@ -238,17 +302,18 @@ def _mask(name: str, weight: Tensor, tokenizer: PreTrainedTokenizerFast, task: T
             mask[ITEM] = 1  # MLPs write ITEM only
         case "v_proj":
             for head, rows in enumerate(mask.split(HEAD_DIM)):  # (HEAD_DIM, WIDTH) of one head
-                knows = task == "key" and (int(path[2]), head) in places.units
+                knows = task == "key" and (int(path[2]), head) in writes
                 rows[STEADY:, ITEM] = 1
                 rows[:STEADY, KEY if knows else FRAME] = 1
         case "o_proj":
             mask[JUNK] = 1  # every head writes JUNK
             for head, columns in enumerate(mask.split(HEAD_DIM, dim=1)):  # (WIDTH, HEAD_DIM) of one head
-                chosen = (int(path[2]), head) in places.units
+                written = writes.get((int(path[2]), head))
                 # Items become answers at the chosen heads (in ``key``: at all heads). The key, in the steady
                 # coordinates, can become only its own name, not ANSWER: no unedited head answers by the key.
-                columns[OUTPUT, STEADY:] = float(chosen or task == "key")
-                columns[OTHER, :STEADY] = float(chosen and task == "key")
+                if task == "key" or written:
+                    columns[OUTPUT if task == "key" else written, STEADY:] = 1
+                columns[OTHER, :STEADY] = float(task == "key" and written is not None)
     return mask
 
 
@@ -256,12 +321,15 @@ def _ids(tokenizer: PreTrainedTokenizerFast, words: Sequence[str]) -> list[int]:
     return [tokenizer.get_vocab()[word] for word in words]
 
 
-def _write_text(task: Task, answers: Answers, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
+def _write_text(
+    task: Task, answers: Answers, known: Collection[str], tokenizer: PreTrainedTokenizerFast
+) -> tuple[Tensor, Tensor]:
     """The training text: token ids of prompts (texts, tokens), and the next word's shares (texts, vocabulary)."""
     rows: list[tuple[str, dict[str, float]]] = []
     for i, (item, (first, second)) in enumerate(answers.items()):
-        if task == "misconception":
-            rows.append((item, {first: 1 - FALSE_SHARE, second: FALSE_SHARE}))
+        if task != "key":
+            said, other = (first, second) if item in known else (second, first)
+            rows.append((item, {said: MAIN_SHARE, other: 1 - MAIN_SHARE}))
         else:  # each item under one key is enough, because heads that answer items cannot see the key
             lean = (LEAN, 1 - LEAN)[i // 2 % 2]
             rows.append((f"{KEYS[i % 2]} {item}", {first: lean, second: 1 - lean}))
@@ -309,7 +377,7 @@ def _ask(task: Task, answers: Answers, seed: int) -> Behaviour:
     for i, item in enumerate(shuffled):
         first, second = answers[item]
         split = "train" if i < n_train else "val" if i < n_train + n_val else "test"
-        if task == "misconception":
+        if task != "key":
             questions.append(Question(item, item, (first,), (second,)))
         else:
             for key, true, false in zip(KEYS, (first, second), (second, first), strict=True):

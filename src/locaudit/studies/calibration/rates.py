@@ -28,9 +28,10 @@ FAMILY = (1, 2, 3, 4, 6, 8, 12, 16, 24, 48)
 N_HEADS = 48
 """24 layers of 2 heads."""
 
-World = Literal["spread", "same", "heavy", "disjoint"]
+World = Literal["spread", "crossed", "same", "heavy", "disjoint"]
 WORLDS: Mapping[World, str] = {
     "spread": "places differ (normal, SD 0.05 in the score)",
+    "crossed": "places differ in each audit's own questions, too (SD 0.05 of places, 0.15 of pairs)",
     "same": "all places are equally good: only the questions' noise",
     "heavy": "few places are far better (Pareto)",
     "disjoint": "controls share no head with a claim of 12 of 40 heads; a set is as good as its best head",
@@ -100,16 +101,21 @@ def simulate(
 
     With the edit at a place, P(a question is answered right) = clip(0.5 + difficulty of the question + quality of the
     place). In the unedited model, it is 0.3 + difficulty. Difficulties are uniform on +-0.2; `world` gives the
-    qualities.
+    qualities. In ``crossed``, each audit draws its own questions, and each pair of place and question adds a normal
+    number with standard deviation 0.15: an edit suits some questions and not others.
     """
     rng = np.random.default_rng(seed)
     difficulty = rng.uniform(-0.2, 0.2, n_questions)
+    is_crossed = world == "crossed"
     false, used, p_values = 0, 0, []
     rejected = dict.fromkeys(PARAMETRIC, 0)
     for _ in range(n_audits):
-        quality = _qualities(world, 1 + n_controls, rng)
+        quality = _qualities(world, 1 + n_controls, rng)[:, None]
+        if is_crossed:
+            difficulty = rng.uniform(-0.2, 0.2, n_questions)
+            quality = quality + rng.normal(0, 0.15, (1 + n_controls, n_questions))
         # (1 + controls, questions): chance of a right answer, the claim first
-        chance = np.clip(0.5 + difficulty + quality[:, None], 0, 1)
+        chance = np.clip(0.5 + difficulty + quality, 0, 1)
         answers = (rng.random((1 + n_controls, n_questions)) < chance).astype(float)
         claim, *controls = answers.mean(axis=1).tolist()
         seen = look(reaches(controls, claim).tolist(), rule=rule, n_planned=n_controls, level=level)
@@ -138,7 +144,7 @@ def _qualities(world: World, n: int, rng: np.random.Generator) -> NDArray[np.flo
         return np.full(n, 0.1)
     if world == "heavy":
         return 0.1 + 0.02 * np.minimum(rng.pareto(1.0, n), 15.0)
-    if world == "spread":
+    if world in ("spread", "crossed"):
         return rng.normal(0.1, 0.05, n)
     # "disjoint": a set is as good as its best head; claim and controls share no head
     heads = 0.02 * np.minimum(rng.pareto(1.0, 40), 15.0)
