@@ -308,7 +308,7 @@ def test_wrong_yaml_names_the_setting(text, message):
         (lambda: AuditConfig(level=1.0), "level = 1.0.*expected less than 1"),
         (lambda: AuditConfig(level=math.nan), "level = nan.*a finite number"),
         (lambda: AuditConfig(margin=0.0), "margin = 0.0"),
-        (lambda: AuditConfig(margin=0.05), "margin = 0.05 .*expected a share of the whole model's gain, 0.1 or more"),
+        (lambda: AuditConfig(margin=0.05), "margin = 0.05 .*expected a share of a gain, 0.1 or more"),
         (lambda: AuditConfig(seed=2**63), "seed = 9223372036854775808"),
         (lambda: AuditConfig(training_seed=-1), "training_seed = -1"),
         (lambda: AuditConfig(methods={}), "methods = "),

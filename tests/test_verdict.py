@@ -161,15 +161,24 @@ def test_a_lead_below_the_margin_is_as_good_as_none():
     # Better than all 19, by a lead that is shown to be small: better, and the sentence says by how little.
     outcome, sentence = told(measure(controls=(0.25,) * 19, noise=0.01))
     assert outcome == "SPECIFIC"
-    assert sentence.endswith("but leads the mean of random places by less than 33% of the proven gain.")
+    assert sentence.endswith("but leads the mean of random places by less than 33% of its own gain.")
 
 
-def test_the_margin_is_a_share_of_the_gain_of_the_whole_model_or_else_of_the_claim():
+def test_the_margin_is_a_share_of_a_proven_gain():
     m = measure(claim=0.2, whole=0.4)
-    assert m.margin == pytest.approx((m.means[Place("whole")] - m.means[Place("base")]) / 3)
+    assert m.margin(Place("whole")) == pytest.approx((m.means[Place("whole")] - m.means[Place("base")]) / 3)
     m = measure(claim=0.2, whole=None, margin=0.5)
-    assert m.margin == pytest.approx((m.means[CLAIM_PLACE] - m.means[Place("base")]) / 2)
-    assert math.isnan(measure(claim=0.0, whole=0.0).margin)
+    assert m.margin(CLAIM_PLACE) == pytest.approx((m.means[CLAIM_PLACE] - m.means[Place("base")]) / 2)
+    assert math.isnan(m.margin(Place("whole"))) and math.isnan(measure(claim=0.0, whole=0.0).margin(CLAIM_PLACE))
+
+
+def test_a_lead_is_compared_with_the_gain_at_the_claim_whatever_the_whole_model_gains():
+    """The whole model gains ten times as much, as an edit that destroys it may; random places gain a third."""
+    bounds = (-math.inf, math.inf)
+    assert (
+        answers(measure(claim=0.3, controls=(0.1,) * 17 + (0.35,) * 2, whole=3.0, bounds=bounds))["anywhere"] == "open"
+    )
+    assert answers(measure(claim=0.3, controls=(0.25,) * 17 + (0.35,) * 2, bounds=bounds))["anywhere"] == "no"
 
 
 def test_unfinished_controls_leave_their_null_open():

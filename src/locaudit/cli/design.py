@@ -50,8 +50,8 @@ def design(arguments: Sequence[str]) -> None:
 
     run, sizing = read_sizing(folder, command.method, command.null)
     target, margin = Target(command.lead, command.gain, command.power), command.margin
-    if margin is None and sizing.whole_gain > 0:
-        margin = run.config.margin * sizing.whole_gain
+    if margin is None and sizing.claim_gain > 0:
+        margin = run.config.margin * sizing.claim_gain
     target = target if margin is None else replace(target, margin=margin)
     say(describe_design(run, sizing, target, folder / DESIGN))
 

@@ -71,7 +71,7 @@ def _sum_to_one(shares: tuple[float, ...]) -> tuple[float, ...]:
 def _of_the_gain(margin: float) -> float:
     if margin < LEAST_MARGIN:
         raise ValueError(
-            f"a share of the whole model's gain, {LEAST_MARGIN:g} or more, where earlier versions had a difference of "
+            f"a share of a gain, {LEAST_MARGIN:g} or more, where earlier versions had a difference of "
             "scores; write, for example, 0.33"
         )
     return margin
@@ -326,8 +326,8 @@ class AuditConfig:
     level: Share = 0.05
     """Significance level of the verdict."""
     margin: Annotated[Share, AfterValidator(_of_the_gain)] = 1 / 3
-    """Smaller differences count as none: a share of the gain of the whole model's edit, once that gain is proven.
-    It decides, for example, whether the claim's lead over random locations is as good as none."""
+    """Differences below this share of a gain count as none, once that gain is proven.
+    The claim's own gain is compared with the whole model's, and its lead over random locations with its own gain."""
     seed: Seed = 0
     """Seed of the random controls, the training order and the initial values of trained edits."""
     training_seed: Seed | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from locaudit.report.repeats import is_repeats, read_plan, repeat_folder
 from locaudit.stats.design import LEAST_CONTROLS, Components, Cost, Size, find_components
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.scores import GREEDY, SIGNS, is_judged, mean_score, score_values, tolerance
-from locaudit.stats.selection import BASE, CLAIM, WHOLE, choose, group_trials
+from locaudit.stats.selection import BASE, CLAIM, choose, group_trials
 from locaudit.stats.sequential import Null
 from locaudit.store.run import Run, judged, load_run
 
@@ -44,8 +43,8 @@ class Sizing:
     """Claim, whole model, rest and unedited model, of all methods."""
     controls: tuple[tuple[Cost, tuple[Null, ...]], ...]
     """For each method, one control and the nulls that it has controls of."""
-    whole_gain: float
-    """Gain of the whole model's edit over the unedited model, of which margins are a share; NaN if it was not tried."""
+    claim_gain: float
+    """Gain of the claim's edit over the unedited model, of which the margin of its lead is a share."""
     spent: float
     """Seconds that the run has taken; of a finished one, those of a whole audit of its size."""
 
@@ -108,7 +107,7 @@ def find_sizing(runs: Run | Sequence[Run], method: str | None = None, null: str 
     table = {place: np.stack([arm[place][:n_samples] for arm in arms]) for place in shared}
     found: dict[str, Components] = {}
     for name, plan in (able or nulls).items():
-        controls = [table[place] for place in sorted(shared) if place.null == name]
+        controls = [table[place] for place in sorted(shared) if (place.arm, place.null) == ("control", name)]
         parts = find_components(table[CLAIM], controls, table[BASE], plan.population) if controls else None
         if parts is None:
             return None
@@ -118,9 +117,9 @@ def find_sizing(runs: Run | Sequence[Run], method: str | None = None, null: str 
     size = Size(len(run.questions["test"]), planned, run.config.controls, len(runs))
     once, costs = _read_costs(run)
     spent = sum(sum(one.parts.get(fit, {"": x}).values()) for one in runs for fit, x in one.seconds.items())
-    whole, base = (float(mean_score(table[x].mean(axis=(0, 1)))) if x in table else math.nan for x in (WHOLE, BASE))
+    claim, base = (float(mean_score(table[x].mean(axis=(0, 1)))) for x in (CLAIM, BASE))
     known = method, facts.title, run.score, found, size, sampled, n_samples > 1, level, once, costs
-    sizing = Sizing(*known, whole_gain=whole - base, spent=spent)
+    sizing = Sizing(*known, claim_gain=claim - base, spent=spent)
     return replace(sizing, spent=sizing.seconds(size)) if all(one.is_finished for one in runs) else sizing
 
 

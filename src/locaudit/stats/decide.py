@@ -156,7 +156,6 @@ def _judge(m: Measured, adjusted: Mapping[tuple[str, str], float], flags: tuple[
         effect=sign * gain.value,
         effect_interval=told(gain.interval()),
         effect_p=m.gain_p(CLAIM),
-        margin=m.margin,
         n_missing=sum(m.missing),
         n_judged=len(m.missing) * m.n_questions,
         worst_missing=m.worst_missing,

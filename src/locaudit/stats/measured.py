@@ -33,13 +33,13 @@ from locaudit.stats.scores import (
     score_values,
     tolerance,
 )
-from locaudit.stats.selection import BASE, CLAIM, WHOLE, choose, score_place
+from locaudit.stats.selection import BASE, CLAIM, choose, score_place
 from locaudit.stats.sequential import Look, Null, Rule, look, share_interval
 from locaudit.stats.tests import paired_gain_p
 
 _UNKNOWN = (math.nan, math.nan)
 MARGIN = 1 / 3
-"""Default margin, as a share of the proven gain."""
+"""Default margin, as a share of a proven gain."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Design:
     nulls: Mapping[str, Null] = field(default_factory=dict)
     """Name -> controls planned for each null. Empty: as many as have records, from infinitely many places."""
     margin: float = MARGIN
-    """Differences below this share of the proven gain (`Measured.proven`) count as none."""
+    """Differences below this share of a proven gain (`Measured.margin`) count as none."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Method -> wall-clock seconds per control, to estimate what more controls would cost."""
     dtype: str = "float32"
@@ -81,7 +81,7 @@ class Against:
     share: Share
     """Share of such places that are truly at least as good as the claim."""
     p_small_lead: float
-    """p of the test that the lead is below the margin; 1 without a proven gain."""
+    """p of the test that the lead is below the margin, a share of the claim's gain; 1 without a proven gain."""
     p_no: float
     """p of the test that random places do as well (`Measured.nulls`)."""
 
@@ -157,34 +157,25 @@ class Measured:
     def _gain_ps(self) -> dict[Place, float]:
         return {}
 
-    @cached_property
-    def proven(self) -> Place | None:
-        """The place whose gain is the unit of margins: the whole model or the claim, whichever gains more.
-
-        Only a proven gain counts, with p <= level; None if neither is. A claim that gains more than the whole model
-        shows that a better edit of the whole model exists.
-        """
-        gains = [place for place in (WHOLE, CLAIM) if place in self.arms and self.gain_p(place) <= self.level]
-        return max(gains, key=lambda place: self.means[place], default=None)
+    def is_proven(self, place: Place) -> bool:
+        """Whether the edit at a place was tried and its gain is significant."""
+        return place in self.arms and self.gain_p(place) <= self.level
 
     @cached_property
     def placebo_p(self) -> float:
         """The smallest p of the placebo edits that gain the margin or more, times the number of all (Bonferroni)."""
         tried = [place for place in self.arms if place.arm == "placebo"]
-        large = [place for place in tried if not self.gain(place).value < self.margin]
+        large = [place for place in tried if not self.gain(place).value < self.margin(CLAIM)]
         return min([1.0, *(len(tried) * self.gain_p(place) for place in large)])
 
-    @property
-    def margin(self) -> float:
-        """The margin in the score's units; NaN without a proven gain."""
-        return math.nan if self.proven is None else self.design.margin * self.gain(self.proven).value
+    def margin(self, of: Place) -> float:
+        """The margin in the score's units: a share of the gain at a place, NaN if that is not proven."""
+        return self.design.margin * self.gain(of).value if self.is_proven(of) else math.nan
 
-    def below_margin(self, weights: Mapping[Place, float]) -> Estimate:
-        """The weighted sum of scores minus the margin, with the margin's own uncertainty; needs a proven gain."""
-        if self.proven is None:
-            raise ValueError("no gain is proven, so there is no margin")
+    def over_margin(self, weights: Mapping[Place, float], of: Place) -> Estimate:
+        """The weighted sum of scores minus the margin, which is uncertain itself: a share of the gain at `of`."""
         total = dict(weights)
-        for place, sign in ((self.proven, -1.0), (BASE, 1.0)):
+        for place, sign in ((of, -1.0), (BASE, 1.0)):
             total[place] = total.get(place, 0.0) + sign * self.design.margin
         return self.contrast(total)
 
@@ -208,8 +199,9 @@ class Measured:
 
         The latter has the Bonferroni p of two tests. The first rejects that at most a share `level` of such places does
         as well as the claim: scores as high (`_common_p`), and, with the noise of questions taken out, truly comes
-        within the margin (`true_share`). The second rejects that the claim leads the mean of all such places by the
-        margin or more (t-test, in which questions, places and the margin are random). Neither counts diverged controls.
+        within the margin, a share of the claim's own gain (`true_share`). The second rejects that the claim leads the
+        mean of all such places by the margin or more (t-test, in which questions, places and the margin are random).
+        Neither counts diverged controls.
         """
         found = {}
         for name, plan in self.plans.items():
@@ -224,7 +216,8 @@ class Measured:
             lead = crossed_interval(self.arms[CLAIM], arms, population=plan.population)
             shared = partial(true_share, population=plan.population, most=self.level, tolerance=self.tolerance)
             share = shared(self.arms[CLAIM], arms)
-            near = share if self.proven is None else shared(self.arms[CLAIM], arms, slack=self.margin)
+            works = self.is_proven(CLAIM)
+            near = shared(self.arms[CLAIM], arms, slack=self.margin(CLAIM)) if works else share
             common = max(near.p_common, self._common_p(seen, plan, lost=len(places) - len(scored)))
             has_ended = seen.state != "open" and seen.n < plan.n_planned
             if has_ended:  # intervals and the t-test assume a number of controls that does not depend on scores
@@ -250,9 +243,9 @@ class Measured:
 
     def _small_lead_p(self, scored: Sequence[Place], lead: Crossed) -> float:
         """P of the null hypothesis that the claim leads the mean of all such places by the margin or more."""
-        if self.unscored or self.proven is None or len(scored) < 2:
+        if not self.is_proven(CLAIM) or len(scored) < 2:
             return 1.0
-        over = self.below_margin({CLAIM: 1.0, **dict.fromkeys(scored, -1.0 / len(scored))})
+        over = self.over_margin({CLAIM: 1.0, **dict.fromkeys(scored, -1.0 / len(scored))}, of=CLAIM)
         variance = over.variance + lead.se_places**2
         return float(special.stdtr(lead.df, over.value / math.sqrt(variance))) if variance else over.p_below()
 

@@ -160,15 +160,15 @@ class _Asker:
             return question
         if m.is_at_best(BASE):
             return self.opened(question, "at_best")
-        if m.proven is None:
+        if not m.is_proven(WHOLE):
             return self.opened(question, "nothing" if WHOLE in m.arms else "no_whole")
-        question = replace(question, p_no=m.below_margin({CLAIM: 1.0, BASE: -1.0}).p_below())
+        question = replace(question, p_no=m.over_margin({CLAIM: 1.0, BASE: -1.0}, of=WHOLE).p_below())
         if "not optimised" in self.flags:
             return self.opened(question, "not_optimised")
         if question.p_no <= m.level:
             return replace(question, answer="no") if self.has_enough else self.opened(question, "few_for_no")
         high = self.number(m.gain(CLAIM).interval()[1])
-        return self.opened(question, "wide", high=high, margin=self.number(m.margin))
+        return self.opened(question, "wide", high=high, margin=self.number(m.margin(WHOLE)))
 
     def null(self, name: str, null: Against, works: Question) -> Question:
         seen, words = null.look, partial(self.words, where=where(name))
@@ -225,13 +225,13 @@ class _Asker:
         )  # fmt: skip
         if math.isnan(m.means[REST]):
             return self.opened(question, "rest_diverged")
-        if m.gain_p(WHOLE) > m.level or math.isnan(loss.value):
+        if not m.is_proven(WHOLE) or math.isnan(loss.value):
             return self.opened(question, "no_whole_needed")
         if m.is_at_best(WHOLE) and m.is_at_best(REST):
             return self.opened(question, "rest_at_best")
         if {"superset", "not optimised whole"} & set(self.flags):
             return self.opened(question, "whole_not_best")
-        short_by = m.below_margin({WHOLE: 1.0, REST: -1.0})
+        short_by = m.over_margin({WHOLE: 1.0, REST: -1.0}, of=WHOLE)
         question = replace(question, p=short_by.p_above(), p_no=short_by.p_below())
         if question.p_no <= m.level:
             return replace(question, answer="no") if self.has_enough else self.opened(question, "few_for_no")

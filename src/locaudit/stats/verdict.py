@@ -95,8 +95,6 @@ class MethodVerdict:
     """95 % interval of `effect` over questions."""
     effect_p: float
     """One-sided p of `effect`, in the direction that supports the claim (studentised exchange test)."""
-    margin: float
-    """Differences below it count as none: a share of the proven gain; NaN if no gain is proven."""
     n_missing: int
     """Number of (arm, test question) pairs without a judgement."""
     n_judged: int
@@ -166,7 +164,7 @@ class Verdict:
     claim: str
     methods: Mapping[str, MethodVerdict]
     margin: float = MARGIN
-    """Differences below this share of the proven gain count as none."""
+    """Differences below this share of a proven gain count as none: the whole model's, or the claim's for its lead."""
     tolerance: float = TIE
     """Scores that differ by less are ties: the difference may be rounding alone."""
     contrasts: Mapping[str, Contrast] = field(default_factory=dict)
