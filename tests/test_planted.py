@@ -17,7 +17,7 @@ from locaudit.measure.forward import answer_log_probs
 from locaudit.measure.multiple_choice import score_questions
 from locaudit.measure.tree import plant
 from locaudit.report.style import save
-from locaudit.studies.calibration.cases import NO_GAIN, audit_truth, draw_power, plant_truths, power_curve
+from locaudit.studies.calibration.cases import audit_truth, draw_power, plant_truths, power_curve
 from locaudit.studies.calibration.planted import (
     ANSWERS,
     GROUPS,
@@ -171,8 +171,10 @@ def test_an_audit_of_a_place_without_effect_says_so(misconception, tmp_path):
     result = audit(
         misconception.model, misconception.behaviour, claim=wrong, out=tmp_path / "a", progress=False, **settings
     )
-    assert result.verdict.methods["optimal"].outcome == NO_GAIN
-    assert result.verdict.methods["optimal"].effect == 0
+    found = result.verdict.methods["optimal"]
+    works = found.question("works")
+    assert works.p_no <= result.verdict.level  # no gain; but a "no" takes more questions
+    assert (found.outcome, works.open, found.effect) == ("CANNOT TELL", "few_for_no", 0)
 
 
 def test_the_seed_decides_everything_and_global_randomness_nothing():

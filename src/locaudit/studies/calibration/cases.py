@@ -29,6 +29,7 @@ SPECIFIC: Outcome = "SPECIFIC"
 TO_ITS_LAYERS: Outcome = "SPECIFIC TO ITS LAYERS"
 NOT_SPECIFIC: Outcome = "NOT SPECIFIC"
 NO_GAIN: Outcome = "NO GAIN SHOWN"
+CANNOT_TELL: Outcome = "CANNOT TELL"
 """The outcomes that are right in the cases below."""
 
 
@@ -143,7 +144,8 @@ def plant_truths(
     facts = plant_model("fact", 1, **own)
     yield Truth("ablated", "the only head that writes answers", facts, facts.places, SPECIFIC, "ablate", level=level)
     wrong = _first(facts.elsewhere)
-    yield Truth("wrong head ablated", "not wired to the output", facts, wrong, NO_GAIN, "ablate", level=level)
+    fact = "not wired to the output; no edit of the whole model shows that a fall could be seen"
+    yield Truth("wrong head ablated", fact, facts, wrong, CANNOT_TELL, "ablate", level=level)
 
 
 def audit_cases(folder: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> list[Case]:
