@@ -344,7 +344,7 @@ def test_the_changelog_begins_with_this_version():
 
 def test_demo_is_the_demo_of_the_docs(capsys):
     config = load_preset("demo")
-    assert (config.model, config.behaviour, config.probe.top_k) == ("smollm2-135m", "sentiment", 8)
+    assert (config.model, config.behaviour, config.probe.top_k) == ("smollm2-135m", "sentiment", 16)
     assert config.claim is None and config.whole_model and config.widen == 0 and not config.rest
     assert tuple(config.methods) == ("iti", "optimal")
     shown = " ".join(help_of(capsys, "demo").split())
