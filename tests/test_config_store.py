@@ -100,7 +100,7 @@ CHANGED = AuditConfig(
         trust_remote_code=True,
         allow_pickle=True,
     ),
-    split=SplitConfig(fractions=(0.5, 0.25, 0.25), seed=7, max_train=10, max_val=11, max_test=12),
+    split=SplitConfig(fractions=(0.5, 0.25, 0.25), seed=7, max_train=10, max_val=11, max_test=12, max_answers=2),
     prompt=PromptConfig(
         style="chat",
         primer="none",

@@ -139,7 +139,7 @@ def test_the_last_line_of_a_verdict_speaks_of_this_audit():
     claim, controls, base = Truth(PARTS).draw(np.random.default_rng(4), Size(100, 1, 19), lead=0.1, gain=0.2)
     arms = {Place("claim"): claim[0, 0], Place("base"): base[0, 0]}
     arms |= {Place("control", i, "anywhere"): x for i, x in enumerate(controls[:, 0, 0])}
-    m = Measured("optimal", MethodFacts("Optimal edit"), arms, {}, 0.05, Design(folder="runs/mine"))
+    m = Measured("optimal", MethodFacts("Optimal edit"), arms, {}, 0.05, Design())
     parts = find_components(claim[0, 0], controls[:, 0, 0], base[0, 0])
     assert m.noise == [parts] and parts is not None
     lead = smallest_lead(parts, SIZE)
@@ -147,7 +147,7 @@ def test_the_last_line_of_a_verdict_speaks_of_this_audit():
     line = describe_power(m)
     gain = short(smallest_gain(parts, SIZE))
     assert line.startswith(f"Seen with 80% power: a gain of {gain}, and a lead of {short(lead)} over random places")
-    assert ("no number of questions" in line) == (half is None) and "locaudit design runs/mine --lead" in line
+    assert ("no number of questions" in line) == (half is None) and "locaudit design RUN --lead" in line
     two = replace(m, arms={**arms, **{Place("control", i, "layers"): x for i, x in enumerate(controls[:, 0, 0])}})
     assert smallest_lead(two.noise, SIZE) > lead  # it must pass both
     few = replace(m, arms={place: x for place, x in arms.items() if place.control < 9})

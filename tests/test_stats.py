@@ -38,7 +38,7 @@ from locaudit.stats.resample import N_RESAMPLES
 from locaudit.stats.selection import choose
 from locaudit.stats.sequential import Monitor
 
-N = 64
+N = 128
 SCORE = "mc2"
 BASE = np.random.default_rng(0).integers(16, 33, N) / 64
 """Multiples of 1/64, so that sums, means and shifts are exact."""

@@ -33,7 +33,7 @@ from locaudit.stats.scores import (
     score_values,
     tolerance,
 )
-from locaudit.stats.selection import BASE, CLAIM, choose, score_place
+from locaudit.stats.selection import BASE, CLAIM, WHOLE, choose, score_place
 from locaudit.stats.sequential import Look, Null, Rule, look, share_interval
 from locaudit.stats.tests import paired_gain_p
 
@@ -57,8 +57,6 @@ class Design:
     """The model's; it decides which scores are ties (`locaudit.stats.scores.tolerance`)."""
     noun: str = "places"
     """What the units of a place are called, such as ``heads``."""
-    folder: str = "RUN"
-    """Run folder, for commands in texts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +78,8 @@ class Against:
     Without an interval if the test ended early."""
     share: Share
     """Share of such places that are truly at least as good as the claim."""
+    p_common: float
+    """p of the test that over a share `level` of such places does as well."""
     p_small_lead: float
     """p of the test that the lead is below the margin, a share of the claim's gain; 1 without a proven gain."""
     p_no: float
@@ -165,7 +165,8 @@ class Measured:
     def placebo_p(self) -> float:
         """The smallest p of the placebo edits that gain the margin or more, times the number of all (Bonferroni)."""
         tried = [place for place in self.arms if place.arm == "placebo"]
-        large = [place for place in tried if not self.gain(place).value < self.margin(CLAIM)]
+        unit = self.margin(CLAIM if self.is_proven(CLAIM) else WHOLE)
+        large = [place for place in tried if not self.gain(place).value < unit]
         return min([1.0, *(len(tried) * self.gain_p(place) for place in large)])
 
     def margin(self, of: Place) -> float:
@@ -212,19 +213,20 @@ class Measured:
             seen = look(reached, n_planned=plan.n_planned, population=plan.population, **design)
             p_value = 1.0 if self.unscored else seen.p_value
             scored = [place for place in places if not math.isnan(self.means[place])]
+            lost = len(places) - len(scored)
             arms = np.asarray([self.arms[place] for place in scored]).reshape(len(scored), *self.arms[CLAIM].shape)
             lead = crossed_interval(self.arms[CLAIM], arms, population=plan.population)
             shared = partial(true_share, population=plan.population, most=self.level, tolerance=self.tolerance)
             share = shared(self.arms[CLAIM], arms)
             works = self.is_proven(CLAIM)
             near = shared(self.arms[CLAIM], arms, slack=self.margin(CLAIM)) if works else share
-            common = max(near.p_common, self._common_p(seen, plan, lost=len(places) - len(scored)))
+            common = max(near.p_common, self._common_p(seen, plan, lost))
             has_ended = seen.state != "open" and seen.n < plan.n_planned
             if has_ended:  # intervals and the t-test assume a number of controls that does not depend on scores
                 lead, share = replace(lead, interval=_UNKNOWN), Share(math.nan, _UNKNOWN, math.nan)
-            small = 1.0 if has_ended else self._small_lead_p(scored, lead)
+            small = 1.0 if has_ended else self._small_lead_p(scored, lead, lost)
             p_no = min(1.0, 2 * min(common, small))
-            found[name] = Against(plan, places, means, seen, p_value, lead, share, small, p_no)
+            found[name] = Against(plan, places, means, seen, p_value, lead, share, common, small, p_no)
         return found
 
     def _common_p(self, seen: Look, plan: Null, lost: int) -> float:
@@ -241,9 +243,9 @@ class Measured:
             return float(stats.hypergeom.sf(g - 1, most, math.floor(self.level * most), n))
         return float(stats.binom.sf(g - 1, n, self.level))
 
-    def _small_lead_p(self, scored: Sequence[Place], lead: Crossed) -> float:
+    def _small_lead_p(self, scored: Sequence[Place], lead: Crossed, lost: int) -> float:
         """P of the null hypothesis that the claim leads the mean of all such places by the margin or more."""
-        if not self.is_proven(CLAIM) or len(scored) < 2:
+        if not self.is_proven(CLAIM) or len(scored) < 2 or lost > self.level * (lost + len(scored)):
             return 1.0
         over = self.over_margin({CLAIM: 1.0, **dict.fromkeys(scored, -1.0 / len(scored))}, of=CLAIM)
         variance = over.variance + lead.se_places**2

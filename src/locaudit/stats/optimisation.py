@@ -1,4 +1,4 @@
-"""Flags of a method's edits: signs that a better edit exists than the one found. They do not change the verdict.
+"""Flags of a method's edits: signs that a better edit exists than the one found.
 
 Placebos have none, since they are not meant to be good.
 

@@ -26,7 +26,7 @@ from locaudit.stats.selection import BASE, CLAIM, REST, WHOLE
 from locaudit.stats.sequential import curtailment
 from locaudit.stats.tests import monte_carlo_p
 
-LEAST_FOR_NO = 50
+LEAST_FOR_NO = 100
 """Fewest test questions for a ``no``: with fewer, intervals may miss rare large effects (docs/statistics.md)."""
 Answer = Literal["yes", "no", "open", "-"]
 """``-``: not asked, because the claim does not work, or not tried."""
@@ -152,7 +152,9 @@ class _Asker:
 
     def moves(self) -> Question:
         question = self._gain("moves", WHOLE)
-        return question if question.answer == "yes" else self.opened(question, "nothing")
+        if question.answer == "yes":
+            return question
+        return self.opened(question, "whole_nothing" if self.m.is_proven(CLAIM) else "nothing")
 
     def works(self) -> Question:
         m, question = self.m, self._gain("works", CLAIM)
@@ -202,12 +204,12 @@ class _Asker:
             return "unfinished", {"n_planned": plan.n_planned}
         if m.is_at_best(CLAIM) and 2 * sum(at_best) >= len(at_best):
             return "controls_at_best", {}
+        if not curtailment(plan.n_planned, m.level):
+            return "few_controls", {"least": 1 / (1 + plan.n_planned)}
         if null.p_no <= m.level:
             if "not optimised" in self.flags:
                 return "not_optimised", {}
             return ("" if self.has_enough else "few_for_no"), {}
-        if not curtailment(plan.n_planned, m.level):
-            return "few_controls", {"least": 1 / (1 + plan.n_planned)}
         return "some", {"more": 2 * plan.n_planned + 1}
 
     def needed(self) -> Question:
@@ -237,7 +239,7 @@ class _Asker:
             return replace(question, answer="no") if self.has_enough else self.opened(question, "few_for_no")
         if question.p > m.level:
             return self.opened(question, "between")
-        return self.opened(question, "rests") if p_rests > m.level else replace(question, answer="yes")
+        return replace(question, answer="yes") if p_rests <= m.level else self.opened(question, "rests")
 
 
 def _turned(interval: tuple[float, float], sign: float) -> tuple[float, float]:

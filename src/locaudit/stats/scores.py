@@ -243,8 +243,8 @@ def add_judgements(
 def reaches(scores: ArrayLike, claim: float, tolerance: float = TIE) -> NDArray[np.bool_]:
     """Whether each score is at least as large as the claim's, up to rounding. A missing score (NaN) counts as yes.
 
-    A tie counts against the claim: a score that is lower by at most `tolerance`, relative to the claim's or to 1,
-    reaches it. All comparisons of scores go through here. p is the larger for it, so that it stays valid.
+    A tie counts against the claim: a score that is lower by at most `tolerance`, or `TIE` of the claim's, reaches it.
+    All comparisons of scores go through here. p is the larger for it, so that it stays valid.
     """
     found = np.asarray(scores, dtype=float)
-    return ~(found < claim - tolerance * max(1.0, abs(claim)))
+    return ~(found < claim - max(tolerance, TIE * abs(claim)))

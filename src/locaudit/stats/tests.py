@@ -185,7 +185,7 @@ def max_t_p(claim: ArrayLike, controls: ArrayLike, tolerances: ArrayLike = TIE) 
     # (N,): the largest standardised score of each control over all tests
     largest = np.where(np.isnan(others), np.inf, z[1:]).max(axis=1)
     return [
-        monte_carlo_p(x, largest.tolist(), tie / max(1.0, abs(x))) if np.isfinite(x) else 1.0
+        monte_carlo_p(x, largest.tolist(), tie) if np.isfinite(x) else 1.0
         for x, tie in zip(z[0].tolist(), ties.tolist(), strict=True)
     ]
 
@@ -217,7 +217,7 @@ def contrast_methods(claim: ArrayLike, controls: ArrayLike, tolerances: ArrayLik
     own, *others = (z[:, 0] - z[:, 1]).tolist()
     if not math.isfinite(own):
         return Contrast(math.nan, 1.0, 1.0)
-    tie = float(ties.sum()) / max(1.0, abs(own))
+    tie = float(ties.sum())
     return Contrast(own, monte_carlo_p(abs(own), np.abs(others).tolist(), tie), monte_carlo_p(own, others, tie))
 
 
@@ -227,7 +227,7 @@ def _standardised(
     """Scores standardised over claim and controls (1 + N, tests), the claim first, and the tolerance of each test."""
     arms = np.concatenate([np.asarray(claim, dtype=float)[None], controls])
     centre, spread = np.nanmean(arms, axis=0), np.nanstd(arms, axis=0)
-    scale = np.maximum(1.0, np.abs(centre)) * np.asarray(tolerances)  # (tests,): what rounding may change
+    scale = np.maximum(np.asarray(tolerances), TIE * np.abs(centre))  # (tests,): what rounding may change
     spread = np.where(spread > scale, spread, 1.0)
     return (arms - centre) / spread, np.maximum(scale / spread, TIE)
 

@@ -20,6 +20,7 @@ def explain(m: Measured, outcome: Outcome, questions: Sequence[Question]) -> str
     noun, by_name = m.design.noun, {question.name: question for question in questions}
     terms = {key: text.format(noun=noun) for key, text in m.facts.terms.items()}
     asked = [by_name["works"], *(by_name[name] for name in m.deciding)]
+    asked.sort(key=lambda q: q.name == "layers")  # a no to another null decides, whatever layers says
     telling = next(
         (q for q in asked if q.answer == {"NOT SPECIFIC": "no", "CANNOT TELL": "open"}.get(outcome)), asked[0]
     )
@@ -31,12 +32,15 @@ def explain(m: Measured, outcome: Outcome, questions: Sequence[Question]) -> str
         "remedy": telling.remedy,
         "margin": m.design.margin,
         "little": "",
+        "reached": 1 - m.design.margin,
     }
     if outcome == "SPECIFIC TO ITS LAYERS":
         values["where"] = where("layers")
     small = [name for name, null in m.deciding.items() if null.p_small_lead * len(m.deciding) <= m.level]
     if outcome == "SPECIFIC" and small:
         values["little"] = say("headline", "little", **terms, **{**values, "where": where(small[0])})
+    is_common = outcome != "NOT SPECIFIC" or 2 * m.nulls[telling.name].p_common <= m.level
+    values["as_well"] = say("headline", "as_well" if is_common else "nearly", **{**terms, **values})
     return say("headline", outcome, **{**terms, **values})
 
 
@@ -62,7 +66,6 @@ def describe_power(m: Measured) -> str:
         "questions": questions,
         "n_questions": m.n_questions,
         "n_controls": size.controls,
-        "folder": m.design.folder,
     }
     more = say("power", "never" if questions is None else "more", **values)
     return say("power", "line", **values, more=more)

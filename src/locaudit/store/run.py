@@ -156,7 +156,6 @@ class Run:
             seconds=_seconds_per_control(self.trials, self.seconds),
             dtype=self.manifest.dtype,
             noun=self.manifest.kind_plural,
-            folder=str(self.folder),
         )
 
     @cached_property
