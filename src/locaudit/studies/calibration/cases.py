@@ -105,7 +105,7 @@ class Strength:
 
 
 def plant_truths(
-    seed: int = 0, *, n_layers: int = 24, n_items: int = 200, n_block: int = 8, level: float = 0.05
+    seed: int = 0, *, n_layers: int = 24, n_items: int = 260, n_block: int = 8, level: float = 0.05
 ) -> Iterator[Truth]:
     """The claims that `audit_cases` audits. Each model is trained when its first claim is asked for.
 
