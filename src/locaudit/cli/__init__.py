@@ -19,7 +19,7 @@ from locaudit.text import readable
 _PROGRAM = """Does editing give evidence for localization?
 
 commands:
-  locaudit demo [--positive] [flags]     a real audit of SmolLM2-135M, in minutes; --positive: of a claim that is right
+  locaudit demo [--positive] [flags]     a real audit of SmolLM2-135M, in minutes; --positive: other heads
   locaudit audit [CONFIG.yaml] [flags]   audit a claim; repeat the command to resume
   locaudit design RUN|CONFIG.yaml        how large must an audit be? From a run, or from a pilot
   locaudit paper [CONFIG.yaml] [flags]   run every experiment of the paper on your model and data

@@ -18,8 +18,8 @@ from locaudit.location import spell_unit
 
 _POSITIVE = "--positive"
 _DEMO = (
-    "Audit SmolLM2-135M on the bundled behaviour sentiment: the 8 best probed heads against random sets of 8 heads. "
-    f"With {_POSITIVE}, a claim that is right: the 8 heads that the training objective depends on most. They were "
+    "Audit SmolLM2-135M on the bundled behaviour sentiment: the 16 best probed heads against random sets of 16. "
+    f"With {_POSITIVE}, the 8 heads that the same short training moves fastest. They were "
     "found on training prompts only (docs/demo.md)."
 )
 

@@ -51,8 +51,6 @@ class Design:
     """Name -> controls planned for each null. Empty: as many as have records, from infinitely many places."""
     margin: float = MARGIN
     """Differences below this share of a proven gain (`Measured.margin`) count as none."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """Method -> wall-clock seconds per control, to estimate what more controls would cost."""
     dtype: str = "float32"
     """The model's; it decides which scores are ties (`locaudit.stats.scores.tolerance`)."""
     noun: str = "places"

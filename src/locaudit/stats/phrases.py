@@ -56,11 +56,6 @@ class MethodFacts:
         return "at or above" if self.supports == "higher" else "at or below"
 
     @property
-    def name(self) -> str:
-        """The title within a sentence: ``optimal edit``, but ``ITI``."""
-        return self.title if self.title[1:2].isupper() else self.title[:1].lower() + self.title[1:]
-
-    @property
     def terms(self) -> Mapping[str, str]:
         """Terms to fill into texts about the method, by field name; ``{noun}`` is left in them."""
         return {**_TEXTS["terms"][self.supports], **_TEXTS["terms"][self.null]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -11,7 +10,7 @@ from typing import Any
 
 from locaudit.config import AuditConfig, merge_config, unknown_names_kept
 from locaudit.errors import ConfigError, RunFolderError
-from locaudit.records import Place, TrialRecord
+from locaudit.records import TrialRecord
 from locaudit.stats.agreement import describe_chance
 from locaudit.stats.decide import decide
 from locaudit.stats.growth import describe_extensions
@@ -148,12 +147,11 @@ class Run:
 
     @cached_property
     def design(self) -> Design:
-        """How the controls were planned, and the seconds that one took."""
+        """How the controls were planned."""
         return Design(
             rule=self.config.stopping,
             nulls=self.manifest.nulls,
             margin=self.config.margin,
-            seconds=_seconds_per_control(self.trials, self.seconds),
             dtype=self.manifest.dtype,
             noun=self.manifest.kind_plural,
         )
@@ -325,14 +323,3 @@ def judged(
     """
     ids = {split: [question.id for question in part] for split, part in questions.items()}
     return [add_judgements(r, said, ids, most) if said and r.answers else r for r in trials]
-
-
-def _seconds_per_control(trials: tuple[TrialRecord, ...], seconds: Mapping[str, float]) -> dict[str, float]:
-    total: Counter[str] = Counter()
-    places: dict[str, set[Place]] = defaultdict(set)
-    for record in trials:
-        spec = record.spec
-        if spec.arm == "control":
-            total[spec.method] += seconds[spec.trial_id]  # type: ignore[assignment]
-            places[spec.method].add(spec.place)
-    return {method: total[method] / len(found) for method, found in places.items()}
