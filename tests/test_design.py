@@ -10,8 +10,7 @@ import pytest
 from bench.design import Truth, simulate
 from scipy import stats
 
-from locaudit.records import Place
-from locaudit.stats import Design, MethodFacts, crossed_interval, estimate
+from locaudit.stats import crossed_interval, estimate
 from locaudit.stats.design import (
     Components,
     Noise,
@@ -25,9 +24,6 @@ from locaudit.stats.design import (
     smallest_lead,
     smallest_margin,
 )
-from locaudit.stats.measured import Measured
-from locaudit.stats.phrases import short
-from locaudit.stats.words import describe_power
 
 PARTS = Components(Noise(0.15), Noise(0.12), Noise(0.12), 0.04**2)
 SIZE = Size(100, controls=19)
@@ -133,25 +129,6 @@ def test_more_samples_and_seeds_help_as_far_as_they_are_known():
     assert gain_power(PARTS, Size(10**6, seeds=2), 1e-3, level=0.1) == pytest.approx(
         gain_power(PARTS, Size(10**6), 1e-3, level=0.05), abs=0.01
     )
-
-
-def test_the_last_line_of_a_verdict_speaks_of_this_audit():
-    claim, controls, base = Truth(PARTS).draw(np.random.default_rng(4), Size(100, 1, 19), lead=0.1, gain=0.2)
-    arms = {Place("claim"): claim[0, 0], Place("base"): base[0, 0]}
-    arms |= {Place("control", i, "anywhere"): x for i, x in enumerate(controls[:, 0, 0])}
-    m = Measured("optimal", MethodFacts("Optimal edit"), arms, {}, 0.05, Design())
-    parts = find_components(claim[0, 0], controls[:, 0, 0], base[0, 0])
-    assert m.noise == [parts] and parts is not None
-    lead = smallest_lead(parts, SIZE)
-    half = questions_for(lambda size: lead_power(parts, size, lead / 2), SIZE)
-    line = describe_power(m)
-    gain = short(smallest_gain(parts, SIZE))
-    assert line.startswith(f"Seen with 80% power: a gain of {gain}, and a lead of {short(lead)} over random places")
-    assert ("no number of questions" in line) == (half is None) and "locaudit design RUN --lead" in line
-    two = replace(m, arms={**arms, **{Place("control", i, "layers"): x for i, x in enumerate(controls[:, 0, 0])}})
-    assert smallest_lead(two.noise, SIZE) > lead  # it must pass both
-    few = replace(m, arms={place: x for place, x in arms.items() if place.control < 9})
-    assert describe_power(few) == ""  # no p of 9 controls is significant
 
 
 @pytest.mark.parametrize(("questions", "controls"), [(30, 19), (100, 19), (100, 39)])

@@ -214,6 +214,18 @@ def test_the_share_of_places_cannot_be_told_from_noise():
     assert math.isnan(true_share(arms[0], arms[1:2]).value)
 
 
+def test_destroyed_places_do_not_hide_the_noise_of_the_others():
+    """How often a place of the best 5 % is called a common one does not depend on what the worst places score."""
+    rng, wrong = np.random.default_rng(0), np.zeros((200, 2), dtype=bool)
+    for i in range(len(wrong)):
+        places, own = rng.normal(0, 0.05, (19, 1, 1)), rng.normal(0.05 * stats.norm.ppf(0.95), 1, (1, 100))
+        others = places + rng.normal(0, 1, (19, 1, 100))
+        worse = others.copy()
+        worse[:2] -= 2
+        wrong[i] = [true_share(own, x).p_common <= 0.025 for x in (others, worse)]
+    assert (wrong.mean(axis=0) <= 0.04).all()
+
+
 def test_the_share_of_better_places_is_covered():
     rng = np.random.default_rng(2)
     covered = 0

@@ -11,12 +11,13 @@ import pytest
 from locaudit import audit_repeats, cli
 from locaudit.config import AuditConfig, merge_config
 from locaudit.errors import ConfigError, DataError, RunFolderError
-from locaudit.report.repeats import read_plan, read_repeats, write_plan, write_repeats
+from locaudit.report.repeats import read_repeats, write_repeats
 from locaudit.run.audit import run_audit
 from locaudit.run.repeats import repeat_config, run_repeats
 from locaudit.stats import Repeat, combine_repeats, decide
 from locaudit.stats.scores import find_score
 from locaudit.store.folder import read_run
+from locaudit.store.repeats import read_plan, write_plan
 from runs import small_config
 from test_stats import BASE_TRIAL, LOW, SCORE, audit
 from tiny import heads

@@ -20,8 +20,10 @@ from locaudit.report.design import (
     describe_design,
     find_cheapest,
     power_sentence,
+    short,
     write_design,
 )
+from locaudit.report.result import read_result
 from locaudit.report.sizing import find_sizing, read_sizing
 from locaudit.run.audit import run_audit
 from locaudit.run.pilot import run_design_pilot
@@ -126,7 +128,11 @@ def test_the_printed_designs(pilot, capsys):
     assert cli.main(["design", str(pilot), "--lead", "1e-7"]) == 0
     assert "No design within these limits" in capsys.readouterr().out
     sentence = power_sentence(run)
-    assert sentence.startswith("Seen with 80 % power: a lead of ") and f"locaudit design {pilot} --lead " in sentence
+    assert sentence.startswith(f"Seen with 80 % power: a lead of {short(lead)}. For ")
+    assert f"locaudit design {pilot} --lead " in sentence
+    verdict = read_result(pilot).verdict
+    assert verdict.power == sentence and str(verdict).endswith(sentence)
+    assert all(lead >= smallest_lead(parts, sizing.size) for parts in sizing.parts)  # it must pass both nulls
 
 
 def test_a_dry_run_says_what_the_audit_will_see(config, tmp_path, capsys):

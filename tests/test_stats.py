@@ -21,6 +21,7 @@ from locaudit.stats import (
     crossed_interval,
     decide,
     estimate,
+    gain_p,
     judged_metrics,
     judged_scores,
     max_t_p,
@@ -559,6 +560,21 @@ def test_a_gain_in_a_product_is_tested_by_exchanging_questions(seed):
     rng = np.random.default_rng(seed)
     after, before = (rng.random((2, 9)) > 0.3).astype(float), (rng.random((2, 9)) > 0.6).astype(float)
     assert paired_gain_p(after, before) == pytest.approx(all_exchanges(after, before))
+
+
+def test_a_gain_that_few_questions_undo_is_not_shown():
+    """Nineteen of twenty questions gain .03, and one loses as much as all of them gain."""
+    unbounded, found = (-math.inf, math.inf), np.zeros((300, 2), dtype=bool)
+    rng, before = np.random.default_rng(0), np.zeros(100)
+    for i in range(len(found)):
+        after = rng.normal(0.6 * 0.05 / 0.95, 0.03, 100)
+        after[rng.random(100) < 0.05] = -0.6
+        both = {"seed": i % 8, "n_resamples": 399}
+        found[i] = gain_p(after, before, bounds=unbounded, **both) <= 0.05, paired_gain_p(after, before, **both) <= 0.05
+    assert found[:, 0].mean() <= 0.075 < found[:, 1].mean()  # the exchange test takes the gain to be symmetric
+    same = rng.normal(0.1, 1, 100)
+    assert gain_p(same, before, bounds=unbounded) == pytest.approx(paired_gain_p(same, before), abs=0.02)
+    assert gain_p(before + 0.5, before, bounds=unbounded) == paired_gain_p(before + 0.5, before)  # no interval
 
 
 def test_questions_made_worse_and_better_by_hand():

@@ -162,7 +162,7 @@ def test_a_lead_below_the_margin_is_as_good_as_none():
     # Better than all 19, by a lead that is shown to be small: better, and the sentence says by how little.
     outcome, sentence = told(measure(controls=(0.25,) * 19, noise=0.01))
     assert outcome == "SPECIFIC"
-    assert sentence.endswith("but leads the mean of random places by less than 33% of its own gain.")
+    assert sentence.endswith("; its lead over the mean of random places is below 33% of its own gain.")
 
 
 def test_the_margin_is_a_share_of_a_proven_gain():
@@ -258,6 +258,14 @@ def test_the_outcome_over_two_nulls():
     assert found.pop(("yes", "no")) == "SPECIFIC TO ITS LAYERS"
     assert {outcome for (anywhere, _), outcome in found.items() if anywhere == "no"} == {"NOT SPECIFIC"}
     assert {outcome for (anywhere, _), outcome in found.items() if anywhere != "no"} == {"CANNOT TELL"}
+
+
+def test_places_of_its_own_groups_are_within_its_layers():
+    assert find_outcome("yes", {"anywhere": "yes", "layers": "yes", "kv-groups": "no"}) == "SPECIFIC TO ITS LAYERS"
+    assert find_outcome("yes", {"anywhere": "yes", "layers": "no", "kv-groups": "no"}) == "SPECIFIC TO ITS LAYERS"
+    assert find_outcome("yes", {"anywhere": "yes", "norm": "no", "kv-groups": "no"}) == "NOT SPECIFIC"
+    assert find_outcome("yes", {"anywhere": "no", "kv-groups": "yes"}) == "NOT SPECIFIC"
+    assert find_outcome("yes", {"kv-groups": "no"}) == "NOT SPECIFIC"
 
 
 @given(st.floats(-0.4, 0.0), st.integers(0, 5))

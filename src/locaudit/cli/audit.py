@@ -104,8 +104,8 @@ def report(arguments: Sequence[str]) -> None:
     settings = {"score": command.score, "level": command.level, "margin": command.margin}
     from locaudit.cli.paper import print_study
     from locaudit.cli.shown import print_repeats, print_verdict
-    from locaudit.report.repeats import is_repeats
     from locaudit.report.result import read_result
+    from locaudit.store.repeats import is_repeats
     from locaudit.studies.paper import is_study, write_paper
 
     if is_study(command.folder):
@@ -128,11 +128,11 @@ def _run(command: _Run) -> int:
     from locaudit.cli.shown import count_unjudged, print_repeats, print_verdict
     from locaudit.report import require_report_extra
     from locaudit.report.design import power_sentence
-    from locaudit.report.repeats import repeat_folder
     from locaudit.report.result import read_result
     from locaudit.run.audit import run_audit
     from locaudit.run.pilot import describe_estimate, run_pilot
     from locaudit.run.repeats import repeat_config, run_repeats
+    from locaudit.store.repeats import repeat_folder
     from locaudit.store.run import load_run
     from locaudit.store.trusted import read_labels
 

@@ -28,6 +28,7 @@ from locaudit.stats.design import (
 )
 from locaudit.stats.phrases import where
 from locaudit.stats.scores import find_score
+from locaudit.stats.verdict import Verdict
 from locaudit.store.files import write_atomically
 from locaudit.store.run import Run
 
@@ -161,6 +162,12 @@ def write_design(run: Run, size: Size, path: Path) -> None:
     """Write all settings of the design as YAML, for ``locaudit audit PATH``."""
     with unknown_names_kept():
         write_atomically(path, to_yaml(merge_config(run.config, changes(run, size))).encode())
+
+
+def read_verdict(run: Run) -> Verdict:
+    """The verdict of a run, with its last line: what the audit could have seen, and the way to more."""
+    verdict = run.verdict
+    return replace(verdict, power=power_sentence(run, verdict.main)) if verdict.main else verdict
 
 
 def power_sentence(run: Run, method: str | None = None, power: float = 0.8) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,17 +26,13 @@ from locaudit.stats.specification import Specification
 from locaudit.stats.verdict import MethodVerdict
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import has_trials
+from locaudit.store.repeats import PAGE, PLAN, read_plan, repeat_folder
 from locaudit.store.run import Run, load_run
 from locaudit.text import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PLAN = "repeats.json"
-"""File with the planned number of repeats, and earlier such numbers. It also marks a folder as that of repeats."""
-_PAGE = "repeats.html"
-MOST = 1000
-"""Largest number of repeats of an audit."""
 _MARKERS = {"control": "o", "base": "^", "whole": "s", "claim": "D"}
 
 
@@ -87,48 +81,6 @@ class Repeats:
     def raised(self) -> str:
         """A phrase about repeats that were added; empty if none were."""
         return f"{', then '.join(map(str, self.planned))} repeats were planned" if len(self.planned) > 1 else ""
-
-
-def repeat_folder(folder: str | Path, number: int) -> Path:
-    """The run folder of a repeat."""
-    return Path(folder) / f"repeat-{number}"
-
-
-def is_repeats(folder: str | Path) -> bool:
-    """Whether `locaudit audit --repeats` wrote the folder."""
-    return (Path(folder) / PLAN).is_file()
-
-
-def read_plan(folder: str | Path) -> list[int]:
-    """Each number of repeats that was asked for, in order; empty in a new folder.
-
-    Raises `RunFolderError` if the file that holds them is damaged.
-    """
-    if not is_repeats(folder):
-        return []
-    planned = None
-    with suppress(ValueError, AttributeError):
-        found = json.loads((Path(folder) / PLAN).read_text(encoding="utf-8"))
-        planned = found.get("planned", [found.get("n_repeats")])
-    if not isinstance(planned, list) or not planned or not all(type(n) is int and 2 <= n <= MOST for n in planned):
-        raise RunFolderError(
-            got=f"{Path(folder) / PLAN}, which does not say how many repeats were planned",
-            expected=f"the file as locaudit wrote it, with numbers from 2 to {MOST}",
-            remedy="restore the file, or delete it and run the same command again",
-        )
-    return planned
-
-
-def write_plan(folder: str | Path, repeats: int) -> None:
-    """Record how many repeats are planned before they run, so that a later increase is visible.
-
-    If the number changes, the earlier verdict and its page are deleted.
-    """
-    planned, folder = read_plan(folder), Path(folder)
-    if repeats not in planned:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / _PAGE).unlink(missing_ok=True)
-        write_atomically(folder / PLAN, json_text({"planned": [*planned, repeats]}).encode())
 
 
 def read_repeats(folder: str | Path, **settings: Any) -> Repeats:
@@ -237,8 +189,8 @@ def write_repeats(folder: str | Path, out: str | Path | None = None, **settings:
         write_report(own, tabulate(run), out=own if is_own else target / own.name)
     svg = save(draw_repeats(found), target / "figures", "repeats")
     text = render("report/repeats.html", found=found, verdict=found.verdict, drawings={"repeats": {"svg": svg}})
-    write_atomically(target / _PAGE, text.encode())
-    return target / _PAGE, found
+    write_atomically(target / PAGE, text.encode())
+    return target / PAGE, found
 
 
 def draw_repeats(found: Repeats) -> Figure:

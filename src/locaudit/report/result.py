@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from locaudit.records import TrialRecord
 from locaudit.report import write_report
+from locaudit.report.design import read_verdict
 from locaudit.report.frames import answers_frame, scores_frame, specification_frame, trials_frame
 from locaudit.report.tables import Tables, reading_words, tabulate
 from locaudit.stats.verdict import Verdict
@@ -32,10 +33,10 @@ class AuditResult:
     run: Run
     """Settings, manifest, trials, questions and judgements."""
 
-    @property
+    @cached_property
     def verdict(self) -> Verdict:
         """The verdict, with the score, level and margin that the result was read with."""
-        return self.run.verdict
+        return read_verdict(self.run)
 
     @property
     def records(self) -> tuple[TrialRecord, ...]:

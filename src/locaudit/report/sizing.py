@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.records import DIRECTIONS, NO_METHOD, Place, TrialRecord
-from locaudit.report.repeats import is_repeats, read_plan, repeat_folder
 from locaudit.stats.design import LEAST_CONTROLS, Components, Cost, Size, find_components
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.scores import GREEDY, SIGNS, is_judged, mean_score, score_values, tolerance
 from locaudit.stats.selection import BASE, CLAIM, choose, group_trials
 from locaudit.stats.sequential import Null
+from locaudit.store.repeats import is_repeats, read_plan, repeat_folder
 from locaudit.store.run import Run, judged, load_run
 
 Values = NDArray[np.float64]

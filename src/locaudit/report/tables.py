@@ -20,6 +20,7 @@ from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, OFF, Place, TrialRecord, json_text
 from locaudit.registry import SCORES
 from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
+from locaudit.report.design import read_verdict
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES, FIT_TITLES
 from locaudit.stats.changes import Changes, count_changes
 from locaudit.stats.degenerate import is_degenerate
@@ -432,7 +433,7 @@ def read_tables(folder: str | Path) -> Tables:
 def tabulate(run: Run) -> Tables:
     """Make the tables of a run."""
     order = _order((NO_METHOD, *run.manifest.methods), ("", *run.manifest.nulls))
-    verdict, records = run.verdict, sorted(run.records, key=order)
+    verdict, records = read_verdict(run), sorted(run.records, key=order)
     selected = select(records, verdict.score, verdict.tolerance)
     chosen = [record for places in selected.values() for record in places.values()]
     chosen_ids = {record.spec.trial_id for record in chosen if record is not None}

@@ -12,11 +12,11 @@ from locaudit.config import AuditConfig, Registration, merge_config, to_dict
 from locaudit.config.settings import VARIED, leaves
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges import Judge
-from locaudit.report.repeats import MOST, PLAN, read_plan, repeat_folder, write_plan
 from locaudit.run.plan import training_seed
 from locaudit.run.status import say_resumed, show_progress
 from locaudit.run.subject import load_subject, read_inputs, read_settings
 from locaudit.store.folder import check_folder, check_run, read_run
+from locaudit.store.repeats import MOST, PLAN, read_plan, repeat_folder, write_plan
 
 if TYPE_CHECKING:  # so that a number of repeats is refused without torch
     from locaudit.models import Model

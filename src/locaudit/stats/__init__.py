@@ -29,6 +29,7 @@ from locaudit.stats.sequential import Look, Monitor, look, share_interval
 from locaudit.stats.tests import (
     Contrast,
     contrast_methods,
+    gain_p,
     holm,
     max_t_p,
     monte_carlo_p,
@@ -44,7 +45,7 @@ __all__ = [
     "MethodRepeats", "MethodVerdict", "Monitor", "NullResult", "Outcome", "Place", "Question", "Repeat",
     "RepeatsVerdict", "Score", "Share", "Verdict", "add_judgements", "combine_repeats", "compare", "compare_edits",
     "components", "contrast_methods", "count_missing", "crossed_interval", "decide", "estimate", "find_outcome",
-    "find_score", "holm", "is_judged", "judged_aspects", "judged_metrics", "judged_scores", "look", "max_t_p",
+    "find_score", "gain_p", "holm", "is_judged", "judged_aspects", "judged_metrics", "judged_scores", "look", "max_t_p",
     "mean_score", "monte_carlo_p", "new_place_p", "paired_gain_p", "rank_correlation", "reaches", "resolve_score",
     "score_intervals", "score_place", "score_values", "select", "share_interval", "t_test_p", "true_share",
 ]  # fmt: skip

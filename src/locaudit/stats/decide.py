@@ -18,7 +18,7 @@ from locaudit.stats.scores import SIGNS, has_score, tolerance
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, group_trials
 from locaudit.stats.tests import Contrast, contrast_methods, max_t_p, new_place_p
 from locaudit.stats.verdict import MethodVerdict, NullResult, Verdict
-from locaudit.stats.words import describe_power, explain
+from locaudit.stats.words import explain
 
 
 def decide(
@@ -82,7 +82,6 @@ def decide(
         margin=design.margin,
         tolerance=tie,
         contrasts=_contrasts(measured, main),
-        power=next((describe_power(m) for m in measured if m.method == main), ""),
     )
 
 
@@ -134,7 +133,7 @@ def _judge(m: Measured, adjusted: Mapping[tuple[str, str], float], flags: tuple[
             n_planned=plan.n_planned,
             population=plan.population,
             n_used=seen.n,
-            ended_early=seen.state != "open" and seen.n < plan.n_planned,
+            ended_early=seen.ended_early,
             lead=sign * null.lead.lead,
             lead_interval=told(null.lead.interval),
             true_share=null.share.value,

@@ -278,6 +278,10 @@ def true_share(
     - From the k of N true scores that reach the claim's come the two ends of the Clopper-Pearson interval, as draws of
       Beta(k, N - k + 1) and Beta(k + 1, N - k).
 
+    Places that score below the claim and far below the others (by more than 3 times the distance between the quartiles
+    below the first, Tukey's outer fence: their edit destroyed the model) do not reach the claim. They are left out of
+    the variances, which they would make so large that the noise of the others would stay.
+
     The interval goes from a low quantile of the lower ends to a high quantile of the upper ends. Without noise from
     questions it is the Clopper-Pearson interval of the count, whatever the distribution of places; the normal
     distribution serves to remove the noise only. The drawing is that of generalised confidence intervals (Weerahandi
@@ -285,26 +289,28 @@ def true_share(
 
     If all places of the `population` were tried, k / N is the share. With `slack`, a place counts if its true score is
     at least the claim's minus the slack. Shapes as in `crossed_interval`; several seeds are averaged. Scores within
-    `tolerance` are ties. NaN for fewer than
-    two controls or without a score.
+    `tolerance` are ties. NaN for fewer than two controls or without a score.
     """
     own, others = (x.mean(axis=-2) for x in _tables(claim, controls))  # (questions,), (places, questions)
     n_places, n = others.shape
     if n_places < 2 or n < 2 or np.isnan(own).any():
         return Share(math.nan, (math.nan, math.nan), math.nan)
-    leads = own - others.mean(axis=0)
-    true, raw, noise = _between(others)
+    first, third = np.quantile(others.mean(axis=1), (0.25, 0.75))
+    least = min(first - 3 * (third - first), own.mean() - slack) - tolerance
+    near = others[others.mean(axis=1) >= least]
+    true, raw, noise = _between(near)
     rng = np.random.default_rng(seed)
 
     def inverted(variance: float, df: int) -> Values:
         return variance * df / rng.chisquare(df, (N_DRAWS, 1))
 
-    part = inverted(noise, (n_places - 1) * (n - 1))
-    tau2 = np.maximum(inverted(raw, n_places - 1) - part, 0.0)
+    part = inverted(noise, (len(near) - 1) * (n - 1))
+    tau2 = np.maximum(inverted(raw, len(near) - 1) - part, 0.0)
     shrink = tau2 / np.maximum(tau2 + part, np.finfo(float).tiny)
-    scores = others.mean(axis=1) - others.mean()
+    scores = near.mean(axis=1) - near.mean()
     # (draws, places) and (draws, 1): true scores, from the controls' mean
-    drawn = shrink * scores + np.sqrt(tau2 * (1 - shrink)) * rng.standard_normal((N_DRAWS, n_places))
+    drawn = shrink * scores + np.sqrt(tau2 * (1 - shrink)) * rng.standard_normal((N_DRAWS, len(near)))
+    leads = own - near.mean(axis=0)
     lead = leads.mean() + np.sqrt(inverted(float(leads.var(ddof=1)) / n, n - 1)) * rng.standard_normal((N_DRAWS, 1))
     k = (drawn >= lead - slack - tolerance).sum(axis=1)
     ends = (

@@ -12,7 +12,6 @@ from scipy import special, stats
 
 from locaudit.location import Location
 from locaudit.records import DIRECTIONS, Place, TrialRecord
-from locaudit.stats.design import Components, find_components
 from locaudit.stats.intervals import (
     Crossed,
     Estimate,
@@ -35,7 +34,7 @@ from locaudit.stats.scores import (
 )
 from locaudit.stats.selection import BASE, CLAIM, WHOLE, choose, score_place
 from locaudit.stats.sequential import Look, Null, Rule, look, share_interval
-from locaudit.stats.tests import paired_gain_p
+from locaudit.stats.tests import gain_p
 
 _UNKNOWN = (math.nan, math.nan)
 MARGIN = 1 / 3
@@ -144,11 +143,11 @@ class Measured:
         return self.contrast({place: 1.0, BASE: -1.0})
 
     def gain_p(self, place: Place) -> float:
-        """One-sided p of the gain at a place: studentised exchange test. 1 if it has no score."""
+        """One-sided p of the gain at a place (`locaudit.stats.tests.gain_p`). 1 if it has no score."""
         if math.isnan(self.means[place]):
             return 1.0
         return self._gain_ps.setdefault(
-            place, paired_gain_p(self.arms[place], self.arms[BASE], tolerance=self.tolerance)
+            place, gain_p(self.arms[place], self.arms[BASE], bounds=self.bounds, tolerance=self.tolerance)
         )
 
     @cached_property
@@ -219,10 +218,9 @@ class Measured:
             works = self.is_proven(CLAIM)
             near = shared(self.arms[CLAIM], arms, slack=self.margin(CLAIM)) if works else share
             common = max(near.p_common, self._common_p(seen, plan, lost))
-            has_ended = seen.state != "open" and seen.n < plan.n_planned
-            if has_ended:  # intervals and the t-test assume a number of controls that does not depend on scores
+            if seen.ended_early:  # intervals and the t-test assume a number of controls that does not depend on scores
                 lead, share = replace(lead, interval=_UNKNOWN), Share(math.nan, _UNKNOWN, math.nan)
-            small = 1.0 if has_ended else self._small_lead_p(scored, lead, lost)
+            small = 1.0 if seen.ended_early else self._small_lead_p(scored, lead, lost)
             p_no = min(1.0, 2 * min(common, small))
             found[name] = Against(plan, places, means, seen, p_value, lead, share, common, small, p_no)
         return found
@@ -248,18 +246,6 @@ class Measured:
         over = self.over_margin({CLAIM: 1.0, **dict.fromkeys(scored, -1.0 / len(scored))}, of=CLAIM)
         variance = over.variance + lead.se_places**2
         return float(special.stdtr(lead.df, over.value / math.sqrt(variance))) if variance else over.p_below()
-
-    @cached_property
-    def noise(self) -> list[Components]:
-        """The variance components against each null that can test; empty if the data cannot say."""
-        found = []
-        for null in [] if self.unscored else self.deciding.values():
-            scored = [self.arms[place] for place in null.places if not math.isnan(self.means[place])]
-            if scored:
-                found.append(
-                    find_components(self.arms[CLAIM], np.asarray(scored), self.arms[BASE], null.plan.population)
-                )
-        return [parts for parts in found if parts is not None]
 
     @property
     def deciding(self) -> Mapping[str, Against]:

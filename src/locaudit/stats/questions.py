@@ -26,6 +26,8 @@ from locaudit.stats.selection import BASE, CLAIM, REST, WHOLE
 from locaudit.stats.sequential import curtailment
 from locaudit.stats.tests import monte_carlo_p
 
+WITHIN = ("layers", "kv-groups")
+"""Nulls whose places are in the claim's own layers."""
 LEAST_FOR_NO = 100
 """Fewest test questions for a ``no``: with fewer, intervals may miss rare large effects (docs/statistics.md)."""
 Answer = Literal["yes", "no", "open", "-"]
@@ -66,15 +68,16 @@ def find_outcome(works: Answer, nulls: Mapping[str, Answer]) -> Outcome:
     """The outcome that follows from the answers. `nulls` leaves out those with too few places to test.
 
     The claim is specific if it is better than the random places of each null: an intersection-union test, which needs
-    no correction. If it is better than places anywhere but not than those in its layers, its layers are what matters.
+    no correction. If it is better than places anywhere but not than those in its layers (or in its groups of heads,
+    which are in them), its layers are what matters.
     """
     if works != "yes":
         return "NO GAIN SHOWN" if works == "no" else "CANNOT TELL"
-    if any(answer == "no" for name, answer in nulls.items() if name != "layers"):
+    if any(answer == "no" for name, answer in nulls.items() if name not in WITHIN):
         return "NOT SPECIFIC"
     if not nulls or "open" in nulls.values():
         return "CANNOT TELL"
-    if nulls.get("layers") == "no":
+    if "no" in nulls.values():
         return "SPECIFIC TO ITS LAYERS" if "anywhere" in nulls else "NOT SPECIFIC"
     return "SPECIFIC"
 
@@ -178,7 +181,7 @@ class _Asker:
                      interval=self.interval(null.lead.interval))  # fmt: skip
         told = words("seen", "null", g=seen.n_at_least, n=seen.n, p=short_p(null.p_value),
                      lead="" if math.isnan(null.lead.lead) else lead.rstrip())  # fmt: skip
-        if seen.state != "open" and seen.n < null.plan.n_planned:
+        if seen.ended_early:
             low, high = seen.final
             told += words("seen", "ended", n_planned=null.plan.n_planned, low=low, high=high)
         question = Question(

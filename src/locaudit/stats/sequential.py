@@ -75,6 +75,11 @@ class Look:
     after the test had stopped count here, but neither in `n` nor in `p_value`. The two are equal once all are tried.
     A stopped test has these bounds instead of a confidence interval, because an interval for g of N takes n = N."""
 
+    @property
+    def ended_early(self) -> bool:
+        """Whether the test stopped and planned controls were left out."""
+        return self.state != "open" and self.final[0] < self.final[1]
+
 
 def curtailment(n_planned: int, level: float) -> int:
     """The number h = floor(level (1 + N)). If at least h controls do as well as the claim, it is not specific.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 from locaudit.stats.intervals import crossed_interval, estimate, true_share
-from locaudit.stats.tests import monte_carlo_p, new_place_p, paired_gain_p
+from locaudit.stats.tests import gain_p, monte_carlo_p, new_place_p, paired_gain_p
 from locaudit.studies.calibration.rates import Rate
 
 Values = NDArray[np.float64]
@@ -52,13 +52,14 @@ class Truth:
     sharp: float = BINARY
     """Answers are 0 or 1 (infinite), or probabilities that are the closer to 0 and 1 the larger this is."""
     jumps: float = 0.0
-    """Share of questions at which the first arm answers .6 better than that."""
+    """Share of questions at which the first arm answers better by `jump` than that."""
+    jump: float = 0.6
     value: float = field(init=False)
     """True score of the first arm, minus the mean of the others' if there are any."""
 
     def __post_init__(self):
         first, *others = np.prod(self.means, axis=1).tolist()
-        object.__setattr__(self, "value", first - (float(np.mean(others)) if others else 0.0) + 0.6 * self.jumps)
+        object.__setattr__(self, "value", first - (float(np.mean(others)) if others else 0.0) + self.jump * self.jumps)
 
     def draw(self, rng: np.random.Generator, n: int) -> Values:
         """Answers to n questions, (arms, components, questions).
@@ -72,7 +73,7 @@ class Truth:
         if math.isinf(self.sharp):
             return (z + special.ndtri(means) > 0).astype(float)
         answers = special.ndtr(self.sharp * z + special.ndtri(means) * math.hypot(1, self.sharp))
-        answers[0] += 0.6 * (rng.random(n) < self.jumps)
+        answers[0] += self.jump * (rng.random(n) < self.jumps)
         return answers
 
 
@@ -86,6 +87,7 @@ NO_GAIN = (
     Truth("few change: Truth .5 to .55, Info .88 to .8", ((0.55, 0.8), (0.5, 0.88)), 0.97),
     Truth("probabilities: Truth .3 to .6, Info .8 to .4", ((0.6, 0.4), (0.3, 0.8)), 0.5, 3),
     Truth("one component, few change", ((0.4,), (0.4,)), 0.98),
+    Truth("one component, most gain .03, 1 in 20 loses .6", ((0.33,), (0.3,)), 0.99, 1, 0.05, -0.6),
 )
 """True gain 0."""
 GAIN = (
@@ -223,10 +225,12 @@ def _gain(rng: np.random.Generator, truth: Truth, n: int) -> dict[str, bool]:
     after, before = truth.draw(rng, n)
     # With two components, the raw gain of an arrangement is linear in the signs: a sign-flip test of these values.
     gradient = ((after + before).mean(axis=1) / 2)[::-1] if len(after) == 2 else np.ones(1)
-    both = {"seed": int(rng.integers(8)), "n_resamples": N_RESAMPLES}
+    seed, n_resamples = int(rng.integers(8)), N_RESAMPLES
+    exchanged = partial(paired_gain_p, seed=seed, n_resamples=n_resamples)
     return {
-        "paired_gain_p": paired_gain_p(after, before, **both) <= LEVEL,
-        "raw gains only": paired_gain_p(gradient @ (after - before), np.zeros(n), **both) <= LEVEL,
+        "gain_p": gain_p(after, before, seed=seed, n_resamples=n_resamples) <= LEVEL,
+        "paired_gain_p": exchanged(after, before) <= LEVEL,
+        "raw gains only": exchanged(gradient @ (after - before), np.zeros(n)) <= LEVEL,
     }
 
 

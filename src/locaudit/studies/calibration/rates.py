@@ -17,10 +17,10 @@ from scipy import stats
 
 from locaudit.errors import ConfigError
 from locaudit.records import TrialRecord
-from locaudit.stats.scores import mean_score, reaches, score_values, tolerance
+from locaudit.stats.scores import find_score, mean_score, reaches, score_values, tolerance
 from locaudit.stats.selection import select
 from locaudit.stats.sequential import Rule, curtailment, look
-from locaudit.stats.tests import monte_carlo_p, new_place_p, paired_gain_p, t_test_p
+from locaudit.stats.tests import gain_p, monte_carlo_p, new_place_p, t_test_p
 from locaudit.store.run import load_run
 
 FAMILY = (1, 2, 3, 4, 6, 8, 12, 16, 24, 48)
@@ -125,7 +125,7 @@ def simulate(
             rejected[name] += bool(test(claim, controls) <= level)
         if seen.state == "specific":
             base = (rng.random(n_questions) < np.clip(0.3 + difficulty, 0, 1)).astype(float)
-            false += int(paired_gain_p(answers[0], base) <= level)
+            false += int(gain_p(answers[0], base) <= level)
     steps = [0.01, 0.05, 0.1, 0.25, 0.5] if n_controls >= 99 else [0.05, 0.1, 0.25, 0.5]
     return Simulated(
         world,
@@ -232,7 +232,8 @@ def pool_rates(
     before = score_values(next(r for r in records if r.spec.arm == "base").questions["test"], score)
     values = [None if r is None else score_values(r.questions["test"], score) for r in places]
     means = np.asarray([math.nan if x is None else float(mean_score(x)) for x in values])
-    works = [x is not None and paired_gain_p(x, before, tolerance=tie) <= level for x in values]
+    bounds = find_score(score).bounds
+    works = [x is not None and gain_p(x, before, bounds=bounds, tolerance=tie) <= level for x in values]
     p_values, exact, n_false = [], [], 0
     rng = np.random.default_rng(seed)
     for i, own in enumerate(means.tolist()):
