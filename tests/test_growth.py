@@ -258,6 +258,24 @@ def test_a_lost_edit_is_named(home, tmp_path):
         run_audit(more_questions(config), tmp_path / "run", progress=False)
 
 
+def test_an_answer_that_becomes_false_is_another_question(home, tmp_path):
+    """The texts and their order stay the same, and so do the ids, which the file gives."""
+    path = tmp_path / "asked.jsonl"
+
+    def write(n_true):
+        rows = [
+            {"id": f"q{i}", "question": f"What is {i}?", "true": [f"Red {i}.", f"Blue {i}."][:n_true],
+             "false": [f"Red {i}.", f"Blue {i}.", f"Green {i}."][n_true:]}
+            for i in range(20)
+        ]  # fmt: skip
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        return small_config(home, behaviour=str(path), methods=["optimal"], controls=1)
+
+    run_audit(write(2), tmp_path / "run", progress=False)
+    with pytest.raises(RunFolderError, match="questions"):
+        run_audit(write(1), tmp_path / "run", progress=False)
+
+
 def test_what_cannot_grow_is_refused_by_name(home, tmp_path):
     config = small_config(home, **SMALL, controls=3)
     run_audit(config, tmp_path / "run", progress=False)

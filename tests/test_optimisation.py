@@ -316,7 +316,8 @@ def test_runs_of_other_lengths_share_no_fit(run):
     method, epochs = run.config.methods["optimal"], run.manifest.methods["optimal"].training["epochs"]
     context = next(r.spec.context for r in run.trials if r.spec.method == "optimal")
     forest = Forest((), ())
-    hashes = {n: fit_context("m", forest, [], "optimal", replace(method, epochs=n), "d") for n in (epochs, 1, "auto")}
+    known = "m", forest, (), []
+    hashes = {n: fit_context(*known, "optimal", replace(method, epochs=n), "d") for n in (epochs, 1, "auto")}
     assert len(set(hashes.values())) == 3 and context not in hashes.values()
-    by_dose = [fit_context("m", forest, [], "iti", run.config.methods["iti"], drift) for drift in ("a", "b")]
+    by_dose = [fit_context(*known, "iti", run.config.methods["iti"], drift) for drift in ("a", "b")]
     assert by_dose[0] != by_dose[1]

@@ -167,10 +167,10 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
         return [
             {NO_METHOD: drift}
             | {
-                name: fit_context(model.fingerprint, forest, probing, name, settings, drift)
+                name: fit_context(model.fingerprint, forest, n_true, probing, name, settings, drift)
                 for name, settings in config.methods.items()
             }
-            for forest in (forests.train, *(placebo.forest for placebo in placebos))
+            for forest, n_true in ((forests.train, forests.n_true["train"]), *((x.forest, x.n_true) for x in placebos))
         ]
 
     # As given, with ``epochs: auto``; a run that is continued keeps the training length that it found.

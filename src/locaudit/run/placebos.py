@@ -25,6 +25,11 @@ class Placebo:
     forest: Forest
     """The same questions as trees of token ids, from which the identity of the placebo's fits follows."""
 
+    @property
+    def n_true(self) -> tuple[int, ...]:
+        """For each training question, the number of its first answers that count as true."""
+        return tuple(len(question.true) for question in self.questions)
+
 
 def draw_placebos(n: int, questions: Sequence[Question], forest: Forest, seed: int) -> tuple[Placebo, ...]:
     """The first `n` placebos, whose number does not change them. `forest` has the `questions` as trees."""

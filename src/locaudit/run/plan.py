@@ -22,18 +22,21 @@ Banks = tuple[int, int]
 """(edits trained together, edits scored together)."""
 
 
-def fit_context(fingerprint: str, training: Forest, probing: Any, name: str, settings: Any, drift: str) -> str:
+def fit_context(
+    fingerprint: str, training: Forest, n_true: Sequence[int], probing: Any, name: str, settings: Any, drift: str
+) -> str:
     """Hash of everything that determines an edit besides its trial: model, training questions, settings.
 
-    Training questions enter as token ids. `probing` are the settings that activations are read with. The method's grid
-    and its bank size are left out, because an edit does not depend on them. Doses of KL depend on the documents that
-    drift is measured on, whose hash is `drift`.
+    Training questions enter as token ids, each with the number `n_true` of its first answers that are true. `probing`
+    are the settings that activations are read with. The method's grid and its bank size are left out, because an edit
+    does not depend on them. Doses of KL depend on the documents that drift is measured on, whose hash is `drift`.
     """
     method: Method = METHODS[name]
     values = {key: x for key, x in asdict(settings).items() if key not in (*method.grids, "bank_size")}
     if (grid := method.grid_of(settings)) == "doses":
         values[grid] = drift
-    texts = [training.prefix, [[tree.prompt, tree.branches] for tree in training.trees]]
+    trees = zip(training.trees, n_true, strict=True)
+    texts = [training.prefix, [[tree.prompt, tree.branches, n] for tree, n in trees]]
     return content_hash([fingerprint, texts, probing, values])
 
 

@@ -53,16 +53,19 @@ class Forests:
     """All training questions; a trained method may use only the first ones (``max_questions``)."""
     held_out: Mapping[str, Forest]
     """``val``, ``test`` and ``off:NAME``."""
+    n_true: Mapping[str, tuple[int, ...]]
+    """Split, ``train`` included -> for each question, the number of its first answers that are true."""
 
     @property
     def keys(self) -> dict[str, list[str]]:
         """Split -> for each held-out question, the key under which its measurements are stored."""
-        return {name: question_keys(forest) for name, forest in self.held_out.items()}
+        return {name: question_keys(forest, self.n_true[name]) for name, forest in self.held_out.items()}
 
 
-def question_keys(forest: Forest) -> list[str]:
-    """For each question, the hash of its prompt and answers as token ids."""
-    return [content_hash([forest.prefix + tree.prompt, tree.branches]) for tree in forest.trees]
+def question_keys(forest: Forest, n_true: Sequence[int]) -> list[str]:
+    """For each question, the hash of its prompt and its true and false answers as token ids."""
+    trees = zip(forest.trees, n_true, strict=True)
+    return [content_hash([forest.prefix + tree.prompt, tree.branches, n]) for tree, n in trees]
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +153,9 @@ def plant_questions(inputs: Inputs, model: Model) -> Forests:
             longest = len(forest.prefix) + max(len(tree.prompt) for tree in forest.trees)
             check_length(model, longest + limit, f"a {name} question with its answer", len(forest.prefix))
     held_out |= {name: grow(questions, prompt) for name, (prompt, questions) in inputs.off_target.items()}
-    forests = Forests(grow(inputs.split.train, inputs.training), held_out)
+    questions = {"train": inputs.split.train, **{name: inputs.held_out(name) for name in held_out}}
+    n_true = {name: tuple(len(question.true) for question in asked) for name, asked in questions.items()}
+    forests = Forests(grow(inputs.split.train, inputs.training), held_out, n_true)
     for forest in (forests.train, *held_out.values()):
         check_depth(model, forest)
     return forests
@@ -241,7 +246,8 @@ def prepare_shared(
         if not forest.trees:  # nothing is trained
             return ()
         # Cached question by question, so that only added questions are scored when a run grows.
-        keys, file = question_keys(forest), re.sub(r"\W+", "-", f"reference-{name}")
+        keys = question_keys(forest, forests.n_true[name][: len(forest.trees)])
+        file = re.sub(r"\W+", "-", f"reference-{name}")
         key = content_hash([model.fingerprint, "sums by question"])
         before = read_cached(store, file, key)
         found: dict[str, Tensor] = {}
@@ -267,7 +273,7 @@ def prepare_shared(
     trained_on = [settings.max_questions for name, settings in config.methods.items() if METHODS[name].trained]
     n_train = max((len(split.train) if n is None else n for n in trained_on), default=0)
     train = Forest(forests.train.prefix, forests.train.trees[:n_train])
-    n_true = tuple(len(question.true) for question in split.train[:n_train])
+    n_true = forests.n_true["train"][:n_train]
     held_out = {
         name: HeldOut(inputs.held_out(name), forest, reference(name, forest), tuple(forests.keys[name]))
         for name, forest in forests.held_out.items()
