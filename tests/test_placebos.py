@@ -270,6 +270,9 @@ def test_what_adding_them_means_for_p():
     )
     assert "stays valid" in describe_extensions([rests, placebos], "fixed", 0.05)
     assert "more nulls" not in describe_extensions([placebos], "fixed", 0.05)
+    # One placebo may void the audit; a second one halves its weight. Nineteen rests may have been short of one control.
+    for earlier in (dataclasses.replace(placebos, before=1), dataclasses.replace(rests, before=19)):
+        assert "optional stopping" in describe_extensions([earlier], "fixed", 0.05)
     assert "optional stopping" in describe_extensions(
         [placebos, dataclasses.replace(controls, before=20)], "fixed", 0.05
     )

@@ -247,7 +247,7 @@ def test_a_place_where_all_trials_diverged_has_no_choice():
     ("claim", "controls", "outcome", "words"),
     [
         (0.25, LOW, "SPECIFIC", "the best edit found at the claim works better than random places."),
-        (0.25, [0.25] * 19, "NOT SPECIFIC", "random places do as well"),
+        (0.25, [0.25] * 19, "NOT SPECIFIC", "random places do as well (19 of 19)"),
         (0.25, [*LOW[:-1], 0.5], "CANNOT TELL", "1 of 19 controls are as good"),
         (-0.125, LOW, "NO GAIN SHOWN", "shows no gain"),
         (0.25, LOW[:18], "CANNOT TELL", "Set controls to at least 19"),

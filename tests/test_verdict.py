@@ -260,6 +260,20 @@ def test_the_outcome_over_two_nulls():
     assert {outcome for (anywhere, _), outcome in found.items() if anywhere != "no"} == {"CANNOT TELL"}
 
 
+def test_a_whole_model_that_is_destroyed_is_no_measure():
+    weak = measure(claim=0.0, whole=0.3, rest=0.3)
+    assert answers(weak)["works"] == "no" and answers(measure(rest=0.3))["needed"] == "no"
+    flags = ["destroyed whole"]
+    assert opened(weak, "works", flags)[0] == opened(measure(rest=0.3), "needed", flags)[0] == "whole_destroyed"
+    assert told(weak, flags)[0] == "CANNOT TELL" and "weaker strengths" in told(weak, flags)[1]
+
+
+def test_p_of_needed_is_that_of_both_tests():
+    rests = {Place("rest", i, "anywhere"): scores(0.0 if i < 1 else 0.3, 0.05, seed=i) for i in range(19)}
+    (question,) = [q for q in ask(measure(rest=0.0, more=rests)) if q.name == "needed"]
+    assert question.open == "rests" and question.p == 0.1
+
+
 def test_places_of_its_own_groups_are_within_its_layers():
     assert find_outcome("yes", {"anywhere": "yes", "layers": "yes", "kv-groups": "no"}) == "SPECIFIC TO ITS LAYERS"
     assert find_outcome("yes", {"anywhere": "yes", "layers": "no", "kv-groups": "no"}) == "SPECIFIC TO ITS LAYERS"

@@ -24,7 +24,7 @@ class _Design:
     """Probability with which it should be seen."""
     margin: float | None = None
     """Lead in the score's units within which a claim is shown to be like random places.
-    None: the run's share of the whole model's gain, or 0.05 without such a gain."""
+    None: the run's share of the claim's gain, or 0.05 without such a gain."""
     method: str | None = None
     """Method to design for (None: the first trained one)."""
     null: str | None = None

@@ -73,6 +73,7 @@ def make_manifest(
         rest_controls=len({spec.control for group in groups for spec in group if spec.arm == "rest"} - {-1}),
         placebos=len({spec.control for group in groups for spec in group if spec.arm == "placebo"}),
         widen=config.widen,
+        stopping=config.stopping,
         samples=config.evaluation.samples if config.evaluation.max_new_tokens else 0,
         versions={
             "locaudit": metadata.version("locaudit"),

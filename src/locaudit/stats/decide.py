@@ -11,7 +11,7 @@ from locaudit.errors import RunFolderError
 from locaudit.records import TrialRecord
 from locaudit.stats.changes import count_changes
 from locaudit.stats.measured import Against, Design, Measured, measure
-from locaudit.stats.optimisation import Flag, find_flags
+from locaudit.stats.optimisation import Flag, find_destroyed, find_flags
 from locaudit.stats.phrases import MethodFacts, say
 from locaudit.stats.questions import Answer, ask, outcome_of
 from locaudit.stats.scores import SIGNS, has_score, tolerance
@@ -28,6 +28,7 @@ def decide(
     level: float = 0.05,
     design: Design | None = None,
     methods: Mapping[str, MethodFacts] | None = None,
+    questions: Sequence[str] = (),
 ) -> Verdict:
     """Compare claim, controls, whole model and unedited model on the test questions, for each method.
 
@@ -35,8 +36,8 @@ def decide(
 
     1. `CANNOT TELL`: every edit at the claim diverged; there are too few test questions for any gain to be significant
        (2^-questions > level); more than `MAX_MISSING` of an arm's judgements are missing; or a placebo edit gains.
-    2. The claim's gain is not significant (one-sided studentised exchange test over questions): `NO GAIN SHOWN` if the
-       whole model's gain is, and the claim's is shown to be below the margin, a share of it. Else `CANNOT TELL`.
+    2. The claim's gain is not significant (`gain_p`): `NO GAIN SHOWN` if the whole model's is, by an edit that does not
+       destroy the model, and the claim's is shown to be below the margin, a share of it. Else `CANNOT TELL`.
     3. The gain is significant, and p against a null is at most the level (Monte-Carlo test): better than its places.
        Not better, if it is shown that these do as well: more than a share `level` of them scores at least as high, or
        the claim leads their mean by less than the margin. Else the null is open.
@@ -49,7 +50,8 @@ def decide(
 
     `methods` gives each method's title and whether higher or lower scores support the claim; if lower ones do, all
     scores are compared with their sign flipped. A method missing from it keeps its name as title, and higher scores
-    support the claim. The verdict lists the methods in the order of `methods`, then the others as they first appear.
+    support the claim. `questions` has the texts of the test questions, by which degenerate answers are found. The
+    verdict lists the methods in the order of `methods`, then the others as they first appear.
 
     A method whose claim has no record yet is left out, so an unfinished audit can be read. Raises `RunFolderError`
     while the unedited model has no scores.
@@ -67,8 +69,8 @@ def decide(
     ]
     adjusted = _adjusted(measured)
     tie = tolerance(score, design.dtype)
-    flags = find_flags(records, facts, score, tie)
-    found = {m.method: _judge(m, adjusted, flags[m.method]) for m in measured}
+    flags, destroyed = find_flags(records, facts, score, tie), find_destroyed(records, questions, score, tie)
+    found = {m.method: _judge(m, adjusted, (*flags[m.method], *destroyed[m.method])) for m in measured}
     main = next((name for name in found if facts[name].trained), next(reversed(found), ""))
     return Verdict(
         main=main,

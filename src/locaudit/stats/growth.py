@@ -28,17 +28,17 @@ class Extension:
 def describe_extensions(extensions: Sequence[Extension], rule: Rule, level: float) -> str:
     """What was added, and whether p still holds at its level. Empty if nothing was added.
 
-    It is optional stopping to add something because of the results. There are two exceptions. With `anytime`, p holds
-    at any number of controls. And before the extension, the run may have been so small that no p could have been at
-    most the level: with N controls the smallest p is 1 / (1 + N), and with n test questions the smallest p of the gain
-    is 2^-n.
+    It is optional stopping to add something because of the results. There are exceptions. Nulls, and the first placebo,
+    can only make `specific` rarer. If `rule` was `anytime` from the first result on, p holds at any number of controls.
+    And before the extension, the run may have been so small that no p could have been at most the level: with N
+    controls the smallest p is 1 / (1 + N), and with n test questions the smallest p of the gain is 2^-n.
     """
     if not extensions:
         return ""
     grown = "; ".join(say("extended", "grown", e=e) for e in extensions)
-    # One more null, or a placebo that gains, can only make `specific` rarer; rests of controls do not enter it.
     only_nulls = all(e.what == NULLS for e in extensions)
-    extensions = [e for e in extensions if e.what not in (NULLS, RESTS, PLACEBOS)]
+    # More placebos weaken each one's p (Bonferroni), so that only the first is harmless.
+    extensions = [e for e in extensions if e.what != NULLS and (e.what, e.before) != (PLACEBOS, 0)]
     controls = [e.before for e in extensions if e.what == CONTROLS and isinstance(e.before, int)]
     meaning = say("extended", "stopping", level=level)
     if not extensions:
@@ -57,4 +57,6 @@ def _was_powerless(extension: Extension, level: float) -> bool:
     n = extension.before
     if not isinstance(n, int):
         return False
-    return {CONTROLS: not curtailment(n, level), "test questions": 2.0**-n > level}.get(extension.what, False)
+    if extension.what in (CONTROLS, RESTS):
+        return not curtailment(n, level)
+    return extension.what == "test questions" and 2.0**-n > level

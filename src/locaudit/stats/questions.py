@@ -167,6 +167,8 @@ class _Asker:
             return self.opened(question, "at_best")
         if not m.is_proven(WHOLE):
             return self.opened(question, "nothing" if WHOLE in m.arms else "no_whole")
+        if "destroyed whole" in self.flags:
+            return self.opened(question, "whole_destroyed")
         question = replace(question, p_no=m.over_margin({CLAIM: 1.0, BASE: -1.0}, of=WHOLE).p_below())
         if "not optimised" in self.flags:
             return self.opened(question, "not_optimised")
@@ -234,13 +236,16 @@ class _Asker:
             return self.opened(question, "no_whole_needed")
         if m.is_at_best(WHOLE) and m.is_at_best(REST):
             return self.opened(question, "rest_at_best")
+        if "destroyed whole" in self.flags:
+            return self.opened(question, "whole_destroyed")
         if {"superset", "not optimised whole"} & set(self.flags):
             return self.opened(question, "whole_not_best")
         short_by = m.over_margin({WHOLE: 1.0, REST: -1.0}, of=WHOLE)
-        question = replace(question, p=short_by.p_above(), p_no=short_by.p_below())
+        tests = [x for x in (short_by.p_above(), p_rests) if not math.isnan(x)]
+        question = replace(question, p=max(tests), p_no=short_by.p_below())
         if question.p_no <= m.level:
             return replace(question, answer="no") if self.has_enough else self.opened(question, "few_for_no")
-        if question.p > m.level:
+        if short_by.p_above() > m.level:
             return self.opened(question, "between")
         return replace(question, answer="yes") if p_rests <= m.level else self.opened(question, "rests")
 

@@ -31,8 +31,11 @@ def explain(m: Measured, outcome: Outcome, questions: Sequence[Question]) -> str
     small = [name for name, null in m.deciding.items() if null.p_small_lead * len(m.deciding) <= m.level]
     if small := [name for name in small if by_name[name].answer == "yes"]:
         values["little"] = say("headline", "little", **terms, **{**values, "where": where(small[0])})
-    is_common = outcome != "NOT SPECIFIC" or 2 * m.nulls[telling.name].p_common <= m.level
-    values["as_well"] = say("headline", "as_well" if is_common else "nearly", **{**terms, **values})
+    if outcome == "NOT SPECIFIC":
+        null = m.nulls[telling.name]
+        values |= {"g": null.look.n_at_least, "n": null.look.n}
+        which = "as_well" if 2 * null.p_common <= m.level else "nearly"
+        values["as_well"] = say("headline", which, **{**terms, **values})
     return say("headline", outcome, **{**terms, **values})
 
 

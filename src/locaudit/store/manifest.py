@@ -12,7 +12,7 @@ from locaudit.config import Registration
 from locaudit.location import Location, Unit
 from locaudit.stats.growth import CONTROLS, NULLS, PLACEBOS, RESTS, Extension
 from locaudit.stats.phrases import MethodFacts
-from locaudit.stats.sequential import Null
+from locaudit.stats.sequential import Null, Rule
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Manifest:
     """How many strengths are added at most to a grid whose best strength is at an edge."""
     samples: int = 0
     """Sampled answers to each test question."""
+    stopping: Rule = "fixed"
+    """The stopping rule when the first results were stored. Another one may be set later."""
     judges: Mapping[str, JudgeFacts] = field(default_factory=dict)
     """Aspect -> judge."""
     probes: ProbeFacts | None = None
@@ -122,7 +124,9 @@ def extended(manifest: Manifest, before: Manifest, n_trials: int) -> Manifest:
     if manifest.judges.keys() - before.judges.keys():
         numbers["judges"] = (", ".join(before.judges) or "none", ", ".join(manifest.judges))
     added = [Extension(what, *pair, n_trials, before.planned) for what, pair in numbers.items() if pair[0] != pair[1]]
-    return replace(manifest, extensions=(*before.extensions, *added) if n_trials else before.extensions)
+    if not n_trials:
+        return replace(manifest, extensions=before.extensions)
+    return replace(manifest, extensions=(*before.extensions, *added), stopping=before.stopping)
 
 
 _ADAPTER = TypeAdapter(Manifest)

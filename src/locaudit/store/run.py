@@ -17,7 +17,6 @@ from locaudit.stats.growth import describe_extensions
 from locaudit.stats.labels import describe_labels, wanted
 from locaudit.stats.measured import Design
 from locaudit.stats.off_target import measure_off_target
-from locaudit.stats.optimisation import find_destroyed
 from locaudit.stats.repeats import Repeat
 from locaudit.stats.scores import (
     MAX_MISSING,
@@ -172,17 +171,13 @@ class Run:
             level=self.config.level,
             design=self.design,
             methods=self.manifest.methods,
+            questions=[question.text for question in self.questions["test"]],
         )
-        extensions, rule = self.manifest.extensions, self.config.stopping
-        asked = [question.text for question in self.questions["test"]]
-        destroyed = find_destroyed(records, asked, score, verdict.tolerance)
+        extensions, first = self.manifest.extensions, self.manifest.stopping
+        rule = first if first == self.config.stopping else "fixed"
         return replace(
             verdict,
             subject=self._describe_subject(verdict),
-            methods={
-                name: replace(found, flags=(*found.flags, *destroyed.get(name, ())))
-                for name, found in verdict.methods.items()
-            },
             extended=describe_extensions(extensions, rule, self.config.level),
             notes=(
                 *describe_labels(verdict, records, self.labels),

@@ -14,9 +14,13 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special, stats
+from scipy import optimize, special, stats
 
+from locaudit.records import Place
+from locaudit.stats import measured
 from locaudit.stats.intervals import crossed_interval, estimate, true_share
+from locaudit.stats.phrases import MethodFacts
+from locaudit.stats.selection import BASE, CLAIM, WHOLE
 from locaudit.stats.tests import gain_p, monte_carlo_p, new_place_p, paired_gain_p
 from locaudit.studies.calibration.rates import Rate
 
@@ -94,6 +98,13 @@ GAIN = (
     Truth("gain: Truth .4 to .5, Info .7 to .8", ((0.5, 0.8), (0.4, 0.7))),
     Truth("gain: Truth .3 to .7, Info .9 to .7", ((0.7, 0.7), (0.3, 0.9))),
 )
+AT_MARGIN = (
+    Truth("answers: .3, whole model .6, claim .4", ((0.4,), (0.6,), (0.3,))),
+    Truth("the same, arms alike (shared .9)", ((0.4,), (0.6,), (0.3,)), 0.9),
+    Truth("probabilities: .3, whole model .6, claim .4", ((0.4,), (0.6,), (0.3,)), sharp=3),
+    Truth("product: .24, whole model .56, claim .347", ((13 / 30, 0.8), (0.7, 0.8), (0.3, 0.8))),
+)
+"""Claim, whole model, unedited: the claim's gain is exactly the margin, a third of the whole model's."""
 _RANDOM = tuple((0.4 + x, 0.8) for x in np.linspace(-0.07, 0.07, 19).tolist())
 INTERVALS = {
     "mean of one arm": (
@@ -173,6 +184,10 @@ class World:
         }
         return float(tails[self.shape])
 
+    def best(self, share: float) -> float:
+        """The lead that this share of places reaches (`share`, inverted)."""
+        return self.tau * float(optimize.brentq(lambda x: self.share(x * self.tau) - share, -1.7, 10))  # type: ignore[arg-type]
+
     def answers(self, rng: np.random.Generator, true: Values, n: int) -> Values:
         """Values of places with these true scores at n questions: (places, seeds, 1, questions)."""
         by_seed = true[:, None] + self.seed_sd * rng.standard_normal((len(true), self.n_seeds))
@@ -213,6 +228,12 @@ def measure_coverage(n_sets: int = 500, *, seed: int = 0) -> Iterator[Measured]:
                 yield count(part, truth, f"{n}", partial(_gain if part in gains else _holds, rng, truth, n), n_sets)
     for truth in INTERVALS["difference of two arms"]:
         yield count("other intervals", truth, "20", partial(_others, rng, truth, 20), max(1, n_sets // 4))
+    for truth in AT_MARGIN:
+        for n in N_QUESTIONS[2:]:
+            yield count("errors of a no: works", truth, f"{n}", partial(_no_gain, rng, truth, n), n_sets)
+    for world, design in product(WORLDS[:5], DESIGNS[2:]):
+        part, size = "errors of a no: better than random places", "{} x {}".format(*design)
+        yield count(part, world, size, partial(_no_lead, rng, world, *design), max(1, n_sets // 4))
     places = {"lead over random places": _lead, "size of tests against random places": _new_place}
     for (part, draw), world, design in product(places.items(), WORLDS, DESIGNS):
         yield count(part, world, "{} x {}".format(*design), partial(draw, rng, world, *design), n_sets)
@@ -231,6 +252,33 @@ def _gain(rng: np.random.Generator, truth: Truth, n: int) -> dict[str, bool]:
         "gain_p": gain_p(after, before, seed=seed, n_resamples=n_resamples) <= LEVEL,
         "paired_gain_p": exchanged(after, before) <= LEVEL,
         "raw gains only": exchanged(gradient @ (after - before), np.zeros(n)) <= LEVEL,
+    }
+
+
+def _no_gain(rng: np.random.Generator, truth: Truth, n: int) -> dict[str, bool]:
+    arms = dict(zip((CLAIM, WHOLE, BASE), truth.draw(rng, n), strict=True))
+    m = measured.Measured("optimal", MethodFacts("Optimal edit"), arms, {}, LEVEL, measured.Design())
+    return {"no": m.over_margin({CLAIM: 1.0, BASE: -1.0}, of=WHOLE).p_below() <= LEVEL}
+
+
+def _no_lead(rng: np.random.Generator, world: World, n_places: int, n: int) -> dict[str, bool]:
+    """How often a null is answered no by each of its tests, where that is just wrong.
+
+    Common: only 5 % of places come within the margin of the claim. Small lead: the claim leads by exactly the margin.
+    """
+
+    def tested(lead: float, margin: float) -> measured.Against:
+        true = np.concatenate([[lead, lead - margin / measured.MARGIN], world.places(rng, n_places)])
+        claim, base, *controls = world.answers(rng, true, n).mean(axis=1)
+        arms = {CLAIM: claim, BASE: base} | {Place("control", i, "anywhere"): x for i, x in enumerate(controls)}
+        design, unbounded = measured.Design(), (-math.inf, math.inf)
+        facts = MethodFacts("Optimal edit")
+        return measured.Measured("optimal", facts, arms, {}, LEVEL, design, unbounded).nulls["anywhere"]
+
+    best = world.best(LEVEL)
+    return {
+        "no, where 5 % come within the margin": tested(2 * best, best).p_no <= LEVEL,
+        "small lead, where it is the margin": 2 * tested(best, best).p_small_lead <= LEVEL,
     }
 
 
