@@ -40,6 +40,7 @@ The score, ``preference_accuracy`` or ``mc1``, says which of two one-token answe
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ with those of items. Queries and keys are small, so that attention is spread. ML
 normalised."""
 TRAINED = ("embed_tokens", "v_proj")
 """The weights that are trained. All others keep their initial values."""
-STEPS, LEARNING_RATE = 150, 4e-2
+STEPS, LEARNING_RATE, MOST_ROUNDS = 150, 4e-2, 4
+"""Training goes on in rounds of `STEPS` until the text is learned, at most `MOST_ROUNDS` of them."""
 LEARNED = 0.02
 """The training text counts as learned if the mean KL divergence from its answer shares is below this (in nats)."""
 
@@ -343,12 +345,15 @@ def _write_text(
 
 @torch.enable_grad()
 def _train(lm: LlamaForCausalLM, masks: Mapping[str, Tensor], ids: Tensor, targets: Tensor) -> float:
-    """Train with AdamW on the whole text, masking after each step. Returns the mean KL(targets || model) in nats."""
+    """Train with AdamW on the whole text, masking after each step, until it is learned (`LEARNED`).
+
+    Returns the mean KL(targets || model) in nats.
+    """
     weights = dict(lm.named_parameters())
     for name, weight in weights.items():
         weight.requires_grad_(name.split(".")[-2] in TRAINED)
-    optimizer = torch.optim.AdamW(lm.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    # cross-entropy minus the entropy of the targets is KL
+    entropy = torch.special.entr(targets).sum(dim=1).mean().item()
 
     def mask() -> None:
         for name, allowed in masks.items():
@@ -359,14 +364,20 @@ def _train(lm: LlamaForCausalLM, masks: Mapping[str, Tensor], ids: Tensor, targe
         return nn.functional.cross_entropy(lm.lm_head(last), targets)
 
     mask()
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-        schedule.step()
-        mask()
-    # cross-entropy minus entropy of the targets
-    return loss().item() - torch.special.entr(targets).sum(dim=1).mean().item()
+    kl = math.inf
+    for _ in range(MOST_ROUNDS):
+        optimizer = torch.optim.AdamW(lm.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+            schedule.step()
+            mask()
+        kl = loss().item() - entropy
+        if kl < LEARNED:
+            break
+    return kl
 
 
 def _ask(task: Task, answers: Answers, seed: int) -> Behaviour:
