@@ -4,6 +4,10 @@ BIN := $(VENV)/bin
 # The pinned CPU build of PyTorch goes in first, so that no later step pulls gigabytes of CUDA libraries.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NEWEST := .venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-newest/constraints.txt
+# By default glibc returns the memory of each large tensor to the system and has it mapped anew for the next one, which
+# can take a large part of the time on a CPU. These thresholds keep it. Other C libraries ignore them.
+export MALLOC_MMAP_THRESHOLD_ := 2000000000
+export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
 .PHONY: setup demo test test-newest check parity bench-smoke clean
 
