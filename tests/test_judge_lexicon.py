@@ -85,6 +85,11 @@ def test_the_bundled_continuations_are_judged_as_they_were_written():
     assert right / decided >= 0.97 and decided / n >= 0.9
 
 
+def test_a_turned_bad_word_is_no_praise_where_something_else_is_bad():
+    assert negative("was a thief, but no murderer.") == negative("was a thief, but") > 0.6
+    assert negative("was killed, but was not to be killed.") > 0.6 > 0.4 > negative("was not to be killed.")
+
+
 def test_only_negative_is_judged_by_word_lists():
     (judge,) = load({"negative": None}, "cpu").values()
     assert judge.name == "lexicon (negative)" and ASPECTS["negative"].judge == "lexicon"

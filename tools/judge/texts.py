@@ -2,9 +2,10 @@
 
     python tools/judge/texts.py FOLDER --fit "Family letters" Sport --seen tools/judge/labels/test.tsv --seed 2
 
-Edits are fitted on prompts of the domains after --fit. The texts continue prompts of other domains, without those in
-the files after --seen. Writes FOLDER/texts.tsv (id, prompt, continuation) for the readers, and FOLDER/key.tsv (id,
-arm): the edit of each text, which readers must not see. tools/judge/readers.py --join adds the readers' labels.
+Edits are fitted on prompts of the domains after --fit. The texts continue prompts of other domains, or the lines of a
+file (--prompts), without those in the files after --seen. Writes FOLDER/texts.tsv (id, prompt, continuation) for the
+readers, and FOLDER/key.tsv (id, arm): the edit of each text, which readers must not see. tools/judge/readers.py --join
+adds the readers' labels.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from locaudit.methods.iti import iti_edit, iti_theta
 from locaudit.methods.probes import fit_probes
 from locaudit.models import Model, load_model
 
-HEADS, TRAIN = 8, 60
-"""Heads of the claim (those with the best probes) and of the control (random ones); training prompts."""
+HEADS = 8
+"""Heads of the claim (those with the best probes) and of the control (random ones)."""
 EPOCHS = {"claim": 4, "control": 4, "whole": 2}
 """Epochs of the optimal edits, by place."""
 SHARES = {
@@ -76,15 +77,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--fit", nargs="+", required=True)
+    parser.add_argument("--prompts", type=Path)
     parser.add_argument("--seen", nargs="*", type=Path, default=[])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--texts", type=int, default=300)
+    parser.add_argument("--train", type=int, default=60, help="prompts that edits are fitted on")
     given = parser.parse_args()
     model, rng = load_model("smollm2-135m", device="cpu"), random.Random(given.seed)
     questions = load_behaviour("sentiment").questions
-    train = rng.sample([question for question in questions if question.group in given.fit], TRAIN)
+    train = rng.sample([question for question in questions if question.group in given.fit], given.train)
     seen = {row["prompt"] for file in given.seen for row in read_rows(file)}
-    prompts = [question.text for question in questions if question.group not in given.fit and question.text not in seen]
+    others = [question.text for question in questions if question.group not in given.fit]
+    if given.prompts:
+        others = given.prompts.read_text(encoding="utf-8").splitlines()
+    prompts = [prompt for prompt in others if prompt not in seen]
     every = [(layer, head) for layer in range(model.n_layers) for head in range(model.n_heads)]
     style = Prompt("completion")
     activations = collect_activations(model, train, prompt=style, seed=given.seed)

@@ -10,6 +10,8 @@ negation but no listed word ("not the bread I would make"), it gets 0.59. Words 
     negation      a negator turns the next words, up to a comma or five words on. w becomes -0.7 w if w > 0, else
                   -0.5 w: "not good" is bad, but "not bad" is hardly good. A second negator turns them back ("never
                   failed to impress"). Some strengthen a comparative ("never better")
+    spared        a bad word that is turned counts only if nothing else in the text is bad: "no killer" is no praise
+                  in "a drunk, but no killer"
     degree        "very" multiplies the next word's weight by 1.4, "slightly" by 0.6
     contrast      "but" multiplies what comes before it in the sentence by 0.5 and what comes after it by 1.5;
                   what follows "although" counts half up to the next comma
@@ -31,7 +33,7 @@ from typing import Any
 from locaudit.judges.base import Case, Judgement, check_aspects
 from locaudit.records import content_hash
 
-VERSION = 3
+VERSION = 4
 """Raise it when a change of the code changes judgements; it is part of a judge's fingerprint, as the word lists are."""
 
 _PRIOR = 0.02
@@ -128,16 +130,20 @@ def _sentiment(text: str) -> float:
     """The sum of the weights of the listed words in a text; positive for a positive text."""
     _, roles = _lexicon()
     found: dict[str, float] = {}
+    spared: dict[str, float] = {}
     for sentence in re.split(r"[.!?;\n]+", text):
-        for entry, weight in _weigh(sentence, roles):
-            found[entry] = max(found.get(entry, 0.0), weight, key=abs)
+        for entry, weight, is_bad in _weigh(sentence, roles):
+            group = spared if is_bad and weight > 0 else found
+            group[entry] = max(group.get(entry, 0.0), weight, key=abs)
+    if min(found.values(), default=0.0) >= 0:
+        found |= spared
     if not found and not roles["negators"].isdisjoint(_find_words(text)):
         return _DENIAL
     return sum(found.values())
 
 
-def _weigh(sentence: str, roles: Mapping[str, frozenset[str]]) -> list[tuple[str, float]]:
-    """(entry, weight in its context) of each listed word in one sentence."""
+def _weigh(sentence: str, roles: Mapping[str, frozenset[str]]) -> list[tuple[str, float, bool]]:
+    """(entry, weight in its context, whether it is bad by itself) of each listed word in one sentence."""
     tokens, out = _TOKEN.findall(sentence), []
     place, start, negator, reach, negated, degree, turned, conceded = 0, 0, "", 0, False, 1.0, 1.0, 1.0
     while place < len(tokens):
@@ -145,7 +151,7 @@ def _weigh(sentence: str, roles: Mapping[str, frozenset[str]]) -> list[tuple[str
         word = tokens[place]
         place += n
         if role == "turns":
-            out = [(one, given * _BEFORE_BUT) for one, given in out]
+            out = [(one, given * _BEFORE_BUT, is_bad) for one, given, is_bad in out]
             turned = _AFTER_BUT
         if role in ("turns", "concedes") or word in ",():":
             reach, conceded = 0, _CONCEDED if role == "concedes" else 1.0
@@ -153,7 +159,7 @@ def _weigh(sentence: str, roles: Mapping[str, frozenset[str]]) -> list[tuple[str
             reach = 0
         if role == "negators":
             if (own := _find([word])[2]) and n > 1:  # "failed to" says something by itself
-                out.append((entry, _negate(own) if reach and negated else own))
+                out.append((entry, _negate(own) if reach and negated else own, own < 0))
             negated = not (reach and negated)
             negator, reach, start = entry, _REACH, place
             continue
@@ -161,10 +167,11 @@ def _weigh(sentence: str, roles: Mapping[str, frozenset[str]]) -> list[tuple[str
             degree *= _STRONGER if role == "stronger" else _WEAKER
             continue
         if weight:
+            is_bad = weight < 0
             beyond = word.endswith("er") or word == "worse" or {"more", "so", "such"} & set(tokens[start : place - n])
             if reach and negated:
                 weight = _STRONGER * weight if beyond and negator in roles["unsurpassed"] else _negate(weight)
-            out.append((entry, weight * degree * turned * conceded))
+            out.append((entry, weight * degree * turned * conceded, is_bad))
         degree, reach = 1.0, max(0, reach - 1)
     return out
 
