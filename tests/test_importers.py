@@ -497,3 +497,29 @@ def test_a_control_vector_of_repeng(tmp_path):
     vector = np.ones(576, np.float32)
     repeng.ControlVector("llama", {12: vector, 14: vector}).export_gguf(tmp_path / "v.gguf")
     assert str(read_claim(tmp_path / "v.gguf").location) == "residual:12,14"
+
+
+def test_objects_and_files_give_an_audit(tmp_path):
+    """Pairs in a data frame, scores in an array, a control vector as claim and as edit."""
+    from locaudit.models import load_model
+    from runs import small_config
+
+    pairs = [
+        {"prompt": f"Is {i} more than {i + 1}?", "chosen": f"No, {i} is less.", "rejected": "Yes."} for i in range(16)
+    ]
+    config = small_config(tmp_path, methods=["iti"], iti={"alphas": [2.0]})
+    model = load_model(config.model)
+    scores = np.zeros((2, model.shape.n_heads))
+    scores[1, 2] = 1
+    options = {"config": config, "progress": False, "whole_model": False}
+    frame = pandas.DataFrame(pairs)
+    result = locaudit.audit(model, frame, claim=scores, claim_top_k=1, out=tmp_path / "scores", **options)
+    assert str(result.run.manifest.claim) == "1.2" and result.run.manifest.behaviour == "rows"
+    with pytest.raises(LocationError, match="about a model with n_layers = 3; expected n_layers = 2"):
+        locaudit.audit(model, frame, claim=np.eye(3, model.shape.n_heads) > 0, out=tmp_path / "other", **options)
+    vector = tmp_path / "v.gguf"
+    save_vector(vector, {1: np.ones(model.shape.width, np.float32)})
+    options["methods"] = {"given": {"file": str(vector)}}
+    result = locaudit.audit(model, frame, claim=vector, out=tmp_path / "vector", nulls=["anywhere"], **options)
+    assert str(result.run.manifest.claim) == "residual:1"
+    assert {trial.status for trial in result.run.trials} == {"ok"}
