@@ -74,6 +74,9 @@ CHANGED = AuditConfig(
     model="a/model",
     behaviour="behaviour: 'ü\n#.jsonl",
     claim="14.3,15.7",
+    claim_format="npy",
+    claim_top_k=3,
+    claim_threshold=0.5,
     registered="claim.yaml",
     controls=3,
     rest_controls=2,
@@ -440,7 +443,10 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
             "controls", "rest_controls", "placebos", "nulls", "split.max_val", "split.max_test",
             "evaluation.max_new_tokens", "off_target", "evaluation.samples",
         )  # fmt: skip
-        elsewhere = name in ("loading.device", "loading.device_map", "plugins", "executor", "vary")
+        elsewhere = name in (
+            "loading.device", "loading.device_map", "plugins", "executor", "vary",
+            "claim_format", "claim_top_k", "claim_threshold",
+        )  # fmt: skip
         assert same == (reads_only or elsewhere or grows), name
         refused = parse_config(yaml.safe_dump(base)).refuses(parse_config(yaml.safe_dump(values)))
         assert refused == ([] if reads_only or elsewhere else [name]), name  # a smaller number is refused, too

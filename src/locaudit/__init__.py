@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         training_questions,
     )
     from locaudit.behaviours import Behaviour, Question, load_behaviour, split_questions
-    from locaudit.claims import parse_location
+    from locaudit.claims import Claim, parse_location, read_claim
     from locaudit.config import AuditConfig, load_config
     from locaudit.edits import Edit, EditBank, SiteEdit, folded, load_edit, save_merged, stack
     from locaudit.errors import LocauditError
@@ -51,7 +51,7 @@ _HOMES = {
     "behaviours": ("Behaviour", "Question", "load_behaviour", "split_questions"),
     "edits": ("Edit", "EditBank", "SiteEdit", "folded", "load_edit", "save_merged", "stack"),
     "errors": ("LocauditError",),
-    "claims": ("parse_location",),
+    "claims": ("Claim", "parse_location", "read_claim"),
     "location": ("Location",),
     "report.result": ("AuditResult", "read_result"),
     "studies.paper.config": ("PaperConfig",),
@@ -63,6 +63,7 @@ __all__ = [
     "AuditConfig",
     "AuditResult",
     "Behaviour",
+    "Claim",
     "Edit",
     "EditBank",
     "LocauditError",
@@ -85,6 +86,7 @@ __all__ = [
     "load_model",
     "paper",
     "parse_location",
+    "read_claim",
     "read_result",
     "register_architecture",
     "save_merged",

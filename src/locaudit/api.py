@@ -14,16 +14,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from locaudit.behaviours import Behaviour, Question, split_questions
+from locaudit.behaviours import Behaviour, Question, load_behaviour, split_questions
 from locaudit.behaviours.format import Prompt
-from locaudit.claims import parse_location
+from locaudit.checkpoints import read_shape
+from locaudit.claims import Claim, parse_location, read_claim
 from locaudit.config import AuditConfig, ProbeConfig, SplitConfig, merge_config
 from locaudit.edits import Edit, Positions
 from locaudit.errors import ModelError
@@ -51,6 +52,9 @@ from locaudit.stats import RepeatsVerdict
 from locaudit.studies.paper import write_paper
 from locaudit.studies.paper.config import PaperConfig, Preset, load_paper_preset
 from locaudit.studies.paper.run import run_paper
+
+Rows = Iterable[Mapping[str, Any]]
+"""Rows of a behaviour: a list of mappings, a ``datasets.Dataset`` or a data frame."""
 
 
 def training_questions(behaviour: Behaviour, *, max_train: int | None = SplitConfig.max_train) -> tuple[Question, ...]:
@@ -243,11 +247,11 @@ def fit_optimal(
 @quiet_libraries()
 def audit(
     model: Model | str | Path = AuditConfig.model,
-    behaviour: Behaviour | str | Path = AuditConfig.behaviour,
+    behaviour: Behaviour | str | Path | Rows = AuditConfig.behaviour,
     *,
     out: str | Path,
     config: AuditConfig | None = None,
-    claim: Location | str | Sequence | None = None,
+    claim: Claim | Location | str | Path | Sequence | Mapping | None = None,
     judges: Mapping[str, Judge] | None = None,
     progress: bool = True,
     **settings: Any,
@@ -259,12 +263,14 @@ def audit(
 
     Args:
         model: A model from `load_model` or `wrap_model`, or its name: a bundled name, a folder or a hub id.
-        behaviour: Questions with true and false answers from `load_behaviour`, or the name or path of such data.
+        behaviour: Questions with true and false answers from `load_behaviour`, or what it reads: the name or path of
+            such data, or rows (a list of mappings, a data frame, a ``datasets.Dataset``).
         out: The run folder: a new one, or that of the same audit.
         config: Settings to start from, from `load_config`; None for the defaults. `model` and `behaviour` are always
             those of this call.
-        claim: The claimed location: a `Location`, a text such as ``"14.3,15.7"``, or a file. None takes the claim of
-            `config` or, without one, the heads with the most accurate probes.
+        claim: The claimed location: a `Location`, a text such as ``"14.3,15.7"``, a file, or anything else that
+            `read_claim` reads. None takes the claim of `config` or, without one, the heads with the most accurate
+            probes.
         judges: Judges of your own (`locaudit.judges.Judge`), by aspect, in place of those in the settings.
         progress: Whether to show progress on standard error.
         **settings: Fields of `AuditConfig` that replace those of `config`, such as ``controls=39``. Groups of settings
@@ -288,6 +294,7 @@ def audit(
         >>> print(result.verdict)
 
     """
+    behaviour = _of_rows(behaviour, settings)
     run_audit(
         _resolve(model, behaviour, config, claim, settings),
         out,
@@ -316,12 +323,12 @@ class RepeatsResult:
 @quiet_libraries()
 def audit_repeats(
     model: Model | str | Path = AuditConfig.model,
-    behaviour: Behaviour | str | Path = AuditConfig.behaviour,
+    behaviour: Behaviour | str | Path | Rows = AuditConfig.behaviour,
     *,
     out: str | Path,
     repeats: int,
     config: AuditConfig | None = None,
-    claim: Location | str | Sequence | None = None,
+    claim: Claim | Location | str | Path | Sequence | Mapping | None = None,
     judges: Mapping[str, Judge] | None = None,
     progress: bool = True,
     **settings: Any,
@@ -355,6 +362,7 @@ def audit_repeats(
 
     """
     require_report_extra()
+    behaviour = _of_rows(behaviour, settings)
     run_repeats(
         _resolve(model, behaviour, config, claim, settings),
         out,
@@ -437,15 +445,29 @@ def _resolve(
     model: Model | str | Path,
     behaviour: Behaviour | str | Path,
     config: AuditConfig | None,
-    claim: Location | str | Sequence | None,
+    claim: Claim | Location | str | Path | Sequence | Mapping | None,
     settings: Mapping[str, Any],
 ) -> AuditConfig:
     values: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
-    if claim is not None:
-        values["claim"] = str(claim if isinstance(claim, str) else parse_location(claim))
+    if isinstance(claim, str | Path):
+        values["claim"] = str(claim)
+    elif claim is not None:
+        rule = {name: values.pop(f"claim_{name}", None) for name in ("top_k", "threshold")}
+        found = read_claim(claim, **rule)
+        if found.sizes or found.scored:  # only the location itself gets into the settings
+            shape = model.shape if isinstance(model, Model) else read_shape(str(model))
+            if shape is not None:
+                found.check(shape)
+        values["claim"] = str(found.location)
     values["model"] = model.name if isinstance(model, Model) else str(model)
     values["behaviour"] = behaviour.name if isinstance(behaviour, Behaviour) else str(behaviour)
     return merge_config(config or AuditConfig(), values)
+
+
+def _of_rows(behaviour: Behaviour | str | Path | Rows, settings: Mapping[str, Any]) -> Behaviour | str | Path:
+    if isinstance(behaviour, Behaviour | str | Path):
+        return behaviour
+    return load_behaviour(behaviour, columns=settings.get("behaviour_columns"))
 
 
 def _training(questions: Behaviour | Sequence[Question]) -> Sequence[Question]:

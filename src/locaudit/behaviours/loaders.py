@@ -1,6 +1,7 @@
-"""Read behaviours from JSONL, TruthfulQA (CSV or hub repository) and contrastive A/B JSON.
+"""Read behaviours: JSONL, TruthfulQA (CSV or hub repository), contrastive A/B JSON and preference pairs.
 
-Each format has a `Loader`, which turns the text of a file into rows, and rows into questions.
+Each format has a `Loader`, which turns the text of a file into rows, and rows into questions. Rows can also come from a
+Parquet file, a folder of the package datasets, or an object of Python.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import csv
 import io
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from locaudit import hub
 from locaudit.behaviours.balance import balance
 from locaudit.behaviours.behaviour import Behaviour, Question, Style, normalise, unique, with_period
 from locaudit.behaviours.format import truthful_primer
-from locaudit.errors import DataError
+from locaudit.errors import DataError, import_extra
 from locaudit.registry import LOADERS
 
 Row = tuple[str, str, Mapping[str, Any]]
@@ -42,7 +44,11 @@ _JSONL_KEYS = ("question", "true", "false")
 _AB_KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 _HUB_COLUMNS = ("question", "best_answer", "correct_answers", "incorrect_answers")
 _CSV_COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
+_PAIR_KEYS = ("prompt", "chosen", "rejected")
 _SOURCES = f"{', '.join(f'`{name}`' for name in (*BUNDLED, _HUB_ID))}, or a JSONL, TruthfulQA CSV or A/B JSON file"
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
+"""The beginning of messages that a CSV file has as text."""
+_ONE = "give the file or the folder of one split, such as FOLDER/train"
 _CSV_REMEDY = "give the path of the TruthfulQA CSV (github.com/sylinrl/TruthfulQA) instead"
 
 
@@ -62,10 +68,14 @@ class Loader:
     """Text put before these questions when they are scored (`Behaviour.primer`)."""
     style: Style = "qa"
     """Format of these questions (`Behaviour.style`)."""
+    needs: tuple[str, ...] = ()
+    """Columns that each row has. A table with these columns is read in this format; empty: no table is."""
 
 
-def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
-    """Read a behaviour from a file, a folder or the hub. Its name is the file's name without the suffix.
+def load_behaviour(
+    source: str | Path | Iterable[Mapping[str, Any]], *, format: str = "auto", columns: Mapping[str, str] | None = None
+) -> Behaviour:
+    """Read a behaviour from a file, a folder, the hub or rows. Its name is the file's name without the suffix.
 
     `source` is one of:
 
@@ -78,7 +88,14 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
       is both true and false is dropped from both lists, with a warning;
     - an A/B file: a JSON list of objects with ``question``, ``answer_matching_behavior`` (true) and
       ``answer_not_matching_behavior`` (false). A repeated row is dropped, with a warning.
-      If more than two thirds of the right answers are the same letter, options are swapped (`balance`).
+      If more than two thirds of the right answers are the same letter, options are swapped (`balance`);
+    - preference pairs: rows with ``prompt``, ``chosen`` (true) and ``rejected`` (false), each a text or, as TRL calls
+      it, conversational: a list with one message. All pairs of a prompt become one question. An answer that is chosen
+      in one pair and rejected in another is dropped, with a warning;
+    - rows of any of these formats in JSONL, JSON, CSV, Parquet, a folder of the package datasets, a list of mappings, a
+      data frame or a ``datasets.Dataset``. Then the behaviour's name is ``rows`` unless there is a file.
+
+    `columns` names the source's column for each key of the format, such as ``{"prompt": "instruction"}``.
 
     A question without an id gets one from its content (`Question.id`), so that the order of rows does not matter.
 
@@ -90,15 +107,27 @@ def load_behaviour(source: str | Path, *, format: str = "auto") -> Behaviour:
     if format != "auto" and format not in LOADERS:
         expected = ", ".join(("auto", *LOADERS))
         raise DataError(got=f"format {format!r}", expected=expected, remedy="choose one of these")
-    name, path = str(source), Path(source)
-    bundled = name in BUNDLED and format in ("auto", "jsonl")
-    if format in ("auto", "truthfulqa") and (os.path.isdir(path) or name in _HUB_IDS):
+    is_object = not isinstance(source, str | Path)
+    name = "rows" if is_object else str(source)
+    path = Path(name)
+    bundled = name in BUNDLED and format in ("auto", "jsonl") and not is_object
+    style: dict[str, Any] = {}
+    is_folder = os.path.isdir(path)
+    is_truthfulqa = name in _HUB_IDS or (is_folder and (format == "truthfulqa" or (path / "generation").is_dir()))
+    if format in ("auto", "truthfulqa") and is_truthfulqa and not is_object:
         kind, (placed, dropped) = "truthfulqa", _truthfulqa_questions(_hub_rows(name))
+    elif is_object or path.suffix.lower() == ".parquet" or (is_folder and format in ("auto", "preferences")):
+        values = source if is_object else _load_table(path)
+        table = [(f"{name}, row {i:04d}", f"{i:04d}", row) for i, row in enumerate(_as_rows(values))]
+        kind, style, (placed, dropped) = _read_table(table, name, format, columns)
     else:
         text = _read(resources.files("locaudit.behaviours").joinpath(f"{name}.jsonl") if bundled else path, name)
-        kind = "jsonl" if bundled else _sniff(path, text) if format == "auto" else format
-        placed, dropped = LOADERS[kind].questions(LOADERS[kind].rows(text, name))
-    loader = replace(LOADERS[kind], **(BUNDLED[name] if bundled else {}))
+        if columns or format == "preferences" or (format == "auto" and not bundled and _has_pairs(text)):
+            kind, style, (placed, dropped) = _read_table(list(_text_rows(text, name)), name, format, columns)
+        else:
+            kind = "jsonl" if bundled else _sniff(path, text) if format == "auto" else format
+            placed, dropped = LOADERS[kind].questions(LOADERS[kind].rows(text, name))
+    loader = replace(LOADERS[kind], **(BUNDLED[name] if bundled else style))
     if dropped:
         listed = "; ".join(dropped[:5]) + ("; ..." if len(dropped) > 5 else "")
         warnings.warn(
@@ -222,15 +251,19 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _jsonl_rows(text: str, source: str) -> Iterator[Row]:
+def _lines(text: str, source: str) -> Iterator[tuple[str, str, Any]]:
+    """(where, number, value) of each line of JSONL."""
     # Not splitlines(): a JSON string may contain U+2028 and other characters that splitlines() takes for line ends.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            where = f"{source}, line {number}"
-            value = _json(line, source, number)
-            with _at(where):
-                row = _object(value, _JSONL_KEYS, "a JSONL file of questions")
-            yield where, str(number), row
+            yield f"{source}, line {number}", str(number), _json(line, source, number)
+
+
+def _jsonl_rows(text: str, source: str) -> Iterator[Row]:
+    for where, number, value in _lines(text, source):
+        with _at(where):
+            row = _object(value, _JSONL_KEYS, "a JSONL file of questions")
+        yield where, number, row
 
 
 def _jsonl_questions(rows: Iterable[Row]) -> Questions:
@@ -250,7 +283,7 @@ def _jsonl_questions(rows: Iterable[Row]) -> Questions:
     return placed, []
 
 
-def _csv_rows(text: str, source: str) -> Iterator[Row]:
+def _csv_cells(text: str, source: str, needed: Sequence[str], what: str) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         lines = [(f"{source}, line {reader.line_num}", cells) for cells in reader if cells]
@@ -259,17 +292,21 @@ def _csv_rows(text: str, source: str) -> Iterator[Row]:
         raise DataError(got=got, expected="CSV", remedy="correct the quotes in that line") from None
     (_, header), *records = lines
     with _at(source):
-        _require(header, _CSV_COLUMNS, "a TruthfulQA CSV")
+        _require(header, needed, what)
     for number, (where, cells) in enumerate(records):
         if len(cells) != len(header):
             got = f"{where}: {len(cells)} cells"
             raise DataError(
                 got=got, expected=f"{len(header)}, as in the header", remedy="correct the commas or quotes in that line"
             )
-        row = dict(zip(header, cells, strict=True))
+        yield where, f"{number:04d}", dict(zip(header, cells, strict=True))
+
+
+def _csv_rows(text: str, source: str) -> Iterator[Row]:
+    for where, number, row in _csv_cells(text, source, _CSV_COLUMNS, "a TruthfulQA CSV"):
         question, best, true, false = (row[column] for column in _CSV_COLUMNS)
         values = (question, best, true.split(";"), false.split(";"), row.get("Category", ""))
-        yield where, f"{number:04d}", dict(zip((*_HUB_COLUMNS, "category"), values, strict=True))
+        yield where, number, dict(zip((*_HUB_COLUMNS, "category"), values, strict=True))
 
 
 def _hub_rows(source: str) -> Iterator[Row]:
@@ -325,16 +362,21 @@ def _truthfulqa_questions(rows: Iterable[Row]) -> Questions:
     return placed, dropped
 
 
-def _ab_rows(text: str, source: str) -> Iterator[Row]:
+def _items(text: str, source: str) -> Iterator[tuple[str, str, Any]]:
+    """(where, number, value) of each item of a JSON list."""
     values = _json(text, source)
     if not isinstance(values, list):
         got = f"{source}, which holds a JSON {type(values).__name__}"
         raise DataError(got=got, expected="a list of A/B questions", remedy="put the questions in [ ]")
     for number, value in enumerate(values):
-        where = f"{source}, row {number:04d}"
+        yield f"{source}, row {number:04d}", f"{number:04d}", value
+
+
+def _ab_rows(text: str, source: str) -> Iterator[Row]:
+    for where, number, value in _items(text, source):
         with _at(where):
             row = _object(value, _AB_KEYS, "an A/B file")
-        yield where, f"{number:04d}", row
+        yield where, number, row
 
 
 def _ab_questions(rows: Iterable[Row]) -> Questions:
@@ -352,7 +394,130 @@ def _ab_questions(rows: Iterable[Row]) -> Questions:
     return placed, dropped
 
 
-LOADERS.register("jsonl")(Loader(_jsonl_rows, _jsonl_questions, ".jsonl"))
-LOADERS.register("truthfulqa")(Loader(_csv_rows, _truthfulqa_questions, ".csv", primer=truthful_primer()))
+def _has_pairs(text: str) -> bool:
+    """Whether the text of a JSON, JSONL or CSV file begins with preference pairs."""
+    start = text.lstrip()
+    first = start[:100_000] if start[:1] == "[" else start.partition("\n")[0]
+    name = r'"(\w+)"\s*:' if start[:1] in ("[", "{") else r"(\w+)"
+    return {"chosen", "rejected"} <= set(re.findall(name, first))
+
+
+def _text_rows(text: str, source: str) -> Iterator[tuple[str, str, Any]]:
+    """(where, number, value) of each row of JSONL, a JSON list, or CSV."""
+    start = text.lstrip()[0]
+    return (
+        _lines(text, source)
+        if start == "{"
+        else _items(text, source) if start == "[" else _csv_cells(text, source, (), "a CSV file")
+    )  # fmt: skip
+
+
+def _as_rows(values: Any) -> Iterable[Any]:
+    """Rows of a list of mappings, a ``datasets.Dataset`` or a data frame, whose missing cells become None."""
+    if hasattr(values, "to_dict") and hasattr(values, "columns"):
+        return values.astype(object).where(values.notna(), None).to_dict("records")
+    if isinstance(values, Mapping) or not isinstance(values, Iterable):
+        splits = f", of the splits {', '.join(map(str, values))}" if isinstance(values, Mapping) else ""
+        raise DataError(
+            got=f"a {type(values).__name__}{splits}",
+            expected="a list of mappings, a data frame or a datasets.Dataset",
+            remedy="take one split, such as dataset['train']" if splits else "convert it to a list of dict",
+        )
+    return values
+
+
+def _load_table(path: Path) -> Any:
+    """Rows of a Parquet file, or of the one split in a folder that ``save_to_disk`` wrote or that has data files."""
+    parquet, datasets = (import_extra(name, "hub") for name in ("pyarrow.parquet", "datasets"))
+    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    try:
+        if not path.is_dir():
+            return parquet.read_table(path).to_pylist()
+        found = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
+    except Exception as error:  # datasets and pyarrow share no base class
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise DataError(
+            got=f"{path}, which cannot be read ({reason})", expected="Parquet, or a folder of datasets", remedy=_ONE
+        ) from error
+    if isinstance(found, Mapping) and len(found) != 1:
+        raise DataError(got=f"{path} with the splits {', '.join(found)}", expected="one split", remedy=_ONE)
+    return next(iter(found.values())) if isinstance(found, Mapping) else found
+
+
+def _read_table(
+    table: list[tuple[str, str, Any]], source: str, format: str, columns: Mapping[str, str] | None
+) -> tuple[str, dict[str, Any], Questions]:
+    """The format of a table, fields of its `Loader` that the rows decide, and its questions."""
+    rows = []
+    for where, number, value in table:
+        with _at(where):
+            row = dict(_object(value, tuple((columns or {}).values()), "a row"))
+        row = {key: item.tolist() if hasattr(item, "tolist") else item for key, item in row.items()}  # of numpy
+        rows.append((where, number, row | {ours: row[theirs] for ours, theirs in (columns or {}).items()}))
+    first = rows[0][2] if rows else {}
+    fitting = [name for name, loader in LOADERS.items() if loader.needs and set(loader.needs) <= set(first)]
+    kind = format if format != "auto" else next(iter(fitting), "")
+    if not kind or not LOADERS[kind].needs:
+        known = " or ".join(", ".join(loader.needs) for loader in LOADERS.values() if loader.needs)
+        raise DataError(
+            got=f"{source} with the columns {', '.join(map(str, first)) or 'of no row'}",
+            expected=f"rows with {known}",
+            remedy="say which columns they are: --behaviour-columns prompt COLUMN chosen COLUMN rejected COLUMN",
+        )
+    for where, _, row in rows:
+        with _at(where):
+            _require(row, LOADERS[kind].needs, "a row")
+    is_chat = kind == "preferences" and isinstance(first.get("chosen"), list)
+    return kind, {"style": "chat"} if is_chat else {}, LOADERS[kind].questions(rows)
+
+
+def _said(row: Mapping[str, Any], key: str, role: str) -> str:
+    """The text under `key`, or the content of the one message under it, which must be of that role."""
+    value = row[key]
+    if isinstance(value, str) and not _MESSAGES.match(value):
+        return _string(row, key)
+    messages = value if isinstance(value, list) else []
+    if len(messages) != 1 or not isinstance(messages[0], Mapping) or messages[0].get("role") != role:
+        roles = [message.get("role") if isinstance(message, Mapping) else message for message in messages]
+        raise DataError(
+            got=f"{key} = {roles if messages else value!r:.60}",
+            expected=f"a text, or a list with one message of the role {role}",
+            remedy="keep pairs with one question and one answer (an instruction before all of them is a primer); "
+            "messages need a format with lists, such as JSONL or Parquet",
+        )
+    return _string(messages[0], "content")
+
+
+def _pair_questions(rows: Iterable[Row]) -> Questions:
+    pairs: dict[str, list[tuple[str, Row]]] = {}
+    answers: dict[str, tuple[list[str], list[str]]] = {}
+    for where, number, row in rows:
+        with _at(where):
+            prompt, chosen, rejected = (
+                _said(row, key, "user" if key == "prompt" else "assistant") for key in _PAIR_KEYS
+            )
+        key = normalise(prompt)
+        pairs.setdefault(key, []).append((prompt, (where, number, row)))
+        for side, answer in zip(answers.setdefault(key, ([], [])), (chosen, rejected), strict=True):
+            side.append(answer)
+    placed, dropped = [], []
+    for key, ((prompt, (where, number, row)), *_) in pairs.items():
+        true, false = map(unique, answers[key])
+        both = set(true) & set(false)
+        if both < set(true) and both < set(false):
+            dropped += [f"{answer!r:.60}, both chosen and rejected, for row {number}" for answer in sorted(both)]
+            true, false = (tuple(answer for answer in side if answer not in both) for side in (true, false))
+        with _at(where):
+            category, split, group = (_string(row, name) for name in ("category", "split", "group"))
+            placed.append((where, Question("", prompt, true, false, None, category, split or None, group)))
+    return placed, dropped
+
+
+LOADERS.register("jsonl")(Loader(_jsonl_rows, _jsonl_questions, ".jsonl", needs=_JSONL_KEYS))
+LOADERS.register("truthfulqa")(
+    Loader(_csv_rows, _truthfulqa_questions, ".csv", primer=truthful_primer(), needs=_HUB_COLUMNS)
+)
 # An answer is (A) or (B), not free text, so the bundled aspects (truth, informativeness) do not apply to it.
-LOADERS.register("ab")(Loader(_ab_rows, _ab_questions, aspects=()))
+LOADERS.register("ab")(Loader(_ab_rows, _ab_questions, aspects=(), needs=_AB_KEYS))
+# What is preferred need not be true: nothing is judged by default. A text goes on from its prompt, as in TRL.
+LOADERS.register("preferences")(Loader(_text_rows, _pair_questions, aspects=(), style="completion", needs=_PAIR_KEYS))

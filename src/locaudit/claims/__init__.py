@@ -1,6 +1,15 @@
 """What is claimed? Kinds of places, random controls for a claim, and readers of claims from text and files."""
 
-from locaudit.claims.importers import parse_location
+from locaudit.claims.importers import Claim, parse_location, read_claim
 from locaudit.claims.kinds import Controls, Kind, Shape, draw_nulls, find_kind
 
-__all__ = ["Controls", "Kind", "Shape", "draw_nulls", "find_kind", "parse_location"]
+__all__ = [
+    "Claim",
+    "Controls",
+    "Kind",
+    "Shape",
+    "draw_nulls",
+    "find_kind",
+    "parse_location",
+    "read_claim",
+]

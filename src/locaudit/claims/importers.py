@@ -1,118 +1,337 @@
-"""Readers of claims from text, lists, JSON and CSV; file formats are functions in `locaudit.registry.IMPORTERS`."""
+"""Claims from any source: `read_claim`, and a reader for each file format (`locaudit.registry.IMPORTERS`).
+
+A format's name is the suffix of its files. A reader takes a path and the kind of units that do not say it, and returns
+a `Location`, or `Found`, if the file has scores or tells sizes of its model.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from locaudit.claims.kinds import Shape, find_kind
+from locaudit.claims.spelling import ALIASES, kind_of_path
+from locaudit.claims.tables import (
+    Found,
+    is_number,
+    read_array,
+    read_named,
+    read_table,
+    read_value,
+    split_kind,
+    to_array,
+)
 from locaudit.errors import LocationError
 from locaudit.location import Location
-from locaudit.registry import IMPORTERS, KINDS
+from locaudit.registry import IMPORTERS
 
-FORMER = {"heads": "head", "neurons": "neuron"}
-"""Older names of kinds, which are still accepted."""
+LARGEST = 64 * 2**20
+"""Larger claim files are refused, in bytes."""
+_PICKLES = (".pkl", ".pickle", ".joblib", ".bin")
 
 
-def parse_location(claim: str | Path | Sequence | Mapping | Location, kind: str = "head") -> Location:
-    """Read a location from a string like ``"14.3,15.7"``, a list of such units, a mapping, or a file.
+@dataclass(frozen=True)
+class Claim:
+    """A claimed location and where it came from."""
 
-    A string may begin with the kind of its units, as in ``neuron:3.117`` or ``mlp:8``. Without it, units are of the
-    given `kind`. A list holds strings or pairs. A mapping (or JSON object) has the key ``units`` and optionally
-    ``kind``. A file is read by the importer registered for its suffix (`IMPORTERS`). Raises `LocationError` for
-    anything else.
-    """
-    if isinstance(claim, Location):
-        return claim
-    if isinstance(claim, Mapping):
-        if "units" not in claim or not set(claim) <= {"units", "kind"}:
+    location: Location
+    source: str
+    """The text or the path that was read; ``an object`` for other objects of Python."""
+    format: str = ""
+    """The file's format; empty if the source is no file."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of the model that the source is about, by field of `Shape`, as far as the source tells."""
+    scored: Location | None = None
+    """All units that the source gives scores of; None if it has no scores."""
+
+    def check(self, shape: Shape) -> None:
+        """Raise `LocationError` if the source is about a model of another shape, or about units outside this one."""
+        wrong = {name: n for name, n in self.sizes.items() if getattr(shape, name) != n}
+        if wrong:
             raise LocationError(
-                got=f"an object with the keys {sorted(map(str, claim))}",
-                expected='{"kind": "head", "units": [[14, 3], [15, 7]]}',
-                remedy="use these keys and no others",
+                got=f"{self.source}, about a model with " + ", ".join(f"{name} = {n}" for name, n in wrong.items()),
+                expected=", ".join(f"{name} = {getattr(shape, name)}" for name in wrong) + " (this model's shape)",
+                remedy="check which model it was made for, and the kind of its units (as in kv-group:scores.npy)",
             )
-        return parse_location(claim["units"], claim.get("kind", kind))
-    if isinstance(claim, str | Path):
-        text = str(claim).strip()
-        suffix = Path(text).suffix.removeprefix(".")
-        if suffix in IMPORTERS:
-            return IMPORTERS[suffix](Path(text), kind)
-        prefix, _, rest = text.partition(":")
-        if FORMER.get(prefix, prefix) in KINDS:
-            kind, text = prefix, rest
-        claim = [part for part in text.split(",") if part.strip()]
-    if not isinstance(claim, Iterable):
-        raise LocationError(got=f"the claim {claim!r}", expected="a list of units", remedy="write it as '14.3,15.7'")
-    kind = FORMER.get(kind, kind)
-    return Location(tuple(KINDS[kind].parse_unit(part) for part in claim), kind)
+        for location in filter(None, (self.scored, self.location)):
+            find_kind(location).check(location, shape)
+
+
+def read_claim(
+    source: Any,
+    kind: str = "head",
+    *,
+    format: str = "auto",
+    top_k: int | None = None,
+    threshold: float | None = None,
+) -> Claim:
+    """Read a claim from text, from a file of any format of docs/claims.md, or from an object of Python.
+
+    Args:
+        source: A text such as ``"14.3,15.7"``, ``"L14H3"`` or ``"mlp:10-14"``; the path of a file or of an adapter's
+            folder, before which a text may have a kind, as in ``"neuron:scores.npy"``; or a `Location`, a list of
+            units, a mapping, a data frame, or an array or tensor of scores (layers, units).
+        kind: Kind of units that do not say it.
+        format: Name of the file's format. ``auto``: the suffix decides.
+        top_k: Take the units with the `top_k` highest scores.
+        threshold: Take all units with at least this score.
+
+    Returns:
+        The claim. Its `location` has the `units`; `check` says whether the source is about a model.
+
+    Raises:
+        LocationError: The source cannot be read, can be read in two ways, or has scores and there is no rule.
+        ConfigError: Unknown kind or format.
+
+    Example:
+        >>> read_claim("L14H3, L15H7").location.units
+        ((14, 3), (15, 7))
+
+    """
+    if isinstance(source, Claim | Location):
+        claim = source if isinstance(source, Claim) else Claim(source, "an object")
+        Found(claim.location.units, claim.location.kind).choose(top_k, threshold) if claim.location.units else None
+        return claim
+    kind, text, named = ALIASES.get(kind, kind), "", False
+    if isinstance(source, str | Path):
+        kind, text, named = split_kind(str(source).strip(), kind)
+        name = _format_of(Path(text)) if format == "auto" else format
+        if name:
+            with _named_in_errors(Path(text)):
+                found = _read_file(Path(text), name, kind, named)
+                return _claim(found, str(source), name, top_k, threshold)
+        found = read_value(text, kind, named=named)
+    else:
+        found = read_value(source, kind)
+    return _claim(found, str(source) if text else "an object", "", top_k, threshold)
+
+
+def _claim(found: Found, source: str, name: str, top_k: int | None, threshold: float | None) -> Claim:
+    location = found.choose(top_k, threshold)
+    scored = None if found.scores is None else Location(found.units, found.kind)
+    return Claim(location, source, name, found.sizes, scored)
+
+
+@contextmanager
+def _named_in_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except LocationError as error:
+        where = "" if str(path) in error.got else f"{path}: "
+        raise LocationError(got=where + error.got, expected=error.expected, remedy=error.remedy) from None
+
+
+def _read_file(path: Path, name: str, kind: str, named: bool) -> Found:
+    found = IMPORTERS[name](path, kind)
+    if isinstance(found, Location):
+        found = Found(found.units, found.kind)
+    if named and found.kind != kind:
+        raise LocationError(
+            got=f"{path} with units of the kind {found.kind}",
+            expected=f"units of the kind {kind}, as written before its name",
+            remedy=f"write {found.kind}:{path}",
+        )
+    return found
+
+
+def parse_location(claim: Any, kind: str = "head") -> Location:
+    """The location of a claim (`read_claim`), from a source without scores."""
+    return read_claim(claim, kind).location
+
+
+def _format_of(path: Path) -> str:
+    """Name of the format of a file or an adapter's folder; empty for other text."""
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix in IMPORTERS:
+        return suffix
+    is_pickle, is_file = path.suffix.lower() in _PICKLES, False
+    with suppress(OSError, ValueError):  # a text can be too long for a path
+        if (path / "adapter_config.json").is_file():
+            return "peft"
+        is_file = path.is_file()
+    if is_file or is_pickle:
+        what = "a pickle, which can run code when it is opened" if is_pickle else "a file of unknown format"
+        raise LocationError(
+            got=f"{path}, {what}",
+            expected=f"a file of one of the formats {', '.join(IMPORTERS)}",
+            remedy="save it as .npy or .safetensors" if is_pickle else "rename it, or name its format: --claim-format",
+        )
+    return ""
 
 
 @IMPORTERS.register("json")
-def read_json(path: Path, kind: str) -> Location:
-    """Read a claim from a JSON file that holds a string, a list or an object (see `parse_location`)."""
-    text = _read(path)
-    try:
-        return parse_location(json.loads(text), kind)
-    except LocationError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise LocationError(
-            got=f"{path}, which is not JSON ({error})", expected="a list of units", remedy="fix the file"
-        ) from None
+def read_json(path: Path, kind: str) -> Found:
+    """Read JSON: text, a list, heads by layer, rows with names, or a circuit of EAP-IG or MIB (`read_value`)."""
+    return read_value(_load(path, lambda file: json.loads(file.read_text(encoding="utf-8-sig")), "JSON"), kind)
 
 
 @IMPORTERS.register("csv")
-def read_csv(path: Path, kind: str) -> Location:
-    """Read a CSV file with the columns ``layer`` and ``head`` (or ``neuron``); every row is a unit of the claim.
+def read_csv(path: Path, kind: str) -> Found:
+    """Read CSV with a column ``layer`` and one of heads, neurons or key-value heads, or with one column of units.
 
-    Other columns with text are ignored. Another column of numbers, such as scores, is refused. Such a file probably
-    lists all heads, and rows with low scores would become part of the claim.
+    Other columns with text are ignored. One with numbers holds scores: such a file probably lists all heads, and rows
+    with low scores would become part of the claim, so that a rule must choose.
     """
     cells = [[cell.strip() for cell in row] for row in csv.reader(_read(path).splitlines())]
     header, *lines = [row for row in cells if any(row)] or [[]]
     header = [name.lower() for name in header]
-    kinds = [name for name in ("head", "neuron") if name in header]
-    if "layer" not in header or len(kinds) != 1:
-        got, remedy = f"{path} with the columns {header}", "use these names in its first line"
-        if all(map(_is_number, header)) and header:
-            got, remedy = f"{path}, whose first line is {','.join(header)}", "write layer,head as its first line"
-        for mark, name in {";": "semicolons", "\t": "tabs"}.items():
-            if len(header) == 1 and mark in header[0]:
-                got, remedy = f"{path} with {name} between its columns", "save it with commas between the columns"
+    got, remedy = "", ""
+    if all(map(is_number, header)) and header:
+        got, remedy = f"{path}, whose first line is {','.join(header)}", "write layer,head as its first line"
+    for mark, name in {";": "semicolons", "\t": "tabs"}.items():
+        if len(header) == 1 and mark in header[0]:
+            got, remedy = f"{path} with {name} between its columns", "save it with commas between the columns"
+    if got:
         raise LocationError(got=got, expected="the columns 'layer' and 'head' (or 'neuron')", remedy=remedy)
-    at = header.index("layer"), header.index(kinds[0])
-    scores = {i: cell for line in lines for i, cell in enumerate(line) if i not in at and _is_number(cell)}
-    if scores:
-        names = [header[i] if i < len(header) and header[i] else f"{i + 1}, without a name" for i in sorted(scores)]
+    keep = "keep only the rows that are the claim, and drop that column (pandas: to_csv(index=False))"
+    return read_table(header, lines, str(path), kind, keep)
+
+
+@IMPORTERS.register("txt")
+def read_txt(path: Path, kind: str) -> Found:
+    """Read a text file of units, in any spelling and on any number of lines."""
+    return read_value(_read(path), kind)
+
+
+@IMPORTERS.register("npy")
+def read_npy(path: Path, kind: str) -> Found:
+    """Read an array of scores, a mask, or a list of units such as ITI's ``top_heads.npy``."""
+    return read_array(_load(path, _load_numpy, "an array of numbers, saved by numpy (not pickled objects)"), kind)
+
+
+@IMPORTERS.register("npz")
+def read_npz(path: Path, kind: str) -> Found:
+    """Read an array as in ``npy``, or scores or vectors with names of units."""
+    return read_named(_load(path, _load_numpy, "arrays of numbers, saved by numpy (not pickled objects)"), kind)
+
+
+@IMPORTERS.register("safetensors")
+def read_safetensors(path: Path, kind: str) -> Found:
+    """Read tensors as in ``npz``."""
+    from safetensors.numpy import load_file
+
+    return read_named(_load(path, load_file, "tensors that numpy knows (no bfloat16), saved as safetensors"), kind)
+
+
+@IMPORTERS.register("pt")
+def read_pt(path: Path, kind: str) -> Found:
+    """Read a tensor, tensors with names, or lists and mappings that ``torch.save`` wrote. No code is run."""
+
+    def load(file: Path) -> Any:
+        return import_module("torch").load(file, map_location="cpu", weights_only=True)
+
+    value = _load(path, load, "a tensor or a mapping of tensors, saved by torch.save")
+    if isinstance(value, Mapping) and value and all(hasattr(x, "detach") for x in value.values()):
+        return read_named({str(name): to_array(tensor) for name, tensor in value.items()}, kind)
+    return read_value(value, kind)
+
+
+@IMPORTERS.register("gguf")
+def read_gguf(path: Path, kind: str) -> Found:
+    """Read a control vector of llama.cpp or repeng (`read_control_vector`): the residual streams that it changes."""
+    vectors = read_control_vector(path)
+    width = next(iter(vectors.values())).size
+    return Found(tuple((layer,) for layer in vectors), "residual", sizes={"width": width})
+
+
+def read_control_vector(path: Path) -> dict[int, NDArray]:
+    """The vectors (d,) in a GGUF control vector, by layer: ``direction.N`` is added to the stream after layer N.
+
+    Layers whose vector is zero are left out. Raises `LocationError`.
+    """
+
+    def load(file: Path) -> tuple[bool, dict[int, NDArray]]:
+        from gguf import GGUFReader
+
+        reader = GGUFReader(file)
+        architecture = reader.get_field("general.architecture")
+        parts = [(tensor.name.partition("."), np.array(tensor.data)) for tensor in reader.tensors]
+        vectors = {int(layer): v for (name, _, layer), v in parts if name == "direction" and v.any()}
+        return architecture is not None and architecture.contents() == "controlvector", vectors
+
+    is_vector, vectors = _load(path, load, "a GGUF file")
+    shapes = {v.shape if v.dtype.kind == "f" else "quantised" for v in vectors.values()}
+    are_finite = all(np.isfinite(v).all() for v in vectors.values() if v.dtype.kind == "f")
+    if not is_vector or len(shapes) != 1 or "quantised" in shapes or not are_finite:
+        problem = "NaN, infinity, quantised numbers or several sizes" if vectors and is_vector else "no directions"
         raise LocationError(
-            got=f"{path} with numbers in the column {', '.join(names)}",
-            expected="one row for each unit of the claim, without scores: every row counts as claimed",
-            remedy="keep only the rows that are the claim, and drop that column (pandas: to_csv(index=False))",
+            got=f"{path}, with {problem}",
+            expected="a control vector: the architecture controlvector, and finite vectors direction.N of one size, "
+            "some of them not zero",
+            remedy="export it with repeng's export_gguf or llama.cpp's llama-cvector-generator",
         )
-    units = [tuple(line[i] for i in at if i < len(line)) for line in lines]
-    for unit in units:
-        if not all(cell.isdecimal() for cell in unit) or len(unit) < 2:
-            raise LocationError(
-                got=f"{path} with the line layer, {kinds[0]} = {', '.join(unit)}",
-                expected="two whole numbers, like 14,3",
-                remedy="correct the line; write 14.0 as 14 (pandas: astype(int) before to_csv)",
-            )
-    return Location(tuple(KINDS[kinds[0]].parse_unit(unit) for unit in units), kinds[0])
+    return vectors
 
 
-def _is_number(cell: str) -> bool:
+@IMPORTERS.register("peft")
+def read_peft(path: Path, kind: str) -> Found:
+    """Read the folder of a PEFT adapter: the claim is the attention or the MLP of the layers that it changes."""
+    file = path / "adapter_model.safetensors"
+    if not file.is_file():
+        raise LocationError(
+            got=f"{path} without adapter_model.safetensors",
+            expected="a PEFT adapter saved as safetensors",
+            remedy="save it with save_pretrained",
+        )
+    parts = {name: kind_of_path(name) for name in _load(file, _names, "tensors, saved as safetensors", np.inf)}
+    layers: dict[str, set[int]] = {}
+    for part in filter(None, parts.values()):
+        layers.setdefault(part[0], set()).add(part[1])
+    if len(layers) == 1:
+        kind = next(iter(layers))
+    if None in parts.values() or kind not in layers:
+        odd = next((name for name, part in parts.items() if part is None), None)
+        raise LocationError(
+            got=f"{path}, an adapter that changes {odd or ' and '.join(sorted(layers))}",
+            expected="an adapter of attention or MLPs, of which the claim is one",
+            remedy=" or ".join(f"write {name}:{path}" for name in sorted(layers)) or "train it on these modules",
+        )
+    return Found(tuple((layer,) for layer in sorted(layers[kind])), kind)
+
+
+def _names(file: Path) -> list[str]:
+    """Names of the tensors in a safetensors file, whose content is not read."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="numpy") as tensors:
+        return list(tensors.keys())
+
+
+def _load_numpy(file: Path) -> Any:
+    loaded = np.load(file, allow_pickle=False)
+    if isinstance(loaded, np.ndarray) == (file.suffix.lower() == ".npz"):
+        raise ValueError("the suffix does not fit the content")
+    return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+
+
+def _load(path: Path, load: Callable[[Path], Any], expected: str, largest: float = LARGEST) -> Any:
+    """What `load` makes of a file that is there, not empty, and at most `largest` bytes long."""
+    if not path.is_file():
+        raise LocationError(got=f"{path}, which is not a file", expected="a claim file", remedy="check the path")
+    size = path.stat().st_size
+    if not 0 < size <= largest:
+        raise LocationError(
+            got=f"{path}, which is empty" if not size else f"{path} of {size / 2**20:.0f} MB",
+            expected=f"a claim file of at most {LARGEST // 2**20} MB",
+            remedy="keep only units and their scores (of a circuit, only the nodes)" if size else "check the path",
+        )
     try:
-        float(cell.removesuffix("%"))
-    except ValueError:
-        return False
-    return True
+        return load(path)
+    except Exception as error:  # numpy, zip files, safetensors, gguf and torch share no base class
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise LocationError(
+            got=f"{path}, which cannot be read ({reason})", expected=expected, remedy="save it again"
+        ) from None
 
 
 def _read(path: Path) -> str:
-    if not path.is_file():
-        raise LocationError(got=f"{path}, which is not a file", expected="a JSON or CSV file", remedy="check the path")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise LocationError(got=f"{path}, which is not UTF-8 text", expected="text", remedy="check the file") from None
+    return _load(path, lambda file: file.read_text(encoding="utf-8-sig"), "UTF-8 text")

@@ -35,6 +35,8 @@ _ALL = (
     " --judge KIND sets the kind for every aspect of the behaviour at once, and --judge.SETTING (as in --judge.model) "
     "one of its settings. An aspect's own --judges.ASPECT.kind overrides both."
 )
+_PAIRS = ("prompt.template", "behaviour_columns")
+"""Settings that are mappings from any names to values, given as ``--behaviour-columns KEY VALUE KEY VALUE``."""
 SHORT = (
     "loading.dtype", "loading.device", "loading.device_map", "loading.revision", "split.max_train", "split.max_val",
     "split.max_test", "prompt.style", "prompt.primer", "probe.top_k", "evaluation.max_new_tokens",
@@ -90,7 +92,7 @@ def _form(value: Any, path: str, arguments: Sequence[str]) -> Any:
         inside = path if name == "config" else f"{path}.{name}".removeprefix(".")
         if inside == "methods":
             fields |= _method_fields(item, arguments)
-        elif dataclasses.is_dataclass(item) or (isinstance(item, Frozen) and inside != "prompt.template"):
+        elif dataclasses.is_dataclass(item) or (isinstance(item, Frozen) and inside not in _PAIRS):
             form, metadata = _form(item, inside, arguments), getattr(hints[name], "__metadata__", ())
             fields[name] = (Annotated[(type(form), *metadata)] if metadata else type(form), form)
         elif inside in SHORT:

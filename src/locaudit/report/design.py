@@ -75,7 +75,11 @@ def count_questions(config: AuditConfig) -> int | None:
     """How many test questions the behaviour has with this split; None if it cannot be read any more."""
     s = config.split
     try:
-        return len(split_questions(load_behaviour(config.behaviour), s.fractions, seed=s.seed).test)
+        return len(
+            split_questions(
+                load_behaviour(config.behaviour, columns=config.behaviour_columns), s.fractions, seed=s.seed
+            ).test
+        )
     except LocauditError:
         return None
 

@@ -152,7 +152,7 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     if model is None:
         meter.say(f"loading {config.model}")
         model = load_subject(config)
-    check_subject(config, inputs.claim, model)
+    check_subject(config, inputs, model)
     before = store.manifest
     forests = plant_questions(inputs, model)
     check_identity(store, model, forests, meter.say)
@@ -349,7 +349,7 @@ def _done(records: Sequence[TrialRecord]) -> set[tuple[str, Place]]:
 
 def run_probes(config: AuditConfig) -> Probes:
     """Fit a probe for every head on the training questions of the behaviour. Writes nothing."""
-    behaviour = load_behaviour(config.behaviour).worded(config.prompt.wording)
+    behaviour = load_behaviour(config.behaviour, columns=config.behaviour_columns).worded(config.prompt.wording)
     config, split = settle_style(config, behaviour), split_behaviour(config, behaviour)
     with show_progress() as meter:
         meter.say(f"loading {config.model}")

@@ -17,7 +17,7 @@ from locaudit.behaviours.format import Prompt, load_primer, reorder_primer
 from locaudit.behaviours.loaders import load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
 from locaudit.checkpoints import read_shape
-from locaudit.claims import Controls, draw_nulls, find_kind, parse_location
+from locaudit.claims import Claim, Controls, draw_nulls, find_kind, parse_location, read_claim
 from locaudit.claims.kinds import BY_VALUE, Shape
 from locaudit.config import AuditConfig, Registration, hold, load_config, read_registration
 from locaudit.config.choices import find
@@ -70,6 +70,8 @@ class Inputs:
 
     notes: tuple[str, ...] = ()
     """What is known about nulls with few places before the model is loaded, one sentence each."""
+    given: Claim | None = None
+    """The claim as its source gives it, unless a claim file (``registered``) names it."""
 
 
 def read_inputs(
@@ -108,26 +110,27 @@ def read_settings(
     is used. Raises `LocauditError`.
     """
     load_plugins(config.plugins)
+    config, given = settle_claim(config)
     registration = None
     if config.registered is not None:
         registration = _read_claim_file(config.registered)
         _check_objects(registration, behaviour, judges, model)
-        if config.claim is not None:  # the same location may be written in several ways
-            config = replace(config, claim=str(parse_location(config.claim)))
         config = hold(registration, config)
-    behaviour = (behaviour or load_behaviour(config.behaviour)).worded(config.prompt.wording)
+    behaviour = (behaviour or load_behaviour(config.behaviour, columns=config.behaviour_columns)).worded(
+        config.prompt.wording
+    )
     config = settle_style(config, behaviour)
     if config.prompt.style == "chat" and config.prompt.date == "auto":
         config = replace(config, prompt=replace(config.prompt, date=_first_day(out)))
     primer = reorder_primer(load_primer(config.prompt.primer, behaviour.primer), config.prompt.primer_order)
     claim = None if config.claim is None else parse_location(config.claim)
-    if claim is not None:
-        config = replace(config, claim=str(claim))
     if model is not None:
         model.check_kind("head" if claim is None else claim.kind)
     shape = (
         read_shape(config.model, config.loading.revision, config.architecture.given) if model is None else model.shape
     )
+    if shape is not None and given is not None:
+        given.check(shape)
     notes = () if shape is None else _check_claim(config, claim, shape)
     _check_rests(config)
     find(EXECUTORS, config.executor, "executor")
@@ -154,6 +157,7 @@ def read_settings(
         registration,
         {f"{OFF}{name}": _read_off_target(config, behaviour, name) for name in config.off_target},
         notes,
+        given,
     )
 
 
@@ -210,10 +214,32 @@ def load_subject(config: AuditConfig) -> Model:
     return load_model(config.model, **asdict(config.loading), architecture=config.architecture.given)
 
 
-def check_subject(config: AuditConfig, claim: Location | None, model: Model) -> None:
+def settle_claim(config: AuditConfig) -> tuple[AuditConfig, Claim | None]:
+    """The settings with the claimed location itself in place of its file, and the claim; None if none is given."""
+    rule = {name: getattr(config, name) for name in ("claim_top_k", "claim_threshold")}
+    if config.claim is None:
+        given = [f"{name} = {value}" for name, value in rule.items() if value is not None]
+        if given:
+            raise ConfigError(
+                got=f"{' and '.join(given)} without a claim",
+                expected="a claim with scores, from which to choose",
+                remedy="give its file as --claim; the number of best probed heads is --probe.top-k",
+            )
+        return config, None
+    claim = read_claim(
+        config.claim, format=config.claim_format, top_k=config.claim_top_k, threshold=config.claim_threshold
+    )
+    as_default = {name: getattr(AuditConfig, name) for name in ("claim_format", *rule)}
+    return replace(config, claim=str(claim.location), **as_default), claim
+
+
+def check_subject(config: AuditConfig, inputs: Inputs, model: Model) -> None:
     """Raise an error if the model lacks what is claimed, or if an optimizer cannot run on its device."""
     from locaudit.methods.optimizers import resolve_optimizer
 
+    claim = inputs.claim
+    if inputs.given is not None:
+        inputs.given.check(model.shape)
     model.check_kind("head" if claim is None else claim.kind)
     if claim is not None:
         find_kind(claim).check(claim, model.shape)
@@ -275,14 +301,16 @@ def _read_claim_file(path: str) -> Registration:
     claim = registration.values["claim"]
     if claim is None:
         return registration
-    location = str(parse_location(claim))
-    if claim.strip().endswith((".json", ".csv")):
+    values = dict(registration.values)
+    how = {name: values.pop(f"claim_{name}") for name in ("format", "top_k", "threshold") if f"claim_{name}" in values}
+    found = read_claim(claim, **how)
+    if found.format:
         raise ConfigError(
             got=f"the claim {claim} in {path}, a file that can change after it was registered",
             expected="the location itself",
-            remedy=f'write claim: "{location}"',
+            remedy=f'write claim: "{found.location}"',
         )
-    return replace(registration, values={**registration.values, "claim": location})
+    return replace(registration, values={**values, "claim": str(found.location)})
 
 
 def _check_objects(
