@@ -491,14 +491,6 @@ def test_names_of_hooks_in_transformer_lens():
         assert str(parse_location(f"blocks.1.{name}")) == text
 
 
-@pytest.mark.parity
-def test_a_control_vector_of_repeng(tmp_path):
-    repeng = pytest.importorskip("repeng")
-    vector = np.ones(576, np.float32)
-    repeng.ControlVector("llama", {12: vector, 14: vector}).export_gguf(tmp_path / "v.gguf")
-    assert str(read_claim(tmp_path / "v.gguf").location) == "residual:12,14"
-
-
 def test_objects_and_files_give_an_audit(tmp_path):
     """Pairs in a data frame, scores in an array, a control vector as claim and as edit."""
     from locaudit.models import load_model
