@@ -293,7 +293,7 @@ def test_presets_are_studies_and_full_is_the_papers():
 def test_audits_of_a_study_are_made_alike():
     audits = replace(load_paper_preset("decide"), landscape=True).audits(270)
     assert list(audits) == ["sets", "sets-1", "sets-2", "iti", "single", "landscape"]  # the main claim first
-    assert [audit.controls for audit in audits.values()] == [39, 39, 39, 39, 24, 269]
+    assert [audit.controls for audit in audits.values()] == [39, 39, 39, 19, 24, 269]
     assert [audit.probe.top_k for audit in audits.values()] == [16] * 4 + [1, 1]
     assert [audit.training_seed for audit in audits.values()] == [None, 1, 2, None, None, None]
     assert [audit.disjoint for audit in audits.values()] == [False] * 6
@@ -327,17 +327,20 @@ def test_command_line(home, finished, tmp_path, capsys):
 
 
 def test_what_the_budget_does_not_reach_is_named_with_its_size(home, tmp_path):
-    config = study_config(home, landscape=False, training_seeds=2, budget_hours=1e-6)
+    sizes = {"training_seeds": 2, "layer_sets": True, "iti_sets": 2}
+    config = study_config(home, landscape=False, budget_hours=1e-6, **sizes)
     lacking = run_paper(config, tmp_path / "a", judges=JUDGES, progress=False)
     assert list(lacking) == ["sets-1", "iti", "single"]  # the first part runs in any case
-    assert all(text.startswith(f"{n} trials, about") for text, n in zip(lacking.values(), (11, 11, 9), strict=True))
+    assert all(text.startswith(f"{n} trials, about") for text, n in zip(lacking.values(), (17, 9, 9), strict=True))
     n = report(tmp_path / "a")
     assert n["iti"] is None and n["single"] is None and set(n["run"]["not_run"]) == set(lacking)
     assert {claim["outcome"] for claim in n["claims"]} == {"could not test"}
     assert all(claim["open"].startswith("not run: ") for claim in n["claims"])
     run_paper(replace(config, budget_hours=None), tmp_path / "a", judges=JUDGES, progress=False)
     n = report(tmp_path / "a")
-    assert not n["run"]["not_run"] and n["run"]["n_trials"] == {"sets": 11, "sets-1": 11, "iti": 11, "single": 9}
+    assert not n["run"]["not_run"] and n["run"]["n_trials"] == {"sets": 17, "sets-1": 17, "iti": 9, "single": 9}
+    iti, optimal = ([place["location"] for place in n[name]["random"]] for name in ("iti", "optimal"))
+    assert iti == optimal[:2] and len(optimal) == 3  # the first ones of the same sets
 
 
 def test_parametric_p_values_are_scipys():

@@ -73,7 +73,8 @@ def planted(study: Study, world, *, n=240, seeds=3, lost=0, **config) -> Study:
     def sets(method):
         claim = study.sets.claim
         rows = [record(arm, method, world[f"{method} {arm}"], claim) for arm in ("claim", "whole")]
-        states = ["diverged"] * lost + ["ok"] * (N_SETS - lost)
+        n_sets = N_SETS if method == "optimal" else 30  # ITI edits the first ones only
+        states = ["diverged"] * lost + ["ok"] * (n_sets - lost)
         levels = [around(world[f"{method} random"]) for _ in states]
         return rows + [
             record("control", method, level, claim, i, state)

@@ -255,7 +255,7 @@ def _lead(rule: Rule, view: View) -> Finding:
     alone = compare(own, others[~np.isnan(others).any(axis=(1, 2))]).p_above if "minus" in rule else 0.0
     if "minus" in rule:
         own = own - view.psi(f"{rule['minus']} claim", rule)
-        others = others - view.at_places(rule["minus"], rule)
+        others = others - view.at_places(rule["minus"], rule)[: len(others)]  # ITI may have the first ones only
     bound = rule["bound"] * view.margin * view.gain(of, rule)
     kept = others[~np.isnan(others).any(axis=(1, 2))]
     if len(kept) < 2:
@@ -357,7 +357,9 @@ def describe_size(rule: Rule, found: Finding, study: Study) -> str:
     n, n_places, n_seeds = tested.n
     tail, power = rules["level"] / 2 / len(rules["claims"]), rules["power"]
     is_lead = rule["test"] == "lead"
-    new_place = bool(rule.get("new_place")) and found.p_yes >= found.p_no
+    new_place = bool(rule.get("new_place")) and tested.value > 0
+    if new_place and 1 / (1 + n_places) > rules["level"]:
+        return f"at least {math.ceil(1 / rules['level'] - 1e-9) - 1} random sets"
     for factor in (1, 2, 4, 8, 16) if is_lead and not new_place else (1,):
         size = Size(n, controls=n_places * factor, seeds=n_seeds)
         needed = questions_for(lambda at: tested.power(at, tail, new_place=new_place), size, power)

@@ -59,6 +59,8 @@ class PaperConfig:
     """Number of random sets, each of ``probe.top_k`` heads. The sets may overlap the probed heads."""
     layer_sets: bool = False
     """Also edit as many random sets that have as many heads in each layer as the probed heads."""
+    iti_sets: AtLeastTwo | None = None
+    """Number of random sets that ITI edits, too, the first ones (None: all)."""
     training_seeds: Count = 1
     """Number of training seeds of the optimal edits at sets of heads; their scores are averaged."""
     random_heads: AtLeastTwo = 24
@@ -124,7 +126,7 @@ class PaperConfig:
         sets = dataclasses.replace(common, methods=optimal, nulls=nulls)
         found: dict[Part, AuditConfig] = {"sets": sets}
         found |= {f"sets-{i}": dataclasses.replace(sets, training_seed=self.seed + i) for i in self.further_seeds}
-        found["iti"] = dataclasses.replace(common, methods=iti)
+        found["iti"] = dataclasses.replace(common, methods=iti, controls=self.iti_sets or self.random_sets)
         probe = dataclasses.replace(self.probe, top_k=1)
         single = {"controls": self.random_heads, "whole_model": False, "methods": optimal, "probe": probe}
         found["single"] = dataclasses.replace(common, **single)
