@@ -14,7 +14,7 @@ from locaudit.stats import Design, decide, new_place_p, rank_correlation, t_test
 from locaudit.stats.scores import MAX_MISSING
 from locaudit.stats.selection import CLAIM, WHOLE
 from locaudit.store.manifest import ProbeFacts
-from locaudit.studies.paper.study import Chosen, Study, head_of
+from locaudit.studies.paper.study import Chosen, Study
 
 METRICS = ("truth", "info", "info_truth", "info_truth_probability", "info_truth_both", "mc1", "mc2", "mc3")
 """Test scores that every trial of the study has."""
@@ -32,7 +32,7 @@ def data_release(questions: int, true: int, false: int) -> str:
 
 def measure(study: Study) -> dict[str, Any]:
     """All numbers of a study but its claims, by section; a section whose part was not run is None."""
-    sets, score = study.sets, study.config.score
+    sets = study.sets
     methods = {"iti": "iti", "optimal": "sets"}
     facts = ("device", "dtype", "threads", "versions", "fingerprint")
     return {
@@ -46,7 +46,7 @@ def measure(study: Study) -> dict[str, Any]:
             for name, part in methods.items()
         },
         "probe_effect": measure_probe_effect(study, "single") if "single" in study.audits else None,
-        "landscape": measure_landscape(study, score) if "landscape" in study.audits else None,
+        "landscape": measure_landscape(study) if "landscape" in study.audits else None,
         "run": {
             "n_trials": {part: len(audit.rows) for part, audit in study.audits.items()},
             "seconds": {part: audit.seconds for part, audit in study.audits.items()},
@@ -195,31 +195,26 @@ def measure_multiple_choice(chosen: Chosen) -> dict[str, Any]:
     return {**_versus_random(chosen), "localized_kl": None if localized is None else localized.drift["kl"]}
 
 
-def _effects(chosen: Chosen) -> list[float]:
-    """Gain over the unedited model of the chosen edit at each single head; NaN if it diverged."""
-    base = chosen.mean(chosen.at("base"))
-    return [chosen.mean(record) - base for record in chosen.records.values()]
-
-
 def measure_probe_effect(study: Study, part: str) -> dict[str, Any]:
     """Spearman correlation, over single heads, of probe accuracy and the optimal edit's gain in each metric."""
-    heads, out = study.heads(part), {}
+    out = {}
     for name, score in (("judged", study.config.score), ("mc2", "mc2")):
-        x, y = [accuracy for _, accuracy, _ in heads], _effects(study.chosen(part, score))
+        chosen, heads = study.chosen(part, score), study.heads(part)
+        gains = [chosen.mean(record) - chosen.mean(chosen.at("base")) for record in chosen.records.values()]
+        found = [(at, x, gain) for (at, x, _), gain in zip(heads, gains, strict=True) if math.isfinite(gain)]
+        names, x, y = [f"{layer}.{head}" for (layer, head), _, _ in found], [f[1] for f in found], [f[2] for f in found]
         rho, p = rank_correlation(x, y)
-        names = [f"{layer}.{head}" for (layer, head), _, _ in heads]
-        n = int(np.isfinite(y).sum())
-        out[name] = {"n": n, "spearman": rho, "p": p, "heads": names, "val_accuracy": x, "effects": y}
+        out[name] = {"n": len(x), "spearman": rho, "p": p, "heads": names, "val_accuracy": x, "effects": y}
     return out
 
 
-def measure_landscape(study: Study, score: str) -> dict[str, Any]:
+def measure_landscape(study: Study) -> dict[str, Any]:
     """Gain of the optimal edit at every head, (layers, heads), and its correlation with probe accuracy."""
     found, shape = measure_probe_effect(study, "landscape"), study.sets.manifest.shape
-    places = [head_of(trials[0]) for trials in study.chosen("landscape", score).trials.values()]
     for one in found.values():
         effects = np.full((shape.n_layers, shape.n_heads), np.nan)
-        effects[tuple(np.transpose(places))] = one["effects"]
+        for name, effect in zip(one["heads"], one["effects"], strict=True):
+            effects[tuple(map(int, name.split(".")))] = effect
         one["effects"] = effects.tolist()
     return {"tau": study.config.landscape_strength, "n": found["judged"]["n"], **found}
 
