@@ -88,7 +88,7 @@ def judges_of(truth: JudgeChoice = JudgeChoice(), info: JudgeChoice = JudgeChoic
 
 
 def study_config(home: Path, **changes) -> PaperConfig:
-    """A study with a tiny model and behaviour saved in `home`: 21 + 9 trials, and one a head for the landscape."""
+    """A study with a tiny model and behaviour saved in `home`: 11 + 11 + 9 trials, and one a head for the landscape."""
     values = {
         "model": str(home / "model"),
         "data": str(home / "questions.jsonl"),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import csv
 import itertools
 import json
@@ -24,7 +23,6 @@ from locaudit.stats import compare_edits, decide, holm, mean_score, new_place_p,
 from locaudit.store.database import Store
 from locaudit.store.run import load_run
 from locaudit.studies.paper import is_study, write_paper
-from locaudit.studies.paper.claims import judge_claims
 from locaudit.studies.paper.config import PRESETS, PaperConfig, load_paper_preset
 from locaudit.studies.paper.run import describe_plan, estimate_paper, run_paper
 from locaudit.studies.paper.study import read_study
@@ -59,8 +57,8 @@ PAPER_NUMBERS = {
     "5e-4 for 16 heads": "training.learning_rate.localized heads",
     "2e-3 for one head": "training.learning_rate.single head",
     "24 single heads": "single.n_random",
-    "5 single heads as effective": "single.matching.match",
-    "none with high probing accuracy": "single.matching_probe_rank",
+    "5 single heads as effective": "claims.single_heads_match.matching",
+    "none with high probing accuracy": "claims.matching_heads_are_not_probed.matching",
     "best Truth*Info of each random set": "optimal.random_scores",
     "MC against KL": "multiple_choice.optimal.localized_kl",
 }
@@ -99,12 +97,12 @@ def numbers(finished):
 
 def at(numbers, path):
     for key in path.split("."):
-        numbers = numbers[key]
+        numbers = next(x for x in numbers if x["name"] == key) if isinstance(numbers, list) else numbers[key]
     return numbers
 
 
 def test_every_figure_and_number_of_the_paper_has_its_counterpart(finished, numbers):
-    for name in (*PAPER_FIGURES, "probes", "probe_effect", "landscape"):
+    for name in (*PAPER_FIGURES, "probes", "probe_effect", "landscape", "specification"):
         for ending in ("png", "svg", "pdf"):
             assert (finished / "figures" / f"{name}.{ending}").stat().st_size > 1000, name
     page = (finished / "paper.html").read_text()
@@ -119,10 +117,10 @@ def test_every_figure_and_number_of_the_paper_has_its_counterpart(finished, numb
 def test_numbers_are_those_of_the_audits(finished, numbers):
     study = read_study(finished)
     assert {part: len(audit.rows) for part, audit in study.audits.items()} == {
-        "sets": 1 + 2 * 5 * 2, "single": 1 + 4 * 2, "landscape": 1 + numbers["setup"]["n_heads_in_all"]
+        "sets": 1 + 5 * 2, "iti": 1 + 5 * 2, "single": 1 + 4 * 2, "landscape": 1 + numbers["setup"]["n_heads_in_all"]
     }  # fmt: skip
-    records = [row.record for row in study.sets.rows]
-    for method in ("iti", "optimal"):
+    for method, part in (("iti", "iti"), ("optimal", "sets")):
+        records = [row.record for row in study.audits[part].rows]
         verdict = decide(records, score="info_truth").methods[method]
         block = numbers[method]
         assert block["localized_score"] == verdict.claim == block["localized"]["chosen"]["info_truth"]
@@ -141,9 +139,11 @@ def test_numbers_are_those_of_the_audits(finished, numbers):
     assert single["best_probed"]["val_accuracy"] == accuracy.max()
     heads = [row["head"] for row in single["random"]]
     assert len({*heads, single["best_probed"]["head"]}) == 4
-    found = single["matching"]
-    assert found["match"] + found["worse"] + found["undecided"] == single["n_random"] == 3
-    assert found["match_holm"] <= found["match"]
+    assert single["n_random"] == 3
+    scores = [row["score"] for row in single["random"]]
+    assert single["n_at_least_localized"] == sum(x >= single["localized_score"] - 1e-9 for x in scores)
+    hashes = numbers["run"]["records"]
+    assert {part: len(found) for part, found in hashes.items()} == numbers["run"]["n_trials"]
 
 
 def test_sets_share_their_random_locations_between_methods(numbers):
@@ -165,20 +165,20 @@ def test_tables_hold_what_the_numbers_do(finished, numbers):
     def rows(name):
         return list(csv.DictReader((finished / "tables" / name).read_text().splitlines()))
 
-    trials = rows("trials.csv")
-    assert len(trials) == 1 + 2 * 5 * 2 + 4 * 2
-    assert sum(row["chosen"] == "true" for row in trials) == 1 + 2 * 5 + 4
-    assert len(rows("probes.csv")) == numbers["setup"]["n_heads_in_all"]
+    assert {row["claim"] for row in rows("specification.csv")} == {claim["name"] for claim in numbers["claims"]}
+    with (finished / "single" / "trials.csv").open() as file:
+        trials = list(csv.DictReader(file))
+    assert len(trials) == 1 + 4 * 2 and sum(row["chosen"] == "true" for row in trials) == 1 + 4
     assert [row["outcome"] for row in rows("claims.csv")] == [claim["outcome"] for claim in numbers["claims"]]
-    assert float(rows("single_heads.csv")[0]["info_truth"]) == numbers["single"]["best_probed"]["score"]
-    assert len(rows("places.csv")) == 2 * 5
+    assert float(rows("single_heads.csv")[0]["score"]) == numbers["single"]["best_probed"]["score"]
+    assert len(rows("single_heads.csv")) == 4
 
 
 def test_a_study_that_was_killed_ends_with_the_same_numbers(home, finished, numbers, tmp_path, monkeypatch):
     calls, add = itertools.count(1), Store.add
 
     def dying(self, *arguments):
-        if next(calls) == 9:
+        if next(calls) == 4:  # in the first part, without which there is nothing to report
             raise KeyboardInterrupt
         return add(self, *arguments)
 
@@ -279,19 +279,24 @@ def test_presets_are_studies_and_full_is_the_papers():
     assert full.optimal.objective == "ipo" and full.optimal.optimizer == "auto" and full.optimal.learning_rate is None
     assert full.probe.context == "next_question" and full.iti.direction == "mass_mean"
     assert full.split.max_train is full.split.max_test is full.optimal.max_questions is None
-    for name in ("small", "smoke"):
-        assert len(load_paper_preset(name).iti.alphas) > 1 and len(load_paper_preset(name).optimal.strengths) > 1
-    small = load_paper_preset("small")
-    assert (small.random_sets, small.random_heads, small.probe.top_k) == (16, 24, 16)
+    smoke = load_paper_preset("smoke")
+    assert len(smoke.iti.doses or ()) > 1 and len(smoke.optimal.strengths) > 1
+    decide = load_paper_preset("decide")
+    assert (decide.random_sets, decide.layer_sets, decide.random_heads, decide.probe.top_k) == (39, True, 24, 16)
+    assert decide.training_seeds == 3 and decide.budget_hours == 15 and decide.optimal.epochs == "auto"
+    assert decide.score == "info_truth_probability" and decide.evaluation.samples and decide.iti.doses
+    assert decide.split.max_test is None and decide.loading.dtype == "float32"
     with pytest.raises(ConfigError, match="the preset 'huge'"):
         load_paper_preset("huge")  # type: ignore[arg-type]
 
 
 def test_audits_of_a_study_are_made_alike():
-    audits = replace(load_paper_preset("small"), landscape=True).audits(270)
-    assert [audit.controls for audit in audits.values()] == [16, 24, 269]
-    assert [audit.probe.top_k for audit in audits.values()] == [16, 1, 1]
-    assert [audit.disjoint for audit in audits.values()] == [False] * 3
+    audits = replace(load_paper_preset("decide"), landscape=True).audits(270)
+    assert list(audits) == ["sets", "sets-1", "sets-2", "iti", "single", "landscape"]  # the main claim first
+    assert [audit.controls for audit in audits.values()] == [39, 39, 39, 19, 24, 269]
+    assert [audit.probe.top_k for audit in audits.values()] == [16] * 4 + [1, 1]
+    assert [audit.training_seed for audit in audits.values()] == [None, 1, 2, None, None, None]
+    assert [audit.disjoint for audit in audits.values()] == [False] * 6
     assert audits["landscape"].methods["optimal"].strengths == (0.1,)
     shared = [to_dict(audit)["evaluation"] for audit in audits.values()]
     assert shared[0] == shared[1] == shared[2]
@@ -300,7 +305,7 @@ def test_audits_of_a_study_are_made_alike():
 def test_dry_run_prints_the_plan_and_keeps_its_trials(home, tmp_path):
     found = estimate_paper(study_config(home), out=tmp_path / "a", judges=JUDGES, progress=False)
     assert {part: sum(e.n_trials.values()) for part, e in found.items()} == {
-        "sets": 21, "single": 9, "landscape": found["landscape"].n_trials["control", "optimal"] + 2
+        "sets": 11, "iti": 11, "single": 9, "landscape": found["landscape"].n_trials["control", "optimal"] + 2
     }  # fmt: skip
     text = describe_plan(found)
     assert "the whole study" in text and "tokens run" in text and "MiB on disk" in text
@@ -321,96 +326,21 @@ def test_command_line(home, finished, tmp_path, capsys):
         main(["paper", "--preset", "huge"])
 
 
-PATHS = {
-    "p": "iti.p_monte_carlo", "floor": "iti.p_smallest", "gap": "iti.gap", "score": "iti.localized_score",
-    "missing": "iti.worst_missing", "sets": "iti.n_random", "within": "iti.truth_gains.n_within_margin",
-    "noticeable": "iti.truth_gains.n_noticeable", "better": "multiple_choice.iti.n_random_better_in_both",
-    "worse": "multiple_choice.iti.n_random_worse_in_both", "mc": "multiple_choice.iti.over_unedited",
-    "mc_gap": "multiple_choice.iti.gap", "mc_leads": "multiple_choice.lead_under_iti_minus_optimal",
-    "iti_over_whole": "gains.localized ITI over whole ITI", "whole_over_iti": "gains.whole optimal over localized ITI",
-    "over_iti": "gains.localized optimal over localized ITI",
-    "over_whole": "gains.localized optimal over whole optimal",
-    "localized": "gains.localized optimal over unedited", "whole": "gains.whole optimal over unedited",
-    "optimal_gap": "optimal.gap", "diverged": "optimal.n_random_diverged",
-    "sets_match": "optimal.random_matching_whole.match_holm", "sets_worse": "optimal.random_matching_whole.worse",
-    "heads_match": "single.matching.match_holm", "heads_worse": "single.matching.worse",
-    "whole_match": "single.matching_whole.match_holm", "whole_worse": "single.matching_whole.worse",
-    "ranks": "single.matching_probe_rank", "drawn": "single.n_random_among_probed",
-}  # fmt: skip
-"""Names of the numbers that the rules read."""
-
-
-def outcomes_of(numbers, changes):
-    """Outcome of each claim with some numbers changed."""
-    n = copy.deepcopy(numbers)
-    for name, value in changes.items():
-        way, _, last = PATHS[name].rpartition(".")
-        at(n, way)[last] = value
-    return {claim["name"]: claim["outcome"] for claim in judge_claims(n)}
-
-
-def gain(low, high, outcome="undecided"):
-    return {"difference": (low + high) / 2, "interval_90": [low, high], "outcome": outcome}
-
-
-def lead(low, high):
-    return {"difference": (low + high) / 2, "interval_95": [low, high]}
-
-
-YES, NO, OPEN = "replicated", "not replicated", "could not test"
-WORKS, LITTLE, NOTHING = gain(0.1, 0.3), gain(0.01, 0.04), gain(-0.1, 0.1)
-SMALL, LARGE = lead(-0.02, 0.02), lead(0.1, 0.2)
-
-
-@pytest.mark.parametrize(
-    ("claim", "changes", "outcome"),
-    [
-        ("iti_beats_random", {"p": 1 / 17, "floor": 1 / 17}, YES),
-        ("iti_beats_random", {"p": 1 / 4, "floor": 1 / 4, "gap": lead(-1, 1)}, OPEN),
-        ("iti_beats_random", {"p": 0.5, "gap": lead(-0.1, 0.04)}, NO),
-        ("iti_beats_random", {"p": 0.5, "gap": lead(-0.1, 0.1)}, OPEN),
-        ("iti_beats_random", {"score": None, "p": 1.0, "gap": lead(0, 0)}, OPEN),
-        ("iti_beats_random", {"p": 0.02, "missing": 0.3}, OPEN),
-        ("random_iti_does_nothing", {"within": 2, "sets": 3}, YES),
-        ("random_iti_does_nothing", {"within": 0, "noticeable": 3}, NO),
-        ("random_iti_does_nothing", {"within": 1, "noticeable": 1}, OPEN),
-        ("iti_mc_kl", {"better": None}, OPEN),
-        ("iti_mc_kl", {"better": 0, "floor": 1 / 17, "worse": 2, "mc": WORKS}, YES),
-        ("iti_mc_kl", {"better": 0, "worse": 0, "mc": WORKS}, OPEN),
-        ("iti_mc_kl", {"better": 2, "worse": 1}, NO),
-        ("iti_everywhere_is_no_better", {"iti_over_whole": gain(0, 1, "not worse")}, YES),
-        ("iti_everywhere_is_no_better", {"iti_over_whole": gain(-1, -0.2, "worse")}, NO),
-        ("optimal_beats_iti", {"whole_over_iti": WORKS, "whole": LITTLE}, YES),
-        ("optimal_beats_iti", {"whole_over_iti": WORKS, "whole": NOTHING}, OPEN),
-        ("optimal_beats_iti", {"whole_over_iti": LITTLE, "whole": WORKS}, NO),
-        ("localized_beats_iti", {"over_iti": NOTHING, "localized": WORKS}, OPEN),
-        ("localized_is_nearly_optimal", {"over_whole": gain(0, 0, "not worse"), "whole": WORKS}, YES),
-        ("localized_is_nearly_optimal", {"over_whole": gain(0, 0, "not worse"), "whole": LITTLE}, OPEN),
-        ("random_is_as_good", {"localized": WORKS, "optimal_gap": SMALL}, YES),
-        ("random_is_as_good", {"localized": WORKS, "optimal_gap": LARGE}, NO),
-        ("random_is_as_good", {"localized": LITTLE, "optimal_gap": SMALL}, OPEN),
-        ("random_is_as_good", {"localized": WORKS, "optimal_gap": SMALL, "diverged": 2}, OPEN),
-        ("random_matches_whole", {"whole": WORKS, "sets_match": 2}, YES),
-        ("random_matches_whole", {"whole": WORKS, "sets_match": 1, "sets_worse": 0}, OPEN),
-        ("single_heads_match", {"localized": WORKS, "heads_match": 2}, YES),
-        ("single_heads_match", {"localized": WORKS, "heads_match": 1, "heads_worse": 0}, OPEN),
-        ("single_heads_match", {"localized": WORKS, "heads_match": 1, "heads_worse": 2}, NO),
-        ("single_heads_match", {"localized": NOTHING, "heads_match": 3}, OPEN),
-        ("single_head_matches_whole", {"whole": WORKS, "whole_match": 1}, YES),
-        ("single_head_matches_whole", {"whole": WORKS, "whole_match": 0, "whole_worse": 3}, NO),
-        ("matching_heads_are_not_probed", {"localized": WORKS, "ranks": [9], "drawn": 1}, YES),
-        ("matching_heads_are_not_probed", {"localized": WORKS, "ranks": [9], "drawn": 0}, OPEN),
-        ("matching_heads_are_not_probed", {"localized": WORKS, "ranks": [1], "drawn": 1}, NO),
-        ("matching_heads_are_not_probed", {"localized": WORKS, "ranks": []}, OPEN),
-        ("less_than_under_iti", {"mc_gap": LARGE, "mc_leads": lead(0.05, 0.1)}, YES),
-        ("less_than_under_iti", {"mc_gap": LARGE, "mc_leads": lead(-0.1, 0.1)}, OPEN),
-        ("less_than_under_iti", {"mc_leads": lead(-0.2, -0.1)}, NO),
-    ],
-)
-def test_claims_follow_their_rules(numbers, claim, changes, outcome):
-    found = outcomes_of(numbers, changes)
-    assert found[claim] == outcome
-    assert len(found) == 14
+def test_what_the_budget_does_not_reach_is_named_with_its_size(home, tmp_path):
+    sizes = {"training_seeds": 2, "layer_sets": True, "iti_sets": 2}
+    config = study_config(home, landscape=False, budget_hours=1e-6, **sizes)
+    lacking = run_paper(config, tmp_path / "a", judges=JUDGES, progress=False)
+    assert list(lacking) == ["sets-1", "iti", "single"]  # the first part runs in any case
+    assert all(text.startswith(f"{n} trials, about") for text, n in zip(lacking.values(), (17, 9, 9), strict=True))
+    n = report(tmp_path / "a")
+    assert n["iti"] is None and n["single"] is None and set(n["run"]["not_run"]) == set(lacking)
+    assert {claim["outcome"] for claim in n["claims"]} == {"could not test"}
+    assert all(claim["open"].startswith("not run: ") for claim in n["claims"])
+    run_paper(replace(config, budget_hours=None), tmp_path / "a", judges=JUDGES, progress=False)
+    n = report(tmp_path / "a")
+    assert not n["run"]["not_run"] and n["run"]["n_trials"] == {"sets": 17, "sets-1": 17, "iti": 9, "single": 9}
+    iti, optimal = ([place["location"] for place in n[name]["random"]] for name in ("iti", "optimal"))
+    assert iti == optimal[:2] and len(optimal) == 3  # the first ones of the same sets
 
 
 def test_parametric_p_values_are_scipys():
@@ -491,7 +421,7 @@ def test_missing_scores_are_null_and_figures_are_still_drawn(finished, tmp_path,
         run = load_run(folder)
         trials = [
             replace(trial, status="diverged", metrics={}, questions={}, drift={}, answers={})
-            if folder.name == "sets" and trial.spec.arm == "claim" and trial.spec.method == method
+            if trial.spec.arm == "claim" and folder.name in ("sets", "iti") and trial.spec.method == method
             else trial
             for trial in run.trials
         ]
@@ -500,12 +430,13 @@ def test_missing_scores_are_null_and_figures_are_still_drawn(finished, tmp_path,
     monkeypatch.setattr("locaudit.studies.paper.study.load_run", broken)
     n = report(tmp_path / "a")
     assert n[method]["localized"]["chosen"] is None and n[method]["localized_score"] is None
-    outcomes = {claim["name"]: claim["outcome"] for claim in n["claims"]}
+    claims = {claim["name"]: claim for claim in n["claims"]}
     if method == "optimal":
         undecided = ("random_is_as_good", "single_heads_match", "localized_beats_iti", "probed_heads_know")
     else:
         undecided = ("iti_beats_random", "iti_mc_kl", "optimal_beats_iti", "less_than_under_iti")
-    assert {outcomes[name] for name in undecided} == {"could not test"}
+    assert {claims[name]["outcome"] for name in undecided} == {"could not test"}
+    assert {claims[name]["p_holm"] for name in undecided} == {1.0}
 
 
 def test_from_python(home, tmp_path):

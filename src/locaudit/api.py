@@ -409,7 +409,7 @@ def paper(
         model: A model from `load_model` or `wrap_model`, or its name: a bundled name, a folder or a hub id.
         data: TruthfulQA as in the paper (a CSV or the hub id), or any behaviour whose answers have judges.
         out: The folder of the study.
-        preset: ``full`` (the paper's grids and training), ``small`` (about two hours on two cores) or ``smoke`` (a few
+        preset: ``full`` (the paper's grids and training), ``decide`` (about 15 hours on two cores) or ``smoke`` (a few
             minutes).
         judges: Judges of your own (`locaudit.judges.Judge`), by aspect, in place of those in the settings.
         progress: Whether to show progress on standard error.
@@ -422,7 +422,7 @@ def paper(
         LocauditError: As in `audit`.
 
     Example:
-        >>> result = paper("smollm2-135m", "TruthfulQA.csv", out="runs/paper", preset="small", random_heads=12)
+        >>> result = paper("smollm2-135m", "TruthfulQA.csv", out="runs/paper", preset="decide", random_heads=12)
         >>> result.page
 
     """

@@ -21,7 +21,7 @@ class _Paper:
     config: Annotated[PaperConfig, tyro.conf.arg(name="")] = field(default_factory=PaperConfig)
     preset: Preset = "full"
     """Size of the study; all other settings override it. ``full``: the paper's grids and training (needs a GPU).
-    ``small``: all locations, in about two hours on two CPU cores. ``smoke``: every part, in a few minutes."""
+    ``decide``: sized to decide the claims on two CPU cores in about 15 hours. ``smoke``: every part, in minutes."""
     out: Path = Path("runs/paper")
     """Folder of the study. An earlier study with the same settings in this folder is resumed."""
     dry_run: bool = False
@@ -66,14 +66,14 @@ def _run(command: _Paper) -> int:
 
     require_report_extra()
     if command.dry_run:
-        say(describe_plan(estimate_paper(command.config, out=command.out)))
+        say(describe_plan(estimate_paper(command.config, out=command.out), command.config.budget_hours))
         return 0
-    run_paper(command.config, command.out)
+    lacking = run_paper(command.config, command.out)
     from locaudit.store.run import load_run
     from locaudit.studies.paper import write_paper
 
     print_study(write_paper(command.out))
-    return count_unjudged(load_run(command.out / part) for part in command.config.audits())
+    return count_unjudged(load_run(command.out / part) for part in command.config.audits() if part not in lacking)
 
 
 def print_study(page: Path) -> None:
@@ -81,5 +81,10 @@ def print_study(page: Path) -> None:
     numbers = json.loads((page.parent / "numbers.json").read_text(encoding="utf-8"))
     for claim in numbers["claims"]:
         say(f"\n{claim['outcome']}: {claim['says']}", style="bold")
-        say(f"  {claim['measured']}")
+        say(f"  {claim['measured']}; p = {claim['p_holm']:.2g} (Holm)")
+        for words in filter(None, (claim["open"], claim["size"] and f"would probably be decided by {claim['size']}")):
+            say(f"  {words}")
+    say(f"\n{numbers['run']['registration']['sentence']}")
+    for part, needed in numbers["run"]["not_run"].items():
+        say(f"not run: {part} ({needed})")
     say(f"\nfigures and numbers: {page}")

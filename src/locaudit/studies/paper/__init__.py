@@ -11,9 +11,10 @@ from locaudit.report import write_report
 from locaudit.report.html import render
 from locaudit.store.files import write_atomically
 from locaudit.studies.paper.claims import judge_claims
-from locaudit.studies.paper.config import PARTS
+from locaudit.studies.paper.config import describe_part
 from locaudit.studies.paper.figures import draw_study
 from locaudit.studies.paper.measures import measure
+from locaudit.studies.paper.specification import specify, summarise
 from locaudit.studies.paper.study import is_study, read_study
 from locaudit.studies.paper.tables import tables
 
@@ -27,21 +28,21 @@ def write_paper(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     study = read_study(folder)
-    measured = measure(study)
-    claims = judge_claims(measured)
-    text = json_text({**measured, "claims": claims}, indent=1)
+    claims, rows = judge_claims(study), specify(study)
+    found = {**measure(study), "claims": claims, "specification": summarise(rows)}
+    text = json_text(found, indent=1)
     write_atomically(folder / "numbers.json", text.encode())
     numbers = json.loads(text)  # figures and page show exactly what the file says
     (folder / "tables").mkdir(exist_ok=True)
-    for name, rows in tables(numbers, claims).items():
-        write_atomically(folder / "tables" / name, rows.encode())
+    for name, text in tables(numbers, rows).items():
+        write_atomically(folder / "tables" / name, text.encode())
     for part, audit in study.audits.items():
         write_report(folder / part, audit)
     page = render(
         "studies/paper/paper.html",
         n=numbers,
-        drawings=draw_study(numbers, folder / "figures"),
-        parts={part: PARTS[part] for part in study.audits},
+        drawings=draw_study(numbers, rows, folder / "figures"),
+        parts={part: describe_part(part) for part in study.audits},
         yaml=to_yaml(study.config),
     )
     path = folder / "paper.html"

@@ -20,20 +20,29 @@ from locaudit.config import (
 from locaudit.config.choices import JudgesField, choose_judges
 from locaudit.config.files import preset_text
 from locaudit.config.settings import changed
-from locaudit.config.validation import AtLeastTwo, Positive, Seed, Share, checked
+from locaudit.config.validation import AtLeastTwo, Count, Positive, Seed, checked
 from locaudit.errors import ConfigError
 from locaudit.methods.settings import ITISettings, OptimalSettings
 
-Preset = Literal["full", "small", "smoke"]
-PRESETS: tuple[Preset, ...] = ("full", "small", "smoke")
-"""``full``: the paper's grids and training. ``small``: about two hours on two cores. ``smoke``: a few minutes."""
-Part = Literal["sets", "single", "landscape"]
+Preset = Literal["full", "decide", "smoke"]
+PRESETS: tuple[Preset, ...] = ("full", "decide", "smoke")
+"""``full``: the paper's grids and training. ``decide``: sized to decide the claims on two cores in about 15 hours.
+``smoke``: a few minutes."""
+Part = str
 PARTS: Mapping[Part, str] = {
-    "sets": "probed heads against random sets",
-    "single": "best probed head against random heads",
-    "landscape": "every head",
+    "sets": "optimal edits at the probed heads and at random sets",
+    "iti": "ITI at the same places",
+    "single": "optimal edits at the best probed head and at random heads",
+    "landscape": "optimal edits at every head",
 }
-"""Audits of a study and what they compare. Each audit has its own run folder of this name."""
+"""Audits of a study and what they compare. Each audit has its own run folder of this name. Further training seeds of
+``sets`` are ``sets-1``, ``sets-2`` and so on."""
+
+
+def describe_part(part: Part) -> str:
+    """What a part compares."""
+    name, _, seed = part.partition("-")
+    return PARTS[name] + (f", training seed {seed}" if seed else "")
 
 
 @checked
@@ -48,19 +57,24 @@ class PaperConfig:
     Other behaviours work, too, if their answers can be judged for truth and info."""
     random_sets: AtLeastTwo = 16
     """Number of random sets, each of ``probe.top_k`` heads. The sets may overlap the probed heads."""
+    layer_sets: bool = False
+    """Also edit as many random sets that have as many heads in each layer as the probed heads."""
+    iti_sets: AtLeastTwo | None = None
+    """Number of random sets that ITI edits, too, the first ones (None: all)."""
+    training_seeds: Count = 1
+    """Number of training seeds of the optimal edits at sets of heads; their scores are averaged."""
     random_heads: AtLeastTwo = 24
     """Number of random single heads, besides the best probed head."""
     landscape: bool = False
     """Also edit every head of the model, one at a time."""
     landscape_strength: Positive = 0.1
     """IPO's tau for the edits of the landscape. Only one value is used, because every head is edited."""
-    margin: Share = 0.05
-    """Equivalence margin in Info*Truth and Truth.
-    An edit matches another one if the 90 % interval of their difference is above -margin."""
-    margin_mc: Share = 0.01
-    """Equivalence margin in MC2."""
-    level: Share = AuditConfig.level
-    """Significance level."""
+    score: str = "info_truth"
+    """The score that stands for Info*Truth. ``info_truth``: shares of answers judged true and informative, as in the
+    paper. ``info_truth_probability``: mean probabilities that the judges give."""
+    budget_hours: Positive | None = None
+    """Hours of trials. A further part is not begun if it would take more, by the trials done so far (None: no limit).
+    The first part, the main claim, always runs."""
     seed: Seed = AuditConfig.seed
     """Seed of random locations, training order and initial values of trained edits."""
     loading: LoadingConfig = field(default_factory=LoadingConfig)
@@ -93,46 +107,48 @@ class PaperConfig:
         return changed(self)
 
     def audits(self, n_heads: int = 2) -> dict[Part, AuditConfig]:
-        """The study's audits in the order in which they run.
+        """The study's audits in the order in which they run: the main claim with all its training seeds comes first.
 
         `n_heads` is the number of heads in the model. The landscape, which edits every head, needs it.
         """
         shared = {name: getattr(self, name) for name in _SHARED}
-        methods = {"iti": self.iti, "optimal": self.optimal}
         common = AuditConfig(
             behaviour=self.data,
-            score="info_truth",
             nulls=("anywhere",),
             rest=False,
             placebos=0,
             widen=0,
-            methods=methods,
+            controls=self.random_sets,
             **shared,
         )
-        single = dataclasses.replace(
-            common,
-            controls=self.random_heads,
-            whole_model=False,
-            methods={"optimal": self.optimal},
-            probe=dataclasses.replace(self.probe, top_k=1),
-        )
-        found: dict[Part, AuditConfig] = {
-            "sets": dataclasses.replace(common, controls=self.random_sets),
-            "single": single,
-        }
+        optimal, iti = {"optimal": self.optimal}, {"iti": self.iti}
+        nulls = ("anywhere", "layers") if self.layer_sets else ("anywhere",)
+        sets = dataclasses.replace(common, methods=optimal, nulls=nulls)
+        found: dict[Part, AuditConfig] = {"sets": sets}
+        found |= {f"sets-{i}": dataclasses.replace(sets, training_seed=self.seed + i) for i in self.further_seeds}
+        found["iti"] = dataclasses.replace(common, methods=iti, controls=self.iti_sets or self.random_sets)
+        probe = dataclasses.replace(self.probe, top_k=1)
+        single = {"controls": self.random_heads, "whole_model": False, "methods": optimal, "probe": probe}
+        found["single"] = dataclasses.replace(common, **single)
         if self.landscape:
             grid = dataclasses.replace(self.optimal, strengths=(self.landscape_strength,))
-            found["landscape"] = dataclasses.replace(single, methods={"optimal": grid}, controls=n_heads - 1)
+            every = {"methods": {"optimal": grid}, "controls": n_heads - 1}
+            found["landscape"] = dataclasses.replace(found["single"], **every)
         return found
+
+    @property
+    def further_seeds(self) -> range:
+        """Numbers of the training seeds after the first."""
+        return range(1, self.training_seeds)
 
 
 _SHARED = (
-    "model", "level", "seed", "loading", "architecture", "split", "prompt", "probe", "evaluation", "judges",
+    "model", "score", "seed", "loading", "architecture", "split", "prompt", "probe", "evaluation", "judges",
 )  # fmt: skip
 
 
 def load_paper_preset(name: Preset) -> PaperConfig:
-    """Settings of a preset: ``full``, ``small`` or ``smoke``. Raises `ConfigError` for another name."""
+    """Settings of a preset: ``full``, ``decide`` or ``smoke``. Raises `ConfigError` for another name."""
     if name not in PRESETS:
         raise ConfigError(
             got=f"the preset {name!r}", expected=f"one of {', '.join(PRESETS)}", remedy="see locaudit paper --help"

@@ -1,7 +1,8 @@
-"""Run the paper's study: two or three audits of one model, each in its own folder. They share their preparation."""
+"""Run the paper's study: several audits of one model, each in its own folder. They share their preparation."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,15 +17,17 @@ from locaudit.config import AuditConfig, to_yaml
 from locaudit.errors import LocationError
 from locaudit.judges import Judge
 from locaudit.models import Model
+from locaudit.report.design import duration
 from locaudit.run.audit import run_audit
 from locaudit.run.pilot import Estimate, describe_estimate, run_pilot
 from locaudit.run.status import describe_seconds, say_resumed, show_progress
 from locaudit.run.subject import Inputs, load_subject, read_inputs
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import check_run, lock_folder
-from locaudit.studies.paper.config import PARTS, PaperConfig, Part
+from locaudit.studies.paper.config import PaperConfig, Part, describe_part
 from locaudit.studies.paper.measures import data_release
-from locaudit.studies.paper.study import SETTINGS
+from locaudit.studies.paper.registration import register
+from locaudit.studies.paper.study import SETTINGS, begun, describe_need, need
 
 
 def run_paper(
@@ -35,20 +38,39 @@ def run_paper(
     behaviour: Behaviour | None = None,
     judges: Mapping[str, Judge] | None = None,
     progress: bool = True,
-) -> None:
+) -> dict[Part, str]:
     """Run the trials of the study that have no record yet. Arguments and resuming are as in `run_audit`.
+
+    Returns the parts that the budget does not reach, with what they take.
 
     Before the first trial, it raises `LocationError` if the model has too few heads, `ConfigError` if there are no
     judges of Truth and Info, and `RunFolderError` if the folder has other content.
     """
-    folder = Path(out)
+    folder, lacking = Path(out), dict[Part, str]()
     with _opened(config, folder, model, behaviour, judges, progress) as (subject, audits):
         with show_progress(progress) as meter:
             say_resumed([folder / part for part in audits], "parts", meter)
+            meter.say(register(folder).sentence)
         for number, (part, audit) in enumerate(audits.items(), start=1):
+            lacks = _beyond_budget(config, folder, part, audits)
             with show_progress(progress) as meter:
-                meter.say(f"part {number} of {len(audits)}, {part}: {PARTS[part]}")
-            run_audit(audit, folder / part, prepared=folder / "sets", **subject)
+                name = f"part {number} of {len(audits)}, {part}"
+                meter.say(f"{name}: {f'not run: {lacks}' if lacks else describe_part(part)}")
+            if lacks:
+                lacking[part] = lacks
+            else:
+                run_audit(audit, folder / part, prepared=folder / "sets", **subject)
+    return lacking
+
+
+def _beyond_budget(config: PaperConfig, folder: Path, part: Part, audits: Mapping[Part, AuditConfig]) -> str:
+    """What the rest of a part takes, if that is more than the budget has left; empty if it fits."""
+    if config.budget_hours is None or part == "sets":
+        return ""
+    runs = {other: run for other in audits if (run := begun(folder / other))}
+    left = 3600 * config.budget_hours - sum(sum(run.seconds.values()) for run in runs.values())
+    needed = need(audits[part], list(runs.values()), runs.get(part))
+    return f"{describe_need(*needed)}, but the budget has {duration(max(left, 0))} left" if needed[1] > left else ""
 
 
 @contextmanager
@@ -107,16 +129,24 @@ def estimate_paper(
     config: PaperConfig, out: str | Path, *, judges: Mapping[str, Judge] | None = None, progress: bool = True
 ) -> dict[Part, Estimate]:
     """Estimate what each audit of the study needs here, from its first trials, which are kept (`run_pilot`)."""
-    folder = Path(out)
+    folder, found = Path(out), dict[Part, Estimate]()
     with _opened(config, folder, None, None, judges, progress) as (subject, audits):
-        return {
-            part: run_pilot(audit, folder / part, prepared=folder / "sets", **subject) for part, audit in audits.items()
-        }
+        register(folder)
+        for part, audit in audits.items():
+            if part.startswith("sets-"):  # as long as the first seed
+                first = found["sets"]
+                n = sum(first.n_trials.values())
+                scale = n / max(n - first.n_done, 1)
+                times = {"seconds": first.seconds * scale, "disk_bytes": round(first.disk_bytes * scale)}
+                found[part] = replace(first, n_done=0, spent=0.0, notes=("taken to be like sets",), **times)
+            else:
+                found[part] = run_pilot(audit, folder / part, prepared=folder / "sets", **subject)
+    return found
 
 
-def describe_plan(estimates: Mapping[Part, Estimate]) -> str:
-    """The estimates as text for the terminal, one section per audit and a total."""
-    lines = []
+def describe_plan(estimates: Mapping[Part, Estimate], budget_hours: float | None = None) -> str:
+    """The estimates as text for the terminal, one section per audit, a total, and what a budget does not reach."""
+    lines: list[str] = []
     for part, estimate in estimates.items():
         told = describe_estimate(estimate).splitlines()[:-1]
         lines += [f"{part}:", *(f"  {line}".rstrip() for line in told), ""]
@@ -125,4 +155,10 @@ def describe_plan(estimates: Mapping[Part, Estimate]) -> str:
     n_tokens, disk = sum(estimate.n_tokens for estimate in every), sum(estimate.disk_bytes for estimate in every)
     time = describe_seconds(sum(estimate.seconds for estimate in every))
     lines.append(f"the whole study: {n_trials} trials, {n_tokens:,} tokens run, {time}, {disk / 2**20:.0f} MiB on disk")
+    left = math.inf if budget_hours is None else 3600 * budget_hours
+    for part, estimate in estimates.items():
+        if part == "sets" or estimate.seconds <= left:
+            left -= estimate.seconds
+        else:
+            lines.append(f"the budget of {budget_hours:g} h does not reach {part}")
     return "\n".join([*lines, "Run the same command without --dry-run to go on: the trials that were timed are kept."])

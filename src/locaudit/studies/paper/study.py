@@ -3,42 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
-from locaudit.config import read_over, unknown_names_kept
+from locaudit.config import AuditConfig, read_over, unknown_names_kept
 from locaudit.errors import RunFolderError
 from locaudit.records import Arm, Place, TrialRecord
+from locaudit.registry import METHODS
+from locaudit.report.design import duration
 from locaudit.report.tables import Tables, tabulate
 from locaudit.stats import components, mean_score, score_values
-from locaudit.stats.scores import tolerance
-from locaudit.stats.selection import choose, group_trials
+from locaudit.stats.intervals import pseudo_values
+from locaudit.stats.scores import missing_share, tolerance
+from locaudit.stats.selection import BASE, choose, group_trials
 from locaudit.store.folder import has_trials
 from locaudit.store.run import Run, load_run
 from locaudit.studies.paper.config import PaperConfig, Part
+from locaudit.studies.paper.registration import Registration, read_rules
 from locaudit.text import plural
 
 SETTINGS = "paper.yaml"
 """File with the study's settings. It also marks a folder as that of a study."""
-SCORE = "info_truth"
-"""The score that the paper compares."""
+Values = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Study:
-    """The paper's study: settings, and the audits that were run."""
-
-    config: PaperConfig
-    audits: Mapping[Part, Tables]
-
-    @property
-    def sets(self) -> Tables:
-        """The audit of the probed heads against random sets of heads."""
-        return self.audits["sets"]
+class LackingError(Exception):
+    """A part of the study that a claim needs has not been run; the text says what it takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +44,9 @@ class Chosen:
 
     audit: Tables
     method: str
-    margin: float = 0.0
-    """Equivalence margin of the comparisons, in the score's units."""
-    score: str = SCORE
+    score: str
+    strength: float | None = None
+    """Take the edit of this strength at every place; None: the one that validation questions choose there."""
 
     @property
     def tolerance(self) -> float:
@@ -64,27 +61,91 @@ class Chosen:
     @cached_property
     def records(self) -> Mapping[Place, TrialRecord | None]:
         """Place -> chosen trial; None if every edit there diverged."""
-        return {place: choose(trials, self.score, self.tolerance) for place, trials in self.trials.items()}
+        kept = {
+            place: [x for x in trials if self.strength in (None, x.spec.hyperparameter)]
+            for place, trials in self.trials.items()
+        }
+        return {place: choose(trials, self.score, self.tolerance) for place, trials in kept.items()}
+
+    def places(self, null: str = "anywhere") -> list[Place]:
+        """The random places of a null, by number."""
+        return [place for place in self.records if (place.arm, place.null) == ("control", null)]
 
     @property
     def random(self) -> list[TrialRecord | None]:
         """The chosen trials at the random places, by number; None if every edit there diverged."""
-        return [record for place, record in self.records.items() if place.arm == "control"]
+        return [self.records[place] for place in self.places()]
 
-    def values(self, record: TrialRecord | None) -> NDArray[np.float64]:
+    def values(self, record: TrialRecord | None) -> Values:
         """The score's components at the test questions, (components, questions). All are NaN if `record` is None."""
         names = components(self.score)
         if record is None:
             return np.full((len(names), len(self.audit.base.record.questions["test"][names[0]])), np.nan)
         return score_values(record.questions["test"], self.score)
 
-    def at(self, arm: Arm) -> NDArray[np.float64]:
-        """Values at an arm: ``claim`` (the probed heads), ``whole`` or ``base`` (the unedited model)."""
-        return self.values(self.audit.base.record if arm == "base" else self.records[Place(arm)])
+    def psi(self, place: Place) -> Values:
+        """Pseudo-values of the score at a place (`locaudit.stats.intervals`), (questions,); NaN without a score."""
+        record = self.audit.base.record if place == BASE else self.records[place]
+        return pseudo_values(self.values(record))
+
+    def missing(self) -> float:
+        """The largest share of missing judgements among the chosen edits and the unedited model."""
+        records = [self.audit.base.record, *(x for x in self.records.values() if x is not None)]
+        return max(missing_share(self.values(record)) for record in records)
+
+    def at(self, arm: Arm) -> TrialRecord | None:
+        """The chosen trial at an arm: ``claim`` (the probed heads), ``whole`` or ``base`` (the unedited model)."""
+        return self.audit.base.record if arm == "base" else self.records[Place(arm)]
 
     def mean(self, record: TrialRecord | None) -> float:
         """The score on the test questions."""
         return float(mean_score(self.values(record)))
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """The paper's study: settings, rules, and the audits that were run."""
+
+    config: PaperConfig
+    audits: Mapping[Part, Tables]
+    """The finished parts."""
+    lacking: Mapping[Part, str]
+    """The other parts -> what they take."""
+    rules: Mapping[str, Any]
+    """The claims and their rules (claims.yaml), as they were when the study began."""
+    registration: Registration
+    _chosen: dict[Any, Chosen] = field(default_factory=dict)
+
+    @property
+    def sets(self) -> Tables:
+        """The audit of the probed heads against random sets of heads."""
+        return self.audits["sets"]
+
+    def chosen(self, part: Part, score: str, strength: float | None = None) -> Chosen:
+        """The edits of a part. Raises `LackingError` if it was not run."""
+        if part not in self.audits:
+            raise LackingError(f"not run: {self.lacking[part]}")
+        method = "iti" if part == "iti" else "optimal"
+        key = part, score, strength
+        return self._chosen.setdefault(key, Chosen(self.audits[part], method, score, strength))
+
+    def heads(self, part: Part) -> list[tuple[tuple[int, ...], float, int]]:
+        """(layer and head), probe accuracy and rank by it, from 1, at the claim and the random places of single heads.
+
+        Heads of equal accuracy are ranked by layer, then by head.
+        """
+        audit = self.audits[part]
+        assert audit.probes is not None
+        accuracy = np.asarray(audit.probes.val_accuracy)
+        ranks = rankdata(-accuracy, method="ordinal").reshape(accuracy.shape)
+        found = [head_of(trials[0]) for trials in self.chosen(part, self.config.score).trials.values()]
+        return [(at, float(accuracy[at]), int(ranks[at])) for at in found]
+
+
+def head_of(record: TrialRecord) -> tuple[int, ...]:
+    """(layer, head) of an edit of a single head."""
+    assert record.spec.location is not None
+    return tuple(map(int, record.spec.location.units[0]))
 
 
 def is_study(folder: str | Path) -> bool:
@@ -93,7 +154,10 @@ def is_study(folder: str | Path) -> bool:
 
 
 def read_study(folder: str | Path) -> Study:
-    """Read a finished study. Raises `RunFolderError` if the folder has none, or if trials or judgements are missing."""
+    """Read a study whose first part, at least, is finished.
+
+    Raises `RunFolderError` if it is not, if answers of a part are not judged, or if parts have different judges.
+    """
     folder = Path(folder)
     if not is_study(folder):
         raise RunFolderError(
@@ -103,26 +167,59 @@ def read_study(folder: str | Path) -> Study:
         )
     with unknown_names_kept():  # a study of an earlier version can be read
         config = read_over(PaperConfig(), folder / SETTINGS)
-    audits: dict[Part, Tables] = {part: tabulate(_finished(folder / part)) for part in config.audits()}
+    planned = config.audits()
+    runs = {part: begun(folder / part) for part in planned}
+    done = {part: run for part, run in runs.items() if run and _is_finished(run)}
+    if "sets" not in done:
+        raise _unfinished(folder / "sets", runs["sets"])
+    audits = {part: tabulate(run) for part, run in done.items()}
+    lacking = {part: need(planned[part], list(done.values()), runs[part]) for part in planned if part not in done}
     if any(audit.judges != audits["sets"].judges for audit in audits.values()):
         raise RunFolderError(
             got=f"{folder}, whose parts were judged by different judges",
             expected="the same judges of Truth and Info in all",
             remedy="run the locaudit paper command again with the judges that you want",
         )
-    return Study(config, audits)
+    return Study(config, audits, {part: describe_need(*x) for part, x in lacking.items()}, *read_rules(folder))
 
 
-def _finished(folder: Path) -> Run:
-    """The run of one audit. Raises `RunFolderError` if trials or judgements are missing."""
-    run = load_run(folder) if has_trials(folder) else None
-    if run is not None and run.is_finished:
-        return run
+def _is_finished(run: Run) -> bool:
+    """Whether a part is finished. Raises `RunFolderError` if all its trials are there, but answers are not judged."""
+    if not run.is_finished and run.n_unjudged and len(run.trials) >= run.manifest.planned:
+        raise _unfinished(run.folder, run)
+    return run.is_finished
+
+
+def _unfinished(folder: Path, run: Run | None) -> RunFolderError:
     lacks = "no trials" if run is None else f"{len(run.trials)} of {run.manifest.planned} trials"
     if run is not None and run.n_unjudged:
         lacks += f" and {plural(run.n_unjudged, 'answer')} not judged"
-    raise RunFolderError(
+    return RunFolderError(
         got=f"{folder} with {lacks}",
         expected="a finished study",
         remedy="run the same locaudit paper command again: finished trials are kept",
     )
+
+
+def need(audit: AuditConfig, runs: Sequence[Run], done: Run | None = None) -> tuple[int, float]:
+    """Trials that a part lacks, and the seconds they take by the mean trial of `runs`; `done` is what it has."""
+    name, settings = next(iter(audit.methods.items()))
+    n_places = 1 + audit.whole_model + audit.controls * len(audit.nulls)
+    n = 1 + n_places * len(METHODS[name].strengths(settings)) - (len(done.trials) if done else 0)
+    seconds = {
+        trial.spec.trial_id: (trial.spec.method, run.seconds[trial.spec.trial_id])
+        for run in runs
+        for trial in run.trials
+    }
+    same = [x for method, x in seconds.values() if method == name]
+    return n, n * fmean(same or [x for _, x in seconds.values()] or [0.0])
+
+
+def describe_need(n: int, seconds: float) -> str:
+    """What a part takes, in words."""
+    return f"{plural(n, 'trial')}, about {duration(seconds)}"
+
+
+def begun(folder: Path) -> Run | None:
+    """The run of a part; None if it has no trials."""
+    return load_run(folder) if has_trials(folder) else None
