@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 NEWEST := .venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-newest/constraints.txt
 
-.PHONY: setup demo test test-newest check parity bench-smoke clean
+.PHONY: setup demo test test-ray test-newest check parity bench-smoke clean
 
 setup: $(VENV)/.installed
 
@@ -21,6 +21,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n auto
+
+# Three-node clusters on this machine; nothing else needs Ray.
+test-ray: setup
+	$(PIP) --editable ".[report,ray,dev]"
+	$(BIN)/python -m pytest -m ray
 
 # The tests with the newest releases that pyproject.toml admits, in an environment of their own; torch and the packaged
 # model stay pinned. Each call upgrades what has had a release since the last one.

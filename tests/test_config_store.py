@@ -30,6 +30,7 @@ from locaudit.config import (
     LoadingConfig,
     ProbeConfig,
     PromptConfig,
+    RayConfig,
     Registration,
     SplitConfig,
     load_config,
@@ -87,6 +88,7 @@ CHANGED = AuditConfig(
     whole_model=False,
     plugins=("json",),
     executor="ray",
+    ray=RayConfig(address="host:1", workers=2, cpus_per_worker=1.5, gpus_per_worker=0.5, weights="send"),
     score="mc1",
     level=0.1,
     seed=2**62,
@@ -441,6 +443,7 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
             "evaluation.max_new_tokens", "off_target", "evaluation.samples",
         )  # fmt: skip
         elsewhere = name in ("loading.device", "loading.device_map", "plugins", "executor", "vary")
+        elsewhere |= name.startswith("ray.")
         assert same == (reads_only or elsewhere or grows), name
         refused = parse_config(yaml.safe_dump(base)).refuses(parse_config(yaml.safe_dump(values)))
         assert refused == ([] if reads_only or elsewhere else [name]), name  # a smaller number is refused, too
