@@ -9,7 +9,7 @@ NEWEST := .venv-newest/bin/python -m pip install --quiet --disable-pip-version-c
 export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup demo test test-newest check parity bench-smoke clean
+.PHONY: setup demo test test-ray test-newest check parity bench-smoke clean
 
 setup: $(VENV)/.installed
 
@@ -25,6 +25,11 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest -n auto
+
+# Three-node clusters on this machine; nothing else needs Ray.
+test-ray: setup
+	$(PIP) --editable ".[report,ray,dev]"
+	$(BIN)/python -m pytest -m ray
 
 # The tests with the newest releases that pyproject.toml admits, in an environment of their own; torch and the packaged
 # model stay pinned. Each call upgrades what has had a release since the last one.

@@ -29,7 +29,7 @@ from locaudit.behaviours import load_behaviour
 from locaudit.claims import parse_location
 from locaudit.config import load_config, merge_config, to_yaml
 from locaudit.edits import load_edit
-from locaudit.errors import LocationError, ModelError, RunFolderError
+from locaudit.errors import ConfigError, LocationError, ModelError, RunFolderError
 from locaudit.models import load_model, wrap_model
 from locaudit.models.quiet import quiet_libraries
 from locaudit.records import TrialSpec
@@ -45,6 +45,7 @@ from locaudit.run.subject import read_inputs
 from locaudit.stats.selection import group_trials
 from locaudit.stats.sequential import LEAST
 from locaudit.store.folder import read_run
+from locaudit.store.news import read_news
 from locaudit.store.run import load_run
 from runs import HashJudge, save_behaviour, save_model, small_config, stopped_at
 from tiny import CHAT, chat_tokenizer, heads
@@ -515,6 +516,54 @@ def test_the_number_of_trials_grows_only_by_what_was_announced(home, tmp_path, c
     assert totals == sorted(totals) and lines[-1][0] == lines[-1][1] == len(load_run(tmp_path / "run").trials)
     bounds = [total + maybe for _, total, maybe in lines]
     assert bounds == sorted(bounds, reverse=True) and lines[-1][2] == 0
+
+
+def test_status_says_what_a_run_is_doing(home, tmp_path, capsys):
+    """Of one that runs, one that was stopped and one that ended, and neither waits for the other."""
+    seen, ended = [], threading.Event()
+
+    def read():
+        while not ended.is_set():
+            if (tmp_path / "run" / "trials.sqlite").is_file():
+                seen.append(read_news(tmp_path / "run"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    config = small_config(home, controls=4)
+    with stopped_at(6):
+        run_audit(config, tmp_path / "run", progress=False)
+    ended.set()
+    reader.join()
+    running = [news for news in seen if news["state"] == "running" and news["running"]]
+    assert {news["running"][0]["what"] for news in running} >= {"unedited model", "ITI at claim, strength 2"}
+    assert all(0 <= news["done"] <= news["total"] == 13 for news in running)
+    stopped = read_news(tmp_path / "run")
+    assert (stopped["state"], stopped["done"], stopped["stored"]) == ("stopped", 5, {"ok": 5})
+    with sqlite3.connect(tmp_path / "run" / "trials.sqlite") as connection:
+        connection.execute("BEGIN EXCLUSIVE")
+        started = time.monotonic()
+        assert read_news(tmp_path / "run")["stored"] is None and time.monotonic() - started < 2
+        connection.rollback()
+    connection.close()
+    run_audit(config, tmp_path / "run", progress=False)
+    run_audit(config, tmp_path / "quiet", progress=False)
+    assert dump(tmp_path / "run") == dump(tmp_path / "quiet")
+    assert cli.main(["status", str(tmp_path / "run"), "--watch"]) == 0
+    said = capsys.readouterr().out
+    assert "finished" in said and "13 of 13 trials done (13 trials stored, 0 diverged)" in said
+    assert "controls at least as good as the claim: " in said and "s a trial" in said
+    assert cli.main(["status", str(tmp_path / "run"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total"] == 13
+    (tmp_path / "run" / "status.json").unlink()
+    assert cli.main(["status", str(tmp_path / "run")]) == 0
+    assert "no news (13 trials stored, 0 diverged)" in capsys.readouterr().out
+
+
+def test_workers_without_ray_are_refused_with_the_extra_that_has_it(home, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'locaudit\[ray\]'"):
+        run_audit(small_config(home, ray={"workers": 2}), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_wrapping_leaves_no_gradients(llama):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from locaudit.behaviours.format import Prompt
-from locaudit.config import AuditConfig, EvaluationConfig
+from locaudit.config import AuditConfig, EvaluationConfig, merge_config
 from locaudit.location import Location
 from locaudit.measure.activations import collect_activations
 from locaudit.measure.drift import DriftText
@@ -25,6 +25,7 @@ from locaudit.run.executors import Local
 from locaudit.run.worker import HeldOut, Shared, run_trials, scored_splits
 from locaudit.store.cache import Cache
 from locaudit.store.folder import read_run
+from locaudit.store.run import load_run
 from reference.drift import drift
 from reference.scoring import forest_log_probs
 from reference.training import fit_edit
@@ -177,6 +178,40 @@ def test_a_worker_made_from_the_run_folder_gives_the_same_trials(tmp_path):
                 found.append((texts((record, None) for record in store.records()), edits))
     assert found[0] == found[1]
     assert len(found[0][0]) == 9 and len(found[0][1]) == 8
+
+
+class Together(Local):
+    """Takes three groups before it runs them, the last one first."""
+
+    def map(self, worker, folder, groups):
+        taken, groups = [], iter(groups)
+        while True:
+            while len(taken) < 3 and (group := next(groups, "over")) not in (None, "over"):
+                taken.append(group)
+            if not taken:
+                return
+            yield from super().map(worker, folder, [taken.pop()])
+
+
+def test_groups_that_run_at_once_give_the_same_trials(tmp_path):
+    """Whatever the order of their results; a place of two nulls is run once, and every bank is the same."""
+    changes = {
+        "nulls": ["anywhere", "layers"],
+        "controls": 12,
+        "widen": 2,
+        "evaluation": {"samples": 3, "bank_size": 4},
+    }
+    changes["methods"] = {"iti": {"alphas": [1.0, 3.0]}, "optimal": {"strengths": [0.2, 0.5], "epochs": 1}}
+    config, found = merge_config(small_config(tmp_path, claim="0.1,1.2"), changes), []
+    with EXECUTORS.temporary("together", Together):
+        for executor in ("local", "together"):
+            run_audit(replace(config, executor=executor), tmp_path / executor, progress=False)
+            with read_run(tmp_path / executor) as store:
+                edits = {path.name: path.read_bytes() for path in store.edits.iterdir()}
+                found.append((texts((record, None) for record in store.records()), edits))
+    assert found[0] == found[1]
+    assert len(found[0][1]) < len(found[0][0])  # shared places have one edit
+    assert load_run(tmp_path / "together").is_finished
 
 
 # What is in a record

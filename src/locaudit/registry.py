@@ -117,7 +117,7 @@ IMPORTERS = Registry("importers", "claim format", "locaudit.claims.importers")
 """Readers of claim files, by file suffix."""
 LOADERS = Registry("loaders", "behaviour format", "locaudit.behaviours.loaders")
 """Readers of behaviours (questions with answers), by name of the format."""
-EXECUTORS = Registry("executors", "executor", "locaudit.run.executors")
+EXECUTORS = Registry("executors", "executor", "locaudit.run.executors", "locaudit.run.executors.ray")
 """Ways of running trials: `locaudit.run.executors.Executor`."""
 ARCHITECTURES = Registry("architectures", "architecture", "locaudit.architectures")
 """Supported architectures, by transformers' ``config.model_type``: `locaudit.architectures.Architecture`."""

@@ -21,6 +21,7 @@ _PROGRAM = """Does editing give evidence for localization?
 commands:
   locaudit demo [--positive] [flags]     a real audit of SmolLM2-135M, in minutes; --positive: other heads
   locaudit audit [CONFIG.yaml] [flags]   audit a claim; repeat the command to resume
+  locaudit status RUN [--watch]          what is a run doing now? Trials done, running, failed, time left
   locaudit design RUN|CONFIG.yaml        how large must an audit be? From a run, or from a pilot
   locaudit paper [CONFIG.yaml] [flags]   run every experiment of the paper on your model and data
   locaudit probe [CONFIG.yaml] [flags]   probe every attention head and print the best ones
@@ -35,6 +36,7 @@ locaudit COMMAND --help lists the flags of a command."""
 COMMANDS = {
     "demo": "locaudit.cli.audit:demo",
     "audit": "locaudit.cli.audit:audit",
+    "status": "locaudit.cli.status:status",
     "design": "locaudit.cli.design:design",
     "paper": "locaudit.cli.paper:paper",
     "probe": "locaudit.cli.audit:probe",

@@ -39,7 +39,7 @@ _PAIRS = ("prompt.template", "behaviour_columns")
 """Settings that are mappings from any names to values, given as ``--behaviour-columns KEY VALUE KEY VALUE``."""
 SHORT = (
     "loading.dtype", "loading.device", "loading.device_map", "loading.revision", "split.max_train", "split.max_val",
-    "split.max_test", "prompt.style", "prompt.primer", "probe.top_k", "evaluation.max_new_tokens",
+    "split.max_test", "prompt.style", "prompt.primer", "probe.top_k", "evaluation.max_new_tokens", "ray.workers",
 )  # fmt: skip
 """Settings that also have a short flag, their last part: ``--dtype`` for ``--loading.dtype``."""
 

@@ -11,6 +11,7 @@ from locaudit.config.settings import (
     LoadingConfig,
     ProbeConfig,
     PromptConfig,
+    RayConfig,
     SplitConfig,
     leaves,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "LoadingConfig",
     "ProbeConfig",
     "PromptConfig",
+    "RayConfig",
     "Registration",
     "SplitConfig",
     "changed_settings",

@@ -41,7 +41,7 @@ ANSWER_TOKENS = 50
 """Value of ``evaluation.max_new_tokens`` if it is None and a judge reads the answers."""
 _HOW_TO_READ = ("claim_format", "claim_top_k", "claim_threshold")
 """How the claim is read. The run's settings have the location itself."""
-_ELSEWHERE = ("registered", "plugins", "vary", "executor", "loading.device", "loading.device_map", *_HOW_TO_READ)
+_ELSEWHERE = ("registered", "plugins", "vary", "executor", "ray", "loading.device", "loading.device_map", *_HOW_TO_READ)
 """Other settings that no trial depends on. The settings in a claim file are applied to the configuration itself."""
 
 
@@ -285,6 +285,24 @@ class EvaluationConfig:
 
 
 @checked
+class RayConfig:
+    """Workers that run trials at the same time, by Ray (the extra ``ray``)."""
+
+    address: str | None = None
+    """Cluster to use: ``auto`` (the one of this machine) or HOST:PORT. None: Ray is started here, for this run."""
+    workers: Count | None = None
+    """Number of workers, each with a copy of the model. None: as many as the CPU cores or GPUs have room for."""
+    cpus_per_worker: Positive | None = None
+    """CPU cores of a worker, and threads (at least 1); the model is prepared with as many, so that sums are equal.
+    None: on this machine its cores divided by `workers`, on a cluster 1."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of a worker; 0.5 puts two workers on each. None: 1 if the model is on a GPU."""
+    weights: Literal["load", "send"] = "load"
+    """How workers get the model. ``load``: by its name, which every node must be able to load.
+    ``send``: from the process that runs the audit, once for each node."""
+
+
+@checked
 class AuditConfig:
     """Settings of an audit: model, behaviour, claim, controls, and how edits are found and scored."""
 
@@ -372,7 +390,9 @@ class AuditConfig:
     """What differs between repeats (``--repeats``). ``seed``: training seed and question split.
     ``primer``: order of its examples. ``wording``: paraphrases of the questions."""
     executor: str = "local"
-    """What runs the trials: ``local`` (this process), or an executor that a plug-in adds."""
+    """What runs the trials: ``local``, ``ray`` (a cluster), or an executor that a plug-in adds.
+    ``local`` is this process or, with ``ray.workers``, so many processes of this machine. See docs/cluster.md."""
+    ray: RayConfig = field(default_factory=RayConfig)
     loading: LoadingConfig = field(default_factory=LoadingConfig)
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -409,8 +429,8 @@ class AuditConfig:
 
         It leaves out device and device_map, so that a run can continue on another machine. It also leaves out judges,
         score, level and margin, which only use the results of trials, and stopping, which only affects their number: a
-        finished run can be judged and reported again. Plug-ins, executor and the path of a claim file are left out,
-        too; the settings in the claim file are part of the configuration, and its hash is part of every trial's id.
+        finished run can be judged and reported again. Plug-ins, executor, workers and the path of a claim file are left
+        out, too; the settings in the claim file are part of the configuration, and its hash is part of each trial's id.
         Numbers of controls and questions (`GROWS`) are left out because they can be raised later.
         """
         return content_hash({name: value for name, value in self._fixed().items() if name not in GROWS})

@@ -73,6 +73,11 @@ class Edit:
         """Save the edit as a PEFT LoRA adapter; see `locaudit.edits.export.save_adapter`."""
         return save_adapter(as_model(model), self, path, base=base)
 
+    def copied(self) -> Edit:
+        """The same edit in tensors of its own on the CPU, which share no memory with a bank."""
+        sites = {key: each(site, lambda x: x.detach().cpu().clone()) for key, site in self.sites.items()}
+        return Edit(sites, self.positions)
+
     def to_bytes(self) -> bytes:
         """The edit in the safetensors format.
 

@@ -20,6 +20,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from numpy.typing import NDArray
 
 from locaudit.behaviours.behaviour import Behaviour
@@ -34,10 +35,10 @@ from locaudit.measure.activations import collect_activations
 from locaudit.methods.probes import Probes, fit_probes
 from locaudit.models.model import Model
 from locaudit.records import NO_METHOD, NullId, Place, TrialRecord, TrialSpec, content_hash
-from locaudit.registry import EXECUTORS, METHODS
+from locaudit.registry import METHODS
 from locaudit.run.banks import bank_sizes, with_banks
 from locaudit.run.describe import make_manifest
-from locaudit.run.executors import Outcome
+from locaudit.run.executors import Outcome, choose_executor
 from locaudit.run.horizons import find_lengths, known_lengths, with_epochs
 from locaudit.run.judging import estimate_cost, judge_answers
 from locaudit.run.placebos import draw_placebos
@@ -68,6 +69,7 @@ from locaudit.run.subject import (
     settle_style,
     split_behaviour,
 )
+from locaudit.run.turns import Turns
 from locaudit.run.worker import Shared, Worker, find_lack
 from locaudit.stats.phrases import where
 from locaudit.store.cache import Cache, open_cache
@@ -127,8 +129,9 @@ def begin(
     """Open the run folder, plan and prepare the audit, and write its held-out questions and manifest."""
     # First, so that a refused command changes no run folder.
     inputs = read_inputs(config, behaviour, judges, model, out)
-    opened = open_run(out, inputs.config, inputs.registration)
-    with opened as store, show_progress(progress) as meter, closing(open_cache()) as cache:
+    opened, threads = open_run(out, inputs.config, inputs.registration), _threads_of_workers(inputs.config)
+    showing, caching = show_progress(progress), closing(open_cache())
+    with opened as store, threads, showing as meter, meter.writing(store.folder), caching as cache:
         for note in inputs.notes:
             meter.say(f"note: {note}")
         if prepared is not None:
@@ -144,6 +147,18 @@ def begin(
         if inputs.registration is not None:
             meter.say(f"registered before the run: {inputs.registration.hash}, {inputs.registration.file}")
         yield store, job, meter
+
+
+@contextmanager
+def _threads_of_workers(config: AuditConfig) -> Iterator[None]:
+    """Compute with as many threads as each worker does: the sums that they share then have the same last digits."""
+    threads, before = getattr(choose_executor(config), "threads", None), torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads(config))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cache, meter: Meter) -> Job:
@@ -279,67 +294,90 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
     _say_cost(store, job, todo + more, meter)
     meter.start(count(todo), sum(map(len, groups)) - len(todo), stopping.describe(), count(more))
 
-    def lacking(group: Sequence[TrialSpec]) -> Iterator[Sequence[TrialSpec]]:
+    def lacking(group: Sequence[TrialSpec]) -> Sequence[TrialSpec]:
         """The trials to run. If another null drew the location, too, its trial is stored for this place, not run."""
         again = [replace(r, spec=s, seconds={}) for s in group if s.measured is None and (r := rounds.find(s.trial_id))]
         if again:
             meter.share(count([record.spec for record in again]))
             store.add(again, 0.0)
             note(again)
-        if left := [s for s in group if s.measured is not None or rounds.find(s.trial_id) is None]:
-            meter.begin(describe(left))
-            yield left
+        return [s for s in group if s.measured is not None or rounds.find(s.trial_id) is None]
+
+    turns, expected = Turns(dict(zip(numbers, groups, strict=True))), {}
 
     # The executor takes the next group only when it is ready for it, so each group is checked against all results
     # stored until then.
-    def needed() -> Iterator[Sequence[TrialSpec]]:
-        for number, group in zip(numbers, groups, strict=True):
-            expected = count(rounds.expected(number))
-            group = [spec for spec in group if (spec.trial_id, spec.place) not in rounds.done]
-            if group and stopping.has_ended(group[0]):
-                if stopping.is_news(group[0]):
-                    meter.say(f"controls{where(group[0].null)} ended early, the answer is clear")
-                meter.skip(count(group))
-            else:
-                stopping.begin(group)
-                yield from lacking(group)
-            while group := rounds.follow(number):
-                expected -= count(group)
+    def needed() -> Iterator[Sequence[TrialSpec] | None]:
+        while turns.open or turns.waiting:
+            if (number := turns.to_follow()) is not None:
+                if not (group := rounds.follow(number)):
+                    turns.open.remove(number)
+                    meter.rule_out(expected.pop(number))
+                    continue
+                expected[number] -= count(group)
                 meter.add(count(group))
-                yield from lacking(group)
-            meter.rule_out(expected)
+                group = lacking(group)
+            elif (number := turns.to_begin()) is not None:
+                expected[number] = count(rounds.expected(number))
+                group = [spec for spec in turns.begin(number) if (spec.trial_id, spec.place) not in rounds.done]
+                if group and stopping.has_ended(group[0]):
+                    if stopping.is_news(group[0]):
+                        meter.stop(f"controls{where(group[0].null)} ended early, the answer is clear")
+                    meter.skip(count(group))
+                    continue
+                stopping.begin(group)
+                group = lacking(group)
+            else:
+                yield None
+                continue
+            if group:
+                turns.running[number] = group
+                meter.begin(describe(group))
+                yield group
 
-    def everything() -> Iterator[Outcome]:
-        executor, worker = EXECUTORS[inputs.config.executor](), Worker(shared, meter.say)
-        yield from executor.map(worker, store.folder, needed())
-        while group := rounds.follow():  # of groups whose results came only after an executor had taken the next one
-            meter.add(count(group))
-            yield from executor.map(worker, store.folder, lacking(group))
-
-    # For each part of a group: save edits, then store records (a record never refers to a missing file), then judge,
-    # then ask what follows and update the stopping rule, which need the judgements.
-    for outcome in everything():
-        records = [record for record, _ in outcome.results]
-        for record, edit in outcome.results:
-            if edit is not None:
-                write_atomically(store.edits / record.edit, edit.to_bytes())
-        store.add(records, meter.seconds)
-        started = time.monotonic()
-        judge_answers(inputs.judges, store, records, shared.cache, meter.say)
-        if inputs.judges:
-            store.add_judging(records, time.monotonic() - started)
-        note(records)
-        ids = {record.spec.trial_id for record in records}
-        meter.end(count([spec for spec in outcome.group if spec.trial_id in ids]), stopping.describe())
-        _say_diverged(records, meter)
+    # Each part of a group is stored and judged; what follows from it, and the stopping rule, need the judgements.
+    executor, worker = choose_executor(inputs.config)(), Worker(shared, meter.say)
+    with closing(executor.map(worker, store.folder, needed())) as outcomes:  # also after an error: workers end
+        for outcome in outcomes:
+            what, records = describe(outcome.group), [record for record, _ in outcome.results]
+            if outcome.is_last:
+                turns.end(outcome.group)
+            if outcome.failed:
+                meter.fail(what, count(outcome.group), outcome.failed)
+            elif not records:
+                meter.begin(what, outcome.where)
+            else:
+                seconds = outcome.seconds + _keep(store, job, outcome, meter)
+                note(records)
+                ids = {record.spec.trial_id for record in records}
+                ended = count([spec for spec in outcome.group if spec.trial_id in ids])
+                meter.end(ended, stopping.describe(), what if outcome.is_last else "", seconds)
+                _say_diverged(records, meter)
     done = _done(store.records())
     unrun = [spec for group in job.groups for spec in group if (spec.trial_id, spec.place) not in done]
     left, more = ([spec for spec in specs if not stopping.has_ended(spec)] for specs in (unrun, rounds.expected()))
-    if len(left) < len(unrun):  # stopped early: what will not run is no longer planned
-        store.write_manifest(replace(job.manifest, planned=job.manifest.planned - len(unrun) + len(left)))
+    failed = [f"{what} failed ({why}); the same command tries again." for what, why in meter.failed.items()]
+    if len(left) < len(unrun) or failed:  # stopped early: what will not run is no longer planned
+        planned = job.manifest.planned - len(unrun) + len(left)
+        store.write_manifest(replace(job.manifest, planned=planned, notes=(*job.manifest.notes, *failed)))
     fitted = {trial for trial, _ in done}
     trials = {spec.trial_id: spec for spec in left if spec.trial_id not in fitted}  # a place of two nulls counts once
     return [*trials.values(), *more]
+
+
+def _keep(store: Store, job: Job, outcome: Outcome, meter: Meter) -> float:
+    """Save edits, then store records (a record never refers to a missing file), then judge. Returns judges' seconds."""
+    records = [record for record, _ in outcome.results]
+    for record, edit in outcome.results:
+        if edit is not None:
+            write_atomically(store.edits / record.edit, edit.to_bytes())
+    store.add(records, outcome.seconds)
+    started = time.monotonic()
+    judge_answers(job.inputs.judges, store, records, job.shared.cache, meter.say)
+    seconds = time.monotonic() - started
+    if job.inputs.judges:
+        store.add_judging(records, seconds)
+    return seconds
 
 
 def _done(records: Sequence[TrialRecord]) -> set[tuple[str, Place]]:

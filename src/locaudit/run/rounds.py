@@ -112,14 +112,14 @@ class Rounds:
                 self._final.add(where)
                 yield self._judged_trials(where)
 
-    def follow(self, group: int | None = None) -> list[TrialSpec]:
-        """What follows from the places whose plan ends with this group (None: any), except what was returned before."""
+    def follow(self, group: int) -> list[TrialSpec]:
+        """What follows from the places whose plan ends with this group, except what was returned before."""
         if not self._are_asked:
             return []
         found = [
             spec
             for where, last in self._last.items()
-            if group in (None, last) and where not in self._final and self._is_planned_done(where)
+            if group == last and where not in self._final and self._is_planned_done(where)
             for spec in self._next(where)
             if _key(spec) not in self._returned
         ]

@@ -1,20 +1,29 @@
-"""Show progress and the remaining time, which is estimated from the trials that were run since the start."""
+"""Show progress and the remaining time, which is estimated from the trials that were run since the start.
+
+The same is in the run folder's ``status.json``, for `locaudit status` (`locaudit.store.news`).
+"""
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
-from locaudit.records import NO_METHOD
+from locaudit.errors import LocauditError
+from locaudit.records import NO_METHOD, json_text
+from locaudit.store.files import write_atomically
 from locaudit.store.folder import has_trials
+from locaudit.store.news import STATUS
 from locaudit.store.run import load_run
 from locaudit.text import readable
 
@@ -31,6 +40,11 @@ class Pace:
         self._trials: Counter[str] = Counter()
         self._seconds: Counter[str] = Counter()  # type: ignore[type-var]
 
+    @property
+    def means(self) -> dict[str, float]:
+        """Kind of trial -> average seconds."""
+        return {method: self._seconds[method] / n for method, n in self._trials.items()}
+
     def add(self, method: str, n_trials: int, seconds: float) -> None:
         """Count trials that ended. The unedited model is left out, because it takes almost no time."""
         if method != NO_METHOD:
@@ -45,8 +59,7 @@ class Pace:
         """
         if not self._trials:
             return None
-        overall = sum(self._seconds.values()) / sum(self._trials.values())
-        pace = {method: self._seconds[method] / n for method, n in self._trials.items()}
+        overall, pace = sum(self._seconds.values()) / sum(self._trials.values()), self.means
         return sum(n * pace.get(method, overall) for method, n in left.items() if method != NO_METHOD)
 
 
@@ -65,6 +78,15 @@ class Meter:
         self._progress, self._console = progress, console
         self._task = None
         self.pace = Pace()
+        self.failed: dict[str, str] = {}
+        """Group of trials that failed -> why."""
+        self._folder: Path | None = None
+        self._news: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
+        self._running: dict[str, dict[str, Any]] = {}
+        """Group of trials that runs -> where, and since when."""
+        self._ended: list[str] = []
+        """What early stopping has decided."""
+        self._n_workers = 1
         self._left: Counter[str] = Counter()
         self._maybe: Counter[str] = Counter()
         """Work that results may ask for, at most; it is not in `_left` and `_total`."""
@@ -108,6 +130,7 @@ class Meter:
             self._maybe = Counter(maybe or {})
             self._counts = counts
             self._started = time.monotonic()
+        self._note("running")
         if self._progress:
             self._task = self._progress.add_task("", total=self._total, completed=done, meter=self)
 
@@ -125,21 +148,29 @@ class Meter:
             self._maybe -= group
         self._show()
 
-    def begin(self, what: str) -> None:
-        """Note that a group of trials begins."""
-        self._started = time.monotonic()
+    def begin(self, what: str, where: str = "") -> None:
+        """Note that a group of trials begins, in this process or at `where`."""
+        with self._lock:
+            self._started = time.monotonic()
+            self._running[what] = {"what": what, "where": where, "since": time.time()}
+            self._n_workers = len(self._running)
         if self._progress and self._task is not None:
             self._progress.update(self._task, description=what)
+        self._write()
 
     @property
     def seconds(self) -> float:
         """Seconds since the group began, or since its last part ended."""
         return time.monotonic() - self._started
 
-    def end(self, ended: Counter[str], counts: str = "") -> None:
-        """Note that trials have been stored and judged; `ended` has their number by kind. Time is divided evenly."""
+    def end(self, ended: Counter[str], counts: str = "", what: str = "", seconds: float | None = None) -> None:
+        """Note that trials have been stored and judged; `ended` has their number by kind. Time is divided evenly.
+
+        `what` is the group if all of it has ended. `seconds` is what the trials took; None: since the last end.
+        """
         with self._lock:
-            seconds, n_trials = self.seconds, ended.total()
+            seconds, n_trials = self.seconds if seconds is None else seconds, ended.total()
+            self._running.pop(what, None)
             for kind, n in ended.items():
                 self.pace.add(kind, n, seconds * n / n_trials)
             self._started = time.monotonic()
@@ -147,6 +178,37 @@ class Meter:
             self._done += _n_trials(ended)
             self._counts = counts
         self._show()
+
+    def fail(self, what: str, group: Counter[str], why: str) -> None:
+        """Note that trials have no result after all tries."""
+        with self._lock:
+            self._left -= group
+            self._running.pop(what, None)
+            self.failed[what] = why
+        self.say(f"{what} failed: {why}")
+        self._show()
+
+    def stop(self, text: str) -> None:
+        """Note what early stopping has decided."""
+        self._ended.append(text)
+        self.say(text)
+
+    @contextmanager
+    def writing(self, folder: Path) -> Iterator[None]:
+        """Inside this context, write the news to the run folder's ``status.json``."""
+        self._folder = folder
+        self._note("preparing")
+        try:
+            yield
+        except BaseException:
+            with suppress(LocauditError, OSError):  # the disk may be full
+                self._note("stopped")
+            raise
+        self._note("finished")
+
+    def _note(self, state: str) -> None:
+        self._news["state"] = state
+        self._write()
 
     def skip(self, group: Counter[str]) -> None:
         """Note that trials will not be run, because controls stopped early."""
@@ -162,7 +224,27 @@ class Meter:
             self._done += _n_trials(group)
         self._show()
 
+    def _write(self) -> None:
+        if self._folder is None:
+            return
+        with self._lock:
+            left = [self.pace.remaining(work) for work in (self._left, self._left + self._maybe)]
+            news = self._news | {
+                "updated": time.time(),
+                "done": self._done,
+                "total": self._total,
+                "maybe": _n_trials(self._maybe),
+                "running": [*self._running.values()],
+                "failed": self.failed,
+                "seconds_per_trial": self.pace.means,
+                "seconds_left": [None if seconds is None else seconds / self._n_workers for seconds in left],
+                "counts": self._counts,
+                "ended": self._ended,
+            }
+        write_atomically(self._folder / STATUS, json_text(news).encode())
+
     def _show(self) -> None:
+        self._write()
         if self._progress and self._task is not None:
             self._progress.update(self._task, completed=self._done, total=self._total)
         elif self._done == self._total and not self._left and not self._maybe and not self._is_over:
@@ -180,7 +262,9 @@ class Meter:
             least, most = (self.pace.remaining(work) for work in (self._left, self._left + self._maybe))
             if least is None or most is None:
                 return "measuring the pace"
-            few, many = (describe_seconds(max(seconds - self.seconds, 0.0)) for seconds in (least, most))
+            few, many = (
+                describe_seconds(max(seconds / self._n_workers - self.seconds, 0.0)) for seconds in (least, most)
+            )
             return f"about {few} left" + (f", at most {many}" if many != few else "")
 
 

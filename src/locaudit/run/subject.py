@@ -20,14 +20,14 @@ from locaudit.checkpoints import read_shape
 from locaudit.claims import Claim, Controls, draw_nulls, find_kind, parse_location, read_claim
 from locaudit.claims.kinds import BY_VALUE, Shape
 from locaudit.config import AuditConfig, Registration, hold, load_config, read_registration
-from locaudit.config.choices import find
 from locaudit.config.files import read_bytes
 from locaudit.config.settings import ANSWER_TOKENS
 from locaudit.errors import ConfigError, DataError, LocationError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
 from locaudit.records import OFF, NullId
-from locaudit.registry import EXECUTORS, METHODS, load_plugins
+from locaudit.registry import METHODS, load_plugins
+from locaudit.run.executors import check_executor
 from locaudit.run.judging import build_judges, check_judges, choose_judges
 from locaudit.stats.scores import find_score, resolve_score
 from locaudit.stats.words import too_few
@@ -133,7 +133,7 @@ def read_settings(
         given.check(shape)
     notes = () if shape is None else _check_claim(config, claim, shape)
     _check_rests(config)
-    find(EXECUTORS, config.executor, "executor")
+    check_executor(config, model is not None)
     for name, settings in config.methods.items():
         METHODS[name].check(settings)
     limit, asked = config.evaluation.max_new_tokens, judges

@@ -160,7 +160,7 @@ class Worker:
     """
 
     def __init__(self, shared: Shared, say: Callable[[str], None] = lambda _: None, work: Any = None):
-        self._shared, self._say, self._work = shared, say, work
+        self.shared, self.say, self._work = shared, say, work
         self._most: dict[str, int] = {}
         """Method -> largest number of edits at once that fits in memory, once a larger one did not."""
 
@@ -180,26 +180,26 @@ class Worker:
                 start += len(part)
             elif len(part) > 1:
                 size = self._most[method] = len(part) // 2
-                self._say(f"out of memory with {plural(len(part), 'edit')} at once: going on with {size}")
+                self.say(f"out of memory with {plural(len(part), 'edit')} at once: going on with {size}")
             else:
                 self._shorten(part)
 
     def _try(self, part: Sequence[TrialSpec], on_step: OnStep | None) -> list[Result] | None:
         """The results, or None if memory ran out."""
         try:
-            return (self._work or run_trials)(self._shared, part, on_step)
+            return (self._work or run_trials)(self.shared, part, on_step)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # Memory is released here and not in the except clause, because there the error's traceback still refers to the
         # tensors that did not fit.
-        vars(self._shared).pop("residuals", None)
-        self._shared.parts.clear()
-        release(self._shared.model.device)
+        vars(self.shared).pop("residuals", None)
+        self.shared.parts.clear()
+        release(self.shared.model.device)
         return None
 
     def _shorten(self, part: Sequence[TrialSpec]) -> None:
-        tokens = self._shared.row_tokens or of_device(ROW_TOKENS, self._shared.model.device)
+        tokens = self.shared.row_tokens or of_device(ROW_TOKENS, self.shared.model.device)
         if tokens // 2 < LEAST_ROW_TOKENS:
             raise ModelError(
                 got=f"a device without memory for one edit and {tokens} tokens at once ({part[0].method} at the "
@@ -208,8 +208,8 @@ class Worker:
                 remedy="free memory or choose another loading.device, and run the same command again (finished trials "
                 "are kept); or use a new --out with loading.dtype bfloat16 or a smaller batch_size of the method",
             )
-        self._shared = replace(self._shared, row_tokens=tokens // 2)
-        self._say(f"out of memory with one edit: going on with {tokens // 2} tokens at once")
+        self.shared = replace(self.shared, row_tokens=tokens // 2)
+        self.say(f"out of memory with one edit: going on with {tokens // 2} tokens at once")
 
 
 def scored_splits(config: AuditConfig, spec: TrialSpec) -> tuple[str, ...]:

@@ -1,0 +1,81 @@
+"""``locaudit status RUN``: what a run is doing now, from any terminal or node that sees its folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from locaudit.cli.commands import say
+from locaudit.run.status import describe_seconds
+from locaudit.store.news import read_news
+from locaudit.text import readable
+
+EVERY = 2.0
+"""Seconds between two readings of ``--watch``."""
+
+
+@dataclass(frozen=True)
+class _Status:
+    folder: tyro.conf.Positional[Path]
+    """Folder of a run."""
+    watch: bool = False
+    """Show it until the run ends, or until Ctrl-C."""
+    json: bool = False
+    """Print it as JSON."""
+
+
+def status(arguments: Sequence[str]) -> None:
+    """Parse ``locaudit status RUN [--watch] [--json]`` and print what the run is doing."""
+    words = "Say what a run is doing now: trials done, running and failed, pace, time left, and early stopping."
+    command = tyro.cli(_Status, prog="locaudit status", description=words, args=arguments)
+    news = read_news(command.folder)
+    if not command.watch:
+        say(_text(command, news))
+        return
+    with Live(console=Console(highlight=False, soft_wrap=True), auto_refresh=False) as live:
+        while True:
+            live.update(Text(readable(_text(command, news))), refresh=True)
+            if news["state"] not in ("preparing", "running"):
+                return
+            time.sleep(EVERY)
+            news = read_news(command.folder)
+
+
+def _text(command: _Status, news: Mapping[str, Any]) -> str:
+    return json.dumps(news, indent=2) if command.json else "\n".join(_lines(command.folder, news))
+
+
+def _lines(folder: Path, news: Mapping[str, Any]) -> Iterator[str]:
+    stored = news["stored"]
+    counted = "" if stored is None else f"{sum(stored.values())} trials stored, {stored.get('diverged', 0)} diverged"
+    if "updated" not in news:
+        yield f"{folder}: no news ({counted})"
+        return
+    yield (
+        f"{folder}: {news['state']}, process {news['pid']} on {news['host']}, "
+        f"last news {describe_seconds(news['age'])} ago"
+    )
+    more = f", up to {news['maybe']} more" if news["maybe"] else ""
+    yield f"{news['done']} of {news['total']} trials done{more}{f' ({counted})' if counted else ''}"
+    least, most = news["seconds_left"]
+    if news["state"] == "running" and least is not None:
+        few, many = describe_seconds(least), describe_seconds(most)
+        yield f"about {few} left" + (f", at most {many}" if many != few else "")
+    for kind, seconds in news["seconds_per_trial"].items():
+        yield f"{kind}: {seconds:.3g} s a trial"
+    if news["state"] == "running":
+        for group in news["running"]:
+            where = f", {group['where']}" if group["where"] else ""
+            yield f"running: {group['what']}{where}, for {describe_seconds(max(time.time() - group['since'], 0.0))}"
+    for what, why in news["failed"].items():
+        yield f"failed: {what}: {why}"
+    yield from filter(None, [news["counts"], *news["ended"]])

@@ -1,0 +1,441 @@
+"""Runs trials in worker processes, on this machine or on a cluster, by Ray (the extra ``ray``).
+
+Each worker is a Ray actor that holds the model and what all trials share, and runs one group at a time. The driver
+sends what is shared once for each node, and edits that were saved before with the group that needs them, so that no
+worker reads or writes the run folder.
+
+Actors are never restarted by Ray, and their calls never repeated. When a node goes and no core is free, Ray would leave
+such calls pending for ever, and a lost group would look like a slow one. Without restarts, the call of a lost actor
+fails; its group goes to another worker, and a new actor waits for room.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from locaudit.config import AuditConfig
+from locaudit.errors import ConfigError, LocauditError, ModelError, import_extra
+from locaudit.records import TrialSpec
+from locaudit.registry import EXECUTORS, load_plugins
+from locaudit.run.executors import Outcome
+from locaudit.text import plural
+
+if TYPE_CHECKING:  # so that settings are refused without torch
+    from locaudit.models.model import Model
+    from locaudit.run.worker import Result, Shared, Worker
+
+RETRIES = 3
+"""How many times a group that failed is tried again, elsewhere if possible. Also how many workers in a row may end
+before they have loaded the model."""
+PATIENCE = 300.0
+"""Seconds to wait for room for at least one worker."""
+CONNECT = 5.0
+"""Seconds to wait for a cluster to answer."""
+PACKAGES = ("locaudit", "torch", "transformers")
+"""Packages of which every node must have the driver's version."""
+
+
+@dataclass(eq=False)
+class _Task:
+    """A group of trials, with the nodes on which it failed."""
+
+    group: Sequence[TrialSpec]
+    nodes: list[str] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Hand:
+    """A worker as the driver sees it."""
+
+    actor: Any
+    call: Any
+    """The call whose result is awaited; None if the worker is free."""
+    node: str = ""
+    """The id of its node; empty while there is no room for it."""
+    where: str = "a worker"
+    task: _Task | None = None
+    is_ready: bool = False
+
+
+@EXECUTORS.register("ray")
+class Ray:
+    """Runs several groups at once, each in a worker process of its own."""
+
+    @staticmethod
+    def threads(config: AuditConfig) -> int:
+        """Threads of each worker, at least 1."""
+        return max(int(_cores(config)), 1)
+
+    @staticmethod
+    def check(config: AuditConfig) -> None:
+        """Raise `ConfigError` for settings that cannot be used, and if Ray is not installed."""
+        if importlib.util.find_spec("ray") is None:
+            import_extra("ray", "ray")
+        address = config.ray.address
+        if address not in (None, "auto") and not re.fullmatch(r"[\w.-]+:\d+", address):
+            raise ConfigError(got=f"ray.address = {address}", expected="auto or HOST:PORT", remedy="correct it")
+        if address is not None:
+            _reach(address)
+        if config.loading.device_map is not None and (config.ray.workers or 1) > 1:
+            raise ConfigError(
+                got=f"ray.workers = {config.ray.workers} with loading.device_map = {config.loading.device_map}",
+                expected="one worker for a model that is spread over devices",
+                remedy="leave out one of them",
+            )
+        if ":" in config.loading.device:
+            raise ConfigError(
+                got=f"loading.device = {config.loading.device} with workers",
+                expected="a device without number, because Ray gives each worker its own",
+                remedy=f"write loading.device {config.loading.device.partition(':')[0]}",
+            )
+
+    def map(self, worker: Worker, folder: Path, groups: Iterable[Sequence[TrialSpec] | None]) -> Iterator[Outcome]:
+        """Yield the outcomes of groups as they end, in any order."""
+        ray, config = import_extra("ray", "ray"), worker.shared.config
+        with _connected(ray, config):
+            if config.ray.address is not None:
+                _check_nodes(ray)
+            pool = _Pool(ray, worker)
+            try:
+                yield from pool.run(iter(groups))
+            finally:
+                pool.end()
+
+
+class _Pool:
+    """The workers of a run and the groups that they run."""
+
+    def __init__(self, ray: Any, worker: Worker):
+        shared, self._ray, self._say = worker.shared, ray, worker.say
+        self._settings, self._shared = shared.config.ray, shared
+        n_gpus = self._settings.gpus_per_worker
+        if n_gpus is None:
+            n_gpus = float(shared.model.device.type == "cuda")
+        room = {"CPU": _cores(shared.config), "GPU": n_gpus}
+        options = {"num_cpus": room["CPU"], "num_gpus": n_gpus, "max_restarts": 0, "max_task_retries": 0}
+        # Of this process, so that nodes need not be started with it.
+        env = {name: os.environ[name] for name in ("LOCAUDIT_CACHE",) if name in os.environ}
+        self._actors = ray.remote(_Actor).options(
+            **options, scheduling_strategy="SPREAD", runtime_env={"env_vars": env} if env else None
+        )
+        sent = replace(shared, model=None, cache=None, parts={}, fitted={}, clock=Counter(), edits=Path())  # type: ignore
+        model = ray.put(shared.model) if self._settings.weights == "send" else None
+        self._given = (
+            shared.config.plugins, [ray.put(sent), model], Ray.threads(shared.config), shared.model.fingerprint,
+            shared.model.device.type, _versions(),
+        )  # fmt: skip
+        n_workers = self._settings.workers
+        if n_workers is None and shared.config.loading.device_map is not None:
+            n_workers = 1
+        if n_workers is None:
+            total = ray.cluster_resources()
+            n_workers = max(min(int(total.get(name, 0) // n) for name, n in room.items() if n), 1)
+        self._hands = [self._hire() for _ in range(n_workers)]
+        self._again: deque[_Task] = deque()
+        self._n_lost = 0
+        """Workers lost in a row before they had loaded the model."""
+
+    def run(self, groups: Iterator[Sequence[TrialSpec] | None]) -> Iterator[Outcome]:
+        """Give groups to free workers until there are no more."""
+        has_told, waiting_since = False, None
+        while True:
+            has_more = True
+            for hand in [hand for hand in self._hands if hand.call is None]:
+                task = self._take_again(hand)
+                if task is None and has_more:
+                    try:
+                        group = next(groups)
+                    except StopIteration:  # nothing runs any more, because the driver waits for what runs
+                        return
+                    has_more = group is not None
+                    task = _Task(group) if group else None
+                if task is None:
+                    continue
+                hand.task, hand.call = task, hand.actor.run.remote(task.group, self._saved(task.group))
+                yield Outcome(task.group, (), False, where=hand.where)
+            if any(hand.node for hand in self._hands):
+                has_told, waiting_since = False, None
+            elif waiting_since is None:
+                waiting_since = time.monotonic()
+            elif time.monotonic() - waiting_since > PATIENCE:
+                raise _no_room(f"no room for a worker in {PATIENCE:.0f} s")
+            elif not has_told and time.monotonic() - waiting_since > PATIENCE / 10:
+                has_told = True
+                self._say("no node has room for a worker: waiting for one")
+            calls = {hand.call: hand for hand in self._hands if hand.call is not None}
+            done, _ = self._ray.wait([*calls], timeout=1.0)
+            for call in done:
+                yield from self._read(calls[call])
+
+    def _read(self, hand: _Hand) -> Iterator[Outcome]:
+        """Read what a worker's call returned: where it is, that it is ready, or the results of its group."""
+        errors, task, call = self._ray.exceptions, hand.task, hand.call
+        hand.task = hand.call = None
+        try:
+            found = self._ray.get(call)
+        except errors.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, BaseException) else error
+            if task is None:  # it cannot work there: no model, other weights, no plug-in
+                raise cause if isinstance(cause, LocauditError) else _no_room(f"{hand.where} ({cause})") from None
+            text = cause.line if isinstance(cause, LocauditError) else f"{type(cause).__name__}: {cause}"
+            yield from self._failed(task, hand, " ".join(text.split()))
+        except errors.RayError as error:  # the actor, its node, or the result is lost
+            self._ray.kill(hand.actor)
+            self._hands.remove(hand)
+            why = f"{type(error).__name__}, {_reason(error)}"
+            self._n_lost += not hand.is_ready
+            if self._n_lost <= RETRIES:
+                self._hands.append(self._hire())
+            elif not self._hands:
+                raise _no_room(f"{plural(self._n_lost, 'worker')} lost while they loaded the model ({why})") from None
+            self._say(f"{hand.where} was lost ({why})" + ("; its trials run elsewhere" if task else ""))
+            if task is not None:
+                yield from self._failed(task, hand, why)
+        else:
+            if task is not None:
+                parts, said = found
+                for text in said:
+                    self._say(f"{hand.where}: {text}")
+                for number, (results, seconds) in enumerate(parts):
+                    yield Outcome(task.group, results, number == len(parts) - 1, seconds, hand.where)
+            elif not hand.node:
+                hand.node, hand.where = found
+                hand.call = hand.actor.begin.remote(*self._given)
+            else:
+                hand.is_ready, self._n_lost = True, 0
+
+    def _failed(self, task: _Task, hand: _Hand, why: str) -> Iterator[Outcome]:
+        task.nodes.append(hand.node)
+        if len(task.nodes) > RETRIES:
+            yield Outcome(task.group, (), True, failed=f"tried {len(task.nodes)} times, at last {hand.where}: {why}")
+        else:
+            self._again.append(task)
+
+    def _take_again(self, hand: _Hand) -> _Task | None:
+        """A group that failed elsewhere, or here if it failed on all nodes that have a worker."""
+        nodes = {other.node for other in self._hands if other.is_ready}
+        for task in self._again:
+            if hand.node not in task.nodes or nodes <= set(task.nodes):
+                self._again.remove(task)
+                return task
+        return None
+
+    def _saved(self, group: Sequence[TrialSpec]) -> dict[str, bytes]:
+        """File name -> content, of the group's edits that were saved before."""
+        kept = [self._shared.kept[spec.trial_id].record for spec in group if spec.trial_id in self._shared.kept]
+        names = {record.edit for record in (*kept, *(spec.measured for spec in group if spec.measured))} - {""}
+        return {name: (self._shared.edits / name).read_bytes() for name in names}
+
+    def _hire(self) -> _Hand:
+        actor = self._actors.remote()
+        return _Hand(actor, actor.place.remote())
+
+    def end(self) -> None:
+        """End all workers, also those that still wait for room."""
+        for hand in self._hands:
+            with suppress(Exception):  # the cluster may be gone
+                self._ray.kill(hand.actor)
+
+
+class _Actor:
+    """A worker's process."""
+
+    def place(self) -> tuple[str, str]:
+        """The id of the node, and where the worker is in words."""
+        ray = import_extra("ray", "ray")
+        return ray.get_runtime_context().get_node_id(), f"worker {os.getpid()} on {socket.gethostname()}"
+
+    def begin(
+        self,
+        plugins: Sequence[str],
+        parts: list[Any],
+        threads: int,
+        fingerprint: str,
+        device: str,
+        versions: Mapping[str, str],
+    ) -> None:
+        """Load the model, and what all trials share (`parts`: references to objects that plug-ins may define)."""
+        where = socket.gethostname()
+        _refuse_versions({where: _versions()}, versions)
+        import torch
+
+        from locaudit.models.quiet import quiet_libraries
+        from locaudit.run.subject import load_subject
+        from locaudit.run.worker import Worker
+        from locaudit.store.cache import open_cache
+
+        torch.set_num_threads(threads)
+        load_plugins(plugins)
+        ray = import_extra("ray", "ray")
+        shared: Shared = ray.get(parts[0])
+        with quiet_libraries():
+            model: Model = load_subject(shared.config) if parts[1] is None else ray.get(parts[1])
+        if model.fingerprint != fingerprint:
+            raise ModelError(
+                got=f"{shared.config.model} with other weights on {where} than where the run was started",
+                expected="the same model on every node",
+                remedy="copy it to the node, or set ray.weights to send",
+            )
+        if model.device.type != device:
+            raise ModelError(
+                got=f"the model on {model.device.type} on {where}, and on {device} where the run was started",
+                expected="the same type of device, because sums differ",
+                remedy="set loading.device, or start the run on a node with that device",
+            )
+        self._folder, self._said = tempfile.TemporaryDirectory(prefix="locaudit-"), []
+        edits = Path(self._folder.name)
+        self._worker = Worker(replace(shared, model=model, cache=open_cache(), edits=edits), self._said.append)
+
+    def run(
+        self, group: Sequence[TrialSpec], saved: dict[str, bytes]
+    ) -> tuple[list[tuple[list[Result], float]], list[str]]:
+        """The results of each part of the group with their seconds, and what the worker had to say."""
+        from locaudit.models.quiet import quiet_libraries
+
+        self._said.clear()
+        for name, content in saved.items():
+            (self._worker.shared.edits / name).write_bytes(content)
+        parts, started = [], time.monotonic()
+        with quiet_libraries():
+            for results in self._worker.run(group):
+                found = [(record, None if edit is None else edit.copied()) for record, edit in results]
+                parts.append((found, time.monotonic() - started))
+                started = time.monotonic()
+        for name in saved:
+            (self._worker.shared.edits / name).unlink()
+        return parts, list(self._said)
+
+
+def _cores(config: AuditConfig) -> float:
+    """CPU cores of each worker."""
+    settings = config.ray
+    if settings.cpus_per_worker is not None:
+        return settings.cpus_per_worker
+    if settings.address is not None or settings.workers is None:
+        return 1.0
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return float(max(n_cores // settings.workers, 1))
+
+
+@contextmanager
+def _connected(ray: Any, config: AuditConfig) -> Iterator[None]:
+    """Connect to the cluster, or start Ray here. A Ray to which the process is connected already is used as it is.
+
+    Raises `ConfigError` if that fails.
+    """
+    ray_constants = import_extra("ray._private.ray_constants", "ray")
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    before, is_clustered = signal.getsignal(signal.SIGTERM), ray_constants.ENABLE_RAY_CLUSTER
+    try:
+        if config.ray.address is not None:
+            _reach(config.ray.address)
+            ray.init(config.ray.address, **options)
+        else:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            ray_constants.ENABLE_RAY_CLUSTER = False  # only so do its servers bind to 127.0.0.1 on Linux
+            n_cpus = None if config.ray.workers is None else math.ceil(config.ray.workers * _cores(config))
+            ray.init("local", num_cpus=n_cpus, include_dashboard=False, **options)
+    except Exception as error:  # Ray raises any kind
+        ray.shutdown()
+        if isinstance(error, LocauditError):
+            raise
+        raise ConfigError(
+            got=f"Ray, which did not start or connect ({_reason(error)})",
+            expected="a working Ray",
+            remedy="see its log in /tmp/ray/session_latest/logs; without workers, the audit needs none",
+        ) from error
+    try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's own would end the program without a word
+        yield
+    finally:
+        ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = is_clustered
+
+
+def _reach(address: str) -> None:
+    """Raise `ConfigError` if nothing answers at the address of a cluster; Ray itself would try for minutes."""
+    services = import_extra("ray._private.services", "ray")
+    try:
+        host, _, port = (services.canonicalize_bootstrap_address(address) or "no address").rpartition(":")
+        socket.create_connection((host, int(port)), timeout=CONNECT).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            got=f"ray.address = {address}, where no cluster answers ({error})",
+            expected="the address of a running Ray cluster",
+            remedy="start one with ray start --head, correct the address, or leave it out for this machine alone",
+        ) from None
+
+
+def _check_nodes(ray: Any) -> None:
+    """Raise `ConfigError` that names each node whose packages have other versions than here.
+
+    A node that does not answer in time, or joins later, is checked when a worker starts there.
+    """
+    on = import_extra("ray.util.scheduling_strategies", "ray").NodeAffinitySchedulingStrategy
+
+    def versions(packages: Sequence[str]) -> dict[str, str]:  # pickled with its code: a node may lack locaudit
+        from importlib import metadata, util
+
+        return {name: metadata.version(name) if util.find_spec(name) else "none" for name in packages}
+
+    ask, calls = ray.remote(num_cpus=0)(versions), {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            call = ask.options(scheduling_strategy=on(node["NodeID"], soft=True)).remote(PACKAGES)
+            calls[call] = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+    answered, _ = ray.wait([*calls], num_returns=len(calls), timeout=PATIENCE / 5)
+    _refuse_versions({calls[call]: ray.get(call) for call in answered}, _versions())
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def _refuse_versions(found: Mapping[str, Mapping[str, str]], ours: Mapping[str, str]) -> None:
+    """Raise `ConfigError` if a node (name -> versions) has others than ours."""
+    wrong = [
+        f"{name} {theirs[name]} on {node}, {version} here"
+        for node, theirs in found.items()
+        for name, version in ours.items()
+        if theirs[name] != version
+    ]
+    if wrong:
+        raise ConfigError(
+            got="; ".join(wrong),
+            expected="the same versions on every node, because results depend on them",
+            remedy="install the same versions on these nodes, and start Ray there again",
+        )
+
+
+def _no_room(got: str) -> ConfigError:
+    return ConfigError(
+        got=got,
+        expected="a node with the cores, memory and GPUs of one worker",
+        remedy="lower ray.cpus_per_worker or ray.gpus_per_worker, or add a node, and run the same command again: "
+        "finished trials are kept",
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first line of a Ray error that says something."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.startswith("class_name")), "no reason given")[:200]
