@@ -89,12 +89,13 @@ def find_destroyed(
 ) -> dict[str, tuple[Flag, ...]]:
     """Method -> the flag of those chosen edits that destroy the model: what they score is no evidence for their places.
 
-    `questions` has the texts of the test questions. Degenerate answers (`is_degenerate`) of sampled answers count, or
-    of the greedy ones if none were sampled. They do not count if most answers of the unedited model are degenerate.
+    `questions` has the texts of the test questions; without them, only KL counts. Degenerate answers (`is_degenerate`)
+    are sampled ones, or greedy ones if none were sampled. They do not count if most answers of the unedited model are
+    degenerate.
     """
 
     def broken(record: TrialRecord) -> float:
-        said = record.samples.get("test") or record.said("test")[:1]
+        said = (record.samples.get("test") or record.said("test")[:1]) if questions else ()
         found = [is_degenerate(*pair) for answers in said for pair in zip(questions, answers, strict=True)]
         return float(np.mean(found)) if found else 0.0
 

@@ -77,7 +77,7 @@ def compare(own: Values, others: Values | None = None, bound: ArrayLike = 0.0) -
     """
     if others is None:
         others = np.zeros((2, *own.shape))
-    found = crossed_interval((own - bound)[:, None], others[:, :, None])
+    found = crossed_interval((own - np.asarray(bound))[:, None], others[:, :, None])
     z = found.lead / found.se if found.se else math.nan
     above, below = (1.0 if math.isnan(z) else float(special.stdtr(found.df, x)) for x in (-z, z))
     places = 0.0 if math.isnan(found.se_places) else found.se_places**2
@@ -239,8 +239,9 @@ def parts_of(rule: Rule) -> set[str]:
     return named & _PLACES.keys()
 
 
-def _directed(rule: Rule, above: float, below: float) -> dict[str, float]:
-    return {"p_yes": above, "p_no": below} if rule["is"] == "above" else {"p_yes": below, "p_no": above}
+def _directed(rule: Rule, above: float, below: float) -> tuple[float, float]:
+    """(p of yes, p of no)."""
+    return (above, below) if rule["is"] == "above" else (below, above)
 
 
 def _difference(rule: Rule, view: View) -> Finding:
@@ -284,8 +285,8 @@ def _finding(rule: Rule, own: Values, others: Values | None, bound: Values) -> F
     low, high = (plain(x, "+.3f") for x in shown.interval)
     limit = f"; bound {plain(at, '+.3f')}" if rule["bound"] else ""
     text = f"{plain(shown.lead, '+.3f')} (95 %: {low} to {high}){limit}"
-    directed = _directed(rule, tested.p_above, tested.p_below)
-    return Finding(text, **directed, estimate=shown.lead, interval=shown.interval, bound=at, tested=tested)
+    p_yes, p_no = _directed(rule, tested.p_above, tested.p_below)
+    return Finding(text, p_yes, p_no, estimate=shown.lead, interval=shown.interval, bound=at, tested=tested)
 
 
 def _places(rule: Rule, view: View) -> tuple[list[Tested], list[float], list[float]]:

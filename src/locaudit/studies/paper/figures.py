@@ -120,8 +120,9 @@ def draw_specification(claims: Sequence[Numbers], rows: Sequence[Numbers]) -> Fi
         axis = figure.subplots()
         for (claim, option), outcome in single.items():
             colour, marker = OUTCOMES[outcome]
-            look = {"c": "none", "edgecolors": colour} if outcome == "could not test" else {"c": colour}
-            axis.scatter(columns.index(option), names.index(claim), marker=marker, s=44, linewidths=1.1, **look)
+            fill = "none" if outcome == "could not test" else colour
+            at = columns.index(option), names.index(claim)
+            axis.scatter(*at, marker=marker, s=44, linewidths=1.1, c=fill, edgecolors=colour)
         for y, name in enumerate(names):
             found = [row["outcome"] for row in rows if row["claim"] == name]
             counts = " / ".join(str(found.count(outcome)) for outcome in OUTCOMES)

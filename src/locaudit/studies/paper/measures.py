@@ -140,7 +140,7 @@ def measure_method(study: Study, part: str) -> dict[str, Any] | None:
     chosen = study.chosen(part, study.config.score)
     localized, random = _place(chosen, CLAIM), [_place(chosen, place) for place in chosen.places()]
     return {
-        "grid": sorted({x.spec.hyperparameter for x in chosen.trials[CLAIM]}),
+        "grid": sorted({x.spec.hyperparameter for x in chosen.trials[CLAIM] if x.spec.hyperparameter is not None}),
         "by_dose": part == "iti" and study.config.iti.doses is not None,
         "n_random": len(random),
         "n_random_diverged": chosen.random.count(None),
