@@ -190,7 +190,8 @@ def power_sentence(run: Run, method: str | None = None, power: float = 0.8) -> s
     most = count_questions(run.config) or sizing.size.questions
     row = find_cheapest(run, sizing, Target(half, power=power), most)
     if row is None:
-        way = f"more than the {most} test questions that the behaviour has"
+        controls = max(size.controls for size in alternatives(run, sizing))
+        way = f"not within the {most} test questions that the behaviour has and {controls} controls"
     else:
         way = f"{_words(row.size, sizing)}, about {duration(sizing.more(row.size))} more"
     return f"{said} For {short(half)}: {way} ({ask} {short(half)}`)."

@@ -196,7 +196,9 @@ class _Asker:
             return replace(question, answer="yes")
         reason, values = self._why_open(null)
         if not reason:
-            return replace(question, answer="no")
+            if 2 * null.p_common > self.m.level:  # the lead alone shows it
+                told += words("seen", "small", margin=self.number(self.m.margin(CLAIM)))
+            return replace(question, answer="no", seen=told)
         return self.opened(question, reason, where=where(name), g=seen.n_at_least, n=seen.n, **values)
 
     def _why_open(self, null: Against) -> tuple[str, dict[str, Any]]:

@@ -237,7 +237,10 @@ class Verdict:
         for name, contrast in self.contrasts.items():
             other, p = self.methods[name], short_p(contrast.p_first)
             found.append(say("says", "rival", title=other.title, outcome=other.outcome, p=p, main=main.title))
-        found += [main.describe_changes(), *(flag.text for v in self.methods.values() for flag in v.flags)]
+        found += [
+            main.describe_changes(),
+            *(f"{v.title}: {flag.text}" for v in self.methods.values() for flag in v.flags),
+        ]
         reason = main.reason.lower()
         opened = [q for q in main.questions if q.why and q.why.lower() not in reason]
         found += [f"{q.asked[:1].upper()}{q.asked[1:]} Open: {q.why}. {q.remedy}." for q in opened]
