@@ -28,6 +28,7 @@ from locaudit.run import worker
 from locaudit.run.audit import run_audit
 from locaudit.run.subject import split_behaviour
 from locaudit.store.folder import read_run
+from locaudit.studies.paper.config import PaperConfig
 from runs import save_behaviour, small_config
 from tiny import make_lm, tokenizer
 
@@ -380,7 +381,7 @@ def test_heads_of_the_positive_demo_beat_random_heads_on_held_out_prompts(tmp_pa
 
 def test_bad_commands_and_settings(capsys, tmp_path, small_yaml):
     out = ["--out", str(tmp_path / "run")]
-    assert "one of demo, audit, design, paper, probe, report" in fails(capsys, "edit")
+    assert "one of demo, audit, status, design, paper, probe, report" in fails(capsys, "edit")
     assert "which is not a file" in fails(capsys, "audit", str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("controlls: 3")
     assert "controlls" in fails(capsys, "audit", str(tmp_path / "bad.yaml"))
@@ -486,12 +487,13 @@ def test_calibration_of_the_null_and_of_a_run(capsys, tmp_path, small_yaml):
 
 
 def test_short_flags_are_the_settings_they_stand_for(capsys):
-    names = dict(leaves(to_dict(AuditConfig())))
+    names, of_paper = (dict(leaves(to_dict(config))) for config in (AuditConfig(), PaperConfig()))
     assert set(SHORT) <= set(names)
     shown, shown_paper = help_of(capsys, "audit"), help_of(capsys, "paper")
     for name in SHORT:
         flag = f"--{name.partition('.')[2].replace('_', '-')}"
-        assert f" {flag} " in shown and f" {flag} " in shown_paper, flag
+        assert f" {flag} " in shown, flag
+        assert (f" {flag} " in shown_paper) == (name in of_paper), flag
     short = parsed("--dtype", "bfloat16", "--device", "cpu", "--max-new-tokens=7", "--max-test", "9", "--top-k", "3")
     assert short == merge_config(
         AuditConfig(),
@@ -537,7 +539,7 @@ COMMAND_LINES = (
     "audit --judges.truth.kind causal-lm",
     "audit --judges.truth.kind openai --judges.info.kind openai",
 )  # fmt: skip
-OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--version"}  # pip's, and those of no command's own
+OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--version", "--format", "--porcelain"}  # pip's and git's
 FLAG = re.compile(r"(?<!var\()(?<![\w-])--[a-z][\w.-]*\w")
 
 

@@ -224,7 +224,7 @@ def test_two_widths_of_heads_refuse_heads_only(tmp_path):
         with pytest.raises(ModelError, match="kind head"):
             read_inputs(config, model=model)
         with pytest.raises(ModelError, match="kind head"):
-            check_subject(config, None, model)
+            check_subject(config, read_inputs(config), model)
         found = collect_activations(model, QUESTIONS[:2], kind="residual")
         assert found.values.shape[1:] == (4, 1, 32)
         assert set(model.subspaces(Location.whole("neuron"))) == {("neurons", layer) for layer in range(4)}

@@ -127,11 +127,11 @@ def test_the_printed_designs(pilot, capsys):
     assert block == changes(run, wish.size) and merge_config(run.config, block).hash == run.config.hash
     assert cli.main(["design", str(pilot), "--lead", "1e-7"]) == 0
     assert "No design within these limits" in capsys.readouterr().out
-    sentence = power_sentence(run)
+    sentence = power_sentence(run, folder=str(pilot))
     assert sentence.startswith(f"Seen with 80 % power: a lead of {short(lead)}. For ")
     assert f"locaudit design {pilot} --lead " in sentence
     verdict = read_result(pilot).verdict
-    assert verdict.power == sentence and str(verdict).endswith(sentence)
+    assert verdict.power == sentence.replace(str(pilot), "RUN") and str(verdict).endswith(verdict.power)
     assert all(lead >= smallest_lead(parts, sizing.size) for parts in sizing.parts)  # it must pass both nulls
 
 

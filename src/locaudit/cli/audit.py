@@ -152,7 +152,7 @@ def _run(command: _Run) -> int:
             note = f"this is for one repeat; all take {command.repeats} times as long, but load the model only once"
             estimate = replace(estimate, notes=(*estimate.notes, note))
         say(describe_estimate(estimate))
-        if seen := power_sentence(load_run(out)):
+        if seen := power_sentence(load_run(out), folder=str(out)):
             say(seen)
         return 0
     if command.repeats > 1:

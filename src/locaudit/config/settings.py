@@ -311,8 +311,7 @@ class AuditConfig:
     behaviour: str = "misconceptions"
     """Questions with true and false answers. Bundled: ``misconceptions``, ``misconceptions-balanced``, ``sentiment``.
     Otherwise a JSONL, TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``.
-    Preference pairs (``prompt``, ``chosen``, ``rejected``) may be in JSONL, JSON, CSV, Parquet or a folder of datasets.
-    """
+    Preference pairs (``prompt``, ``chosen``, ``rejected``): JSONL, JSON, CSV, Parquet or a folder of datasets."""
     behaviour_columns: Annotated[Mapping[str, str], PlainValidator(_columns)] = field(default_factory=Frozen)
     """The behaviour's columns that have other names, such as ``prompt instruction chosen good rejected bad``
     (in YAML, ``{prompt: instruction, chosen: good, rejected: bad}``)."""

@@ -174,7 +174,7 @@ def read_verdict(run: Run) -> Verdict:
     return replace(verdict, power=power_sentence(run, verdict.main)) if verdict.main else verdict
 
 
-def power_sentence(run: Run, method: str | None = None, power: float = 0.8) -> str:
+def power_sentence(run: Run, method: str | None = None, power: float = 0.8, folder: str = "RUN") -> str:
     """The last line of a verdict: the lead that the audit as planned sees, and the way to half of it.
 
     Against all nulls that can test at once, noise of questions included. Empty if the run cannot say.
@@ -186,7 +186,7 @@ def power_sentence(run: Run, method: str | None = None, power: float = 0.8) -> s
     if math.isinf(lead):
         return ""
     half = float(f"{lead / 2:.1g}")
-    said, ask = f"Seen with {percent(power)} power: a lead of {short(lead)}.", f"`locaudit design {run.folder} --lead"
+    said, ask = f"Seen with {percent(power)} power: a lead of {short(lead)}.", f"`locaudit design {folder} --lead"
     most = count_questions(run.config) or sizing.size.questions
     row = find_cheapest(run, sizing, Target(half, power=power), most)
     if row is None:
