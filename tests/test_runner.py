@@ -620,9 +620,11 @@ def test_controls_end_early_once_the_verdict_is_certain(home, tmp_path):
     stopping = Stopping(config, run.manifest, run.score)
     last = max((record.spec for record in run.trials), key=lambda spec: spec.control)
     following = dataclasses.replace(last, control=n_tried)
-    for places in group_trials(run.records).values():
+    groups = group_trials(run.records)
+    assert sorted(groups) == ["iti", "none", "optimal"]
+    for method in ("none", "iti", "optimal"):  # the records are in no order
         assert not stopping.has_ended(following)
-        for trials in places.values():
+        for trials in groups[method].values():
             stopping.add(trials)
     assert stopping.has_ended(following) and not stopping.has_ended(last)
     stopping.begin([dataclasses.replace(following, method="optimal")])
