@@ -532,7 +532,7 @@ def test_one_flag_sets_every_judge(tmp_path, capsys):
 
 
 COMMAND_LINES = (
-    "demo", "audit", "design", "paper", "probe", "report", "export", "judge validate",
+    "demo", "audit", "status", "design", "paper", "probe", "report", "export", "judge validate",
     "judge validate --kind causal-lm",
     "judge validate --kind openai", "judge compare --second.kind causal-lm", "calibrate null", "calibrate run",
     "calibrate planted", "calibrate coverage", "audit --methods ablate constant given",

@@ -549,7 +549,7 @@ def test_status_says_what_a_run_is_doing(home, tmp_path, capsys):
     run_audit(config, tmp_path / "quiet", progress=False)
     assert dump(tmp_path / "run") == dump(tmp_path / "quiet")
     assert cli.main(["status", str(tmp_path / "run"), "--watch"]) == 0
-    said = capsys.readouterr().out.replace("\n", "")
+    said = capsys.readouterr().out
     assert "finished" in said and "13 of 13 trials done (13 trials stored, 0 diverged)" in said
     assert "controls at least as good as the claim: " in said and "s a trial" in said
     assert cli.main(["status", str(tmp_path / "run"), "--json"]) == 0

@@ -41,7 +41,7 @@ def status(arguments: Sequence[str]) -> None:
     if not command.watch:
         say(_text(command, news))
         return
-    with Live(console=Console(highlight=False, soft_wrap=True), auto_refresh=False) as live:
+    with Live(console=Console(highlight=False), auto_refresh=False) as live:
         while True:
             live.update(Text(readable(_text(command, news))), refresh=True)
             if news["state"] not in ("preparing", "running"):

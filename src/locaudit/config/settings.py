@@ -313,14 +313,14 @@ class AuditConfig:
     Otherwise a JSONL, TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``.
     Preference pairs (``prompt``, ``chosen``, ``rejected``): JSONL, JSON, CSV, Parquet or a folder of datasets."""
     behaviour_columns: Annotated[Mapping[str, str], PlainValidator(_columns)] = field(default_factory=Frozen)
-    """The behaviour's columns that have other names, such as ``prompt instruction chosen good rejected bad``
-    (in YAML, ``{prompt: instruction, chosen: good, rejected: bad}``)."""
+    """The behaviour's columns that have other names, such as ``prompt instruction chosen good rejected bad``.
+    In YAML, that is ``{prompt: instruction, chosen: good, rejected: bad}``."""
     off_target: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """Other behaviours, named as `behaviour` is, on which every edit is scored too, by log-probabilities alone.
     They show what an edit breaks or moves elsewhere, and do not enter the verdict. They can be added later."""
     claim: Annotated[str | None, BeforeValidator(_claim_as_text)] = None
-    """The claimed location: ``"14.3,15.7"`` (heads, as LAYER.HEAD), ``"L14H3"``, ``"neuron:3.117"``, ``"mlp:10-14"``,
-    or a file of any format of docs/claims.md. None: the ``probe.top_k`` best probed heads."""
+    """The claimed location: ``"14.3,15.7"`` (heads, as LAYER.HEAD), ``"L14H3"``, ``"neuron:3.117"``, ``"mlp:10-14"``.
+    Or a file of any format of docs/claims.md. None: the ``probe.top_k`` best probed heads."""
     claim_format: str = "auto"
     """Format of the claim's file, such as ``json``, ``csv``, ``npy`` or ``peft``. ``auto``: its suffix decides."""
     claim_top_k: Count | None = None

@@ -70,8 +70,9 @@ class PaperConfig:
     landscape_strength: Positive = 0.1
     """IPO's tau for the edits of the landscape. Only one value is used, because every head is edited."""
     score: str = "info_truth"
-    """The score that stands for Info*Truth. ``info_truth``: shares of answers judged true and informative, as in the
-    paper. ``info_truth_probability``: mean probabilities that the judges give."""
+    """The score that stands for Info*Truth.
+    ``info_truth``: shares of answers judged true and informative, as in the paper.
+    ``info_truth_probability``: mean probabilities that the judges give."""
     budget_hours: Positive | None = None
     """Hours of trials. A further part is not begun if it would take more, by the trials done so far (None: no limit).
     The first part, the main claim, always runs."""
