@@ -539,7 +539,7 @@ COMMAND_LINES = (
     "audit --judges.truth.kind causal-lm",
     "audit --judges.truth.kind openai --judges.info.kind openai",
 )  # fmt: skip
-OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--version", "--format", "--porcelain"}  # pip's and git's
+OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--version", "--format", "--porcelain", "--head"}  # pip, git, ray
 FLAG = re.compile(r"(?<!var\()(?<![\w-])--[a-z][\w.-]*\w")
 
 
