@@ -539,7 +539,16 @@ COMMAND_LINES = (
     "audit --judges.truth.kind causal-lm",
     "audit --judges.truth.kind openai --judges.info.kind openai",
 )  # fmt: skip
-OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--version", "--format", "--porcelain", "--head"}  # pip, git, ray
+# of pip, git and ray, and those of no command's own
+OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--version", "--format", "--porcelain", "--head"}
+    "--no-deps",
+    "--force-reinstall",
+    "--help",
+    "--version",
+    "--format",
+    "--porcelain",
+    "--head",
+}  # pip, git, ray
 FLAG = re.compile(r"(?<!var\()(?<![\w-])--[a-z][\w.-]*\w")
 
 
