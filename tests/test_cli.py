@@ -541,14 +541,6 @@ COMMAND_LINES = (
 )  # fmt: skip
 # of pip, git and ray, and those of no command's own
 OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--version", "--format", "--porcelain", "--head"}
-    "--no-deps",
-    "--force-reinstall",
-    "--help",
-    "--version",
-    "--format",
-    "--porcelain",
-    "--head",
-}  # pip, git, ray
 FLAG = re.compile(r"(?<!var\()(?<![\w-])--[a-z][\w.-]*\w")
 
 
