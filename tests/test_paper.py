@@ -109,7 +109,7 @@ def test_every_figure_and_number_of_the_paper_has_its_counterpart(finished, numb
     assert all(f'<figure id="{name}">' in page for name in PAPER_FIGURES)
     for what, path in PAPER_NUMBERS.items():
         assert at(numbers, path) is not None, what
-    assert len(numbers["claims"]) == 14
+    assert len(numbers["claims"]) == 15
     assert {claim["outcome"] for claim in numbers["claims"]} <= {"replicated", "not replicated", "could not test"}
     assert all(f'id="claim-{claim["name"]}"' in page for claim in numbers["claims"])
 
@@ -446,4 +446,4 @@ def test_from_python(home, tmp_path):
     settings = {key: value for key, value in to_dict(config).items() if key not in ("model", "data", "judges")}
     result = paper(model, behaviour, out=tmp_path / "a", preset="smoke", judges=JUDGES, progress=False, **settings)
     assert result.page.is_file() and result.folder == tmp_path / "a"
-    assert result.numbers["single"]["n_random"] == 2 and len(result.numbers["claims"]) == 14
+    assert result.numbers["single"]["n_random"] == 2 and len(result.numbers["claims"]) == 15

@@ -56,8 +56,8 @@ def planted(study: Study, world, *, n=240, seeds=3, lost=0, **config) -> Study:
     rng = np.random.default_rng(0)
     hardness = rng.normal(0, 0.1, n)
 
-    def record(arm, method, level, place=None, control=-1, status="ok"):
-        strength, null = None if arm == "base" else 0.2, "anywhere" if arm == "control" else ""
+    def record(arm, method, level, place=None, control=-1, status="ok", null="anywhere"):
+        strength, null = None if arm == "base" else 0.2, null if arm == "control" else ""
         spec = TrialSpec(arm, method, place, strength, 0, "", control, null=null)
         if status != "ok":
             return Row(TrialRecord(spec, "diverged"), False)
@@ -75,11 +75,13 @@ def planted(study: Study, world, *, n=240, seeds=3, lost=0, **config) -> Study:
         rows = [record(arm, method, world[f"{method} {arm}"], claim) for arm in ("claim", "whole")]
         n_sets = N_SETS if method == "optimal" else 30  # ITI edits the first ones only
         states = ["diverged"] * lost + ["ok"] * (n_sets - lost)
-        levels = [around(world[f"{method} random"]) for _ in states]
-        return rows + [
-            record("control", method, level, claim, i, state)
-            for i, (level, state) in enumerate(zip(levels, states, strict=True))
-        ]
+        for null in ("anywhere", "layers") if method == "optimal" else ("anywhere",):
+            levels = [around(world[f"{method} random"]) for _ in states]
+            rows += [
+                record("control", method, level, claim, i, state, null)
+                for i, (level, state) in enumerate(zip(levels, states, strict=True))
+            ]
+        return rows
 
     assert study.sets.probes is not None
     accuracy = np.asarray(study.sets.probes.val_accuracy)
@@ -102,7 +104,7 @@ def outcomes(study):
 
 def test_claims_that_are_true_replicate(study):
     found = outcomes(planted(study, PAPER))
-    assert len(found) == 14
+    assert len(found) == 15  # the paper's 14, and the main one for layer-matched sets
     assert set(found.values()) == {"replicated"}, found
 
 
@@ -115,6 +117,15 @@ def test_without_any_effect_nothing_is_decided(study):
     found = judge_claims(planted(study, NOTHING))
     assert {claim["outcome"] for claim in found} == {"could not test"}
     assert all("no proven gain of" in claim["open"] for claim in found)
+
+
+def test_a_claim_about_layers_needs_sets_in_layers(study):
+    found = planted(study, PAPER)
+    own = {part: replace(x, rows=[row for row in x.rows if row.record.spec.null != "layers"])
+           for part, x in found.audits.items()}  # fmt: skip
+    rows = {claim["name"]: claim for claim in judge_claims(replace(found, audits=own, _chosen={}))}
+    assert rows["random_in_layers_is_as_good"]["open"] == "not run: layer_sets"
+    assert rows["random_is_as_good"]["outcome"] == "replicated"
 
 
 def test_few_questions_unequal_doses_and_diverged_sets_leave_claims_open(study):

@@ -174,10 +174,10 @@ class View:
 
     def at_places(self, method: str, rule: Rule) -> Values:
         """Pseudo-values at the random places of the view's null, (places, seeds, questions); NaN without a score."""
-        several = self.chosen(method, rule)
-        places: list[Place] = several[0].places("anywhere" if method == "single" else self.null)
+        several, null = self.chosen(method, rule), rule.get("among", self.null)
+        places: list[Place] = several[0].places("anywhere" if method == "single" else null)
         if not places:
-            raise LackingError(f"not run: places of the null {self.null}")
+            raise LackingError(f"not run: {'layer_sets' if null == 'layers' else f'places of the null {null}'}")
         return np.stack([[one.psi(place) for one in several] for place in places])
 
     @cached_property

@@ -50,7 +50,7 @@ def _varies(choice: str, rule: Rule, study: Study) -> bool:
         "judged score": rule["score"] != "mc2",
         "MC score": rule["score"] == "mc2",
         "strength": any(len(grid - {None}) > 1 for grid in grids),
-        "null": rule.get("method") == "optimal" or rule.get("places") == "sets",
+        "null": "among" not in rule and (rule.get("method") == "optimal" or rule.get("places") == "sets"),
         "seed": "sets" in parts,
     }[choice]
 
