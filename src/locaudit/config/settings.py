@@ -231,6 +231,9 @@ class PromptConfig:
     Repeats that vary the wording (`vary`) count it up."""
     primer_in_training: bool = False
     """Put the primer before the questions in training, too. Off: edits are trained without it and scored with it."""
+    eos_in_training: bool = False
+    """End each training answer with the tokenizer's end-of-sequence token (EOS), as TRL's trainers do.
+    Off: edits are not trained to end an answer. Scored answers never have it."""
     template: Annotated[Mapping[str, bool | int | float | str], PlainValidator(_variables)] = field(
         default_factory=Frozen
     )
