@@ -39,7 +39,7 @@ def test_report_opens_without_complaints_and_fits(page_path, width):
 
 @pytest.mark.parametrize("width", [1200, 400])
 def test_study_opens_without_complaints_and_fits(study_path, width):
-    look(study_path, width, {"svg": 13, "figure": 13, "table.claims tbody tr": 14})
+    look(study_path, width, {"svg": 13, "figure": 13, "table.claims tbody tr": 15})
 
 
 def look(path: Path, width: int, counts: dict[str, int]) -> None:
