@@ -1,7 +1,7 @@
 """All settings of an audit, with their defaults.
 
 The dataclasses here become the flags of the command line and the keys of the YAML file (`locaudit.cli`). Their
-docstrings are the text of ``--help``. `AuditConfig.hash` identifies a run folder. Library functions take plain
+docstrings are the text of ``--help-all``. `AuditConfig.hash` identifies a run folder. Library functions take plain
 arguments, not these objects.
 """
 
