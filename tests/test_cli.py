@@ -274,6 +274,26 @@ def test_help_shows_the_flags_of_what_is_chosen_and_names_the_rest(capsys, monke
     assert "--second.base-url" in help_of(capsys, "judge", "compare", "--second.kind=openai")
 
 
+def test_init_writes_settings_that_audit_reads_and_overwrites_nothing(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    assert cli.main(["init", str(file)]) == 0 and "locaudit audit" in capsys.readouterr().out
+    config = load_config(file)
+    assert (config.claim, config.controls, config.split.max_test) == ("14.3, 15.7", 19, 100)
+    assert file.read_text().count("#") >= 20
+    assert "which exists" in fails(capsys, "init", str(file))
+
+
+def test_doctor_names_what_is_here_and_tests_a_model(small_yaml, capsys):
+    config = load_config(small_yaml)
+    assert cli.main(["doctor", "--model", config.model, "--behaviour", config.behaviour]) == 0
+    said = capsys.readouterr().out
+    for name in ("versions", "Python", "CPU", "disk", "smollm2-135m", "optimal", "reference", "[ray]"):
+        assert name in said
+    assert "passed in" in said and "nats a token" in said
+    assert cli.main(["doctor", "--model", "nowhere.gguf"]) == 2
+    assert "failed: got nowhere.gguf" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["demo", "audit", "paper"])
 def test_help_shows_the_common_flags_and_how_to_see_the_others(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
@@ -549,7 +569,7 @@ def test_one_flag_sets_every_judge(tmp_path, capsys):
 
 
 COMMAND_LINES = (
-    "demo", "audit", "status", "design", "paper", "probe", "report", "export", "judge validate",
+    "demo", "init", "doctor", "audit", "status", "design", "paper", "probe", "report", "export", "judge validate",
     "judge validate --kind causal-lm",
     "judge validate --kind openai", "judge compare --second.kind causal-lm", "calibrate null", "calibrate run",
     "calibrate planted", "calibrate coverage", "audit --methods ablate constant given",

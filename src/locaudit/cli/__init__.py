@@ -20,6 +20,7 @@ _PROGRAM = """Does editing give evidence for localization?
 
 commands:
   locaudit demo [--positive] [flags]     a real audit of SmolLM2-135M, in minutes; --positive: other heads
+  locaudit init [FILE]                   write a commented file of settings for an audit
   locaudit audit [CONFIG.yaml] [flags]   audit a claim; repeat the command to resume
   locaudit status RUN [--watch]          what is a run doing now? Trials done, running, failed, time left
   locaudit design RUN|CONFIG.yaml        how large must an audit be? From a run, or from a pilot
@@ -30,11 +31,13 @@ commands:
   locaudit judge validate|compare|sample measure or compare judges; draw answers for people to label
   locaudit calibrate null|run|planted|coverage
                                          measure error rates and power of the verdict
+  locaudit doctor                        what is installed and found here, and a short test
 
 locaudit COMMAND --help lists the flags of a command."""
 
 COMMANDS = {
     "demo": "locaudit.cli.audit:demo",
+    "init": "locaudit.cli.doctor:init",
     "audit": "locaudit.cli.audit:audit",
     "status": "locaudit.cli.status:status",
     "design": "locaudit.cli.design:design",
@@ -44,6 +47,7 @@ COMMANDS = {
     "export": "locaudit.cli.export:export",
     "judge": "locaudit.cli.judge:judge",
     "calibrate": "locaudit.cli.calibrate:calibrate",
+    "doctor": "locaudit.cli.doctor:doctor",
 }
 """Command -> ``module:function``. The function takes the list of arguments after the command."""
 
