@@ -9,7 +9,7 @@ NEWEST := .venv-newest/bin/python -m pip install --quiet --disable-pip-version-c
 export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup demo test test-ray test-newest check parity bench-smoke clean
+.PHONY: setup demo test test-ray test-newest check docs parity bench-smoke clean
 
 setup: $(VENV)/.installed
 
@@ -48,6 +48,11 @@ check: setup
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+# The site, in build/site. Broken links and anchors are errors.
+docs: setup
+	$(PIP) --editable ".[report,dev,docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 # Comparison with code we did not write; LOCAUDIT_TRUTHFULQA_MC names TruthfulQA's mc_task.json for the MC1/MC2 part.
 parity: setup
 	$(PIP) --editable ".[report,dev,parity]"
@@ -60,4 +65,4 @@ bench-smoke: setup
 	$(BIN)/python -W ignore -m bench.scaling --model random-9m --smoke
 
 clean:
-	rm -rf $(VENV) .venv-newest .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-newest build .pytest_cache .ruff_cache .import_linter_cache
