@@ -283,9 +283,9 @@ def test_presets_are_studies_and_full_is_the_papers():
     assert len(smoke.iti.doses or ()) > 1 and len(smoke.optimal.strengths) > 1
     decide = load_paper_preset("decide")
     assert (decide.random_sets, decide.layer_sets, decide.random_heads, decide.probe.top_k) == (39, True, 24, 16)
-    assert decide.training_seeds == 3 and decide.budget_hours == 15 and decide.optimal.epochs == "auto"
-    assert decide.score == "info_truth_probability" and decide.evaluation.samples and decide.iti.doses
-    assert decide.split.max_test is None and decide.loading.dtype == "float32"
+    assert decide.training_seeds == 3 and decide.budget_hours == 15 and decide.optimal.strengths == (0.03,)
+    assert decide.score == "info_truth_probability" and not decide.evaluation.samples and decide.iti.doses
+    assert decide.split.max_test == 200 and decide.loading.dtype == "bfloat16"
     with pytest.raises(ConfigError, match="the preset 'huge'"):
         load_paper_preset("huge")  # type: ignore[arg-type]
 
