@@ -9,7 +9,7 @@ NEWEST := .venv-newest/bin/python -m pip install --quiet --disable-pip-version-c
 export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup demo test test-ray test-newest check docs wheel parity bench-smoke clean
+.PHONY: setup demo test test-ray test-newest check docs notebooks wheel parity bench-smoke clean
 
 setup: $(VENV)/.installed
 
@@ -47,6 +47,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+# Both notebooks, as they are.
+notebooks: setup
+	$(BIN)/python -m pytest --nbmake -n 2 notebooks
 
 # The site, in build/site. Broken links and anchors are errors.
 docs: setup
