@@ -569,7 +569,7 @@ def test_one_flag_sets_every_judge(tmp_path, capsys):
 
 
 COMMAND_LINES = (
-    "demo", "init", "doctor", "table", "audit", "status", "design", "paper", "probe", "report", "export",
+    "demo", "init", "doctor", "table", "behaviour check", "audit", "status", "design", "paper", "probe", "report", "export",
     "judge validate",
     "judge validate --kind causal-lm",
     "judge validate --kind openai", "judge compare --second.kind causal-lm", "calibrate null", "calibrate run",

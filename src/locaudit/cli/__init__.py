@@ -20,6 +20,7 @@ _PROGRAM = """Does editing give evidence for localization?
 
 commands:
   locaudit demo [--positive] [flags]     a real audit of SmolLM2-135M, in minutes; --positive: other heads
+  locaudit behaviour check FILE          what was read from your questions, and what gives their answers away
   locaudit init [FILE]                   write a commented file of settings for an audit
   locaudit audit [CONFIG.yaml] [flags]   audit a claim; repeat the command to resume
   locaudit status RUN [--watch]          what is a run doing now? Trials done, running, failed, time left
@@ -38,6 +39,7 @@ locaudit COMMAND --help lists the flags of a command."""
 
 COMMANDS = {
     "demo": "locaudit.cli.audit:demo",
+    "behaviour": "locaudit.cli.behaviour:behaviour",
     "init": "locaudit.cli.doctor:init",
     "audit": "locaudit.cli.audit:audit",
     "status": "locaudit.cli.status:status",
