@@ -60,7 +60,8 @@ def _check(arguments: list[str]) -> None:
         say(f"Note: {note}")
     if max(abs(facts.by_length - 0.5), abs(facts.by_words - 0.5)) > 0.2:
         say(
-            "Length or words tell many answers apart. If they are not what the behaviour is about, an edit can gain by them."
+            "Length or words tell many answers apart. If they are not what the behaviour is about, an edit can gain by "
+            "them alone."
         )
     if command.model != "none":
         _score(command)
