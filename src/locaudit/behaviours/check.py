@@ -85,7 +85,7 @@ def _word_scores(questions: Sequence[Question]) -> dict[str, float]:
                     counts[answer in q.true].update(set(_words(answer)))
         known = counts[True].keys() | counts[False].keys()
         totals = {side: counts[side].total() + len(known) for side in counts}
-        even = math.log(totals[True] / totals[False])
+        even = math.log(totals[True] / totals[False]) if known else 0.0
         log_odds = {word: math.log((counts[True][word] + 1) / (counts[False][word] + 1)) - even for word in known}
         scores |= {a: sum(log_odds.get(word, 0.0) for word in set(_words(a))) for q in inside for a in q.answers}
     return scores

@@ -39,6 +39,7 @@ def _check(arguments: list[str]) -> None:
     command = tyro.cli(_Check, prog="locaudit behaviour check", description=words, args=arguments)
     from locaudit.behaviours import load_behaviour, split_questions
     from locaudit.behaviours.check import check_behaviour
+    from locaudit.stats.questions import LEAST_FOR_NO
 
     found = load_behaviour(command.behaviour, columns=command.columns or None)
     facts, split = check_behaviour(found), split_questions(found, SplitConfig().fractions, seed=SplitConfig().seed)
@@ -56,6 +57,11 @@ def _check(arguments: list[str]) -> None:
     ]  # fmt: skip
     for name, said in rows:
         say(f"{name:<12} {said}")
+    if len(split.test) < LEAST_FOR_NO:
+        say(
+            f"Note: a verdict can say no from {LEAST_FOR_NO} test questions on. Move more of them there "
+            "(--split.fractions 0.4 0.1 0.5), or add questions."
+        )
     for note in found.notes:
         say(f"Note: {note}")
     if max(abs(facts.by_length - 0.5), abs(facts.by_words - 0.5)) > 0.2:
