@@ -18,7 +18,8 @@
   const escaped = (text) => String(text).replace(/[&<>]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[c]);
   const number = (x, plus) => {
     const size = Math.abs(x);
-    let text = Number.isInteger(x) ? String(x) : size >= 1000 || (size < 0.001 && size > 0) ? x.toPrecision(3) : x.toFixed(size < 0.1 ? 4 : 3);
+    const isFar = size >= 1000 || (size < 0.001 && size > 0);
+    let text = Number.isInteger(x) ? String(x) : isFar ? String(Number(x.toPrecision(3))) : x.toFixed(size < 0.1 ? 4 : 3);
     if (plus && x > 0) text = "+" + text;
     return text.replace(/^-/, "−");
   };
