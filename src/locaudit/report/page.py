@@ -13,6 +13,7 @@ from itertools import accumulate, chain, islice, product
 from statistics import fmean
 from typing import Any
 
+from locaudit.location import short_location
 from locaudit.records import Place
 from locaudit.report.answers import Speech, speech
 from locaudit.report.charts import Chart, Line, draw_strip, heat_chart, line_chart, scatter_chart
@@ -33,6 +34,10 @@ SHARE = 0.35
 """Share of the room in a page that the table of trials may take."""
 N_LINES, N_STEPS, N_WINDOWS = 20, 100, 8
 """Controls whose training is drawn in a run of more than `MANY` trials; most points of a line, and points an epoch."""
+N_UNITS = 10_000
+"""Most units of a model for which probes are drawn and listed."""
+LONG_FILE, LONG_LOCATION = 1_000_000, 500
+"""A longer verdict.json is not in the page; a longer location is shortened."""
 HARDLY = 0.05
 """An edit whose training loss fell by less than this share hardly moved."""
 SECTIONS = {
@@ -101,11 +106,15 @@ def page_data(t: Tables, room: float | None = None) -> dict[str, Any]:
     """Tables, charts and answers of a run. `room` is the number of bytes for them (None: by the number of trials)."""
     room = room or (SMALL if len(t.rows) <= MANY else LARGE) - 1_400_000  # Plotly, style sheet and text
     lines = [{"edit": place_name(row.place), **line} for row, line in zip(t.rows, t.lines, strict=True)]
+    for line in lines:
+        if len(line["location"]) > LONG_LOCATION:
+            line["location"] = short_location(line["location"])
+    verdict = t.verdict_json()
     order = sorted(range(len(lines)), key=lambda i: (not t.rows[i].chosen, i))
     kept = {i for i, _ in that_fit(((i, list(lines[i].values())) for i in order), SHARE * room)}
     rows = [row for i, row in enumerate(t.rows) if i in kept]
     found: dict[str, Any] = {
-        "files": {"verdict.json": t.verdict_json()},
+        "files": {"verdict.json": verdict} if len(verdict) < LONG_FILE else {},
         "tables": {
             "trials": make_table(
                 "Trials", [line for i, line in enumerate(lines) if i in kept], n=len(lines), only=("chosen", True),
@@ -185,7 +194,7 @@ def _tables(t: Tables) -> Iterator[tuple[str, dict[str, Any]]]:
             "designs",
             make_table("Larger audits", rows, {**_DESIGNS, "lead": f"power for a lead of {t.designs.lead}"}),
         )
-    if t.probes is not None:
+    if t.probes is not None and sum(map(len, t.probes.val_accuracy)) <= N_UNITS:
         rows = [
             {"layer": layer, "unit": unit, "val_accuracy": accuracy}
             for layer, row in enumerate(t.probes.val_accuracy)
@@ -303,7 +312,7 @@ def _charts(t: Tables, rows: Sequence[Row]) -> Iterator[tuple[str, Chart]]:
                 "truth_info",
                 scatter_chart(series, xlabel=score_title(x), ylabel=score_title(y), base=ours, product=curve),
             )
-    if t.probes is not None:
+    if t.probes is not None and sum(map(len, t.probes.val_accuracy)) <= N_UNITS:
         heat = HeatMap(t.probes.val_accuracy, "probe accuracy")
         yield "probes", heat_chart(heat, t.claimed_heads, floor=t.probes.majority)
     for method in t.verdict.methods:

@@ -266,7 +266,7 @@ def _rows(found: Repeats) -> Iterator[dict[str, Any]]:
 def _repeat_series(parts: Sequence[MethodVerdict], method: MethodRepeats) -> list[Series]:
     """Scores of each arm by repeat, and their means. Controls have a mean only if all repeats have the same ones."""
     whole = [math.nan if v.whole_model is None else v.whole_model for v in parts]
-    by_arm = {"base": [v.base for v in parts], "whole": whole, "claim": [v.claim for v in parts]}
+    by_arm = {"whole": whole, "claim": [v.claim for v in parts], "base": [v.base for v in parts]}
     scores: dict[str, list[Any]] = {"control": [[x for null in v.nulls.values() for x in null.controls] for v in parts]}
     scores |= {arm: [*row, np.mean(row)] for arm, row in by_arm.items()}
     means: list[float] = []
@@ -278,5 +278,6 @@ def _repeat_series(parts: Sequence[MethodVerdict], method: MethodRepeats) -> lis
     for arm, rows in scores.items():
         points = [(x, y, True) for y, row in enumerate(rows) for x in np.atleast_1d(row).tolist() if math.isfinite(x)]
         if points:
-            series.append(Series(ARM_NAMES[arm], ARM_COLOURS[arm], _MARKERS[arm], points, large=arm != "control"))
+            look = ARM_NAMES[arm], ARM_COLOURS[arm], _MARKERS[arm], points
+            series.append(Series(*look, large=arm not in ("control", "base")))
     return series
