@@ -1,8 +1,12 @@
-"""The report as a browser shows it."""
+"""The report as a browser shows it: what a reader sees first, what can be clicked, and that nothing in it acts."""
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
+import sqlite3
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,12 +18,22 @@ from locaudit.studies.paper.run import run_paper
 from runs import HashJudge, save_behaviour, save_model, small_config, study_config
 
 JUDGES = {aspect: HashJudge(aspect) for aspect in ("truth", "info")}
+DESK, PHONE = (1280, 800), (390, 844)
+EVIL = "<script>document.title='injected'</script><img src=x onerror=\"document.title='injected'\"> \u202e\x00end"
 
 
 @pytest.fixture(scope="module")
 def page_path(tmp_path_factory) -> Path:
+    """The report of a run with generated answers; a question and an answer hold a script."""
     home = tmp_path_factory.mktemp("inputs")
-    run_audit(small_config(home), home / "run", progress=False, judges=JUDGES)
+    config = small_config(home, controls=3, iti={"alphas": [2.0, 4.0]})
+    run_audit(config, home / "run", progress=False, judges=JUDGES)
+    with closing(sqlite3.connect(home / "run" / "trials.sqlite")) as database, database:
+        claim = "SELECT fit FROM places WHERE arm = 'claim'"
+        database.execute(f"UPDATE answers SET answer = ? WHERE fit IN ({claim})", (EVIL,))
+        judged = "SELECT DISTINCT judge, question, ?, 0.25, '' FROM judgements"
+        database.execute(f"INSERT OR REPLACE INTO judgements {judged}", (EVIL,))
+        database.execute("UPDATE questions SET text = text || ? WHERE position = 0", (EVIL,))
     return write_report(home / "run")
 
 
@@ -32,37 +46,202 @@ def study_path(tmp_path_factory) -> Path:
     return write_paper(home / "run")
 
 
-@pytest.mark.parametrize("width", [1200, 400])
-def test_report_opens_without_complaints_and_fits(page_path, width):
-    look(page_path, width, {"svg": 5, "article.card": 2})
-
-
-@pytest.mark.parametrize("width", [1200, 400])
-def test_study_opens_without_complaints_and_fits(study_path, width):
-    look(study_path, width, {"svg": 13, "figure": 13, "table.claims tbody tr": 15})
-
-
-def look(path: Path, width: int, counts: dict[str, int]) -> None:
-    """Open a page in a browser: it has so many of each element, fits, and asks for nothing."""
+@pytest.fixture(scope="module")
+def browser():
     chromium = shutil.which("chromium")
     playwright = pytest.importorskip("playwright.sync_api")
     if chromium is None:
         pytest.skip("no chromium on this machine")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    complaints, asked = [], []
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
-        assert page.locator("h1").inner_text().strip()
-        for element, n in counts.items():
-            assert page.locator(element).count() == n
-            assert page.locator(element).first.is_visible()
-        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        browser.close()
+        found = driver.chromium.launch(executable_path=chromium, args=flags)
+        yield found
+        found.close()
+
+
+@contextmanager
+def opened(browser, path: Path, size=DESK, **options):
+    """A page in the browser that must not complain, ask for anything, or be wider than the screen."""
+    page = browser.new_page(viewport=dict(zip(("width", "height"), size, strict=True)), **options)
+    complaints, asked = [], []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    yield page
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+    page.close()
     assert complaints == []
-    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def tabs(page):
+    """The ids of the page's sections, each opened in turn by its link and drawn."""
+    for link in page.locator(".bar nav a").all():
+        link.click()
+        name = link.get_attribute("href").removeprefix("#")
+        assert page.locator("main > section:visible").evaluate_all("x => x.map(y => y.id)") == [name]
+        assert page.locator(".bar nav a[aria-current]").count() == 1 and link.get_attribute("aria-current") == "true"
+        for chart in page.locator(f"#{name} .chart").all():
+            chart.locator(".main-svg").first.wait_for()
+        yield name
+
+
+def serious(page) -> list[str]:
+    """What axe-core calls a serious or critical fault."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page).response["violations"]
+    return [f"{x['id']}: {[node['html'][:200] for node in x['nodes'][:3]]}" for x in found
+            if x["impact"] in ("serious", "critical")]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE])
+@pytest.mark.parametrize("script", [True, False])
+def test_the_first_screen_has_verdict_figure_and_numbers(browser, page_path, size, script):
+    with opened(browser, page_path, size, java_script_enabled=script) as page:
+        for element in ("h1", ".badges li >> nth=0", "svg.strip", ".numbers div >> nth=0"):
+            box = page.locator(element).bounding_box()
+            assert box["y"] >= 0 and box["y"] + box["height"] <= size[1], element
+            assert box["x"] >= 0 and box["x"] + box["width"] <= size[0] + 1, element
+        badges = page.locator(".badges .badge")
+        assert badges.count() >= 2 and set(badges.all_inner_texts()) <= {"yes", "no", "open", "-"}
+        assert page.locator("svg.strip circle").count() == 3 and page.locator("svg.strip g.mark").count() == 3
+        assert page.locator("main > section:visible").count() == (
+            1 if script else page.locator("main > section").count()
+        )
+        if not script:
+            assert page.locator("noscript p").is_visible() and page.locator("#questions").is_visible()
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (DESK, "dark"), (PHONE, "light")])
+def test_every_tab_opens_without_complaints_or_faults(browser, page_path, size, scheme):
+    with opened(browser, page_path, size, color_scheme=scheme) as page:
+        found = []
+        for name in tabs(page):
+            found.append(name)
+            page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+            assert serious(page) == [], name
+            assert page.evaluate("document.documentElement.scrollWidth") <= size[0], name
+        assert found == ["verdict", "edits", "places", "training", "answers", "power", "how"]
+
+
+def test_points_tell_their_trial_and_lead_to_its_answers(browser, page_path):
+    with opened(browser, page_path) as page:
+        page.locator("a[href='#edits']").click()
+        chart = page.locator("#edits .chart").first
+        chart.locator(".main-svg").first.wait_for()
+        points = chart.locator(".scatterlayer .trace")
+        name = points.last.evaluate("x => x.__data__[0].trace.name")
+        box = points.last.locator(".points path").first.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        hover = chart.locator(".hoverlayer .hovertext")
+        hover.wait_for()
+        told = hover.text_content()
+        assert name == "Optimal edit: claim" and "Claim" in told and "strength 0.2" in told and "KL" in told
+        control = chart.locator(".scatterlayer .trace").nth(0).locator(".points path").last.bounding_box()
+        page.mouse.click(control["x"] + control["width"] / 2, control["y"] + control["height"] / 2)
+        page.wait_for_url("**#answers")
+        assert page.locator("#answer-list .replies dt").count() > 0
+
+
+def test_tables_sort_search_filter_and_download(browser, page_path, tmp_path):
+    with opened(browser, page_path) as page:
+        page.locator("a[href='#edits']").click()
+        table = page.locator("[data-table=trials]")
+        heads = table.locator("thead th").all_inner_texts()
+        column = heads.index("KL") + 1
+        kl = table.locator("thead th", has_text="KL").first
+        assert kl.get_attribute("aria-sort") == "none"
+
+        def values():
+            cells = table.locator(f"tbody tr > :nth-child({column})").all_inner_texts()
+            return [float(x.replace("−", "-")) for x in cells if x != "–"]
+
+        for order in ("ascending", "descending"):
+            kl.locator("button").focus()
+            page.keyboard.press("Enter")
+            assert kl.get_attribute("aria-sort") == order
+            assert values() == sorted(values(), reverse=order == "descending") and len(values()) > 5
+        n = table.locator("tbody tr").count()
+        table.locator("input[type=search]").fill("control 1")
+        assert 0 < table.locator("tbody tr").count() < n
+        assert all("control 1" in x.lower() for x in table.locator("tbody th").all_inner_texts())
+        table.locator("input[type=search]").fill("")
+        table.locator("label", has_text="chosen").locator("select").select_option("")
+        rows = list(csv.DictReader((page_path.parent / "trials.csv").read_text().splitlines()))
+        assert table.locator("tbody tr").count() == len(rows) > n
+        with page.expect_download() as waited:
+            table.locator("button", has_text="CSV").click()
+        waited.value.save_as(tmp_path / "trials.csv")
+        found = list(csv.DictReader((tmp_path / "trials.csv").read_text().splitlines()))
+        assert sorted(row["trial_id"] for row in found) == sorted(row["trial_id"] for row in rows)
+        own = {(row["trial_id"], row["arm"], row["control"]): row for row in rows}
+        for row in found:
+            for key, text in own[row["trial_id"], row["arm"], row["control"]].items():
+                assert row[key] == text or float(row[key]) == float(text), key
+        table.locator("label", has_text="method").locator("select").select_option("iti")
+        assert table.locator("tbody tr").count() == sum(row["method"] == "iti" for row in rows)
+        page.locator("a[href='#how']").click()
+        with page.expect_download() as waited:
+            page.locator("#downloads button").first.click()
+        waited.value.save_as(tmp_path / "verdict.json")
+        assert json.loads((tmp_path / "verdict.json").read_text()) == json.loads(
+            (page_path.parent / "verdict.json").read_text()
+        )
+
+
+def test_answers_are_searched_filtered_and_sorted_and_never_act(browser, page_path):
+    with opened(browser, page_path) as page:
+        page.locator("a[href='#answers']").click()
+        items = page.locator("#answer-list li")
+        n = items.count()
+        assert n >= 3
+        shown = EVIL.replace("\u202e", "\ufffd").replace("\x00", "\ufffd")
+        assert items.first.locator("h3").inner_text().endswith(shown)
+        assert shown in items.nth(1).inner_text()
+        assert page.locator("#answer-list script, #answer-list img").count() == 0
+        assert page.locator("script").count() == 3 and "injected" not in page.title()
+        page.locator("#answer-list input[type=search]").fill("onerror")
+        assert items.count() == n
+        page.locator("#answer-list input[type=search]").fill("no such answer")
+        assert items.count() == 0
+        page.locator("#answer-list input[type=search]").fill("")
+        for choice, mark in (("worse", ".mark-worse"), ("better", ".mark-better")):
+            page.locator("#answer-list select").nth(0).select_option(choice)
+            assert all(item.locator(mark).count() for item in items.all())
+        page.locator("#answer-list select").nth(0).select_option("all")
+        page.locator("#answer-list select").nth(1).select_option("worst")
+        assert items.count() == n
+        others = page.locator("#answer-list select").nth(2)
+        for value in others.locator("option").evaluate_all("x => x.map(y => y.value)"):
+            others.select_option(value)
+            assert others.locator("option:checked").inner_text() in page.locator("#answer-list dt").all_inner_texts()
+
+
+def test_the_theme_is_switched_and_everything_is_printed(browser, page_path):
+    with opened(browser, page_path) as page:
+        page.locator("a[href='#edits']").click()
+        page.locator("#edits .main-svg").first.wait_for()
+        ink = "getComputedStyle(document.querySelector('#edits .xtick text')).fill"
+        look = f"[getComputedStyle(document.body).backgroundColor, {ink}]"
+        light = page.evaluate(look)
+        page.locator("#theme").click()
+        page.wait_for_function(f"JSON.stringify({look}.slice(1)) != JSON.stringify({json.dumps(light[1:])})")
+        dark = page.evaluate(look)
+        assert light[0] != dark[0] and light[1] != dark[1]
+        page.emulate_media(media="print")
+        assert page.locator("main > section:visible").count() == page.locator("main > section").count()
+        assert page.evaluate(look)[0] == light[0], "paper is white"
+        assert not page.locator(".bar").is_visible()
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE])
+def test_the_study_opens_without_complaints_and_fits(browser, study_path, size):
+    with opened(browser, study_path, size) as page:
+        assert page.locator("h1").inner_text().strip()
+        assert page.locator("table.claims tbody tr").count() == 15
+        assert page.locator("table.grid tbody tr").count() == 15
+        assert page.locator("svg.strip").count() == 3 and page.locator(".chart").count() == 11
+        for name in tabs(page):
+            page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+            assert serious(page) == [], name

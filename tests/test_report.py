@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
 from html import escape, unescape
 from html.parser import HTMLParser
 from itertools import combinations, product
@@ -26,9 +28,21 @@ from locaudit.errors import ConfigError, LocauditError, RunFolderError
 from locaudit.location import Location, short_location
 from locaudit.records import Place, TrialRecord, TrialSpec, content_hash, mean_metrics
 from locaudit.report import write_report
+from locaudit.report.charts import Line, draw_strip, heat_chart, line_chart, nice_ticks, scatter_chart
 from locaudit.report.drawings import draw_controls
-from locaudit.report.figures import HeatMap, Series, draw_drift, draw_heads, draw_shares, draw_spreads
-from locaudit.report.html import inline_svg, number, spell_duration
+from locaudit.report.figures import (
+    HeatMap,
+    Mark,
+    Series,
+    Spread,
+    draw_drift,
+    draw_heads,
+    draw_shares,
+    draw_spreads,
+    stack_dots,
+)
+from locaudit.report.html import decimals, embed, number, spell_duration
+from locaudit.report.page import LARGE, SMALL, hardly_moved, page_data, size_of
 from locaudit.report.style import save, score_phrase
 from locaudit.report.tables import read_tables, tabulate
 from locaudit.stats import (
@@ -46,6 +60,7 @@ from locaudit.store.folder import open_run
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
 from locaudit.store.run import Run, load_run
 from locaudit.text import LONGEST
+from pages import charts_of, data_of, rows_of, words
 
 N = {"val": 8, "test": 12}
 IDS = {split: [f"{split}{i}" for i in range(n)] for split, n in N.items()}
@@ -165,17 +180,25 @@ def test_the_page_shows_what_stood_before_the_questions(tmp_path, unsaved):
         pages[name] = write_report(folder).read_text()
     assert "no primer; style qa" in pages["none"]
     assert "a primer of 2 words" in pages["own"] and "Be &lt;b&gt;brief&lt;/b&gt;." in pages["own"]
-    assert "Before each scored question" not in pages["unknown"]
+    assert "Before each scored question" not in words(pages["unknown"])
+
+
+def test_the_page_shows_a_prompt_as_it_was_rendered(tmp_path, unsaved):
+    manifest = replace(MANIFEST, prompt="Be brief.\n\nQ: <b>Is it?</b>\nA:")
+    page = write_report(make_run(tmp_path / "run", FULL[:1], manifest=manifest)).read_text()
+    assert "<pre>Be brief.\n\nQ: &lt;b&gt;Is it?&lt;/b&gt;\nA:</pre>" in page
+    assert "Prompt as rendered" not in words(write_report(make_run(tmp_path / "old", FULL[:1])).read_text())
 
 
 def test_a_finished_run_leaves_a_page_a_verdict_and_figures(finished):
     folder, page = finished
-    assert "Unfinished" not in page
+    assert "Unfinished" not in words(page)
     assert json.loads((folder / "verdict.json").read_text())["score"] == "mc2"
+    assert charts_of(page) == ["drift_mc2", "probes", "tuning_iti", "tuning_optimal"]
+    assert '<figure class="null" id="null">' in page
     for name in FIGURES:
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / "figures" / f"{name}.svg").stat().st_size > 2_000
-        assert f'<figure id="{name}">' in page
     assert not [p for p in folder.rglob("*.tmp")]
 
 
@@ -185,39 +208,69 @@ def test_the_page_is_well_formed_and_loads_nothing(finished):
     assert outline.open == []
     assert all(link.startswith(("#", "data:")) for link in outline.loads)
     assert len(set(outline.ids)) == len(outline.ids)
-    assert "<script" not in finished[1]
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', finished[1])[1]
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", finished[1], re.DOTALL)
+    run = [text for look, text in scripts if not look]
+    assert [look for look, _ in scripts if look] == [' type="application/json" id="data"'] and len(run) == 2
+    hashes = [f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'" for text in run]
+    assert policy.startswith(f"default-src 'none'; script-src {' '.join(hashes)}; style-src 'unsafe-inline'; img-src")
+    assert len(finished[1].encode()) < SMALL
 
 
 def test_numbers_in_the_page_are_those_of_the_verdict(finished):
     folder, page = finished
     verdict = json.loads((folder / "verdict.json").read_text())
-    assert f"<h1>{escape(verdict['headline'])}</h1>" in page
+    headline = re.search(r"<h1[^>]*>(.*?)</h1>", page)[1]
+    assert re.sub("<.*?>", "", headline) == escape(verdict["headline"])
+    effects, nulls = (rows_of(data_of(page), name) for name in ("effects", "nulls"))
+    assert len(effects) == len(nulls) == 2
     assert verdict["headline"].startswith(f"{verdict['outcome']}: ")
-    for name, judged in verdict["methods"].items():
-        card = re.search(rf'<article class="card [a-z]+" id="{name}">(.*?)</article>', page, re.DOTALL)
-        assert card is not None
-        shown = {float(value) for value in re.findall(r'<data value="([^"]+)">', card[1])}
+    for (name, judged), effect, row in zip(verdict["methods"].items(), effects, nulls, strict=True):
         null = judged["nulls"]["anywhere"]
+        low, high = judged["effect_interval"]
+        assert effect == {
+            "method": METHODS[name].title, "strength": judged["chosen"]["claim"], "base": judged["base"],
+            "claim": judged["claim"], "whole": judged["whole_model"], "effect": judged["effect"], "effect_low": low,
+            "effect_high": high, "effect_p": judged["effect_p"],
+        }  # fmt: skip
         finite = null["controls"]
-        means = judged["base"], judged["claim"], judged["whole_model"]
-        p_values = [judged["effect_p"], *(null[key] for key in ("p_value", "p_adjusted", "p_new_place"))]
-        intervals = *judged["effect_interval"], *null["lead_interval"], null["true_share"], *null["true_share_interval"]
-        expected = {*means, *p_values, judged["effect"], null["lead"], *intervals}
-        expected |= {judged["chosen"]["claim"], min(finite), max(finite)}
-        assert expected <= shown
-        (mean,) = shown - expected
-        assert mean == pytest.approx(np.mean(finite), abs=1e-12)
-        assert judged["reason"][1:] in unescape(card[1])
-        assert f"{null['n_at_least']} of 19 at or above" in card[1]
+        same = "p_value", "p_adjusted", "p_new_place", "lead", "true_share", "n_at_least", "n_used", "population"
+        assert {key: row[key] for key in same} == {key: null[key] for key in same}
+        for key in ("lead", "true_share"):
+            assert [row[f"{key}_low"], row[f"{key}_high"]] == null[f"{key}_interval"]
+        assert (row["controls_low"], row["controls_high"]) == (min(finite), max(finite))
+        assert row["controls"] == pytest.approx(np.mean(finite), abs=1e-12)
+        cell = re.search(rf'<td id="{name}">(.*?)</td>', page)[1]
+        assert judged["reason"] in unescape(cell) and judged["outcome"] in cell
+        for question in judged["questions"]:
+            answer = {"-": "unasked"}.get(question["answer"], question["answer"])
+            badge = f'<b class="badge {answer}">{question["answer"]}</b> {escape(question["seen"])}'
+            assert badge in page
+
+
+def test_the_first_screen_has_a_badge_and_a_number_for_each_deciding_question(finished):
+    verdict = json.loads((finished[0] / "verdict.json").read_text())
+    first = finished[1].split("<h2")[0]
+    asked = [q for q in verdict["methods"][verdict["main"]]["questions"] if q["name"] != "moves"]
+    badges = re.findall(r'<li><b class="badge \w+">(.*?)</b> (.*?)</li>', first)
+    assert badges == [(q["answer"], q["asked"]) for q in asked]
+    shown = [float(value) for value in re.findall(r'<data value="([^"]+)">', first.split("<dl")[1])]
+    assert shown == [x for q in asked for x in (q["estimate"], *q["interval"], q["p"])]
+    (svg,) = re.findall(r'<svg class="strip".*?</svg>(?=\n<figcaption)', first, re.DOTALL)
+    assert svg.count('<circle class="dot"') == 19 and svg.count('<g class="mark">') == 3
 
 
 def test_the_table_has_every_arm_and_control(finished):
-    page = finished[1]
-    assert page.count('<th scope="row">Control ') == 2 * 19
-    assert page.count('<th scope="row">Claim</th>') == page.count('<th scope="row">Whole model</th>') == 2
-    assert page.count('<th scope="row">Mean of 19 controls</th>') == 2
-    base = FULL[0]
-    assert all(number(value, ".3f") in page for value in base.metrics["test"].values())
+    data = data_of(finished[1])
+    arms, rows = rows_of(data, "arms"), rows_of(data, "trials")
+    assert sum(row["edit"].startswith("Control ") and row["chosen"] for row in rows) == 2 * 19
+    assert [row["edit"] for row in arms] == ["Unedited", *["Claim", "Whole model", "Mean of 19 controls"] * 2]
+    assert all(arms[0][name] == value for name, value in FULL[0].metrics["test"].items())
+    own = list(csv.DictReader((finished[0] / "trials.csv").read_text().splitlines()))
+    texts = {None: "", True: "true", False: "false"}
+    for row, line in zip(rows, own, strict=True):
+        found = {key: texts[x] if x is None or isinstance(x, bool) else str(x) for key, x in row.items()}
+        assert found.pop("edit") and found == line
 
 
 def test_how_it_was_made_is_said(finished):
@@ -257,7 +310,7 @@ def test_all_text_is_escaped(tmp_path, unsaved):
     )
     folder = make_run(tmp_path / "run", records, manifest=manifest, config=config)
     page = write_report(folder).read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 3 and "<script>alert" not in page
     assert "<b>of" not in page
     assert escape(evil).replace("&quot;", "&#34;") in page
 
@@ -268,8 +321,9 @@ def test_diverged_trials_are_listed_with_their_messages(tmp_path, unsaved):
     folder = make_run(tmp_path / "run", records)
     page = write_report(folder).read_text()
     assert "Optimal edit, control 7, τ = 1.0: the loss became NaN at step 3 &lt;b&gt;of 9&lt;/b&gt;" in page
-    assert "2 trials of 85" in page
-    assert f"diverged; {CONTROLS[7]}".replace(",", ", ") in page
+    assert "2 trials of 85 diverged" in page
+    lost = [row["location"] for row in rows_of(data_of(page), "trials") if row["status"] == "diverged"]
+    assert lost == [str(CONTROLS[7])] * 2
     judged = json.loads((folder / "verdict.json").read_text())["methods"]["optimal"]["nulls"]["anywhere"]
     assert (judged["controls"][7], judged["n_at_least"]) == (None, 1)
     assert "NaN" not in (folder / "verdict.json").read_text()
@@ -280,12 +334,14 @@ def test_everything_diverged_still_gives_a_page(tmp_path, unsaved):
     records += [trial("control", "iti", 1.0, i, status="diverged") for i in range(19)]
     page = write_report(make_run(tmp_path / "run", records, manifest=replace(MANIFEST, methods=ITI))).read_text()
     assert "Every edit tried at the claim diverged" in page
-    assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).lower().replace("became nan", "")
+    assert "nan" not in words(page).lower().replace("became nan", "")
+    assert "nan" not in "".join(re.findall("<svg.*?</svg>", page, re.DOTALL)).lower()
+    assert rows_of(data_of(page), "effects")[0]["claim"] is None
 
 
 def test_an_unfinished_run_says_first_what_is_missing(tmp_path, unsaved):
     page = write_report(make_run(tmp_path / "run", FULL[:12])).read_text()
-    assert page.index("Unfinished: 12 of 85 trials.") < page.index("<h1>")
+    assert page.index("Unfinished: 12 of 85 trials.") < page.index("<h1")
     assert "ITI: 5 of 19 controls scored, whole model not scored yet." in page
     assert "Optimal edit: the claim is not scored yet" in page
     assert 'id="iti"' in page
@@ -296,7 +352,7 @@ def test_notes_on_the_inputs_stand_in_page_and_terminal(tmp_path, capsys, unsave
     folder = make_run(tmp_path / "run", FULL, manifest=replace(MANIFEST, notes=("<i>not measured</i>",)))
     cli.main(["report", str(folder)])
     assert "Note: <i>not measured</i>" in capsys.readouterr().out
-    assert "<p>&lt;i&gt;not measured&lt;/i&gt;</p>" in (folder / "report.html").read_text()
+    assert '<p class="warning" role="note">&lt;i&gt;not measured&lt;/i&gt;</p>' in (folder / "report.html").read_text()
 
 
 def test_a_gain_at_one_label_only_is_told_by_label(tmp_path, capsys, unsaved):
@@ -335,8 +391,10 @@ def test_a_gain_at_one_label_only_is_told_by_label(tmp_path, capsys, unsaved):
     )
     assert float(line["mc2 where (A)"]) == pytest.approx(0.97) and float(line["mc2 where (B)"]) == pytest.approx(0.03)
     assert float(line["mc2 balanced"]) == pytest.approx(0.5) and float(line["prefers (A)"]) == 1.0
+    data = data_of((folder / "report.html").read_text())
     for name in ("mc2 where (A)", "mc2 balanced", "prefers (A)"):
-        assert ">{}<".format(name.replace(" ", "\n")) in (folder / "report.html").read_text()
+        for table in ("arms", "trials"):
+            assert {"key": name, "title": name} in data["tables"][table]["columns"]
 
 
 def test_a_gain_at_every_label_needs_no_note(tmp_path):
@@ -377,9 +435,10 @@ def test_nothing_scored_is_an_error(tmp_path, records):
 
 def test_what_a_run_does_not_have_is_left_out(tmp_path, unsaved):
     page = write_report(make_run(tmp_path / "run", FULL, manifest=replace(MANIFEST, probes=None, n_units=None)))
-    text = page.read_text()
+    text = words(page.read_text())
     assert "Unfinished" not in text and "None" not in text
     assert 'id="probes"' not in text and "<dt>Whole model</dt><dd>" not in text
+    assert 'href="#places"' not in text and 'href="#answers"' not in text
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
@@ -457,10 +516,6 @@ def judged(tmp_path_factory):
     return folder, page, load_run(folder).records
 
 
-def section(page, title):
-    return page.split(f">{title}</h2>")[1].split("<h2")[0]
-
-
 def chosen_of(records, score="info_truth_probability"):
     verdict = decide(records, score=score)
     strengths = {"claim": Place("claim"), "whole": Place("whole")}
@@ -471,26 +526,25 @@ def chosen_of(records, score="info_truth_probability"):
 
 def test_a_judged_run_shows_each_score_with_its_interval(judged):
     _, page, records = judged
-    part = section(page, "Truth and information")
-    shown = [float(value) for value in re.findall(r'<data value="([^"]+)">', part)]
-    chosen = chosen_of(records)
+    arms, rows = (rows_of(data_of(page), name) for name in ("arms", "trials"))
+    shown, chosen = {row["trial_id"]: row for row in rows}, chosen_of(records)
     for record in chosen.values():
         for score in JUDGED:
             low, high = estimate(score_values(record.questions["test"], score)).interval()
-            for value in (record.metrics["test"][score], low, high):
-                assert any(value == pytest.approx(x, abs=1e-12) for x in shown)
+            row = shown[record.spec.trial_id]
+            found = row[score], row[f"{score}_low"], row[f"{score}_high"]
+            assert found == pytest.approx((record.metrics["test"][score], low, high), abs=1e-12)
     controls = [chosen[Place("control", i, "anywhere")].metrics["test"]["truth"] for i in range(3)]
-    mean = re.search(r"Mean of 3 controls<small>range</small></th>\n(.*)", part)
-    assert mean is not None
-    assert number(math.fsum(controls) / 3, ".3f") in mean[1]
-    assert f"{number(min(controls), '.3f')} to {number(max(controls), '.3f')}" in mean[1]
-    assert page.count('<th scope="row">Claim</th>') == page.count('<th scope="row">Whole model</th>') == 2
-    assert part.count('<th scope="row">Control ') == 3
+    assert [row["edit"] for row in arms] == ["Unedited", "Claim", "Whole model", "Mean of 3 controls"]
+    mean = arms[-1]
+    assert mean["truth"] == pytest.approx(math.fsum(controls) / 3, abs=1e-12)
+    assert (mean["truth_low"], mean["truth_high"]) == (min(controls), max(controls))
+    assert sum(row["edit"].startswith("Control ") and row["chosen"] for row in rows) == 3
 
 
 def test_missing_judgements_are_counted_and_never_zero(judged):
     _, page, records = judged
-    part = unescape(section(page, "Truth and information"))
+    part = unescape(words(page))
     missing = sum(math.isnan(x) for r in records for x in r.questions["test"]["info"])
     assert missing > 0
     n = len(records) * 12
@@ -498,81 +552,98 @@ def test_missing_judgements_are_counted_and_never_zero(judged):
     assert "Truth is judged by judge <A>. Info is judged by judge B." in part
     some = next(r for r in chosen_of(records).values() if any(map(math.isnan, r.questions["test"]["info"])))
     lost = sum(map(math.isnan, some.questions["test"]["info"]))
-    assert f"<td>{lost} of 24</td>" in part
+    row = next(row for row in rows_of(data_of(page), "trials") if row["trial_id"] == some.spec.trial_id)
+    assert row["n_missing"] == lost and row["info"] == some.metrics["test"]["info"]
     judged_yes = [x for x in some.questions["test"]["info"] if not math.isnan(x)]
     assert some.metrics["test"]["info"] == pytest.approx(sum(judged_yes) / (12 - lost))
 
 
 def test_a_product_of_means_is_not_called_a_mean(judged):
     folder, page, _ = judged
-    words = re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+    text = words(page)
     assert json.loads((folder / "verdict.json").read_text())["score"] == "info_truth_probability"
-    assert "Info*Truth (probabilities) over 12 test questions, of the models’ own answers as judged" in words
-    assert "a product of two means" in words
-    assert not re.search(r"mean (test )?(info_truth|Info\*Truth)", words)
+    assert "Info*Truth (probabilities) over 12 test questions, of the models’ own answers as judged" in text
+    assert "a product of two means" in text
+    assert not re.search(r"mean (test )?(info_truth|Info\*Truth)", text)
     assert score_phrase("mc2") == "mean MC2"
     assert score_phrase("not_known") == "mean not_known"
 
 
-def test_the_table_of_all_arms_has_the_verdicts_score_first_and_no_other_judged_one(judged, finished):
-    head = section(judged[1], "All arms on the test questions").split("</thead>")[0]
-    columns = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', head)
-    assert [" ".join(column.split()) for column in columns[2:4]] == ["Info*Truth (probabilities)", "MC1"]
-    assert "both" not in head
-    assert "Info" not in section(finished[1], "All arms on the test questions")
+def test_the_table_of_all_arms_has_the_verdicts_score_first_and_judged_ones_where_judged(judged, finished):
+    columns = [x["title"] for x in data_of(judged[1])["tables"]["arms"]["columns"] if "hidden" not in x]
+    assert columns[:5] == ["method", "edit", "n", "strength", "Info*Truth (probabilities)"]
+    assert {"Truth", "Info", "MC1", "Degenerate"} < set(columns)
+    columns = [x["title"] for x in data_of(finished[1])["tables"]["arms"]["columns"] if "hidden" not in x]
+    assert columns[4] == "MC2" and not any("Info" in title or "Truth" in title for title in columns)
     assert "Truth and information" not in finished[1]
 
 
 def test_judged_runs_have_two_more_figures(judged, finished):
-    names = re.findall(r'<figure id="(\w+)">', judged[1])
-    assert names == ["controls", "effect_vs_kl", "truth_info", "kl_mc"]
-    for name in names:
+    assert charts_of(judged[1]) == ["drift_info_truth_probability", "truth_info", "drift_mc2", "tuning_iti"]
+    for name in ("controls", "effect_vs_kl", "truth_info", "kl_mc"):
         assert (judged[0] / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "chosen by Info*Truth (probabilities) on validation questions" in judged[1]
-    assert re.findall(r'<figure id="(\w+)">', finished[1]) == list(FIGURES)
+    assert "chosen on validation questions by Info*Truth (probabilities)" in judged[1]
+    assert charts_of(finished[1]) == ["drift_mc2", "probes", "tuning_iti", "tuning_optimal"]
 
 
 def test_what_the_models_say_is_shown_in_order_and_escaped(judged):
     _, page, records = judged
-    part = section(page, "What the edited models say")
-    assert re.findall(r"Is &lt;(\w+)&gt; so\?", part) == IDS["test"]
-    before, _, after = part.partition("<details>")
-    assert (before.count("<article"), after.count("<article")) == (5, 7)
-    assert "first 12 test questions of 12, in order, not selected" in before
+    said = data_of(page)["answers"]
+    assert re.findall(r"Is <(\w+)> so\?", "".join(said["questions"])) == IDS["test"]
+    assert "Answers to 12 test questions of 12, in order, not selected" in page
     assert "<b>more" not in page
     chosen = chosen_of(records)
-    base = chosen[Place("base")]
-    speakers = [base, chosen[Place("claim")], chosen[Place("whole")], chosen[Place("control", 0, "anywhere")]]
-    rows = re.findall(r'<td class="answer">(.*?)</td>', part, re.DOTALL)
-    expected = [(r.answers["test"][i], r) for i in range(12) for r in speakers]
-    same = [r is not base and r.answers["test"][i] == base.answers["test"][i]
-            for i in range(12) for r in speakers]  # fmt: skip
-    assert len(rows) == len(expected)
-    for row, (answer, _), repeats in zip(rows, expected, same, strict=True):
-        assert row.startswith(f"<bdi>{escape(answer)}</bdi>" if answer else "<em>(nothing)</em>")
-        assert row.endswith('<span class="mark">same</span>') == repeats
-    assert 0 < sum(same) < 36
+    base, claim = chosen[Place("base")], chosen[Place("claim")]
+    distance = {
+        place: abs(r.metrics["test"]["info_truth_probability"] - claim.metrics["test"]["info_truth_probability"])
+        for place, r in chosen.items() if place.arm == "control"
+    }  # fmt: skip
+    controls = sorted(distance, key=distance.get)
+    names = [one["name"] for one in said["speakers"]]
+    assert names[:3] == ["Unedited model", "ITI: claim", "ITI: whole model"]
+    assert names[3:6] == [f"ITI: control {place.control}" for place in controls], "the nearest first"
+    assert len(names) == len(records) == len(set(names)) and said["left_out"] == 0
+    ids = [row["trial_id"] for row in rows_of(data_of(page), "trials")]
+    by_id = {record.spec.trial_id: record for record in records}
+    for one in said["speakers"]:
+        record = by_id[ids[one["trial"]]]
+        assert [said["texts"][i] for i in one["text"]] == [answer.strip() for answer in record.answers["test"]]
+        for i, change in enumerate(one["change"]):
+            values = (
+                np.prod(score_values(r.questions["test"], "info_truth_probability")[:, i]) for r in (record, base)
+            )
+            after, before = values
+            if record is base or math.isnan(after - before):
+                assert change == (0.0 if record is base else None)
+            else:
+                assert change == pytest.approx(after - before, abs=1e-3)
+    trial_of = {place: ids[said["speakers"][i]["trial"]] for i, place in enumerate([Place("base"), Place("claim")])}
+    assert all(chosen[place].spec.trial_id == trial for place, trial in trial_of.items())
 
 
 def test_judgements_of_answers_are_told_in_words(judged):
-    part = section(judged[1], "What the edited models say")
-    assert "informative: not judged (HTTP 500 &lt;try again&gt;)" in part
-    said = re.findall(
-        r'<span class="(yes|no)">. (true|informative) <data value="([^"]+)">[^<]*</data>: (yes|no)<', part
-    )
-    assert len(said) > 60
-    assert all(mark == word == ("yes" if float(p) >= 0.5 else "no") for mark, _, p, word in said)
-    assert {float(p) for _, word, p, _ in said if word == "true"} <= {
-        opinion("A", q, answer)[0] for q in IDS["test"] for answer in ANSWERS
-    }
+    said = data_of(judged[1])["answers"]
+    assert said["aspects"] == {"truth": "true", "info": "informative"}
+    n_missing = 0
+    for one in said["speakers"]:
+        for i, question in enumerate(IDS["test"]):
+            answer = said["texts"][one["text"][i]]
+            full = next(x for x in ANSWERS if x.strip() == answer)
+            assert one["judged"]["truth"][i] == pytest.approx(opinion("A", question, full)[0], abs=1e-4)
+            if one["judged"]["info"][i] is None:
+                n_missing += 1
+                assert one["why"]["info"][str(i)] == "HTTP 500 <try again>"
+            else:
+                assert one["judged"]["info"][i] == pytest.approx(opinion("B", question, full)[0], abs=1e-4)
+    assert n_missing > 0
 
 
 def test_answers_without_judges_are_shown_alone(tmp_path, unsaved):
     folder = make_judged_run(tmp_path / "run", SAID, judges={})
     page = write_report(folder).read_text()
     assert 'id="answers"' in page
-    assert '<td class="answer">' in page
-    assert 'class="opinions"' not in page
+    said = data_of(page)["answers"]
+    assert said["aspects"] == {} and all(one["judged"] == {} for one in said["speakers"])
     assert "Truth and information" not in page
 
 
@@ -590,7 +661,7 @@ def converse(records, judgements=None):
 
 
 def test_no_answers_no_section(finished):
-    assert 'id="answers"' not in finished[1]
+    assert 'id="answers"' not in finished[1] and data_of(finished[1])["answers"] is None
     assert converse(FULL) == []
 
 
@@ -656,8 +727,12 @@ def test_no_text_reaches_page_or_terminal_raw(tmp_path, unsaved, capsys):
     page = result.write_report().read_text()
     print_verdict(result)
     shown = capsys.readouterr().out
-    for text in (page, shown):
+    for text in (words(page), shown):
         assert not set(text) & set(HOSTILE) - set(SHOWN) and SHOWN in text.replace("<br>", "")
+    data = data_of(page)
+    text = "".join([*data["answers"]["questions"], *data["answers"]["texts"], *data["files"].values()])
+    assert not set(text) & set(HOSTILE) - set(SHOWN)
+    assert data["answers"]["questions"] == [SHOWN] * N["test"] and data["answers"]["texts"] == [SHOWN]
     assert f"Note: {SHOWN}" in shown and f"Q: {SHOWN}" in shown
     assert set(result.answers()["answer"]) == set(result.answers()["text"]) == {HOSTILE}
 
@@ -669,7 +744,7 @@ def test_a_long_text_is_cut_and_says_so(tmp_path, unsaved):
     folder = make_run(tmp_path / "run", records, manifest=replace(MANIFEST, methods=ITI, probes=None))
     result = read_result(folder)
     page = result.write_report().read_text()
-    assert len(page) < 10**6 and f"{'x' * LONGEST}… (998,000 more characters)" in page
+    assert len(page) < SMALL and f"{'x' * LONGEST}… (998,000 more characters)" in data_of(page)["answers"]["texts"]
     assert result.answers().query("arm == 'base' and split == 'test'")["answer"].tolist() == [long] * N["test"]
 
 
@@ -688,25 +763,27 @@ def test_one_judge_alone_gives_its_own_score(tmp_path, unsaved):
     assert json.loads((folder / "verdict.json").read_text())["score"] == "truth_probability"
     assert "Truth (probability) over 12 test questions" in page
     assert "Truth is the share of answers judged true: probability at least 0.5." in page
-    assert "Info" not in re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL)
-    assert re.findall(r'<figure id="(\w+)">', page) == ["controls", "effect_vs_kl", "kl_mc"]
+    assert "Info" not in re.sub(r"<pre>.*?</pre>", "", words(page), flags=re.DOTALL)
+    assert charts_of(page) == ["drift_truth_probability", "drift_mc2", "tuning_iti"]
 
 
 def test_a_judge_that_fails_on_everything_still_gives_a_page(tmp_path, unsaved):
     folder = make_judged_run(tmp_path / "run", SAID, opinion=lambda *_: (None, "no server"))
     page = write_report(folder).read_text()
     assert f"{12 * len(SAID)} of {12 * len(SAID)} judgements of Info are missing" in page
-    assert "not judged (no server)" in page
-    assert "nan" not in page.lower()
-    assert re.findall(r'<figure id="(\w+)">', page) == ["kl_mc"]
+    why = [one["why"]["info"] for one in data_of(page)["answers"]["speakers"]]
+    assert why == [{str(i): "no server" for i in range(12)}] * len(SAID)
+    assert "nan" not in words(page).lower()
+    assert charts_of(page) == ["drift_mc2"]
 
 
 def test_another_score_leaves_the_judged_ones_in_their_own_table(tmp_path, unsaved):
     folder = make_judged_run(tmp_path / "run", SAID, config=replace(JUDGED_CONFIG, score="mc2"))
     page = write_report(folder).read_text()
     assert "mean MC2 over 12 test questions" in page
-    assert "Info*Truth" not in section(page, "All arms on the test questions")
-    assert re.findall(r'<figure id="(\w+)">', page) == ["controls", "effect_vs_kl", "truth_info"]
+    titles = [x["title"] for x in data_of(page)["tables"]["arms"]["columns"]]
+    assert titles.index("MC2") < titles.index("Info*Truth (probabilities)")
+    assert charts_of(page) == ["drift_mc2", "truth_info", "tuning_iti"]
 
 
 def test_what_was_not_judged_is_not_called_diverged(tmp_path):
@@ -734,10 +811,10 @@ def test_a_control_that_diverged_is_no_part_of_the_controls_mean(tmp_path, unsav
     scores = [row.values["info_truth"] for row in tables.controls("iti")["anywhere"].values() if row is not None]
     assert mean.n == len(scores) == 2
     assert mean.values["info_truth"] == pytest.approx(sum(scores) / 2)
-    part = section(write_report(folder, tables).read_text(), "Truth and information")
-    assert "Mean of 2 controls" in part
-    lost = part.split('<th scope="row">Control 1</th>')[1].split("</tr>")[0]
-    assert re.findall("<td>(.*?)</td>", lost) == ["–"] * len(tables.judged_columns) + [""]
+    data = data_of(write_report(folder, tables).read_text())
+    assert rows_of(data, "arms")[-1]["edit"] == "Mean of 2 controls"
+    (lost,) = [row for row in rows_of(data, "trials") if row["edit"] == "Control 1"]
+    assert all(lost[name] is None for name in (*tables.judged, "degenerate", "n_missing"))
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.3, 1.0])
@@ -787,8 +864,9 @@ def test_the_share_of_degenerate_answers_stands_beside_info(judged):
     for (arm, i, *_), record in chosen_of(records).items():
         own = shares[f"control anywhere {i}" if arm == "control" else arm]
         assert own == sum(answer in ANSWERS[2:] for answer in record.answers["test"]) / N["test"]
-    table = section(page, "Truth and information")
-    assert ">Degenerate</th>" in table and f'value="{shares["claim"]!r}"' in table
+    (claim,) = [row for row in rows_of(data_of(page), "arms") if row["edit"] == "Claim"]
+    assert claim["degenerate"] == shares["claim"]
+    assert {"key": "degenerate", "title": "Degenerate"} in data_of(page)["tables"]["arms"]["columns"]
 
 
 def test_trials_that_diverged_have_empty_scores(tmp_path, unsaved):
@@ -875,7 +953,7 @@ def test_neuron_claims_have_no_outline(tmp_path, unsaved):
     folder = make_run(tmp_path / "run", FULL, manifest=manifest)
     page = write_report(folder).read_text()
     assert "2 neurons" in page
-    assert "Outlined" not in page
+    assert "Outlined" not in words(page)
 
 
 def test_numbers_carry_their_exact_value():
@@ -883,18 +961,129 @@ def test_numbers_carry_their_exact_value():
     assert number(None, ".3f") == number(math.nan, ".3f") == "–"
 
 
-def test_inline_svgs_have_ids_of_their_own():
-    body = '<path id="a"/><use xlink:href="#a" clip-path="url(#a)"/></svg>'
-    svg = f'<?xml version="1.0"?>\n<svg width="1pt" viewBox="0 0 1 1">{body}'
-    inline = inline_svg(svg, "x", 'a "b"')
-    assert inline.startswith('<svg viewBox="0 0 1 1" role="img" aria-label="a &#34;b&#34;">')
-    assert 'id="x-a"/><use xlink:href="#x-a" clip-path="url(#x-a)"' in inline
+@pytest.mark.parametrize("at", [[], [5.0], [1.0] * 7, [0.0, 1.0, 1.5, 3.0, 3.0, 9.0]])
+def test_dots_never_cover_each_other(at):
+    levels = stack_dots(at, 2.0)
+    placed = list(zip(at, levels, strict=True))
+    assert all(abs(x - y) >= 2 or i != k for (x, i), (y, k) in combinations(placed, 2))
+    crowd = max((sum(x <= y < x + 2 for y in at) for x in at), default=0)
+    assert max(levels, default=-1) + 1 == crowd, "no more levels than the largest crowd needs"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 0.1), (1e-4, 3e-4), (12.4, 12.9), (-500, 900)])
+def test_ticks_are_round_and_inside(low, high):
+    ticks = nice_ticks(low, high)
+    assert 2 <= len(ticks) <= 6 and low - 1e-9 <= min(ticks) <= max(ticks) <= high + 1e-9
+    assert np.diff(ticks) == pytest.approx(ticks[1] - ticks[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("scores", [[], [0.5], [0.5] * 4, [0.1, math.nan, 0.3], [math.nan], [None]])
+def test_a_strip_shows_every_score_and_equal_marks_apart(scores):
+    marks = [
+        Mark("claim <b>", 0.5, "red", "-"),
+        Mark("unedited", 0.5, "#1d1e22", ":"),
+        Mark("whole", None, "blue", "-"),
+    ]
+    svg = draw_strip([Spread("<i>controls", scores, marks)], xlabel="MC2", alt='say "this"')
+    outline = _Outline()
+    outline.feed(svg)
+    assert outline.open == [] and "<b>" not in svg and "<i>" not in svg and 'aria-label="say &quot;this&quot;"' in svg
+    assert svg.count("<circle") == sum(x is not None and not math.isnan(x) for x in scores)
+    heights = re.findall(r'<svg x="([^"]+)" y="([^"]+)"><path', svg)
+    assert len(heights) == 2 and len({y for _, y in heights}) == 2 and len({x for x, _ in heights}) == 1
+
+
+def test_charts_hold_every_point():
+    points = [(0.0, 0.2, True), (1e-3, 0.1, False), (0.5, -0.1, True)]
+    chart = scatter_chart(
+        [Series("<claim>", "#D55E00", "D", points, ids=(4, 5, 6))], xlabel="KL", ylabel="y", is_drift=True
+    )
+    assert chart["layout"]["xaxis"]["type"] == "log"
+    found = {
+        (x, y, i)
+        for trace in chart["data"]
+        for x, y, i in zip(trace["x"], trace["y"], trace["customdata"], strict=True)
+    }
+    assert found == {(1e-3, 0.2, 4), (1e-3, 0.1, 5), (0.5, -0.1, 6)}, "a drift of 0 stands at the left end"
+    assert {trace["name"] for trace in chart["data"]} == {"&lt;claim&gt;"}, "Plotly reads tags in names"
+    values = [[0.5, math.nan], [0.7, 0.6]]
+    heat = heat_chart(HeatMap(values, "accuracy"), [(1, 0)], floor=0.4)["data"]
+    cells = {
+        (x, head): text for trace in heat[1:] for x, (head, text) in zip(trace["x"], trace["customdata"], strict=True)
+    }
+    assert cells == {(0, 0): "0.500", (1, 0): "0.700", (1, 1): "0.600"}
+    assert heat[0]["marker"]["cmin"] == 0.4 and heat[2]["x"] == [1], "the outlined head is drawn last"
+    lines = line_chart([Line("", "blue", [1, 2], [0.0, 90.0], wide=False), Line("claim", "red", [1, 2], [1.0, 0.5])],
+                       xlabel="step", ylabel="loss")  # fmt: skip
+    assert lines["layout"]["yaxis"]["range"][1] == 3.0, "an outlier does not flatten the claim"
+
+
+def test_data_cannot_end_their_script():
+    evil = {"</script><script>alert(1)</script>": ["<!--<script>", math.nan, math.inf, np.float64(0.5), "\u202ex\x00"]}
+    text = embed(evil)
+    assert "<" not in text and "&" not in text
+    assert json.loads(text) == {
+        "</script><script>alert(1)</script>": ["<!--<script>", None, None, 0.5, "\ufffdx\ufffd"]
+    }
+
+
+def test_an_edit_that_hardly_moved_is_named_with_loss_and_kl(tmp_path):
+    def trained(record, last):
+        if record.spec.method != "optimal":
+            return record
+        return replace(record, training={"loss": (6.25, last), "objective": (last,)})
+
+    for last, found in ((6.2, 2), (3.0, 0)):
+        folder = make_run(tmp_path / f"{last}", [trained(record, last) for record in FULL])
+        warnings = hardly_moved(read_tables(folder))
+        assert len(warnings) == found
+        page = words(write_report(folder).read_text())
+        assert all(warning in page for warning in warnings)
+    assert not warnings and '<figure id="loss_optimal">' in page
+
+
+def test_a_page_keeps_its_size_however_much_was_said(tmp_path, unsaved):
+    """Long answers of 200 trials and of more; what is left out is counted."""
+    rng = np.random.default_rng(0)
+    said = [{split: tuple("".join(map(chr, rng.integers(97, 122, 1900))) for _ in range(n)) for split, n in N.items()}
+            for _ in range(201)]  # fmt: skip
+    for n, most in ((200, SMALL), (340, LARGE)):
+        spec = [replace(trial("control", "iti", 1.0, i % 65).spec, control=i, seed=i) for i in range(n - 3)]
+        records = [replace(trial("base"), answers=said[0])]
+        records += [replace(trial(arm, "iti", 1.0), answers=x) for arm, x in (("claim", said[1]), ("whole", said[2]))]
+        records += [
+            replace(
+                trial("control", "iti", 1.0, i % 65), spec=x, answers=said[i % 201], training={"loss": (1.0,) * 500}
+            )
+            for i, x in enumerate(spec)
+        ]
+        manifest = replace(MANIFEST, methods=ITI, nulls={"anywhere": Null(n - 3)}, planned=n, probes=None)
+        folder = make_run(tmp_path / f"{n}", records, manifest=manifest)
+        page = write_report(folder).read_text()
+        assert len(page.encode()) < most
+        answers = data_of(page)["answers"]
+        assert len(answers["questions"]) == N["test"]
+        assert len(answers["speakers"]) + answers["left_out"] == n and answers["left_out"] > 0
+        assert [one["arm"] for one in answers["speakers"][:4]] == ["base", "claim", "whole", "control"]
+        assert f"answers of {answers['left_out']:,} further edits" in page.replace(
+            f"{answers['left_out']} ", f"{answers['left_out']:,} "
+        )
+
+
+def test_questions_are_left_out_where_even_the_first_answers_do_not_fit(judged):
+    tables = read_tables(judged[0])
+    data = page_data(tables)
+    whole = data.pop("answers")
+    few = page_data(tables, room=size_of(data) + 4_000)["answers"]
+    assert 1 <= len(few["questions"]) < len(whole["questions"]) == few["n_questions"]
+    assert few["questions"] == whole["questions"][: len(few["questions"])]
 
 
 def test_small_words():
     assert [spell_duration(x) for x in (3.21, 59.6, 185, 7440)] == ["3.2 s", "1 min 0 s", "3 min 5 s", "2 h 4 min"]
     assert short_location("1.0,2.0") == "1.0,2.0"
     assert short_location(",".join(["1.0"] * 42)).endswith("1.0, and 2 more")
+    assert [decimals(x) for x in ((1.74, 2.2), (-0.05, 0.05), (0.1, 0.1), (-300.0, 500.0))] == [2, 3, 2, 0]
     assert [MethodFacts("x", supports).reaches[-5:] for supports in ("higher", "lower")] == ["above", "below"]
     assert registry.METHODS["optimal"].symbol_of(CONFIG.methods["optimal"]) == "τ"
 
@@ -927,7 +1116,7 @@ def test_a_reading_has_a_report_of_its_own(reread, unsaved):
     page = read_result(reread, level=0.3).write_report()
     assert page == reread / "reports" / "info_truth_probability-level-0.3" / "report.html"
     text = page.read_text()
-    assert text.index("Read with other settings than the run’s:") < text.index("<h1>")
+    assert text.index("Read with other settings than the run’s:") < text.index("<h1")
     assert "level 0.3 (the run&#39;s: 0.05)" in text and "at level 0.3;" in text
     written = json.loads((page.parent / "verdict.json").read_text())
     assert (written["level"], written["reading"]) == (0.3, {"level": {"run": 0.05, "here": 0.3}})

@@ -18,9 +18,6 @@ from locaudit.store.run import Run
 from locaudit.store.trusted import Corrected
 from locaudit.text import readable
 
-_SHOWN_QUESTIONS = 3
-"""Number of test questions whose answers are printed."""
-
 
 def count_unjudged(runs: Iterable[Run]) -> int:
     """Print which runs have no verdict because judgements are missing. Returns the exit code: 1 if any, else 0."""
@@ -80,7 +77,7 @@ def _print_corrected(found: Corrected) -> None:
 def print_verdict(result: AuditResult, out: Path | None = None) -> None:
     """Write the report of a run, to `out` if given, and print its verdict."""
     report, tables = result.write_report(out), result.tables
-    verdict, said, planned = tables.verdict, tables.conversations[:_SHOWN_QUESTIONS], tables.manifest.planned
+    verdict, said, planned = tables.verdict, tables.conversations, tables.manifest.planned
     if len(tables.rows) < planned:
         say(f"UNFINISHED: {len(tables.rows)} of {planned} trials; all below is provisional.", style="bold red")
     _print_changes(tables.registered, tables.reading)

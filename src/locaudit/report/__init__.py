@@ -9,9 +9,9 @@ from typing import Any
 
 from locaudit.config import to_yaml
 from locaudit.errors import RunFolderError
-from locaudit.report.answers import N_OPEN
 from locaudit.report.drawings import UNJUDGED, draw_all
 from locaudit.report.html import render
+from locaudit.report.page import hardly_moved, null_figure, page_data, sections
 from locaudit.report.style import require
 from locaudit.report.tables import Tables, read_tables
 from locaudit.store.files import write_atomically
@@ -36,11 +36,21 @@ def report_folder(folder: Path, out: str | Path | None, score: str, reading: Map
     default = folder / "reports" / "-".join([score, *named]) if reading else folder
     target = default if out is None else Path(out)
     is_own = not reading and target.resolve() == folder.resolve()
+    check_free(target, is_own=is_own, remedy=f"choose another --out, or leave out --out to write to {default}")
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def check_free(target: Path, *, is_own: bool = False, remedy: str = "choose another --out") -> None:
+    """Raise `RunFolderError` if a report must not or cannot be written to a folder.
+
+    It must not if a run, a study or repeats have their own report there, unless it `is_own`.
+    """
     if not is_own and any((target / file).is_file() for file in ("config.yaml", "paper.yaml", "repeats.json")):
         raise RunFolderError(
             got=f"{target} as the folder of a report, which holds another run, study or repeats",
             expected="another folder, so that their own report is not overwritten",
-            remedy=f"choose another --out, or leave out --out to write to {default}",
+            remedy=remedy,
         )
     there = next(path for path in (target, *target.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
@@ -49,8 +59,6 @@ def report_folder(folder: Path, out: str | Path | None, score: str, reading: Map
             expected="a folder with write permission; the run itself is only read",
             remedy="choose another --out",
         )
-    target.mkdir(parents=True, exist_ok=True)
-    return target
 
 
 def write_report(folder: str | Path, tables: Tables | None = None, *, out: str | Path | None = None) -> Path:
@@ -70,16 +78,20 @@ def write_report(folder: str | Path, tables: Tables | None = None, *, out: str |
     write_atomically(folder / "trials.csv", tables.trials_csv().encode())
     if tables.specification.rows:
         write_atomically(folder / "specification.csv", tables.specification_csv().encode())
+    draw_all(tables, folder / "figures")
+    data = page_data(tables)
     page = render(
         "report/template.html",
+        data,
         t=tables,
         verdict=tables.verdict,
         config=tables.config,
         run=tables.manifest,
-        drawings=draw_all(tables, folder / "figures"),
+        sections=sections(data),
+        figure=require("markupsafe").Markup(null_figure(tables.verdict, tables.manifest)),
+        moved=hardly_moved(tables),
         kind=tables.manifest.kind_plural.removesuffix("s"),
         unjudged=UNJUDGED,
-        n_open=N_OPEN,
         yaml=to_yaml(tables.config),
     )
     path = folder / "report.html"

@@ -197,6 +197,26 @@ def power_sentence(run: Run, method: str | None = None, power: float = 0.8, fold
     return f"{said} For {rounded(half)}: {way} ({ask} {rounded(half)}`)."
 
 
+@dataclass(frozen=True)
+class Designs:
+    """Larger audits that a run could grow to, with their time and their power for half the lead that it sees."""
+
+    rows: tuple[Row, ...]
+    lead: str
+    """The lead whose power is given, in words."""
+
+
+def read_designs(run: Run, method: str | None = None, power: float = 0.8) -> Designs | None:
+    """The planned design and larger ones (`choose_rows`); None if the run cannot say."""
+    sizing = find_sizing(run, method)
+    lead = math.inf if sizing is None else smallest_lead(sizing.parts, sizing.size, power, sizing.level)
+    if sizing is None or math.isinf(lead):
+        return None
+    half = float(f"{lead / 2:.1g}")
+    most = count_questions(run.config) or sizing.size.questions
+    return Designs(tuple(choose_rows(run, sizing, Target(half, power=power), most)), short(half))
+
+
 def describe_design(run: Run, sizing: Sizing, target: Target, path: Path | None = None) -> str:
     """The table of designs, and the cheapest one for the target as YAML, which is also written to `path`."""
     available, now, level = count_questions(run.config), sizing.size, sizing.level

@@ -1,18 +1,17 @@
-"""Draw the figures of a report. Their captions are in `template.html`."""
+"""What the figures of a run show, for its page and for PNG and SVG files."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from locaudit.report.figures import HeatMap, Mark, Series, Spread, draw_drift, draw_heads, draw_shares, draw_spreads
-from locaudit.report.style import ARM_COLOURS, ARM_NAMES, MARKERS, MIDDLE, save, score_title
-from locaudit.report.tables import Tables
-from locaudit.stats.phrases import MethodFacts
+from locaudit.report.style import ARM_COLOURS, ARM_NAMES, MARKERS, save, score_title
+from locaudit.report.tables import Row, Tables
+from locaudit.stats.phrases import MethodFacts, say, short_p
 from locaudit.stats.scores import resolve_score
 from locaudit.stats.verdict import MethodVerdict, NullResult, Verdict
 
@@ -20,33 +19,22 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMES = ("controls", "effect_vs_kl", "truth_info", "kl_mc", "probes")
-"""Names of the figures that a report may have, in order. ``truth_info`` shows the first two aspects."""
+"""Names of the files that a report may have, in order. ``truth_info`` shows the first two aspects."""
 UNJUDGED = resolve_score("auto", ())
 """The default score of a run without judges. If judges give the verdict's score, this score is drawn as well."""
 _BACK_TO_FRONT = ("control", "rest", "whole", "placebo", "claim")
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as it is embedded in the page."""
-
-    svg: str
-    n: int = 0
-    """Number of trials in the figure."""
-    n_chosen: int = 0
-    """How many of these trials were chosen on validation questions."""
-
-
-def draw_all(tables: Tables, folder: Path) -> dict[str, Drawing]:
-    """Draw all figures for which there are data, and save them in `folder` as PNG and SVG.
+def draw_all(tables: Tables, folder: Path) -> list[str]:
+    """Draw all figures for which there are data, and save them in `folder` as PNG and SVG; returns their names.
 
     Figures of an earlier report are deleted if they no longer have data, for example because a judge was removed.
     """
-    verdict, base, drawn = tables.verdict, tables.base.values, {}
+    verdict, base, drawn = tables.verdict, tables.base.values, []
 
-    def keep(name: str, figure: Figure, series: list[Series] | None = None) -> None:
-        points = [point for one in series or () for point in one.points]
-        drawn[name] = Drawing(save(figure, folder, name), len(points), sum(chosen for _, _, chosen in points))
+    def keep(name: str, figure: Figure) -> None:
+        save(figure, folder, name)
+        drawn.append(name)
 
     if any(map(math.isfinite, (x for v in verdict.methods.values() for x in (v.base, v.claim, *_controls(v))))):
         keep("controls", draw_controls(verdict, tables.methods))
@@ -54,17 +42,13 @@ def draw_all(tables: Tables, folder: Path) -> dict[str, Drawing]:
     for name, score in effects.items():
         if series := trial_series(tables, "kl", score, minus=base.get(score, math.nan)):
             title = f"{score_title(score)} on test, minus unedited"
-            keep(name, draw_drift(series, ylabel=title, base=0.0), series)
+            keep(name, draw_drift(series, ylabel=title, base=0.0))
     if len(tables.aspects) > 1:
         y, x = (f"{aspect}_probability" for aspect in tables.aspects[:2])
         series = trial_series(tables, x, y)
         if series and math.isfinite(base[x]) and math.isfinite(base[y]):
             names, ours = (score_title(x), score_title(y)), (base[x], base[y])
-            keep(
-                "truth_info",
-                draw_shares(series, titles=names, base=ours, product=score_title(tables.judged[0])),
-                series,
-            )
+            keep("truth_info", draw_shares(series, titles=names, base=ours, product=score_title(tables.judged[0])))
     if (probes := tables.probes) is not None:
         heat = HeatMap(probes.val_accuracy, "validation accuracy")
         keep("probes", draw_heads([heat], tables.claimed_heads, floor=probes.majority))
@@ -79,15 +63,7 @@ def draw_controls(verdict: Verdict, methods: Mapping[str, MethodFacts]) -> Figur
     Lines mark the claim, the unedited model and the whole model.
     """
     panels = [
-        Spread(
-            _controls_title(methods[name], v, null),
-            null.controls,
-            [
-                Mark("claim", v.claim, ARM_COLOURS["claim"], "-"),
-                Mark("unedited model", v.base, ARM_COLOURS["base"], ":"),
-                Mark("whole model edited", v.whole_model, ARM_COLOURS["whole"], "--"),
-            ],
-        )
+        Spread(_controls_title(methods[name], v, null), null.controls, _marks(v))
         for name, v in verdict.methods.items()
         for null in v.nulls.values()
     ]
@@ -97,46 +73,66 @@ def draw_controls(verdict: Verdict, methods: Mapping[str, MethodFacts]) -> Figur
     return draw_spreads(panels, xlabel=xlabel, **look)
 
 
+def _marks(v: MethodVerdict) -> list[Mark]:
+    return [
+        Mark("claim", v.claim, ARM_COLOURS["claim"], "-"),
+        Mark("whole model", v.whole_model, ARM_COLOURS["whole"], "--"),
+        Mark("unedited", v.base, ARM_COLOURS["base"], ":"),
+    ]
+
+
+def null_panels(v: MethodVerdict, method: MethodFacts, noun: str) -> list[Spread]:
+    """A panel for each null of a method, in the verdict's words; `noun` is the plural of a place: ``heads``."""
+    places = method.terms["controls"].format(noun=noun)
+    panels = []
+    for null in v.nulls.values():
+        seen = say("seen", "null", g=null.n_at_least, n=null.n_used, p=short_p(null.p_value), lead="")
+        panels.append(Spread(f"{places}{null.where}: {seen}{_lost(null)}", null.controls, _marks(v)))
+    return panels
+
+
 def _controls(verdict: MethodVerdict) -> list[float]:
     return [x for null in verdict.nulls.values() for x in null.controls]
 
 
-def _controls_title(method: MethodFacts, verdict: MethodVerdict, null: NullResult) -> str:
+def _lost(null: NullResult) -> str:
     # Not "diverged": a score is also missing if judgements are missing.
-    n, unscored = len(null.controls), sum(map(math.isnan, null.controls))
+    n = sum(map(math.isnan, null.controls))
+    return f" ({n} without a score)" if n else ""
+
+
+def _controls_title(method: MethodFacts, verdict: MethodVerdict, null: NullResult) -> str:
+    n = len(null.controls)
     if math.isnan(verdict.claim):
         return f"{method.title}\nno edit at the claim has a score"
     if not n:
         return f"{method.title}\nno control{null.where} scored yet"
-    lost = f" ({unscored} without a score)" if unscored else ""
-    reached = f"{null.n_at_least} of {n}{null.where or ' controls'} {method.reaches} the claim{lost}"
+    reached = f"{null.n_at_least} of {n}{null.where or ' controls'} {method.reaches} the claim{_lost(null)}"
     return f"{method.title}: p = {null.p_value:.3f}\n{reached}"
 
 
-def trial_series(tables: Tables, x: str, y: str, *, minus: float = 0.0) -> list[Series]:
+def trial_series(
+    tables: Tables, x: str, y: str, *, minus: float = 0.0, rows: Sequence[Row] | None = None
+) -> list[Series]:
     """Points (x, y - `minus`) of every edit that has both values, with colours for arms and markers for methods.
 
-    Rests of controls are left out.
-
-    At the end of the list are series without points, which are the entries of the legend. The list is empty if no edit
+    Their ids are their places in `rows` (None: all rows). Rests of controls are left out. The list is empty if no edit
     has both values.
     """
-    points: dict[tuple[str, str], list[tuple[float, float, bool]]] = {}
-    for row in tables.rows:
+    points: dict[tuple[str, str], list[tuple[int, tuple[float, float, bool]]]] = {}
+    for i, row in enumerate(tables.rows if rows is None else rows):
         spec, values = row.record.spec, row.values
         at = values.get(x, math.nan), values.get(y, math.nan) - minus
         is_shown = spec.arm != "base" and not spec.place.is_rest_of_control
         if is_shown and all(map(math.isfinite, at)):
-            points.setdefault((spec.arm, spec.method), []).append((*at, row.chosen))
+            points.setdefault((spec.arm, spec.method), []).append((i, (*at, row.chosen)))
     markers = {name: MARKERS[i % len(MARKERS)] for i, name in enumerate(tables.methods)}
-    series = [
-        Series("", ARM_COLOURS[arm], markers[method], points[arm, method], large=arm != "control")
-        for arm, method in product(_BACK_TO_FRONT, markers)
-        if (arm, method) in points
-    ]
-    # entries for the legend: arms by colour, methods by shape
-    arms = [arm for arm in ARM_NAMES if any(arm == found for found, _ in points)]
-    methods = [name for name in markers if any(name == found for _, found in points)]
-    keys = [Series(ARM_NAMES[arm], ARM_COLOURS[arm], "s") for arm in arms]
-    keys += [Series(tables.methods[name].title, MIDDLE, markers[name]) for name in methods]
-    return [*series, *keys] if series else []
+    several = len({method for _, method in points}) > 1
+    series = []
+    for arm, method in product(_BACK_TO_FRONT, markers):
+        if (arm, method) in points:
+            ids, found = zip(*points[arm, method], strict=True)
+            label = f"{tables.methods[method].title}: {ARM_NAMES[arm]}" if several else ARM_NAMES[arm]
+            look = ARM_COLOURS[arm], markers[method], found
+            series.append(Series(label, *look, large=arm != "control", ids=ids))
+    return series

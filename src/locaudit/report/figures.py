@@ -62,6 +62,8 @@ class Series:
     large: bool = True
     frontier: bool = False
     """Whether to connect the points of the series' Pareto frontier (`frontier`)."""
+    ids: Sequence[int] = ()
+    """Number of each point's trial in the table of trials of a page; empty without one."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,27 @@ class HeatMap:
     """Colour map and its limits, as arguments of `pcolormesh`."""
 
 
+def stack_dots(at: Sequence[float], width: float) -> list[int]:
+    """The level of each dot, so that dots on one level are at least `width` apart. Ties stand on top of each other.
+
+    `at` is sorted. The number of levels is the smallest possible.
+    """
+    ends: list[float] = []
+    levels = []
+    for x in at:
+        level = next((i for i, end in enumerate(ends) if x - end >= width), len(ends))
+        ends[level : level + 1] = [x]
+        levels.append(level)
+    return levels
+
+
 def draw_spreads(
     panels: Sequence[Spread], *, xlabel: str, what: str, colour: str, height: float = 3.4, columns: int | None = None
 ) -> Figure:
     """Draw scores as a histogram and as dots, and marks as lines. Panels share their axes.
 
-    They stand in rows of `columns` panels, or in one row.
+    They stand in rows of `columns` panels, or in one row. Dots of equal scores hang below each other, and of equal
+    marks the last is drawn on top.
 
     Raises `ValueError` for no panels.
     """
@@ -96,22 +113,28 @@ def draw_spreads(
         edges = _bin_edges([x for p in panels for x in (*_finite(p.scores), *_finite(m.value for m in p.marks))])
         counts = [np.histogram(_finite(panel.scores), bins=edges)[0] for panel in panels]
         tallest = max(1, int(np.max(counts)))
-        for axis, panel in zip(axes, panels, strict=False):
+        dot = (edges[-1] - edges[0]) * 4.5 * columns / (0.85 * WIDTH * 72)  # width of a dot with a gap, on the x axis
+        levels = [np.asarray(stack_dots(_finite(panel.scores).tolist(), dot), dtype=float) for panel in panels]
+        deepest = max([2.0, *(x for one in levels for x in one)])
+        step = min(0.05, 0.4 / deepest)
+        for axis, panel, depth in zip(axes, panels, levels, strict=False):
             scores = _finite(panel.scores)
             axis.hist(scores, bins=edges, color=colour, alpha=0.55, linewidth=0)
-            # dots under the bars are on three levels, so that neighbours do not overlap
-            heights = -tallest * (0.06 + 0.05 * (np.arange(scores.size) % 3))
-            axis.scatter(scores, heights, s=11, color=colour, linewidth=0, zorder=4)
+            heights = -tallest * (0.06 + step * depth)
+            axis.scatter(scores, heights, s=11, color=colour, linewidth=0, zorder=2.5, clip_on=False)
             axis.axhline(0, color=FAINT, linewidth=0.5)
-            for mark in panel.marks:
+            for i, mark in enumerate(panel.marks):
                 if _finite([mark.value]).size:
-                    axis.axvline(mark.value, color=mark.colour, linestyle=mark.style, linewidth=1.8, zorder=3)
+                    look = {"color": mark.colour, "linestyle": mark.style, "linewidth": 1.8 - 0.3 * i}
+                    axis.axvline(mark.value, zorder=3 + 0.1 * i, **look)
             axis.set_title(panel.title, loc="left", linespacing=1.4)
             axis.set(xlabel=xlabel, xlim=(edges[0], edges[-1]))
         ticker = require("matplotlib.ticker")
         axes[0].xaxis.set_major_locator(ticker.MaxNLocator(6))
         ticks = ticker.MaxNLocator(5, integer=True).tick_values(0, tallest)
-        axes[0].set(ylim=(-0.24 * tallest, 1.06 * tallest), yticks=[y for y in ticks if 0 <= y <= tallest])
+        axes[0].set(
+            ylim=(-(0.14 + step * deepest) * tallest, 1.06 * tallest), yticks=[y for y in ticks if 0 <= y <= tallest]
+        )
         for axis in axes[::columns]:
             axis.set_ylabel(what)
         bars = require("matplotlib.patches").Patch(color=colour, alpha=0.55, linewidth=0, label=f"{what} (a dot each)")
@@ -184,7 +207,8 @@ def scatter(axis: Any, series: Sequence[Series]) -> None:
         empty = {"s": 0.6 * size, "facecolors": "none", "edgecolors": one.colour, "linewidths": 0.9, "alpha": 0.6}
         for chosen, look in ((False, empty), (True, filled)):
             points = np.reshape([p[:2] for p in one.points if p[2] is chosen], (-1, 2))
-            axis.scatter(*points.T, marker=one.marker, zorder=3 + depth + len(series) * chosen, **look)
+            order = 3 + depth + len(series) * chosen
+            axis.scatter(*points.T, marker=one.marker, zorder=order, clip_on=False, **look)
         if one.frontier and one.points:
             edge = frontier([(x, y) for x, y, _ in one.points])
             axis.plot(*zip(*edge, strict=True), color=one.colour, linewidth=1.1, alpha=0.8, zorder=2)

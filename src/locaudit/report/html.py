@@ -1,17 +1,26 @@
-"""Render self-contained HTML pages from templates of the package, with every text escaped."""
+"""Render self-contained HTML pages from templates of the package, with every text escaped.
+
+A page holds its style sheet, its data as one JSON value, Plotly and our own script. A content security policy allows
+these two scripts, by their hashes, and nothing else.
+"""
 
 from __future__ import annotations
 
+import json
 import math
-import re
+from base64 import b64encode
+from collections.abc import Mapping
 from functools import cache
+from hashlib import sha256
 from html import escape
 from importlib import resources
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from locaudit.location import short_location
-from locaudit.report.style import ARM_COLOURS, INK, PAPER, aspect_words, require, score_phrase, score_title
+from locaudit.report.style import aspect_words, require, score_phrase, score_title
 from locaudit.report.tables import place_name, reading_words
 from locaudit.stats.phrases import where
 from locaudit.stats.scores import THRESHOLD, named_score
@@ -19,12 +28,41 @@ from locaudit.text import readable
 
 MISSING = "–"
 """Shown where nothing was measured."""
+SCRIPTS = ("plotly/plotly-basic.min.js", "page.js")
+"""Plotly (https://github.com/plotly/plotly.js, MIT license) and our own script."""
+_HERE = "<!-- scripts -->"
+"""Where data and scripts stand in a page. Texts cannot hold it, since they are escaped."""
 
 
-def render(template: str, **values: Any) -> str:
-    """Render a template, given by its path within the package. Texts in `values` are escaped and made `readable`."""
+def render(template: str, data: Mapping[str, Any] | None = None, **values: Any) -> str:
+    """Render a template, given by its path within the package. Texts in `values` are escaped and made `readable`.
+
+    `data` is what the page's script reads: tables, charts and answers (`locaudit.report.page`).
+    """
     require("jinja2")
-    return environment().get_template(template).render(values)
+    scripts = [resources.files("locaudit.report").joinpath(name).read_text("utf-8") for name in SCRIPTS]
+    hashes = [b64encode(sha256(script.encode()).digest()).decode() for script in scripts]
+    page = environment().get_template(template).render(values, data=data, hashes=hashes)
+    tail = "".join(f"<script>{script}</script>\n" for script in scripts)
+    return page.replace(_HERE, f'<script type="application/json" id="data">{embed(data or {})}</script>\n{tail}')
+
+
+def embed(value: Any) -> str:
+    """A value as JSON that cannot end a script element. Texts are made `readable`; NaN and infinity become null."""
+    text = json.dumps(_shown(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("&", "\\u0026")
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return readable(value)
+    if isinstance(value, Mapping):
+        return {readable(str(key)): _shown(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shown(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @cache
@@ -43,7 +81,6 @@ def environment(*, autoescape: bool = True) -> Any:
     found.filters |= {
         "number": lambda value, spec=".3f": markup(number(value, spec)),
         "plain": plain,
-        "inline": inline_svg,
         "score": score_title,
         "phrase": score_phrase,
         "named": named_score,
@@ -56,6 +93,7 @@ def environment(*, autoescape: bool = True) -> Any:
         "settings": reading_words,
         "escaped": lambda text: repr(text)[1:-1],
         "duration": spell_duration,
+        "signed": lambda q, x: markup(number(x, f"+.{decimals(q.interval)}f")),
         "sentence": lambda text: text[:1].upper() + text[1:],
     }
     found.tests |= {"finite": lambda x: x is not None and math.isfinite(x)}
@@ -77,22 +115,10 @@ def plain(value: float | None, spec: str = ".3f") -> str:
     return MISSING if value is None or not math.isfinite(value) else format(value, spec).replace("-", "−")
 
 
-def inline_svg(svg: str, prefix: str, alt: str) -> str:
-    """Turn the text of an SVG file into an element of the page, with `alt` as its description.
-
-    The prologue and the fixed size are removed, and ids are made unique with `prefix`. The colours of ink, paper and
-    controls are replaced by the page's colours, which change between light and dark mode.
-    """
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = svg.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
-    svg = svg.replace(INK, "currentColor").replace(PAPER, "var(--paper)")
-    svg = svg.replace(ARM_COLOURS["control"].lower(), "var(--control)")
-    head, _, body = svg.partition(">")
-    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
-    safe = require("markupsafe")
-    return safe.Markup(f'{head} role="img" aria-label="{safe.escape(alt)}">{body}')
+def decimals(interval: tuple[float, float]) -> int:
+    """How many decimals show two digits of an interval's half width: 2 for [1.74, 2.20]; 2 without an interval."""
+    half = (interval[1] - interval[0]) / 2
+    return min(max(0, 1 - math.floor(math.log10(half))), 6) if half > 0 and math.isfinite(half) else 2
 
 
 def spell_duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +16,10 @@ from locaudit.config.settings import VARIED, leaves
 from locaudit.errors import RunFolderError
 from locaudit.records import json_text
 from locaudit.report import report_folder, write_report
+from locaudit.report.charts import Chart, scatter_chart
 from locaudit.report.figures import Series, add_legend, marker_key, new_figure, scatter
 from locaudit.report.html import render
+from locaudit.report.page import make_table
 from locaudit.report.style import ARM_COLOURS, ARM_NAMES, FAINT, house_style, save, score_title
 from locaudit.report.tables import Registered, csv_text, read_registered, tabulate
 from locaudit.stats.phrases import MethodFacts
@@ -63,6 +65,12 @@ class Repeats:
         split = "" if self.verdict.same_questions else " and question splits"
         words = {"seed": f"training seeds{split}", "primer": "orders of the primer", "wording": "wordings"}
         return ", ".join(words[what] for what in next(iter(self.runs.values())).config.vary)
+
+    @property
+    def asked(self) -> Mapping[str, Mapping[str, str]]:
+        """Method -> name of a question -> the question in words, as each repeat asks it."""
+        first = next(iter(self.repeats.values())).verdict
+        return {name: {q.name: q.asked for q in v.questions} for name, v in first.methods.items()}
 
     def __repr__(self) -> str:
         return f"Repeats({self.subject})\n{self.verdict!r}"
@@ -187,8 +195,12 @@ def write_repeats(folder: str | Path, out: str | Path | None = None, **settings:
     for number, run in found.runs.items():
         own = repeat_folder(folder, number)
         write_report(own, tabulate(run), out=own if is_own else target / own.name)
-    svg = save(draw_repeats(found), target / "figures", "repeats")
-    text = render("report/repeats.html", found=found, verdict=found.verdict, drawings={"repeats": {"svg": svg}})
+    save(draw_repeats(found), target / "figures", "repeats")
+    data = {"charts": {f"repeats_{name}": repeats_chart(found, name) for name in found.verdict.methods},
+            "tables": {"repeats": make_table("Each repeat alone", list(_rows(found)), _TITLES)},
+            "files": {"repeats.json": json_text(values)}}  # fmt: skip
+    sections = {"verdict": "Verdict", "repeats": "Repeats"}
+    text = render("report/repeats.html", data, found=found, verdict=found.verdict, sections=sections)
     write_atomically(target / PAGE, text.encode())
     return target / PAGE, found
 
@@ -219,10 +231,42 @@ def draw_repeats(found: Repeats) -> Figure:
     return figure
 
 
+def repeats_chart(found: Repeats, method: str) -> Chart:
+    """One panel of `draw_repeats` for a page."""
+    verdicts = [repeat.verdict.methods[method] for repeat in found.repeats.values()]
+    chart = scatter_chart(
+        _repeat_series(verdicts, found.verdict.methods[method]),
+        xlabel=f"{score_title(found.verdict.score)} on test", ylabel="",
+    )  # fmt: skip
+    labels = [*(f"repeat {number}" for number in found.repeats), "mean"]
+    chart["layout"]["yaxis"] |= {"tickvals": list(range(len(labels))), "ticktext": labels}
+    return chart
+
+
+_TITLES = {
+    "repeat": "repeat", "method": "method", "base": "unedited", "claim": "claim", "gain": "gain",
+    "gain_p": "p of the gain", "null": "null", "controls": "mean control", "p": "p",
+    "outcome": "outcome alone", "location": "location",
+}  # fmt: skip
+
+
+def _rows(found: Repeats) -> Iterator[dict[str, Any]]:
+    """A row for each repeat, method and null."""
+    for number, repeat in found.repeats.items():
+        for name in found.verdict.methods:
+            v = repeat.verdict.methods[name]
+            for null in v.nulls.values():
+                yield {
+                    "repeat": number, "method": v.title, "base": v.base, "claim": v.claim, "gain": v.effect,
+                    "gain_p": v.effect_p, "null": null.name, "controls": v.claim - null.lead, "p": null.p_value,
+                    "outcome": v.outcome, "location": str(repeat.claim),
+                }  # fmt: skip
+
+
 def _repeat_series(parts: Sequence[MethodVerdict], method: MethodRepeats) -> list[Series]:
     """Scores of each arm by repeat, and their means. Controls have a mean only if all repeats have the same ones."""
     whole = [math.nan if v.whole_model is None else v.whole_model for v in parts]
-    by_arm = {"base": [v.base for v in parts], "whole": whole, "claim": [v.claim for v in parts]}
+    by_arm = {"whole": whole, "claim": [v.claim for v in parts], "base": [v.base for v in parts]}
     scores: dict[str, list[Any]] = {"control": [[x for null in v.nulls.values() for x in null.controls] for v in parts]}
     scores |= {arm: [*row, np.mean(row)] for arm, row in by_arm.items()}
     means: list[float] = []
@@ -234,5 +278,6 @@ def _repeat_series(parts: Sequence[MethodVerdict], method: MethodRepeats) -> lis
     for arm, rows in scores.items():
         points = [(x, y, True) for y, row in enumerate(rows) for x in np.atleast_1d(row).tolist() if math.isfinite(x)]
         if points:
-            series.append(Series(ARM_NAMES[arm], ARM_COLOURS[arm], _MARKERS[arm], points, large=arm != "control"))
+            look = ARM_NAMES[arm], ARM_COLOURS[arm], _MARKERS[arm], points
+            series.append(Series(*look, large=arm not in ("control", "base")))
     return series

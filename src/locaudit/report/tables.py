@@ -20,7 +20,7 @@ from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, OFF, Place, TrialRecord, json_text
 from locaudit.registry import SCORES
 from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
-from locaudit.report.design import read_verdict
+from locaudit.report.design import Designs, read_designs, read_verdict
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES, FIT_TITLES
 from locaudit.stats.changes import Changes, count_changes
 from locaudit.stats.degenerate import is_degenerate
@@ -161,6 +161,8 @@ class Tables:
     """The judged scores corrected by trusted labels; None without labels."""
     specification: Specification = Specification(())
     """The claim's result under every combination of choices that the trials allow."""
+    designs: Designs | None = None
+    """Larger audits and their power; None if the run cannot say."""
 
     def __repr__(self) -> str:
         return f"Tables({plural(len(self.rows), 'trial')} of {self.manifest.model} on {self.manifest.behaviour})"
@@ -219,16 +221,10 @@ class Tables:
         return tuple(dict.fromkeys((*known, *sorted(found))))
 
     @property
-    def judged_columns(self) -> tuple[str, ...]:
-        """Columns of the table of judged answers: judged scores, and the share of degenerate answers."""
-        return (*self.judged, *self.base.degenerate)
-
-    @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the table of all arms: the verdict's score, scores without a judge, changes, drift, and fits."""
-        judged = judged_scores(self.base.record.questions["test"])
-        own = [name for name in self.measured if name not in judged or name == self.verdict.score]
-        return (*own, "worse", "better", *DRIFT_TITLES, *self.fit_columns)
+        """Columns of the table of all arms: scores (the verdict's first), changes, degenerate answers, drift, fits."""
+        own = dict.fromkeys((self.verdict.score, *self.measured, "worse", "better", *self.base.degenerate))
+        return (*own, *DRIFT_TITLES, *self.fit_columns)
 
     @cached_property
     def fit_columns(self) -> tuple[str, ...]:
@@ -454,7 +450,7 @@ def tabulate(run: Run) -> Tables:
     registered = read_registered(run)
     return Tables(
         verdict, run.config, tuple(rows), run.manifest, run.judgements, run.questions["test"], registered, run.reading,
-        run.corrected, run.specification,
+        run.corrected, run.specification, read_designs(run, verdict.main) if verdict.main else None,
     )  # fmt: skip
 
 

@@ -92,6 +92,7 @@ def make_manifest(
         registration=registration,
         plugins=config.plugins,
         primer=inputs.scoring.primer,
+        prompt=inputs.scoring.render(inputs.split.test[0].text, model.tokenizer),
         prompt_end=_prompt_end(inputs, model),
         prompt_date=config.prompt.date if inputs.scoring.uses_clock(model.tokenizer) else None,
         notes=notes_on(inputs),

@@ -31,6 +31,15 @@ class Changes:
     better_interval: tuple[float, float]
 
 
+def find_changes(after: NDArray[np.float64], before: NDArray[np.float64], tolerance: float) -> NDArray[np.float64]:
+    """The change of a score at each question, (questions,): 0 if it may be rounding, NaN where a score is missing.
+
+    Arguments as in `count_changes`.
+    """
+    change = np.prod(after, axis=0) - np.prod(before, axis=0)
+    return np.where(np.abs(change) <= AT_A_QUESTION * tolerance, 0.0, change)
+
+
 def count_changes(
     after: NDArray[np.float64], before: NDArray[np.float64], tolerance: float, sign: float = 1.0
 ) -> Changes:
@@ -39,9 +48,9 @@ def count_changes(
     `tolerance` is that of the score's mean (`locaudit.stats.scores.tolerance`), and `sign` is -1 for a score whose sign
     was flipped (`locaudit.stats.measured.measure`).
     """
-    change = sign * (np.prod(after, axis=0) - np.prod(before, axis=0))
+    change = sign * find_changes(after, before, tolerance)
     change = change[~np.isnan(change)]
-    found = [_share(int((sign * change > AT_A_QUESTION * tolerance).sum()), len(change)) for sign in (-1, 1)]
+    found = [_share(int((sign * change > 0).sum()), len(change)) for sign in (-1, 1)]
     return Changes(len(change), *found[0], *found[1])
 
 

@@ -87,6 +87,8 @@ class Manifest:
     plugins: tuple[str, ...] = ()
     primer: str | None = None
     """Text before each scored question; empty if there is none, None in a run of an earlier version."""
+    prompt: str | None = None
+    """The prompt of the first test question as the model got it; None in a run of an earlier version."""
     prompt_end: str | None = None
     """The last 40 characters that the chat template writes before an answer; None in style ``qa``."""
     prompt_date: str | None = None

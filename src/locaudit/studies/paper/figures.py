@@ -1,4 +1,7 @@
-"""The figures of a study: the paper's figures, under its file names, and our own. Captions are in `paper.html`."""
+"""The figures of a study: the paper's figures, under its file names, and our own. Captions are in `paper.html`.
+
+`draw_study` makes files for papers, `page_charts` the same figures for the page.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from locaudit.report.charts import Chart, draw_strip, heat_chart, scatter_chart
 from locaudit.report.figures import (
     HeatMap,
     Mark,
@@ -75,35 +79,113 @@ SCATTERS: Mapping[str, tuple[tuple[str, str], tuple[Trials, ...]]] = {
 }
 
 
-def draw_study(n: Numbers, specification: Sequence[Numbers], folder: Path) -> dict[str, dict[str, str]]:
-    """Draw the figures into `folder`, except those without any data. Returns name -> {"svg": text}."""
-    accuracy, heads = n["setup"]["probes"]["val_accuracy"], [row["head"].split(".") for row in n["setup"]["localized"]]
-    localized = [(int(layer), int(head)) for layer, head in heads]
-    heat = HeatMap(accuracy, "validation accuracy")
-    figures = {
-        "specification": draw_specification(n["claims"], specification),
-        "probes": draw_heads([heat], localized, floor=n["setup"]["probes"]["majority"]),
-        "hist_ipo": _draw_sets(n, n["optimal"], "Optimal edit"),
-    }
-    if n["iti"]:
-        figures["hist_iti"] = _draw_sets(n, n["iti"], "ITI")
+def draw_study(n: Numbers, specification: Sequence[Numbers], folder: Path) -> None:
+    """Draw the figures into `folder` as PNG, SVG and PDF, except those without any data."""
+    figures = {"specification": draw_specification(n["claims"], specification)}
+    for name, (spread, what, colour) in _spreads(n).items():
+        figures[name] = draw_spreads([spread], xlabel=_xlabel(n), what=what, colour=colour)
     if n["single"]:
-        figures |= {"hist_ipo_1": _draw_single(n), "probe_effect": draw_probe_effect(n)}
-    for name, ((x, y), trials) in SCATTERS.items():
-        series = [_series(n, one, x, y) for one in trials]
-        if not all(n[one.block] for one in trials) or not any(one.points for one in series):
-            continue
-        titles, base = (score_title(x), score_title(y)), (n["base"][x], n["base"][y])
-        if x == "kl":
+        figures["probe_effect"] = draw_probe_effect(n)
+    for name, (series, titles, base) in _scatters(n).items():
+        if titles[0] == score_title("kl"):
             figures[name] = draw_drift(series, ylabel=f"{titles[1]} on test", base=base[1])
         else:
             figures[name] = draw_shares(series, titles=titles, base=base, product="Info*Truth")
+    for name, (maps, floor) in _maps(n).items():
+        figures[name] = draw_heads(maps, _localized(n), floor=floor)
+    for name, figure in figures.items():
+        save(figure, folder, name, pdf=True)
+
+
+def page_charts(n: Numbers) -> tuple[dict[str, str], dict[str, Chart]]:
+    """Name -> SVG of each distribution over random places, and name -> chart of each other figure of the page."""
+    strips, charts = {}, {}
+    for name, (spread, what, _) in _spreads(n).items():
+        alt = f"{spread.title}: {_xlabel(n)} of {len(spread.scores)} {what}"
+        strips[name] = draw_strip([spread], xlabel=_xlabel(n), what=what.removesuffix("s"), alt=alt)
+    for name, (series, (x, y), base) in _scatters(n).items():
+        is_drift = x == score_title("kl")
+        x = "KL from the unedited model (nats per token)" if is_drift else f"{x} on test"
+        lines, product = ((None, base[1]), "") if is_drift else (base, "unedited Info*Truth")
+        charts[name] = scatter_chart(
+            series, xlabel=x, ylabel=f"{y} on test", base=lines, product=product, is_drift=is_drift
+        )
+    for name, (maps, floor) in _maps(n).items():
+        for i, heat in enumerate(maps):
+            charts[name if not i else f"{name}_{i}"] = heat_chart(heat, _localized(n), floor=floor if not i else None)
+    if n["single"]:
+        best = n["single"]["best_probed"]["head"]
+        for score in ("judged", "mc2"):
+            found = n["probe_effect"][score]
+            pairs = list(zip(found["heads"], found["val_accuracy"], found["effects"], strict=True))
+            series = [
+                Series(label, colour, "o", [(x, y, True) for head, x, y in pairs if (head == best) is is_best])
+                for label, colour, is_best in (("random single heads", SINGLE, False), ("best probed head", BEST, True))
+            ]
+            title = f"{score_title(n['setup']['score'] if score == 'judged' else score)}, minus unedited"
+            charts[f"probe_effect_{score}"] = scatter_chart(
+                series, xlabel="probe accuracy on validation", ylabel=title, base=(None, 0.0)
+            )
+    return strips, charts
+
+
+def specification_grid(claims: Sequence[Numbers], rows: Sequence[Numbers]) -> tuple[list[str], dict[str, list[Any]]]:
+    """The choices that are columns of `draw_specification`, and claim -> its outcome in each, then all its counts."""
+    single = {(row["claim"], _option(row)): row["outcome"] for row in rows if row["changed"] is not None}
+    columns = list(dict.fromkeys(option for _, option in single))
+    grid = {}
+    for claim in (claim["name"] for claim in claims):
+        found = [row["outcome"] for row in rows if row["claim"] == claim]
+        counts = " / ".join(str(found.count(outcome)) for outcome in OUTCOMES)
+        grid[claim] = [*(single.get((claim, option)) for option in columns), counts]
+    return columns, grid
+
+
+def _localized(n: Numbers) -> list[tuple[int, int]]:
+    heads = [row["head"].split(".") for row in n["setup"]["localized"]]
+    return [(int(layer), int(head)) for layer, head in heads]
+
+
+def _xlabel(n: Numbers) -> str:
+    return f"{score_title(n['setup']['score'])} on test"
+
+
+def _spreads(n: Numbers) -> dict[str, tuple[Spread, str, str]]:
+    """Name -> distribution over random places with its marks, what a place is, and its colour."""
+    found = {}
+    for name, block, title in (("hist_ipo", "optimal", "Optimal edit"), ("hist_iti", "iti", "ITI")):
+        if method := n[block]:
+            marks = _marks(n, method["whole"]["score"], method["localized_score"])
+            spread = Spread(_title(n, title, f"{method['n_random']} sets"), method["random_scores"], marks)
+            found[name] = spread, "random sets", RANDOM
+    if single := n["single"]:
+        best = Mark("best probed head", single["best_probed"]["score"], BEST, "-.")
+        marks = [*_marks(n, single["whole_score"], single["localized_score"]), best]
+        scores, title = [row["score"] for row in single["random"]], f"{single['n_random']} heads"
+        found["hist_ipo_1"] = Spread(_title(n, "Optimal edit", title), scores, marks), "random single heads", SINGLE
+    return found
+
+
+def _scatters(n: Numbers) -> dict[str, tuple[list[Series], tuple[str, str], tuple[float, float]]]:
+    """Name -> series, titles of both axes, and values of the unedited model."""
+    found = {}
+    for name, ((x, y), trials) in SCATTERS.items():
+        series = [_series(n, one, x, y) for one in trials]
+        if all(n[one.block] for one in trials) and any(one.points for one in series):
+            found[name] = series, (score_title(x), score_title(y)), (n["base"][x], n["base"][y])
+    return found
+
+
+def _maps(n: Numbers) -> dict[str, tuple[list[HeatMap], float | None]]:
+    """Name -> heat maps, and the value at which the scale of the first begins."""
+    accuracy = n["setup"]["probes"]["val_accuracy"]
+    found: dict[str, Any] = {"probes": ([HeatMap(accuracy, "validation accuracy")], n["setup"]["probes"]["majority"])}
     if n["landscape"]:
         effects = np.asarray(n["landscape"]["judged"]["effects"], dtype=float)
         reach = max(float(np.nanmax(np.abs(effects))), 1e-6)
         gained = HeatMap(effects, "Info*Truth gained", {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach})
-        figures["landscape"] = draw_heads([HeatMap(accuracy, "probe accuracy"), gained], localized)
-    return {name: {"svg": save(figure, folder, name, pdf=True)} for name, figure in figures.items()}
+        found["landscape"] = [HeatMap(accuracy, "probe accuracy"), gained], None
+    return found
 
 
 def draw_specification(claims: Sequence[Numbers], rows: Sequence[Numbers]) -> Figure:
@@ -159,31 +241,15 @@ def _series(n: Numbers, trials: Trials, x: str, y: str) -> Series:
     return Series(label, trials.colour, trials.marker, points, trials.place != "random", trials.frontier)
 
 
-def _draw_sets(n: Numbers, method: Numbers, title: str) -> Figure:
-    """Distribution of scores over random sets, with lines for probed heads, whole model and unedited model."""
-    marks = _marks(n, method["whole"]["score"], method["localized_score"])
-    return _draw_spread(n, f"{title}, {method['n_random']} sets", method["random_scores"], marks, "random sets", RANDOM)
-
-
-def _draw_single(n: Numbers) -> Figure:
-    """Distribution of scores over random single heads, with the same lines and one for the best probed head."""
-    single = n["single"]
-    best = Mark("best probed head", single["best_probed"]["score"], BEST, "-.")
-    marks = [*_marks(n, single["whole_score"], single["localized_score"]), best]
-    scores, title = [row["score"] for row in single["random"]], f"Optimal edit, {single['n_random']} heads"
-    return _draw_spread(n, title, scores, marks, "random single heads", SINGLE)
-
-
-def _draw_spread(n: Numbers, title: str, scores: Any, marks: list[Mark], what: str, colour: str) -> Figure:
-    spread = Spread(f"{title}, {n['setup']['n_questions']['test']} test questions", scores, marks)
-    return draw_spreads([spread], xlabel=f"{score_title(n['setup']['score'])} on test", what=what, colour=colour)
+def _title(n: Numbers, method: str, places: str) -> str:
+    return f"{method}, {places}, {n['setup']['n_questions']['test']} test questions"
 
 
 def _marks(n: Numbers, whole: float | None, localized: float | None) -> list[Mark]:
     return [
-        Mark("unedited model", n["base"][n["setup"]["score"]], INK, ":"),
-        Mark("whole model", whole, WHOLE, "--"),
         Mark(f"{n['setup']['n_localized']} probed heads", localized, LOCALIZED, "-"),
+        Mark("whole model", whole, WHOLE, "--"),
+        Mark("unedited model", n["base"][n["setup"]["score"]], INK, ":"),
     ]
 
 

@@ -1,0 +1,41 @@
+"""``locaudit compare``: put audits of other models, claims or behaviours side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from locaudit.cli.commands import say
+
+
+@dataclass(frozen=True)
+class _Compare:
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders, two or more."""
+    out: Path = Path("runs/compare")
+    """Folder to write compare.html and compare.csv to."""
+    score: str | None = None
+    """Score that all verdicts compare (None: each run's own)."""
+    level: float | None = None
+    """Significance level of all verdicts (None: that of the runs)."""
+    margin: float | None = None
+    """Share of the proven gain below which differences count as none (None: each run's own)."""
+
+
+def compare(arguments: list[str]) -> None:
+    """Parse ``locaudit compare RUN...`` and write the comparison. No model is loaded."""
+    words = "Put finished audits side by side: outcomes, answers, leads, and p corrected for their number."
+    command = tyro.cli(_Compare, prog="locaudit compare", description=words, args=arguments)
+    from locaudit.report.compare import write_comparison
+
+    settings = {"score": command.score, "level": command.level, "margin": command.margin}
+    page, found = write_comparison(command.runs, command.out, **settings)
+    width = max(map(len, found.runs))
+    for name, v in found.verdicts.items():
+        p, p_holm = found.p_values[name]
+        answers = "  ".join(f"{q.asked} {q.answer}" for q in v.questions if q.name != "moves")
+        say(f"{name:{width}}  {v.outcome:22}  p = {p:.3f} (Holm {p_holm:.3f})  {answers}")
+    say(f"\n{found.multiplicity}")
+    say(f"\ncomparison: {page}")
