@@ -9,7 +9,7 @@ NEWEST := .venv-newest/bin/python -m pip install --quiet --disable-pip-version-c
 export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup demo test test-ray test-newest check docs notebooks wheel parity bench-smoke clean
+.PHONY: setup demo test test-ray image test-newest check docs notebooks wheel parity bench-smoke clean
 
 setup: $(VENV)/.installed
 
@@ -30,6 +30,12 @@ test: setup
 test-ray: setup
 	$(PIP) --editable ".[report,ray,dev]"
 	$(BIN)/python -m pytest -m ray
+
+# The image of docs/cluster.md where Docker runs; elsewhere its file is only checked.
+image: setup
+	$(BIN)/shellcheck deploy/slurm.sh bench/gpu.sh
+	if docker info >/dev/null 2>&1; then docker build --file deploy/Dockerfile --tag locaudit .; \
+	else $(BIN)/hadolint deploy/Dockerfile; fi
 
 # The tests with the newest releases that pyproject.toml admits, in an environment of their own; torch and the packaged
 # model stay pinned. Each call upgrades what has had a release since the last one.
@@ -79,6 +85,8 @@ bench-smoke: setup
 	$(PIP) --editable ".[report,dev,bench]"
 	$(BIN)/python -W ignore -m bench all --smoke --model random-9m
 	$(BIN)/python -W ignore -m bench.scaling --model random-9m --smoke
+	$(BIN)/python -m bench.store --trials 100 --questions 20
+	DEVICE=cpu PYTHON=$(BIN)/python bench/gpu.sh runs/gpu-smoke
 
 clean:
 	rm -rf $(VENV) .venv-newest build .pytest_cache .ruff_cache .import_linter_cache

@@ -38,7 +38,7 @@ from locaudit.measure.answers import answer_prompts
 from locaudit.measure.drift import DriftText, cut_documents, measure_drift, sample_documents
 from locaudit.measure.forward import answer_log_probs
 from locaudit.measure.generation import answer_text, generate_answers
-from locaudit.measure.multiple_choice import score_questions
+from locaudit.measure.multiple_choice import METRICS, score_questions
 from locaudit.measure.residual import Residuals
 from locaudit.measure.tree import Forest, plant
 from locaudit.methods import Fit, Job, optimal

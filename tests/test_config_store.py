@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -546,7 +547,7 @@ def test_a_record_keeps_every_bit(metrics, hyperparameter, message, loss):
 
 
 def ordered(record):
-    return json.dumps(dataclasses.asdict(record), sort_keys=True)
+    return json.dumps(dataclasses.asdict(record), sort_keys=True, default=dict)
 
 
 def test_diverged_records_come_back_too(tmp_path):
@@ -629,8 +630,41 @@ def test_records_come_back_exactly(tmp_path):
         assert store.done() == {r.spec.trial_id for r in records}
         assert {split: store.questions(split) for split in SPLITS} == SPLITS
         assert [store.seconds()[r.spec.trial_id] for r in records] == [1.5, 1.5, 1.0]
-        rows = store._connection.execute("SELECT question, value FROM scores WHERE metric = 'mc1'")
+        ask = "SELECT questions, packed FROM scores JOIN lists USING (list) WHERE metric = 'mc1'"
+        rows = [
+            pair
+            for questions, packed in store._connection.execute(ask)
+            for pair in zip(json.loads(questions), np.frombuffer(packed, "<f8").tolist(), strict=True)
+        ]
         assert sorted(rows) == sorted([("key of q0", 0.1), ("key of q1", 1 / 3), ("key of q2", 1e308)] * 3)
+
+
+def test_scores_of_an_earlier_version_are_read_and_packed(tmp_path):
+    """They had a row per value. A run with them can be read, and continued."""
+    records = [make_record(k) for k in range(3)]
+    last = replace(records[2], questions={"val": records[2].questions["val"], "test": {"mc1": (math.nan, -0.0)}})
+    records[2] = replace(last, metrics={"val": last.metrics["val"], "test": {"mc1": math.nan}})
+    with open_store(tmp_path / "run") as store:
+        store.add(records, 1.0)
+    connection = sqlite3.connect(tmp_path / "run" / "trials.sqlite")
+    rows = [
+        (fit, question, metric, None if value != value else value)
+        for fit, questions, metric, packed in connection.execute(
+            "SELECT fit, questions, metric, packed FROM scores JOIN lists USING (list)"
+        )
+        for question, value in zip(json.loads(questions), np.frombuffer(packed, "<f8").tolist(), strict=True)
+    ]
+    with connection:
+        connection.execute("DROP TABLE scores")
+        connection.execute("DROP TABLE lists")
+        connection.execute("CREATE TABLE scores (fit TEXT, question TEXT, metric TEXT, value)")
+        connection.executemany("INSERT INTO scores VALUES (?, ?, ?, ?)", rows)
+    connection.close()
+    expected = sorted(map(ordered, records))
+    with read_run(tmp_path / "run") as store:
+        assert store.has_rows_per_value and sorted(map(ordered, store.records())) == expected
+    with open_run(tmp_path / "run", QUIET) as store:
+        assert not store.has_rows_per_value and sorted(map(ordered, store.records())) == expected
 
 
 def test_the_manifest_and_resuming(tmp_path):

@@ -585,3 +585,7 @@ def test_questions_made_worse_and_better_by_hand():
     assert found.worse_interval == pytest.approx((0.0362, 0.6245), abs=1e-4)  # Wilson, by hand
     assert count_changes(after, before, tolerance=1e-10).better == 0.4  # beyond rounding
     assert np.isnan(count_changes(after * np.nan, before, 1e-9).worse)
+    for n_better in range(8):
+        found = count_changes(np.arange(7.0)[None] < n_better, np.zeros((1, 7)), 1e-9)
+        expected = stats.binomtest(n_better, 7).proportion_ci(method="wilson")
+        assert found.better_interval == pytest.approx(tuple(expected), abs=1e-15)

@@ -23,6 +23,7 @@ from locaudit.registry import EXECUTORS
 from locaudit.run.audit import open_worker, run_audit
 from locaudit.run.executors import Local
 from locaudit.run.worker import HeldOut, Shared, run_trials, scored_splits
+from locaudit.stats.sequential import LEAST
 from locaudit.store.cache import Cache
 from locaudit.store.folder import read_run
 from locaudit.store.run import load_run
@@ -100,7 +101,7 @@ def assert_close(one: TrialRecord, two: TrialRecord, tolerance=1e-4):
 def texts(results) -> list[str]:
     """The records as JSON, every digit of them; a number that is not finite raises."""
     plain = [asdict(record) | {"seconds": {}} for record, _ in results]  # times differ
-    return [json.dumps(record, sort_keys=True, allow_nan=False) for record in plain]
+    return [json.dumps(record, sort_keys=True, allow_nan=False, default=dict) for record in plain]
 
 
 # Pure
@@ -212,6 +213,29 @@ def test_groups_that_run_at_once_give_the_same_trials(tmp_path):
     assert found[0] == found[1]
     assert len(found[0][1]) < len(found[0][0])  # shared places have one edit
     assert load_run(tmp_path / "together").is_finished
+
+
+class Greedy(Local):
+    """Takes every group that it can have before it runs one."""
+
+    def map(self, worker, folder, groups):
+        taken, groups = [], iter(groups)
+        while True:
+            while (group := next(groups, "over")) not in (None, "over"):
+                taken.append(group)
+            if not taken:
+                return
+            yield from super().map(worker, folder, [taken.pop(0)])
+
+
+def test_controls_that_may_end_early_wait_for_results(tmp_path):
+    """However many groups could run at once: never more controls ahead than were counted, or `LEAST`."""
+    config = small_config(tmp_path, controls=39, level=0.3, methods=["iti"], stopping="curtailed")
+    with EXECUTORS.temporary("greedy", Greedy):
+        run_audit(replace(config, executor="greedy"), tmp_path / "run", progress=False)
+    run = load_run(tmp_path / "run")
+    (null,) = run.verdict.methods["iti"].nulls.values()
+    assert null.ended_early and LEAST <= null.n_used < len(null.controls) < 2 * null.n_used and run.is_finished
 
 
 # What is in a record

@@ -435,12 +435,12 @@ def tabulate(run: Run) -> Tables:
     chosen_ids = {record.spec.trial_id for record in chosen if record is not None}
     bounds = score_intervals(records, judged_scores(run.base.questions["test"]))
     before, rows = score_values(run.base.questions["test"], verdict.score), []
-    asked = [question.text for question in run.questions["test"]]
+    asked, labels = [question.text for question in run.questions["test"]], run.labels
     for record in records:
         trial = record.spec.trial_id
         said = record.samples.get("test") or record.said("test")[:1]
         broken = [is_degenerate(*pair) for answers in said for pair in zip(asked, answers, strict=True)]
-        by_label = label_scores(record.questions.get("test", {}), verdict.score, run.labels)
+        by_label = label_scores(record.questions.get("test", {}), verdict.score, labels)
         changes, own = None, record.questions.get("test", {})
         if record.spec.arm != "base" and has_score(own, verdict.score):
             changes = count_changes(score_values(own, verdict.score), before, verdict.tolerance)

@@ -318,6 +318,9 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
                 meter.add(count(group))
                 group = lacking(group)
             elif (number := turns.to_begin()) is not None:
+                if turns.running and stopping.must_wait(turns.waiting[number][0]):
+                    yield None
+                    continue
                 expected[number] = count(rounds.expected(number))
                 group = [spec for spec in turns.begin(number) if (spec.trial_id, spec.place) not in rounds.done]
                 if group and stopping.has_ended(group[0]):

@@ -17,7 +17,7 @@ from locaudit.records import DIRECTIONS, NO_METHOD, TrialRecord, TrialSpec
 from locaudit.stats.phrases import where
 from locaudit.stats.scores import tolerance
 from locaudit.stats.selection import score_place
-from locaudit.stats.sequential import Monitor
+from locaudit.stats.sequential import LEAST, Monitor
 from locaudit.store.manifest import Manifest
 
 
@@ -74,6 +74,16 @@ class Stopping:
         if spec.arm != "control" or self._is_fixed or spec.control <= self._last.get(spec.null, -1):
             return False
         return all(monitor.state != "open" for (_, null), monitor in self._monitors.items() if null == spec.null)
+
+    def must_wait(self, spec: TrialSpec) -> bool:
+        """Whether a control waits for the results of earlier ones, so that workers do not run many in vain.
+
+        As many controls may run ahead as have been counted, and `LEAST` (docs/cluster.md, "Waves").
+        """
+        if spec.arm != "control" or self._is_fixed or spec.control <= self._last.get(spec.null, -1):
+            return False
+        n = min(monitor.seen.n for (_, null), monitor in self._monitors.items() if null == spec.null)
+        return spec.control >= n + max(n, LEAST)
 
     def is_news(self, spec: TrialSpec) -> bool:
         """Whether this is the first call for the null: the early end of its controls is reported only once."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.special import ndtri
 
 AT_A_QUESTION = 5
 """Largest rounding at one question, as a multiple of the score's tolerance (`python -m bench.rounding`)."""
@@ -57,5 +57,8 @@ def count_changes(
 def _share(k: int, n: int) -> tuple[float, tuple[float, float]]:
     if not n:
         return math.nan, (math.nan, math.nan)
-    low, high = binomtest(k, n).proportion_ci(method="wilson")
-    return k / n, (float(low), float(high))
+    # scipy's `binomtest(k, n).proportion_ci(method="wilson")` gives the same, but also computes a p, which takes 1 ms.
+    p, z = k / n, float(ndtri(0.975))
+    centre, half = 2 * n * p + z * z, z * math.sqrt(4 * n * p * (1 - p) + z * z)
+    low, high = ((centre + side) / (2 * (n + z * z)) for side in (-half, half))
+    return p, (0.0 if k == 0 else low, 1.0 if k == n else high)

@@ -20,12 +20,15 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
+from itertools import count, takewhile
 from pathlib import Path
+from typing import Any
 
 from locaudit.config import AuditConfig, to_yaml
 from locaudit.errors import RunFolderError
 from locaudit.location import Location
-from locaudit.records import OFF, TrialRecord, TrialSpec, mean_metrics
+from locaudit.records import OFF, Packed, TrialRecord, TrialSpec, content_hash, mean_metrics
 from locaudit.store.files import MIN_FREE_BYTES, no_room, write_atomically
 from locaudit.store.manifest import Manifest, read_manifest, write_manifest
 
@@ -43,10 +46,11 @@ CREATE TABLE IF NOT EXISTS questions (
     split TEXT NOT NULL, position INTEGER NOT NULL, question TEXT NOT NULL, id TEXT NOT NULL, text TEXT NOT NULL,
     true_answers TEXT NOT NULL, false_answers TEXT NOT NULL, PRIMARY KEY (split, position)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lists (list TEXT PRIMARY KEY, questions TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS scores (
-    fit TEXT NOT NULL REFERENCES fits(fit), question TEXT NOT NULL, metric TEXT NOT NULL, value,
-    PRIMARY KEY (fit, question, metric)
-) WITHOUT ROWID;
+    fit TEXT NOT NULL REFERENCES fits(fit), list TEXT NOT NULL REFERENCES lists(list), metric TEXT NOT NULL,
+    mean, packed BLOB NOT NULL, PRIMARY KEY (fit, list, metric)
+);
 CREATE TABLE IF NOT EXISTS answers (
     fit TEXT NOT NULL REFERENCES fits(fit), question TEXT NOT NULL, sample INTEGER NOT NULL, answer TEXT NOT NULL,
     PRIMARY KEY (fit, question, sample)
@@ -61,9 +65,10 @@ CREATE TABLE IF NOT EXISTS parts (
 CREATE TABLE IF NOT EXISTS manifest (value TEXT NOT NULL);
 """
 """The tables. ``places`` lists which arm, null and control each fit belongs to; a fit may have several places. Sample 0
-is the greedy answer.
+is the greedy answer. ``scores`` has a row per fit, list of questions and metric, with all its values in one piece: a
+row per value would take minutes to read if there are thousands of trials.
 
-Strengths and values have no declared type, because SQLite would store -0.0 in a REAL column as 0.0.
+Strengths and means have no declared type, because SQLite would store -0.0 in a REAL column as 0.0.
 """
 
 
@@ -103,6 +108,8 @@ class Kept:
 
 Keys = Mapping[str, Sequence[str]]
 """Split -> keys of its questions, in the split's order."""
+Values = tuple[float, bytes]
+"""The mean of a metric over a list of questions, and its value at each (`Packed.columns`)."""
 
 
 class Store:
@@ -172,9 +179,7 @@ class Store:
 
     def _read(self, keys: Keys) -> Iterator[TrialRecord | Kept]:
         """All stored trials: as a record if whole with respect to `keys`, else as what is stored."""
-        values: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
-        for fit, question, metric, value in self._connection.execute("SELECT * FROM scores"):
-            values[fit][question][metric] = math.nan if value is None else value  # SQLite has no NaN
+        lists, packed = self._scores(keys)
         said: dict[str, dict[tuple[str, int], str]] = defaultdict(dict)
         for fit, question, sample, answer in self._connection.execute("SELECT * FROM answers"):
             said[fit][question, sample] = answer
@@ -182,9 +187,65 @@ class Store:
             "SELECT arm, null_name, control, registration, fits.* FROM places JOIN fits USING (fit) "
             "ORDER BY fit, arm, null_name, control"
         )
+        lay_out, samples = cache(partial(_lay_out, lists, keys)), self.config.evaluation.first_samples
         for row in rows:
-            kept = Kept(_unscored(row), values[row[4]], said[row[4]])
-            yield _whole(kept, keys, self.config.evaluation.first_samples) or kept
+            record, fit = _unscored(row), row[4]
+            if record.status == "diverged":
+                yield record
+                continue
+            scores = packed[fit]
+            layout = lay_out(frozenset(scores))
+            spoken = [part for split, part in layout.own.items() if not split.startswith(OFF)]
+            is_whole = layout.is_scored and all(
+                (key, n) in said[fit] for n in samples for part in spoken for key in part
+            )
+            if is_whole and all(name in scores for name in layout.lists.values()):
+                own = {split: sorted(scores[name].items()) for split, name in layout.lists.items()}
+                yield replace(
+                    record,
+                    metrics={split: {metric: mean for metric, (mean, _) in found} for split, found in own.items()},
+                    questions={split: Packed({metric: x for metric, (_, x) in found}) for split, found in own.items()},
+                    **_answered(said[fit], layout.own),
+                )
+            else:
+                kept = Kept(record, _unpack(scores, lists), said[fit])
+                yield join(kept, layout.own) if is_whole else kept
+
+    def _scores(self, keys: Keys) -> tuple[dict[str, list[str]], dict[str, dict[str, dict[str, Values]]]]:
+        """List -> its questions, and fit -> list -> metric -> values.
+
+        A run of an earlier version has a row per value; those on questions in `keys` are read.
+        """
+        packed: dict[str, dict[str, dict[str, Values]]] = defaultdict(lambda: defaultdict(dict))
+        if not self.has_rows_per_value:
+            for fit, name, metric, mean, values in self._connection.execute("SELECT * FROM scores"):
+                packed[fit][name][metric] = math.nan if mean is None else mean, values  # SQLite has no NaN
+            return {name: json.loads(text) for name, text in self._connection.execute("SELECT * FROM lists")}, packed
+        lists, found = {}, defaultdict(dict)
+        for fit, question, metric, value in self._connection.execute("SELECT * FROM scores"):
+            found[fit, metric][question] = math.nan if value is None else value
+        for (fit, metric), values in found.items():
+            for wanted in keys.values():
+                if there := [key for key in wanted if key in values]:
+                    lists[name := content_hash(there)] = there
+                    packed[fit][name] |= _pack({metric: [values[key] for key in there]}, len(there))
+        return lists, packed
+
+    @property
+    def has_rows_per_value(self) -> bool:
+        """Whether the scores are those of an earlier version."""
+        return "value" in {row[1] for row in self._connection.execute("PRAGMA table_info(scores)")}
+
+    def pack(self) -> None:
+        """Store the scores of an earlier version as in `SCHEMA`."""
+        lists, packed = self._scores(self._keys())
+        with self._writing():
+            self._connection.execute("DROP TABLE scores")
+            for table in SCHEMA.split(";"):
+                self._connection.execute(table)
+            for fit, by_list in packed.items():
+                for name, metrics in by_list.items():
+                    self._put(fit, lists[name], metrics)
 
     def add(self, records: Sequence[TrialRecord], seconds: float) -> None:
         """Store, in one transaction, trials that ran together. Each is given an equal share of the run time, `seconds`.
@@ -217,13 +278,8 @@ class Store:
         if record.status == "diverged":  # possibly on added questions only: then earlier ones have scores
             for table in ("scores", "answers"):
                 self._connection.execute(f"DELETE FROM {table} WHERE fit = ?", (fit,))
-        scores = [
-            (fit, key, metric, None if value != value else value)
-            for split, metrics in record.questions.items()
-            for metric, values in metrics.items()
-            for key, value in zip(keys[split], values, strict=True)
-        ]
-        self._connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?)", scores)
+        for split, metrics in record.questions.items():
+            self._add_scores(fit, keys[split], metrics)
         answers = [
             (fit, key, sample, answer)
             for split in record.answers
@@ -231,6 +287,22 @@ class Store:
             for key, answer in zip(keys[split], texts, strict=True)
         ]
         self._connection.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", answers)
+
+    def _add_scores(self, fit: str, questions: Sequence[str], metrics: Mapping[str, Sequence[float]]) -> None:
+        """Store the scores of a fit on a list of questions, in place of those on a part of the list."""
+        if not questions:
+            return
+        ask = "SELECT DISTINCT list, questions FROM scores JOIN lists USING (list) WHERE fit = ?"
+        for name, text in self._connection.execute(ask, (fit,)).fetchall():
+            if set(json.loads(text)) < set(questions):
+                self._connection.execute("DELETE FROM scores WHERE fit = ? AND list = ?", (fit, name))
+        self._put(fit, questions, _pack(metrics, len(questions)))
+
+    def _put(self, fit: str, questions: Sequence[str], packed: Mapping[str, Values]) -> None:
+        name = content_hash([*questions])
+        self._connection.execute("INSERT OR IGNORE INTO lists VALUES (?, ?)", (name, json.dumps([*questions])))
+        rows = [(fit, name, metric, *values) for metric, values in packed.items()]
+        self._connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?)", rows)
 
     def _add_parts(self, record: TrialRecord) -> None:
         self._connection.executemany(
@@ -327,45 +399,79 @@ def _unscored(row: Sequence) -> TrialRecord:
     """A trial without its scores, from a row of ``places`` joined with ``fits``."""
     (arm, null, control, registration, fit, method, where, strength, seed, draw, context, status, message, training,
      edit, drift, _) = row  # fmt: skip
-    spec = TrialSpec(
-        arm, method, Location.from_json(json.loads(where)), strength, seed, context, control, draw, registration, null
-    )
+    spec = TrialSpec(arm, method, _location(where), strength, seed, context, control, draw, registration, null)
     assert spec.trial_id == fit
     losses = {name: tuple(x) for name, x in json.loads(training).items()}
     return TrialRecord(spec, status, message, drift=json.loads(drift), training=losses, edit=edit)
 
 
-def _whole(kept: Kept, keys: Keys, samples: Sequence[int]) -> TrialRecord | None:
-    """The trial's record if it is whole, else None. `samples` are the numbers of the answers that it must have."""
-    if kept.record.status == "diverged":
-        return kept.record
+@lru_cache(maxsize=10_000)  # a location has a trial for each method and strength
+def _location(text: str) -> Location | None:
+    return Location.from_json(json.loads(text))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the questions of a run lie in the lists on which a fit has scores."""
+
+    own: Keys
+    """The splits that the fit is scored on."""
+    lists: Mapping[str, str]
+    """Split -> the list with exactly its questions. A list may be missing in a run that grew."""
+    is_scored: bool
+    """Whether there is any question, and all of them have scores."""
+
+
+def _lay_out(lists: Mapping[str, Sequence[str]], keys: Keys, stored: frozenset[str]) -> _Layout:
+    known = {key for name in stored for key in lists[name]}
     # A method with one strength is scored on test only. Which splits count is thus read off from what has scores.
-    splits = [split for split, wanted in keys.items() if split.startswith(OFF) or any(k in kept.scores for k in wanted)]
-    wanted = {key for split in splits for key in keys[split]}
-    spoken = [key for split in splits if not split.startswith(OFF) for key in keys[split]]
-    asked = {(key, sample) for key in spoken for sample in samples}
-    if not wanted or not wanted <= kept.scores.keys() or not asked <= kept.answers.keys():
-        return None
-    return join(kept, {split: keys[split] for split in splits})
+    own = {split: part for split, part in keys.items() if split.startswith(OFF) or not known.isdisjoint(part)}
+    wanted = {key for part in own.values() for key in part}
+    return _Layout(own, {split: content_hash([*part]) for split, part in own.items()}, bool(wanted) and wanted <= known)
+
+
+def _pack(metrics: Mapping[str, Sequence[float]], n: int) -> dict[str, Values]:
+    """Metric -> values, of `n` questions. Raises `ValueError` for another number of values."""
+    columns = Packed.of(metrics, n).columns
+    return {metric: (mean, columns[metric]) for metric, mean in mean_metrics({"": metrics})[""].items()}
+
+
+def _unpack(scores: Mapping[str, Mapping[str, Values]], lists: Mapping[str, Sequence[str]]) -> dict[str, dict]:
+    """Question key -> metric -> value, of the scores on each list of questions."""
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for name, metrics in scores.items():
+        for metric, values in Packed({metric: x for metric, (_, x) in metrics.items()}).items():
+            for key, value in zip(lists[name], values, strict=True):
+                found[key][metric] = value
+    return dict(found)
 
 
 def join(kept: Kept, keys: Keys) -> TrialRecord:
     """The record of a trial on these questions, which must all have scores. A sample is included if it is complete."""
     questions: dict[str, dict[str, tuple[float, ...]]] = {}
-    answers: dict[str, tuple[str, ...]] = {}
-    samples: dict[str, tuple[tuple[str, ...], ...]] = {}
     for split, wanted in keys.items():
         found = [kept.scores[key] for key in wanted]
         # Only metrics that every question has: a score that a plug-in added later is missing on the first questions.
         metrics = [name for name in found[0] if all(name in one for one in found)]
         questions[split] = {name: tuple(one[name] for one in found) for name in metrics}
-        said: list[tuple[str, ...]] = []
-        while all((key, len(said)) in kept.answers for key in wanted):
-            said.append(tuple(kept.answers[key, len(said)] for key in wanted))
-        answers |= {split: said[0]} if said else {}
-        samples |= {split: tuple(said[1:])} if said[1:] else {}
     means = mean_metrics(questions)
-    return replace(kept.record, metrics=means, questions=questions, answers=answers, samples=samples)
+    return replace(kept.record, metrics=means, questions=questions, **_answered(kept.answers, keys))
+
+
+def _answered(found: Mapping[tuple[str, int], str], keys: Keys) -> dict[str, Any]:
+    """The fields `answers` and `samples` of a record on these questions."""
+    said = {
+        split: tuple(
+            tuple(found[key, sample] for key in wanted)
+            for sample in takewhile(lambda n, wanted=wanted: all((key, n) in found for key in wanted), count())
+        )
+        for split, wanted in keys.items()
+        if wanted
+    }
+    return {
+        "answers": {split: rows[0] for split, rows in said.items() if rows},
+        "samples": {split: rows[1:] for split, rows in said.items() if rows[1:]},
+    }
 
 
 def connect(path: Path) -> sqlite3.Connection:

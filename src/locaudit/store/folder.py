@@ -50,6 +50,8 @@ def open_run(folder: str | Path, config: AuditConfig, registration: Registration
             store = Store(folder, config, connection)
             store.check_room()
             connection.executescript(SCHEMA)
+            if store.has_rows_per_value:
+                store.pack()
             if store.is_empty():
                 write_atomically(folder / MARK, to_yaml(config).encode())
             else:

@@ -225,6 +225,7 @@ class _Pool:
             yield Outcome(task.group, (), True, failed=f"tried {len(task.nodes)} times, at last {hand.where}: {why}")
         else:
             self._again.append(task)
+            yield Outcome(task.group, (), False, where="lost, waits for a worker")
 
     def _take_again(self, hand: _Hand) -> _Task | None:
         """A group that failed elsewhere, or here if it failed on all nodes that have a worker."""
@@ -271,7 +272,7 @@ class _Actor:
     ) -> None:
         """Load the model, and what all trials share (`parts`: references to objects that plug-ins may define)."""
         where = socket.gethostname()
-        _refuse_versions({where: _versions()}, versions)
+        _refuse_versions([(where, _versions())], versions)
         import torch
 
         from locaudit.models.quiet import quiet_libraries
@@ -372,12 +373,14 @@ def _connected(ray: Any, config: AuditConfig) -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Raise `ConfigError` if nothing answers at the address of a cluster; Ray itself would try for minutes."""
-    services = import_extra("ray._private.services", "ray")
+    """Raise `ConfigError` if no cluster answers at the address; Ray itself would try for minutes."""
+    ray, services = import_extra("ray", "ray"), import_extra("ray._private.services", "ray")
     try:
-        host, _, port = (services.canonicalize_bootstrap_address(address) or "no address").rpartition(":")
+        found = services.canonicalize_bootstrap_address(address) or "no address"
+        host, _, port = found.rpartition(":")
         socket.create_connection((host, int(port)), timeout=CONNECT).close()
-    except (OSError, ValueError) as error:
+        ray._raylet.GcsClient(address=found)  # what listens there may be something else
+    except (OSError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(
             got=f"ray.address = {address}, where no cluster answers ({error})",
             expected="the address of a running Ray cluster",
@@ -397,24 +400,27 @@ def _check_nodes(ray: Any) -> None:
 
         return {name: metadata.version(name) if util.find_spec(name) else "none" for name in packages}
 
-    ask, calls = ray.remote(num_cpus=0)(versions), {}
-    for node in ray.nodes():
-        if node["Alive"]:
-            call = ask.options(scheduling_strategy=on(node["NodeID"], soft=True)).remote(PACKAGES)
-            calls[call] = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-    answered, _ = ray.wait([*calls], num_returns=len(calls), timeout=PATIENCE / 5)
-    _refuse_versions({calls[call]: ray.get(call) for call in answered}, _versions())
+    ask, until, found = ray.remote(num_cpus=0)(versions), time.monotonic() + PATIENCE / 5, {}
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    while (unasked := nodes.keys() - found.keys()) and time.monotonic() < until:
+        calls = {id_: ask.options(scheduling_strategy=on(id_, soft=False)).remote(PACKAGES) for id_ in unasked}
+        for id_, call in calls.items():
+            with suppress(ray.exceptions.RayError):  # it is gone, or a new node of which not all know yet
+                found[id_] = ray.get(call, timeout=max(until - time.monotonic(), 0.0))
+        time.sleep(0.1)
+    names = {id_: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for id_, node in nodes.items()}
+    _refuse_versions([(names[id_], theirs) for id_, theirs in found.items()], _versions())
 
 
 def _versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
 
 
-def _refuse_versions(found: Mapping[str, Mapping[str, str]], ours: Mapping[str, str]) -> None:
-    """Raise `ConfigError` if a node (name -> versions) has others than ours."""
+def _refuse_versions(found: Sequence[tuple[str, Mapping[str, str]]], ours: Mapping[str, str]) -> None:
+    """Raise `ConfigError` if a node (name, versions) has others than ours. Several may have the same name."""
     wrong = [
         f"{name} {theirs[name]} on {node}, {version} here"
-        for node, theirs in found.items()
+        for node, theirs in found
         for name, version in ours.items()
         if theirs[name] != version
     ]
