@@ -214,7 +214,7 @@ def read_designs(run: Run, method: str | None = None, power: float = 0.8) -> Des
         return None
     half = float(f"{lead / 2:.1g}")
     most = count_questions(run.config) or sizing.size.questions
-    return Designs(tuple(choose_rows(run, sizing, Target(half, power=power), most)), short(half))
+    return Designs(tuple(choose_rows(run, sizing, Target(half, power=power), most)), rounded(half))
 
 
 def describe_design(run: Run, sizing: Sizing, target: Target, path: Path | None = None) -> str:
