@@ -9,7 +9,7 @@ NEWEST := .venv-newest/bin/python -m pip install --quiet --disable-pip-version-c
 export MALLOC_MMAP_THRESHOLD_ := 2000000000
 export MALLOC_TRIM_THRESHOLD_ := 4000000000
 
-.PHONY: setup demo test test-ray test-newest check parity bench-smoke clean
+.PHONY: setup demo test test-ray test-newest check docs notebooks wheel parity bench-smoke clean
 
 setup: $(VENV)/.installed
 
@@ -48,6 +48,27 @@ check: setup
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
 
+# Both notebooks, as they are.
+notebooks: setup
+	$(BIN)/python -m pytest --nbmake -n 2 notebooks
+
+# The site, in build/site. Broken links and anchors are errors.
+docs: setup
+	$(PIP) --editable ".[report,dev,docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+# Wheel and source distribution, installed into an environment of their own; are the extras still to be had together?
+FRESH := build/fresh/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+wheel: setup
+	$(PIP) build
+	rm -rf build/dist && $(BIN)/python -m build --outdir build/dist .
+	$(PYTHON) -m venv --clear build/fresh
+	$(FRESH) torch
+	$(FRESH) "$$(ls build/dist/*.whl)[report]"
+	cd build && fresh/bin/locaudit --version && fresh/bin/locaudit init fresh/audit.yaml
+	cd build && fresh/bin/python -c "import locaudit; locaudit.load_config('fresh/audit.yaml')"
+	$(FRESH) --dry-run "$$(ls build/dist/*.whl)[report,hub,judge,ray]"
+
 # Comparison with code we did not write; LOCAUDIT_TRUTHFULQA_MC names TruthfulQA's mc_task.json for the MC1/MC2 part.
 parity: setup
 	$(PIP) --editable ".[report,dev,parity]"
@@ -60,4 +81,4 @@ bench-smoke: setup
 	$(BIN)/python -W ignore -m bench.scaling --model random-9m --smoke
 
 clean:
-	rm -rf $(VENV) .venv-newest .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .venv-newest build .pytest_cache .ruff_cache .import_linter_cache

@@ -238,8 +238,10 @@ def test_help_and_what_is_refused_never_wait_for_torch(number, status, soon):
 
 
 def help_of(capsys, *arguments: str) -> str:
+    """All flags of a command."""
+    has_settings = arguments[0] in ("demo", "audit", "probe", "paper")
     with pytest.raises(SystemExit) as stop:
-        cli.main([*arguments, "--help"])
+        cli.main([*arguments, "--help-all" if has_settings else "--help"])
     assert stop.value.code == 0
     return capsys.readouterr().out
 
@@ -270,6 +272,41 @@ def test_help_shows_the_flags_of_what_is_chosen_and_names_the_rest(capsys, monke
     assert "--judges.truth.base-url" in other and "Address of the server" in other
     assert "--judges.info.base-url" not in other
     assert "--second.base-url" in help_of(capsys, "judge", "compare", "--second.kind=openai")
+
+
+def test_init_writes_settings_that_audit_reads_and_overwrites_nothing(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    assert cli.main(["init", str(file)]) == 0 and "locaudit audit" in capsys.readouterr().out
+    config = load_config(file)
+    assert (config.claim, config.controls, config.split.max_test) == ("14.3, 15.7", 19, 100)
+    assert file.read_text().count("#") >= 20
+    assert "which exists" in fails(capsys, "init", str(file))
+
+
+def test_doctor_names_what_is_here_and_tests_a_model(small_yaml, capsys):
+    config = load_config(small_yaml)
+    assert cli.main(["doctor", "--model", config.model, "--behaviour", config.behaviour]) == 0
+    said = capsys.readouterr().out
+    for name in ("versions", "Python", "CPU", "disk", "smollm2-135m", "optimal", "reference", "[ray]"):
+        assert name in said
+    assert "passed in" in said and "nats a token" in said
+    assert cli.main(["doctor", "--model", "nowhere.gguf"]) == 2
+    assert "failed: got nowhere.gguf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["demo", "audit", "paper"])
+def test_help_shows_the_common_flags_and_how_to_see_the_others(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    page = capsys.readouterr().out
+    assert stop.value.code == 0 and "--help-all" in page and len(page.splitlines()) < 100
+    flags = set(FLAG.findall(page))
+    of_audit = {"--behaviour", "--claim", "--methods", "--controls", "--workers"}
+    own = {"--data", "--random-sets", "--preset"} if command == "paper" else of_audit
+    assert own | {"--model", "--score", "--out", "--dry-run", "--dtype", "--device", "--max-test"} <= flags
+    assert len(flags) < 30 and "--split.seed" not in page
+    assert "--split.seed" in help_of(capsys, command)
 
 
 def parsed(*arguments: str) -> AuditConfig:
@@ -532,15 +569,15 @@ def test_one_flag_sets_every_judge(tmp_path, capsys):
 
 
 COMMAND_LINES = (
-    "demo", "audit", "status", "design", "paper", "probe", "report", "export", "judge validate",
-    "judge validate --kind causal-lm",
+    "demo", "init", "doctor", "table", "behaviour check", "audit", "status", "design", "paper", "probe", "report",
+    "export", "judge validate", "judge validate --kind causal-lm",
     "judge validate --kind openai", "judge compare --second.kind causal-lm", "calibrate null", "calibrate run",
     "calibrate planted", "calibrate coverage", "audit --methods ablate constant given",
     "audit --judges.truth.kind causal-lm",
     "audit --judges.truth.kind openai --judges.info.kind openai",
 )  # fmt: skip
 # of pip, git and ray, and those of no command's own
-OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--version", "--format", "--porcelain", "--head"}
+OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--help-all", "--version", "--format", "--porcelain", "--head"}
 FLAG = re.compile(r"(?<!var\()(?<![\w-])--[a-z][\w.-]*\w")
 
 
@@ -556,7 +593,14 @@ def test_every_flag_that_is_named_exists(capsys, monkeypatch):
     known = set(OF_OTHERS)
     for line in COMMAND_LINES:
         known |= set(FLAG.findall(help_of(capsys, *line.split())))
-    of_plugin = ("audit", "--plugins", str(root / "tests" / "extensions" / "plugin.py"), "--methods", "push", "--help")
+    of_plugin = (
+        "audit",
+        "--plugins",
+        str(root / "tests" / "extensions" / "plugin.py"),
+        "--methods",
+        "push",
+        "--help-all",
+    )
     command = [sys.executable, "-m", "locaudit", *of_plugin]  # a process of its own: what it registers would stay here
     known |= set(FLAG.findall(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
     own = {file: texts_of(file) for file in (root / "src").rglob("*.py")}

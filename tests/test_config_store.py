@@ -110,6 +110,7 @@ CHANGED = AuditConfig(
         style="chat",
         primer="none",
         primer_in_training=True,
+        eos_in_training=True,
         template={"enable_thinking": False, "date_string": "26 Jul", "effort": 0.5},
         date="2026-01-31",
         primer_order=2,

@@ -102,7 +102,7 @@ def test_a_run_with_a_plug_in_goes_on(audited):
 
 
 def test_help_shows_the_settings_of_a_method_from_a_file():
-    said = locaudit("audit", "--plugins", str(PLUGIN), "--methods", "push", "--help")
+    said = locaudit("audit", "--plugins", str(PLUGIN), "--methods", "push", "--help-all")
     assert "--methods.push.sizes" in said and "Lengths tried." in said
     assert "ruler" in said and "hinge" not in said  # optimal is not chosen
 

@@ -145,6 +145,17 @@ def test_an_arm_below_iti_on_validation_is_not_optimised():
     assert not found["iti"]
 
 
+def test_without_validation_of_both_test_questions_are_read():
+    """A method with one strength is not scored on validation questions, and must not escape the comparison by that."""
+    single = [
+        replace(x, metrics={"test": x.metrics["test"]}) for x in optimal(0.3, 0.45) if x.spec.hyperparameter == 0.2
+    ]
+    names, found = flags([*ITI, *single])
+    assert ("not optimised", ("claim",)) in names and ("not optimised", ("whole",)) not in names
+    (text,) = (flag.text for flag in found["optimal"] if flag.name == "not optimised")
+    assert "on test questions the Optimal edit has 0.400 and ITI 0.500" in text
+
+
 def test_a_whole_model_worse_than_a_part_of_it_is_flagged():
     assert flags([*ITI, *optimal(0.4, 0.4, losses=(1.0, 1.01))])[0] == set()  # within 2 %
     assert flags([*ITI, *optimal(0.4, 0.4, losses=(1.0, 1.5))])[0] == {("superset", ("claim",))}

@@ -38,7 +38,7 @@ from locaudit.run import subject
 from locaudit.run.audit import draw_controls, run_audit
 from locaudit.run.pilot import run_pilot
 from locaudit.run.plan import build_plan
-from locaudit.run.prepare import probing_settings
+from locaudit.run.prepare import end_branches, plant_questions, probing_settings
 from locaudit.run.status import Meter, Pace, describe_seconds, show_progress
 from locaudit.run.stopping import Stopping
 from locaudit.run.subject import read_inputs
@@ -245,7 +245,7 @@ def test_pairs_primer_in_training_and_other_readers_run(home, tmp_path):
     primer.write_text("Q: Is 1 more than 2?\nA: No.")
     config = small_config(
         home,
-        prompt={"primer": str(primer), "primer_in_training": True},
+        prompt={"primer": str(primer), "primer_in_training": True, "eos_in_training": True},
         optimal={"batching": "pair", "reader": "location", "objective": "dpo", "reduction": "mean"},
         probe={"context": "answer"},
         iti={"direction": "probe", "positions": "all"},
@@ -254,6 +254,23 @@ def test_pairs_primer_in_training_and_other_readers_run(home, tmp_path):
     run_audit(config, tmp_path / "run", progress=False)
     with read_run(tmp_path / "run") as store:
         assert len(store.records()) == 9
+
+
+def test_training_answers_end_with_eos_if_asked(home, tmp_path):
+    """Only the answers that edits are trained on, as in TRL's trainers; the scored ones stay as they are."""
+    model, plain = load_model(home / "model"), small_config(home)
+    forests = [
+        plant_questions(read_inputs(merge_config(plain, {"prompt": {"eos_in_training": eos}})), model)
+        for eos in (False, True)
+    ]
+    eos = model.tokenizer.eos_token_id
+    assert forests[0].held_out == forests[1].held_out
+    for before, after in zip(forests[0].train.trees, forests[1].train.trees, strict=True):
+        assert after.prompt == before.prompt
+        assert after.branches == tuple((*branch, eos) for branch in before.branches)
+    model.tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="has no end-of-sequence token"):
+        end_branches(forests[0].train, model)
 
 
 def test_a_run_probes_and_trains_in_its_style(tmp_path):

@@ -313,8 +313,7 @@ def test_real_tree_equals_one_row_per_answer(smollm2):
         (answer_log_probs(smollm2, forest), None),
         (answer_log_probs(smollm2, forest, stack(smollm2, [edit])), edit),
     ):
-        # Seen: 1.42e-4 on an AMD EPYC, below 1e-4 on Intel. The cause is not known.
-        assert_same([x[0] for x in got], forest_log_probs(smollm2, forest, each), tolerance=2e-4)
+        assert_same([x[0] for x in got], forest_log_probs(smollm2, forest, each), tolerance=3e-5)
 
 
 @pytest.mark.real

@@ -20,7 +20,7 @@ from locaudit.report.design import (
     describe_design,
     find_cheapest,
     power_sentence,
-    short,
+    rounded,
     write_design,
 )
 from locaudit.report.result import read_result
@@ -128,7 +128,7 @@ def test_the_printed_designs(pilot, capsys):
     assert cli.main(["design", str(pilot), "--lead", "1e-7"]) == 0
     assert "No design within these limits" in capsys.readouterr().out
     sentence = power_sentence(run, folder=str(pilot))
-    assert sentence.startswith(f"Seen with 80 % power: a lead of {short(lead)}. For ")
+    assert sentence.startswith(f"Seen with 80 % power: a lead of {rounded(lead)}. For ")
     assert f"locaudit design {pilot} --lead " in sentence
     verdict = read_result(pilot).verdict
     assert verdict.power == sentence.replace(str(pilot), "RUN") and str(verdict).endswith(verdict.power)

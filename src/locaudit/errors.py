@@ -31,7 +31,7 @@ class LocauditError(ValueError):
 
 def _in_python(text: str) -> str:
     """The text with names of arguments in place of flags. A text with a whole shell command is left as it is."""
-    text = text.replace("the command's --help", "the docstring of its class")
+    text = text.replace("the command's --help-all", "the docstring of its class")
     return text if _COMMAND.search(text) else _FLAG.sub(lambda flag: f"`{flag[1].replace('-', '_')}`", text)
 
 

@@ -16,7 +16,8 @@ def answer_log_prob(model: Model, prompt: tuple[int, ...], answer: tuple[int, ..
     ids = torch.tensor([prompt + answer], device=model.device)
     with edited_by_hand(model, edit, n_prompt=len(prompt)):
         logits = model.lm(input_ids=ids, use_cache=False).logits[0]
-    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    # In float64: torch's float32 log_softmax over 49,152 logits is off by about 1e-5 a token on some CPUs.
+    log_probs = torch.log_softmax(logits.double(), dim=-1)
     return sum(float(log_probs[len(prompt) + t - 1, token]) for t, token in enumerate(answer))
 
 

@@ -20,6 +20,8 @@ _PROGRAM = """Does editing give evidence for localization?
 
 commands:
   locaudit demo [--positive] [flags]     a real audit of SmolLM2-135M, in minutes; --positive: other heads
+  locaudit behaviour check FILE          what was read from your questions, and what gives their answers away
+  locaudit init [FILE]                   write a commented file of settings for an audit
   locaudit audit [CONFIG.yaml] [flags]   audit a claim; repeat the command to resume
   locaudit status RUN [--watch]          what is a run doing now? Trials done, running, failed, time left
   locaudit design RUN|CONFIG.yaml        how large must an audit be? From a run, or from a pilot
@@ -27,15 +29,19 @@ commands:
   locaudit probe [CONFIG.yaml] [flags]   probe every attention head and print the best ones
   locaudit report DIR [flags]            write a report again, or use another score, level or margin
   locaudit compare RUN RUN...            put audits side by side, with p corrected for their number
+  locaudit table RUN [--format F]        the verdict as LaTeX or Markdown, with a paragraph for the methods section
   locaudit export DIR --out FOLDER       export an edit: PEFT adapter, merged weights or vectors
   locaudit judge validate|compare|sample measure or compare judges; draw answers for people to label
   locaudit calibrate null|run|planted|coverage
                                          measure error rates and power of the verdict
+  locaudit doctor                        what is installed and found here, and a short test
 
 locaudit COMMAND --help lists the flags of a command."""
 
 COMMANDS = {
     "demo": "locaudit.cli.audit:demo",
+    "behaviour": "locaudit.cli.behaviour:behaviour",
+    "init": "locaudit.cli.doctor:init",
     "audit": "locaudit.cli.audit:audit",
     "status": "locaudit.cli.status:status",
     "design": "locaudit.cli.design:design",
@@ -43,9 +49,11 @@ COMMANDS = {
     "probe": "locaudit.cli.audit:probe",
     "report": "locaudit.cli.audit:report",
     "compare": "locaudit.cli.compare:compare",
+    "table": "locaudit.cli.write_up:table",
     "export": "locaudit.cli.export:export",
     "judge": "locaudit.cli.judge:judge",
     "calibrate": "locaudit.cli.calibrate:calibrate",
+    "doctor": "locaudit.cli.doctor:doctor",
 }
 """Command -> ``module:function``. The function takes the list of arguments after the command."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -16,15 +16,16 @@ from locaudit.errors import ConfigError
 class _Design:
     source: tyro.conf.Positional[Path]
     """A run folder, finished or not, or the settings (YAML) of an audit, for which a pilot is run."""
-    lead: float = 0.05
-    """True lead of the claim over random places that should be seen."""
+    lead: float | None = None
+    """True lead of the claim over random places that should be seen, in the score's units.
+    None: the run's share of the claim's gain (`margin`), or 0.05 without such a gain."""
     gain: float | None = None
     """True gain over the unedited model that should be seen, too."""
     power: float = 0.8
     """Probability with which it should be seen."""
     margin: float | None = None
     """Lead in the score's units within which a claim is shown to be like random places.
-    None: the run's share of the claim's gain, or 0.05 without such a gain."""
+    None: as the lead."""
     method: str | None = None
     """Method to design for (None: the first trained one)."""
     null: str | None = None
@@ -49,10 +50,9 @@ def design(arguments: Sequence[str]) -> None:
     from locaudit.report.sizing import read_sizing
 
     run, sizing = read_sizing(folder, command.method, command.null)
-    target, margin = Target(command.lead, command.gain, command.power), command.margin
-    if margin is None and sizing.claim_gain > 0:
-        margin = run.config.margin * sizing.claim_gain
-    target = target if margin is None else replace(target, margin=margin)
+    share = run.config.margin * sizing.claim_gain if sizing.claim_gain > 0 else Target.margin
+    lead, margin = (share if given is None else given for given in (command.lead, command.margin))
+    target = Target(lead, command.gain, command.power, margin)
     say(describe_design(run, sizing, target, folder / DESIGN))
 
 

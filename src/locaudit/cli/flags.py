@@ -44,6 +44,13 @@ SHORT = (
 """Settings that also have a short flag, their last part: ``--dtype`` for ``--loading.dtype``."""
 
 
+COMMON = (
+    "model", "behaviour", "data", "claim", "methods", "controls", "random_sets", "score", "loading.dtype",
+    "loading.device", "split.max_test", "ray.workers",
+)  # fmt: skip
+"""Settings that ``--help`` shows; ``--help-all`` shows all."""
+
+
 def take_config(base: C, arguments: Sequence[str]) -> tuple[C, list[str]]:
     """The settings before flags are applied, and the arguments that are left.
 
@@ -58,14 +65,18 @@ def take_config(base: C, arguments: Sequence[str]) -> tuple[C, list[str]]:
 def parse(command: C, prog: str, description: str, arguments: Sequence[str]) -> C:
     """`command` with the values in the arguments. It is a dataclass of flags; a field ``config`` holds settings.
 
-    Raises `ConfigError` for a wrong setting. Exits after ``--help`` and for an unknown flag.
+    Raises `ConfigError` for a wrong setting. Exits after ``--help`` or ``--help-all`` and for an unknown flag.
     """
     load_plugins(_given(arguments, "plugins"))
     config = getattr(command, "config", None)
     arguments = _renamed(arguments, is_audit=isinstance(config, AuditConfig))
     if hasattr(config, "judges"):
         arguments = _for_every_aspect(arguments, config)
-    form = _form(command, "", arguments)
+    brief = config is not None and not {"-h", "--help"}.isdisjoint(arguments)
+    if brief:
+        description += " These are the most common flags; --help-all lists every setting."
+    arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
+    form = _form(command, "", arguments, brief=brief)
     parsed = _plain(tyro.cli(type(form), prog=prog, description=description, args=arguments, default=form))
     for name, value in parsed.items():
         if name == "config":
@@ -75,8 +86,11 @@ def parse(command: C, prog: str, description: str, arguments: Sequence[str]) -> 
     return dataclasses.replace(command, **parsed)  # type: ignore[type-var]
 
 
-def _form(value: Any, path: str, arguments: Sequence[str]) -> Any:
-    """The object that tyro parses in place of a settings object: the same fields and values, without checks."""
+def _form(value: Any, path: str, arguments: Sequence[str], *, brief: bool = False) -> Any:
+    """The object that tyro parses in place of a settings object: the same fields and values, without checks.
+
+    If it is `brief`, it has only the settings named in `COMMON`.
+    """
     if isinstance(value, JudgeChoice):
         kind = [value.kind, *_given(arguments, f"{path}.kind")][-1]
         names = Literal[("default", *JUDGES)]
@@ -90,10 +104,13 @@ def _form(value: Any, path: str, arguments: Sequence[str]) -> Any:
     fields, hints = {}, get_type_hints(type(value), include_extras=True)
     for name, item in vars(value).items():
         inside = path if name == "config" else f"{path}.{name}".removeprefix(".")
-        if inside == "methods":
-            fields |= _method_fields(item, arguments)
+        is_common = hasattr(value, "config") or any(f"{x}.".startswith(f"{inside}.") for x in COMMON)
+        if brief and not is_common:
+            fields[name] = (Annotated[hints[name], tyro.conf.Suppress], item)
+        elif inside == "methods":
+            fields |= _method_fields(item, arguments, brief=brief)
         elif dataclasses.is_dataclass(item) or (isinstance(item, Frozen) and inside not in _PAIRS):
-            form, metadata = _form(item, inside, arguments), getattr(hints[name], "__metadata__", ())
+            form, metadata = _form(item, inside, arguments, brief=brief), getattr(hints[name], "__metadata__", ())
             fields[name] = (Annotated[(type(form), *metadata)] if metadata else type(form), form)
         elif inside in SHORT:
             short = f"--{name.replace('_', '-')}"
@@ -101,7 +118,7 @@ def _form(value: Any, path: str, arguments: Sequence[str]) -> Any:
     return _make(type(value), vars(value), fields)
 
 
-def _method_fields(methods: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+def _method_fields(methods: Mapping[str, Any], arguments: Sequence[str], *, brief: bool) -> dict[str, tuple[Any, Any]]:
     chosen = tuple(_given(arguments, "methods") or methods)
     forms = {
         name: _form(methods[name], "", arguments) if name in methods else _make(METHODS[name].settings, {}, {})
@@ -111,7 +128,10 @@ def _method_fields(methods: Mapping[str, Any], arguments: Sequence[str]) -> dict
     names = tuple[Literal[tuple(METHODS)], ...]
     return {
         "methods": (Annotated[names, tyro.conf.arg(help=_METHODS)], chosen),
-        _SETTINGS_OF: (Annotated[type(form), tyro.conf.arg(name="methods")], form),
+        _SETTINGS_OF: (
+            Annotated[type(form), tyro.conf.Suppress if brief else tyro.conf.arg(name="methods")],
+            form,
+        ),
     }
 
 

@@ -1,7 +1,7 @@
 """All settings of an audit, with their defaults.
 
 The dataclasses here become the flags of the command line and the keys of the YAML file (`locaudit.cli`). Their
-docstrings are the text of ``--help``. `AuditConfig.hash` identifies a run folder. Library functions take plain
+docstrings are the text of ``--help-all``. `AuditConfig.hash` identifies a run folder. Library functions take plain
 arguments, not these objects.
 """
 
@@ -231,6 +231,9 @@ class PromptConfig:
     Repeats that vary the wording (`vary`) count it up."""
     primer_in_training: bool = False
     """Put the primer before the questions in training, too. Off: edits are trained without it and scored with it."""
+    eos_in_training: bool = False
+    """End each training answer with the tokenizer's end-of-sequence token (EOS), as TRL's trainers do.
+    Off: edits are not trained to end an answer. Scored answers never have it."""
     template: Annotated[Mapping[str, bool | int | float | str], PlainValidator(_variables)] = field(
         default_factory=Frozen
     )

@@ -101,7 +101,7 @@ def unknown(name: str, known: Iterable[str]) -> ConfigError:
     hint = f"did you mean {'.'.join([*groups, *near])}?" if near else "check the spelling"
     expected = f"one of {', '.join(known) or 'none'}"
     return ConfigError(
-        got=f"the unknown setting {name}", expected=expected, remedy=f"{hint}; the command's --help lists all"
+        got=f"the unknown setting {name}", expected=expected, remedy=f"{hint}; the command's --help-all lists all"
     )
 
 
@@ -253,7 +253,7 @@ def _translated(error: ValidationError, cls: type, prefix: str) -> LocauditError
         expected = _described(get_args(hint)[0] if inside else hint)
     else:
         expected = first["msg"].removeprefix("Input should be ").replace("greater than or equal to", "at least")
-    remedy = "change the value; the command's --help describes it"
+    remedy = "change the value; the command's --help-all describes it"
     return wrong(name, value, expected, "put it in quotes" if hint == str | None else remedy)
 
 

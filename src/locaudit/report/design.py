@@ -55,8 +55,8 @@ class Target:
     @property
     def words(self) -> str:
         """The target, to follow a verb."""
-        gain = "" if self.gain is None else f" and a gain of {short(self.gain)}"
-        return f"a lead of {short(self.lead)}{gain} with {percent(self.power)} power"
+        gain = "" if self.gain is None else f" and a gain of {rounded(self.gain)}"
+        return f"a lead of {rounded(self.lead)}{gain} with {percent(self.power)} power"
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def power_sentence(run: Run, method: str | None = None, power: float = 0.8, fold
     if math.isinf(lead):
         return ""
     half = float(f"{lead / 2:.1g}")
-    said, ask = f"Seen with {percent(power)} power: a lead of {short(lead)}.", f"`locaudit design {folder} --lead"
+    said, ask = f"Seen with {percent(power)} power: a lead of {rounded(lead)}.", f"`locaudit design {folder} --lead"
     most = count_questions(run.config) or sizing.size.questions
     row = find_cheapest(run, sizing, Target(half, power=power), most)
     if row is None:
@@ -194,7 +194,7 @@ def power_sentence(run: Run, method: str | None = None, power: float = 0.8, fold
         way = f"not within the {most} test questions that the behaviour has and {controls} controls"
     else:
         way = f"{_words(row.size, sizing)}, about {duration(sizing.more(row.size))} more"
-    return f"{said} For {short(half)}: {way} ({ask} {short(half)}`)."
+    return f"{said} For {rounded(half)}: {way} ({ask} {rounded(half)}`)."
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def read_designs(run: Run, method: str | None = None, power: float = 0.8) -> Des
         return None
     half = float(f"{lead / 2:.1g}")
     most = count_questions(run.config) or sizing.size.questions
-    return Designs(tuple(choose_rows(run, sizing, Target(half, power=power), most)), short(half))
+    return Designs(tuple(choose_rows(run, sizing, Target(half, power=power), most)), rounded(half))
 
 
 def describe_design(run: Run, sizing: Sizing, target: Target, path: Path | None = None) -> str:
@@ -229,14 +229,15 @@ def describe_design(run: Run, sizing: Sizing, target: Target, path: Path | None 
         f"{sizing.title}, {find_score(sizing.score).title}, against {nulls}. "
         f"{now.questions} test questions of {'the ' if available else 'at least '}{most} that the behaviour has.",
         *(_spread(sizing, name) for name in sizing.nulls),
-        f"Seen with {percent(target.power)} power as planned: a gain of {short(gain)}, a lead of {short(lead)}. "
-        f"A claim like random places is shown to be so within {short(margin)}.",
+        f"Seen with {percent(target.power)} power as planned: a gain of {rounded(gain)}, a lead of {rounded(lead)}. "
+        f"A claim like random places is shown to be so within {rounded(margin)}.",
         "",
     ]
     rows, best = choose_rows(run, sizing, target, most), find_cheapest(run, sizing, target, most)
     if best is not None and best.size not in [row.size for row in rows]:
         rows[1:] = sorted([*rows[1:], best], key=lambda row: row.seconds)
-    named = short(target.lead if target.gain is None else target.gain), short(target.lead), short(target.margin)
+    wanted = target.lead if target.gain is None else target.gain
+    named = rounded(wanted), rounded(target.lead), rounded(target.margin)
     heads = ["questions", "samples", "controls", "seeds", "minutes"]
     heads += [f"{what} {x}" for what, x in zip(("gain", "lead", "same within"), named, strict=True)]
     lines.append("  ".join(heads))
@@ -255,9 +256,9 @@ def _spread(sizing: Sizing, null: str) -> str:
     low, high = (math.sqrt(x.places) for x in parts.plausible())
     noise = math.sqrt(parts.control.variance(sizing.size))
     return (
-        f"Random places{where(null)} truly differ by a standard deviation of {short(math.sqrt(parts.places))} "
-        f"({short(low)} to {short(high)} with 80 % confidence: {parts.n_places} controls). "
-        f"Noise of their scores from the questions: {short(noise)}."
+        f"Random places{where(null)} truly differ by a standard deviation of {rounded(math.sqrt(parts.places))} "
+        f"({rounded(low)} to {rounded(high)} with 80 % confidence: {parts.n_places} controls). "
+        f"Noise of their scores from the questions: {rounded(noise)}."
     )
 
 
@@ -268,7 +269,7 @@ def _advice(run: Run, sizing: Sizing, target: Target, most: int, best: Row | Non
         needed = questions_for(_power_of(sizing, target), largest, target.power)
         yield (
             f"No design within these limits sees {target.words}. With all {most} test questions and {largest.controls} "
-            f"controls, the smallest lead seen is {short(seen)}. "
+            f"controls, the smallest lead seen is {rounded(seen)}. "
             + (f"It takes {needed} questions." if needed else "No number of questions is enough, since places differ.")
         )
         return
@@ -291,7 +292,7 @@ def _words(size: Size, sizing: Sizing) -> str:
     return ", ".join(parts)
 
 
-def short(x: float) -> str:
+def rounded(x: float) -> str:
     """A number with two digits that count, without a leading zero: ``.058``, ``1.2``."""
     return f"{x:.2g}".removeprefix("0") or "0" if math.isfinite(x) else "-"
 

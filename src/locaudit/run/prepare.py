@@ -18,13 +18,13 @@ from torch import Tensor
 from locaudit.behaviours.behaviour import Question
 from locaudit.behaviours.format import Prompt
 from locaudit.config import AuditConfig
-from locaudit.errors import ModelError
+from locaudit.errors import ConfigError, ModelError
 from locaudit.measure.activations import Activations, Context, collect_activations
 from locaudit.measure.drift import DriftText, cut_documents, sample_documents, start_tokens
 from locaudit.measure.forward import answer_log_probs, check_depth, check_length
 from locaudit.measure.generation import differing_answers
 from locaudit.measure.identity import check_trees, hardest_trees
-from locaudit.measure.tree import Forest, plant
+from locaudit.measure.tree import Forest, Tree, plant
 from locaudit.methods import Method
 from locaudit.methods.probes import Probes, fit_probes
 from locaudit.methods.training import TrainingData
@@ -155,10 +155,25 @@ def plant_questions(inputs: Inputs, model: Model) -> Forests:
     held_out |= {name: grow(questions, prompt) for name, (prompt, questions) in inputs.off_target.items()}
     questions = {"train": inputs.split.train, **{name: inputs.held_out(name) for name in held_out}}
     n_true = {name: tuple(len(question.true) for question in asked) for name, asked in questions.items()}
-    forests = Forests(grow(inputs.split.train, inputs.training), held_out, n_true)
+    train = grow(inputs.split.train, inputs.training)
+    if inputs.config.prompt.eos_in_training:
+        train = end_branches(train, model)
+    forests = Forests(train, held_out, n_true)
     for forest in (forests.train, *held_out.values()):
         check_depth(model, forest)
     return forests
+
+
+def end_branches(forest: Forest, model: Model) -> Forest:
+    """The forest with the tokenizer's EOS token after each branch. Raises `ConfigError` if the tokenizer has none."""
+    eos: Any = model.tokenizer.eos_token_id  # pyright: ignore[reportAttributeAccessIssue]
+    if eos is None:
+        raise ConfigError(
+            got=f"prompt.eos_in_training with {model.name}, whose tokenizer has no end-of-sequence token",
+            expected="a tokenizer with eos_token",
+            remedy="leave prompt.eos_in_training out, or set eos_token in the tokenizer's files",
+        )
+    return Forest(forest.prefix, tuple(Tree(x.prompt, tuple((*y, eos) for y in x.branches)) for x in forest.trees))
 
 
 def check_identity(store: Store, model: Model, forests: Forests, say: Say) -> None:

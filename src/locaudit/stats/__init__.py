@@ -2,7 +2,6 @@
 
 from locaudit.stats.agreement import Agreement, compare
 from locaudit.stats.decide import decide
-from locaudit.stats.equivalence import Match, compare_edits
 from locaudit.stats.intervals import Crossed, Estimate, Share, crossed_interval, estimate, score_intervals, true_share
 from locaudit.stats.measured import Design
 from locaudit.stats.phrases import MethodFacts
@@ -41,9 +40,9 @@ from locaudit.stats.tests import (
 from locaudit.stats.verdict import MethodVerdict, NullResult, Verdict
 
 __all__ = [
-    "JUDGED", "Agreement", "Answer", "Contrast", "Crossed", "Design", "Estimate", "Look", "Match", "MethodFacts",
+    "JUDGED", "Agreement", "Answer", "Contrast", "Crossed", "Design", "Estimate", "Look", "MethodFacts",
     "MethodRepeats", "MethodVerdict", "Monitor", "NullResult", "Outcome", "Place", "Question", "Repeat",
-    "RepeatsVerdict", "Score", "Share", "Verdict", "add_judgements", "combine_repeats", "compare", "compare_edits",
+    "RepeatsVerdict", "Score", "Share", "Verdict", "add_judgements", "combine_repeats", "compare",
     "components", "contrast_methods", "count_missing", "crossed_interval", "decide", "estimate", "find_outcome",
     "find_score", "gain_p", "holm", "is_judged", "judged_aspects", "judged_metrics", "judged_scores", "look", "max_t_p",
     "mean_score", "monte_carlo_p", "new_place_p", "paired_gain_p", "rank_correlation", "reaches", "resolve_score",

@@ -4,7 +4,8 @@ Placebos have none, since they are not meant to be good.
 
 edge            the best strength at a place is the smallest or largest of those tried there
 single          a method that has a strength was tried with only one
-not optimised   a trained edit is worse on validation questions than an untrained one (ITI) at the same place
+not optimised   a trained edit is worse than an untrained one (ITI) at the same place: on validation questions, or on
+                test questions if one of the two was not validated, because its method has one strength
 superset        the whole model's training objective is worse than that of a place that it contains
 short           the longest training that ``epochs: auto`` tries still gained
 destroyed       the edit's KL drift is above `MOST_KL`, or most of its answers are degenerate (`find_destroyed`)
@@ -46,15 +47,23 @@ class Flag:
 def find_flags(
     records: Iterable[TrialRecord], facts: Mapping[str, MethodFacts], score: str, tolerance: float = TIE
 ) -> dict[str, tuple[Flag, ...]]:
-    """Method -> the flags of its edits. Scores are compared by their means on validation questions."""
+    """Method -> the flags of its edits, by the means of a score.
+
+    Where test questions are read, nothing is chosen by them: a flag can only turn a "no" into open.
+    """
     trials = {name: places for name, places in group_trials(records).items() if name != NO_METHOD}
     best = {name: {p: choose(tried, score, tolerance) for p, tried in x.items()} for name, x in trials.items()}
     # The untrained methods that edit the same places for the same purpose.
     rivals = [r for r in trials if (facts[r].trained, facts[r].supports, facts[r].null) == (False, "higher", "places")]
 
-    def validated(name: str, place: Place) -> float:
-        record = best[name].get(place)
-        return math.nan if record is None else record.metrics.get("val", {}).get(score, math.nan)
+    def compared(place: Place, *names: str) -> tuple[str, tuple[float, ...]]:
+        found = [best[name].get(place) for name in names]
+        scores = {
+            split: tuple(math.nan if x is None else x.metrics.get(split, {}).get(score, math.nan) for x in found)
+            for split in ("val", "test")
+        }
+        split = "test" if any(map(math.isnan, scores["val"])) else "val"
+        return {"val": "validation", "test": "test"}[split], scores[split]
 
     def find(name: str) -> Iterator[Flag]:
         own, training = facts[name], facts[name].training or {}
@@ -73,9 +82,10 @@ def find_flags(
             return
         for rival in rivals if own.supports == "higher" else ():
             for place in (CLAIM, WHOLE):
-                ours, theirs = validated(name, place), validated(rival, place)
+                questions, (ours, theirs) = compared(place, name, rival)
                 worse = [place] if ours < theirs - tolerance else []
-                yield from flag("not optimised", worse, ours=ours, theirs=theirs, rival=facts[rival].title)
+                said = {"ours": ours, "theirs": theirs, "rival": facts[rival].title, "questions": questions}
+                yield from flag("not optimised", worse, **said)
         whole = {record.spec.hyperparameter: record for record in places.get(WHOLE, ())}
         yield from flag("superset", [p for p in places if p != WHOLE and _falls_short(best[name][p], whole)])
         if not training.get("plateau", True):

@@ -26,7 +26,7 @@ from locaudit.methods.settings import ITISettings, OptimalSettings
 
 Preset = Literal["full", "decide", "smoke"]
 PRESETS: tuple[Preset, ...] = ("full", "decide", "smoke")
-"""``full``: the paper's grids and training. ``decide``: sized to decide the claims on two cores in about 15 hours.
+"""``full``: the paper's grids and training. ``decide``: sized to decide the claims on two cores within 15 hours.
 ``smoke``: a few minutes."""
 Part = str
 PARTS: Mapping[Part, str] = {
