@@ -28,8 +28,8 @@ commands:
   locaudit paper [CONFIG.yaml] [flags]   run every experiment of the paper on your model and data
   locaudit probe [CONFIG.yaml] [flags]   probe every attention head and print the best ones
   locaudit report DIR [flags]            write a report again, or use another score, level or margin
-  locaudit table RUN [--format F]        the verdict as LaTeX or Markdown, with a paragraph for the methods section
   locaudit compare RUN RUN...            put audits side by side, with p corrected for their number
+  locaudit table RUN [--format F]        the verdict as LaTeX or Markdown, with a paragraph for the methods section
   locaudit export DIR --out FOLDER       export an edit: PEFT adapter, merged weights or vectors
   locaudit judge validate|compare|sample measure or compare judges; draw answers for people to label
   locaudit calibrate null|run|planted|coverage
@@ -48,8 +48,8 @@ COMMANDS = {
     "paper": "locaudit.cli.paper:paper",
     "probe": "locaudit.cli.audit:probe",
     "report": "locaudit.cli.audit:report",
-    "table": "locaudit.cli.write_up:table",
     "compare": "locaudit.cli.compare:compare",
+    "table": "locaudit.cli.write_up:table",
     "export": "locaudit.cli.export:export",
     "judge": "locaudit.cli.judge:judge",
     "calibrate": "locaudit.cli.calibrate:calibrate",
