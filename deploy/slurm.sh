@@ -16,6 +16,9 @@
 set -euo pipefail
 
 export RAY_USAGE_STATS_ENABLED=0
+# Without it, others who are on these nodes could use the job's Ray.
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 n_cpus=${SLURM_CPUS_PER_TASK:-1}
 n_gpus=${SLURM_GPUS_ON_NODE:-0}
 per_node=$((n_gpus > 0 ? n_gpus : 1))

@@ -58,7 +58,7 @@ def _lines(folder: Path, news: Mapping[str, Any]) -> Iterator[str]:
     stored = news["stored"]
     counted = "" if stored is None else f"{sum(stored.values())} trials stored, {stored.get('diverged', 0)} diverged"
     if "updated" not in news:
-        yield f"{folder}: no news ({counted})"
+        yield f"{folder}: no news{f' ({counted})' if counted else ': nothing was begun here'}"
         return
     yield (
         f"{folder}: {news['state']}, process {news['pid']} on {news['host']}, "

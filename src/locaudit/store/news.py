@@ -53,6 +53,12 @@ def read_news(folder: str | Path) -> dict[str, Any]:
             found["stored"] = dict(connection.execute(ask).fetchall())
         except sqlite3.OperationalError:  # no tables yet, or locked for writing
             found["stored"] = None
+        except sqlite3.DatabaseError as error:
+            raise RunFolderError(
+                got=f"{folder / 'trials.sqlite'}, which cannot be read ({error})",
+                expected="the database of a locaudit run",
+                remedy="restore the file from a copy, or run again into another --out",
+            ) from None
     return found
 
 

@@ -379,8 +379,9 @@ def _reach(address: str) -> None:
         found = services.canonicalize_bootstrap_address(address) or "no address"
         host, _, port = found.rpartition(":")
         socket.create_connection((host, int(port)), timeout=CONNECT).close()
-        ray._raylet.GcsClient(address=found)  # what listens there may be something else
-    except (OSError, ValueError, ray.exceptions.RayError) as error:
+        with suppress(getattr(ray.exceptions, "AuthenticationError", ())):  # it is Ray, which says later what it wants
+            ray._raylet.GcsClient(address=found)  # what listens there may be something else
+    except (OSError, ValueError, ray.exceptions.RpcError) as error:
         raise ConfigError(
             got=f"ray.address = {address}, where no cluster answers ({error})",
             expected="the address of a running Ray cluster",
