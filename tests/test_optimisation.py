@@ -156,6 +156,17 @@ def test_without_validation_of_both_test_questions_are_read():
     assert "on test questions the Optimal edit has 0.400 and ITI 0.500" in text
 
 
+def test_a_difference_within_the_margin_does_not_count():
+    """A third of what ITI gains: .2 of .3 at the claim counts, .05 of .3 does not."""
+    base = replace(trial("none", "base", None, 0.2), spec=TrialSpec("base", "none", None, None, 0, "c"))
+    for claim, is_flagged in ((0.2, True), (0.35, False)):
+        found = find_flags([base, *ITI, *optimal(claim, 0.45)], FACTS, "mc2", margin=1 / 3)
+        assert ("not optimised" in {flag.name for flag in found["optimal"]}) == is_flagged
+        assert "not optimised" in {
+            flag.name for flag in find_flags([*ITI, *optimal(claim, 0.45)], FACTS, "mc2")["optimal"]
+        }
+
+
 def test_a_whole_model_worse_than_a_part_of_it_is_flagged():
     assert flags([*ITI, *optimal(0.4, 0.4, losses=(1.0, 1.01))])[0] == set()  # within 2 %
     assert flags([*ITI, *optimal(0.4, 0.4, losses=(1.0, 1.5))])[0] == {("superset", ("claim",))}

@@ -69,7 +69,8 @@ def decide(
     ]
     adjusted = _adjusted(measured)
     tie = tolerance(score, design.dtype)
-    flags, destroyed = find_flags(records, facts, score, tie), find_destroyed(records, questions, score, tie)
+    flags = find_flags(records, facts, score, tie, design.margin)
+    destroyed = find_destroyed(records, questions, score, tie)
     found = {m.method: _judge(m, adjusted, (*flags[m.method], *destroyed[m.method])) for m in measured}
     main = next((name for name in found if facts[name].trained), next(reversed(found), ""))
     return Verdict(

@@ -4,8 +4,9 @@ Placebos have none, since they are not meant to be good.
 
 edge            the best strength at a place is the smallest or largest of those tried there
 single          a method that has a strength was tried with only one
-not optimised   a trained edit is worse than an untrained one (ITI) at the same place: on validation questions, or on
-                test questions if one of the two was not validated, because its method has one strength
+not optimised   a trained edit is worse than an untrained one (ITI) at the same place by more than the margin, a share
+                of what that one gains: on validation questions, or on test questions if a method was not validated
+                because it has one strength
 superset        the whole model's training objective is worse than that of a place that it contains
 short           the longest training that ``epochs: auto`` tries still gained
 destroyed       the edit's KL drift is above `MOST_KL`, or most of its answers are degenerate (`find_destroyed`)
@@ -45,24 +46,30 @@ class Flag:
 
 
 def find_flags(
-    records: Iterable[TrialRecord], facts: Mapping[str, MethodFacts], score: str, tolerance: float = TIE
+    records: Iterable[TrialRecord],
+    facts: Mapping[str, MethodFacts],
+    score: str,
+    tolerance: float = TIE,
+    margin: float = 0.0,
 ) -> dict[str, tuple[Flag, ...]]:
-    """Method -> the flags of its edits, by the means of a score.
+    """Method -> the flags of its edits, by the means of a score. `margin` is the share of a gain that counts as none.
 
     Where test questions are read, nothing is chosen by them: a flag can only turn a "no" into open.
     """
+    records = list(records)
     trials = {name: places for name, places in group_trials(records).items() if name != NO_METHOD}
+    base = next((record for record in records if record.spec.arm == "base"), None)
     best = {name: {p: choose(tried, score, tolerance) for p, tried in x.items()} for name, x in trials.items()}
     # The untrained methods that edit the same places for the same purpose.
     rivals = [r for r in trials if (facts[r].trained, facts[r].supports, facts[r].null) == (False, "higher", "places")]
 
     def compared(place: Place, *names: str) -> tuple[str, tuple[float, ...]]:
-        found = [best[name].get(place) for name in names]
+        found = [*(best[name].get(place) for name in names), base]
         scores = {
             split: tuple(math.nan if x is None else x.metrics.get(split, {}).get(score, math.nan) for x in found)
             for split in ("val", "test")
         }
-        split = "test" if any(map(math.isnan, scores["val"])) else "val"
+        split = "test" if any(map(math.isnan, scores["val"][:-1])) else "val"
         return {"val": "validation", "test": "test"}[split], scores[split]
 
     def find(name: str) -> Iterator[Flag]:
@@ -82,8 +89,9 @@ def find_flags(
             return
         for rival in rivals if own.supports == "higher" else ():
             for place in (CLAIM, WHOLE):
-                questions, (ours, theirs) = compared(place, name, rival)
-                worse = [place] if ours < theirs - tolerance else []
+                questions, (ours, theirs, unedited) = compared(place, name, rival)
+                none = max(tolerance, 0.0 if math.isnan(unedited) else margin * (theirs - unedited))
+                worse = [place] if ours < theirs - none else []
                 said = {"ours": ours, "theirs": theirs, "rival": facts[rival].title, "questions": questions}
                 yield from flag("not optimised", worse, **said)
         whole = {record.spec.hyperparameter: record for record in places.get(WHOLE, ())}
