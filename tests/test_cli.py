@@ -578,6 +578,7 @@ COMMAND_LINES = (
 )  # fmt: skip
 # of pip, git and ray, and those of no command's own
 OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--help-all", "--version", "--format", "--porcelain", "--head"}
+CSS = {"--ink", "--paper", "--faint", "--control"}  # colours of the report's charts
 FLAG = re.compile(r"(?<!var\()(?<![\w-])--[a-z][\w.-]*\w")
 
 
@@ -590,7 +591,7 @@ def texts_of(file: Path) -> str:
 def test_every_flag_that_is_named_exists(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     root = Path(__file__).parents[1]
-    known = set(OF_OTHERS)
+    known = set(OF_OTHERS) | CSS
     for line in COMMAND_LINES:
         known |= set(FLAG.findall(help_of(capsys, *line.split())))
     of_plugin = (
