@@ -611,7 +611,8 @@ def test_every_flag_that_is_named_exists(capsys, monkeypatch):
     for file in scripts:  # tyro's are arguments of functions and fields of classes
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             name = node.arg if isinstance(node, ast.arg) else getattr(getattr(node, "target", None), "id", "")
-            of_scripts.add(f"--{name.replace('_', '-')}")
+            of_scripts |= {f"--{name.replace('_', '-')}", f"--no-{name.replace('_', '-')}"}
+    of_scripts.add("--model.driver")  # a field of a field, of bench.workers
     for texts, flags in ((own, known), (pages, known | of_scripts)):
         for file, text in texts.items():
             named = FLAG.findall(text.replace("ASPECT", "truth"))
