@@ -418,7 +418,7 @@ def test_heads_of_the_positive_demo_beat_random_heads_on_held_out_prompts(tmp_pa
 
 def test_bad_commands_and_settings(capsys, tmp_path, small_yaml):
     out = ["--out", str(tmp_path / "run")]
-    assert "one of demo, audit, status, design, paper, probe, report" in fails(capsys, "edit")
+    assert "one of demo, behaviour, init, audit, status, design, paper" in fails(capsys, "edit")
     assert "which is not a file" in fails(capsys, "audit", str(tmp_path / "none.yaml"))
     (tmp_path / "bad.yaml").write_text("controlls: 3")
     assert "controlls" in fails(capsys, "audit", str(tmp_path / "bad.yaml"))

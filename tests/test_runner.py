@@ -573,10 +573,10 @@ def test_status_says_what_a_run_is_doing(home, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["total"] == 13
     (tmp_path / "run" / "status.json").unlink()
     assert cli.main(["status", str(tmp_path / "run")]) == 0
+    assert "no news (13 trials stored, 0 diverged)" in capsys.readouterr().out
     (tmp_path / "run" / "trials.sqlite").write_text("garbage")
     assert cli.main(["status", str(tmp_path / "run")]) == 2
     assert "cannot be read (file is not a database)" in capsys.readouterr().err
-    assert "no news (13 trials stored, 0 diverged)" in capsys.readouterr().out
 
 
 def test_workers_without_ray_are_refused_with_the_extra_that_has_it(home, tmp_path, monkeypatch):
