@@ -379,7 +379,8 @@ def _reach(address: str) -> None:
         found = services.canonicalize_bootstrap_address(address) or "no address"
         host, _, port = found.rpartition(":")
         socket.create_connection((host, int(port)), timeout=CONNECT).close()
-        with suppress(getattr(ray.exceptions, "AuthenticationError", ())):  # it is Ray, which says later what it wants
+        wants_token = filter(None, [getattr(ray.exceptions, "AuthenticationError", None)])  # newer releases have it
+        with suppress(*wants_token):  # it is Ray, which says later what it wants
             ray._raylet.GcsClient(address=found)  # what listens there may be something else
     except (OSError, ValueError, ray.exceptions.RpcError) as error:
         raise ConfigError(
