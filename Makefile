@@ -61,7 +61,7 @@ notebooks: setup
 # The site, in build/site. Broken links and anchors are errors.
 docs: setup
 	$(PIP) --editable ".[report,dev,docs]"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Wheel and source distribution, installed into an environment of their own; are the extras still to be had together?
 FRESH := build/fresh/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

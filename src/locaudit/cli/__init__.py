@@ -41,7 +41,7 @@ locaudit COMMAND --help lists the flags of a command."""
 COMMANDS = {
     "demo": "locaudit.cli.audit:demo",
     "behaviour": "locaudit.cli.behaviour:behaviour",
-    "init": "locaudit.cli.doctor:init",
+    "init": "locaudit.cli.init:init",
     "audit": "locaudit.cli.audit:audit",
     "status": "locaudit.cli.status:status",
     "design": "locaudit.cli.design:design",

@@ -1,4 +1,4 @@
-"""``locaudit doctor``: what is installed and found here, and a short test. ``locaudit init``: a file of settings."""
+"""``locaudit doctor``: what is installed and found here, and a short test with a real model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ import tyro
 
 from locaudit.checkpoints import PACKAGED, find_checkpoint
 from locaudit.cli.commands import say
-from locaudit.config.files import preset_text
-from locaudit.errors import ConfigError, LocauditError
-from locaudit.store.files import write_atomically
+from locaudit.errors import LocauditError
 
 _EXTRAS = {
     "report": ("matplotlib", "jinja2", "pandas"),
@@ -55,22 +53,6 @@ def doctor(arguments: Sequence[str]) -> int:
         f"{difference:.1g} nats a token; the unedited model says {answer!r}"
     )
     return 0
-
-
-@dataclass(frozen=True)
-class _Init:
-    file: tyro.conf.Positional[Path] = Path("audit.yaml")
-    """File to write. It must not exist."""
-
-
-def init(arguments: Sequence[str]) -> None:
-    """Parse ``locaudit init [FILE]`` and write a file with the common settings of an audit, each with a comment."""
-    words = "Write the common settings of an audit, with comments, for `locaudit audit FILE`."
-    file = tyro.cli(_Init, prog="locaudit init", description=words, args=arguments).file
-    if file.exists():
-        raise ConfigError(got=f"{file}, which exists", expected="a new file", remedy="name another file, or delete it")
-    write_atomically(file, preset_text("audit").encode())
-    say(f"wrote {file}. Edit it, then run: locaudit audit {file} --out runs/mine")
 
 
 def _facts() -> Iterator[tuple[str, str]]:
