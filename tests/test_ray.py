@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -285,17 +286,20 @@ def test_workers_alone_start_a_ray_that_only_this_machine_sees(home, tmp_path):
     assert dump(tmp_path / "run") == dump(tmp_path / "local")
 
 
-def test_what_cannot_be_used_is_refused_before_a_model_is_loaded(home, tmp_path, monkeypatch):
+def test_what_cannot_be_used_is_refused_before_a_model_is_loaded(home, tmp_path, monkeypatch, request):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")  # that of ``auto``
     config = merge_config(small_config(home), {"executor": "ray"})
     with pytest.raises(ConfigError, match="a model given as an object.*save_pretrained"):
         audit(load_model(home / "model"), config.behaviour, config=config, out=tmp_path / "run")
+    silent = socket.create_server(("", 0))  # accepts connections and says nothing
+    request.addfinalizer(silent.close)
     for ray, loading, got in (
         ({"workers": 2}, {"device_map": "auto"}, "device_map = auto"),
         ({}, {"device": "cuda:1"}, "cuda:1"),
         ({"address": "ray://host:1"}, {}, "ray://"),
         ({"address": "127.0.0.1:9"}, {}, "no cluster answers"),
         ({"address": "auto"}, {}, "no cluster answers"),
+        ({"address": f"127.0.0.1:{silent.getsockname()[1]}"}, {}, "no answer within 5 s"),
         ({"address": "203.0.113.1:6379"}, {}, "no cluster answers"),  # nobody has this address; a proxy may answer
     ):
         started = time.monotonic()

@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -379,15 +379,38 @@ def _reach(address: str) -> None:
         found = services.canonicalize_bootstrap_address(address) or "no address"
         host, _, port = found.rpartition(":")
         socket.create_connection((host, int(port)), timeout=CONNECT).close()
-        wants_token = filter(None, [getattr(ray.exceptions, "AuthenticationError", None)])  # newer releases have it
-        with suppress(*wants_token):  # it is Ray, which says later what it wants
-            ray._raylet.GcsClient(address=found)  # what listens there may be something else
+        _within(CONNECT, lambda: _greet(ray, found))  # what listens there may be something else
     except (OSError, ValueError, ray.exceptions.RpcError) as error:
         raise ConfigError(
             got=f"ray.address = {address}, where no cluster answers ({error})",
             expected="the address of a running Ray cluster",
             remedy="start one with ray start --head, correct the address, or leave it out for this machine alone",
         ) from None
+
+
+def _greet(ray: Any, address: str) -> None:
+    wants_token = filter(None, [getattr(ray.exceptions, "AuthenticationError", None)])  # newer releases have it
+    with suppress(*wants_token):  # it is Ray, which says later what it wants
+        ray._raylet.GcsClient(address=address)
+
+
+def _within(seconds: float, call: Callable[[], None]) -> None:
+    """Call, or raise `TimeoutError` after so many seconds; then the call goes on in a thread that nothing waits for."""
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    if raised:
+        raise raised[0]
 
 
 def _check_nodes(ray: Any) -> None:
