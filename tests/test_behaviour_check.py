@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -11,6 +13,8 @@ from sklearn.naive_bayes import MultinomialNB
 from locaudit import cli, load_behaviour
 from locaudit.behaviours import Behaviour, Question
 from locaudit.behaviours.check import FOLDS, check_behaviour
+from locaudit.config import SplitConfig
+from locaudit.run.subject import few_for_no
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +68,23 @@ def test_with_a_model_it_prints_the_prompt_and_base_scores(capsys):
     assert cli.main(["behaviour", "check", "sentiment", "--model", "smollm2-135m", "--max-test", "4"]) == 0
     said = capsys.readouterr().out
     assert "prompt " in said and "mc2 0." in said and "4 test questions" in said
+
+
+@pytest.mark.parametrize(
+    "n, split, remedy",
+    [
+        (600, {}, ""),
+        (275, {"fractions": (0.4, 0.1, 0.5)}, ""),
+        (275, {}, "55 test questions .* takes 100: set --split.fractions 0.4 0.1 0.5$"),
+        (275, {"max_test": 20}, "set --split.fractions 0.4 0.1 0.5 --split.max-test 100$"),
+        (600, {"max_test": 99}, "99 test questions .* set --split.max-test 100$"),
+        (30, {}, r"use a behaviour with at least 200 questions \(made has 30\)$"),
+        (0, {}, "give more rows of the file the split test$"),
+    ],
+)
+def test_too_few_test_questions_for_a_no(n, split, remedy):
+    questions = [Question(str(i), f"q {i}", ("a",), ("b",)) for i in range(n)]
+    parts = ("train", "val", "test")
+    questions = questions or [Question(str(i), f"q {i}", ("a",), ("b",), split=parts[i % 3]) for i in range(9)]
+    said = few_for_no(Behaviour("made", tuple(questions)), SplitConfig(**split))
+    assert re.search(remedy, said) if remedy else not said

@@ -59,7 +59,8 @@ def fails(capsys, *arguments: str) -> str:
 def test_audit_then_report(small_yaml, tmp_path, capsys):
     out = tmp_path / "run"
     assert cli.main(["audit", str(small_yaml), "--controls", "1", "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
+    printed, noted = capsys.readouterr()
+    assert 'too few for the answer "no", which takes 100: use a behaviour with at least 200 questions' in noted
     verdict = json.loads((out / "verdict.json").read_text())
     assert printed.strip().startswith(verdict["subject"]) and f"\n{verdict['headline']}\n" in printed
     assert str(out / "report.html") in printed
@@ -353,6 +354,27 @@ def test_wrong_names_on_the_command_line(capsys):
     assert "methods.iti.alphas = [1.0, 1.0] in the flags" in fails(capsys, "audit", "--iti.alphas", "1", "1")
     assert "probe.top_k = 0 in the flags" in fails(capsys, "audit", "--probe.top-k", "0")
     assert "nowhere, which cannot be imported" in fails(capsys, "audit", "--plugins", "nowhere")
+
+
+def test_wrong_flags_are_one_line_with_the_flag_that_was_meant(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    line = fails(capsys, "audit", "--controlls", "4", "--dry-rum")
+    assert "--controlls, 4, --dry-rum" in line and "did you mean --controls or --dry-run?" in line
+    assert "see locaudit audit --help" in fails(capsys, "audit", "--controls")
+    assert "invalid literal for int" in fails(capsys, "audit", "--controls", "many")
+    assert "Expected one of ('full', 'decide', 'smoke')" in fails(capsys, "paper", "--preset", "best")
+    assert "Missing from locaudit export: --out PATH" in fails(capsys, "export", "runs")
+    assert "did you mean --audits?" in fails(capsys, "calibrate", "null", "--audit", "3")
+    assert "did you mean --truth?" in fails(capsys, "judge", "validate", "--trut", "x")
+
+
+def test_an_unknown_setting_is_named_with_the_one_that_was_meant(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text("controlls: 3")
+    line = fails(capsys, "audit", str(file))
+    assert "expected a known one; did you mean controls? For all names, see the command's --help-all" in line
+    file.write_text("split: {max_tests: 3}")
+    assert "expected one of fractions, seed, max_train" in fails(capsys, "audit", str(file))
 
 
 def test_a_plug_in_brings_its_flags(tmp_path, capsys, monkeypatch):

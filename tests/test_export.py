@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -45,7 +46,11 @@ def test_vectors_are_the_edit_itself(finished, tmp_path, arm, capsys):
     out = tmp_path / "out"
     arguments = ["export", str(finished), "--trial", f"{name}/optimal", "--to", "vectors", "--out", str(out)]
     assert cli.main(arguments) == 0
-    assert capsys.readouterr().out.strip() == str(out / "edit.safetensors")
+    printed, noted = capsys.readouterr()
+    assert printed.strip() == str(out / "edit.safetensors")
+    assert re.search(
+        rf"wrote the edit {name}/optimal, strength 0.[14], of .* as vectors: edit.safetensors \(0.0", noted
+    )
     assert (
         load_edit(out / "edit.safetensors").to_bytes() == edit_of(finished, arm, "optimal", control=control).to_bytes()
     )
@@ -60,7 +65,9 @@ def test_vectors_are_the_edit_itself(finished, tmp_path, arm, capsys):
 
 def test_weights_say_what_the_edit_says(finished, tmp_path, capsys):
     assert cli.main(["export", str(finished), "--to", "merged", "--out", str(tmp_path / "merged")]) == 0
-    capsys.readouterr()
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert "writes the whole model with the edit in its weights, 0 MB" in first
+    assert "as merged: model.safetensors (0." in last
     assert cli.main(["export", str(finished), "--to", "peft", "--out", str(tmp_path / "peft")]) == 0
     assert "base" not in capsys.readouterr().err  # the model has a folder
     model = load_model(load_run(finished).config.model, device="cpu")

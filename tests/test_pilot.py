@@ -131,7 +131,8 @@ def test_the_flag_prints_what_is_left(home, tmp_path, capsys):
     path.write_text(to_yaml(small_config(home)))
     command = ["audit", str(path), "--dry-run", "--out", str(out)]
     assert cli.main(command) == 0
-    printed = capsys.readouterr().out
+    printed, noted = capsys.readouterr()
+    assert 'too few for the answer "no"' in noted
     for word in ("9 trials", "2 control optimal", "7 of them are done", "answers to generate", "MiB", "peak memory"):
         assert word in printed
     assert cli.main([*command, "--claim", "9.9"]) == 2

@@ -128,8 +128,8 @@ def test_the_printed_designs(pilot, capsys):
     assert cli.main(["design", str(pilot), "--lead", "1e-7"]) == 0
     assert "No design within these limits" in capsys.readouterr().out
     sentence = power_sentence(run, folder=str(pilot))
-    assert sentence.startswith(f"Seen with 80 % power: a lead of {rounded(lead)}. For ")
-    assert f"locaudit design {pilot} --lead " in sentence
+    assert sentence.startswith(f"80 % of such audits would find a true lead of {rounded(lead)} or more (80 % power). ")
+    assert " A lead of " in sentence and f"(`locaudit design {pilot} --lead " in sentence
     verdict = read_result(pilot).verdict
     assert verdict.power == sentence.replace(str(pilot), "RUN") and str(verdict).endswith(verdict.power)
     assert all(lead >= smallest_lead(parts, sizing.size) for parts in sizing.parts)  # it must pass both nulls
@@ -139,7 +139,7 @@ def test_a_dry_run_says_what_the_audit_will_see(config, tmp_path, capsys):
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(merge_config(config, {"evaluation": {"bank_size": 4}, "nulls": ["anywhere"]})))
     assert cli.main(["audit", str(path), "--out", str(tmp_path / "run"), "--dry-run"]) == 0
-    assert "Seen with 80 % power: a lead of " in capsys.readouterr().out
+    assert "80 % of such audits would find a true lead of " in capsys.readouterr().out
 
 
 def test_errors_say_what_to_do(pilot, home, tmp_path, capsys):

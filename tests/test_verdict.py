@@ -150,13 +150,17 @@ def test_the_count_decides_between_yes_open_and_no(n_reach, n, population, answe
     assert told(m)[0] == {"yes": "SPECIFIC", "no": "NOT SPECIFIC", "open": "CANNOT TELL"}[answer]
     if answer == "open":
         assert opened(m, "anywhere")[0] == ("few_controls" if n == 18 else "some")
+    seen = {q.name: q.seen for q in ask(m)}["anywhere"]
+    assert ("; yet more than 5% of such places do as well" in seen) == (answer == "no"), "a no beside a lead above 0"
 
 
 def test_a_lead_below_the_margin_is_as_good_as_none():
     """2 of 19 controls are as good, which alone leaves it open; but all are about as good."""
     rng = np.random.default_rng(3)
     near = tuple(0.27 + rng.normal(0, 0.01, 17)) + (0.35, 0.35)
-    assert answers(measure(controls=near))["anywhere"] == "no"
+    m = measure(controls=near)
+    seen = {q.name: q.seen for q in ask(m)}["anywhere"]
+    assert answers(m)["anywhere"] == "no" and "; a lead below .098 counts as none" in seen
     far = (0.0,) * 17 + (0.35, 0.35)
     assert answers(measure(controls=far))["anywhere"] == "open"
     # Better than all 19, by a lead that is shown to be small: better, and the sentence says by how little.

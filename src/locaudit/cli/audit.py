@@ -6,15 +6,18 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from locaudit.cli.commands import say
+from locaudit.cli.commands import read_flags, say
 from locaudit.cli.flags import parse, take_config
 from locaudit.config import AuditConfig, load_preset
 from locaudit.errors import ConfigError
 from locaudit.location import spell_unit
+
+if TYPE_CHECKING:
+    from locaudit.run.subject import Inputs
 
 _POSITIVE = "--positive"
 _DEMO = (
@@ -100,7 +103,7 @@ def probe(arguments: Sequence[str]) -> None:
 def report(arguments: Sequence[str]) -> None:
     """Parse ``locaudit report DIR [flags]`` and write the report. No model is loaded."""
     words = "Write the report of a finished run again, or with another score, level or margin. No model is loaded."
-    command = tyro.cli(_Report, prog="locaudit report", description=words, args=arguments)
+    command = read_flags(_Report, "locaudit report", words, arguments)
     settings = {"score": command.score, "level": command.level, "margin": command.margin}
     from locaudit.cli.paper import print_study
     from locaudit.cli.shown import print_repeats, print_verdict
@@ -124,23 +127,30 @@ def report(arguments: Sequence[str]) -> None:
 
 
 def _run(command: _Run) -> int:
-    aspects = refuse_early(command.config, command.out, command.repeats)
+    inputs = refuse_early(command.config, command.out, command.repeats)
     from locaudit.cli.shown import count_unjudged, print_repeats, print_verdict
     from locaudit.report import require_report_extra
     from locaudit.report.design import power_sentence
     from locaudit.report.result import read_result
     from locaudit.run.audit import run_audit
+    from locaudit.run.judging import choose_judges
     from locaudit.run.pilot import describe_estimate, run_pilot
     from locaudit.run.repeats import repeat_config, run_repeats
+    from locaudit.run.subject import few_for_no
     from locaudit.store.repeats import repeat_folder
     from locaudit.store.run import load_run
     from locaudit.store.trusted import read_labels
 
     require_report_extra()
     if command.labels is not None:
-        read_labels(command.labels, aspects)
+        generates = inputs.config.evaluation.max_new_tokens != 0
+        read_labels(
+            command.labels, tuple(choose_judges(inputs.config.judges, inputs.behaviour.aspects, generates=generates))
+        )
     if command.repeats > 1:
         _refuse_labels(command.labels, repeat_folder(command.out, 0))
+    if few := few_for_no(inputs.behaviour, inputs.config.split):
+        say(f"locaudit: {few}", stderr=True)
     if command.dry_run:
         several = command.repeats > 1
         config, out = (repeat_config(command.config, 0), repeat_folder(command.out, 0)) if several else (
@@ -177,12 +187,8 @@ def _refuse_labels(labels: Path | None, folder: Path) -> None:
         )
 
 
-def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1) -> tuple[str, ...]:
-    """Raise errors in settings and files at once, without waiting seconds for the import of torch.
-
-    Returns the aspects that the run judges.
-    """
-    from locaudit.run.judging import choose_judges
+def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1) -> Inputs:
+    """Raise errors in settings and files at once, without waiting seconds for the import of torch."""
     from locaudit.run.subject import read_settings
     from locaudit.store.folder import check_folder, check_run
 
@@ -195,5 +201,4 @@ def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1)
     elif out is not None:
         check_folder(out)
         check_run(out, inputs.config, inputs.registration)
-    generates = inputs.config.evaluation.max_new_tokens != 0
-    return tuple(choose_judges(inputs.config.judges, inputs.behaviour.aspects, generates=generates))
+    return inputs

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import tyro
 
-from locaudit.cli.commands import dispatch, say
+from locaudit.cli.commands import dispatch, read_flags, say
 from locaudit.config import AuditConfig, SplitConfig
 from locaudit.text import plural
 
@@ -36,10 +36,10 @@ def behaviour(arguments: Sequence[str]) -> None:
 
 def _check(arguments: list[str]) -> None:
     words = "Read a behaviour and print its size, its prompts, and how far length or single words tell answers apart."
-    command = tyro.cli(_Check, prog="locaudit behaviour check", description=words, args=arguments)
+    command = read_flags(_Check, "locaudit behaviour check", words, arguments)
     from locaudit.behaviours import load_behaviour, split_questions
     from locaudit.behaviours.check import check_behaviour
-    from locaudit.stats.questions import LEAST_FOR_NO
+    from locaudit.run.subject import few_for_no
 
     found = load_behaviour(command.behaviour, columns=command.columns or None)
     facts, split = check_behaviour(found), split_questions(found, SplitConfig().fractions, seed=SplitConfig().seed)
@@ -57,12 +57,7 @@ def _check(arguments: list[str]) -> None:
     ]  # fmt: skip
     for name, said in rows:
         say(f"{name:<12} {said}")
-    if len(split.test) < LEAST_FOR_NO:
-        say(
-            f"Note: a verdict can say no from {LEAST_FOR_NO} test questions on. Move more of them there "
-            "(--split.fractions 0.4 0.1 0.5), or add questions."
-        )
-    for note in found.notes:
+    for note in filter(None, (few_for_no(found, SplitConfig()), *found.notes)):
         say(f"Note: {note}")
     if max(abs(facts.by_length - 0.5), abs(facts.by_words - 0.5)) > 0.2:
         say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import groupby
@@ -10,7 +11,7 @@ from typing import Any
 
 import tyro
 
-from locaudit.cli.commands import dispatch, say
+from locaudit.cli.commands import dispatch, read_flags, say
 from locaudit.errors import ConfigError
 from locaudit.records import json_text
 from locaudit.text import plural
@@ -32,7 +33,11 @@ def calibrate(arguments: list[str]) -> None:
     """Parse ``locaudit calibrate ...`` and run it."""
 
     def command(name: str, function: Callable[..., None]) -> Callable[[list[str]], None]:
-        return lambda rest: tyro.cli(function, prog=f"locaudit calibrate {name}", args=rest)
+        @functools.wraps(function)
+        def later(**values: Any) -> Callable[[], None]:
+            return functools.partial(function, **values)
+
+        return lambda rest: read_flags(later, f"locaudit calibrate {name}", None, rest)()
 
     functions = {"null": null, "run": run, "planted": planted, "coverage": coverage}
     dispatch("calibrate", _PROGRAM, {name: command(name, f) for name, f in functions.items()}, arguments)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from locaudit.cli.commands import say
+from locaudit.cli.commands import read_flags, say
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class _Compare:
 def compare(arguments: list[str]) -> None:
     """Parse ``locaudit compare RUN...`` and write the comparison. No model is loaded."""
     words = "Put finished audits side by side: outcomes, answers, leads, and p corrected for their number."
-    command = tyro.cli(_Compare, prog="locaudit compare", description=words, args=arguments)
+    command = read_flags(_Compare, "locaudit compare", words, arguments)
     from locaudit.report.compare import write_comparison
 
     settings = {"score": command.score, "level": command.level, "margin": command.margin}

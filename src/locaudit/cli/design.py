@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from locaudit.cli.commands import say
+from locaudit.cli.commands import read_flags, say
 from locaudit.errors import ConfigError
 
 
@@ -37,7 +37,7 @@ class _Design:
 def design(arguments: Sequence[str]) -> None:
     """Parse ``locaudit design RUN|CONFIG.yaml [flags]`` and print designs."""
     words = "How large must an audit be? Read a run, or run a pilot, and print designs with their time and power."
-    command = tyro.cli(_Design, prog="locaudit design", description=words, args=arguments)
+    command = read_flags(_Design, "locaudit design", words, arguments)
     for name in ("lead", "gain", "power", "margin"):
         value, most = getattr(command, name), 1 if name == "power" else float("inf")
         if value is not None and not 0 < value < most:

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-import tyro
-
 from locaudit.checkpoints import PACKAGED, find_checkpoint
-from locaudit.cli.commands import say
+from locaudit.cli.commands import read_flags, say
 from locaudit.errors import LocauditError
 
 _EXTRAS = {
@@ -37,7 +35,7 @@ class _Doctor:
 def doctor(arguments: Sequence[str]) -> int:
     """Parse ``locaudit doctor [--model MODEL]`` and print what is here. The exit code is 2 if the test fails."""
     words = "Print which versions, device, memory, models, judges and extras are here, and test a model."
-    command = tyro.cli(_Doctor, prog="locaudit doctor", description=words, args=arguments)
+    command = read_flags(_Doctor, "locaudit doctor", words, arguments)
     for name, found in _facts():
         say(f"{name:<12}{found}")
     if command.model == "none":

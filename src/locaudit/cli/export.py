@@ -8,6 +8,8 @@ from typing import Literal
 
 import tyro
 
+from locaudit.cli.commands import read_flags, say
+
 
 @dataclass(frozen=True)
 class _Export:
@@ -27,10 +29,13 @@ class _Export:
 
 def export(arguments: list[str]) -> None:
     """Parse ``locaudit export DIR [flags]`` and write the edit."""
-    command = tyro.cli(
-        _Export, prog="locaudit export", description="Write an edit of a run for use in other programs.", args=arguments
-    )
+    words = "Write an edit of a run for use in other programs."
+    command = read_flags(_Export, "locaudit export", words, arguments)
     from locaudit.run.export import export_edit
 
     settings = {"strength": command.strength, "dtype": command.dtype}
-    print(export_edit(command.run, command.trial, command.to, command.out, **settings))
+
+    def note(text: str) -> None:  # not on stdout, which has the path alone
+        say(f"locaudit: {text}", stderr=True)
+
+    print(export_edit(command.run, command.trial, command.to, command.out, **settings, say=note))

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import tyro
 
 from locaudit.behaviours import Behaviour, load_behaviour
+from locaudit.cli.commands import read_flags
 from locaudit.config import AuditConfig, JudgeChoice, read_over
 from locaudit.config.choices import Frozen, choose_judge
 from locaudit.config.validation import null_of, plain, renamed, validate
@@ -65,7 +66,7 @@ def take_config(base: C, arguments: Sequence[str]) -> tuple[C, list[str]]:
 def parse(command: C, prog: str, description: str, arguments: Sequence[str]) -> C:
     """`command` with the values in the arguments. It is a dataclass of flags; a field ``config`` holds settings.
 
-    Raises `ConfigError` for a wrong setting. Exits after ``--help`` or ``--help-all`` and for an unknown flag.
+    Raises `ConfigError` for a wrong setting or flag. Exits after ``--help`` or ``--help-all``.
     """
     load_plugins(_given(arguments, "plugins"))
     config = getattr(command, "config", None)
@@ -77,7 +78,7 @@ def parse(command: C, prog: str, description: str, arguments: Sequence[str]) -> 
         description += " These are the most common flags; --help-all lists every setting."
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
     form = _form(command, "", arguments, brief=brief)
-    parsed = _plain(tyro.cli(type(form), prog=prog, description=description, args=arguments, default=form))
+    parsed = _plain(read_flags(type(form), prog, description, arguments, default=form))
     for name, value in parsed.items():
         if name == "config":
             parsed[name] = validate(type(config), value, source="the flags")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from locaudit.cli.commands import say
+from locaudit.cli.commands import read_flags, say
 from locaudit.config.files import preset_text
 from locaudit.errors import ConfigError
 from locaudit.store.files import write_atomically
@@ -23,7 +23,7 @@ class _Init:
 def init(arguments: Sequence[str]) -> None:
     """Parse ``locaudit init [FILE]`` and write a file with the common settings of an audit, each with a comment."""
     words = "Write the common settings of an audit, with comments, for `locaudit audit FILE`."
-    file = tyro.cli(_Init, prog="locaudit init", description=words, args=arguments).file
+    file = read_flags(_Init, "locaudit init", words, arguments).file
     if file.exists():
         raise ConfigError(got=f"{file}, which exists", expected="a new file", remedy="name another file, or delete it")
     write_atomically(file, preset_text("audit").encode())

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from locaudit.cli.commands import dispatch, say
+from locaudit.cli.commands import dispatch, read_flags, say
 from locaudit.cli.flags import parse
 from locaudit.config import JudgeChoice
 from locaudit.errors import ConfigError
@@ -85,20 +85,20 @@ def _fit(arguments: list[str]) -> None:
 
 def _validate(arguments: list[str]) -> None:
     # Parsed twice: first the kind of judge, then the settings of that kind.
-    kind = tyro.cli(_Validate, args=arguments, return_unknown_args=True, add_help=False)[0].kind
+    program, first = "locaudit judge validate", {"return_unknown_args": True, "add_help": False}
+    kind = read_flags(_Validate, program, "", arguments, **first)[0].kind  # type: ignore[index]
     helps = {
         name: f"JSONL file of labelled answers; each prompt ends in ``{aspect.suffix}``."
         for name, aspect in ASPECTS.items()
     }
     files: list[Any] = [(name, Annotated[Path | None, tyro.conf.arg(help=helps[name])], None) for name in ASPECTS]
     settings: Any = ("judge", JUDGES[kind].settings, field(default_factory=JUDGES[kind].settings))
-    command: Any = tyro.cli(
-        make_dataclass("Validate", [*files, settings], bases=(_Validate,), frozen=True),
-        prog="locaudit judge validate",
-        description="Measure a judge on labelled answers to questions that it was not fitted on. A line of FILE is "
-        '{"prompt": "Q: ..\\nA: ..\\nTrue:", "completion": " yes"}.',
-        args=arguments,
+    form: Any = make_dataclass("Validate", [*files, settings], bases=(_Validate,), frozen=True)
+    words = (
+        "Measure a judge on labelled answers to questions that it was not fitted on. A line of FILE is "
+        '{"prompt": "Q: ..\\nA: ..\\nTrue:", "completion": " yes"}.'
     )
+    command = read_flags(form, program, words, arguments)
     given = {aspect: getattr(command, aspect) for aspect in ASPECTS if getattr(command, aspect) is not None}
     if not given:
         raise ConfigError(
@@ -121,7 +121,7 @@ def _validate(arguments: list[str]) -> None:
 
 def _sample(arguments: list[str]) -> None:
     words = "Draw answers of a run to be labelled by people. Rows do not show which edit an answer comes from."
-    command = tyro.cli(_Sample, prog="locaudit judge sample", description=words, args=arguments)
+    command = read_flags(_Sample, "locaudit judge sample", words, arguments)
     if command.n < 1 or command.out.exists():
         raise ConfigError(
             got=f"--n {command.n}" if command.n < 1 else f"--out {command.out}, which exists",

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from locaudit.cli.commands import say
+from locaudit.cli.commands import read_flags, say
 from locaudit.run.status import describe_seconds
 from locaudit.store.news import read_news
 from locaudit.text import readable
@@ -36,7 +36,7 @@ class _Status:
 def status(arguments: Sequence[str]) -> None:
     """Parse ``locaudit status RUN [--watch] [--json]`` and print what the run is doing."""
     words = "Say what a run is doing now: trials done, running and failed, pace, time left, and early stopping."
-    command = tyro.cli(_Status, prog="locaudit status", description=words, args=arguments)
+    command = read_flags(_Status, "locaudit status", words, arguments)
     news = read_news(command.folder)
     if not command.watch:
         say(_text(command, news))

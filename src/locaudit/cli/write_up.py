@@ -9,6 +9,8 @@ from typing import Literal
 
 import tyro
 
+from locaudit.cli.commands import read_flags
+
 
 @dataclass(frozen=True)
 class _Table:
@@ -23,7 +25,7 @@ class _Table:
 def table(arguments: Sequence[str]) -> None:
     """Parse ``locaudit table RUN [--format latex|markdown]`` and print the table and the paragraph."""
     words = "Print a run's verdict as a table, and a paragraph that says what was done, for a paper."
-    command = tyro.cli(_Table, prog="locaudit table", description=words, args=arguments)
+    command = read_flags(_Table, "locaudit table", words, arguments)
     from locaudit.report.result import read_result
     from locaudit.report.write_up import write_up
 

@@ -38,6 +38,8 @@ C = TypeVar("C")
 """A settings class."""
 HERE = "the configuration"
 """Where a value came from, if nothing more exact is known."""
+_MOST_LISTED = 8
+"""Most names of settings that an error lists."""
 _RULES = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -97,11 +99,13 @@ def wrong(name: str, value: Any, expected: str, remedy: str) -> ConfigError:
 def unknown(name: str, known: Iterable[str]) -> ConfigError:
     """The error for an unknown setting, which suggests a similar name."""
     *groups, key = name.split(".")
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {'.'.join([*groups, *near])}?" if near else "check the spelling"
-    expected = f"one of {', '.join(known) or 'none'}"
+    near, names = difflib.get_close_matches(key, known, n=1), list(known)
+    hint = f"did you mean {'.'.join([*groups, *near])}?" if near else "check the spelling."
+    few = f"one of {', '.join(names) or 'none'}"
     return ConfigError(
-        got=f"the unknown setting {name}", expected=expected, remedy=f"{hint}; the command's --help-all lists all"
+        got=f"the unknown setting {name}",
+        expected=few if len(names) <= _MOST_LISTED else "a known one",
+        remedy=f"{hint} For all names, see the command's --help-all",
     )
 
 

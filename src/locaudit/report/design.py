@@ -186,15 +186,17 @@ def power_sentence(run: Run, method: str | None = None, power: float = 0.8, fold
     if math.isinf(lead):
         return ""
     half = float(f"{lead / 2:.1g}")
-    said, ask = f"Seen with {percent(power)} power: a lead of {rounded(lead)}.", f"`locaudit design {folder} --lead"
+    share = percent(power)
+    said = f"{share} of such audits would find a true lead of {rounded(lead)} or more ({share} power)."
     most = count_questions(run.config) or sizing.size.questions
     row = find_cheapest(run, sizing, Target(half, power=power), most)
     if row is None:
         controls = max(size.controls for size in alternatives(run, sizing))
-        way = f"not within the {most} test questions that the behaviour has and {controls} controls"
+        way = f"A lead of {rounded(half)} takes more than the behaviour's {most} test questions and {controls} controls"
     else:
-        way = f"{_words(row.size, sizing)}, about {duration(sizing.more(row.size))} more"
-    return f"{said} For {rounded(half)}: {way} ({ask} {rounded(half)}`)."
+        more = duration(sizing.more(row.size))
+        way = f"To find a lead of {rounded(half)}, use {_words(row.size, sizing)}, about {more} more"
+    return f"{said} {way} (`locaudit design {folder} --lead {rounded(half)}`)."
 
 
 @dataclass(frozen=True)
@@ -229,8 +231,9 @@ def describe_design(run: Run, sizing: Sizing, target: Target, path: Path | None 
         f"{sizing.title}, {find_score(sizing.score).title}, against {nulls}. "
         f"{now.questions} test questions of {'the ' if available else 'at least '}{most} that the behaviour has.",
         *(_spread(sizing, name) for name in sizing.nulls),
-        f"Seen with {percent(target.power)} power as planned: a gain of {rounded(gain)}, a lead of {rounded(lead)}. "
-        f"A claim like random places is shown to be so within {rounded(margin)}.",
+        f"As planned, {percent(target.power)} of such audits find a true gain of {rounded(gain)} or more, and "
+        f"{percent(target.power)} a true lead of {rounded(lead)} or more. If the claim is like random places, "
+        f"{percent(target.power)} show that its lead is below {rounded(margin)}.",
         "",
     ]
     rows, best = choose_rows(run, sizing, target, most), find_cheapest(run, sizing, target, most)
@@ -285,7 +288,7 @@ def _advice(run: Run, sizing: Sizing, target: Target, most: int, best: Row | Non
 
 def _words(size: Size, sizing: Sizing) -> str:
     """The number of questions of a design, and the other numbers in which it differs from the run."""
-    now, parts = sizing.size, [f"{size.questions} prompts"]
+    now, parts = sizing.size, [f"{size.questions} test questions"]
     parts += [f"{size.samples} samples"] if size.samples != now.samples else []
     parts += [f"{size.controls} controls"] if size.controls != now.controls else []
     parts += [f"{size.seeds} seeds"] if size.seeds != now.seeds else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,8 +28,11 @@ def export_edit(
     strength: float | None = None,
     dtype: str | None = None,
     model: Model | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Export one edit of a run into the folder `out`; returns the path that was written.
+
+    `say` is called with a line about what is written: before a whole model is, and at the end.
 
     `trial` names the edit as ``ARM/METHOD``, for example ``claim/optimal``, ``control-layers-3/iti``,
     ``rest-anywhere-3/optimal`` (all but control 3) or ``placebo-0/optimal``. `strength` is a strength of the method's
@@ -56,14 +60,27 @@ def export_edit(
             expected="a new or empty folder, since an export would replace files",
             remedy="choose another --out",
         )
+    say, path = say or (lambda _: None), out
     if to == "vectors":
         out.mkdir(parents=True, exist_ok=True)
-        edit.save(out / "edit.safetensors")
-        return out / "edit.safetensors"
-    if dtype is not None:
-        config = replace(config, loading=replace(config.loading, dtype=dtype))
-    model = model or load_subject(config)
-    return edit.to_peft(out, model) if to == "peft" else save_merged(model, edit, out)
+        path = out / "edit.safetensors"
+        edit.save(path)
+    else:
+        if dtype is not None:
+            config = replace(config, loading=replace(config.loading, dtype=dtype))
+        model = model or load_subject(config)
+        if to == "peft":
+            edit.to_peft(out, model)
+        else:
+            size = sum(x.nbytes for x in model.lm.parameters())
+            say(f"writes the whole model with the edit in its weights, {size / 1e6:,.0f} MB, to {out}")
+            save_merged(model, edit, out)
+    files = {file.name: file.stat().st_size for file in out.iterdir() if file.is_file()}
+    sizes = ", ".join(f"{name} ({size / 1e6:,.2f} MB)" for name, size in files.items() if name.endswith(".safetensors"))
+    chosen = record.spec.hyperparameter
+    at = "" if chosen is None else f", strength {chosen:g}"
+    say(f"wrote the edit {_name(record)}{at}, of {run_folder} as {to}: {sizes}")
+    return path
 
 
 def _find(run: Run, trial: str, strength: float | None) -> TrialRecord:

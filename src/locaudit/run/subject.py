@@ -19,7 +19,7 @@ from locaudit.behaviours.splits import Split, split_questions
 from locaudit.checkpoints import read_shape
 from locaudit.claims import Claim, Controls, draw_nulls, find_kind, parse_location, read_claim
 from locaudit.claims.kinds import BY_VALUE, Shape
-from locaudit.config import AuditConfig, Registration, hold, load_config, read_registration
+from locaudit.config import AuditConfig, Registration, SplitConfig, hold, load_config, read_registration
 from locaudit.config.files import read_bytes
 from locaudit.config.settings import ANSWER_TOKENS
 from locaudit.errors import ConfigError, DataError, LocationError
@@ -29,6 +29,7 @@ from locaudit.records import OFF, NullId
 from locaudit.registry import METHODS, load_plugins
 from locaudit.run.executors import check_executor
 from locaudit.run.judging import build_judges, check_judges, choose_judges
+from locaudit.stats.questions import LEAST_FOR_NO
 from locaudit.stats.scores import find_score, resolve_score
 from locaudit.stats.words import too_few
 from locaudit.store.folder import MARK
@@ -36,6 +37,9 @@ from locaudit.text import plural
 
 if TYPE_CHECKING:
     from locaudit.models.model import Model
+
+_HALF_FOR_TEST = (0.4, 0.1, 0.5)
+"""Fractions that leave half of the questions for the test, where the default leaves too few."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +209,25 @@ def _first_day(out: str | Path | None) -> str:
 def split_behaviour(config: AuditConfig, behaviour: Behaviour) -> Split:
     """Split the behaviour's questions as the settings say."""
     return split_questions(behaviour, **asdict(config.split))
+
+
+def few_for_no(behaviour: Behaviour, split: SplitConfig) -> str:
+    """That there are too few test questions for any ``no``, and what to change; empty if there are enough."""
+    n_test, uncapped = (
+        len(split_questions(behaviour, **asdict(x)).test) for x in (split, replace(split, max_test=None))
+    )
+    if n_test >= LEAST_FOR_NO:
+        return ""
+    cap = "" if split.max_test is None or split.max_test >= LEAST_FOR_NO else f" --split.max-test {LEAST_FOR_NO}"
+    if uncapped >= LEAST_FOR_NO:
+        remedy = f"set{cap}"
+    elif any(question.split for question in behaviour.questions):
+        remedy = "give more rows of the file the split test"
+    elif len(behaviour) >= 2 * LEAST_FOR_NO:
+        remedy = f"set --split.fractions {' '.join(map(str, _HALF_FOR_TEST))}{cap}"
+    else:
+        remedy = f"use a behaviour with at least {2 * LEAST_FOR_NO} questions ({behaviour.name} has {len(behaviour)})"
+    return f'{n_test} test questions are too few for the answer "no", which takes {LEAST_FOR_NO}: {remedy}'
 
 
 def load_subject(config: AuditConfig) -> Model:

@@ -198,6 +198,8 @@ class _Asker:
         if not reason:
             if 2 * null.p_common > self.m.level:  # the lead alone shows it
                 told += words("seen", "small", margin=self.number(self.m.margin(CLAIM)))
+            elif null.lead.lead > 0:
+                told += words("seen", "common")
             return replace(question, answer="no", seen=told)
         return self.opened(question, reason, where=where(name), g=seen.n_at_least, n=seen.n, **values)
 
