@@ -128,7 +128,7 @@ def test_the_printed_designs(pilot, capsys):
     assert cli.main(["design", str(pilot), "--lead", "1e-7"]) == 0
     assert "No design within these limits" in capsys.readouterr().out
     sentence = power_sentence(run, folder=str(pilot))
-    assert sentence.startswith(f"80 % of such audits would find a true lead of {rounded(lead)} or more (80 % power). ")
+    assert sentence.startswith(f"80 % of such audits would find a true lead of {rounded(lead)} or more. ")
     assert " A lead of " in sentence and f"(`locaudit design {pilot} --lead " in sentence
     verdict = read_result(pilot).verdict
     assert verdict.power == sentence.replace(str(pilot), "RUN") and str(verdict).endswith(verdict.power)

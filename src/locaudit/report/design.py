@@ -186,8 +186,7 @@ def power_sentence(run: Run, method: str | None = None, power: float = 0.8, fold
     if math.isinf(lead):
         return ""
     half = float(f"{lead / 2:.1g}")
-    share = percent(power)
-    said = f"{share} of such audits would find a true lead of {rounded(lead)} or more ({share} power)."
+    said = f"{percent(power)} of such audits would find a true lead of {rounded(lead)} or more."
     most = count_questions(run.config) or sizing.size.questions
     row = find_cheapest(run, sizing, Target(half, power=power), most)
     if row is None:
