@@ -64,7 +64,8 @@ def write_figures(
 ) -> list[Path]:
     """Draw each figure, `width` inches wide, into a file of its own; returns the files.
 
-    Files of an earlier call are deleted if they no longer have data, for example because a judge was removed. Raises `RunFolderError` if there is nothing to draw, and `ConfigError` without the extra ``report``.
+    Files of an earlier call are deleted if they no longer have data, for example because a judge was removed. Raises
+    `RunFolderError` if there is nothing to draw, and `ConfigError` without the extra ``report``.
     """
     if not figures:
         raise RunFolderError(
@@ -128,7 +129,7 @@ def _height(chart: Chart, width: float) -> float:
     """Inches of a chart with its axis and title: as its layout says, as its cells need, or by its width."""
     layout = chart["layout"]
     if "height" in layout:
-        return layout["height"] / 96 + 0.5
+        return layout["height"] / 96 + 0.55
     if "barmode" not in layout:
         return min(0.75 * width, 3.2)
     across, up = (np.ptp(layout[axis]["range"]) for axis in ("xaxis", "yaxis"))
@@ -157,8 +158,7 @@ def _draw_chart(axis: Any, chart: Chart, size: tuple[float, float]) -> dict[str,
         else:
             keys |= (_draw_cells if trace["type"] == "bar" else _draw_scatter)(axis, trace, 3 + 0.01 * depth)
     for note in layout.get("annotations", ()):
-        place = {"va": "center", "transform": axis.get_yaxis_transform(), "zorder": 5}
-        axis.text(note["x"], note["y"], _text(note["text"]), **place, **_halo())
+        _write(axis, note)
     for name, inches in zip("xy", size, strict=True):
         _set_axis(axis, layout[f"{name}axis"], name, inches)
     symbols = [trace["marker"]["symbol"] for trace in chart["data"] if "symbol" in trace.get("marker", {})]
@@ -184,12 +184,6 @@ def _draw_scatter(axis: Any, trace: Mapping[str, Any], depth: float) -> dict[str
         look |= _line_look(trace["line"])
     if "markers" in mode:
         look |= _marker_look(marker)
-    if "text" in mode:
-        side, gap = ("right", -6) if trace["textposition"].endswith("left") else ("left", 6)
-        for *at, text in zip(x, y, trace["text"], strict=True):
-            place = {"ha": side, "va": "center", "xytext": (gap, 0), "textcoords": "offset points", "zorder": depth + 1}
-            axis.annotate(_text(text).strip(), at, **place, fontweight="bold", **_halo())
-        return {}
     axis.plot(x, y, zorder=depth, clip_on="cliponaxis" not in trace, **look)
     for name in ("x", "y"):
         if bar := trace.get(f"error_{name}"):
@@ -235,6 +229,7 @@ def _set_axis(axis: Any, layout: Mapping[str, Any], name: str, inches: float) ->
         angle = layout.get("tickangle", 0)
         turned = {"rotation": -angle, "ha": "right", "rotation_mode": "anchor"} if angle else {}
         own.set_ticks(layout["tickvals"], [_text(text) for text in layout["ticktext"]], **turned)
+        own.set_minor_locator(require("matplotlib.ticker").NullLocator())
     elif "dtick" in layout and layout.get("type") != "log":
         own.set_major_locator(require("matplotlib.ticker").MultipleLocator(layout["dtick"]))
     if layout.get("visible") is False:
@@ -255,7 +250,12 @@ def _line_look(line: Mapping[str, Any]) -> dict[str, Any]:
 def _marker_look(marker: Mapping[str, Any]) -> dict[str, Any]:
     symbol, edge = marker.get("symbol", "circle"), marker.get("line", {})
     colour = marker.get("color")
-    look = {"marker": _MARKERS[symbol.removesuffix("-open")], "markersize": _POINT * marker.get("size", 6)}
+    look = {
+        "marker": _MARKERS[symbol.removesuffix("-open")],
+        "markersize": _POINT * float(np.max(marker.get("size", 6))),
+    }
+    if np.ndim(marker.get("size", 6)):
+        look["markevery"] = [0]  # the other sizes are 0
     if colour is not None:
         look |= {
             "markerfacecolor": "none" if symbol.endswith("-open") else colour,
@@ -265,18 +265,25 @@ def _marker_look(marker: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(text: str) -> str:
-    """The text without Plotly's tags, and with a dollar as such: Matplotlib reads mathematics between two."""
-    return unescape(text.replace("<br>", " ")).replace("$", r"\$")
+    """The text without Plotly's escapes, and with a dollar as such: Matplotlib reads mathematics between two."""
+    return unescape(text).replace("$", r"\$")
 
 
 def _wrapped(text: str, inches: float) -> str:
     """The title of an axis, in lines that fit into a chart of this size, which also holds the other axis."""
-    return fill(_text(text), max(12, int((inches - 0.5) * 72 / _LETTER)))
+    width = max(12, int((inches - 0.5) * 72 / _LETTER))
+    return "\n".join(fill(_text(line), width) for line in text.split("<br>"))
 
 
-def _halo() -> dict[str, Any]:
-    """An outline that keeps text readable over lines."""
-    return {"path_effects": [require("matplotlib.patheffects").withStroke(linewidth=2.2, foreground=PAPER)]}
+def _write(axis: Any, note: Mapping[str, Any]) -> None:
+    """A text within a chart, outlined so that it stays readable over lines."""
+    text, side = note["text"].removeprefix("<b>").removesuffix("</b>"), note["xanchor"]
+    halo = require("matplotlib.patheffects").withStroke(linewidth=2.2, foreground=PAPER)
+    axis.annotate(
+        _text(text), (note["x"], note["y"]), xytext=(_POINT * note.get("xshift", 0), 0), textcoords="offset points",
+        xycoords=axis.get_yaxis_transform() if "xref" in note else "data", ha=side, va="center", zorder=5,
+        fontweight="bold" if text != note["text"] else "normal", path_effects=[halo], annotation_clip=False,
+    )  # fmt: skip
 
 
 def _key(**look: Any) -> Any:

@@ -128,24 +128,16 @@ _OFF = {
     "n_at_least": "controls at or above the claim",
 }  # fmt: skip
 _LABELS = {
-    "score": "score",
-    "edit": "edit",
-    "judged": "by the judge",
-    "corrected": "corrected",
-    "n": "labelled questions",
-}
+    "score": "score", "edit": "edit", "judged": "by the judge", "corrected": "corrected", "n": "labelled questions",
+}  # fmt: skip
 _SPECIFICATION = {
     "method": "method", "score": "score", "judgement": "judgement", "answers": "answers", "samples": "samples",
     "strength": "strength", "null": "null", "seed": "seed", "base": "unedited", "claim": "claim", "effect": "gain",
     "lead": "lead", "n_at_least": "as good", "n_controls": "of", "p_value": "p", "better": "better",
 }  # fmt: skip
 _DESIGNS = {
-    "questions": "test questions",
-    "samples": "samples",
-    "controls": "controls",
-    "seeds": "seeds",
-    "minutes": "minutes",
-}
+    "questions": "test questions", "samples": "samples", "controls": "controls", "seeds": "seeds", "minutes": "minutes",
+}  # fmt: skip
 
 
 def _interval(name: str, value: float | None, ends: Sequence[float] | None) -> dict[str, float | None]:

@@ -62,8 +62,8 @@ def _show(chart: Chart | None, name: str, needed: str) -> Figure:
     figures = import_extra("plotly.graph_objects", extra="notebook")
     layout = resolve(chart["layout"])
     if "height" in layout:
-        layout = {**layout, "height": layout["height"] + 110}
+        layout = {**layout, "height": layout["height"] + 120}
     figure = figures.Figure(data=resolve(chart["data"]), layout=layout)
     legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"}
-    margin = {"l": 60, "r": 20, "t": 50, "b": 60}
+    margin = {"l": 60, "r": 20, "t": 50, "b": 70}
     return figure.update_layout(template="plotly_white", margin=margin, hovermode="closest", legend=legend)

@@ -70,9 +70,11 @@ def run_charts(
         shown = [*[place for place, _ in nearest(t, method)][:n_lines][::-1], Place("whole"), Place("claim")]
         if lines := _as_lines({place: _tuning(t, method, place) for place in shown}):
             log = min(x for one in lines for x in one.x) > 0
-            title = f"{score_title(score)}, {t.manifest.n_questions['val']} validation questions"
-            symbol = f"strength {t.methods[method].symbol}".rstrip()
-            yield f"tuning_{method}", line_chart(lines, xlabel=symbol, ylabel=title, log=log)
+            title = f"{score_title(score)}, 95\u00a0% intervals,\n{t.manifest.n_questions['val']} validation questions"
+            chart = line_chart(lines, xlabel=f"strength {t.methods[method].symbol}".rstrip(), ylabel=title, log=log)
+            tried = sorted({x for one in lines for x in one.x})
+            chart["layout"]["xaxis"] |= {"tickvals": tried, "ticktext": [f"{x:g}" for x in tried]}
+            yield f"tuning_{method}", chart
         epochs = (t.methods[method].training or {}).get("epochs")
         if lines := _losses(t, method, shown, min(n_steps, n_windows * (epochs if isinstance(epochs, int) else 1))):
             yield f"loss_{method}", line_chart(lines, xlabel="step", ylabel="training loss / that of no edit")
@@ -119,7 +121,7 @@ def null_charts(t: Tables, methods: Sequence[str]) -> Iterator[Chart]:
     panels = {name: found for name, found in panels.items() if found}
     span = span_of([panel for found in panels.values() for panel in found]) if panels else None
     xlabel = (
-        f"{score_title(t.verdict.score)}, {t.verdict.n_questions} test questions; bars: 95\u00a0% intervals of gains"
+        f"{score_title(t.verdict.score)}, {t.verdict.n_questions} test questions\nbars: 95\u00a0% intervals of gains"
     )
     for name, found in panels.items():
         chart = strip_chart(found, xlabel=xlabel, span=span)

@@ -19,7 +19,7 @@ from locaudit.report.style import ARM_COLOURS, INK, MIDDLE, score_title
 
 Numbers = Mapping[str, Any]
 LOCALIZED, RANDOM, WHOLE = ARM_COLOURS["claim"], ARM_COLOURS["control"], ARM_COLOURS["whole"]
-OUTCOMES = {"replicated": (WHOLE, "o"), "not replicated": (LOCALIZED, "X"), "could not test": (MIDDLE, "o")}
+OUTCOMES = {"replicated": (WHOLE, "o"), "not replicated": (LOCALIZED, "X"), "could not test": (MIDDLE, "s")}
 """Colour and marker of each outcome."""
 SINGLE, BEST = "#CC79A7", "#E69F00"
 """Two more colours of the Okabe-Ito palette."""
@@ -185,15 +185,11 @@ def specification_chart(claims: Sequence[Numbers], rows: Sequence[Numbers]) -> C
     that decide, without the correction over claims; each further column changes one of them.
     """
     columns, grid = specification_grid(claims, rows)
-    series = []
-    for outcome, (colour, marker) in OUTCOMES.items():
-        points = [
-            (x, y, outcome != "could not test")
-            for y, (*found, _) in enumerate(grid.values())
-            for x, own in enumerate(found)
-            if own == outcome
-        ]
-        series.append(Series(outcome, colour, marker, points))
+    cells = [(x, y, own) for y, (*found, _) in enumerate(grid.values()) for x, own in enumerate(found)]
+    series = [
+        Series(outcome, *look, [(x, y, True) for x, y, own in cells if own == outcome])
+        for outcome, look in OUTCOMES.items()
+    ]
     chart = scatter_chart(series, xlabel="", ylabel="")
     names = [f"{claim.replace('_', ' ')}  {counts}" for claim, (*_, counts) in grid.items()]
     chart["layout"] |= {
