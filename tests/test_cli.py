@@ -64,8 +64,12 @@ def test_audit_then_report(small_yaml, tmp_path, capsys):
     verdict = json.loads((out / "verdict.json").read_text())
     assert printed.strip().startswith(verdict["subject"]) and f"\n{verdict['headline']}\n" in printed
     assert str(out / "report.html") in printed
-    for name in ("config.yaml", "trials.sqlite", "report.html", "figures/controls.png", "figures/controls.svg"):
+    for name in ("config.yaml", "trials.sqlite", "report.html"):
         assert (out / name).stat().st_size > 0
+    for form in ("png", "svg"):
+        assert cli.main(["figures", str(out), "--format", form, "--width", "double"]) == 0
+        assert str(out / "figures" / f"null.{form}") in capsys.readouterr().out
+        assert (out / "figures" / f"null.{form}").stat().st_size > 0
     (out / "report.html").unlink()
     assert cli.main(["report", str(out)]) == 0
     assert (out / "report.html").is_file()
@@ -591,8 +595,8 @@ def test_one_flag_sets_every_judge(tmp_path, capsys):
 
 
 COMMAND_LINES = (
-    "demo", "init", "doctor", "table", "behaviour check", "audit", "status", "design", "paper", "probe", "report",
-    "export", "judge validate", "judge validate --kind causal-lm",
+    "demo", "init", "doctor", "table", "figures", "behaviour check", "audit", "status", "design", "paper", "probe",
+    "report", "export", "judge validate", "judge validate --kind causal-lm",
     "judge validate --kind openai", "judge compare --second.kind causal-lm", "calibrate null", "calibrate run",
     "calibrate planted", "calibrate coverage", "audit --methods ablate constant given",
     "audit --judges.truth.kind causal-lm",

@@ -82,7 +82,8 @@ def test_everything_that_a_file_adds_is_in_plan_verdict_tables_and_figures(audit
     assert all(row["best_gains"] and row["brevity"] for row in rows if row["status"] == "ok")
     page = (folder / "report.html").read_text()
     assert all(words in page for words in ("Push", "Best answer gains", "direction:1/refusal", "ruler"))
-    assert "best_gains" in (folder / "figures" / "controls.svg").read_text() or "Best answer gains" in page
+    assert "Best answer gains" in re.search('<svg class="strip".*?</svg>', page, re.DOTALL)[0]
+    assert "null.svg" in locaudit("figures", str(folder), "--format", "svg")
 
 
 def test_a_report_is_made_anew_without_the_plug_in(audited):

@@ -202,6 +202,10 @@ def test_an_edit_that_destroys_the_model_is_flagged():
     (flag,) = find_destroyed([says(base, *bad), *tried], questions, "mc2")["iti"]
     assert flag.places == ("whole",)  # the unedited model answers no better
     assert find_destroyed([says(base, *good), says(tried[0], loop, "They eat soup.")], questions, "mc2")["iti"] == ()
+    placebos = [replace(tried[1], spec=replace(tried[1].spec, arm="placebo", control=i)) for i in range(2)]
+    for n, named in ((1, "(placebo 0)"), (2, "(2 placebos)")):
+        (flag,) = find_destroyed([says(base, *good), *placebos[:n]], questions, "mc2")["iti"]
+        assert flag.places == ("placebo 0", "placebo 1")[:n] and named in flag.text
 
 
 # A run

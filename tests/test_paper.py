@@ -17,7 +17,7 @@ from locaudit import load_behaviour, load_model, paper
 from locaudit.cli import main
 from locaudit.config import parse_over, to_dict, to_yaml
 from locaudit.errors import ConfigError, LocationError, ModelError, RunFolderError
-from locaudit.report.figures import frontier
+from locaudit.report.charts import frontier
 from locaudit.run.audit import run_audit
 from locaudit.stats import decide, holm, new_place_p, rank_correlation, t_test_p
 from locaudit.store.database import Store

@@ -16,7 +16,7 @@ from locaudit.location import Location
 from locaudit.measure.forward import answer_log_probs
 from locaudit.measure.multiple_choice import score_questions
 from locaudit.measure.tree import plant
-from locaudit.report.style import save
+from locaudit.report.figures import save
 from locaudit.studies.calibration.cases import audit_truth, draw_power, plant_truths, power_curve
 from locaudit.studies.calibration.planted import (
     ANSWERS,
@@ -239,4 +239,4 @@ def test_power_falls_with_the_share_of_places_that_can_do_it_too(tmp_path):
     again = power_curve(tmp_path, family=(1, 2), n_controls=4, level=0.2, say=lambda text: None, **small)
     assert again == found
     figure = draw_power([1, 2], [x.power for x in found], n_heads=8, n_controls=4, level=0.2)
-    assert save(figure, tmp_path, "power").startswith("<?xml")
+    assert save(figure, tmp_path, "power", "svg").read_text().startswith("<?xml")

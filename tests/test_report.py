@@ -28,22 +28,12 @@ from locaudit.errors import ConfigError, LocauditError, RunFolderError
 from locaudit.location import Location, short_location
 from locaudit.records import Place, TrialRecord, TrialSpec, content_hash, mean_metrics
 from locaudit.report import write_report
-from locaudit.report.charts import Line, draw_strip, heat_chart, line_chart, nice_ticks, scatter_chart
-from locaudit.report.drawings import draw_controls
-from locaudit.report.figures import (
-    HeatMap,
-    Mark,
-    Series,
-    Spread,
-    draw_drift,
-    draw_heads,
-    draw_shares,
-    draw_spreads,
-    stack_dots,
-)
+from locaudit.report.charts import HeatMap, Line, Series, heat_chart, line_chart, scatter_chart
+from locaudit.report.figures import WIDTHS, draw, run_figures, save, write_figures
 from locaudit.report.html import decimals, embed, number, spell_duration
 from locaudit.report.page import LARGE, SMALL, hardly_moved, page_data, size_of
-from locaudit.report.style import save, score_phrase
+from locaudit.report.strip import Mark, Spread, draw_strip, nice_ticks, stack_dots, strip_chart
+from locaudit.report.style import score_phrase
 from locaudit.report.tables import read_tables, tabulate
 from locaudit.stats import (
     JUDGED,
@@ -70,7 +60,7 @@ QUESTIONS = {
 }
 SILENT = EvaluationConfig(max_new_tokens=0)
 CONFIG = AuditConfig(controls=19, evaluation=SILENT)  # no judges in the manifest: the score is mc2
-FIGURES = ("controls", "effect_vs_kl", "probes")
+FIGURES = ["null", "effect_kl", "heads", "tuning"]
 METHODS = {
     "iti": MethodFacts("ITI", symbol="α", n_strengths=2),
     "optimal": MethodFacts("Optimal edit", trained=True, symbol="τ", n_strengths=2),
@@ -140,11 +130,10 @@ def finished(tmp_path_factory):
     return folder, write_report(folder).read_text()
 
 
-@pytest.fixture
-def unsaved(monkeypatch):
-    """Figures are drawn but not saved, for tests of the page's words: saving takes most of a report's time."""
-    svg = '<svg width="1pt" viewBox="0 0 1 1"></svg>'
-    monkeypatch.setattr("locaudit.report.drawings.save", lambda figure, folder, name: svg)
+def figures_of(folder, form="png"):
+    """The names of the files that the figures of a run are written to."""
+    files = write_figures(run_figures(read_tables(folder)), folder / "figures", form)
+    return [path.stem for path in files]
 
 
 class _Outline(HTMLParser):
@@ -172,7 +161,7 @@ class _Outline(HTMLParser):
         self.ids += [v for k, v in attrs if k == "id"]
 
 
-def test_the_page_shows_what_stood_before_the_questions(tmp_path, unsaved):
+def test_the_page_shows_what_stood_before_the_questions(tmp_path):
     pages = {}
     config = replace(CONFIG, prompt=PromptConfig("qa"))
     for name, primer in {"none": "", "own": "Be <b>brief</b>.", "unknown": None}.items():
@@ -183,7 +172,7 @@ def test_the_page_shows_what_stood_before_the_questions(tmp_path, unsaved):
     assert "Before each scored question" not in words(pages["unknown"])
 
 
-def test_the_page_shows_a_prompt_as_it_was_rendered(tmp_path, unsaved):
+def test_the_page_shows_a_prompt_as_it_was_rendered(tmp_path):
     manifest = replace(MANIFEST, prompt="Be brief.\n\nQ: <b>Is it?</b>\nA:")
     page = write_report(make_run(tmp_path / "run", FULL[:1], manifest=manifest)).read_text()
     assert "<pre>Be brief.\n\nQ: &lt;b&gt;Is it?&lt;/b&gt;\nA:</pre>" in page
@@ -196,6 +185,7 @@ def test_a_finished_run_leaves_a_page_a_verdict_and_figures(finished):
     assert json.loads((folder / "verdict.json").read_text())["score"] == "mc2"
     assert charts_of(page) == ["drift_mc2", "probes", "tuning_iti", "tuning_optimal"]
     assert '<figure class="null" id="null">' in page
+    assert figures_of(folder) == figures_of(folder, "svg") == FIGURES
     for name in FIGURES:
         assert (folder / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / "figures" / f"{name}.svg").stat().st_size > 2_000
@@ -285,13 +275,14 @@ def test_how_it_was_made_is_said(finished):
 def test_reports_are_reproducible(tmp_path, finished):
     folder = make_run(tmp_path / "again", FULL)
     assert write_report(folder).read_text() == finished[1]
-    for name in FIGURES:
-        for ending in ("svg", "png"):
+    for ending in ("svg", "png", "pdf"):
+        assert figures_of(folder, ending) == figures_of(finished[0], ending) == FIGURES
+        for name in FIGURES:
             file = f"figures/{name}.{ending}"
             assert (folder / file).read_bytes() == (finished[0] / file).read_bytes()
 
 
-def test_writing_again_replaces_and_leaves_the_run_as_it_was(tmp_path, unsaved):
+def test_writing_again_replaces_and_leaves_the_run_as_it_was(tmp_path):
     folder = make_run(tmp_path / "run", FULL[:30])
     first = write_report(folder).read_text()
     before = (folder / "trials.sqlite").read_bytes(), (folder / "config.yaml").read_bytes()
@@ -300,7 +291,7 @@ def test_writing_again_replaces_and_leaves_the_run_as_it_was(tmp_path, unsaved):
     assert load_config(folder / "config.yaml") == CONFIG
 
 
-def test_all_text_is_escaped(tmp_path, unsaved):
+def test_all_text_is_escaped(tmp_path):
     evil = '<script>alert("x")</script>'
     words = dict.fromkeys(("behaviour", "model", "claim_source", "device", "fingerprint"), evil)
     manifest = replace(MANIFEST, versions={evil: evil}, **words)
@@ -315,7 +306,7 @@ def test_all_text_is_escaped(tmp_path, unsaved):
     assert escape(evil).replace("&quot;", "&#34;") in page
 
 
-def test_diverged_trials_are_listed_with_their_messages(tmp_path, unsaved):
+def test_diverged_trials_are_listed_with_their_messages(tmp_path):
     records = [r for r in FULL if not (r.spec.method == "optimal" and r.spec.control == 7)]
     records += [trial("control", "optimal", h, 7, status="diverged") for h in (1.0, 2.0)]
     folder = make_run(tmp_path / "run", records)
@@ -329,7 +320,7 @@ def test_diverged_trials_are_listed_with_their_messages(tmp_path, unsaved):
     assert "NaN" not in (folder / "verdict.json").read_text()
 
 
-def test_everything_diverged_still_gives_a_page(tmp_path, unsaved):
+def test_everything_diverged_still_gives_a_page(tmp_path):
     records = [FULL[0], trial("claim", "iti", 1.0, status="diverged"), trial("whole", "iti", 1.0, status="diverged")]
     records += [trial("control", "iti", 1.0, i, status="diverged") for i in range(19)]
     page = write_report(make_run(tmp_path / "run", records, manifest=replace(MANIFEST, methods=ITI))).read_text()
@@ -339,7 +330,7 @@ def test_everything_diverged_still_gives_a_page(tmp_path, unsaved):
     assert rows_of(data_of(page), "effects")[0]["claim"] is None
 
 
-def test_an_unfinished_run_says_first_what_is_missing(tmp_path, unsaved):
+def test_an_unfinished_run_says_first_what_is_missing(tmp_path):
     page = write_report(make_run(tmp_path / "run", FULL[:12])).read_text()
     assert page.index("Unfinished: 12 of 85 trials.") < page.index("<h1")
     assert "ITI: 5 of 19 controls scored, whole model not scored yet." in page
@@ -348,14 +339,14 @@ def test_an_unfinished_run_says_first_what_is_missing(tmp_path, unsaved):
     assert 'id="optimal"' not in page
 
 
-def test_notes_on_the_inputs_stand_in_page_and_terminal(tmp_path, capsys, unsaved):
+def test_notes_on_the_inputs_stand_in_page_and_terminal(tmp_path, capsys):
     folder = make_run(tmp_path / "run", FULL, manifest=replace(MANIFEST, notes=("<i>not measured</i>",)))
     cli.main(["report", str(folder)])
     assert "Note: <i>not measured</i>" in capsys.readouterr().out
     assert '<p class="warning" role="note">&lt;i&gt;not measured&lt;/i&gt;</p>' in (folder / "report.html").read_text()
 
 
-def test_a_gain_at_one_label_only_is_told_by_label(tmp_path, capsys, unsaved):
+def test_a_gain_at_one_label_only_is_told_by_label(tmp_path, capsys):
     """The model says (A) to everything: with five of six right answers (A), the mean rises and nothing was learnt."""
     labels = ["(A)", "(A)", "(A)", "(A)", "(A)", "(B)"] * 2
     asked = [
@@ -418,7 +409,7 @@ def test_only_the_unedited_model_is_enough_for_a_page(tmp_path):
     page = write_report(folder).read_text()
     assert "Unfinished: 1 of 85 trials." in page
     assert "no edit at the claim is scored" in page
-    assert sorted(p.name for p in (folder / "figures").iterdir()) == ["probes.png", "probes.svg"]
+    assert figures_of(folder) == ["heads"]
 
 
 @pytest.mark.parametrize("records", [[], trials("iti")])
@@ -433,7 +424,7 @@ def test_nothing_scored_is_an_error(tmp_path, records):
         write_report(tmp_path / "elsewhere")
 
 
-def test_what_a_run_does_not_have_is_left_out(tmp_path, unsaved):
+def test_what_a_run_does_not_have_is_left_out(tmp_path):
     page = write_report(make_run(tmp_path / "run", FULL, manifest=replace(MANIFEST, probes=None, n_units=None)))
     text = words(page.read_text())
     assert "Unfinished" not in text and "None" not in text
@@ -448,7 +439,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         write_report(folder)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(LocauditError, match="without the package matplotlib"):
-        draw_heads([HeatMap([[0.5]], "accuracy")], [])
+        draw([heat_chart(HeatMap([[0.5]], "accuracy"), [])])
 
 
 def test_reading_never_imports_torch_or_pandas(judged, tmp_path):
@@ -580,8 +571,8 @@ def test_the_table_of_all_arms_has_the_verdicts_score_first_and_judged_ones_wher
 
 def test_judged_runs_have_two_more_figures(judged, finished):
     assert charts_of(judged[1]) == ["drift_info_truth_probability", "truth_info", "drift_mc2", "tuning_iti"]
-    for name in ("controls", "effect_vs_kl", "truth_info", "kl_mc"):
-        assert (judged[0] / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert figures_of(judged[0]) == ["null", "effect_kl", "truth_info", "tuning"]
+    assert len(run_figures(read_tables(judged[0]))["effect_kl"]) == 2
     assert "chosen on validation questions by Info*Truth (probabilities)" in judged[1]
     assert charts_of(finished[1]) == ["drift_mc2", "probes", "tuning_iti", "tuning_optimal"]
 
@@ -638,7 +629,7 @@ def test_judgements_of_answers_are_told_in_words(judged):
     assert n_missing > 0
 
 
-def test_answers_without_judges_are_shown_alone(tmp_path, unsaved):
+def test_answers_without_judges_are_shown_alone(tmp_path):
     folder = make_judged_run(tmp_path / "run", SAID, judges={})
     page = write_report(folder).read_text()
     assert 'id="answers"' in page
@@ -647,11 +638,12 @@ def test_answers_without_judges_are_shown_alone(tmp_path, unsaved):
     assert "Truth and information" not in page
 
 
-def test_figures_of_judges_since_removed_do_not_stay(tmp_path, unsaved):
+def test_figures_of_judges_since_removed_do_not_stay(tmp_path):
     folder = make_judged_run(tmp_path / "run", SAID, judges={})
     stale = folder / "figures" / "truth_info.png"
+    stale.parent.mkdir()
     stale.write_bytes(b"")
-    write_report(folder)
+    figures_of(folder)
     assert not stale.exists()
 
 
@@ -682,7 +674,7 @@ def test_what_html_cannot_hold_is_replaced():
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("score", [[], ["--score", "mc1"]])
-def test_a_run_that_is_read_only_is_reported_elsewhere(tmp_path, unsaved, capsys, score):
+def test_a_run_that_is_read_only_is_reported_elsewhere(tmp_path, capsys, score):
     folder, out = make_run(tmp_path / "run", FULL), tmp_path / "out"
     paths = [folder, *folder.rglob("*")]
     before = {path: path.stat().st_mtime_ns for path in paths}
@@ -700,7 +692,7 @@ def test_a_run_that_is_read_only_is_reported_elsewhere(tmp_path, unsaved, capsys
             path.chmod(path.stat().st_mode | 0o200)
 
 
-def test_a_report_under_a_file_is_refused(tmp_path, unsaved):
+def test_a_report_under_a_file_is_refused(tmp_path):
     folder = make_run(tmp_path / "run", FULL)
     with pytest.raises(RunFolderError, match="cannot be written to.*choose another `out`"):
         write_report(folder, out=folder / "trials.sqlite" / "out")
@@ -710,7 +702,7 @@ HOSTILE = "\u061c\u2028\U000e0041a\x00b\x1b[31mc\x7f\x85\x9b2J\u202ed\u2066e\r\n
 SHOWN = "\ufffd\ufffd\ufffda\ufffdb\ufffd[31mc\ufffd\ufffd\ufffd2J\ufffdd\ufffde\nf :smile: [bold]"
 
 
-def test_no_text_reaches_page_or_terminal_raw(tmp_path, unsaved, capsys):
+def test_no_text_reaches_page_or_terminal_raw(tmp_path, capsys):
     """Questions, answers, names and the claim's source; what is stored keeps every character."""
     said = {split: (HOSTILE,) * n for split, n in N.items()}
     records = [replace(record, answers=said) for record in SAID]
@@ -737,7 +729,7 @@ def test_no_text_reaches_page_or_terminal_raw(tmp_path, unsaved, capsys):
     assert set(result.answers()["answer"]) == set(result.answers()["text"]) == {HOSTILE}
 
 
-def test_a_long_text_is_cut_and_says_so(tmp_path, unsaved):
+def test_a_long_text_is_cut_and_says_so(tmp_path):
     """A megabyte per answer made a page of a hundred; the frame, which users save as CSV, has all of it."""
     long = "x" * 10**6
     records = [replace(SAID[0], answers={"test": (long,) * N["test"]}), *SAID[1:]]
@@ -748,7 +740,7 @@ def test_a_long_text_is_cut_and_says_so(tmp_path, unsaved):
     assert result.answers().query("arm == 'base' and split == 'test'")["answer"].tolist() == [long] * N["test"]
 
 
-def test_any_aspects_make_a_product_of_means(tmp_path, unsaved):
+def test_any_aspects_make_a_product_of_means(tmp_path):
     judges = {"brevity": JUDGES["truth"], "tone": JUDGES["info"]}
     page = write_report(make_judged_run(tmp_path / "run", SAID, judges=judges)).read_text()
     assert "all judged aspects (probabilities) over 12 test questions, of the models’ own answers as judged" in page
@@ -757,7 +749,7 @@ def test_any_aspects_make_a_product_of_means(tmp_path, unsaved):
     assert "brevity and tone are the shares of answers judged brevity and tone" in page
 
 
-def test_one_judge_alone_gives_its_own_score(tmp_path, unsaved):
+def test_one_judge_alone_gives_its_own_score(tmp_path):
     folder = make_judged_run(tmp_path / "run", SAID, judges={"truth": JUDGES["truth"]})
     page = write_report(folder).read_text()
     assert json.loads((folder / "verdict.json").read_text())["score"] == "truth_probability"
@@ -767,7 +759,7 @@ def test_one_judge_alone_gives_its_own_score(tmp_path, unsaved):
     assert charts_of(page) == ["drift_truth_probability", "drift_mc2", "tuning_iti"]
 
 
-def test_a_judge_that_fails_on_everything_still_gives_a_page(tmp_path, unsaved):
+def test_a_judge_that_fails_on_everything_still_gives_a_page(tmp_path):
     folder = make_judged_run(tmp_path / "run", SAID, opinion=lambda *_: (None, "no server"))
     page = write_report(folder).read_text()
     assert f"{12 * len(SAID)} of {12 * len(SAID)} judgements of Info are missing" in page
@@ -777,7 +769,7 @@ def test_a_judge_that_fails_on_everything_still_gives_a_page(tmp_path, unsaved):
     assert charts_of(page) == ["drift_mc2"]
 
 
-def test_another_score_leaves_the_judged_ones_in_their_own_table(tmp_path, unsaved):
+def test_another_score_leaves_the_judged_ones_in_their_own_table(tmp_path):
     folder = make_judged_run(tmp_path / "run", SAID, config=replace(JUDGED_CONFIG, score="mc2"))
     page = write_report(folder).read_text()
     assert "mean MC2 over 12 test questions" in page
@@ -803,7 +795,7 @@ def test_what_was_not_judged_is_not_called_diverged(tmp_path):
     assert "Too many judgements are missing" in page
 
 
-def test_a_control_that_diverged_is_no_part_of_the_controls_mean(tmp_path, unsaved):
+def test_a_control_that_diverged_is_no_part_of_the_controls_mean(tmp_path):
     records = [r for r in SAID if r.spec.control != 1] + [trial("control", "iti", 1.0, 1, status="diverged")]
     folder = make_judged_run(tmp_path / "run", records)
     tables = read_tables(folder)
@@ -869,7 +861,7 @@ def test_the_share_of_degenerate_answers_stands_beside_info(judged):
     assert {"key": "degenerate", "title": "Degenerate"} in data_of(page)["tables"]["arms"]["columns"]
 
 
-def test_trials_that_diverged_have_empty_scores(tmp_path, unsaved):
+def test_trials_that_diverged_have_empty_scores(tmp_path):
     records = [*FULL[:3], trial("claim", "iti", 9.0, status="diverged")]
     folder = make_run(tmp_path / "run", records)
     write_report(folder)
@@ -889,11 +881,11 @@ def one_series(points):
 
 @pytest.mark.parametrize("base", [(0.5, 0.5), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)])
 def test_truth_against_info_shows_every_point(base):
-    axis = draw_shares(
-        [one_series([(0.0, 1.0, True), (0.4, 0.4, True)])], titles=("Info", "Truth"), base=base, product="x"
-    ).axes[0]
+    series = [one_series([(0.0, 1.0, True), (0.4, 0.4, True)])]
+    axis = draw([scatter_chart(series, xlabel="Info", ylabel="Truth", base=base, product="x")]).axes[0]
     for (low, high), values in ((axis.get_xlim(), (0.0, 0.4, base[0])), (axis.get_ylim(), (1.0, 0.4, base[1]))):
         assert low < min(values) <= max(values) < high
+    assert axis.get_ylim()[1] < 1.5, "the curve stays among the points"
 
 
 @pytest.mark.parametrize("controls", [[], [0.5], [0.5] * 4, [0.1, math.nan, 0.3], [math.nan]])
@@ -903,8 +895,13 @@ def test_controls_are_drawn_whatever_their_spread(tmp_path, controls):
         trial("control", "iti", 1.0, i, gain=None if math.isnan(x) else x, status="diverged" if math.isnan(x) else "ok")
         for i, x in enumerate(controls)
     ]
-    figure = draw_controls(decide(records, score="mc2"), METHODS)
-    assert save(figure, tmp_path, "controls").startswith("<?xml")
+    folder = make_run(tmp_path / "run", records)
+    assert figures_of(folder, "svg")[0] == "null"
+    (chart,) = run_figures(read_tables(folder))["null"]
+    dots = [x for trace in chart["data"] if "customdata" in trace for x in trace["x"]]
+    assert len(dots) == sum(not math.isnan(x) for x in controls)
+    files = (folder / "figures").glob("*.svg")
+    assert all(file.read_text().startswith("<?xml") for file in files)
 
 
 @pytest.mark.parametrize(
@@ -913,42 +910,74 @@ def test_controls_are_drawn_whatever_their_spread(tmp_path, controls):
         ([0.0, 0.0], "linear"),
         ([0.1, 0.2], "linear"),
         ([1e-3, 0.2], "log"),
-        ([0.0, 0.2], "symlog"),
-        ([-1e-9, 1.0], "symlog"),
+        ([0.0, 2e-3, 0.2], "log"),
+        ([-1e-9, 1.0, 1e-2], "log"),
     ],
 )
 def test_the_drift_axis_fits_the_drifts(tmp_path, drifts, scale):
-    figure = draw_drift([one_series([(kl, 0.1, i == 0) for i, kl in enumerate(drifts)])], ylabel="MC2", base=0.0)
-    assert figure.axes[0].get_xscale() == scale
-    save(figure, tmp_path, "effect_vs_kl")
-    low, high = figure.axes[0].get_xlim()
-    assert low < min(drifts) <= max(drifts) < high
+    points = [(kl, 0.1, i == 0) for i, kl in enumerate(drifts)]
+    figure = draw([scatter_chart([one_series(points)], xlabel="KL", ylabel="MC2", base=(None, 0.0), is_drift=True)])
+    axis = figure.axes[0]
+    assert axis.get_xscale() == scale
+    save(figure, tmp_path, "effect_kl", "svg")
+    low, high = axis.get_xlim()
+    shown = [x for line in axis.lines if line.get_marker() == "o" for x in line.get_xdata()]
+    assert len(shown) == len(drifts) and low < min(shown) <= max(shown) < high
+    assert sorted(shown)[1:] == sorted(drifts)[1:], "only those too small for the axis are moved, to its left end"
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 3), (12, 96), (80, 64)])
 def test_heat_maps_of_any_model(tmp_path, shape):
     accuracy = np.linspace(0.4, 0.9, shape[0] * shape[1]).reshape(shape)
-    save(draw_heads([HeatMap(accuracy.tolist(), "accuracy")], [(0, 0)], floor=0.5), tmp_path, "probes")
+    figure = draw([heat_chart(HeatMap(accuracy.tolist(), "accuracy"), [(0, 0)], floor=0.5)])
+    cells = [x for x in figure.axes[0].collections if hasattr(x, "get_paths")]
+    assert sum(len(one.get_paths()) for one in cells) == accuracy.size
+    assert save(figure, tmp_path, "heads", "pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_drawing_leaves_matplotlibs_settings_alone():
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    draw_heads([HeatMap([[0.5, 0.6]], "accuracy")], [])
+    draw([heat_chart(HeatMap([[0.5, 0.6]], "accuracy"), [])])
     assert dict(matplotlib.rcParams) == before
 
 
-def test_nothing_to_draw_is_an_error():
+def test_nothing_to_draw_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one"):
-        draw_spreads([], xlabel="MC2", what="controls", colour="blue")
-    with pytest.raises(ValueError, match="at least one"):
-        draw_drift([], ylabel="MC2", base=0.0)
-    with pytest.raises(ValueError, match="at least one"):
-        draw_shares([one_series([])], titles=("Info", "Truth"), base=(0.5, 0.5), product="Info*Truth")
+        draw([])
+    for series in ([], [one_series([])]):
+        with pytest.raises(ValueError, match="at least one"):
+            scatter_chart(series, xlabel="KL", ylabel="MC2", base=(None, 0.0))
+    with pytest.raises(RunFolderError, match="without anything to draw"):
+        write_figures({}, tmp_path)
 
 
-def test_neuron_claims_have_no_outline(tmp_path, unsaved):
+def test_figures_are_as_wide_as_a_column_with_fonts_that_journals_take(finished, tmp_path):
+    charts = run_figures(read_tables(finished[0]))
+    for width in WIDTHS.values():
+        for path in write_figures(charts, tmp_path, "pdf", width):
+            data = path.read_bytes()
+            box = re.search(rb"/MediaBox \[ 0 0 ([\d.]+) ", data)
+            assert float(box[1]) == pytest.approx(72 * width, abs=1)
+            assert b"/Type3" not in data and b"/FontFile2" in data
+
+
+def test_figures_say_their_n_and_bound_what_decides(finished):
+    tables = read_tables(finished[0])
+    charts, v = run_figures(tables), tables.verdict.methods["optimal"]
+    title = charts["effect_kl"][0]["layout"]["yaxis"]["title"]["text"]
+    assert "12 questions" in title and "95\u00a0% intervals" in title
+    assert all("12 test questions" in chart["layout"]["xaxis"]["title"]["text"] for chart in charts["null"])
+    bars = [trace["error_x"] for trace in charts["null"][1]["data"] if "error_x" in trace]
+    low, high = v.effect_interval
+    assert [bars[0]["arrayminus"][0], bars[0]["array"][0]] == pytest.approx([v.effect - low, high - v.effect])
+    assert bars[2]["array"][0] == 0.0, "the unedited model has no gain"
+    assert all("8 validation questions" in chart["layout"]["yaxis"]["title"]["text"] for chart in charts["tuning"])
+    assert all(any("error_y" in trace for trace in chart["data"]) for chart in charts["tuning"])
+
+
+def test_neuron_claims_have_no_outline(tmp_path):
     manifest = replace(MANIFEST, claim=parse_location("neuron:1.100,2.5"), kind_plural="neurons")
     folder = make_run(tmp_path / "run", FULL, manifest=manifest)
     page = write_report(folder).read_text()
@@ -991,6 +1020,10 @@ def test_a_strip_shows_every_score_and_equal_marks_apart(scores):
     assert svg.count("<circle") == sum(x is not None and not math.isnan(x) for x in scores)
     heights = re.findall(r'<svg x="([^"]+)" y="([^"]+)"><path', svg)
     assert len(heights) == 2 and len({y for _, y in heights}) == 2 and len({x for x, _ in heights}) == 1
+    chart = strip_chart([Spread("<i>controls", scores, marks)], xlabel="MC2")
+    assert sum(len(trace["x"]) for trace in chart["data"] if "customdata" in trace) == svg.count("<circle")
+    named = [note for note in chart["layout"]["annotations"] if "xshift" in note]
+    assert len({note["y"] for note in named}) == len(named) == 2 and "&lt;b&gt;" in named[0]["text"]
 
 
 def test_charts_hold_every_point():
@@ -1042,7 +1075,7 @@ def test_an_edit_that_hardly_moved_is_named_with_loss_and_kl(tmp_path):
     assert not warnings and '<figure id="loss_optimal">' in page
 
 
-def test_a_page_keeps_its_size_however_much_was_said(tmp_path, unsaved):
+def test_a_page_keeps_its_size_however_much_was_said(tmp_path):
     """Long answers of 200 trials and of more; what is left out is counted."""
     rng = np.random.default_rng(0)
     said = [{split: tuple("".join(map(chr, rng.integers(97, 122, 1900))) for _ in range(n)) for split, n in N.items()}
@@ -1111,7 +1144,7 @@ def test_reading_writes_nothing(reread):
     assert content_of(reread) == before
 
 
-def test_a_reading_has_a_report_of_its_own(reread, unsaved):
+def test_a_reading_has_a_report_of_its_own(reread):
     before = content_of(reread)
     page = read_result(reread, level=0.3).write_report()
     assert page == reread / "reports" / "info_truth_probability-level-0.3" / "report.html"

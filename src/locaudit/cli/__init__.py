@@ -30,6 +30,7 @@ commands:
   locaudit report DIR [flags]            write a report again, or use another score, level or margin
   locaudit compare RUN RUN...            put audits side by side, with p corrected for their number
   locaudit table RUN [--format F]        the verdict as LaTeX or Markdown, with a paragraph for the methods section
+  locaudit figures RUN [--width W]       figures for a paper, as PDF, SVG or PNG
   locaudit export DIR --out FOLDER       export an edit: PEFT adapter, merged weights or vectors
   locaudit judge validate|compare|sample measure or compare judges; draw answers for people to label
   locaudit calibrate null|run|planted|coverage
@@ -50,6 +51,7 @@ COMMANDS = {
     "report": "locaudit.cli.audit:report",
     "compare": "locaudit.cli.compare:compare",
     "table": "locaudit.cli.write_up:table",
+    "figures": "locaudit.cli.write_up:figures",
     "export": "locaudit.cli.export:export",
     "judge": "locaudit.cli.judge:judge",
     "calibrate": "locaudit.cli.calibrate:calibrate",

@@ -126,7 +126,7 @@ def planted(
 
     """
     from locaudit.report import require_report_extra
-    from locaudit.report.style import save
+    from locaudit.report.figures import save
     from locaudit.studies.calibration.rates import N_HEADS
 
     require_report_extra()
@@ -149,7 +149,8 @@ def planted(
     for point in curve:
         say(f"{point} against {plural(controls, 'control')}")
     figure = draw_power([x.n_able for x in curve], [x.power for x in curve], n_heads=N_HEADS, **shared)
-    save(figure, out / "figures", "power")
+    for form in ("png", "svg"):
+        save(figure, out / "figures", "power", form)
     numbers = {"cases": [asdict(case) for case in cases], "power": [asdict(x) for x in curve], "settings": shared}
     _write(out / "planted.json", numbers)
 

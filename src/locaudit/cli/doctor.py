@@ -17,6 +17,7 @@ from locaudit.errors import LocauditError
 
 _EXTRAS = {
     "report": ("matplotlib", "jinja2", "pandas"),
+    "notebook": ("plotly",),
     "hub": ("datasets",),
     "judge": ("openai", "peft", "sklearn"),
     "ray": ("ray",),

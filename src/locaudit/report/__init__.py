@@ -1,4 +1,4 @@
-"""Write the report of a run folder: verdict, trials, figures and an HTML page. No model is loaded."""
+"""Write the report of a run folder: verdict, trials and an HTML page. No model is loaded."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 from locaudit.config import to_yaml
 from locaudit.errors import RunFolderError
-from locaudit.report.drawings import UNJUDGED, draw_all
 from locaudit.report.html import render
-from locaudit.report.page import hardly_moved, null_figure, page_data, sections
+from locaudit.report.page import hardly_moved, page_data, sections
+from locaudit.report.run_charts import UNJUDGED, null_strip
 from locaudit.report.style import require
 from locaudit.report.tables import Tables, read_tables
 from locaudit.store.files import write_atomically
@@ -62,7 +62,7 @@ def check_free(target: Path, *, is_own: bool = False, remedy: str = "choose anot
 
 
 def write_report(folder: str | Path, tables: Tables | None = None, *, out: str | Path | None = None) -> Path:
-    """Write verdict.json, trials.csv, specification.csv, figures/ and report.html of a run; returns the page's path.
+    """Write verdict.json, trials.csv, specification.csv and report.html of a run; returns the page's path.
 
     They are written to `out` or, if None, to the run folder. `tables` has the run's content, if it was read before. If
     it was read with another score, level or margin than the run's, or with labels (`Run.read_with`), the default is
@@ -78,7 +78,6 @@ def write_report(folder: str | Path, tables: Tables | None = None, *, out: str |
     write_atomically(folder / "trials.csv", tables.trials_csv().encode())
     if tables.specification.rows:
         write_atomically(folder / "specification.csv", tables.specification_csv().encode())
-    draw_all(tables, folder / "figures")
     data = page_data(tables)
     page = render(
         "report/template.html",
@@ -88,7 +87,7 @@ def write_report(folder: str | Path, tables: Tables | None = None, *, out: str |
         config=tables.config,
         run=tables.manifest,
         sections=sections(data),
-        figure=require("markupsafe").Markup(null_figure(tables.verdict, tables.manifest)),
+        figure=require("markupsafe").Markup(null_strip(tables.verdict, tables.manifest)),
         moved=hardly_moved(tables),
         kind=tables.manifest.kind_plural.removesuffix("s"),
         unjudged=UNJUDGED,

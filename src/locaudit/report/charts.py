@@ -1,4 +1,4 @@
-"""Charts of a page: strips of scores as SVG, which need no script, and figures for Plotly as plain values.
+"""Charts: figures for Plotly as plain values, for pages, notebooks (`plots`) and papers (`figures`).
 
 A colour that begins with ``--`` is the name of a CSS property, so that it follows the page's light or dark theme.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from locaudit.report.figures import SMALLEST_KL, HeatMap, Mark, Series, Spread, frontier, stack_dots
 from locaudit.report.style import ARM_COLOURS, FAINT, INK, MIDDLE, PAPER
 
 Chart = dict[str, Any]
@@ -21,96 +21,80 @@ Chart = dict[str, Any]
 THEMED: Mapping[str, str] = {
     INK: "--ink", PAPER: "--paper", FAINT: "--faint", MIDDLE: "--faint", ARM_COLOURS["control"]: "--control",
 }  # fmt: skip
-_SYMBOLS = {"o": "circle", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x",
-            "*": "star", "s": "square"}  # fmt: skip
+SYMBOLS: Mapping[str, str] = {
+    "o": "circle", "D": "diamond", "^": "triangle-up", "v": "triangle-down", "P": "cross", "X": "x", "*": "star",
+    "s": "square",
+}  # fmt: skip
 """Matplotlib's markers as Plotly's symbols."""
-_DASHES = {"-": "", "--": "6 3", ":": "2 3", "-.": "6 3 2 3"}
-"""Matplotlib's line styles as SVG's."""
-_GLYPHS = ("M0-5L5 0L0 5L-5 0Z", "M0-4A4 4 0 1 1 0 4A4 4 0 1 1 0-4Z", "M-4-4H4V4H-4Z", "M0-5L5 4H-5Z")
-"""Outlines of the marks of a strip, in their order."""
-_ROW, _TITLE, _DOTS, _AXIS = 16, 18, 56, 32
-"""Heights in a strip, in pixels: the label of a mark, a panel's title, the most for its dots, and the axis."""
+SMALLEST_KL = 1e-5
+"""Where drifts differ much, smaller ones (nats per token) are drawn at the left end of a logarithmic axis."""
 _RISING = ("#00224e", "#2a406c", "#575d6d", "#7d7c78", "#a59c74", "#d2c060", "#fee838")
 """Colours from low to high that people with colour vision deficiencies can order (cividis, Nuñez et al. 2018)."""
 _DIVERGING = ("#b35806", "#fdb863", "#f7f7f7", "#92c5de", "#2166ac")
 """Colours from a loss to a gain."""
-_NARROW = 330
-"""Width in pixels at which dots still do not overlap."""
 
 
-def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """At most `most` round numbers within [low, high], at equal steps of 1, 2 or 5 times a power of ten."""
-    span = high - low
-    scale = 10.0 ** math.floor(math.log10(span / most))
-    step = next(x for x in (scale, 2 * scale, 5 * scale, 10 * scale) if span / x <= most - 1 or x == 10 * scale)
-    return [float(f"{i * step:.12g}") for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+_LIGHT = {name: colour for colour, name in reversed(THEMED.items())}
+"""CSS property -> its colour on paper."""
 
 
-def draw_strip(panels: Sequence[Spread], *, xlabel: str, what: str = "control", alt: str = "") -> str:
-    """SVG with one dot per score in each panel, and lines for the marks of the first panel through all of them.
+@dataclass(frozen=True)
+class Series:
+    """Trials with the same look in a scatter plot."""
 
-    Positions across are percentages, so that a page of any width shows it with text of the same size. The labels of
-    marks stand at different heights, and the last mark is drawn on top, so that equal ones stay visible.
-    """
-    marks = [(mark, x) for mark in panels[0].marks if _is_finite(x := mark.value)]
-    scores = [[(x, i) for i, x in enumerate(panel.scores) if _is_finite(x)] for panel in panels]
-    values = [x for _, x in marks] + [x for one in scores for x, _ in one]
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
-
-    def across(x: float) -> float:
-        return round(4 + 92 * (x - low) / (high - low), 3)
-
-    largest = max((len(panel.scores) for panel in panels), default=0)
-    radius = 4.0 if largest <= 60 else 2.5 if largest <= 300 else 1.5
-    y = _ROW * len(marks) + 6.0
-    parts, bottoms = [], []
-    for dots in map(sorted, scores):
-        levels = stack_dots([across(x) for x, _ in dots], 100 * 2 * radius / _NARROW)
-        step = min(2 * radius + 0.5, (_DOTS - 2 * radius) / max(1, max(levels, default=0)))
-        bottom = y + _TITLE + 2 * radius + step * max(levels, default=0) + 4
-        parts.append(f'<line class="axis" x1="0" x2="100%" y1="{bottom:.1f}" y2="{bottom:.1f}"/>')
-        for (x, i), level in zip(dots, levels, strict=True):
-            at = f'cx="{across(x)}%" cy="{bottom - radius - 1 - step * level:.1f}" r="{radius}"'
-            parts.append(f'<circle class="dot" {at}><title>{what} {i}: {x:.4g}</title></circle>')
-        bottoms.append((y, bottom))
-        y = bottom + 8
-    lines = [_draw_mark(mark, x, i, across(x), bottoms[-1][1]) for i, (mark, x) in enumerate(marks)]
-    titles = [
-        f'<text class="title" x="0" y="{top + _TITLE - 5:.1f}">{escape(panel.title)}</text>'
-        for panel, (top, _) in zip(panels, bottoms, strict=True)
-    ]
-    axis = [f'<text class="tick" x="{across(x)}%" y="{y + 8:.1f}">{_number(x)}</text>' for x in nice_ticks(low, high)]
-    axis.append(f'<text class="tick" x="50%" y="{y + 23:.1f}">{escape(xlabel)}</text>')
-    body = "".join([*parts, *lines, *titles, *axis])
-    label = escape(alt, quote=True)
-    return f'<svg class="strip" role="img" aria-label="{label}" width="100%" height="{y + _AXIS - 4:.0f}">{body}</svg>'
+    label: str
+    colour: str
+    marker: str
+    """A key of `SYMBOLS`."""
+    points: Sequence[tuple[float, float, bool]] = ()
+    """(x, y, whether validation questions chose this trial for its location). Chosen points are filled."""
+    large: bool = True
+    frontier: bool = False
+    """Whether to connect the points of the series' Pareto frontier (`frontier`)."""
+    ids: Sequence[int] = ()
+    """Number of each point's trial in the table of trials of a page; empty without one."""
+    intervals: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """Number of a trial -> the interval of its y, drawn as a bar."""
 
 
-def _draw_mark(mark: Mark, value: float, row: int, x: float, bottom: float) -> str:
-    """A vertical line at `x` percent from the mark's label down to `bottom`. Its outline tells it without colour."""
-    colour, y = css(mark.colour), 9 + _ROW * row
-    anchor, shift = ("start", 9) if x < 60 else ("end", -9)
-    dash = _DASHES[mark.style]
-    line = f'<line x1="{x}%" x2="{x}%" y1="{y}" y2="{bottom:.1f}" stroke="{colour}" stroke-dasharray="{dash}"/>'
-    glyph = f'<svg x="{x}%" y="{y}"><path d="{_GLYPHS[row % len(_GLYPHS)]}" fill="{colour}"/></svg>'
-    text = f'<text class="mark" x="{x}%" dx="{shift}" y="{y + 4}" text-anchor="{anchor}">'
-    return f'<g class="mark">{line}{glyph}{text}{escape(mark.label)} {_number(value)}</text></g>'
+@dataclass(frozen=True)
+class HeatMap:
+    """One value for every head."""
+
+    values: ArrayLike
+    """(layers, heads); NaN where there is none."""
+    label: str
+    reach: float | None = None
+    """Colours diverge from 0 to -reach and reach; None: they rise from the smallest to the largest value."""
+
+
+def themed(colour: str) -> str:
+    """The colour, or the name of its CSS property if it follows the theme."""
+    return THEMED.get(colour, colour)
 
 
 def css(colour: str) -> str:
     """The colour in a style sheet."""
-    name = THEMED.get(colour, colour)
+    name = themed(colour)
     return f"var({name})" if name.startswith("--") else name
 
 
-def _number(x: float) -> str:
-    return f"{0.0 if abs(x) < 1e-9 else x:.3g}".replace("-", "−")
+def resolve(value: Any) -> Any:
+    """The value with colours in the place of the names of CSS properties."""
+    if isinstance(value, dict):
+        return {key: resolve(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [resolve(item) for item in value]
+    return _LIGHT.get(value, value) if isinstance(value, str) else value
 
 
-def _is_finite(x: float | None) -> TypeGuard[float]:
-    return x is not None and math.isfinite(x)
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other point beats in both coordinates (the Pareto frontier), sorted by x."""
+    best: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), reverse=True):
+        if not best or y > best[-1][1]:
+            best.append((x, y))
+    return best[::-1]
 
 
 def rounded(values: Iterable[float]) -> list[float]:
@@ -130,12 +114,14 @@ def scatter_chart(
     """Points of trials. Dotted lines stand at `base`; filled points are those that validation questions chose.
 
     With `product`, a curve through the crossing of the lines has the same product of x and y, and this name. If x is
-    drift, its axis is logarithmic where values differ much.
+    drift, its axis is logarithmic where values differ much. Raises `ValueError` if there are no points.
     """
+    if not any(one.points for one in series):
+        raise ValueError("got no points; expected at least one trial; draw this once an edit is scored")
     traces, xs = [], [x for one in series for x, _, _ in one.points]
     log, floor = _log_axis(xs) if is_drift else (False, 0.0)
     for one in series:
-        colour, symbol = THEMED.get(one.colour, one.colour), _SYMBOLS[one.marker]
+        colour, symbol = themed(one.colour), SYMBOLS[one.marker]
         ids = one.ids or [-1] * len(one.points)
         for chosen in (False, True):
             found = [(max(x, floor), y, i) for (x, y, c), i in zip(one.points, ids, strict=True) if c is chosen]
@@ -146,7 +132,9 @@ def scatter_chart(
             edge = {"color": "--paper", "width": 1} if chosen else {"color": colour, "width": 1.3}
             look = {"color": colour, "symbol": symbol if chosen else f"{symbol}-open", "size": size, "line": edge,
                     "opacity": 1 if one.large else 0.8}  # fmt: skip
-            more = {"customdata": list(i)} if one.ids else {}
+            more: Chart = {"customdata": list(i)} if one.ids else {}
+            if ends := {k: one.intervals[trial] for k, trial in enumerate(i) if trial in one.intervals}:
+                more["error_y"] = _bars(y, ends)
             name, is_only = escape(one.label), chosen or not any(c for _, _, c in one.points)
             traces.append(
                 {"type": "scatter", "mode": "markers", "name": name, "x": rounded(x), "y": rounded(y), "marker": look,
@@ -154,18 +142,18 @@ def scatter_chart(
             )  # fmt: skip
         if one.frontier and one.points:
             x, y = zip(*frontier([(max(x, floor), y) for x, y, _ in one.points]), strict=True)
-            traces.append(_line(rounded(x), rounded(y), "", colour))
+            traces.append(line_trace(rounded(x), rounded(y), "", colour))
     if product and base[0] and base[1]:
-        ends = [*xs, base[0]]
-        curve = np.linspace(max(min(ends), 1e-3), max(ends), 100)
-        traces.append(_line(rounded(curve), rounded(base[0] * base[1] / curve), escape(product), "--faint"))
+        ends, top = [*xs, base[0]], max(base[1], *(y for one in series for _, y, _ in one.points))
+        curve = np.linspace(max(min(ends), base[0] * base[1] / top), max(ends), 100)
+        traces.append(line_trace(rounded(curve), rounded(base[0] * base[1] / curve), escape(product), "--faint"))
     shapes = [
         {"type": "line", f"{a}0": value, f"{a}1": value, f"{b}0": 0, f"{b}1": 1, f"{b}ref": "paper",
-         "layer": "below", "line": {"color": "--ink", "dash": "dot", "width": 1.2}}
+         "layer": "below", "line": {"color": "--ink", "dash": "dot", "width": 1.2}, "name": "unedited model"}
         for a, b, value in (("x", "y", base[0]), ("y", "x", base[1])) if value is not None
     ]  # fmt: skip
-    across = _axis(xlabel) | ({"type": "log", "dtick": "D2"} if log else {})
-    layout = {"xaxis": across, "yaxis": _axis(ylabel), "shapes": shapes}
+    across = axis_of(xlabel) | ({"type": "log", "dtick": "D2"} if log else {})
+    layout = {"xaxis": across, "yaxis": axis_of(ylabel), "shapes": shapes}
     return {"data": traces, "layout": layout}
 
 
@@ -177,12 +165,22 @@ def _log_axis(drifts: Sequence[float]) -> tuple[bool, float]:
     return True, 10.0 ** math.floor(math.log10(min(positive)))
 
 
-def _axis(title: str) -> Chart:
-    return {"title": {"text": escape(title)}}
+def axis_of(title: str) -> Chart:
+    """An axis with this title, which may have several lines."""
+    return {"title": {"text": escape(title).replace("\n", "<br>")}}
 
 
-def _line(x: Sequence[float], y: Sequence[float], name: str, colour: str, width: float = 1.2, dash: str = "") -> Chart:
-    """A trace; without a name it is not in the legend."""
+def _bars(y: Sequence[float], ends: Mapping[int, tuple[float, float]]) -> Chart:
+    """Bars from y to the ends of its interval; none where there are no ends."""
+    pairs = [ends.get(k, (value, value)) for k, value in enumerate(y)]
+    up, down = zip(*((high - value, value - low) for (low, high), value in zip(pairs, y, strict=True)), strict=True)
+    return {"type": "data", "symmetric": False, "array": rounded(up), "arrayminus": rounded(down), "width": 0}
+
+
+def line_trace(
+    x: Sequence[float], y: Sequence[float], name: str, colour: str, width: float = 1.2, dash: str = ""
+) -> Chart:
+    """A line; without a name it is not in the legend."""
     look = {"color": colour, "width": width, **({"dash": dash} if dash else {})}
     return {"type": "scatter", "mode": "lines", "x": list(x), "y": list(y), "name": name, "line": look,
             "showlegend": bool(name), "hoverinfo": "name" if name else "skip"}  # fmt: skip
@@ -199,6 +197,8 @@ class Line:
     y: Sequence[float]
     dash: str = ""
     wide: bool = True
+    intervals: Sequence[tuple[float, float]] = ()
+    """The interval of each y; empty for none."""
 
 
 def line_chart(lines: Sequence[Line], *, xlabel: str, ylabel: str, log: bool = False) -> Chart:
@@ -207,16 +207,17 @@ def line_chart(lines: Sequence[Line], *, xlabel: str, ylabel: str, log: bool = F
     Thin lines may leave the chart at the top, so that one outlier does not flatten the others.
     """
     traces = [
-        _line(rounded(one.x), rounded(one.y), escape(one.label), THEMED.get(one.colour, one.colour),
-              2.2 if one.wide else 1, one.dash)
+        line_trace(rounded(one.x), rounded(one.y), escape(one.label), themed(one.colour),
+                   2.2 if one.wide else 1, one.dash)
         | ({"mode": "lines+markers"} if len(one.x) <= 12 else {}) | {"opacity": 1 if one.wide else 0.55}
+        | ({"error_y": _bars(one.y, dict(enumerate(one.intervals)))} if one.intervals else {})
         for one in lines
     ]  # fmt: skip
     wide, thin = ([y for one in lines if one.wide is is_wide for y in one.y] for is_wide in (True, False))
     top = max(wide, default=0.0)
     low = min([*wide, *thin], default=0.0)
     cut = {"range": [low - 0.05 * (3 * top - low), 3 * top]} if top > 0 and max(thin, default=0.0) > 4 * top else {}
-    layout = {"xaxis": _axis(xlabel) | ({"type": "log"} if log else {}), "yaxis": _axis(ylabel) | cut}
+    layout = {"xaxis": axis_of(xlabel) | ({"type": "log"} if log else {}), "yaxis": axis_of(ylabel) | cut}
     return {"data": traces, "layout": layout}
 
 
@@ -234,10 +235,9 @@ def heat_chart(heat: HeatMap, outlined: Collection[Sequence[int]], *, floor: flo
     no heat maps. Heads without a value are left out.
     """
     values = np.asarray(heat.values, dtype=float)
-    diverges = "vmin" in heat.colours
-    low, high = (heat.colours[x] for x in ("vmin", "vmax")) if diverges else (np.nanmin(values), np.nanmax(values))
+    low, high = (np.nanmin(values), np.nanmax(values)) if heat.reach is None else (-heat.reach, heat.reach)
     low = low if floor is None else min(floor, low)
-    stops = _DIVERGING if diverges else _RISING
+    stops = _RISING if heat.reach is None else _DIVERGING
     scale = [[i / (len(stops) - 1), stop] for i, stop in enumerate(stops)]
     bar = {"title": {"text": escape(heat.label), "side": "right"}, "thickness": 12, "outlinewidth": 0}
     marker = {"color": [float(low)], "cmin": float(low), "cmax": float(high), "colorscale": scale, "colorbar": bar}
@@ -254,12 +254,13 @@ def heat_chart(heat: HeatMap, outlined: Collection[Sequence[int]], *, floor: flo
         marker = {"color": [_blend(stops, x) for x in at], "line": edge}
         hover = "layer %{x}, head %{customdata[0]}: %{customdata[1]}<extra></extra>"
         told = [[head, f"{values[cell]:.3f}"] for head, cell in zip(heads, cells, strict=True)]
+        name = {"name": f"claim ({len(cells)})", "showlegend": True} if is_claimed else {"showlegend": False}
         traces.append(
             {"type": "bar", "x": list(layers), "y": [1] * len(cells), "base": [h - 0.5 for h in heads],
-             "customdata": told, "width": 1, "marker": marker, "hovertemplate": hover, "showlegend": False}
+             "customdata": told, "width": 1, "marker": marker, "hovertemplate": hover, **name}
         )  # fmt: skip
     axes = {
-        f"{axis}axis": _axis(title)
+        f"{axis}axis": axis_of(title)
         | {"showgrid": False, "zeroline": False, "range": [-0.5, n - 0.5], "tick0": 0, "dtick": -(-n // 12)}
         for axis, title, n in zip("xy", ("layer", "head"), values.shape, strict=True)
     }

@@ -19,7 +19,8 @@ from locaudit.errors import RunFolderError
 from locaudit.location import short_location
 from locaudit.report import check_free
 from locaudit.report.html import render
-from locaudit.report.page import make_table, null_figure
+from locaudit.report.page_tables import make_table
+from locaudit.report.run_charts import null_strip
 from locaudit.report.style import require, score_title
 from locaudit.report.tables import csv_text
 from locaudit.stats import holm
@@ -157,7 +158,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path, **settings:
         {"tables": {"compare": make_table("Numbers", rows, _TITLES | {key: key for key in rows[0] if " " in key},
                                           filters=("model", "behaviour", "outcome"))}},
         found=found,
-        figures={name: markup(null_figure(run.verdict, run.manifest)) for name, run in found.runs.items()},
+        figures={name: markup(null_strip(run.verdict, run.manifest)) for name, run in found.runs.items()},
         pages=pages,
         sections={"compare": "Compare", "numbers": "Numbers"},
     )  # fmt: skip

@@ -1,327 +1,291 @@
-"""Functions that draw figures from plain values: spreads, scatter plots and heat maps. Each returns a `Figure`.
+"""Charts as files for papers, drawn with Matplotlib: PDF, SVG or PNG, as wide as one or two columns.
 
-`locaudit.report.drawings` and `locaudit.studies.paper.figures` decide what is drawn; `style.save` writes the files.
+`draw` understands what the charts of this package use: markers, lines, text and bars of error in traces of the kind
+``scatter``, the cells of heat maps in those of the kind ``bar``, and lines and titles of the layout.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import unescape
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from locaudit.report.style import ARM_COLOURS, FAINT, INK, MIDDLE, PAPER, house_style, require
+from locaudit.errors import RunFolderError
+from locaudit.report.charts import SYMBOLS, Chart, resolve
+from locaudit.report.run_charts import null_charts, run_charts
+from locaudit.report.style import INK, PAPER, require
+from locaudit.report.tables import Tables
+from locaudit.store.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH = 7.5
-"""Width of every figure, in inches."""
-N_BINS = 36
-"""Number of bins over the whole axis of a histogram. Bars are equally wide in all panels."""
-SMALLEST_KL = 1e-5
-"""Below this KL drift (nats per token), the axis is linear instead of logarithmic, so that 0 can be shown."""
-_HALO = "#fffffe"
-"""White that stays white in dark mode, like the colour map behind it."""
+Format = Literal["pdf", "svg", "png"]
+WIDTHS = {"single": 3.3, "double": 6.9}
+"""Widths of one and of two columns of a paper, in inches."""
+DPI = 300
+"""Dots per inch of PNG files."""
+FILES: Mapping[str, str] = {
+    "effect_kl": "drift_", "truth_info": "truth_info", "heads": "probes", "effects": "effects_", "tuning": "tuning_",
+    "loss": "loss_",
+}  # fmt: skip
+"""Name of a file -> how the names of its charts (`run_charts`) begin."""
+_MARKERS = {name: marker for marker, name in SYMBOLS.items()}
+_DASHES = {"dot": ":", "dash": "--", "dashdot": "-."}
+_POINT = 0.6
+"""Points of a pixel. (A pixel is 0.75 points, but columns are narrower than screens.)"""
+_LETTER = 4.1
+"""Mean width of a letter, in points."""
+_HIDDEN = 4_000
+"""From so many cells on, a heat map is an image within PDF and SVG files."""
 
 
-@dataclass(frozen=True)
-class Mark:
-    """A score drawn as a vertical line over the distribution of the controls' scores."""
-
-    label: str
-    value: float | None
-    """The score; not drawn if it is None or NaN."""
-    colour: str
-    style: str
-    """Matplotlib's name of the line style."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One panel: scores at random places and the scores they are compared with."""
-
-    title: str
-    scores: Sequence[float | None]
-    marks: Sequence[Mark]
+def run_figures(t: Tables) -> dict[str, list[Chart]]:
+    """Name of a file -> its charts, for all of which the run has data."""
+    charts = dict(run_charts(t))
+    methods = {name: t.methods[name].title for name in t.verdict.methods}
+    titles = {f"{kind}_{name}": title for kind in ("tuning", "loss", "effects") for name, title in methods.items()}
+    for name, title in titles.items():
+        if name in charts:
+            charts[name]["layout"]["title"] = {"text": title}
+    found = {"null": list(null_charts(t, list(methods)))}
+    found |= {file: [c for name, c in charts.items() if name.startswith(start)] for file, start in FILES.items()}
+    return {file: parts for file, parts in found.items() if parts}
 
 
-@dataclass(frozen=True)
-class Series:
-    """Trials with the same look in a scatter plot. A series without points is only an entry in the legend."""
+def write_figures(
+    figures: Mapping[str, Sequence[Chart]], folder: Path, form: Format = "pdf", width: float = WIDTHS["single"]
+) -> list[Path]:
+    """Draw each figure, `width` inches wide, into a file of its own; returns the files.
 
-    label: str
-    """Text in the legend; empty for no entry."""
-    colour: str
-    marker: str
-    points: Sequence[tuple[float, float, bool]] = ()
-    """(x, y, whether validation questions chose this trial for its location). Chosen points are filled."""
-    large: bool = True
-    frontier: bool = False
-    """Whether to connect the points of the series' Pareto frontier (`frontier`)."""
-    ids: Sequence[int] = ()
-    """Number of each point's trial in the table of trials of a page; empty without one."""
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """One value for every head."""
-
-    values: ArrayLike
-    """(layers, heads)."""
-    label: str
-    colours: Mapping[str, Any] = field(default_factory=lambda: {"cmap": "cividis"})
-    """Colour map and its limits, as arguments of `pcolormesh`."""
-
-
-def stack_dots(at: Sequence[float], width: float) -> list[int]:
-    """The level of each dot, so that dots on one level are at least `width` apart. Ties stand on top of each other.
-
-    `at` is sorted. The number of levels is the smallest possible.
+    Files of an earlier call are deleted if they no longer have data, for example because a judge was removed. Raises
+    `RunFolderError` if there is nothing to draw, and `ConfigError` without the extra ``report``.
     """
-    ends: list[float] = []
-    levels = []
-    for x in at:
-        level = next((i for i, end in enumerate(ends) if x - end >= width), len(ends))
-        ends[level : level + 1] = [x]
-        levels.append(level)
-    return levels
+    if not figures:
+        raise RunFolderError(
+            got="a run without anything to draw", expected="one scored edit or more", remedy="let the audit run on"
+        )
+    for name in {"null", *FILES} - {*figures}:
+        (folder / f"{name}.{form}").unlink(missing_ok=True)
+    return [save(draw(charts, width), folder, name, form) for name, charts in figures.items()]
 
 
-def draw_spreads(
-    panels: Sequence[Spread], *, xlabel: str, what: str, colour: str, height: float = 3.4, columns: int | None = None
-) -> Figure:
-    """Draw scores as a histogram and as dots, and marks as lines. Panels share their axes.
-
-    They stand in rows of `columns` panels, or in one row. Dots of equal scores hang below each other, and of equal
-    marks the last is drawn on top.
-
-    Raises `ValueError` for no panels.
-    """
-    if not panels:
-        raise ValueError("got nothing to draw; expected at least one panel; draw this figure once a claim is scored")
+def save(figure: Figure, folder: Path, name: str, form: Format) -> Path:
+    """Write a figure into `folder`, and return the file. Equal figures give equal bytes."""
+    without_dates: dict[str, dict[str, Any]] = {
+        "png": {"dpi": DPI, "metadata": {"Software": None}},
+        "svg": {"metadata": {"Date": None, "Creator": "locaudit"}},
+        "pdf": {"metadata": {"CreationDate": None, "Creator": "locaudit"}},
+    }
+    file, path = io.BytesIO(), folder / f"{name}.{form}"
     with house_style():
-        columns = columns or len(panels)
-        rows = -(-len(panels) // columns)
-        figure = new_figure(height + (rows - 1) * (height - 1))
-        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axis in axes[len(panels) :]:
+        figure.savefig(file, format=form, **without_dates[form])
+    figure.set_layout_engine("none")  # laid out once, not again for every format
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, file.getvalue())
+    return path
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Set Matplotlib's style for drawing and saving. Leaving restores the caller's own style."""
+    matplotlib = require("matplotlib")
+    ours = matplotlib.rc_params_from_file(Path(__file__).with_name("house.mplstyle"), use_default_template=False)
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **ours}):
+        yield
+
+
+def draw(charts: Sequence[Chart], width: float = WIDTHS["double"]) -> Figure:
+    """Charts side by side if there is room for two columns, otherwise one below the other. Their legend is below.
+
+    Raises `ValueError` for no charts.
+    """
+    if not charts:
+        raise ValueError("got nothing to draw; expected at least one chart")
+    shown = [resolve(chart) for chart in charts]
+    columns = min(len(shown), round(width / WIDTHS["single"]))
+    rows = [shown[i : i + columns] for i in range(0, len(shown), columns)]
+    heights = [max(_height(chart, width / columns) for chart in row) for row in rows]
+    with house_style():
+        figure = require("matplotlib.figure").Figure(figsize=(width, sum(heights)), layout="constrained")
+        grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+        keys: dict[str, Any] = {}
+        for axis, chart, i in zip(grid.flat, shown, range(len(shown)), strict=False):
+            keys |= _draw_chart(axis, chart, (width / columns, heights[i // columns]))
+        for axis in grid.flat[len(shown) :]:
             axis.set_axis_off()
-        edges = _bin_edges([x for p in panels for x in (*_finite(p.scores), *_finite(m.value for m in p.marks))])
-        counts = [np.histogram(_finite(panel.scores), bins=edges)[0] for panel in panels]
-        tallest = max(1, int(np.max(counts)))
-        dot = (edges[-1] - edges[0]) * 4.5 * columns / (0.85 * WIDTH * 72)  # width of a dot with a gap, on the x axis
-        levels = [np.asarray(stack_dots(_finite(panel.scores).tolist(), dot), dtype=float) for panel in panels]
-        deepest = max([2.0, *(x for one in levels for x in one)])
-        step = min(0.05, 0.4 / deepest)
-        for axis, panel, depth in zip(axes, panels, levels, strict=False):
-            scores = _finite(panel.scores)
-            axis.hist(scores, bins=edges, color=colour, alpha=0.55, linewidth=0)
-            heights = -tallest * (0.06 + step * depth)
-            axis.scatter(scores, heights, s=11, color=colour, linewidth=0, zorder=2.5, clip_on=False)
-            axis.axhline(0, color=FAINT, linewidth=0.5)
-            for i, mark in enumerate(panel.marks):
-                if _finite([mark.value]).size:
-                    look = {"color": mark.colour, "linestyle": mark.style, "linewidth": 1.8 - 0.3 * i}
-                    axis.axvline(mark.value, zorder=3 + 0.1 * i, **look)
-            axis.set_title(panel.title, loc="left", linespacing=1.4)
-            axis.set(xlabel=xlabel, xlim=(edges[0], edges[-1]))
-        ticker = require("matplotlib.ticker")
-        axes[0].xaxis.set_major_locator(ticker.MaxNLocator(6))
-        ticks = ticker.MaxNLocator(5, integer=True).tick_values(0, tallest)
-        axes[0].set(
-            ylim=(-(0.14 + step * deepest) * tallest, 1.06 * tallest), yticks=[y for y in ticks if 0 <= y <= tallest]
-        )
-        for axis in axes[::columns]:
-            axis.set_ylabel(what)
-        bars = require("matplotlib.patches").Patch(color=colour, alpha=0.55, linewidth=0, label=f"{what} (a dot each)")
-        seen = {m.label: m for panel in panels for m in panel.marks if m.value is not None}
-        lines = [line_key(mark.label, mark.colour, linestyle=mark.style) for mark in seen.values()]
-        add_legend(figure, [bars, *lines])
+        if keys:
+            _add_legend(figure, keys)
     return figure
 
 
-def _finite(values: Any) -> np.ndarray:
-    return np.sort([x for x in values if x is not None and math.isfinite(x)])
+def _height(chart: Chart, width: float) -> float:
+    """Inches of a chart with its axis and title: as its layout says, as its cells need, or by its width."""
+    layout = chart["layout"]
+    if "height" in layout:
+        return layout["height"] / 96 + 0.55
+    if "barmode" not in layout:
+        return min(0.75 * width, 3.2)
+    across, up = (np.ptp(layout[axis]["range"]) for axis in ("xaxis", "yaxis"))
+    return min(max(0.8 * width * up / across, 0.4 * width), 1.2 * width) + 0.5
 
 
-def _bin_edges(values: Sequence[float]) -> np.ndarray:
-    """Equal bins over all values on the axis, with a margin of two bins at each end."""
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    reach = max(high - low, 1e-3) / 2 * N_BINS / (N_BINS - 4)
-    return np.linspace((low + high) / 2 - reach, (low + high) / 2 + reach, N_BINS + 1)
+def _add_legend(figure: Figure, keys: Mapping[str, Any]) -> None:
+    """The legend, with as many columns as fit. The figure grows by its height."""
+    width, height = figure.get_size_inches()
+    columns = max(1, min(len(keys), int(width * 72 / (_LETTER * max(map(len, keys)) + 23))))
+    rows = -(-len(keys) // columns)
+    figure.set_size_inches(width, height + 0.15 * rows)
+    figure.legend(keys.values(), keys.keys(), loc="outside lower center", ncols=columns)
 
 
-def draw_drift(series: Sequence[Series], *, ylabel: str, base: float) -> Figure:
-    """A score (y) against KL drift (x, nats per token); the dotted line is the unedited model's score, `base`."""
-    with house_style():
-        figure = new_figure(4.3)
-        axis = figure.subplots()
-        scatter(axis, series)
-        axis.axhline(base, color=INK, linestyle=":", linewidth=1.2, zorder=1)
-        axis.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
-        _scale_kl(axis, [x for one in series for x, _, _ in one.points])
-        axis.set(xlabel="KL drift from the unedited model (nats per token)", ylabel=ylabel)
-        _scatter_legend(figure, series)
-    return figure
+def _draw_chart(axis: Any, chart: Chart, size: tuple[float, float]) -> dict[str, Any]:
+    """Draw a chart in so many inches; returns the entries of its legend."""
+    layout, keys = chart["layout"], {}
+    if "title" in layout:
+        axis.set_title(_text(layout["title"]["text"]), loc="left")
+    for shape in layout.get("shapes", ()):
+        keys |= _draw_shape(axis, shape)
+    for depth, trace in enumerate(chart["data"]):
+        if "colorbar" in trace.get("marker", {}):
+            _add_scale(axis, trace["marker"], size[1])
+        else:
+            keys |= (_draw_cells if trace["type"] == "bar" else _draw_scatter)(axis, trace, 3 + 0.01 * depth)
+    for note in layout.get("annotations", ()):
+        _write(axis, note)
+    for name, inches in zip("xy", size, strict=True):
+        _set_axis(axis, layout[f"{name}axis"], name, inches)
+    symbols = [trace["marker"]["symbol"] for trace in chart["data"] if "symbol" in trace.get("marker", {})]
+    if len({symbol.endswith("-open") for symbol in symbols}) == 2:
+        keys["strength not chosen"] = _key(color=INK, marker="o", markerfacecolor="none", linestyle="")
+    return keys
 
 
-def draw_shares(
-    series: Sequence[Series], *, titles: tuple[str, str], base: tuple[float, float], product: str
-) -> Figure:
-    """Two shares of answers against each other; `titles` has the titles of the x and y axes.
-
-    Dotted lines cross at the unedited model, `base`. On the curve, the product of the two shares is that of the
-    unedited model.
-    """
-    with house_style():
-        figure = new_figure(4.8)
-        axis = figure.subplots()
-        scatter(axis, series)
-        axis.grid(color=FAINT, alpha=0.25, linewidth=0.6)
-        axis.axvline(base[0], color=INK, linestyle=":", linewidth=1.2, zorder=1)
-        axis.axhline(base[1], color=INK, linestyle=":", linewidth=1.2, zorder=1)
-        xlim, ylim = (_share_limits([base[i], *(p[i] for one in series for p in one.points)]) for i in (0, 1))
-        curve = base[0] * base[1]
-        if curve > 0:
-            across = np.linspace(max(xlim[0], 1e-3), xlim[1], 300)
-            axis.plot(across, curve / across, color=FAINT, linewidth=0.9, zorder=1)
-        axis.set(xlim=xlim, ylim=ylim, xlabel=f"{titles[0]} on test", ylabel=f"{titles[1]} on test")
-        _scatter_legend(figure, series, [line_key(f"unedited {product}", FAINT, linewidth=0.9)] if curve > 0 else [])
-    return figure
+def _draw_shape(axis: Any, shape: Mapping[str, Any]) -> dict[str, Any]:
+    """A line from edge to edge."""
+    look, is_level = _line_look(shape["line"]), shape["y0"] == shape["y1"]
+    draw_line = axis.axhline if is_level else axis.axvline
+    draw_line(shape["y0" if is_level else "x0"], zorder=1, **look)
+    return {shape["name"]: _key(**look)} if "name" in shape else {}
 
 
-def scatter(axis: Any, series: Sequence[Series]) -> None:
-    """Draw series of points. Later series are drawn over earlier ones, and chosen trials over the others.
-
-    Raises `ValueError` if there are no points.
-    """
-    if not any(one.points for one in series):
-        raise ValueError("got no points; expected at least one trial; draw this figure once an edit is scored")
-    for depth, one in enumerate(series):
-        size = 60 if one.large else 26
-        filled: dict[str, Any] = {"s": size, "facecolors": one.colour, "edgecolors": PAPER, "linewidths": 0.7}
-        empty = {"s": 0.6 * size, "facecolors": "none", "edgecolors": one.colour, "linewidths": 0.9, "alpha": 0.6}
-        for chosen, look in ((False, empty), (True, filled)):
-            points = np.reshape([p[:2] for p in one.points if p[2] is chosen], (-1, 2))
-            order = 3 + depth + len(series) * chosen
-            axis.scatter(*points.T, marker=one.marker, zorder=order, clip_on=False, **look)
-        if one.frontier and one.points:
-            edge = frontier([(x, y) for x, y, _ in one.points])
-            axis.plot(*zip(*edge, strict=True), color=one.colour, linewidth=1.1, alpha=0.8, zorder=2)
+def _draw_scatter(axis: Any, trace: Mapping[str, Any], depth: float) -> dict[str, Any]:
+    """Markers, a line or texts."""
+    mode, x, y = trace["mode"], trace["x"], trace["y"]
+    marker = trace.get("marker", {})
+    look: dict[str, Any] = {"linestyle": "", "alpha": trace.get("opacity", marker.get("opacity"))}
+    if "lines" in mode:
+        look |= _line_look(trace["line"])
+    if "markers" in mode:
+        look |= _marker_look(marker)
+    axis.plot(x, y, zorder=depth, clip_on="cliponaxis" not in trace, **look)
+    for name in ("x", "y"):
+        if bar := trace.get(f"error_{name}"):
+            ends = {f"{name}err": np.clip([bar["arrayminus"], bar["array"]], 0, None)}
+            colour = look.get("markerfacecolor", look.get("color"))
+            axis.errorbar(x, y, fmt="none", ecolor=colour, elinewidth=1.2, zorder=depth - 0.5, clip_on=False, **ends)
+    return {_text(trace["name"]): _key(**look)} if trace.get("name") and trace.get("showlegend", True) else {}
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other point beats in both coordinates (the Pareto frontier), sorted by x."""
-    best: list[tuple[float, float]] = []
-    for x, y in sorted(set(points), reverse=True):
-        if not best or y > best[-1][1]:
-            best.append((x, y))
-    return best[::-1]
+def _draw_cells(axis: Any, trace: Mapping[str, Any], depth: float) -> dict[str, Any]:
+    """The cells of a heat map: unit squares."""
+    corners = np.array([(-0.5, 0), (0.5, 0), (0.5, 1), (-0.5, 1)])
+    cells = np.column_stack([trace["x"], trace["base"]])[:, None] + corners
+    line = trace["marker"]["line"]
+    look = {"edgecolors": line["color"], "linewidths": _POINT * line["width"] * 0.6}
+    found = require("matplotlib.collections").PolyCollection(
+        list(cells), facecolors=trace["marker"]["color"], zorder=depth, rasterized=len(cells) > _HIDDEN, **look
+    )
+    axis.add_collection(found)
+    patch = require("matplotlib.patches").Patch(facecolor="none", edgecolor=line["color"], linewidth=1.2)
+    return {_text(trace["name"]): patch} if trace.get("name") else {}
 
 
-def _share_limits(values: Sequence[float]) -> tuple[float, float]:
-    """Axis limits: the part of [0, 1] that the values cover, with room for a marker at both ends."""
-    low, high = min(values), max(values)
-    room = max(0.08 * (high - low), 0.03)
-    return max(low - room, -0.03), min(high + room, 1.03)
+def _add_scale(axis: Any, marker: Mapping[str, Any], height: float) -> None:
+    """The colours of a heat map with their values."""
+    colours = require("matplotlib.colors")
+    scale = colours.LinearSegmentedColormap.from_list("scale", [tuple(stop) for stop in marker["colorscale"]])
+    mappable = require("matplotlib.cm").ScalarMappable(colours.Normalize(marker["cmin"], marker["cmax"]), scale)
+    bar = axis.get_figure().colorbar(mappable, ax=axis, pad=0.02, fraction=0.05, shrink=0.9)
+    bar.outline.set_visible(False)
+    bar.set_label(_wrapped(marker["colorbar"]["title"]["text"], height))
 
 
-def _scale_kl(axis: Any, drifts: Sequence[float]) -> None:
-    """Make the x axis logarithmic if drifts differ much. If one is below `SMALLEST_KL`, the axis is linear near 0."""
-    positive = [x for x in drifts if x >= SMALLEST_KL]
-    if not positive or (min(positive) == min(drifts) and max(positive) < 10 * min(positive)):
-        return
-    low = 10.0 ** math.floor(math.log10(min(positive)))
-    if min(positive) == min(drifts):
-        axis.set_xscale("log")
-    else:
-        axis.set_xscale("symlog", linthresh=low, linscale=0.5)
-        axis.set_xlim(left=min(-0.15 * low, 1.2 * min(drifts)))
+def _set_axis(axis: Any, layout: Mapping[str, Any], name: str, inches: float) -> None:
+    """Title, scale, limits and ticks of an axis."""
+    own = getattr(axis, f"{name}axis")
+    getattr(axis, f"set_{name}label")(_wrapped(layout["title"]["text"], inches) if "title" in layout else "")
+    if layout.get("type") == "log":
+        getattr(axis, f"set_{name}scale")("log")
+    if "range" in layout:
+        getattr(axis, f"set_{name}lim")(*layout["range"])
+    if "tickvals" in layout:
+        angle = layout.get("tickangle", 0)
+        turned = {"rotation": -angle, "ha": "right", "rotation_mode": "anchor"} if angle else {}
+        own.set_ticks(layout["tickvals"], [_text(text) for text in layout["ticktext"]], **turned)
+        own.set_minor_locator(require("matplotlib.ticker").NullLocator())
+    elif "dtick" in layout and layout.get("type") != "log":
+        own.set_major_locator(require("matplotlib.ticker").MultipleLocator(layout["dtick"]))
+    if layout.get("visible") is False:
+        own.set_visible(False)
+        axis.spines["left"].set_visible(False)
+    elif layout.get("showgrid", True):
+        axis.grid(axis=name, alpha=0.25, linewidth=0.5)
 
 
-def _scatter_legend(figure: Figure, series: Sequence[Series], more: Sequence[Any] = ()) -> None:
-    keys = [marker_key(one.label, one.colour, one.marker) for one in series if one.label]
-    keys += [line_key("unedited model", INK, linestyle=":", linewidth=1.2), *more]
-    if not all(chosen for one in series for _, _, chosen in one.points):
-        keys.append(marker_key("hyperparameter not chosen", MIDDLE, "o", markerfacecolor="none"))
-    add_legend(figure, keys)
+def _line_look(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "color": line["color"],
+        "linewidth": _POINT * line["width"],
+        "linestyle": _DASHES.get(line.get("dash", ""), "-"),
+    }
 
 
-def draw_heads(maps: Sequence[HeatMap], outlined: Collection[Sequence[int]], *, floor: float | None = None) -> Figure:
-    """Heat maps of heads, one above the other: layers on the x axis, heads on the y axis.
-
-    The (layer, head) pairs in `outlined` get an outline. The colour scale of the first map begins at `floor`, which is
-    the accuracy of always guessing the larger class.
-    """
-    n_layers, n_heads = np.shape(maps[0].values)
-    with house_style():
-        rectangle, ticker = require("matplotlib.patches").Rectangle, require("matplotlib.ticker")
-        figure = new_figure(min(6.0, len(maps) * (1.5 + 0.9 * WIDTH * n_heads / n_layers)))
-        axes = figure.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0]
-        cell = 0.85 * WIDTH * 72 / n_layers  # points
-        line = min(1.8, max(1.0, 0.1 * cell))
-        bars = []
-        for axis, heat in zip(axes, maps, strict=True):
-            values = np.asarray(heat.values, dtype=float)
-            lowest = float(np.nanmin(values)) if floor is None else min(floor, float(np.nanmin(values)))
-            mesh = axis.pcolormesh(
-                np.arange(n_layers + 1) - 0.5,
-                np.arange(n_heads + 1) - 0.5,
-                values.T,
-                edgecolors=PAPER,
-                linewidth=0.5 if cell > 10 else 0,
-                rasterized=values.size > 4_000,
-                **{"vmin": lowest, **heat.colours},
-            )
-            # a pale outline under every coloured one makes it visible on dark and on light cells
-            for zorder, colour, width in ((3, _HALO, 2.2 * line), (4, ARM_COLOURS["claim"], line)):
-                look = {"fill": False, "edgecolor": colour, "linewidth": width, "zorder": zorder}
-                for layer, head in outlined:
-                    corner = (layer - 0.5, head - 0.5)
-                    axis.add_patch(rectangle(corner, 1, 1, joinstyle="miter", clip_on=False, **look))
-            axis.set(ylabel="head", aspect="equal" if n_heads * 3 > n_layers else "auto")
-            for ticks in (axis.xaxis, axis.yaxis):
-                ticks.set_major_locator(ticker.MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-            bars.append(figure.colorbar(mesh, ax=axis, pad=0.02, fraction=0.05, shrink=0.9))
-            bars[-1].outline.set_visible(False)
-            bars[-1].set_label(heat.label)
-        axes[-1].set(xlabel="layer")
-        keys: list[Any] = []
-        if outlined:
-            label = f"claimed head ({len(outlined)})"
-            keys.append(rectangle((0, 0), 1, 1, fill=False, edgecolor=ARM_COLOURS["claim"], linewidth=1.5, label=label))
-        if floor is not None:
-            bars[0].ax.axhline(floor, color=_HALO, linewidth=1.6)
-            keys.append(line_key(f"larger class alone: {floor:.3f} (pale line in the scale)", FAINT, linewidth=1.6))
-        add_legend(figure, keys)
-    return figure
+def _marker_look(marker: Mapping[str, Any]) -> dict[str, Any]:
+    symbol, edge = marker.get("symbol", "circle"), marker.get("line", {})
+    colour = marker.get("color")
+    look = {
+        "marker": _MARKERS[symbol.removesuffix("-open")],
+        "markersize": _POINT * float(np.max(marker.get("size", 6))),
+    }
+    if np.ndim(marker.get("size", 6)):
+        look["markevery"] = [0]  # the other sizes are 0
+    if colour is not None:
+        look |= {
+            "markerfacecolor": "none" if symbol.endswith("-open") else colour,
+            "markeredgecolor": edge.get("color", colour),
+        }
+    return look | {"markeredgewidth": _POINT * edge.get("width", 0)}
 
 
-def new_figure(height: float) -> Figure:
-    """An empty figure of the standard width."""
-    return require("matplotlib.figure").Figure(figsize=(WIDTH, height), layout="constrained")
+def _text(text: str) -> str:
+    """The text without Plotly's escapes, and with a dollar as such: Matplotlib reads mathematics between two."""
+    return unescape(text).replace("$", r"\$")
 
 
-def line_key(label: str, colour: str, **look: Any) -> Any:
-    """An entry with a line for a legend."""
-    return require("matplotlib.lines").Line2D([], [], **{"linewidth": 1.8, "color": colour, "label": label, **look})
+def _wrapped(text: str, inches: float) -> str:
+    """The title of an axis, in lines that fit into a chart of this size, which also holds the other axis."""
+    width = max(12, int((inches - 0.5) * 72 / _LETTER))
+    return "\n".join(fill(_text(line), width) for line in text.split("<br>"))
 
 
-def marker_key(label: str, colour: str, marker: str, **look: Any) -> Any:
-    """An entry with a marker for a legend."""
-    return line_key(label, colour, marker=marker, linestyle="", markersize=6.5, **look)
+def _write(axis: Any, note: Mapping[str, Any]) -> None:
+    """A text within a chart, outlined so that it stays readable over lines."""
+    text, side = note["text"].removeprefix("<b>").removesuffix("</b>"), note["xanchor"]
+    halo = require("matplotlib.patheffects").withStroke(linewidth=2.2, foreground=PAPER)
+    axis.annotate(
+        _text(text), (note["x"], note["y"]), xytext=(_POINT * note.get("xshift", 0), 0), textcoords="offset points",
+        xycoords=axis.get_yaxis_transform() if "xref" in note else "data", ha=side, va="center", zorder=5,
+        fontweight="bold" if text != note["text"] else "normal", path_effects=[halo], annotation_clip=False,
+    )  # fmt: skip
 
 
-def add_legend(figure: Figure, keys: Sequence[Any]) -> None:
-    """Add a legend below the figure, with up to four entries per row; no legend without entries."""
-    if keys:
-        columns = len(keys) if len(keys) <= 4 else 3 if len(keys) <= 6 else 4
-        figure.legend(
-            handles=list(keys), loc="outside lower center", ncols=columns, handletextpad=0.5, columnspacing=1.6
-        )
+def _key(**look: Any) -> Any:
+    """An entry of a legend."""
+    return require("matplotlib.lines").Line2D([], [], **look)

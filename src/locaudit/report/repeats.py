@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +16,10 @@ from locaudit.config.settings import VARIED, leaves
 from locaudit.errors import RunFolderError
 from locaudit.records import json_text
 from locaudit.report import report_folder, write_report
-from locaudit.report.charts import Chart, scatter_chart
-from locaudit.report.figures import Series, add_legend, marker_key, new_figure, scatter
+from locaudit.report.charts import Chart, Series, scatter_chart
 from locaudit.report.html import render
-from locaudit.report.page import make_table
-from locaudit.report.style import ARM_COLOURS, ARM_NAMES, FAINT, house_style, save, score_title
+from locaudit.report.page_tables import make_table
+from locaudit.report.style import ARM_COLOURS, ARM_NAMES, score_title
 from locaudit.report.tables import Registered, csv_text, read_registered, tabulate
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.repeats import MethodRepeats, Repeat, RepeatsVerdict, combine_repeats
@@ -31,9 +30,6 @@ from locaudit.store.folder import has_trials
 from locaudit.store.repeats import PAGE, PLAN, read_plan, repeat_folder
 from locaudit.store.run import Run, load_run
 from locaudit.text import plural
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MARKERS = {"control": "o", "base": "^", "whole": "s", "claim": "D"}
 
@@ -168,7 +164,7 @@ def _check_alike(facts: Mapping[int, dict[str, Any]]) -> None:
 
 
 def write_repeats(folder: str | Path, out: str | Path | None = None, **settings: Any) -> tuple[Path, Repeats]:
-    """Write repeats.json, specification.csv, repeats.html, its figure and each repeat's own report.
+    """Write repeats.json, specification.csv, repeats.html and each repeat's own report.
 
     Returns the page and its content.
 
@@ -195,7 +191,6 @@ def write_repeats(folder: str | Path, out: str | Path | None = None, **settings:
     for number, run in found.runs.items():
         own = repeat_folder(folder, number)
         write_report(own, tabulate(run), out=own if is_own else target / own.name)
-    save(draw_repeats(found), target / "figures", "repeats")
     data = {"charts": {f"repeats_{name}": repeats_chart(found, name) for name in found.verdict.methods},
             "tables": {"repeats": make_table("Each repeat alone", list(_rows(found)), _TITLES)},
             "files": {"repeats.json": json_text(values)}}  # fmt: skip
@@ -205,34 +200,8 @@ def write_repeats(folder: str | Path, out: str | Path | None = None, **settings:
     return target / PAGE, found
 
 
-def draw_repeats(found: Repeats) -> Figure:
-    """Scores of controls, claim, whole model and unedited model: one panel per method, one row per repeat.
-
-    The top row is the mean over the repeats.
-    """
-    combined, verdicts = found.verdict, [repeat.verdict for repeat in found.repeats.values()]
-    labels = [*(f"repeat {number}" for number in found.repeats), "mean"]
-    with house_style():
-        figure = new_figure(1.8 + 0.32 * len(labels))
-        panels = figure.subplots(1, len(combined.methods), sharex=True, sharey=True, squeeze=False)[0]
-        seen: dict[str, Series] = {}
-        for axis, (name, method) in zip(panels, combined.methods.items(), strict=True):
-            series = _repeat_series([v.methods[name] for v in verdicts], method)
-            scatter(axis, series)
-            seen |= {one.label: one for one in series}
-            axis.axhline(len(verdicts) - 0.5, color=FAINT, linewidth=0.6)
-            p_values = ", ".join(f"p{null.where} = {null.p_value:.3f}" for null in method.nulls.values())
-            title = f"{found.methods[name].title}: {p_values}\n{method.outcome}"
-            axis.set_title(title, loc="left", linespacing=1.4)
-            axis.set(xlabel=f"{score_title(combined.score)} on test", ylim=(-0.6, len(labels) - 0.4))
-            axis.grid(axis="x", color=FAINT, alpha=0.25, linewidth=0.6)
-        panels[0].set_yticks(range(len(labels)), labels)
-        add_legend(figure, [marker_key(one.label, one.colour, one.marker) for one in seen.values()])
-    return figure
-
-
 def repeats_chart(found: Repeats, method: str) -> Chart:
-    """One panel of `draw_repeats` for a page."""
+    """Scores of controls, claim, whole model and unedited model: a row per repeat, and their means at the top."""
     verdicts = [repeat.verdict.methods[method] for repeat in found.repeats.values()]
     chart = scatter_chart(
         _repeat_series(verdicts, found.verdict.methods[method]),
@@ -241,6 +210,16 @@ def repeats_chart(found: Repeats, method: str) -> Chart:
     labels = [*(f"repeat {number}" for number in found.repeats), "mean"]
     chart["layout"]["yaxis"] |= {"tickvals": list(range(len(labels))), "ticktext": labels}
     return chart
+
+
+def repeats_figures(found: Repeats) -> dict[str, list[Chart]]:
+    """The chart of each method as one figure (`locaudit.report.figures.write_figures`)."""
+    charts = []
+    for name, method in found.verdict.methods.items():
+        chart, p = repeats_chart(found, name), [f"p{x.where} = {x.p_value:.3f}" for x in method.nulls.values()]
+        chart["layout"]["title"] = {"text": f"{found.methods[name].title}: {', '.join(p)}"}
+        charts.append(chart)
+    return {"repeats": charts}
 
 
 _TITLES = {

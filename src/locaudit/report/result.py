@@ -11,6 +11,7 @@ from locaudit.records import TrialRecord
 from locaudit.report import write_report
 from locaudit.report.design import read_verdict
 from locaudit.report.frames import answers_frame, scores_frame, specification_frame, trials_frame
+from locaudit.report.plots import Plots
 from locaudit.report.tables import Tables, reading_words, tabulate
 from locaudit.stats.verdict import Verdict
 from locaudit.store.run import Run, load_run
@@ -69,8 +70,13 @@ class AuditResult:
         """One row per generated answer, with its judgements. Needs the extra ``report``."""
         return answers_frame(self.run)
 
+    @property
+    def plot(self) -> Plots:
+        """Figures of the run: ``result.plot.null()``. Need the extra ``notebook``."""
+        return Plots(self.tables)
+
     def write_report(self, out: str | Path | None = None) -> Path:
-        """Write report.html, verdict.json, trials.csv, specification.csv and figures/; returns the page's path.
+        """Write report.html, verdict.json, trials.csv and specification.csv; returns the page's path.
 
         They are written to the folder `out` or, if None, to the run folder. If the result was read with another score,
         level or margin than the run's, the default is ``reports/SCORE...`` in the run folder. Raises `RunFolderError`

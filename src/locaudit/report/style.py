@@ -1,24 +1,15 @@
-"""The common style of all figures, and readable names of arms and scores. Matplotlib is imported when first used."""
+"""Colours, and readable names of arms and scores."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from locaudit.errors import import_extra
 from locaudit.stats.scores import find_score, is_judged
-from locaudit.store.files import write_atomically
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 INK, PAPER = "#1d1e22", "#ffffff"
-"""Colours of text and background. In a page they become `currentColor` and `var(--paper)`, so that figures change with
-light and dark mode."""
+"""Colours of text and background. In a page they follow light and dark mode (`charts.THEMED`)."""
 FAINT, MIDDLE = "#8c8c8c", "#7d7d7d"
 """Colours of grid lines and curves, and of neutral legend marks. They are visible in light and dark mode."""
 _ARMS: Mapping[str, tuple[str, str]] = {
@@ -44,7 +35,6 @@ ASPECT_WORDS: Mapping[str, tuple[str, str]] = {
     "negative": ("negativity", "negative"),
     "fluency": ("fluency", "fluent"),
 }
-DPI = 150
 
 
 def score_title(score: str) -> str:
@@ -65,31 +55,3 @@ def aspect_words(aspect: str) -> tuple[str, str]:
 
 require = partial(import_extra, extra="report")
 """Import a module of the extra `report`. If it is missing, `ConfigError` says how to install it."""
-
-
-@contextmanager
-def house_style() -> Iterator[None]:
-    """Set Matplotlib's style for drawing and saving. Leaving restores the caller's own style."""
-    matplotlib = require("matplotlib")
-    ours = matplotlib.rc_params_from_file(Path(__file__).with_name("house.mplstyle"), use_default_template=False)
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **ours}):
-        yield
-
-
-def save(figure: Figure, folder: Path, name: str, *, pdf: bool = False) -> str:
-    """Write `name`.png and .svg (and .pdf) into `folder`; returns the SVG text. Equal figures give equal bytes."""
-    without_dates: dict[str, dict[str, Any]] = {
-        "png": {"dpi": DPI, "metadata": {"Software": None}},
-        "svg": {"metadata": {"Date": None, "Creator": "locaudit"}},
-        "pdf": {"metadata": {"CreationDate": None, "Creator": "locaudit"}},
-    }
-    folder.mkdir(exist_ok=True)
-    written = {}
-    with house_style():
-        for ending in ("png", "svg", "pdf") if pdf else ("png", "svg"):
-            file = io.BytesIO()
-            figure.savefig(file, format=ending, **without_dates[ending])
-            figure.set_layout_engine("none")  # laid out once, not again for every format
-            written[ending] = file.getvalue()
-            write_atomically(folder / f"{name}.{ending}", written[ending])
-    return written["svg"].decode()

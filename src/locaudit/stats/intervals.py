@@ -146,10 +146,10 @@ def arms_of(values: ArrayLike | Sequence[ArrayLike]) -> list[Values]:
 
 
 def score_intervals(
-    records: Sequence[TrialRecord], scores: Sequence[str], *, confidence: float = 0.95
+    records: Sequence[TrialRecord], scores: Sequence[str], *, confidence: float = 0.95, split: str = "test"
 ) -> dict[str, dict[str, tuple[float, float]]]:
-    """Trial id -> score -> its interval over the test questions. Trials that lack a score are left out."""
-    tested = {record.spec.trial_id: record.questions.get("test", {}) for record in records}
+    """Trial id -> score -> its interval over the questions of a split. Trials that lack a score are left out."""
+    tested = {record.spec.trial_id: record.questions.get(split, {}) for record in records}
     return {
         trial: {
             score: estimate(score_values(questions, score), bounds=find_score(score).bounds).interval(confidence)

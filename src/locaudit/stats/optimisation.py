@@ -1,6 +1,6 @@
 """Flags of a method's edits: signs that a better edit exists than the one found.
 
-Placebos have none, since they are not meant to be good.
+Placebos have none but the last, since they are not meant to be good.
 
 edge            the best strength at a place is the smallest or largest of those tried there
 single          a method that has a strength was tried with only one
@@ -148,7 +148,8 @@ def _flag(kind: str, places: Sequence[Place], why: Mapping[Place, str] | None = 
     named = [
         say("flag", f"place.{place.arm}") + (f" ({why[place]})" if why else "") for place in places if place.control < 0
     ]
-    for arm, several in (("control", "{} controls"), ("rest", "the rests of {} controls")):
+    many = {"control": "{} controls", "rest": "the rests of {} controls", "placebo": "{} placebos"}
+    for arm, several in many.items():
         found = [place.label for place in places if place.arm == arm and place.control >= 0]
         named += [several.format(len(found))] if len(found) > 1 else found
     text = say("flag", kind, places=", ".join(named), **values)

@@ -57,7 +57,7 @@ def open_run(folder: str | Path, config: AuditConfig, registration: Registration
             else:
                 check_registration(store, registration)
                 _check_config(store, config)
-            for name in ("edits", "cache", "figures"):
+            for name in ("edits", "cache"):
                 (folder / name).mkdir(exist_ok=True)
             yield store
         finally:

@@ -11,8 +11,9 @@ import numpy as np
 
 from locaudit.config import AuditConfig, merge_config
 from locaudit.location import Location
-from locaudit.report.figures import new_figure
-from locaudit.report.style import ARM_COLOURS, FAINT, house_style
+from locaudit.report.charts import Series, line_trace, scatter_chart
+from locaudit.report.figures import draw
+from locaudit.report.style import ARM_COLOURS
 from locaudit.run.audit import run_audit
 from locaudit.stats.phrases import where
 from locaudit.stats.questions import Outcome
@@ -241,15 +242,13 @@ def draw_power(n_able: Sequence[int], power: Sequence[float], *, n_heads: int, n
     """Plot power against the share of other heads that are able. Measured values are points, theory is a line."""
     every = np.arange(1, n_heads + 1)
     predicted = [chance_specific(int(m) - 1, n_heads - 1, n_controls, level) for m in every]
+    shares = (np.asarray(n_able) - 1) / (n_heads - 1)
+    points = [(x, y, True) for x, y in zip(shares.tolist(), power, strict=True)]
+    chart = scatter_chart(
+        [Series("trained edits of planted models", ARM_COLOURS["claim"], "o", points)],
+        xlabel="share of the other heads at which an edit can succeed too",
+        ylabel="probability of the verdict “specific”",
+    )
     theory = f"theory: an edit succeeds at none of {n_controls} random heads"
-    share = "share of the other heads at which an edit can succeed too"
-    with house_style():
-        figure = new_figure(3.6)
-        axis = figure.subplots()
-        axis.plot((every - 1) / (n_heads - 1), predicted, color=FAINT, linewidth=1.2, zorder=1, label=theory)
-        points = {"color": ARM_COLOURS["claim"], "s": 34, "zorder": 3, "label": "trained edits of planted models"}
-        axis.scatter((np.asarray(n_able) - 1) / (n_heads - 1), power, **points)
-        axis.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
-        axis.set(xlabel=share, ylabel="probability of the verdict “specific”", ylim=(-0.03, 1.03))
-        axis.legend()
-    return figure
+    chart["data"].insert(0, line_trace(((every - 1) / (n_heads - 1)).tolist(), predicted, theory, "--faint"))
+    return draw([chart])

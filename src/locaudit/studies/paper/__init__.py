@@ -11,7 +11,7 @@ from locaudit.config import to_yaml
 from locaudit.records import json_text
 from locaudit.report import write_report
 from locaudit.report.html import render
-from locaudit.report.page import make_table
+from locaudit.report.page_tables import make_table
 from locaudit.report.style import require
 from locaudit.store.files import write_atomically
 from locaudit.studies.paper.claims import judge_claims

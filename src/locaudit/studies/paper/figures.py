@@ -7,33 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from locaudit.report.charts import Chart, draw_strip, heat_chart, scatter_chart
-from locaudit.report.figures import (
-    HeatMap,
-    Mark,
-    Series,
-    Spread,
-    add_legend,
-    draw_drift,
-    draw_heads,
-    draw_shares,
-    draw_spreads,
-    marker_key,
-    new_figure,
-)
+from locaudit.report.charts import Chart, HeatMap, Series, heat_chart, scatter_chart
+from locaudit.report.figures import draw, save
 from locaudit.report.html import plain
-from locaudit.report.style import ARM_COLOURS, FAINT, INK, MIDDLE, PAPER, house_style, save, score_title
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from locaudit.report.strip import Mark, Spread, draw_strip, strip_chart
+from locaudit.report.style import ARM_COLOURS, INK, MIDDLE, score_title
 
 Numbers = Mapping[str, Any]
 LOCALIZED, RANDOM, WHOLE = ARM_COLOURS["claim"], ARM_COLOURS["control"], ARM_COLOURS["whole"]
-OUTCOMES = {"replicated": (WHOLE, "o"), "not replicated": (LOCALIZED, "X"), "could not test": (MIDDLE, "o")}
+OUTCOMES = {"replicated": (WHOLE, "o"), "not replicated": (LOCALIZED, "X"), "could not test": (MIDDLE, "s")}
 """Colour and marker of each outcome."""
 SINGLE, BEST = "#CC79A7", "#E69F00"
 """Two more colours of the Okabe-Ito palette."""
@@ -81,20 +67,21 @@ SCATTERS: Mapping[str, tuple[tuple[str, str], tuple[Trials, ...]]] = {
 
 def draw_study(n: Numbers, specification: Sequence[Numbers], folder: Path) -> None:
     """Draw the figures into `folder` as PNG, SVG and PDF, except those without any data."""
-    figures = {"specification": draw_specification(n["claims"], specification)}
+    charts = page_charts(n)[1]
+    for score in ("judged", "mc2") if n["single"] else ():
+        found = n["probe_effect"][score]
+        words = f"Spearman {plain(found['spearman'], '.2g')}, p = {plain(found['p'], '.2g')}, n = {found['n']}"
+        charts[f"probe_effect_{score}"]["layout"]["title"] = {"text": words}
+    figures = {name: [chart] for name, chart in charts.items() if name in (*SCATTERS, "probes")}
+    figures["specification"] = [specification_chart(n["claims"], specification)]
     for name, (spread, what, colour) in _spreads(n).items():
-        figures[name] = draw_spreads([spread], xlabel=_xlabel(n), what=what, colour=colour)
-    if n["single"]:
-        figures["probe_effect"] = draw_probe_effect(n)
-    for name, (series, titles, base) in _scatters(n).items():
-        if titles[0] == score_title("kl"):
-            figures[name] = draw_drift(series, ylabel=f"{titles[1]} on test", base=base[1])
-        else:
-            figures[name] = draw_shares(series, titles=titles, base=base, product="Info*Truth")
-    for name, (maps, floor) in _maps(n).items():
-        figures[name] = draw_heads(maps, _localized(n), floor=floor)
-    for name, figure in figures.items():
-        save(figure, folder, name, pdf=True)
+        figures[name] = [strip_chart([spread], xlabel=_xlabel(n), what=what.removesuffix("s"), colour=colour)]
+    for name in ("probe_effect", "landscape"):
+        if found := [chart for key, chart in charts.items() if key.startswith(name)]:
+            figures[name] = found
+    for name, parts in figures.items():
+        for form in ("png", "svg", "pdf"):
+            save(draw(parts), folder, name, form)
 
 
 def page_charts(n: Numbers) -> tuple[dict[str, str], dict[str, Chart]]:
@@ -113,20 +100,23 @@ def page_charts(n: Numbers) -> tuple[dict[str, str], dict[str, Chart]]:
     for name, (maps, floor) in _maps(n).items():
         for i, heat in enumerate(maps):
             charts[name if not i else f"{name}_{i}"] = heat_chart(heat, _localized(n), floor=floor if not i else None)
-    if n["single"]:
-        best = n["single"]["best_probed"]["head"]
-        for score in ("judged", "mc2"):
-            found = n["probe_effect"][score]
-            pairs = list(zip(found["heads"], found["val_accuracy"], found["effects"], strict=True))
-            series = [
-                Series(label, colour, "o", [(x, y, True) for head, x, y in pairs if (head == best) is is_best])
-                for label, colour, is_best in (("random single heads", SINGLE, False), ("best probed head", BEST, True))
-            ]
-            title = f"{score_title(n['setup']['score'] if score == 'judged' else score)}, minus unedited"
-            charts[f"probe_effect_{score}"] = scatter_chart(
-                series, xlabel="probe accuracy on validation", ylabel=title, base=(None, 0.0)
-            )
+    for score in ("judged", "mc2") if n["single"] else ():
+        charts[f"probe_effect_{score}"] = _probe_effect(n, score)
     return strips, charts
+
+
+def _probe_effect(n: Numbers, score: str) -> Chart:
+    """The effect of editing single heads against the accuracy of their probes."""
+    best, found = n["single"]["best_probed"]["head"], n["probe_effect"][score]
+    pairs = list(zip(found["heads"], found["val_accuracy"], found["effects"], strict=True))
+    series = [
+        Series(label, colour, "o", [(x, y, True) for head, x, y in pairs if (head == best) is is_best])
+        for label, colour, is_best in (("random single heads", SINGLE, False), ("best probed head", BEST, True))
+    ]
+    title = score_title(n["setup"]["score"] if score == "judged" else score)
+    return scatter_chart(
+        series, xlabel="probe accuracy on validation", ylabel=f"{title}, minus unedited", base=(None, 0.0)
+    )
 
 
 def specification_grid(claims: Sequence[Numbers], rows: Sequence[Numbers]) -> tuple[list[str], dict[str, list[Any]]]:
@@ -183,41 +173,31 @@ def _maps(n: Numbers) -> dict[str, tuple[list[HeatMap], float | None]]:
     if n["landscape"]:
         effects = np.asarray(n["landscape"]["judged"]["effects"], dtype=float)
         reach = max(float(np.nanmax(np.abs(effects))), 1e-6)
-        gained = HeatMap(effects, "Info*Truth gained", {"cmap": "RdBu_r", "vmin": -reach, "vmax": reach})
+        gained = HeatMap(effects, "Info*Truth gained", reach=reach)
         found["landscape"] = [HeatMap(accuracy, "probe accuracy"), gained], None
     return found
 
 
-def draw_specification(claims: Sequence[Numbers], rows: Sequence[Numbers]) -> Figure:
+def specification_chart(claims: Sequence[Numbers], rows: Sequence[Numbers]) -> Chart:
     """What becomes of each claim if one choice is changed, and in how many of all combinations it is decided.
 
-    Each row is a claim. The first column has the choices that decide, without the correction over claims; each further
-    column changes one of them. At the right is the number of combinations of all choices with each outcome.
+    Each row is a claim, with the numbers of combinations of all choices by outcome. The first column has the choices
+    that decide, without the correction over claims; each further column changes one of them.
     """
-    names = [claim["name"] for claim in claims]
-    single = {(row["claim"], _option(row)): row["outcome"] for row in rows if row["changed"] is not None}
-    columns = list(dict.fromkeys(option for _, option in single))
-    with house_style():
-        figure = new_figure(2.2 + 0.22 * len(names))
-        axis = figure.subplots()
-        for (claim, option), outcome in single.items():
-            colour, marker = OUTCOMES[outcome]
-            fill = "none" if outcome == "could not test" else colour
-            at = columns.index(option), names.index(claim)
-            axis.scatter(*at, marker=marker, s=44, linewidths=1.1, c=fill, edgecolors=colour)
-        for y, name in enumerate(names):
-            found = [row["outcome"] for row in rows if row["claim"] == name]
-            counts = " / ".join(str(found.count(outcome)) for outcome in OUTCOMES)
-            axis.text(len(columns) - 0.2, y, counts, va="center", fontsize=7)
-        axis.text(len(columns) - 0.2, -1, "of all combinations", va="center", fontsize=7)
-        axis.set_xticks(range(len(columns)), columns, rotation=55, ha="right", rotation_mode="anchor")
-        axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-        axis.set(xlim=(-0.6, len(columns) + 2.6), ylim=(len(names) - 0.4, -1.6))
-        axis.grid(axis="x", color=FAINT, alpha=0.25, linewidth=0.6)
-        fills = ("full", "full", "none")
-        keys = zip(OUTCOMES.items(), fills, strict=True)
-        add_legend(figure, [marker_key(name, *look, fillstyle=fill) for (name, look), fill in keys])
-    return figure
+    columns, grid = specification_grid(claims, rows)
+    cells = [(x, y, own) for y, (*found, _) in enumerate(grid.values()) for x, own in enumerate(found)]
+    series = [
+        Series(outcome, *look, [(x, y, True) for x, y, own in cells if own == outcome])
+        for outcome, look in OUTCOMES.items()
+    ]
+    chart = scatter_chart(series, xlabel="", ylabel="")
+    names = [f"{claim.replace('_', ' ')}  {counts}" for claim, (*_, counts) in grid.items()]
+    chart["layout"] |= {
+        "xaxis": {"tickvals": list(range(len(columns))), "ticktext": columns, "tickangle": -55},
+        "yaxis": {"tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.5, -0.5]},
+        "height": 90 + 22 * len(names),
+    }
+    return chart
 
 
 def _option(row: Numbers) -> str:
@@ -251,23 +231,3 @@ def _marks(n: Numbers, whole: float | None, localized: float | None) -> list[Mar
         Mark("whole model", whole, WHOLE, "--"),
         Mark("unedited model", n["base"][n["setup"]["score"]], INK, ":"),
     ]
-
-
-def draw_probe_effect(n: Numbers) -> Figure:
-    """Plot the effect of editing single heads against the accuracy of their probes."""
-    with house_style():
-        figure = new_figure(3.6)
-        best = n["single"]["best_probed"]["head"]
-        for axis, score in zip(figure.subplots(1, 2), ("judged", "mc2"), strict=True):
-            found = n["probe_effect"][score]
-            title = score_title(n["setup"]["score"] if score == "judged" else score)
-            colours = [BEST if head == best else SINGLE for head in found["heads"]]
-            axis.scatter(found["val_accuracy"], found["effects"], c=colours, s=34, edgecolors=PAPER, linewidths=0.7)
-            axis.axhline(0, color=INK, linestyle=":", linewidth=1.2, zorder=1)
-            axis.set(xlabel="probe accuracy on validation", ylabel=f"{title}, edited minus unedited")
-            words = f"Spearman {plain(found['spearman'], '.2g')}, p = {plain(found['p'], '.2g')}"
-            axis.set_title(f"{title}: {words}, n = {found['n']}", loc="left")
-            axis.grid(color=FAINT, alpha=0.25, linewidth=0.6)
-        keys = (("random single heads", SINGLE), ("best probed head", BEST))
-        add_legend(figure, [marker_key(label, colour, "o") for label, colour in keys])
-    return figure
