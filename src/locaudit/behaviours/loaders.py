@@ -22,7 +22,7 @@ from typing import Any
 
 from locaudit import hub
 from locaudit.behaviours.balance import balance
-from locaudit.behaviours.behaviour import Behaviour, Question, Style, normalise, unique, with_period
+from locaudit.behaviours.behaviour import Behaviour, Question, Style, is_saved, normalise, unique, with_period
 from locaudit.behaviours.format import truthful_primer
 from locaudit.errors import DataError, import_extra
 from locaudit.registry import LOADERS
@@ -93,7 +93,8 @@ def load_behaviour(
       it, conversational: a list with one message. All pairs of a prompt become one question. An answer that is chosen
       in one pair and rejected in another is dropped, with a warning;
     - rows of any of these formats in JSONL, JSON, CSV, Parquet, a folder of the package datasets, a list of mappings, a
-      data frame or a ``datasets.Dataset``. Then the behaviour's name is ``rows`` unless there is a file.
+      data frame or a ``datasets.Dataset``. Then the behaviour's name is ``rows`` unless there is a file;
+    - ``behaviour.json`` of a run folder: the behaviour that was given to `audit` as an object.
 
     `columns` names the source's column for each key of the format, such as ``{"prompt": "instruction"}``.
 
@@ -122,6 +123,9 @@ def load_behaviour(
         kind, style, (placed, dropped) = _read_table(table, name, format, columns)
     else:
         text = _read(resources.files("locaudit.behaviours").joinpath(f"{name}.jsonl") if bundled else path, name)
+        if is_saved(text):
+            with _at(name):
+                return Behaviour.from_json(_json(text, name))
         if columns or format == "preferences" or (format == "auto" and not bundled and _has_pairs(text)):
             kind, style, (placed, dropped) = _read_table(list(_text_rows(text, name)), name, format, columns)
         else:

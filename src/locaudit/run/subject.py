@@ -6,7 +6,6 @@ Torch is imported only when something is loaded, so that bad settings and files 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -19,7 +18,7 @@ from locaudit.behaviours.splits import Split, split_questions
 from locaudit.checkpoints import read_shape
 from locaudit.claims import Claim, Controls, draw_nulls, find_kind, parse_location, read_claim
 from locaudit.claims.kinds import BY_VALUE, Shape
-from locaudit.config import AuditConfig, Registration, SplitConfig, hold, load_config, read_registration
+from locaudit.config import AuditConfig, Registration, SplitConfig, hold, read_registration
 from locaudit.config.files import read_bytes
 from locaudit.config.settings import ANSWER_TOKENS
 from locaudit.errors import ConfigError, DataError, LocationError
@@ -32,7 +31,7 @@ from locaudit.run.judging import build_judges, check_judges, choose_judges
 from locaudit.stats.questions import LEAST_FOR_NO
 from locaudit.stats.scores import find_score, resolve_score
 from locaudit.stats.words import too_few
-from locaudit.store.folder import MARK
+from locaudit.store.folder import saved_config
 from locaudit.text import plural
 
 if TYPE_CHECKING:
@@ -199,10 +198,8 @@ def make_prompt(config: AuditConfig, primer: str = "") -> Prompt:
 
 def _first_day(out: str | Path | None) -> str:
     """The ``prompt.date`` of the run in a folder, or today if there is none."""
-    found = "auto"
-    if out is not None:
-        with suppress(ConfigError):  # no run yet, or a damaged one, which is refused later, when it is opened
-            found = load_config(Path(out) / MARK).prompt.date
+    before = None if out is None else saved_config(out)
+    found = "auto" if before is None else before.prompt.date
     return date.today().isoformat() if found == "auto" else found
 
 
