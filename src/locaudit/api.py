@@ -26,10 +26,10 @@ from locaudit.behaviours.format import Prompt
 from locaudit.checkpoints import read_shape
 from locaudit.claims import Claim, parse_location, read_claim
 from locaudit.config import AuditConfig, ProbeConfig, SplitConfig, merge_config
-from locaudit.edits import Edit, Positions
+from locaudit.edits import Edit
 from locaudit.errors import ModelError
 from locaudit.judges import Judge
-from locaudit.location import Location
+from locaudit.location import Location, Positions
 from locaudit.measure.activations import Context, collect_activations
 from locaudit.measure.forward import answer_log_probs
 from locaudit.measure.residual import Residuals
@@ -151,7 +151,7 @@ def fit_iti(
         alpha: Strength of the edit, in standard deviations.
         direction: u is the difference of the class means (``mass_mean``), the probe's weights (``probe``), or
             ``random``.
-        positions: Tokens that are edited: ``all``, or ``answer`` (from the last prompt token on).
+        positions: Tokens that are edited, such as ``all`` or ``answer`` (`locaudit.location.Positions`).
         context: Text whose last token is read, as in `fit_probes`.
         prompt: Format of the questions, as in `fit_probes`.
         seed: Seed of probes, of random directions and of the questions that follow answers.
@@ -222,7 +222,8 @@ def fit_optimal(
     """
     train_on = _training(questions)
     prompt = prompt or _prompt(questions)
-    forest = plant(model.tokenizer, prompt, [(question.text, question.answers) for question in train_on])
+    subjects = [q.subject for q in train_on] if settings.get("positions") == "subject" else []
+    forest = plant(model.tokenizer, prompt, [(q.text, q.answers) for q in train_on], subjects)
     reference = tuple(sums[0] for sums in answer_log_probs(model, forest))
     data = TrainingData(forest, tuple(len(question.true) for question in train_on), reference)
     shared = SimpleNamespace(model=model, training=data, residuals={"train": Residuals(model, forest)}, row_tokens=None)

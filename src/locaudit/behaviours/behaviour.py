@@ -38,6 +38,9 @@ class Question:
     the split. Empty: the question is a group of its own."""
     paraphrases: tuple[str, ...] = ()
     """Other wordings of `text`, for audits that repeat with another wording (``prompt.wording``)."""
+    subject: str = ""
+    """What the question is about, a part of `text`. Edits with positions ``subject`` act on the last token of its first
+    occurrence. Empty: not marked."""
 
     def __post_init__(self):
         if not self.id:
@@ -67,6 +70,12 @@ class Question:
                 got=f"{where} with the best answer {self.best!r}",
                 expected="one of its true answers",
                 remedy="add the best answer to the true answers",
+            )
+        if self.subject not in self.text:
+            raise DataError(
+                got=f"{where} with the subject {self.subject!r}",
+                expected="a part of the question (in each wording)",
+                remedy="copy it from the question, or leave it out",
             )
         if self.split not in (None, "train", "val", "test"):
             raise DataError(

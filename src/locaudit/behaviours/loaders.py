@@ -82,7 +82,7 @@ def load_behaviour(
     - ``misconceptions``, ``misconceptions-balanced`` (docs/misconceptions.md) or ``sentiment`` (docs/sentiment.md),
       which ship with the package;
     - a JSONL file: each line has ``question`` and the lists of answers ``true`` and ``false``. Optional keys are
-      ``id``, ``best``, ``category``, ``split`` and ``group`` (`Question`). Other keys are ignored;
+      ``id``, ``best``, ``category``, ``split``, ``group`` and ``subject`` (`Question`). Other keys are ignored;
     - a TruthfulQA CSV of any release, the hub id ``truthfulqa/truthful_qa`` (needs the extra ``hub``), or a folder with
       the same files as that repository. The best answer is added to the true ones. An answer that
       is both true and false is dropped from both lists, with a warning;
@@ -275,14 +275,18 @@ def _jsonl_questions(rows: Iterable[Row]) -> Questions:
     for where, _, row in rows:
         with _at(where):
             name = str(row["id"]) if isinstance(row.get("id"), int) else _string(row, "id")
-            text, category, split, group = (_string(row, key) for key in ("question", "category", "split", "group"))
+            text, category, split, group, subject = (
+                _string(row, key) for key in ("question", "category", "split", "group", "subject")
+            )
             true, false = _sentences(row, "true"), _sentences(row, "false")
             others = row.get("paraphrases", [])
             if not isinstance(others, list) or not all(isinstance(other, str) and other.strip() for other in others):
                 remedy = 'write "paraphrases": ["another wording"]'
                 raise DataError(got=f"paraphrases = {others!r:.60}", expected="a list of texts", remedy=remedy)
             others = tuple(_encodable(other).strip() for other in others)
-            question = Question(name, text, true, false, _best(row, "best"), category, split or None, group, others)
+            question = Question(
+                name, text, true, false, _best(row, "best"), category, split or None, group, others, subject
+            )
         placed.append((where, question))
     return placed, []
 
@@ -512,8 +516,10 @@ def _pair_questions(rows: Iterable[Row]) -> Questions:
             dropped += [f"{answer!r:.60}, both chosen and rejected, for row {number}" for answer in sorted(both)]
             true, false = (tuple(answer for answer in side if answer not in both) for side in (true, false))
         with _at(where):
-            category, split, group = (_string(row, name) for name in ("category", "split", "group"))
-            placed.append((where, Question("", prompt, true, false, None, category, split or None, group)))
+            category, split, group, subject = (_string(row, x) for x in ("category", "split", "group", "subject"))
+            placed.append(
+                (where, Question("", prompt, true, false, None, category, split or None, group, subject=subject))
+            )
     return placed, dropped
 
 

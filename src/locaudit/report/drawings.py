@@ -42,7 +42,7 @@ def draw_all(tables: Tables, folder: Path) -> list[str]:
     for name, score in effects.items():
         if series := trial_series(tables, "kl", score, minus=base.get(score, math.nan)):
             title = f"{score_title(score)} on test, minus unedited"
-            keep(name, draw_drift(series, ylabel=title, base=0.0))
+            keep(name, draw_drift(series, ylabel=title, base=0.0, on=tables.manifest.drift_on))
     if len(tables.aspects) > 1:
         y, x = (f"{aspect}_probability" for aspect in tables.aspects[:2])
         series = trial_series(tables, x, y)

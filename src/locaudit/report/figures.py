@@ -155,8 +155,11 @@ def _bin_edges(values: Sequence[float]) -> np.ndarray:
     return np.linspace((low + high) / 2 - reach, (low + high) / 2 + reach, N_BINS + 1)
 
 
-def draw_drift(series: Sequence[Series], *, ylabel: str, base: float) -> Figure:
-    """A score (y) against KL drift (x, nats per token); the dotted line is the unedited model's score, `base`."""
+def draw_drift(series: Sequence[Series], *, ylabel: str, base: float, on: str = "") -> Figure:
+    """A score (y) against KL drift (x, nats per token); the dotted line is the unedited model's score, `base`.
+
+    `on` says what KL is measured on, if that is not running text.
+    """
     with house_style():
         figure = new_figure(4.3)
         axis = figure.subplots()
@@ -164,7 +167,7 @@ def draw_drift(series: Sequence[Series], *, ylabel: str, base: float) -> Figure:
         axis.axhline(base, color=INK, linestyle=":", linewidth=1.2, zorder=1)
         axis.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
         _scale_kl(axis, [x for one in series for x, _, _ in one.points])
-        axis.set(xlabel="KL drift from the unedited model (nats per token)", ylabel=ylabel)
+        axis.set(xlabel=f"KL drift from the unedited model{on and ' ' + on} (nats per token)", ylabel=ylabel)
         _scatter_legend(figure, series)
     return figure
 

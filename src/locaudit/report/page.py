@@ -298,7 +298,7 @@ def _arms(t: Tables) -> Iterator[dict[str, Any]]:
 
 def _charts(t: Tables, rows: Sequence[Row]) -> Iterator[tuple[str, Chart]]:
     base, score = t.base.values, t.verdict.score
-    drift = "KL from the unedited model (nats per token)"
+    drift = f"KL from the unedited model{t.manifest.drift_on and ' ' + t.manifest.drift_on} (nats per token)"
     for name in [score, UNJUDGED] if score in t.judged else [score]:
         if series := trial_series(t, "kl", name, rows=rows, minus=base.get(name, math.nan)):
             title = f"{score_title(name)}, minus unedited"

@@ -23,7 +23,7 @@ from locaudit.config.files import read_bytes
 from locaudit.config.settings import ANSWER_TOKENS
 from locaudit.errors import ConfigError, DataError, LocationError
 from locaudit.judges.base import Judge
-from locaudit.location import Location
+from locaudit.location import IN_TEXT, ROLES, Location, Positions
 from locaudit.records import OFF, NullId
 from locaudit.registry import METHODS, load_plugins
 from locaudit.run.executors import check_executor
@@ -122,6 +122,7 @@ def read_settings(
     behaviour = (behaviour or load_behaviour(config.behaviour, columns=config.behaviour_columns)).worded(
         config.prompt.wording
     )
+    _check_positions(config, behaviour)
     config = settle_style(config, behaviour)
     if config.prompt.style == "chat" and config.prompt.date == "auto":
         config = replace(config, prompt=replace(config.prompt, date=_first_day(out)))
@@ -182,6 +183,30 @@ def _read_off_target(config: AuditConfig, behaviour: Behaviour, name: str) -> tu
         )
     settings = replace(config, prompt=replace(config.prompt, style=style))
     return make_prompt(settings, load_primer(config.prompt.primer, other.primer)), kept
+
+
+def prompt_positions(config: AuditConfig) -> list[Positions]:
+    """The positions that methods edit and running text does not have; drift is then measured on held-out prompts."""
+    edited = {getattr(settings, "positions", "all") for settings in config.methods.values()}
+    return [name for name in ROLES if name in edited and name not in IN_TEXT]
+
+
+def _check_positions(config: AuditConfig, behaviour: Behaviour) -> None:
+    """Raise an error for edits of subjects that are not marked, or a text for drift that has no such tokens."""
+    positions = prompt_positions(config)
+    if positions and config.evaluation.drift_text is not None:
+        raise ConfigError(
+            got=f"evaluation.drift_text = {config.evaluation.drift_text} with positions {' and '.join(positions)}",
+            expected="no drift text: running text has no such tokens, and held-out prompts are used instead",
+            remedy="leave evaluation.drift_text out",
+        )
+    unmarked = next((question for question in behaviour.questions if not question.subject), None)
+    if "subject" in positions and unmarked is not None:
+        raise DataError(
+            got=f"positions subject, and the question {unmarked.text[:60]!r} of {behaviour.name} without a subject",
+            expected="the subject of every question",
+            remedy='write it into each row, such as "subject": "the Eiffel Tower", as it stands in the question',
+        )
 
 
 def settle_style(config: AuditConfig, behaviour: Behaviour) -> AuditConfig:
