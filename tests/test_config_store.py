@@ -124,6 +124,7 @@ CHANGED = AuditConfig(
         "iti": ITISettings(direction="probe", alphas=(0.1, 1e22), doses=(0.1,), positions="all"),
         "optimal": OptimalSettings(
             objective="dpo",
+            positions="last",
             reduction="mean",
             strengths=(1 / 3,),
             reader="location",

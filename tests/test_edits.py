@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from locaudit.edits import Edit, SiteEdit, export, folded, load_edit, save_merged, stack, zero_edit
 from locaudit.edits.hooks import replaced_forwards, tensors_of
 from locaudit.errors import DataError, LocationError, ModelError
-from locaudit.location import Site
+from locaudit.location import ROLES, Site
 from locaudit.models import CACHE, load_model, output_weight, wrap_model
 from reference.generation import greedy
 from tiny import (
@@ -298,8 +298,8 @@ def test_answer_edits_refuse_to_become_weights(llama, tmp_path):
 def test_banked_equals_separate(tiny_model):
     """K edits of different sites and both position policies in one batch, in any order of rows."""
     ids = random_ids(2, 9)
-    answer = torch.zeros(2, 9, dtype=torch.bool)
-    answer[:, 5:] = True
+    answer = torch.full((2, 9), ROLES["prompt"])
+    answer[:, 5:] = ROLES["answer"]
     edits = [
         mixed_edit(tiny_model, 0),
         random_edit(tiny_model, heads((1, 2)), 1, positions="answer"),
@@ -701,7 +701,7 @@ def test_plain_forwards_under_an_answer_edit_say_where_answers_begin(tiny_model)
     ids, lm = random_ids(2, 9), tiny_model.lm
     edit = replace(mixed_edit(tiny_model, rank=2), positions="answer")
     before = logits(tiny_model, ids)
-    answers = torch.arange(9) >= torch.tensor([[4], [7]])
+    answers = ROLES["answer"] * (torch.arange(9) >= torch.tensor([[4], [7]]))
     with stack(tiny_model, [edit]).applied(tiny_model, torch.zeros(2, dtype=torch.long), answers):
         expected = logits(tiny_model, ids)
     with edit.on(lm, answer_from=[4, 7]):

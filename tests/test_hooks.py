@@ -173,7 +173,7 @@ def test_apply_edit_is_the_formula(dtype, masked, rank):
     close = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.03}
     for r, k in enumerate(rows.tolist()):
         e = SiteEdit(a[k], b[k], c[k], mask[k] if masked else None, mean[k] if masked else None)
-        alone = apply_edit(h[r : r + 1], stack_sites([{Site("heads", 0): e}], (False,)).sites["heads", 0], None, None)
+        alone = apply_edit(h[r : r + 1], stack_sites([{Site("heads", 0): e}], ("all",)).sites["heads", 0], None, None)
         torch.testing.assert_close(alone[0], got[r], **close)
         for t in range(3):
             torch.testing.assert_close(got[r, t].double(), edited_vector(h[r, t].double(), e), **close)

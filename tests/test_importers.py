@@ -14,6 +14,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -336,6 +337,13 @@ def test_yaml_lists():
     ):  # fmt: skip
         assert settle_claim(parse_config(text))[0].claim == "14.3,15.7"
     assert settle_claim(parse_config("claim: {kind: mlp, units: [8, 9]}"))[0].claim == "mlp:8,9"
+    for text in ("{14: [3], 15: [7]}", '{"14": [3], "15": [7]}', "[{layer: 14, head: 3}, {layer: 15, head: 7}]"):
+        settled, given = settle_claim(parse_config(f"claim: {text}"))
+        assert settled.claim == "14.3,15.7" == str(read_claim(yaml.safe_load(text)).location) and given is not None
+    for scores in ("{14: {3: 0.5, 7: 0.25}}", "[{layer: 14, head: 3, score: 0.5}, {layer: 14, head: 7, score: 0.1}]"):
+        assert settle_claim(parse_config(f"claim: {scores}\nclaim_top_k: 1"))[0].claim == "14.3"
+        with pytest.raises(LocationError, match="every row counts as claimed"):
+            settle_claim(parse_config(f"claim: {scores}"))
     for text in ("claim: [14.10, 15.7]", "claim: [[14, 3.0]]", "claim: [null]", "claim: [true]"):
         with pytest.raises(ConfigError, match=r"claim = .*14\.10 without quotes is the number 14\.1"):
             parse_config(text)

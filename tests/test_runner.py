@@ -18,18 +18,20 @@ from datetime import date, datetime
 from itertools import combinations
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 from tqdm.std import tqdm
 from transformers.utils import logging
 
-from locaudit import AuditConfig, PaperConfig, audit, cli, fit_iti, fit_probes, stack
+from locaudit import AuditConfig, PaperConfig, audit, cli, fit_iti, fit_probes, read_result, stack
+from locaudit.api import _called
 from locaudit.behaviours import format as prompts
 from locaudit.behaviours import load_behaviour
 from locaudit.claims import parse_location
 from locaudit.config import load_config, merge_config, to_yaml
 from locaudit.edits import load_edit
-from locaudit.errors import ConfigError, LocationError, ModelError, RunFolderError
+from locaudit.errors import ConfigError, DataError, LocationError, ModelError, RunFolderError
 from locaudit.models import load_model, wrap_model
 from locaudit.models.quiet import quiet_libraries
 from locaudit.records import TrialSpec
@@ -448,6 +450,41 @@ def test_audit_from_python(home, tmp_path):
     assert result.verdict.score == "info_truth_probability"
     assert {v.outcome for v in result.verdict.methods.values()} <= {"NO GAIN SHOWN", "CANNOT TELL"}
     assert json.loads((tmp_path / "run" / "verdict.json").read_text())["headline"] == result.verdict.headline
+
+
+def test_a_run_of_rows_from_python_runs_again_from_its_settings(home, tmp_path):
+    """Also with a style, columns of other names and no judges, which come from the rows' format."""
+    given = small_config(home)
+    rows = [{"q": f"Say {i}:", "chosen": f"one {i}", "rejected": f"{i} two"} for i in range(16)]
+    settings = {
+        **{name: getattr(given, name) for name in ("nulls", "rest", "placebos", "widen", "evaluation")},
+        "controls": 2,
+        "behaviour_columns": {"prompt": "q"},
+        "methods": {"optimal": {"strengths": [0.2], "epochs": 2, "bank_size": 1}},
+        "progress": False,
+    }
+    datasets = pytest.importorskip("datasets")
+    sources = [rows, pandas.DataFrame(rows), datasets.Dataset.from_list(rows)]
+    for number, source in enumerate(sources):
+        folder, again = tmp_path / f"run-{number}", tmp_path / f"again-{number}"
+        made = audit(given.model, source, claim={0: [1], 1: [2]}, out=folder, **settings)
+        config = load_config(folder / "config.yaml")
+        assert config.behaviour == str(folder / "behaviour.json") and config.claim == "0.1,1.2"
+        behaviour = load_behaviour(config.behaviour)
+        assert behaviour == load_behaviour(source, columns={"prompt": "q"}) and behaviour.style == "completion"
+        run_audit(config, again, progress=False)
+        first, second = (read_result(x) for x in (folder, again))
+        pandas.testing.assert_frame_equal(first.scores(), second.scores())
+        assert first.verdict == made.verdict
+    audit(given.model, rows, claim="0.1,1.2", out=tmp_path / "run-0", **settings | {"controls": 3})  # it can grow
+    for content, message in (
+        ('{\n "locaudit": "behaviour",\n "name": "x"}', "a saved behaviour that was changed .*questions"),
+        ('{\n "locaudit": "behaviour", "name"', "broken JSON"),
+    ):
+        (folder / "behaviour.json").write_text(content)
+        with pytest.raises(DataError, match=rf"behaviour\.json.*{message}"):
+            load_behaviour(folder / "behaviour.json")
+    assert _called(load_behaviour("misconceptions"), tmp_path / "none") == "misconceptions"
 
 
 def test_a_model_that_explodes_under_some_edits_is_recorded(home, tmp_path):

@@ -42,7 +42,12 @@ QUESTIONS = tuple(
 
 
 def training_data(model: Model, questions: Sequence[Question], primer: str = "") -> TrainingData:
-    forest = plant(model.tokenizer, Prompt(primer=primer), [(q.text, q.answers) for q in questions])
+    forest = plant(
+        model.tokenizer,
+        Prompt(primer=primer),
+        [(q.text, q.answers) for q in questions],
+        [q.subject for q in questions],
+    )
     reference = tuple(sums[0] for sums in answer_log_probs(model, forest))
     return TrainingData(forest, tuple(len(q.true) for q in questions), reference)
 
@@ -57,24 +62,32 @@ class Job:
     learning_rate: float | None = None
 
 
-def train(model: Model, data: TrainingData, jobs: Sequence[Job], *, reader: str = "layer", **options: Any) -> list[Fit]:
+def train(
+    model: Model,
+    data: TrainingData,
+    jobs: Sequence[Job],
+    *,
+    reader: str = "layer",
+    positions: Sequence[str] = (),
+    **options: Any,
+) -> list[Fit]:
     """`locaudit.methods.training.train`, settings and all in one call."""
     given = {name: options.pop(name) for name in ("residuals", "step_tokens", "on_step") if name in options}
     settings = TrainingSettings(**{"epochs": 2, **options})
     trainees = [
         Trainee(
-            partial(untrained, model, job, reader),
+            partial(untrained, model, job, reader, *positions[number : number + 1]),
             job.strength,
             job.seed,
             job.learning_rate or learning_rate(model.shape, job.location, settings),
         )
-        for job in jobs
+        for number, job in enumerate(jobs)
     ]
     return train_edits(model, data, trainees, settings, **given)
 
 
-def untrained(model: Model, job: Job, reader: str = "layer") -> TrainableEdit:
+def untrained(model: Model, job: Job, reader: str = "layer", positions: str = "all") -> TrainableEdit:
     """A job's edit before its first step; ``none`` reads nothing: a constant edit."""
     if reader == "none":
         return TrainableEdit(model, job.location, constant=True, seed=job.seed)
-    return TrainableEdit(model, job.location, reader=reader, seed=job.seed)  # type: ignore[arg-type]
+    return TrainableEdit(model, job.location, reader=reader, positions=positions, seed=job.seed)  # type: ignore[arg-type]

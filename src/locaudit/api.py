@@ -21,15 +21,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from locaudit.behaviours import Behaviour, Question, load_behaviour, split_questions
+from locaudit.behaviours import BUNDLED, Behaviour, Question, load_behaviour, split_questions
 from locaudit.behaviours.format import Prompt
 from locaudit.checkpoints import read_shape
 from locaudit.claims import Claim, parse_location, read_claim
 from locaudit.config import AuditConfig, ProbeConfig, SplitConfig, merge_config
-from locaudit.edits import Edit, Positions
+from locaudit.edits import Edit
 from locaudit.errors import ModelError
 from locaudit.judges import Judge
-from locaudit.location import Location
+from locaudit.location import Location, Positions
 from locaudit.measure.activations import Context, collect_activations
 from locaudit.measure.forward import answer_log_probs
 from locaudit.measure.residual import Residuals
@@ -49,6 +49,7 @@ from locaudit.report.result import AuditResult, read_result
 from locaudit.run.audit import run_audit
 from locaudit.run.repeats import run_repeats
 from locaudit.stats import RepeatsVerdict
+from locaudit.store.folder import SAVED_BEHAVIOUR, saved_config
 from locaudit.studies.paper import write_paper
 from locaudit.studies.paper.config import PaperConfig, Preset, load_paper_preset
 from locaudit.studies.paper.run import run_paper
@@ -150,7 +151,7 @@ def fit_iti(
         alpha: Strength of the edit, in standard deviations.
         direction: u is the difference of the class means (``mass_mean``), the probe's weights (``probe``), or
             ``random``.
-        positions: Tokens that are edited: ``all``, or ``answer`` (from the last prompt token on).
+        positions: Tokens that are edited, such as ``all`` or ``answer`` (`locaudit.location.Positions`).
         context: Text whose last token is read, as in `fit_probes`.
         prompt: Format of the questions, as in `fit_probes`.
         seed: Seed of probes, of random directions and of the questions that follow answers.
@@ -221,7 +222,8 @@ def fit_optimal(
     """
     train_on = _training(questions)
     prompt = prompt or _prompt(questions)
-    forest = plant(model.tokenizer, prompt, [(question.text, question.answers) for question in train_on])
+    subjects = [q.subject for q in train_on] if settings.get("positions") == "subject" else []
+    forest = plant(model.tokenizer, prompt, [(q.text, q.answers) for q in train_on], subjects)
     reference = tuple(sums[0] for sums in answer_log_probs(model, forest))
     data = TrainingData(forest, tuple(len(question.true) for question in train_on), reference)
     shared = SimpleNamespace(model=model, training=data, residuals={"train": Residuals(model, forest)}, row_tokens=None)
@@ -264,7 +266,8 @@ def audit(
     Args:
         model: A model from `load_model` or `wrap_model`, or its name: a bundled name, a folder or a hub id.
         behaviour: Questions with true and false answers from `load_behaviour`, or what it reads: the name or path of
-            such data, or rows (a list of mappings, a data frame, a ``datasets.Dataset``).
+            such data, or rows (a list of mappings, a data frame, a ``datasets.Dataset``). An object is saved as
+            ``behaviour.json`` in the run folder, so that ``locaudit audit RUN/config.yaml`` runs the same audit again.
         out: The run folder: a new one, or that of the same audit.
         config: Settings to start from, from `load_config`; None for the defaults. `model` and `behaviour` are always
             those of this call.
@@ -296,7 +299,7 @@ def audit(
     """
     behaviour = _of_rows(behaviour, settings)
     run_audit(
-        _resolve(model, behaviour, config, claim, settings),
+        _resolve(model, behaviour, config, claim, settings, out),
         out,
         model=model if isinstance(model, Model) else None,
         behaviour=behaviour if isinstance(behaviour, Behaviour) else None,
@@ -364,7 +367,7 @@ def audit_repeats(
     require_report_extra()
     behaviour = _of_rows(behaviour, settings)
     run_repeats(
-        _resolve(model, behaviour, config, claim, settings),
+        _resolve(model, behaviour, config, claim, settings, out),
         out,
         repeats,
         model=model if isinstance(model, Model) else None,
@@ -447,6 +450,7 @@ def _resolve(
     config: AuditConfig | None,
     claim: Claim | Location | str | Path | Sequence | Mapping | None,
     settings: Mapping[str, Any],
+    out: str | Path,
 ) -> AuditConfig:
     values: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
     if isinstance(claim, str | Path):
@@ -460,8 +464,20 @@ def _resolve(
                 found.check(shape)
         values["claim"] = str(found.location)
     values["model"] = model.name if isinstance(model, Model) else str(model)
-    values["behaviour"] = behaviour.name if isinstance(behaviour, Behaviour) else str(behaviour)
+    values["behaviour"] = _called(behaviour, out) if isinstance(behaviour, Behaviour) else str(behaviour)
     return merge_config(config or AuditConfig(), values)
+
+
+def _called(behaviour: Behaviour, out: str | Path) -> str:
+    """What the settings call a behaviour given as an object: a name that loads it, or the file that will hold it.
+
+    A run that is continued keeps what it called it.
+    """
+    before = saved_config(out)
+    if before is not None and (before.behaviour == behaviour.name or Path(before.behaviour).name == SAVED_BEHAVIOUR):
+        return before.behaviour
+    is_bundled = behaviour.name in BUNDLED and load_behaviour(behaviour.name) == behaviour
+    return behaviour.name if is_bundled else str(Path(out) / SAVED_BEHAVIOUR)
 
 
 def _of_rows(behaviour: Behaviour | str | Path | Rows, settings: Mapping[str, Any]) -> Behaviour | str | Path:

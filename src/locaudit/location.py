@@ -20,6 +20,13 @@ from locaudit.text import plural
 Unit = tuple[int, ...] | str
 """``(14, 3)``: layer and head, counted from 0; ``(8,)``: a layer; ``"refusal"``: a name."""
 Scope = Literal["listed", "whole", "rest"]
+Positions = Literal["all", "prompt", "answer", "last", "subject"]
+"""Tokens that an edit acts on. ``all``: every token. ``prompt``: those before the answer. ``answer``: the last prompt
+token and all after it. ``last``: the last prompt token. ``subject``: the last token of the question's subject."""
+ROLES: Mapping[Positions, int] = {"all": -1, "prompt": 1, "answer": 2, "last": 4, "subject": 8}
+"""The bit of each kind of token. A token's role is the sum of its bits; 0 is padding."""
+IN_TEXT: tuple[Positions, ...] = ("all", "answer")
+"""Positions that running text has, too: an edit of ``answer`` acts on all of it."""
 UNITS_SHOWN = 40
 """Number of units of a location that a report lists."""
 

@@ -19,14 +19,25 @@ def edited_vector(h: Tensor, e: SiteEdit) -> Tensor:
     return kept + e.b.to(h.dtype) @ (e.c.to(h.dtype) + e.a.to(h.dtype) @ h)
 
 
+def acts(positions: str, t: int, n_prompt: int, subject: int | None) -> bool:
+    """Whether an edit acts on token t of a prompt of `n_prompt` tokens and its answer."""
+    return {
+        "all": True,
+        "prompt": t <= n_prompt - 1,
+        "answer": t >= n_prompt - 1,
+        "last": t == n_prompt - 1,
+        "subject": t == subject,
+    }[positions]
+
+
 @contextmanager
-def edited_by_hand(model: Model, edit: Edit | None, n_prompt: int = 1) -> Iterator[None]:
-    """Run a row of one prompt of `n_prompt` tokens and its answer; an ``answer`` edit leaves all but the last alone."""
-    first = n_prompt - 1 if edit and edit.positions == "answer" else 0
+def edited_by_hand(model: Model, edit: Edit | None, n_prompt: int = 1, subject: int | None = None) -> Iterator[None]:
+    """Run a row of one prompt of `n_prompt` tokens and its answer; the edit leaves all but its positions alone."""
+    positions = edit.positions if edit else "all"
 
     def change(h: Tensor, e: SiteEdit) -> Tensor:
         tokens = h.view(-1, h.shape[-1])  # whatever the model's layout
-        changed = [edited_vector(x, e) if t >= first else x for t, x in enumerate(tokens)]
+        changed = [edited_vector(x, e) if acts(positions, t, n_prompt, subject) else x for t, x in enumerate(tokens)]
         return torch.stack(changed).view(h.shape)
 
     def at_input(e: SiteEdit):

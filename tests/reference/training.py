@@ -15,6 +15,8 @@ from torch import Tensor
 from locaudit.edits import Edit, SiteEdit
 from locaudit.methods.training import TrainingData
 from locaudit.models import Model
+from reference.edits import acts
+from reference.scoring import subject_of
 from toy import Job, untrained
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
@@ -33,6 +35,7 @@ def fit_edit(
     epochs: int = 2,
     max_grad_norm: float = 1.0,
     max_steps: int | None = None,
+    positions: str = "all",
 ) -> tuple[Edit, list[float]]:
     """The trained edit and the loss of every step, from the library's own initial reader."""
     mask = {site: m.float() for site, m in model.subspaces(job.location).items()}
@@ -51,12 +54,12 @@ def fit_edit(
             a = parameters.get(("a", site), torch.zeros(1, model.width(site)))
             a = a * mask[site] if reader == "location" else a
             sites[site] = SiteEdit(a, parameters["b", site] * mask[site].unsqueeze(1), constant)
-        return Edit(sites)
+        return Edit(sites, positions)  # type: ignore[arg-type]
 
-    def log_ratio(prompt: tuple, answer: tuple, edit: Edit) -> Tensor:
+    def log_ratio(prompt: tuple, answer: tuple, edit: Edit, subject: int | None) -> Tensor:
         with torch.no_grad():
             reference = log_prob(model, prompt, answer, None)
-        ratio = log_prob(model, prompt, answer, edit) - reference
+        ratio = log_prob(model, prompt, answer, edit, subject) - reference
         return ratio / len(answer) if reduction == "mean" else ratio
 
     steps = _steps(data, batching, batch_size, epochs, job.seed)
@@ -65,8 +68,8 @@ def fit_edit(
         leaves = {key: p.clone().requires_grad_() for key, p in theta.items()}
         edit = edit_from(leaves)
         total = torch.zeros(())
-        for prompt, true, false in pairs:
-            h = log_ratio(prompt, true, edit) - log_ratio(prompt, false, edit)
+        for prompt, subject, true, false in pairs:
+            h = log_ratio(prompt, true, edit, subject) - log_ratio(prompt, false, edit, subject)
             if objective == "ipo":
                 total = total + (h - 1 / (2 * job.strength)) ** 2
             else:
@@ -86,11 +89,12 @@ def fit_edit(
 
 
 def _steps(data: TrainingData, batching: str, batch_size: int, epochs: int, seed: int) -> list[list[tuple]]:
-    """(prompt, true answer, false answer) of each step."""
+    """(prompt, place of its subject, true answer, false answer) of each step."""
     questions = []
     for tree, n_true in zip(data.forest.trees, data.n_true, strict=True):
         prompt = data.forest.prefix + tree.prompt
-        questions.append([(prompt, t, f) for t in tree.branches[:n_true] for f in tree.branches[n_true:]])
+        subject = subject_of(data.forest, tree)
+        questions.append([(prompt, subject, t, f) for t in tree.branches[:n_true] for f in tree.branches[n_true:]])
     drawn = questions if batching == "question" else [[pair] for pairs in questions for pair in pairs]
     rng = random.Random(seed)
     steps = []
@@ -103,17 +107,18 @@ def _steps(data: TrainingData, batching: str, batch_size: int, epochs: int, seed
     return steps
 
 
-def log_prob(model: Model, prompt: tuple, answer: tuple, edit: Edit | None) -> Tensor:
+def log_prob(model: Model, prompt: tuple, answer: tuple, edit: Edit | None, subject: int | None = None) -> Tensor:
     """log p(answer | prompt), differentiable in the edit's tensors."""
+    ids, positions = torch.tensor([prompt + answer]), edit.positions if edit else "all"
+    on = torch.tensor([acts(positions, t, len(prompt), subject) for t in range(ids.shape[1])]).float().view(1, -1, 1)
 
     def hook(e: SiteEdit):
         def change(_module, args):
             o = args[0]
-            return (o + (e.c + o @ e.a.T) @ e.b.T, *args[1:])
+            return (o + on * ((e.c + o @ e.a.T) @ e.b.T), *args[1:])
 
         return change
 
-    ids = torch.tensor([prompt + answer])
     with ExitStack() as stack:
         for site, e in (edit.sites if edit else {}).items():
             stack.callback(model.projection(site).register_forward_pre_hook(hook(e)).remove)

@@ -1,10 +1,11 @@
 """Behaviours (questions with wanted and unwanted answers): loading them and splitting their questions."""
 
 from locaudit.behaviours.behaviour import Behaviour, Question, normalise, unique, with_period
-from locaudit.behaviours.loaders import Loader, load_behaviour
+from locaudit.behaviours.loaders import BUNDLED, Loader, load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
 
 __all__ = [
+    "BUNDLED",
     "Behaviour",
     "Loader",
     "Question",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from locaudit.errors import DataError
 from locaudit.records import content_hash
@@ -37,6 +38,9 @@ class Question:
     the split. Empty: the question is a group of its own."""
     paraphrases: tuple[str, ...] = ()
     """Other wordings of `text`, for audits that repeat with another wording (``prompt.wording``)."""
+    subject: str = ""
+    """What the question is about, a part of `text`. Edits with positions ``subject`` act on the last token of its first
+    occurrence. Empty: not marked."""
 
     def __post_init__(self):
         if not self.id:
@@ -66,6 +70,12 @@ class Question:
                 got=f"{where} with the best answer {self.best!r}",
                 expected="one of its true answers",
                 remedy="add the best answer to the true answers",
+            )
+        if self.subject not in self.text:
+            raise DataError(
+                got=f"{where} with the subject {self.subject!r}",
+                expected="a part of the question (in each wording)",
+                remedy="copy it from the question, or leave it out",
             )
         if self.split not in (None, "train", "val", "test"):
             raise DataError(
@@ -152,6 +162,39 @@ class Behaviour:
     def fingerprint(self) -> str:
         """Hash of every question and answer, in order."""
         return content_hash([asdict(question) for question in self.questions])
+
+    def to_text(self) -> str:
+        """The whole behaviour as JSON, which `load_behaviour` reads from a file with all its fields."""
+        return json.dumps(_MARK | asdict(self), indent=1, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Behaviour:
+        """The behaviour whose `to_text` this is. Raises `DataError` for missing or unknown fields."""
+        try:
+            fields = {key: _frozen(item) for key, item in value.items() if key not in _MARK}
+            return cls(questions=tuple(Question(**question) for question in fields.pop("questions")), **fields)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise DataError(
+                got=f"a saved behaviour that was changed ({error})",
+                expected="the fields that locaudit wrote",
+                remedy="restore the file, or write the questions as JSONL",
+            ) from None
+
+
+_MARK = {"locaudit": "behaviour"}
+"""The first entry of a behaviour that was saved with `Behaviour.to_text`."""
+
+
+def is_saved(text: str) -> bool:
+    """Whether a file's text was written by `Behaviour.to_text`."""
+    return text.startswith(json.dumps(_MARK, indent=1)[:-2])
+
+
+def _frozen(value: Any) -> Any:
+    """JSON lists as tuples."""
+    if isinstance(value, Mapping):
+        return {key: _frozen(item) for key, item in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def normalise(text: str) -> str:

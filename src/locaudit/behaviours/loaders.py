@@ -22,7 +22,7 @@ from typing import Any
 
 from locaudit import hub
 from locaudit.behaviours.balance import balance
-from locaudit.behaviours.behaviour import Behaviour, Question, Style, normalise, unique, with_period
+from locaudit.behaviours.behaviour import Behaviour, Question, Style, is_saved, normalise, unique, with_period
 from locaudit.behaviours.format import truthful_primer
 from locaudit.errors import DataError, import_extra
 from locaudit.registry import LOADERS
@@ -82,7 +82,7 @@ def load_behaviour(
     - ``misconceptions``, ``misconceptions-balanced`` (docs/misconceptions.md) or ``sentiment`` (docs/sentiment.md),
       which ship with the package;
     - a JSONL file: each line has ``question`` and the lists of answers ``true`` and ``false``. Optional keys are
-      ``id``, ``best``, ``category``, ``split`` and ``group`` (`Question`). Other keys are ignored;
+      ``id``, ``best``, ``category``, ``split``, ``group`` and ``subject`` (`Question`). Other keys are ignored;
     - a TruthfulQA CSV of any release, the hub id ``truthfulqa/truthful_qa`` (needs the extra ``hub``), or a folder with
       the same files as that repository. The best answer is added to the true ones. An answer that
       is both true and false is dropped from both lists, with a warning;
@@ -93,7 +93,8 @@ def load_behaviour(
       it, conversational: a list with one message. All pairs of a prompt become one question. An answer that is chosen
       in one pair and rejected in another is dropped, with a warning;
     - rows of any of these formats in JSONL, JSON, CSV, Parquet, a folder of the package datasets, a list of mappings, a
-      data frame or a ``datasets.Dataset``. Then the behaviour's name is ``rows`` unless there is a file.
+      data frame or a ``datasets.Dataset``. Then the behaviour's name is ``rows`` unless there is a file;
+    - ``behaviour.json`` of a run folder: the behaviour that was given to `audit` as an object.
 
     `columns` names the source's column for each key of the format, such as ``{"prompt": "instruction"}``.
 
@@ -122,6 +123,9 @@ def load_behaviour(
         kind, style, (placed, dropped) = _read_table(table, name, format, columns)
     else:
         text = _read(resources.files("locaudit.behaviours").joinpath(f"{name}.jsonl") if bundled else path, name)
+        if is_saved(text):
+            with _at(name):
+                return Behaviour.from_json(_json(text, name))
         if columns or format == "preferences" or (format == "auto" and not bundled and _has_pairs(text)):
             kind, style, (placed, dropped) = _read_table(list(_text_rows(text, name)), name, format, columns)
         else:
@@ -271,14 +275,18 @@ def _jsonl_questions(rows: Iterable[Row]) -> Questions:
     for where, _, row in rows:
         with _at(where):
             name = str(row["id"]) if isinstance(row.get("id"), int) else _string(row, "id")
-            text, category, split, group = (_string(row, key) for key in ("question", "category", "split", "group"))
+            text, category, split, group, subject = (
+                _string(row, key) for key in ("question", "category", "split", "group", "subject")
+            )
             true, false = _sentences(row, "true"), _sentences(row, "false")
             others = row.get("paraphrases", [])
             if not isinstance(others, list) or not all(isinstance(other, str) and other.strip() for other in others):
                 remedy = 'write "paraphrases": ["another wording"]'
                 raise DataError(got=f"paraphrases = {others!r:.60}", expected="a list of texts", remedy=remedy)
             others = tuple(_encodable(other).strip() for other in others)
-            question = Question(name, text, true, false, _best(row, "best"), category, split or None, group, others)
+            question = Question(
+                name, text, true, false, _best(row, "best"), category, split or None, group, others, subject
+            )
         placed.append((where, question))
     return placed, []
 
@@ -508,8 +516,10 @@ def _pair_questions(rows: Iterable[Row]) -> Questions:
             dropped += [f"{answer!r:.60}, both chosen and rejected, for row {number}" for answer in sorted(both)]
             true, false = (tuple(answer for answer in side if answer not in both) for side in (true, false))
         with _at(where):
-            category, split, group = (_string(row, name) for name in ("category", "split", "group"))
-            placed.append((where, Question("", prompt, true, false, None, category, split or None, group)))
+            category, split, group, subject = (_string(row, x) for x in ("category", "split", "group", "subject"))
+            placed.append(
+                (where, Question("", prompt, true, false, None, category, split or None, group, subject=subject))
+            )
     return placed, dropped
 
 

@@ -80,19 +80,23 @@ def _of_the_gain(margin: float) -> float:
 
 
 def _claim_as_text(claim: Any) -> Any:
-    """A YAML list of units, or an object with ``kind`` and ``units``, as text; anything else is left as it is."""
-    kind, units = "", claim
-    if isinstance(claim, Mapping) and set(claim) == {"kind", "units"} and isinstance(claim["kind"], str):
-        kind, units = f"{claim['kind']}:", claim["units"]
-    if not isinstance(units, list | tuple):
-        return f"{kind}{units}" if kind and isinstance(units, str) else claim
-    parts = [[part] if isinstance(part, str | int) else part for part in units]
-    if not all(isinstance(part, list | tuple) and all(type(x) in (str, int) for x in part) for part in parts):
+    """A list or mapping as the text that `read_claim` reads in the same way; anything else is left as it is."""
+    if not isinstance(claim, list | tuple | Mapping):
+        return claim
+    units = claim.get("units", ()) if isinstance(claim, Mapping) else claim
+    rows = [[x] if type(x) in (str, int) else x for x in units] if isinstance(units, list | tuple) else []
+    if not all(isinstance(row, Mapping) or _has_one_type(row) for row in rows):
         raise ValueError(
             "units as text or pairs, because 14.10 without quotes is the number 14.1; "
-            'write claim: ["14.3", "15.10"] or [[14, 3], [15, 10]]'
+            'write claim: ["14.3", "15.10"], [[14, 3], [15, 10]] or {14: [3], 15: [10]}'
         )
-    return kind + ",".join(".".join(map(str, part)) for part in parts)
+    return repr(claim)
+
+
+def _has_one_type(row: Any) -> bool:
+    """Whether a row has units (text and whole numbers), or scores (floats)."""
+    types = {type(x) for x in row} if isinstance(row, list | tuple) else {None}
+    return types <= {str, int} or types == {float}
 
 
 def _called_now(primer: str) -> str:
@@ -323,7 +327,8 @@ class AuditConfig:
     They show what an edit breaks or moves elsewhere, and do not enter the verdict. They can be added later."""
     claim: Annotated[str | None, BeforeValidator(_claim_as_text)] = None
     """The claimed location: ``"14.3,15.7"`` (heads, as LAYER.HEAD), ``"L14H3"``, ``"neuron:3.117"``, ``"mlp:10-14"``.
-    Or a file of any format of docs/claims.md. None: the ``probe.top_k`` best probed heads."""
+    Or a file of any format of docs/claims.md. None: the ``probe.top_k`` best probed heads.
+    In YAML also a list or a mapping, such as ``{14: [3, 7]}``."""
     claim_format: str = "auto"
     """Format of the claim's file, such as ``json``, ``csv``, ``npy`` or ``peft``. ``auto``: its suffix decides."""
     claim_top_k: Count | None = None

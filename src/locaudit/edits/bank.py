@@ -13,19 +13,19 @@ Edits may have different sites and ranks. What an edit lacks is filled with zero
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from locaudit.edits.hooks import Positions, SiteEdit, SiteTensors, each, edited, tensors_of
+from locaudit.edits.hooks import SiteEdit, SiteTensors, each, edited, tensors_of
 from locaudit.errors import LocationError
-from locaudit.location import Site
+from locaudit.location import ROLES, Positions, Site
 from locaudit.models import Model
 from locaudit.text import plural
 
@@ -39,9 +39,23 @@ class AnyEdit(Protocol):
         ...
 
     @property
-    def positions(self) -> Literal["all", "answer"]:
-        """The tokens it acts on: ``all``, or ``answer`` (from the last prompt token on)."""
+    def positions(self) -> Positions:
+        """The tokens it acts on."""
         ...
+
+
+Roles = Int[Tensor, "rows tokens"] | Callable[[int, int, int], Int[Tensor, "rows tokens"]]
+"""The role of each token of a forward (`locaudit.location.ROLES`), or a function ``(n_rows, n_tokens, n_past)`` that
+returns them for one forward with n_past tokens in the KV cache."""
+
+
+def roles_at(
+    columns: Int[Tensor, " tokens"], last: Int[Tensor, "rows 1"], subject: Int[Tensor, "rows 1"]
+) -> Int[Tensor, "rows tokens"]:
+    """The roles of columns, from the column of each row's last prompt token and of its subject's (-1: none)."""
+    is_prompt, is_answer = columns <= last, columns >= last
+    bits = ROLES["prompt"] * is_prompt + ROLES["answer"] * is_answer + ROLES["last"] * (is_prompt & is_answer)
+    return bits + ROLES["subject"] * (columns == subject)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +63,8 @@ class EditBank:
     """K edits, stacked site by site; at a site that an edit does not have, its tensors are zero."""
 
     sites: Mapping[Site, SiteTensors]
-    answer_only: tuple[bool, ...]
-    """For each edit, whether it acts only from the last prompt token on (positions ``answer``)."""
+    positions: tuple[Positions, ...]
+    """The tokens that each edit acts on."""
 
     def __repr__(self) -> str:
         return f"EditBank({plural(self.n_edits, 'edit')} at {plural(len(self.sites), 'site')})"
@@ -58,7 +72,7 @@ class EditBank:
     @property
     def n_edits(self) -> int:
         """The number of edits, K."""
-        return len(self.answer_only)
+        return len(self.positions)
 
     @property
     def lowest_layer(self) -> int:
@@ -71,31 +85,20 @@ class EditBank:
     def part(self, start: int, end: int) -> EditBank:
         """A bank of the edits ``start:end`` only."""
         sites = {key: each(site, lambda x: x[start:end]) for key, site in self.sites.items()}
-        return EditBank(sites, self.answer_only[start:end])
+        return EditBank(sites, self.positions[start:end])
 
     @contextmanager
-    def applied(self, model: Model, rows: Int[Tensor, " rows"], answer_positions: Positions) -> Iterator[None]:
-        """Run forwards of `model` with row r under edit ``rows[r]``.
+    def applied(self, model: Model, rows: Int[Tensor, " rows"], roles: Roles) -> Iterator[None]:
+        """Run forwards of `model` with row r under edit ``rows[r]``, at the tokens whose `roles` have its positions."""
+        wanted = torch.tensor([ROLES[name] for name in self.positions], device=rows.device)[rows].unsqueeze(-1)
 
-        `answer_positions` (rows, tokens) marks the tokens an ``answer`` edit acts on; edits of all tokens ignore it.
-        """
-        everywhere = ~torch.tensor(self.answer_only, device=rows.device)[rows].unsqueeze(-1)  # (rows, 1)
-
-        def positions(n_rows: int, n_tokens: int, n_past: int) -> Bool[Tensor, "rows tokens"]:
-            given = answer_positions
-            return everywhere | (given(n_rows, n_tokens, n_past) if callable(given) else given)
+        def acts(n_rows: int, n_tokens: int, n_past: int) -> Bool[Tensor, "rows tokens"]:
+            given = roles(n_rows, n_tokens, n_past) if callable(roles) else roles
+            return (given.to(rows.device) & wanted) != 0
 
         of_row = None if self.n_edits == 1 else rows
-        with edited(model, self.sites, rows=of_row, positions=positions if any(self.answer_only) else None):
+        with edited(model, self.sites, rows=of_row, positions=None if set(self.positions) == {"all"} else acts):
             yield
-
-    def decoding(self, model: Model, rows: Int[Tensor, " rows"]) -> AbstractContextManager[None]:
-        """Run `generate` on left-padded prompts, with row r under edit ``rows[r]``.
-
-        In every forward, the last column is the last prompt token or the newest answer token of each row. An ``answer``
-        edit acts on that column only.
-        """
-        return self.applied(model, rows, lambda _rows, n, _past: torch.arange(n, device=rows.device) == n - 1)
 
 
 def stack(model: Model, edits: Sequence[AnyEdit]) -> EditBank:
@@ -107,13 +110,13 @@ def stack(model: Model, edits: Sequence[AnyEdit]) -> EditBank:
         check_fits(model, edit)
     placed = [{site: each(e, lambda x, s=site: x.to(model.site_device(s))) for site, e in edit.sites.items()}
               for edit in edits]  # fmt: skip
-    return stack_sites(placed, tuple(edit.positions == "answer" for edit in edits))
+    return stack_sites(placed, tuple(edit.positions for edit in edits))
 
 
-def stack_sites(edits: Sequence[Mapping[Site, SiteEdit]], answer_only: tuple[bool, ...]) -> EditBank:
+def stack_sites(edits: Sequence[Mapping[Site, SiteEdit]], positions: tuple[Positions, ...]) -> EditBank:
     """Stack edits given as site -> tensors. The tensors must be on the right devices; gradients flow back to them."""
     keys = sorted({site for edit in edits for site in edit})
-    return EditBank({site: _stack_site([edit.get(site) for edit in edits]) for site in keys}, answer_only)
+    return EditBank({site: _stack_site([edit.get(site) for edit in edits]) for site in keys}, positions)
 
 
 def _stack_site(edits: Sequence[SiteEdit | None]) -> SiteTensors:

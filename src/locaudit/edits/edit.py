@@ -7,31 +7,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from locaudit.claims.importers import read_control_vector
-from locaudit.edits.bank import stack
+from locaudit.edits.bank import roles_at, stack
 from locaudit.edits.export import Form, cannot_become, save_adapter
-from locaudit.edits.hooks import SiteEdit, each, edited, replaced_forwards, tensors_of
+from locaudit.edits.hooks import SiteEdit, each, replaced_forwards, tensors_of
 from locaudit.errors import DataError, LocationError
-from locaudit.location import SITES, Site
+from locaudit.location import SITES, Positions, Site
 from locaudit.models import Model, as_model
-
-Positions = Literal["all", "answer"]
 
 
 @dataclass(frozen=True, eq=False)
 class Edit:
     """An edit of a model: h' = where(mask, mean, h) + B (c + A h) at each of its sites (`SiteEdit`).
 
-    If `positions` is ``all``, it acts on every token; if ``answer``, on the last prompt token and all tokens after it.
+    `positions` are the tokens that it acts on: ``all``, ``prompt`` (those before the answer), ``answer`` (the last
+    prompt token and all after it), ``last`` (the last prompt token) or ``subject`` (the subject's last token).
     """
 
     sites: Mapping[Site, SiteEdit]
@@ -45,7 +44,11 @@ class Edit:
 
     @contextmanager
     def on(
-        self, model: Model | PreTrainedModel, *, answer_from: int | Sequence[int] | None = None
+        self,
+        model: Model | PreTrainedModel,
+        *,
+        answer_from: int | Sequence[int] | None = None,
+        subject_at: int | Sequence[int] | None = None,
     ) -> Iterator[PreTrainedModel]:
         """Run a model under this edit: a `Model` or a plain transformers model. Yields the transformers model.
 
@@ -54,16 +57,16 @@ class Edit:
 
         Leaving the ``with`` block restores the model, also after an exception.
 
-        An edit with positions ``answer`` needs to know where the prompt ends. In ``lm.generate``, prompts must be
-        left-padded, so that they end at the last column. For a plain forward, pass the column of the last prompt token
-        as `answer_from`: one number for all rows, or one per row. Without it, a plain forward raises `LocationError`.
-        With a KV cache, columns count from the first cached token.
+        An edit with other positions than ``all`` needs to know where the prompt ends. In ``lm.generate``, prompts must
+        be left-padded, so that they end at the last column. For a plain forward, pass the column of the last prompt
+        token as `answer_from`: one number for all rows, or one per row. An edit of the ``subject`` needs the column of
+        the subject's last token instead, also in ``lm.generate``: `subject_at`. Without them, a forward raises
+        `LocationError`. With a KV cache, columns count from the first cached token.
         """
         whole = as_model(model)
-        with _answer_columns(whole, answer_from) as columns:
-            positions = columns if self.positions == "answer" else None
-            with edited(whole, stack(whole, [self]).sites, positions=positions):
-                yield whole.lm
+        bank, rows = stack(whole, [self]), torch.zeros(1, dtype=torch.long)
+        with _roles(whole, self.positions, answer_from, subject_at) as roles, bank.applied(whole, rows, roles):
+            yield whole.lm
 
     def cannot_become(self, form: Form, model: Model | PreTrainedModel) -> str:
         """Why the edit cannot be exported as ``peft``, ``merged`` or ``vectors``; an empty string if it can."""
@@ -172,25 +175,34 @@ def _checked(key: str, site: SiteEdit) -> SiteEdit:
 
 
 @contextmanager
-def _answer_columns(
-    model: Model, answer_from: int | Sequence[int] | None
-) -> Iterator[Callable[[int, int, int], Bool[Tensor, "rows tokens"]]]:
-    """Yield a function that marks, for each forward, the columns from the last prompt token on: (rows, tokens).
+def _roles(
+    model: Model,
+    positions: Positions,
+    answer_from: int | Sequence[int] | None,
+    subject_at: int | Sequence[int] | None,
+) -> Iterator[Callable[[int, int, int], Int[Tensor, "rows tokens"]]]:
+    """Yield a function that gives the roles of each forward's columns: (rows, tokens).
 
     Columns count from the first token in the KV cache. Inside `generate`, which is wrapped here, the last prompt token
     is in the last column of the prompts. In any other forward, `answer_from` gives its column.
     """
-    first = None if answer_from is None else torch.as_tensor(answer_from).reshape(-1, 1)
+    first, subject = (None if x is None else torch.as_tensor(x).reshape(-1, 1) for x in (answer_from, subject_at))
 
-    def columns(n_rows: int, n_tokens: int, n_past: int) -> Bool[Tensor, "rows tokens"]:
-        if first is None or len(first) not in (1, n_rows) or bool((first < 0).any()):
+    def roles(n_rows: int, n_tokens: int, n_past: int) -> Int[Tensor, "rows tokens"]:
+        found, name, given, what, or_else = (
+            (subject, "subject_at", subject_at, "subject's last token", "")
+            if positions == "subject"
+            else (first, "answer_from", answer_from, "last prompt token", ", or call generate")
+        )
+        if found is None or len(found) not in (1, n_rows) or bool((found < 0).any()):
             raise LocationError(
-                got=f"a plain forward of {n_rows} rows under an edit with positions 'answer', and "
-                f"answer_from={answer_from}",
-                expected="the column of the last prompt token, from 0: one number for all rows or one per row",
-                remedy="pass it as edit.on(model, answer_from=...), or call generate",
+                got=f"a plain forward of {n_rows} rows under an edit with positions {positions!r}, and {name}={given}",
+                expected=f"the column of the {what}, from 0: one number for all rows or one per row",
+                remedy=f"pass it as edit.on(model, {name}=...){or_else}",
             )
-        return torch.arange(n_past, n_past + n_tokens) >= first
+        none = torch.full((1, 1), -1)
+        last, at = (none if x is None else x for x in (first, subject))
+        return roles_at(torch.arange(n_past, n_past + n_tokens), last, at)
 
     def wrap_generate(generate: Callable) -> Callable:
         def generates(inputs=None, *args, **kwargs):
@@ -205,4 +217,4 @@ def _answer_columns(
         return generates
 
     with replaced_forwards([model.lm], wrap_generate, "generate"):
-        yield columns
+        yield roles

@@ -73,7 +73,7 @@ def cannot_become(model: Model, edit: AnyEdit, form: Form) -> str:
 def _no_update(model: Model, edit: AnyEdit, *, folds: bool) -> str:
     """Why an edit is no update of weights or, if `folds`, why the weights cannot hold the update; empty if they can."""
     if edit.positions != "all":
-        return "it has positions 'answer', and weights act on every token"
+        return f"it has positions {edit.positions!r}, and weights act on every token"
     for (name, layer), e in edit.sites.items():
         if name == "residual" and (e.a.any() or e.mask is not None):
             return f"it reads the residual stream of layer {layer}, which the skip connection carries past all weights"

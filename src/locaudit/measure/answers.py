@@ -38,16 +38,18 @@ def answer_prompts(
     forest's prefix under all the edits was already computed. `batch_tokens` is the most padded tokens in a batch (None:
     `BATCH_TOKENS`). The other arguments are those of `generate_tokens`.
 
-    An answer's cache key is a hash of the model, the edit, the prompt, the sample's number, `max_new_tokens` and the
-    marker at which an answer ends. Edits that lack the same answers generate them together, as one bank. Below float32
-    an answer can depend on the rest of its batch, through rounding; the cache keeps the first one generated.
+    An answer's cache key is a hash of the model, the edit, the prompt and its subject, the sample's number,
+    `max_new_tokens` and the marker at which an answer ends. Edits that lack the same answers generate them together, as
+    one bank. Below float32 an answer can depend on the rest of its batch, through rounding; the cache keeps the first
+    one generated.
     """
-    prompts = [(tree.prompt, sample) for sample in samples for tree in forest.trees]
+    prompts = [(tree, sample) for sample in samples for tree in forest.trees]
     marks = [""] if edits is None else [hashlib.sha256(edit.to_bytes()).hexdigest() for edit in edits]
     said_until = (max_new_tokens, (answer_format or Prompt()).marker)
     addresses = [
-        [content_hash([VERSION, model.fingerprint, mark, forest.prefix + prompt, said_until, *([n] if n else [])], 32)
-         for prompt, n in prompts]
+        [content_hash([VERSION, model.fingerprint, mark, forest.prefix + tree.prompt, said_until, *([n] if n else []),
+                       *([tree.mark] if tree.mark else [])], 32)
+         for tree, n in prompts]
         for mark in marks
     ]  # fmt: skip
     found = cache.get([address for row in addresses for address in row])
@@ -61,9 +63,10 @@ def answer_prompts(
         texts = generate_answers(
             model,
             forest.prefix,
-            [prompts[i][0] for i in numbers],
+            [prompts[i][0].prompt for i in numbers],
             bank,
             samples=[prompts[i][1] for i in numbers],
+            subjects=[prompts[i][0].subject for i in numbers],
             max_new_tokens=max_new_tokens,
             answer_format=answer_format,
             cached_prefix=cached_prefix if len(group) == len(marks) else None,

@@ -9,6 +9,9 @@ code. One thing is different here: start tokens come before each document, so th
 Start tokens are the tokens that the tokenizer puts before every text, usually BOS. Some tokenizers put none there
 (GPT-2, Qwen). Then a document that the model wrote starts with BOS (EOS if there is no BOS), because it was sampled
 after that token. A document cut from a file then has no start token.
+
+Running text has no prompt. If edits act on prompts only, the documents are held-out prompts with their first answers,
+and the means are over their tokens (`prompt_documents`).
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from locaudit.config.files import read_bytes
-from locaudit.edits import EditBank
+from locaudit.edits import EditBank, roles_at
 from locaudit.errors import DataError
+from locaudit.location import ROLES
 from locaudit.measure.generation import plain_generation
-from locaudit.measure.tree import added_tokens
+from locaudit.measure.tree import Forest, added_tokens
 from locaudit.models import Model
 
 BATCH_TOKENS = 512
@@ -36,21 +40,52 @@ KEEP_BYTES = 2**30
 
 
 class DriftText:
-    """Fixed documents, and a cache of the unedited model's log-probabilities on them."""
+    """Fixed documents, and a cache of the unedited model's log-probabilities on them.
 
-    def __init__(self, documents: Int[Tensor, "documents tokens"]):
+    `roles` has the role of each token (`locaudit.location.ROLES`), with 0 at padding. None: running text, on all of
+    which edits with positions ``all`` or ``answer`` act.
+    """
+
+    def __init__(
+        self, documents: Int[Tensor, "documents tokens"], roles: Int[Tensor, "documents tokens"] | None = None
+    ):
         self.documents = documents
+        self.roles = torch.full_like(documents, ROLES["answer"]) if roles is None else roles
         self._base: dict[int, Tensor] = {}
 
     def base_log_probs(self, model: Model, start: int, end: int) -> Float[Tensor, "rows tokens vocabulary"]:
         """Log-probabilities log p_0 of the unedited model on documents ``start:end``."""
         if start in self._base:
             return self._base[start]
-        base = _log_probs(model, self.documents[start:end], None)
+        base = self.log_probs(model, start, end)
         vocabulary = base.shape[-1]
         if 4 * self.documents.numel() * vocabulary <= KEEP_BYTES:
             self._base[start] = base
         return base
+
+    def log_probs(
+        self, model: Model, start: int, end: int, edit: EditBank | None = None
+    ) -> Float[Tensor, "rows tokens vocabulary"]:
+        """Log-probabilities of every next token of documents ``start:end``, under one edit or none."""
+        ids, roles = (x[start:end].to(model.device) for x in (self.documents, self.roles))
+        with edit.applied(model, ids.new_zeros(len(ids)), roles) if edit else nullcontext():
+            return model.lm(input_ids=ids, use_cache=False).logits.float().log_softmax(dim=-1)
+
+
+def prompt_documents(forest: Forest, pad_id: int) -> dict[str, Int[Tensor, "documents tokens"]]:
+    """Each prompt with its first answer as a document, padded at its end, and the tokens' roles: a `DriftText`."""
+    texts = [tree.prompt + tree.branches[0] for tree in forest.trees]
+    longest = max(map(len, texts))
+    documents = torch.tensor([[*text, *[pad_id] * (longest - len(text))] for text in texts])
+    last, subject = (
+        torch.tensor(x).view(-1, 1)
+        for x in (
+            [len(tree.prompt) - 1 for tree in forest.trees],
+            [-1 if tree.subject is None else tree.subject for tree in forest.trees],
+        )
+    )
+    columns, lengths = torch.arange(longest), torch.tensor([len(text) for text in texts]).view(-1, 1)
+    return {"documents": documents, "roles": roles_at(columns, last, subject) * (columns < lengths)}
 
 
 def measure_drift(model: Model, text: DriftText, bank: EditBank | None, share: float = 1.0) -> list[dict[str, float]]:
@@ -63,29 +98,23 @@ def measure_drift(model: Model, text: DriftText, bank: EditBank | None, share: f
     edits = [bank.part(k, k + 1) for k in range(bank.n_edits)] if bank else [None]
     kl = torch.zeros(len(edits), dtype=torch.float64)
     ce = torch.zeros(len(edits), dtype=torch.float64)
+    n_read = n_predicted = 0
     block = max(1, round(BATCH_TOKENS / n_tokens))
     n_documents = min(n_documents, block * math.ceil(share * n_documents / block))  # whole batches, as they are cached
     with torch.no_grad():
         for start in range(0, n_documents, block):
             end = min(start + block, n_documents)
             following = text.documents[start:end, 1:].unsqueeze(-1)  # (rows, tokens - 1, 1): the next tokens
+            real = text.roles[start:end] != 0  # (rows, tokens): no padding
+            n_read, n_predicted = n_read + int(real.sum()), n_predicted + int(real[:, 1:].sum())
             base = text.base_log_probs(model, start, end)  # (rows, tokens, vocabulary)
+            real = real.to(base.device)
             for k, edit in enumerate(edits):
-                after = base if edit is None else _log_probs(model, text.documents[start:end], edit)
+                after = base if edit is None else text.log_probs(model, start, end, edit)
                 if edit is not None:
-                    kl[k] += (base.exp() * (base - after)).sum(dim=-1).double().sum().item()
-                ce[k] -= after[:, :-1].gather(-1, following.to(after.device)).double().sum().item()
-    n_read, n_predicted = n_documents * n_tokens, n_documents * (n_tokens - 1)
+                    kl[k] += (base.exp() * (base - after)).sum(dim=-1)[real].double().sum().item()
+                ce[k] -= after[:, :-1].gather(-1, following.to(after.device))[real[:, 1:]].double().sum().item()
     return [{"kl": float(kl[k] / n_read), "ce": float(ce[k] / n_predicted)} for k in range(len(edits))]
-
-
-def _log_probs(model: Model, ids: Tensor, edit: EditBank | None) -> Float[Tensor, "rows tokens vocabulary"]:
-    """Log-probabilities of every next token of documents, under one edit or none."""
-    ids = ids.to(model.device)
-    # Running text has no prompt, so an edit with positions "answer" acts on all of it.
-    everywhere, rows = torch.ones_like(ids, dtype=torch.bool), ids.new_zeros(len(ids))
-    with edit.applied(model, rows, everywhere) if edit else nullcontext():
-        return model.lm(input_ids=ids, use_cache=False).logits.float().log_softmax(dim=-1)
 
 
 def cut_documents(model: Model, path: str | Path, n_documents: int, n_tokens: int) -> Int[Tensor, "documents tokens"]:

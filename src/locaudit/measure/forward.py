@@ -27,6 +27,7 @@ from transformers import DynamicCache
 from locaudit.edits import EditBank
 from locaudit.edits.hooks import resumed
 from locaudit.errors import ModelError
+from locaudit.location import ROLES
 from locaudit.measure.head import head_log_probs
 from locaudit.measure.tree import Forest, Tree, TreeBatch, additive_mask, collate, pack
 from locaudit.models import CACHE, Model
@@ -163,8 +164,7 @@ def run_prefix(model: Model, prefix: Sequence[int], bank: EditBank | None, start
             first = start.layer
             stack.enter_context(resumed(model, first, start.prefix.expand(n_edits, -1, -1)))  # (K, P, d)
         if bank:
-            # No token of the prefix is an answer token, so an edit with positions ``answer`` does not act on it.
-            stack.enter_context(bank.applied(model, rows, torch.zeros_like(ids, dtype=torch.bool)))
+            stack.enter_context(bank.applied(model, rows, torch.full_like(ids, ROLES["prompt"])))
         model.lm.base_model(
             input_ids=ids,
             position_ids=torch.arange(len(prefix), device=model.device).expand(n_edits, -1),
@@ -249,7 +249,7 @@ def run_trees(
         if start is not None:
             stack.enter_context(resumed(model, start.layer, start.hidden))
         if bank:
-            stack.enter_context(bank.applied(model, rows, batch.answer_positions))
+            stack.enter_context(bank.applied(model, rows, batch.roles))
         return last_states(model, **keywords)
 
 

@@ -10,7 +10,7 @@ transformers' own `generate` decodes. The prompts are left-padded, after the pre
 
 With K edits and N prompts a batch has K N rows, all prompts of edit 0 first. The prefix runs once per edit, and its KV
 cache is copied to that edit's rows. In every forward, the last column holds the last prompt token or the newest answer
-token of each row. An ``answer`` edit (ITI) acts there only.
+token of each row. An ``answer`` edit (ITI) acts there only; edits of prompt tokens act in the first forward only.
 
 **Samples** at temperature 1 are drawn by the Gumbel-max trick: the next token is argmax over v of z_v + g_v, with
 logits z and independent Gumbel noise g. Then P(v) = softmax(z)_v (Gumbel 1954; Maddison et al. 2014). The noise is a
@@ -28,17 +28,17 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from locaudit.behaviours.format import Prompt
-from locaudit.edits import EditBank
+from locaudit.edits import EditBank, roles_at
 from locaudit.measure.forward import Prefix, batches, cache_of, check_length, run_prefix
 from locaudit.models import CACHE, Model
 from locaudit.models.memory import of_device
@@ -85,6 +85,7 @@ def generate_tokens(
     bank: EditBank | None = None,
     *,
     samples: Sequence[int] | None = None,
+    subjects: Sequence[int | None] | None = None,
     max_new_tokens: int = 50,
     answer_format: Prompt | None = None,
     cached_prefix: Prefix | None = None,
@@ -94,10 +95,10 @@ def generate_tokens(
 
     `samples` has the number of the sample to draw for each prompt; 0 stands for the greedy answer (None: all are
     greedy). A prompt that is to be answered several times is given several times. `prefix` holds the token ids that all
-    prompts begin with, `prompts` the rest of each. `answer_format` tells where an answer ends (None: at ``Q:``). Pass
-    `cached_prefix` if `run_prefix` of the prefix under the same bank was already computed. `batch_tokens` is the most
-    padded tokens in a batch (None: `BATCH_TOKENS`). Raises `ModelError` if a prompt with its answer does not fit the
-    model's context or sliding window.
+    prompts begin with, `prompts` the rest of each, and `subjects` the index in it of each subject's last token (None:
+    there is none). `answer_format` tells where an answer ends (None: at ``Q:``). Pass `cached_prefix` if `run_prefix`
+    of the prefix under the same bank was already computed. `batch_tokens` is the most padded tokens in a batch (None:
+    `BATCH_TOKENS`). Raises `ModelError` if a prompt with its answer does not fit the model's context or sliding window.
     """
     n_edits = bank.n_edits if bank else 1
     longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
@@ -115,7 +116,8 @@ def generate_tokens(
         for numbers in groups:
             chosen = [prompts[i] for i in numbers]
             drawn = [samples[i] if samples else 0 for i in numbers]
-            rows = _decode(model, prefix, chosen, drawn, bank, cached_prefix, max_new_tokens, ended)
+            marks = [subjects[i] if subjects else None for i in numbers]
+            rows = _decode(model, prefix, chosen, drawn, marks, bank, cached_prefix, max_new_tokens, ended)
             for n, row in enumerate(rows):
                 k, place = divmod(n, len(numbers))  # row n is prompt `place` of the batch under edit k
                 out[k][numbers[place]] = row
@@ -184,6 +186,7 @@ def _decode(
     prefix: Sequence[int],
     prompts: Sequence[Sequence[int]],
     samples: Sequence[int],
+    subjects: Sequence[int | None],
     bank: EditBank | None,
     cached: Prefix | None,
     max_new_tokens: int,
@@ -205,7 +208,13 @@ def _decode(
     cache = cache_of(cached, rows) if cached else DynamicCache()
     n_prompt, out = ids.shape[1], [()] * n_rows
     drawn = [_hash([*prefix, *prompt], n) if n else None for prompt, n in zip(prompts, samples, strict=True)] * n_edits
+    columns = [-1 if at is None else len(prefix) + gap + at for gap, at in zip(gaps, subjects, strict=True)]
+    subject, last_prompt = (torch.tensor(x, device=model.device).view(-1, 1) for x in (columns * n_edits, n_prompt - 1))
     going = torch.arange(n_rows, device=model.device)  # numbers of the rows still in the batch
+
+    @lru_cache(maxsize=1)  # every edited site of a forward asks for the same
+    def roles(_n_rows: int, n_tokens: int, n_past: int) -> Int[Tensor, "rows tokens"]:
+        return roles_at(torch.arange(n_past, n_past + n_tokens, device=ids.device), last_prompt, subject[going])
 
     def stop(input_ids: Tensor, _scores, **_) -> Bool[Tensor, " rows"]:
         done = [ended(row) for row in input_ids[:, n_prompt:].tolist()]
@@ -214,7 +223,7 @@ def _decode(
     while len(going):
         # With n of the K N rows left: ids (n, P + width + n_done), seen the same, cache with n rows.
         n_done = ids.shape[1] - n_prompt
-        with bank.decoding(model, rows[going]) if bank else nullcontext():
+        with bank.applied(model, rows[going], roles) if bank else nullcontext():
             ids = model.lm.generate(  # type: ignore[operator]
                 ids,
                 attention_mask=seen,

@@ -43,7 +43,7 @@ the whole prefix.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import commonprefix
 from typing import Any
@@ -55,6 +55,7 @@ from torch import Tensor
 
 from locaudit.behaviours.format import Prompt
 from locaudit.errors import DataError
+from locaudit.location import ROLES
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,13 @@ class Tree:
 
     prompt: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
+    subject: int | None = None
+    """Index in the prompt of the last token of the question's subject; None without one."""
+
+    @property
+    def mark(self) -> tuple[int, ...]:
+        """What identities of edits and measurements have besides the tokens: the subject, if there is one."""
+        return () if self.subject is None else (self.subject,)
 
     def __len__(self) -> int:
         """Number of columns of `scored`."""
@@ -126,15 +134,19 @@ class TreeBatch:
     position_ids: Int[Tensor, "rows tokens"]
     visible: Bool[Tensor, "rows tokens tokens"]
     """Attention mask: in row r, the token in column i may attend to the one in column j if ``visible[r, i, j]``."""
-    answer_positions: Bool[Tensor, "rows tokens"]
-    """True from each prompt's last token on. From these columns answer tokens are predicted, and on them an edit with
-    positions ``answer`` acts."""
+    roles: Int[Tensor, "rows tokens"]
+    """The role of each token (`locaudit.location.ROLES`), which decides whether an edit acts on it; 0 at padding."""
     target: Int[Tensor, "3 n"]
     """(row, predicting column, predicted token id) of each of the n predictions. Branches can share predictions."""
     path: Int[Tensor, "2 steps"]
     """(branch, index in `target`) of every token of every branch. Branches are numbered across all rows."""
     last: Int[Tensor, "2 branches"]
     """(row, column) of each branch's last token; the column is -1 if that token does not run."""
+
+    @property
+    def answer_positions(self) -> Bool[Tensor, "rows tokens"]:
+        """True from each prompt's last token on. From these columns answer tokens are predicted."""
+        return (self.roles & ROLES["answer"]) != 0
 
     @property
     def n_branches(self) -> int:
@@ -186,25 +198,55 @@ def added_tokens(tokenizer: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return ((), ()) if at is None else (full[:at], full[at + len(plain) :])
 
 
-def plant(tokenizer: Any, prompt: Prompt, questions: Sequence[tuple[str, Sequence[str]]]) -> Forest:
-    """Tokenise (question, answers) pairs into a forest.
+def plant(
+    tokenizer: Any, prompt: Prompt, questions: Sequence[tuple[str, Sequence[str]]], subjects: Sequence[str] = ()
+) -> Forest:
+    """Tokenise (question, answers) pairs into a forest. `subjects` has each question's subject, empty without one.
 
     If there is a primer, the tokens with which all prompts begin become the forest's prefix. Otherwise, the prefix is
     empty.
     """
 
-    def tree_of(question: str, answers: Sequence[str]) -> Tree:
+    def tree_of(question: str, answers: Sequence[str], subject: str = "") -> Tree:
         text, endings = prompt.answered(question, answers, tokenizer)
-        return encode_tree(tokenizer, text, endings, special=prompt.adds_special_tokens)
+        tree = encode_tree(tokenizer, text, endings, special=prompt.adds_special_tokens)
+        if not subject:
+            return tree
+        at = find_subject(tokenizer, text, question, subject, special=prompt.adds_special_tokens)
+        return replace(tree, subject=at)
 
-    trees = [tree_of(question, answers) for question, answers in questions]
+    marked = subjects or [""] * len(questions)
+    trees = [tree_of(*pair, subject) for pair, subject in zip(questions, marked, strict=True)]
     if not prompt.primer:
         return Forest((), tuple(trees))
     # A few questions may all begin with the same words. Two more prompts keep such words out of the prefix.
     # `prompt[:-1]` leaves each tree at least one prompt token, from which the first answer token is predicted.
     others = [tree_of(text, ()).prompt for text in ("?", "Why not?")]
     n = len(commonprefix([*others, *(tree.prompt[:-1] for tree in trees)]))
-    return Forest(trees[0].prompt[:n], tuple(Tree(tree.prompt[n:], tree.branches) for tree in trees))
+    shorter = [
+        replace(tree, prompt=tree.prompt[n:], subject=None if tree.subject is None else tree.subject - n)
+        for tree in trees
+    ]
+    return Forest(trees[0].prompt[:n], tuple(shorter))
+
+
+def find_subject(tokenizer: Any, prompt: str, question: str, subject: str, *, special: bool) -> int:
+    """Index of the prompt's token with the last character of `subject`, where it first occurs in the question.
+
+    Raises `DataError` if the prompt does not contain the question as it is, or the tokenizer gives no offsets.
+    """
+    start = prompt.rfind(question)
+    if start < 0 or not tokenizer.is_fast:
+        raise DataError(
+            got=f"the subject {subject!r} in a prompt without the words {question[:60]!r}"
+            if start < 0
+            else f"the subject {subject!r} with a tokenizer that does not say which characters a token has",
+            expected="a prompt with the question as it is, and a fast tokenizer",
+            remedy="choose another prompt.style, or other positions than subject",
+        )
+    end = start + question.index(subject) + len(subject)
+    spans = tokenizer(prompt, add_special_tokens=special, return_offsets_mapping=True)["offset_mapping"]
+    return max(i for i, (first, after) in enumerate(spans) if first < end and after > first)
 
 
 def collate(
@@ -222,7 +264,7 @@ def collate(
     input_ids = np.full((n_rows, n_tokens), pad_id)
     position_ids = np.zeros((n_rows, n_tokens), dtype=np.int64)
     visible = np.broadcast_to(np.eye(n_tokens, dtype=bool), (n_rows, n_tokens, n_tokens)).copy()
-    answers = np.zeros((n_rows, n_tokens), dtype=bool)
+    roles = np.zeros((n_rows, n_tokens), dtype=np.int64)
     targets: list[tuple[int, int, int]] = []
     steps: list[tuple[int, int]] = []
     last: list[tuple[int, int]] = []
@@ -232,7 +274,12 @@ def collate(
             end = at + len(layout.tokens)
             input_ids[number, at:end] = layout.tokens
             position_ids[number, at:end] = layout.positions
-            answers[number, at + len(tree.prompt) - 1 : end] = True
+            last_column = at + len(tree.prompt) - 1
+            roles[number, at : last_column + 1] = ROLES["prompt"]
+            roles[number, last_column:end] += ROLES["answer"]
+            roles[number, last_column] += ROLES["last"]
+            if tree.subject is not None:
+                roles[number, at + tree.subject] += ROLES["subject"]
             # Each token attends to itself (the diagonal) and to what its parent attends to. Parents come first.
             for column in range(1, len(layout.tokens)):
                 visible[number, at + column] |= visible[number, at + layout.parents[column]]
@@ -245,7 +292,7 @@ def collate(
         torch.from_numpy(input_ids),  # (rows, tokens)
         torch.from_numpy(position_ids) + n_prefix,  # (rows, tokens)
         torch.from_numpy(visible),  # (rows, tokens, tokens)
-        torch.from_numpy(answers),  # (rows, tokens)
+        torch.from_numpy(roles),  # (rows, tokens)
         torch.tensor(targets).T,  # (3, predictions)
         torch.tensor(steps).T,  # (2, tokens of all branches)
         torch.tensor(last).T,  # (2, branches)

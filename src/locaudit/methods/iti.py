@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locaudit.edits import Edit, Positions, SiteEdit, stack
+from locaudit.edits import Edit, SiteEdit, stack
 from locaudit.errors import ConfigError
-from locaudit.location import Location, Site
+from locaudit.location import Location, Positions, Site
 from locaudit.measure.activations import Activations, check_finite
 from locaudit.measure.drift import measure_drift
 from locaudit.methods.base import Fit, Job
@@ -89,10 +89,10 @@ def iti_edit(
 
     Raises `ConfigError` for other positions or an alpha that is not finite.
     """
-    if positions not in ("all", "answer") or not math.isfinite(alpha):
+    if positions not in get_args(Positions) or not math.isfinite(alpha):
         raise ConfigError(
             got=f"positions {positions!r} and alpha {alpha}",
-            expected="positions 'all' or 'answer', and a finite alpha",
+            expected=f"positions among {', '.join(get_args(Positions))}, and a finite alpha",
             remedy="correct the one that is wrong",
         )
     sites: dict[Site, SiteEdit] = {}

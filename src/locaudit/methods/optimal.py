@@ -22,7 +22,8 @@ def fit(shared: Any, jobs: Sequence[Job], settings: OptimalSettings, on_step: On
     """Train each job's edit h' = h + B A h, ``settings.bank_size`` edits at a time (None: all together)."""
 
     def start(job: Job) -> TrainableEdit:
-        return TrainableEdit(shared.model, job.location, rank=settings.rank, reader=settings.reader, seed=job.seed)
+        options = {"rank": settings.rank, "reader": settings.reader, "positions": settings.positions}
+        return TrainableEdit(shared.model, job.location, seed=job.seed, **options)
 
     return _fit(shared, jobs, settings, start, on_step)
 
@@ -33,7 +34,7 @@ def fit_constant(
     """Train each job's constant edit h' = h + b, ``settings.bank_size`` edits at a time (None: all together)."""
 
     def start(job: Job) -> TrainableEdit:
-        return TrainableEdit(shared.model, job.location, constant=True, seed=job.seed)
+        return TrainableEdit(shared.model, job.location, constant=True, positions=settings.positions, seed=job.seed)
 
     return _fit(shared, jobs, settings, start, on_step)
 

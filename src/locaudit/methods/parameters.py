@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from locaudit.edits import Edit, EditBank, SiteEdit, stack_sites
 from locaudit.edits.hooks import each
-from locaudit.location import Location, Site
+from locaudit.location import Location, Positions, Site
 from locaudit.models import Model
 
 Reader = Literal["layer", "location"]
@@ -29,6 +29,7 @@ def onto(subspace: Subspace, columns: Float[Tensor, "d r"]) -> Float[Tensor, "d 
 class TrainableEdit(nn.Module):
     """An edit h' = h + B A h with trainable A (r, d) and B (d, r) at each site of one location.
 
+    It acts on the tokens of its `positions`, as in training, so in `to_edit`.
     The columns of B are projected onto the location's subspace, so that the edit writes only there. `reader` says what
     the edit reads: A may read all of h (``layer``, as in the paper) or only the location's subspace (``location``). The
     paper uses rank 1. A `constant` edit reads nothing: h' = h + b with trainable b (the paper's footnote).
@@ -46,10 +47,12 @@ class TrainableEdit(nn.Module):
         rank: int = 1,
         reader: Reader = "layer",
         constant: bool = False,
+        positions: Positions = "all",
         seed: int = 0,
     ):
         super().__init__()
         self.reader, self.constant = reader, constant
+        self.positions: Positions = positions
         self.subspaces: dict[Site, Subspace] = {}
         self.a = nn.ParameterList()
         self.b = nn.ParameterList()
@@ -76,9 +79,10 @@ class TrainableEdit(nn.Module):
 
     def to_edit(self) -> Edit:
         """A copy of the current edit on the CPU, without gradients."""
-        return Edit({site: each(e, lambda x: x.detach().cpu().clone()) for site, e in self.sites.items()})
+        copies = {site: each(e, lambda x: x.detach().cpu().clone()) for site, e in self.sites.items()}
+        return Edit(copies, self.positions)
 
 
 def stack_trainable(edits: Sequence[TrainableEdit]) -> EditBank:
     """Stack the current edits into a bank; gradients flow back to their parameters."""
-    return stack_sites([edit.sites for edit in edits], (False,) * len(edits))
+    return stack_sites([edit.sites for edit in edits], tuple(edit.positions for edit in edits))

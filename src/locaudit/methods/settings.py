@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,9 +12,9 @@ from pydantic import AfterValidator, PlainValidator
 from locaudit.config.choices import find
 from locaudit.config.validation import Count, Grid, Positive, PositiveGrid, checked
 from locaudit.errors import ConfigError
+from locaudit.location import Positions
 from locaudit.registry import OBJECTIVES
 
-Positions = Literal["all", "answer"]
 Direction = Literal["mass_mean", "probe", "random"]
 Reader = Literal["layer", "location"]
 Reduction = Literal["sum", "mean"]
@@ -49,8 +51,9 @@ class ITISettings:
     """KL budgets to try instead of alphas, in nats per token, such as 0.05 0.1 0.2 0.4 (None: alphas).
     At each place the alpha with that KL is found, so that places are compared at equal KL."""
     positions: Positions = "answer"
-    """Which tokens are edited. ``all``: every token.
-    ``answer``: the last prompt token and all after it (as ITI does when it generates)."""
+    """Which tokens are edited. ``all``: every token. ``prompt``: those before the answer.
+    ``answer``: the last prompt token and all after it (as ITI does when it generates).
+    ``last``: the last prompt token. ``subject``: the last token of the subject that each question marks."""
 
 
 @checked
@@ -71,6 +74,9 @@ class TrainingSettings:
     """Number of passes over the training questions or pairs (2 in the paper).
     ``auto``: 2, 4, 8 or 16, the first whose doubling gains less than 2 % of the objective.
     It is found before the first trial, at the claim and in the whole model."""
+    positions: Positions = "all"
+    """Which tokens are edited, in training and after: ``all`` (as in the paper), ``prompt``, ``answer``, ``last`` or
+    ``subject``, as for ITI."""
     max_questions: Count | None = None
     """Use at most this many training questions to train edits (None: all). Probes and ITI always use all of them."""
     learning_rate: Positive | None = None
@@ -111,6 +117,15 @@ class GivenSettings:
 
     file: str | None = None
     """Path of the edit's file."""
+
+    @property
+    def positions(self) -> Positions:
+        """The positions of the file's edit; ``all`` for a control vector, and for a file that cannot be read."""
+        from safetensors import SafetensorError, safe_open
+
+        with suppress(OSError, SafetensorError, KeyError, ValueError), safe_open(str(self.file), "numpy") as file:
+            return json.loads((file.metadata() or {})["locaudit"])["positions"]
+        return "all"
 
     def check(self) -> None:
         """Raise `ConfigError` if no file is named, or if it is not there."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 import torch
@@ -75,7 +75,7 @@ class TrainingData:
 
 def exchanged(tree: Tree, n_true: int) -> Tree:
     """The tree with its first `n_true` branches, the true answers, after the others."""
-    return Tree(tree.prompt, (*tree.branches[n_true:], *tree.branches[:n_true]))
+    return replace(tree, branches=(*tree.branches[n_true:], *tree.branches[:n_true]))
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _items(data: TrainingData, batching: Batching) -> list[_Item]:
             items.append(_Item(len(items), tree, tuple(pairs), reference))
         else:
             for t, f in pairs:
-                pair = Tree(tree.prompt, (tree.branches[t], tree.branches[f]))
+                pair = replace(tree, branches=(tree.branches[t], tree.branches[f]))
                 items.append(_Item(len(items), pair, ((0, 1),), reference[[t, f]]))
     if not items:
         raise DataError(got="no training questions", expected="at least one", remedy="check split.max_train")

@@ -49,7 +49,7 @@ def run_charts(
     for name in [score, UNJUDGED] if score in t.judged else [score]:
         intervals = _gain_intervals(t, t.rows if rows is None else rows) if name == score else {}
         if series := _trial_series(t, "kl", name, minus=base.get(name, math.nan), rows=rows, intervals=intervals):
-            drift = "KL from the unedited model (nats per token)"
+            drift = f"KL from the unedited model{t.manifest.drift_on and ' ' + t.manifest.drift_on} (nats per token)"
             bars = ", 95\u00a0% intervals" if intervals else ""
             title = f"{score_title(name)} minus unedited,\n{n} questions{bars}"
             yield f"drift_{name}", scatter_chart(series, xlabel=drift, ylabel=title, base=(None, 0.0), is_drift=True)

@@ -75,7 +75,7 @@ from locaudit.stats.phrases import where
 from locaudit.store.cache import Cache, open_cache
 from locaudit.store.database import HeldOutQuestion, Store
 from locaudit.store.files import write_atomically
-from locaudit.store.folder import open_run, read_run
+from locaudit.store.folder import SAVED_BEHAVIOUR, open_run, read_run
 from locaudit.store.manifest import Manifest, extended
 from locaudit.text import plural
 
@@ -140,6 +140,9 @@ def begin(
         if before is not None:
             job = replace(job, manifest=extended(job.manifest, before, n_trials))
         store.set_questions(_held_out(inputs, job.forests))
+        saved = Path(inputs.config.behaviour)
+        if behaviour is not None and saved.name == SAVED_BEHAVIOUR and saved.parent.is_dir():  # else it was moved
+            write_atomically(saved, behaviour.to_text().encode())
         store.write_manifest(job.manifest)
         for note in job.manifest.notes:
             if note not in inputs.notes:

@@ -25,10 +25,12 @@ from locaudit.models.model import Model
 from locaudit.records import DIRECTIONS
 from locaudit.registry import METHODS
 from locaudit.run.plan import Groups
-from locaudit.run.subject import Inputs
+from locaudit.run.subject import Inputs, prompt_positions
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.sequential import MOST_CONTROLS, Null
 from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
+
+DRIFT_ON_PROMPTS = "on held-out prompts and their answers"
 
 
 def make_manifest(
@@ -94,6 +96,7 @@ def make_manifest(
         primer=inputs.scoring.primer,
         prompt=inputs.scoring.render(inputs.split.test[0].text, model.tokenizer),
         prompt_end=_prompt_end(inputs, model),
+        drift_on=DRIFT_ON_PROMPTS if prompt_positions(config) else "",
         prompt_date=config.prompt.date if inputs.scoring.uses_clock(model.tokenizer) else None,
         notes=notes_on(inputs),
     )
@@ -107,6 +110,9 @@ def _countable(population: int | None) -> int | None:
 def notes_on(inputs: Inputs) -> tuple[str, ...]:
     """Warnings about the inputs that a reader should know before believing the scores."""
     notes = inputs.behaviour.notes
+    if positions := prompt_positions(inputs.config):
+        lacks = f"edits with positions {' and '.join(positions)} do not act on running text"
+        notes += (f"Drift (KL and CE) is measured {DRIFT_ON_PROMPTS}: {lacks}.",)
     is_like_truthfulqa = bool(inputs.behaviour.primer)  # only the bundled misconceptions and TruthfulQA have one
     if is_like_truthfulqa or not any(isinstance(judge, ReferenceJudge) for judge in inputs.judges.values()):
         return notes

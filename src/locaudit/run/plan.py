@@ -33,10 +33,12 @@ def fit_context(
     """
     method: Method = METHODS[name]
     values = {key: x for key, x in asdict(settings).items() if key not in (*method.grids, "bank_size")}
+    if values.get("positions") == "all":  # as before there was this setting
+        del values["positions"]
     if (grid := method.grid_of(settings)) == "doses":
         values[grid] = drift
     trees = zip(training.trees, n_true, strict=True)
-    texts = [training.prefix, [[tree.prompt, tree.branches, n] for tree, n in trees]]
+    texts = [training.prefix, [[tree.prompt, tree.branches, n, *tree.mark] for tree, n in trees]]
     return content_hash([fingerprint, texts, probing, values])
 
 

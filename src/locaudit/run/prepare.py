@@ -20,11 +20,11 @@ from locaudit.behaviours.format import Prompt
 from locaudit.config import AuditConfig
 from locaudit.errors import ConfigError, ModelError
 from locaudit.measure.activations import Activations, Context, collect_activations
-from locaudit.measure.drift import DriftText, cut_documents, sample_documents, start_tokens
+from locaudit.measure.drift import DriftText, cut_documents, prompt_documents, sample_documents, start_tokens
 from locaudit.measure.forward import answer_log_probs, check_depth, check_length
 from locaudit.measure.generation import differing_answers
 from locaudit.measure.identity import check_trees, hardest_trees
-from locaudit.measure.tree import Forest, Tree, plant
+from locaudit.measure.tree import Forest, plant
 from locaudit.methods import Method
 from locaudit.methods.probes import Probes, fit_probes
 from locaudit.methods.training import TrainingData
@@ -32,7 +32,7 @@ from locaudit.models.model import Model
 from locaudit.records import content_hash
 from locaudit.registry import KINDS, METHODS
 from locaudit.run.placebos import Placebo
-from locaudit.run.subject import Inputs
+from locaudit.run.subject import Inputs, prompt_positions
 from locaudit.run.worker import Exchanged, HeldOut, Shared
 from locaudit.store.cache import Cache
 from locaudit.store.database import Store
@@ -63,9 +63,9 @@ class Forests:
 
 
 def question_keys(forest: Forest, n_true: Sequence[int]) -> list[str]:
-    """For each question, the hash of its prompt and its true and false answers as token ids."""
+    """For each question, the hash of its prompt, its true and false answers as token ids, and its subject if marked."""
     trees = zip(forest.trees, n_true, strict=True)
-    return [content_hash([forest.prefix + tree.prompt, tree.branches, n]) for tree, n in trees]
+    return [content_hash([forest.prefix + tree.prompt, tree.branches, n, *tree.mark]) for tree, n in trees]
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,9 +144,7 @@ def plant_questions(inputs: Inputs, model: Model) -> Forests:
     """The trees of all splits. Raises an error if a question with its answer does not fit the model's context."""
     limit = inputs.config.evaluation.max_new_tokens
 
-    def grow(questions: Sequence[Question], prompt: Prompt) -> Forest:
-        return plant(model.tokenizer, prompt, [(q.text, q.answers) for q in questions])
-
+    grow = partial(_grow, inputs, model)
     held_out = {name: grow(getattr(inputs.split, name), inputs.scoring) for name in ("val", "test")}
     for name, forest in held_out.items():
         if limit:
@@ -164,6 +162,12 @@ def plant_questions(inputs: Inputs, model: Model) -> Forests:
     return forests
 
 
+def _grow(inputs: Inputs, model: Model, questions: Sequence[Question], prompt: Prompt) -> Forest:
+    """Plant questions, with their subjects if edits act on them."""
+    subjects = [q.subject for q in questions] if "subject" in prompt_positions(inputs.config) else []
+    return plant(model.tokenizer, prompt, [(q.text, q.answers) for q in questions], subjects)
+
+
 def end_branches(forest: Forest, model: Model) -> Forest:
     """The forest with the tokenizer's EOS token after each branch. Raises `ConfigError` if the tokenizer has none."""
     eos: Any = model.tokenizer.eos_token_id  # pyright: ignore[reportAttributeAccessIssue]
@@ -173,7 +177,7 @@ def end_branches(forest: Forest, model: Model) -> Forest:
             expected="a tokenizer with eos_token",
             remedy="leave prompt.eos_in_training out, or set eos_token in the tokenizer's files",
         )
-    return Forest(forest.prefix, tuple(Tree(x.prompt, tuple((*y, eos) for y in x.branches)) for x in forest.trees))
+    return Forest(forest.prefix, tuple(replace(x, branches=tuple((*y, eos) for y in x.branches)) for x in forest.trees))
 
 
 def check_identity(store: Store, model: Model, forests: Forests, say: Say) -> None:
@@ -310,7 +314,7 @@ def prepare_shared(
         config,
         training,
         held_out,
-        DriftText(_documents(store, inputs, model, say)),
+        DriftText(**_documents(store, inputs, model, say)),
         cache,
         inputs.scoring,
         prepared(preparing, contexts),
@@ -337,22 +341,30 @@ def drift_source(inputs: Inputs, model: Model) -> list[Any]:
     """What decides the documents that drift is measured on, besides the model: part of the base trial's identity."""
     settings = inputs.config.evaluation
     text = content_hash(inputs.drift_text.decode(errors="replace"))
-    return [(settings.drift_documents, settings.drift_tokens), text, inputs.config.seed, start_tokens(model)]
+    source = [(settings.drift_documents, settings.drift_tokens), text, inputs.config.seed, start_tokens(model)]
+    return [*source, "prompts"] if prompt_positions(inputs.config) else source
 
 
-def _documents(store: Store, inputs: Inputs, model: Model, say: Say) -> Tensor:
-    settings = inputs.config.evaluation
+def _documents(store: Store, inputs: Inputs, model: Model, say: Say) -> dict[str, Tensor]:
+    """The fields of `DriftText`. Held-out prompts stay those of the first call, also if the run gets more questions."""
+    settings, on_prompts = inputs.config.evaluation, prompt_positions(inputs.config)
     size = settings.drift_documents, settings.drift_tokens
-    check_length(model, len(start_tokens(model)) + settings.drift_tokens, "a drift document")
+    if not on_prompts:
+        check_length(model, len(start_tokens(model)) + settings.drift_tokens, "a drift document")
 
     def compute() -> Tensors:
+        if on_prompts:
+            forest = _grow(
+                inputs, model, inputs.split.test[: settings.drift_documents], replace(inputs.scoring, primer="")
+            )
+            return prompt_documents(forest, model.pad_id), {}
         if settings.drift_text is not None:
             return {"documents": cut_documents(model, settings.drift_text, *size)}, {}
         say(f"sampling {size[0]} x {size[1]} tokens of text from the unedited model")
         return {"documents": sample_documents(model, *size, seed=inputs.config.seed)}, {}
 
     key = content_hash([model.fingerprint, *drift_source(inputs, model)])
-    return _cached(store, "drift", key, compute)[0]["documents"]
+    return _cached(store, "drift", key, compute)[0]
 
 
 def _cached(store: Store, name: str, key: str, compute: Callable[[], Tensors]) -> Tensors:

@@ -6,7 +6,6 @@ Torch is imported only when something is loaded, so that bad settings and files 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -19,12 +18,12 @@ from locaudit.behaviours.splits import Split, split_questions
 from locaudit.checkpoints import read_shape
 from locaudit.claims import Claim, Controls, draw_nulls, find_kind, parse_location, read_claim
 from locaudit.claims.kinds import BY_VALUE, Shape
-from locaudit.config import AuditConfig, Registration, SplitConfig, hold, load_config, read_registration
+from locaudit.config import AuditConfig, Registration, SplitConfig, hold, read_registration
 from locaudit.config.files import read_bytes
 from locaudit.config.settings import ANSWER_TOKENS
 from locaudit.errors import ConfigError, DataError, LocationError
 from locaudit.judges.base import Judge
-from locaudit.location import Location
+from locaudit.location import IN_TEXT, ROLES, Location, Positions
 from locaudit.records import OFF, NullId
 from locaudit.registry import METHODS, load_plugins
 from locaudit.run.executors import check_executor
@@ -32,7 +31,7 @@ from locaudit.run.judging import build_judges, check_judges, choose_judges
 from locaudit.stats.questions import LEAST_FOR_NO
 from locaudit.stats.scores import find_score, resolve_score
 from locaudit.stats.words import too_few
-from locaudit.store.folder import MARK
+from locaudit.store.folder import saved_config
 from locaudit.text import plural
 
 if TYPE_CHECKING:
@@ -123,6 +122,7 @@ def read_settings(
     behaviour = (behaviour or load_behaviour(config.behaviour, columns=config.behaviour_columns)).worded(
         config.prompt.wording
     )
+    _check_positions(config, behaviour)
     config = settle_style(config, behaviour)
     if config.prompt.style == "chat" and config.prompt.date == "auto":
         config = replace(config, prompt=replace(config.prompt, date=_first_day(out)))
@@ -185,6 +185,30 @@ def _read_off_target(config: AuditConfig, behaviour: Behaviour, name: str) -> tu
     return make_prompt(settings, load_primer(config.prompt.primer, other.primer)), kept
 
 
+def prompt_positions(config: AuditConfig) -> list[Positions]:
+    """The positions that methods edit and running text does not have; drift is then measured on held-out prompts."""
+    edited = {getattr(settings, "positions", "all") for settings in config.methods.values()}
+    return [name for name in ROLES if name in edited and name not in IN_TEXT]
+
+
+def _check_positions(config: AuditConfig, behaviour: Behaviour) -> None:
+    """Raise an error for edits of subjects that are not marked, or a text for drift that has no such tokens."""
+    positions = prompt_positions(config)
+    if positions and config.evaluation.drift_text is not None:
+        raise ConfigError(
+            got=f"evaluation.drift_text = {config.evaluation.drift_text} with positions {' and '.join(positions)}",
+            expected="no drift text: running text has no such tokens, and held-out prompts are used instead",
+            remedy="leave evaluation.drift_text out",
+        )
+    unmarked = next((question for question in behaviour.questions if not question.subject), None)
+    if "subject" in positions and unmarked is not None:
+        raise DataError(
+            got=f"positions subject, and the question {unmarked.text[:60]!r} of {behaviour.name} without a subject",
+            expected="the subject of every question",
+            remedy='write it into each row, such as "subject": "the Eiffel Tower", as it stands in the question',
+        )
+
+
 def settle_style(config: AuditConfig, behaviour: Behaviour) -> AuditConfig:
     """The settings with the behaviour's own ``prompt.style`` in place of ``auto``."""
     style = behaviour.style if config.prompt.style == "auto" else config.prompt.style
@@ -199,10 +223,8 @@ def make_prompt(config: AuditConfig, primer: str = "") -> Prompt:
 
 def _first_day(out: str | Path | None) -> str:
     """The ``prompt.date`` of the run in a folder, or today if there is none."""
-    found = "auto"
-    if out is not None:
-        with suppress(ConfigError):  # no run yet, or a damaged one, which is refused later, when it is opened
-            found = load_config(Path(out) / MARK).prompt.date
+    before = None if out is None else saved_config(out)
+    found = "auto" if before is None else before.prompt.date
     return date.today().isoformat() if found == "auto" else found
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -27,6 +27,15 @@ from locaudit.store.files import write_atomically
 
 MARK = "config.yaml"
 """File with a run's settings; it also marks a folder as that of a run."""
+SAVED_BEHAVIOUR = "behaviour.json"
+"""File with the behaviour of a run that was given it as an object, not by name."""
+
+
+def saved_config(folder: str | Path) -> AuditConfig | None:
+    """The settings of the run in a folder; None if there is no run, or one that `open_run` will refuse."""
+    with suppress(ConfigError):
+        return load_config(Path(folder) / MARK)
+    return None
 
 
 @contextmanager

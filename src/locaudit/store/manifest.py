@@ -93,6 +93,8 @@ class Manifest:
     """The last 40 characters that the chat template writes before an answer; None in style ``qa``."""
     prompt_date: str | None = None
     """The day on which the chat template's clock stood; None if the template does not print it."""
+    drift_on: str = ""
+    """What KL and cross-entropy are measured on, as words after "KL from the unedited model"; empty: running text."""
     extensions: tuple[Extension, ...] = ()
     """What was added to the run after it had results, in order."""
     notes: tuple[str, ...] = ()
