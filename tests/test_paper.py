@@ -322,8 +322,8 @@ def test_command_line(home, finished, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "could not test" in out or "replicated" in out
     assert "paper.html" in out
-    with pytest.raises(SystemExit):
-        main(["paper", "--preset", "huge"])
+    assert main(["paper", "--preset", "huge"]) == 2
+    assert "invalid choice 'huge' for argument '--preset'" in capsys.readouterr().err
 
 
 def test_what_the_budget_does_not_reach_is_named_with_its_size(home, tmp_path):

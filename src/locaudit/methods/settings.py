@@ -75,8 +75,8 @@ class TrainingSettings:
     ``auto``: 2, 4, 8 or 16, the first whose doubling gains less than 2 % of the objective.
     It is found before the first trial, at the claim and in the whole model."""
     positions: Positions = "all"
-    """Which tokens are edited, in training and after: ``all`` (as in the paper), ``prompt``, ``answer``, ``last`` or
-    ``subject``, as for ITI."""
+    """Which tokens are edited, in training and after.
+    ``all`` (as in the paper), ``prompt``, ``answer``, ``last`` or ``subject``: as in ITI's settings."""
     max_questions: Count | None = None
     """Use at most this many training questions to train edits (None: all). Probes and ITI always use all of them."""
     learning_rate: Positive | None = None
