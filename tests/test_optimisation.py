@@ -172,6 +172,14 @@ def test_a_whole_model_worse_than_a_part_of_it_is_flagged():
     assert flags([*ITI, *optimal(0.4, 0.4, losses=(1.0, 1.5))])[0] == {("superset", ("claim",))}
 
 
+def test_an_edit_whose_loss_rose_at_the_end_is_flagged():
+    for change, is_flagged in ((-0.3, False), (0.09, False), (0.11, True)):
+        records = [replace(x, training=dict(x.training) | {"change": (change,)}) for x in optimal(0.4, 0.4)]
+        names, found = flags([*ITI, *records])
+        assert (("unsettled", ("claim", "whole")) in names) == is_flagged
+    assert "rose at the end of training (the claim, the whole model)" in found["optimal"][0].text
+
+
 def test_the_best_at_an_edge_and_training_that_is_too_short_are_flagged():
     records = [r for r in optimal(0.4, 0.4) if r.spec.arm == "whole" or r.spec.hyperparameter != 0.1]
     names, found = flags(records, plateau=False, epochs=16)

@@ -8,6 +8,7 @@ not optimised   a trained edit is worse than an untrained one (ITI) at the same 
                 of what that one gains: on validation questions, or on test questions if a method was not validated
                 because it has one strength
 superset        the whole model's training objective is worse than that of a place that it contains
+unsettled       the training loss rose by more than `MOST_RISE` from the last window of steps but one to the last
 short           the longest training that ``epochs: auto`` tries still gained
 destroyed       the edit's KL drift is above `MOST_KL`, or most of its answers are degenerate (`find_destroyed`)
 """
@@ -29,6 +30,8 @@ from locaudit.stats.selection import CLAIM, WHOLE, choose, group_trials, is_at_e
 
 LEAST_LOSS = 0.02
 """Relative difference between two training objectives that counts."""
+MOST_RISE = 0.1
+"""Relative rise of the training loss at the end of training (`locaudit.methods.training.progress`) that counts."""
 MOST_KL = 2.0
 """KL of the unedited model to the edited one on the drift text, in nats per token, above which an edit destroys it."""
 MOST_DEGENERATE = 0.5
@@ -96,6 +99,8 @@ def find_flags(
                 yield from flag("not optimised", worse, **said)
         whole = {record.spec.hyperparameter: record for record in places.get(WHOLE, ())}
         yield from flag("superset", [p for p in places if p != WHOLE and _falls_short(best[name][p], whole)])
+        ended = {place: chosen for place in places if (chosen := best[name][place])}
+        yield from flag("unsettled", [p for p, x in ended.items() if x.training.get("change", (0.0,))[0] > MOST_RISE])
         if not training.get("plateau", True):
             yield from flag("short", [CLAIM], epochs=training["epochs"])
 
