@@ -188,7 +188,7 @@ def _refuse_labels(labels: Path | None, folder: Path) -> None:
 
 
 def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1) -> Inputs:
-    """Raise errors in settings and files at once, without waiting seconds for the import of torch."""
+    """What an audit would read. Raises errors in settings and files at once, without the seconds that torch takes."""
     from locaudit.run.subject import read_settings
     from locaudit.store.folder import check_folder, check_run
 
