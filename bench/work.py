@@ -54,6 +54,7 @@ from locaudit.models.load import DTYPES, resolve_device
 from locaudit.records import mean_metrics
 from locaudit.registry import ASPECTS
 from locaudit.stats import JUDGED, judged_metrics, mean_score, score_values
+from locaudit.stats.optimisation import MOST_RISE
 from locaudit.store.cache import cache_folder, open_cache
 from locaudit.store.run import load_run
 

@@ -55,8 +55,8 @@ def test_the_training_length_is_the_first_whose_doubling_gains_little(objectives
 
 def test_windows_of_training_have_every_question_equally_often():
     assert progress([4.0, 2.0], 1) == {"objective": 3.0}
-    assert progress([4.0, 2.0, 1.0, 1.0], 2) == {"objective": 1.0, "change": 1 / 3 - 1}
-    assert progress([9.0] * 12 + [4.0, 2.0, 1.0, 1.0], 8) == {"objective": 2.0, "change": 2 / 9 - 1}
+    assert progress([4.0, 2.0, 1.0, 1.0], 2) == {"objective": 1.0, "change": -2 / 4}
+    assert progress([9.0] * 12 + [4.0, 2.0, 1.0, 1.0], 8) == {"objective": 2.0, "change": -7 / 9}
 
 
 @pytest.mark.parametrize(

@@ -436,6 +436,18 @@ def test_default_learning_rate_meets_its_anchors(batching, anchors):
     assert default_learning_rate(batching, 10**5, 10**5) == pytest.approx(anchors[2])
 
 
+def test_default_learning_rates_fall_with_few_pairs_in_a_step():
+    """As the square root, below 2; the paper's rates of ``pair`` batching are not changed."""
+    full = default_learning_rate("question", 16, 1024)
+    rates = [default_learning_rate("question", 16, 1024, pairs) for pairs in (0.5, 1, 2, 12)]
+    assert rates == pytest.approx([full / 2, full / 2**0.5, full, full])
+    assert default_learning_rate("question", 1, 1, 0.5) == default_learning_rate("question", 1, 1) / 2
+    assert default_learning_rate("pair", 16, 1024, 1) == default_learning_rate("pair", 16, 1024)
+    shape = Shape(n_layers=2, n_heads=4, n_kv_heads=2, head_dim=16, n_neurons=64, width=64)
+    rates = [optimal.learning_rate(shape, PLACE, OptimalSettings(batch_size=n), pairs=1) for n in (1, None, 4)]
+    assert rates[0] < rates[1] == rates[2]
+
+
 @pytest.mark.parametrize("batching", ["pair", "question"])
 @pytest.mark.parametrize("n_heads", [2, 8, 16, 17, 255, 256, 270, 1024, 46080])
 def test_default_learning_rates_are_continuous_in_size(batching, n_heads):
@@ -455,16 +467,16 @@ def test_default_learning_rates_of_other_kinds():
     shape = Shape(n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, n_neurons=1536, width=576)
 
     def rate(text):
-        return optimal.learning_rate(shape, parse_location(text), OptimalSettings())
+        return optimal.learning_rate(shape, parse_location(text), OptimalSettings(), 2)
 
     assert rate("mlp:4") == rate(f"neuron:{','.join(f'4.{i}' for i in range(1536))}")
     assert rate("attention:4") == rate(",".join(f"4.{i}" for i in range(9)))
     assert rate("kv-group:4.0") == rate("4.0,4.1,4.2")
     assert 2.8e-3 < rate("mlp:4") < rate("residual:4") < 5.8e-3  # docs/learning-rates.md
     for kind in BUILT_IN:
-        whole = optimal.learning_rate(shape, Location.whole(kind), OptimalSettings())
+        whole = optimal.learning_rate(shape, Location.whole(kind), OptimalSettings(), 2)
         assert whole == pytest.approx(5e-4 if kind == "residual" else 1.5e-3)
-    assert optimal.learning_rate(shape, Location.whole("residual"), OptimalSettings(learning_rate=0.1)) == 0.1
+    assert optimal.learning_rate(shape, Location.whole("residual"), OptimalSettings(learning_rate=0.1), 1) == 0.1
 
 
 def test_gradients_are_clipped_for_each_edit_alone(llama, few):

@@ -79,7 +79,7 @@ def train(
             partial(untrained, model, job, reader, *positions[number : number + 1]),
             job.strength,
             job.seed,
-            job.learning_rate or learning_rate(model.shape, job.location, settings),
+            job.learning_rate or learning_rate(model.shape, job.location, settings, data.mean_pairs),
         )
         for number, job in enumerate(jobs)
     ]

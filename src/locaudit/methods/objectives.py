@@ -42,9 +42,11 @@ LEARNING_RATES: dict[str, tuple[float, float, float]] = {
     "question": (2e-2, 1e-2, 1.5e-3),
 }
 """Learning rates of one head, 16 heads and the whole model for each way of batching."""
+FULL_PAIRS = 2
+"""Pairs in a step from which on the rates of ``question`` batching hold; with fewer, they fall."""
 
 
-def default_learning_rate(batching: Batching, heads_worth: float, n_heads: float) -> float:
+def default_learning_rate(batching: Batching, heads_worth: float, n_heads: float, pairs: float = FULL_PAIRS) -> float:
     """Learning rate for a location of the size of `heads_worth` heads, in a model of `n_heads` heads.
 
     It falls continuously with size: its logarithm is linear in the logarithm of the size between one head, 16 heads and
@@ -52,10 +54,12 @@ def default_learning_rate(batching: Batching, heads_worth: float, n_heads: float
     the rate of 16 heads is left out, so that the curve is not steep at its end.
 
     With ``pair`` batching, the rates are the paper's: 2e-3 for one head, 5e-4 for 16 and 1e-4 for all 1024 heads of its
-    model. Those of ``question`` batching are from docs/learning-rates.md.
+    model. Those of ``question`` batching are from docs/learning-rates.md. The gradient of a step of few `pairs` (their
+    mean number) is noisy: with fewer than `FULL_PAIRS`, these rates are multiplied by sqrt(pairs / FULL_PAIRS).
     """
     one, some, whole = LEARNING_RATES[batching]
     sizes, rates = ([1, 16, n_heads], [one, some, whole]) if n_heads >= 16**2 else ([1, n_heads], [one, whole])
+    share = math.sqrt(min(pairs / FULL_PAIRS, 1)) if batching == "question" else 1.0
     if n_heads <= 1:
-        return whole
-    return math.exp(np.interp(math.log(heads_worth), np.log(sizes), np.log(rates)))
+        return share * whole
+    return share * math.exp(np.interp(math.log(heads_worth), np.log(sizes), np.log(rates)))

@@ -12,7 +12,7 @@ from locaudit.methods.base import Fit, Job
 from locaudit.methods.objectives import default_learning_rate
 from locaudit.methods.parameters import TrainableEdit
 from locaudit.methods.settings import ConstantSettings, OptimalSettings, TrainingSettings
-from locaudit.methods.training import PART_TOKENS, Trainee, train
+from locaudit.methods.training import PART_TOKENS, Trainee, step_size, train
 from locaudit.models.memory import of_device
 
 OnStep = Callable[[int, int], None]
@@ -47,19 +47,19 @@ def _fit(
     on_step: OnStep | None,
 ) -> list[Fit]:
     """Train one edit per job, in banks. Reads `shared`'s model, training data, cached residuals and row_tokens."""
+    data = shared.training.first(settings.max_questions)
     trainees = [
         Trainee(
             partial(start, job),
             job.strength or 0.0,
             job.seed,
-            learning_rate(shared.model.shape, job.location, settings),
+            learning_rate(shared.model.shape, job.location, settings, data.mean_pairs),
         )
         for job in jobs
     ]
     size = settings.bank_size or len(jobs)
     banks = [trainees[i : i + size] for i in range(0, len(jobs), size)]
     part = of_device(PART_TOKENS, shared.model.device)
-    data = shared.training.first(settings.max_questions)
     return [
         found
         for bank in banks
@@ -75,8 +75,12 @@ def _fit(
     ]
 
 
-def learning_rate(shape: Shape, location: Location, settings: TrainingSettings) -> float:
-    """The learning rate in the settings or, if None, the default for a location of this kind and size."""
+def learning_rate(shape: Shape, location: Location, settings: TrainingSettings, pairs: float) -> float:
+    """The learning rate in the settings or, if None, the default for a location of this kind and size.
+
+    `pairs` is the mean number of pairs of a training question.
+    """
     kind, whole = find_kind(location), Location.whole(location.kind)
     size, n = kind.heads_worth(location, shape), kind.heads_worth(whole, shape)
-    return settings.learning_rate or kind.pace * default_learning_rate(settings.batching, size, n)
+    in_step = pairs * step_size(settings.batching, settings.batch_size)
+    return settings.learning_rate or kind.pace * default_learning_rate(settings.batching, size, n, in_step)

@@ -59,6 +59,12 @@ class TrainingData:
     reference: tuple[Tensor, ...]
     """For each tree, log pi_0 (answers,) of its answers: log-probabilities in nats, summed over tokens."""
 
+    @property
+    def mean_pairs(self) -> float:
+        """Mean number of pairs of a true and a false answer that a question has."""
+        pairs = [n * (len(tree.branches) - n) for tree, n in zip(self.forest.trees, self.n_true, strict=True)]
+        return fmean(pairs) if pairs else 0.0
+
     def first(self, n: int | None) -> TrainingData:
         """The data restricted to the first `n` questions (None: all)."""
         if n is None or n >= len(self.forest.trees):
@@ -153,13 +159,14 @@ def train(
 def progress(losses: Sequence[float], epochs: int) -> dict[str, float]:
     """How far training got, from the loss of each step: ``objective`` and ``change``.
 
-    The objective is the mean loss of the last window of steps, and ``change`` is its relative difference from that of
-    the window before; it is negative while the loss falls. A window is a quarter of the epochs, rounded down, but at
-    least one, so that it has every question equally often. A single epoch has no ``change``.
+    The objective is the mean loss of the last window of steps. ``change`` is its difference from that of the window
+    before, as a share of the first step's loss, which is that of the unedited model; it is negative while the loss
+    falls. A window is a quarter of the epochs, rounded down, but at least one, so that it has every question equally
+    often. A single epoch has no ``change``.
     """
     window = len(losses) // epochs * max(epochs // 4, 1)
     last, before = fmean(losses[-window:]), losses[-2 * window : -window]
-    return {"objective": last} | ({"change": last / fmean(before) - 1} if any(before) else {})
+    return {"objective": last} | ({"change": (last - fmean(before)) / losses[0]} if before and losses[0] else {})
 
 
 def _check(model: Model, trainees: Sequence[Trainee], settings: TrainingSettings) -> None:

@@ -173,7 +173,7 @@ def _describe_training(inputs: Inputs, model: Model, claim: Location, settings: 
         "batch_size": size,
         "optimizer": resolve_optimizer(settings.optimizer, model.device),
         "learning_rate": {
-            "claim": learning_rate(model.shape, claim, settings),
-            "whole": learning_rate(model.shape, Location.whole(claim.kind), settings),
+            name: learning_rate(model.shape, place, settings, n_pairs / len(questions))
+            for name, place in (("claim", claim), ("whole", Location.whole(claim.kind)))
         },
     }

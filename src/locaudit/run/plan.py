@@ -33,6 +33,8 @@ def fit_context(
     """
     method: Method = METHODS[name]
     values = {key: x for key, x in asdict(settings).items() if key not in (*method.grids, "bank_size")}
+    if values.get("learning_rate", 0) is None:  # earlier versions had one default for all numbers of pairs
+        values["learning_rate"] = "by size and pairs"
     if values.get("positions") == "all":  # as before there was this setting
         del values["positions"]
     if (grid := method.grid_of(settings)) == "doses":

@@ -8,7 +8,8 @@ not optimised   a trained edit is worse than an untrained one (ITI) at the same 
                 of what that one gains: on validation questions, or on test questions if a method was not validated
                 because it has one strength
 superset        the whole model's training objective is worse than that of a place that it contains
-unsettled       the training loss rose by more than `MOST_RISE` from the last window of steps but one to the last
+unsettled       from the last window of training steps but one to the last, the loss rose by more than `MOST_RISE` of
+                the unedited model's
 short           the longest training that ``epochs: auto`` tries still gained
 destroyed       the edit's KL drift is above `MOST_KL`, or most of its answers are degenerate (`find_destroyed`)
 """
@@ -31,7 +32,8 @@ from locaudit.stats.selection import CLAIM, WHOLE, choose, group_trials, is_at_e
 LEAST_LOSS = 0.02
 """Relative difference between two training objectives that counts."""
 MOST_RISE = 0.1
-"""Relative rise of the training loss at the end of training (`locaudit.methods.training.progress`) that counts."""
+"""Rise of the loss at the end of training, as a share of the unedited model's, that counts (``change`` of
+`locaudit.methods.training.progress`)."""
 MOST_KL = 2.0
 """KL of the unedited model to the edited one on the drift text, in nats per token, above which an edit destroys it."""
 MOST_DEGENERATE = 0.5

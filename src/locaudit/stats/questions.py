@@ -111,6 +111,11 @@ class _Asker:
         return next((name for name, is_so in zip(VOID, applies, strict=True) if is_so), "")
 
     @property
+    def not_best(self) -> str:
+        """Why the edit at the claim is not the best one, so that it can show no "no"; empty without such a sign."""
+        return next((name.replace(" ", "_") for name in ("not optimised", "unsettled") if name in self.flags), "")
+
+    @property
     def has_enough(self) -> bool:
         """Whether there are enough questions for a ``no``."""
         return self.m.n_questions >= LEAST_FOR_NO
@@ -170,8 +175,8 @@ class _Asker:
         if "destroyed whole" in self.flags:
             return self.opened(question, "whole_destroyed")
         question = replace(question, p_no=m.over_margin({CLAIM: 1.0, BASE: -1.0}, of=WHOLE).p_below())
-        if "not optimised" in self.flags:
-            return self.opened(question, "not_optimised")
+        if self.not_best:
+            return self.opened(question, self.not_best)
         if question.p_no <= m.level:
             return replace(question, answer="no") if self.has_enough else self.opened(question, "few_for_no")
         high = self.number(m.gain(CLAIM).interval()[1])
@@ -216,9 +221,7 @@ class _Asker:
         if not curtailment(plan.n_planned, m.level):
             return "few_controls", {"least": 1 / (1 + plan.n_planned)}
         if null.p_no <= m.level:
-            if "not optimised" in self.flags:
-                return "not_optimised", {}
-            return ("" if self.has_enough else "few_for_no"), {}
+            return self.not_best or ("" if self.has_enough else "few_for_no"), {}
         return "some", {"more": 2 * plan.n_planned + 1}
 
     def needed(self) -> Question:
