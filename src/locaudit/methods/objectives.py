@@ -42,7 +42,7 @@ LEARNING_RATES: dict[str, tuple[float, float, float]] = {
     "question": (2e-2, 1e-2, 1.5e-3),
 }
 """Learning rates of one head, 16 heads and the whole model for each way of batching."""
-FULL_PAIRS = 2
+FULL_PAIRS = 4
 """Pairs in a step from which on the rates of ``question`` batching hold; with fewer, they fall."""
 
 
