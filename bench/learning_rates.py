@@ -33,12 +33,15 @@ from bench.work import (
     load,
     log_probs,
     means,
+    probed,
     questions,
     random_units,
     score_questions,
     train,
     training_data,
 )
+
+PROBED = "probed head"
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Settings:
     kinds: tuple[Literal["head", "kv-group", "attention", "neuron", "mlp", "residual"], ...] = ("head",)
     sizes: tuple[int, ...] = (1, 16, 0)
     """Numbers of units; 0 for the whole model."""
+    probed: Positive | None = None
+    """Train at this many heads with the most accurate probes, too, as in a claim (None: do not)."""
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     seeds: tuple[int, ...] = (0, 1)
     out: Path | None = None
@@ -72,13 +77,19 @@ def main(given: Settings) -> None:
     asked = [replace(q, true=q.true[: given.max_answers], false=q.false[: given.max_answers]) for q in asked]
     held = asked[given.train :]
     data, held_data = training_data(model, asked[: given.train]), training_data(model, held)
+    best = probed(model, asked, given.probed)[0] if given.probed else None
 
     def scores(sums: list[torch.Tensor]) -> dict[str, float]:
         loss = held_out_loss(held_data, sums, tau=given.tau)
         return {"loss": loss, **means(score_questions(held, sums, list(held_data.reference)))}
 
+    def place(kind: str, size: int, seed: int) -> Location:
+        if best and kind == PROBED:
+            return best
+        return random_units(model, kind, size, seed) if size else Location.whole(kind)
+
     def trial(kind: str, size: int, rate: float, seed: int) -> dict[str, Any]:
-        where = random_units(model, kind, size, seed) if size else Location.whole(kind)
+        where = place(kind, size, seed)
         started = time.monotonic()
         settings = {"epochs": given.epochs, "batch_size": given.batch_size, "learning_rate": rate}
         (fit,) = train(model, data, [Job(where, given.tau, seed)], **settings)
@@ -93,7 +104,7 @@ def main(given: Settings) -> None:
     columns = ("kind", "units", "learning rate", "last train loss", "rises")
     print(header(*columns, "held-out loss", "reward accuracy", "MC2"))
     rows = []
-    for kind, size in product(given.kinds, given.sizes):
+    for kind, size in [*([(PROBED, given.probed)] if best else []), *product(given.kinds, given.sizes)]:
         for rate in given.rates:
             group = [trial(kind, size, rate, seed) for seed in given.seeds]
             rows += group
