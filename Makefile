@@ -56,7 +56,7 @@ check: setup
 
 # Both notebooks, as they are.
 notebooks: setup
-	$(BIN)/python -m pytest --nbmake -n 2 notebooks
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout 900 -n 2 notebooks
 
 # The site, in build/site. Broken links and anchors are errors.
 docs: setup
@@ -64,7 +64,8 @@ docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 # Wheel and source distribution, installed into an environment of their own; are the extras still to be had together?
-FRESH := build/fresh/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Nothing is compiled on installation, because most modules are never imported.
+FRESH := build/fresh/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 wheel: setup
 	$(PIP) build
 	rm -rf build/dist && $(BIN)/python -m build --outdir build/dist .
@@ -73,7 +74,8 @@ wheel: setup
 	$(FRESH) "$$(ls build/dist/*.whl)[report]"
 	cd build && fresh/bin/locaudit --version && fresh/bin/locaudit init fresh/audit.yaml
 	cd build && fresh/bin/python -c "import locaudit; locaudit.load_config('fresh/audit.yaml')"
-	$(FRESH) --dry-run "$$(ls build/dist/*.whl)[report,notebook,hub,judge,ray]"
+	$(FRESH) --dry-run "$$(ls build/dist/*.whl)[report,notebook,hub,judge,ray,trackers]"
+	$(FRESH) --no-deps --force-reinstall build/dist/*.tar.gz && build/fresh/bin/locaudit --version
 
 # Comparison with code we did not write; LOCAUDIT_TRUTHFULQA_MC names TruthfulQA's mc_task.json for the MC1/MC2 part.
 parity: setup

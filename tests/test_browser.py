@@ -11,8 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from locaudit.config import merge_config
 from locaudit.report import write_report
+from locaudit.report.compare import write_comparison
+from locaudit.report.repeats import write_repeats
 from locaudit.run.audit import run_audit
+from locaudit.run.repeats import run_repeats
+from locaudit.store.run import load_run
 from locaudit.studies.paper import write_paper
 from locaudit.studies.paper.run import run_paper
 from runs import HashJudge, save_behaviour, save_model, small_config, study_config
@@ -35,6 +40,32 @@ def page_path(tmp_path_factory) -> Path:
         database.execute(f"INSERT OR REPLACE INTO judgements {judged}", (EVIL,))
         database.execute("UPDATE questions SET text = text || ? WHERE position = 0", (EVIL,))
     return write_report(home / "run")
+
+
+@pytest.fixture(scope="module")
+def compare_path(page_path, tmp_path_factory) -> Path:
+    """The page of two audits side by side; the model of one is called a script."""
+    run, other = page_path.parent, page_path.parent.parent / "other"
+    config = merge_config(load_run(run).config, {"claim": "0.1,1.2", "seed": 3})
+    run_audit(config, other, progress=False, judges=JUDGES)
+    name_model(other)
+    return write_comparison([run, other], tmp_path_factory.mktemp("compare"))[0]
+
+
+@pytest.fixture(scope="module")
+def repeats_path(tmp_path_factory) -> Path:
+    """The page of two repeats, whose model is called a script."""
+    home = tmp_path_factory.mktemp("repeats")
+    config = small_config(home, controls=3, claim="0.1,1.2", iti={"alphas": [2.0, 4.0]})
+    run_repeats(config, home / "runs", 2, progress=False, judges=JUDGES)
+    for number in range(2):
+        name_model(home / "runs" / f"repeat-{number}")
+    return write_repeats(home / "runs")[0]
+
+
+def name_model(folder: Path) -> None:
+    with closing(sqlite3.connect(folder / "trials.sqlite")) as database, database:
+        database.execute("UPDATE manifest SET value = json_set(value, '$.model', ?)", (EVIL,))
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +116,21 @@ def tabs(page):
         for chart in page.locator(f"#{name} .chart").all():
             chart.locator(".main-svg").first.wait_for()
         yield name
+
+
+def sort_by(page, table, title: str) -> list[list[float]]:
+    """The numbers of a column as the keyboard sorts them, up and down."""
+    number = table.locator("thead th").all_inner_texts().index(title)
+    head, found = table.locator("thead th").nth(number), []
+    assert head.get_attribute("aria-sort") == "none"
+    for order in ("ascending", "descending"):
+        head.locator("button").focus()
+        page.keyboard.press("Enter")
+        assert head.get_attribute("aria-sort") == order
+        cells = table.locator(f"tbody tr > :nth-child({number + 1})").all_inner_texts()
+        found.append([float(x.replace("−", "-")) for x in cells if x != "–"])
+        assert found[-1] == sorted(found[-1], reverse=order == "descending")
+    return found
 
 
 def serious(page) -> list[str]:
@@ -148,20 +194,7 @@ def test_tables_sort_search_filter_and_download(browser, page_path, tmp_path):
     with opened(browser, page_path) as page:
         page.locator("a[href='#edits']").click()
         table = page.locator("[data-table=trials]")
-        heads = table.locator("thead th").all_inner_texts()
-        column = heads.index("KL") + 1
-        kl = table.locator("thead th", has_text="KL").first
-        assert kl.get_attribute("aria-sort") == "none"
-
-        def values():
-            cells = table.locator(f"tbody tr > :nth-child({column})").all_inner_texts()
-            return [float(x.replace("−", "-")) for x in cells if x != "–"]
-
-        for order in ("ascending", "descending"):
-            kl.locator("button").focus()
-            page.keyboard.press("Enter")
-            assert kl.get_attribute("aria-sort") == order
-            assert values() == sorted(values(), reverse=order == "descending") and len(values()) > 5
+        assert all(len(values) > 5 for values in sort_by(page, table, "KL"))
         n = table.locator("tbody tr").count()
         table.locator("input[type=search]").fill("control 1")
         assert 0 < table.locator("tbody tr").count() < n
@@ -233,6 +266,57 @@ def test_the_theme_is_switched_and_everything_is_printed(browser, page_path):
         assert page.locator("main > section:visible").count() == page.locator("main > section").count()
         assert page.evaluate(look)[0] == light[0], "paper is white"
         assert not page.locator(".bar").is_visible()
+
+
+PAGES = {
+    "compare_path": ("compare", ".matrix tbody tr:nth-child(2) td b >> nth=0", ["p of the gain"]),
+    "repeats_path": ("verdict", ".badges li >> nth=0", ["repeat", "p of the gain"]),
+}
+"""Pages of several audits: their first section, what decides, and columns of their table."""
+
+
+@pytest.mark.parametrize("size", [DESK, PHONE])
+@pytest.mark.parametrize("script", [True, False])
+@pytest.mark.parametrize("name", PAGES)
+def test_the_first_screen_of_several_audits_has_what_decides(browser, request, name, size, script):
+    with opened(browser, request.getfixturevalue(name), size, java_script_enabled=script) as page:
+        for element in ("h1", PAGES[name][1]):
+            box = page.locator(element).bounding_box()
+            assert box["y"] >= 0 and box["y"] + box["height"] <= size[1], element
+            assert box["x"] >= 0 and box["x"] + box["width"] <= size[0] + 1, element
+        assert set(page.locator(".badge").all_inner_texts()) <= {"yes", "no", "open", "-"}
+        sections = page.locator("main > section")
+        assert page.locator("main > section:visible").count() == (1 if script else sections.count())
+
+
+@pytest.mark.parametrize(("size", "scheme"), [(DESK, "light"), (DESK, "dark"), (PHONE, "light")])
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_of_several_audits_open_without_complaints_or_faults(browser, request, name, size, scheme):
+    first, _, columns = PAGES[name]
+    with opened(browser, request.getfixturevalue(name), size, color_scheme=scheme) as page:
+        found = list(tabs(page))
+        for name in tabs(page):
+            assert serious(page) == [], name
+            assert page.evaluate("document.documentElement.scrollWidth") <= size[0], name
+        assert found[0] == first and len(found) == 2
+        assert EVIL.split(" ")[0] in page.locator("body").inner_text()
+        assert page.locator("main script, main img").count() == 0 and "injected" not in page.title()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_table_of_several_audits_sorts_and_the_theme_is_switched(browser, request, name):
+    with opened(browser, request.getfixturevalue(name)) as page:
+        page.locator(".bar nav a").last.click()
+        table = page.locator(".data-table")
+        n = table.locator("tbody tr").count()
+        for title in PAGES[name][2]:
+            assert all(len(set(values)) > 1 and len(values) == n for values in sort_by(page, table, title))
+        for label in table.locator("label").all():
+            label.locator("select").select_option(index=1)
+        assert 0 < table.locator("tbody tr").count() < n or not table.locator("label").count()
+        before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.locator("#theme").click()
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
 
 
 @pytest.mark.parametrize("size", [DESK, PHONE])

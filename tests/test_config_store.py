@@ -92,6 +92,7 @@ CHANGED = AuditConfig(
     whole_model=False,
     plugins=("json",),
     executor="ray",
+    tracker="wandb",
     ray=RayConfig(address="host:1", workers=2, cpus_per_worker=1.5, gpus_per_worker=0.5, weights="send"),
     score="mc1",
     level=0.1,
@@ -449,7 +450,7 @@ def test_hash_ignores_the_device_and_what_only_reads_the_trials():
             "evaluation.max_new_tokens", "off_target", "evaluation.samples",
         )  # fmt: skip
         elsewhere = name in (
-            "loading.device", "loading.device_map", "plugins", "executor", "vary",
+            "loading.device", "loading.device_map", "plugins", "executor", "tracker", "vary",
             "claim_format", "claim_top_k", "claim_threshold",
         )  # fmt: skip
         elsewhere |= name.startswith("ray.")

@@ -119,6 +119,8 @@ LOADERS = Registry("loaders", "behaviour format", "locaudit.behaviours.loaders")
 """Readers of behaviours (questions with answers), by name of the format."""
 EXECUTORS = Registry("executors", "executor", "locaudit.run.executors", "locaudit.run.executors.ray")
 """Ways of running trials: `locaudit.run.executors.Executor`."""
+TRACKERS = Registry("trackers", "tracker", "locaudit.run.trackers")
+"""Programs that show a run while it runs: `locaudit.run.trackers.Tracker`."""
 ARCHITECTURES = Registry("architectures", "architecture", "locaudit.architectures")
 """Supported architectures, by transformers' ``config.model_type``: `locaudit.architectures.Architecture`."""
 

@@ -28,6 +28,7 @@ from locaudit.registry import (
     METHODS,
     OBJECTIVES,
     SCORES,
+    TRACKERS,
 )
 from locaudit.run.executors import Local
 from locaudit.stats.scores import Score
@@ -170,7 +171,7 @@ def read_directions(path, kind):
     return Location(tuple(path.read_text().split()), "direction")
 
 
-# Where trials run, and where an architecture keeps its projections.
+# Where trials run, what shows them, and where an architecture keeps its projections.
 
 
 @EXECUTORS.register("counting")
@@ -181,6 +182,19 @@ class Counting:
         for outcome in Local().map(worker, folder, groups):
             Counting.groups += outcome.is_last
             yield outcome
+
+
+@TRACKERS.register("lines")
+class Lines:
+    def __init__(self, name, folder, settings):
+        self.file = folder / "lines.txt"
+
+    def log(self, n, values):
+        with self.file.open("a") as file:
+            print(n, values, file=file)
+
+    def finish(self, values, report):
+        self.log("verdict", values)
 
 
 ARCHITECTURES.register("qwen2_moe")(Architecture("model.layers", heads="self_attn.o_proj"))

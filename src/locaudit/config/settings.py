@@ -41,7 +41,10 @@ ANSWER_TOKENS = 50
 """Value of ``evaluation.max_new_tokens`` if it is None and a judge reads the answers."""
 _HOW_TO_READ = ("claim_format", "claim_top_k", "claim_threshold")
 """How the claim is read. The run's settings have the location itself."""
-_ELSEWHERE = ("registered", "plugins", "vary", "executor", "ray", "loading.device", "loading.device_map", *_HOW_TO_READ)
+_ELSEWHERE = (
+    "registered", "plugins", "vary", "executor", "ray", "tracker", "loading.device", "loading.device_map",
+    *_HOW_TO_READ,
+)  # fmt: skip
 """Other settings that no trial depends on. The settings in a claim file are applied to the configuration itself."""
 
 
@@ -399,6 +402,8 @@ class AuditConfig:
     executor: str = "local"
     """What runs the trials: ``local``, ``ray`` (a cluster), or an executor that a plug-in adds.
     ``local`` is this process or, with ``ray.workers``, so many processes of this machine. See docs/cluster.md."""
+    tracker: str | None = None
+    """Show the run in ``wandb``, ``mlflow`` or ``tensorboard`` (extra ``trackers``), or by what a plug-in adds."""
     ray: RayConfig = field(default_factory=RayConfig)
     loading: LoadingConfig = field(default_factory=LoadingConfig)
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
@@ -436,9 +441,9 @@ class AuditConfig:
 
         It leaves out device and device_map, so that a run can continue on another machine. It also leaves out judges,
         score, level and margin, which only use the results of trials, and stopping, which only affects their number: a
-        finished run can be judged and reported again. Plug-ins, executor, workers and the path of a claim file are left
-        out, too; the settings in the claim file are part of the configuration, and its hash is part of each trial's id.
-        Numbers of controls and questions (`GROWS`) are left out because they can be raised later.
+        finished run can be judged and reported again. Plug-ins, executor, workers, tracker and the path of a claim file
+        are left out, too; the settings in the claim file are part of the configuration, and its hash is part of each
+        trial's id. Numbers of controls and questions (`GROWS`) are left out because they can be raised later.
         """
         return content_hash({name: value for name, value in self._fixed().items() if name not in GROWS})
 

@@ -28,7 +28,7 @@ from locaudit.stats.verdict import MethodVerdict
 from locaudit.store.files import write_atomically
 from locaudit.store.run import Run, load_run
 
-_NOT_COMPARED = ("registered", "plugins", "executor", "loading", "ray", "claim", "model", "behaviour")
+_NOT_COMPARED = ("registered", "plugins", "executor", "tracker", "loading", "ray", "claim", "model", "behaviour")
 """Beginnings of settings that are not listed as differences: they change no result, or have a column."""
 _TITLES = {
     "run": "run", "model": "model", "behaviour": "behaviour", "claim": "claim", "score": "score", "method": "method",

@@ -63,6 +63,12 @@ class Repeats:
         return ", ".join(words[what] for what in next(iter(self.runs.values())).config.vary)
 
     @property
+    def ordered(self) -> Mapping[str, MethodRepeats]:
+        """The methods, beginning with the main one."""
+        main = next(iter(self.repeats.values())).verdict.main
+        return dict(sorted(self.verdict.methods.items(), key=lambda item: item[0] != main))
+
+    @property
     def asked(self) -> Mapping[str, Mapping[str, str]]:
         """Method -> name of a question -> the question in words, as each repeat asks it."""
         first = next(iter(self.repeats.values())).verdict

@@ -26,6 +26,8 @@ _ROW, _TITLE, _DOTS, _AXIS = 16, 18, 80, 36
 """Heights in pixels: the label of a mark, a panel's title, the most for its dots, and the axis."""
 _NARROW = 300
 """Width in pixels at which dots still do not overlap."""
+_LABEL = 0.36
+"""Share of the width that a mark's label may take."""
 _MARGIN = 0.04
 """Share of the width that is free at each end."""
 
@@ -115,8 +117,9 @@ def strip_chart(
         top = bottom + 8
     traces, bottom = [], lines[-1]["y1"]
     for i, (mark, x) in enumerate(marks):
-        own, y, is_left = themed(mark.colour), 9 + _ROW * i, (x - low) / (high - low) >= 0.6
+        own, y = themed(mark.colour), 9 + _ROW * i
         ends = mark.interval if all(map(math.isfinite, mark.interval)) else (x, x)
+        at, is_left = _beside(x, ends, low, high)
         bar = {"type": "data", "symmetric": False, "array": [ends[1] - x, 0], "arrayminus": [x - ends[0], 0],
                "color": own, "thickness": 2, "width": 0}  # fmt: skip
         traces.append(
@@ -125,13 +128,21 @@ def strip_chart(
              "marker": {"color": own, "symbol": list(_GLYPHS)[i % len(_GLYPHS)], "size": [9, 0], "opacity": 1},
              "cliponaxis": False}
         )  # fmt: skip
-        at, side, gap = (ends[0], "right", -9) if is_left else (ends[1], "left", 9)
+        side, gap = ("right", -9) if is_left else ("left", 9)
         notes.append({"text": f"<b>{escape(mark.label)} {_number(x)}</b>", "x": at, "y": y, "xanchor": side,
                       "xshift": gap, "showarrow": False})  # fmt: skip
     axis = {**axis_of(xlabel), "range": [low, high], "zeroline": False, "showgrid": False, "showline": True}
     hidden = {"range": [bottom, 0], "visible": False, "fixedrange": True}
     layout = {"xaxis": axis, "yaxis": hidden, "shapes": lines[:-1], "annotations": notes, "height": round(bottom)}
     return {"data": [*traces, *dots], "layout": layout}
+
+
+def _beside(x: float, ends: tuple[float, float], low: float, high: float) -> tuple[float, bool]:
+    """Where the label of a mark begins, and whether it stands to the left: beside the bar, or over a long bar."""
+    room = {True: (ends[0] - low) / (high - low), False: (high - ends[1]) / (high - low)}
+    is_left = (x - low) / (high - low) >= 0.6
+    side = next((left for left in (is_left, not is_left) if room[left] >= _LABEL), None)
+    return (x, is_left) if side is None else (ends[0] if side else ends[1], side)
 
 
 def draw_strip(panels: Sequence[Spread], *, xlabel: str, what: str = "control", alt: str = "") -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,9 +69,11 @@ from locaudit.run.subject import (
     settle_style,
     split_behaviour,
 )
+from locaudit.run.trackers import tracking
 from locaudit.run.turns import Turns
 from locaudit.run.worker import Shared, Worker, find_lack
 from locaudit.stats.phrases import where
+from locaudit.stats.selection import choose
 from locaudit.store.cache import Cache, open_cache
 from locaudit.store.database import HeldOutQuestion, Store
 from locaudit.store.files import write_atomically
@@ -113,7 +115,8 @@ def run_audit(
     """
     with begin(config, out, model, behaviour, judges, progress, prepared) as (store, job, meter):
         judge_answers(job.inputs.judges, store, store.records(), job.shared.cache, meter.say)
-        run_groups(store, job, job.groups, meter)
+        with tracking(job.inputs.config, store.folder, meter.say) as track:
+            run_groups(store, job, job.groups, meter, track)
 
 
 @contextmanager
@@ -271,9 +274,16 @@ def draw_controls(
     return draw_nulls(claim, shape, config.nulls, config.controls, values=values, **rules)
 
 
-def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[TrialSpec]:
+def run_groups(
+    store: Store,
+    job: Job,
+    groups: Groups,
+    meter: Meter,
+    track: Callable[[TrialRecord | None], None] = lambda _: None,
+) -> list[TrialSpec]:
     """Run the trials of `groups` that have no record yet. Storing, judging and early stopping all happen here.
 
+    `track` is called with the chosen trial of each place that is final; None if all diverged.
     Returns the trials of the whole plan that still have to run, and those that may get more samples
     (`TrialSpec.measured`). Controls that early stopping made unnecessary are not among them.
     """
@@ -284,6 +294,7 @@ def run_groups(store: Store, job: Job, groups: Groups, meter: Meter) -> list[Tri
     def note(records: Sequence[TrialRecord]) -> None:
         for trials in rounds.add(records):
             stopping.add(trials)
+            track(choose(trials, rounds.reading.score, rounds.reading.tie))
 
     def count(specs: Sequence[TrialSpec]) -> Counter[str]:
         return Counter(pace_of(shared, spec) for spec in specs)

@@ -28,6 +28,7 @@ from locaudit.records import OFF, NullId
 from locaudit.registry import METHODS, load_plugins
 from locaudit.run.executors import check_executor
 from locaudit.run.judging import build_judges, check_judges, choose_judges
+from locaudit.run.trackers import check_tracker
 from locaudit.stats.questions import LEAST_FOR_NO
 from locaudit.stats.scores import find_score, resolve_score
 from locaudit.stats.words import too_few
@@ -138,6 +139,7 @@ def read_settings(
     notes = () if shape is None else _check_claim(config, claim, shape)
     _check_rests(config)
     check_executor(config, model is not None)
+    check_tracker(config)
     for name, settings in config.methods.items():
         METHODS[name].check(settings)
     limit, asked = config.evaluation.max_new_tokens, judges
