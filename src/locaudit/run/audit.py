@@ -24,15 +24,12 @@ import torch
 from numpy.typing import NDArray
 
 from locaudit.behaviours.behaviour import Behaviour
-from locaudit.behaviours.loaders import load_behaviour
 from locaudit.claims import Controls, draw_nulls
 from locaudit.claims.kinds import Shape
 from locaudit.config import AuditConfig, Registration
 from locaudit.errors import RunFolderError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
-from locaudit.measure.activations import collect_activations
-from locaudit.methods.probes import Probes, fit_probes
 from locaudit.models.model import Model
 from locaudit.records import NO_METHOD, NullId, Place, TrialRecord, TrialSpec, content_hash
 from locaudit.registry import METHODS
@@ -63,11 +60,8 @@ from locaudit.run.subject import (
     Inputs,
     check_subject,
     load_subject,
-    make_prompt,
     note_few,
     read_inputs,
-    settle_style,
-    split_behaviour,
 )
 from locaudit.run.turns import Turns
 from locaudit.run.worker import Shared, Worker, find_lack
@@ -389,22 +383,6 @@ def _keep(store: Store, job: Job, outcome: Outcome, meter: Meter) -> float:
 def _done(records: Sequence[TrialRecord]) -> set[tuple[str, Place]]:
     """The trials that are whole, each with what it is used for."""
     return {(record.spec.trial_id, record.spec.place) for record in records}
-
-
-def run_probes(config: AuditConfig) -> Probes:
-    """Fit a probe for every head on the training questions of the behaviour. Writes nothing."""
-    behaviour = load_behaviour(config.behaviour, columns=config.behaviour_columns).worded(config.prompt.wording)
-    config, split = settle_style(config, behaviour), split_behaviour(config, behaviour)
-    with show_progress() as meter:
-        meter.say(f"loading {config.model}")
-        model = load_subject(config)
-        meter.say("reading activations of the training questions")
-        activations = collect_activations(
-            model, split.train, context=config.probe.context, prompt=make_prompt(config), seed=config.seed
-        )
-    return fit_probes(
-        activations, inverse_l2=config.probe.inverse_l2, val_fraction=config.probe.val_fraction, seed=config.seed
-    )
 
 
 def describe(group: Sequence[TrialSpec]) -> str:
