@@ -131,7 +131,7 @@ def test_find_prints_a_claim_that_audit_takes(small_yaml, tmp_path, capsys):
     assert cli.main(["audit", str(small_yaml), *flags]) == 0
 
 
-@pytest.mark.parametrize("command", ["demo", "audit", "find", "report"])
+@pytest.mark.parametrize("command", ["demo", "audit", "find", "heuristics", "report"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -165,6 +165,9 @@ SOON = [
     (["find", "--behaviour", "nothing.csv"], 2),
     (["find", "--by", "gradients"], 2),
     (["find", "--kind", "layer"], 2),
+    (["heuristics", "--behaviour", "nothing.csv"], 2),
+    (["heuristics", "--rules", "probe"], 2),
+    (["heuristics", "--kind", "layer"], 2),
     (["paper", "--data", "nothing.csv"], 2),
     (["paper", "--model", "./nothing"], 2),
     (["audit", "--repeats", "1001"], 2),
@@ -246,7 +249,7 @@ def test_help_and_what_is_refused_never_wait_for_torch(number, status, soon):
 
 def help_of(capsys, *arguments: str) -> str:
     """All flags of a command."""
-    has_settings = arguments[0] in ("demo", "audit", "find", "paper")
+    has_settings = arguments[0] in ("demo", "audit", "find", "heuristics", "paper")
     with pytest.raises(SystemExit) as stop:
         cli.main([*arguments, "--help-all" if has_settings else "--help"])
     assert stop.value.code == 0
@@ -598,7 +601,7 @@ def test_one_flag_sets_every_judge(tmp_path, capsys):
 
 COMMAND_LINES = (
     "demo", "init", "doctor", "table", "figures", "behaviour check", "audit", "status", "design", "paper", "find",
-    "report", "export", "judge validate", "judge validate --kind causal-lm",
+    "heuristics", "report", "export", "judge validate", "judge validate --kind causal-lm",
     "judge validate --kind openai", "judge compare --second.kind causal-lm", "calibrate null", "calibrate run",
     "calibrate planted", "calibrate coverage", "audit --methods ablate constant given",
     "audit --judges.truth.kind causal-lm",

@@ -1,4 +1,4 @@
-"""``locaudit find``: rank places by a rule, to claim the best ones."""
+"""``locaudit find | heuristics``: rank places by a rule, and test which rule finds better places than chance."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ import tyro
 from locaudit.claims.spelling import ALIASES
 from locaudit.cli.audit import refuse_early
 from locaudit.cli.commands import say
+from locaudit.cli.compare import print_comparison
 from locaudit.cli.flags import parse, take_config
-from locaudit.config import AuditConfig
+from locaudit.cli.shown import count_unjudged
+from locaudit.config import AuditConfig, merge_config
 from locaudit.errors import ConfigError
 from locaudit.location import spell_unit
 from locaudit.registry import KINDS, RULES
+from locaudit.report import require_report_extra
+from locaudit.run.heuristics import check_rules, run_heuristics
+from locaudit.run.subject import few_for_no
+
+_ALIKE = {"nulls": ["anywhere"], "methods": ["optimal"], "rest": False}
+"""What the audits of rules have by default: the same random places, and no edits of everything but the claim."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,43 @@ class _Find:
     """Number of places to print."""
     out: Path | None = None
     """CSV file for the scores of all places, which ``--claim`` reads (None: none is written)."""
+
+
+@dataclass(frozen=True)
+class _Heuristics:
+    config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: merge_config(AuditConfig(), _ALIKE)
+    )
+    rules: tuple[str, ...] = ("probe", "mean-difference", "gradient")
+    """Rules to compare, two or more: ``probe``, ``mean-difference``, ``gradient``, ``patching``, or of a plug-in."""
+    k: int = 16
+    """Number of places that each rule chooses, and that each random set has."""
+    kind: str = "head"
+    """Kind of place, as in ``locaudit find``."""
+    out: Path = Path("runs/heuristics")
+    """Folder with the run folder of each rule, the scores of all places, compare.html and compare.csv."""
+
+
+def heuristics(arguments: Sequence[str]) -> int:
+    """Parse ``locaudit heuristics [CONFIG.yaml] [flags]``, run an audit for each rule, and print them side by side."""
+    base, rest = take_config(_Heuristics().config, arguments)
+    words = "Does a rule find better places than chance? The best places of each rule against the same random places."
+    command = parse(_Heuristics(base), "locaudit heuristics [CONFIG.yaml]", words, rest)
+    require_report_extra()
+    _ = KINDS[ALIASES.get(command.kind, command.kind)]
+    check_rules(command.config, command.rules, command.k)
+    inputs = refuse_early(command.config)
+    if few := few_for_no(inputs.behaviour, inputs.config.split):
+        say(f"locaudit: {few}", stderr=True)
+    from locaudit.report.compare import write_comparison
+    from locaudit.report.result import read_result
+
+    folders = run_heuristics(command.config, command.out, command.rules, command.k, command.kind)
+    runs = [read_result(folder) for folder in folders]
+    for run in runs:
+        run.write_report()
+    print_comparison(*write_comparison(folders, command.out))
+    return count_unjudged([run.run for run in runs])
 
 
 def find(arguments: Sequence[str]) -> None:
