@@ -123,15 +123,15 @@ def test_flags_go_over_the_file_and_the_file_over_the_defaults(small_yaml, tmp_p
     assert config.level == AuditConfig.level
 
 
-def test_probe_prints_a_claim_that_audit_takes(small_yaml, tmp_path, capsys):
-    assert cli.main(["probe", str(small_yaml), "--top", "2"]) == 0
+def test_find_prints_a_claim_that_audit_takes(small_yaml, tmp_path, capsys):
+    assert cli.main(["find", str(small_yaml), "--top", "2"]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
     claim = last.removeprefix("--claim ").strip('"')
     flags = ["--claim", claim, "--controls", "1", "--methods", "iti", "--out", str(tmp_path / "run")]
     assert cli.main(["audit", str(small_yaml), *flags]) == 0
 
 
-@pytest.mark.parametrize("command", ["demo", "audit", "probe", "report"])
+@pytest.mark.parametrize("command", ["demo", "audit", "find", "heuristics", "report"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -162,7 +162,12 @@ SOON = [
     (["audit", "--out", str(Path(__file__).parent)], 2),
     (["demo", "--claim", "0.9"], 2),
     (["demo", "--positive", "--claim", "0.9"], 2),
-    (["probe", "--behaviour", "nothing.csv"], 2),
+    (["find", "--behaviour", "nothing.csv"], 2),
+    (["find", "--by", "gradients"], 2),
+    (["find", "--kind", "layer"], 2),
+    (["heuristics", "--behaviour", "nothing.csv"], 2),
+    (["heuristics", "--rules", "probe"], 2),
+    (["heuristics", "--kind", "layer"], 2),
     (["paper", "--data", "nothing.csv"], 2),
     (["paper", "--model", "./nothing"], 2),
     (["audit", "--repeats", "1001"], 2),
@@ -190,7 +195,7 @@ SOON = [
     (["audit", "--judge", "reference", "--judge.model", "./nothing"], 2),
     (["audit", "--top-k", "270"], 2),
     (["audit", "--nulls", "layers", "--claim", "mlp:1", "--disjoint"], 2),
-    (["probe", "--top", "0"], 2),
+    (["find", "--top", "0"], 2),
     (["report", "nowhere"], 2),
     (["export", "nowhere", "--out", "x"], 2),
     (["judge", "validate", "--truth", "nothing.jsonl"], 2),
@@ -244,7 +249,7 @@ def test_help_and_what_is_refused_never_wait_for_torch(number, status, soon):
 
 def help_of(capsys, *arguments: str) -> str:
     """All flags of a command."""
-    has_settings = arguments[0] in ("demo", "audit", "probe", "paper")
+    has_settings = arguments[0] in ("demo", "audit", "find", "heuristics", "paper")
     with pytest.raises(SystemExit) as stop:
         cli.main([*arguments, "--help-all" if has_settings else "--help"])
     assert stop.value.code == 0
@@ -595,8 +600,8 @@ def test_one_flag_sets_every_judge(tmp_path, capsys):
 
 
 COMMAND_LINES = (
-    "demo", "init", "doctor", "table", "figures", "behaviour check", "audit", "status", "design", "paper", "probe",
-    "report", "export", "judge validate", "judge validate --kind causal-lm",
+    "demo", "init", "doctor", "table", "figures", "behaviour check", "audit", "status", "design", "paper", "find",
+    "heuristics", "report", "export", "judge validate", "judge validate --kind causal-lm",
     "judge validate --kind openai", "judge compare --second.kind causal-lm", "calibrate null", "calibrate run",
     "calibrate planted", "calibrate coverage", "audit --methods ablate constant given",
     "audit --judges.truth.kind causal-lm",

@@ -89,6 +89,16 @@ def test_everything_that_a_file_adds_is_in_plan_verdict_tables_and_figures(audit
     assert "null.svg" in locaudit("figures", str(folder), "--format", "svg")
 
 
+def test_a_rule_ranks_places(audited, tmp_path):
+    folder, _ = audited
+    out = tmp_path / "scores.csv"
+    said = locaudit("find", str(folder.parent / "audit.yaml"), "--by", "spread", "--top", "3", "--out", str(out))
+    assert "standard deviation of the activation" in said and f"--claim {out} --claim-top-k 3" in said
+    with out.open() as file:
+        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    assert len(scores) == 8 and scores == sorted(scores, reverse=True) and scores[-1] > 0
+
+
 def test_a_report_is_made_anew_without_the_plug_in(audited):
     folder, _ = audited
     plugin, before = folder.parent / "mine.py", (folder / "verdict.json").read_bytes()

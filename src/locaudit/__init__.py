@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         RepeatsResult,
         audit,
         audit_repeats,
+        find,
         fit_iti,
         fit_optimal,
         fit_probes,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
         training_questions,
     )
     from locaudit.behaviours import Behaviour, Question, load_behaviour, split_questions
-    from locaudit.claims import Claim, parse_location, read_claim
+    from locaudit.claims import Claim, Ranking, parse_location, read_claim
     from locaudit.config import AuditConfig, load_config
     from locaudit.edits import Edit, EditBank, SiteEdit, folded, load_edit, save_merged, stack
     from locaudit.errors import LocauditError
@@ -41,6 +42,7 @@ _HOMES = {
         "RepeatsResult",
         "audit",
         "audit_repeats",
+        "find",
         "fit_iti",
         "fit_optimal",
         "fit_probes",
@@ -51,7 +53,7 @@ _HOMES = {
     "behaviours": ("Behaviour", "Question", "load_behaviour", "split_questions"),
     "edits": ("Edit", "EditBank", "SiteEdit", "folded", "load_edit", "save_merged", "stack"),
     "errors": ("LocauditError",),
-    "claims": ("Claim", "parse_location", "read_claim"),
+    "claims": ("Claim", "Ranking", "parse_location", "read_claim"),
     "location": ("Location",),
     "report.result": ("AuditResult", "read_result"),
     "studies.paper.config": ("PaperConfig",),
@@ -72,10 +74,12 @@ __all__ = [
     "PaperConfig",
     "PaperResult",
     "Question",
+    "Ranking",
     "RepeatsResult",
     "SiteEdit",
     "audit",
     "audit_repeats",
+    "find",
     "fit_iti",
     "fit_optimal",
     "fit_probes",

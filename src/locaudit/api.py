@@ -24,7 +24,7 @@ from typing import Any
 from locaudit.behaviours import BUNDLED, Behaviour, Question, load_behaviour, split_questions
 from locaudit.behaviours.format import Prompt
 from locaudit.checkpoints import read_shape
-from locaudit.claims import Claim, parse_location, read_claim
+from locaudit.claims import Claim, Ranking, parse_location, read_claim
 from locaudit.config import AuditConfig, ProbeConfig, SplitConfig, merge_config
 from locaudit.edits import Edit
 from locaudit.errors import ModelError
@@ -47,6 +47,7 @@ from locaudit.report import require_report_extra
 from locaudit.report.repeats import write_repeats
 from locaudit.report.result import AuditResult, read_result
 from locaudit.run.audit import run_audit
+from locaudit.run.find import find_places
 from locaudit.run.repeats import run_repeats
 from locaudit.stats import RepeatsVerdict
 from locaudit.store.folder import SAVED_BEHAVIOUR, saved_config
@@ -309,6 +310,50 @@ def audit(
     result = read_result(out)
     result.write_report()
     return result
+
+
+@quiet_libraries()
+def find(
+    model: Model | str | Path = AuditConfig.model,
+    behaviour: Behaviour | str | Path | Rows = AuditConfig.behaviour,
+    *,
+    by: str = "probe",
+    kind: str = "head",
+    config: AuditConfig | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Ranking:
+    """Rank all places of a kind by a rule, on the training questions of an audit with the same settings.
+
+    Args:
+        model: As in `audit`.
+        behaviour: As in `audit`.
+        by: The rule (`locaudit.methods.rules`): ``probe``, ``mean-difference``, ``gradient``, ``patching``, or one that
+            a plug-in adds.
+        kind: Kind of place: ``head``, ``kv-group``, ``attention``, ``neuron``, ``mlp`` or ``residual``.
+        config: As in `audit`.
+        progress: As in `audit`.
+        **settings: As in `audit`, such as ``split={"max_train": 60}``.
+
+    Returns:
+        The ranking: ``scores`` by unit, best first; ``top(8)`` is a claim, ``rows`` a table, and ``save`` writes it.
+
+    Raises:
+        ConfigError: Unknown rule, kind or setting.
+        DataError: Too few questions.
+        ModelError: The model has no places of this kind, or its scores are not finite.
+
+    Example:
+        >>> found = find(model, behaviour, by="gradient")
+        >>> audit(model, behaviour, claim=found.top(8), out="runs/mine")
+
+    """
+    behaviour = _of_rows(behaviour, settings)
+    values: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
+    given = {"model": model if isinstance(model, Model) else None,
+             "behaviour": behaviour if isinstance(behaviour, Behaviour) else None}  # fmt: skip
+    values |= {name: str(x) for name, x in (("model", model), ("behaviour", behaviour)) if given[name] is None}
+    return find_places(merge_config(config or AuditConfig(), values), by, kind, **given, progress=progress)
 
 
 @dataclass(frozen=True)

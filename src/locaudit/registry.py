@@ -105,6 +105,8 @@ METHODS = Registry("methods", "method", "locaudit.methods")
 """Ways of finding an edit: `locaudit.methods.Method`."""
 KINDS = Registry("kinds", "kind of place", "locaudit.claims.kinds")
 """Kinds of places: `locaudit.claims.kinds.Kind`."""
+RULES = Registry("rules", "rule", "locaudit.methods")
+"""Rules that rank places: `locaudit.methods.Rule`."""
 OBJECTIVES = Registry("objectives", "objective", "locaudit.methods")
 """Training losses over answer pairs: `locaudit.methods.Objective`."""
 SCORES = Registry("scores", "score", "locaudit.stats.scores")

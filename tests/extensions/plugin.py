@@ -16,7 +16,7 @@ from locaudit.edits.edit import Edit, SiteEdit
 from locaudit.errors import LocationError
 from locaudit.judges import Aspect, JudgeKind, Judgement
 from locaudit.location import Location, Site
-from locaudit.methods import Fit, Method, Objective
+from locaudit.methods import Fit, Method, Objective, Rule
 from locaudit.registry import (
     ARCHITECTURES,
     ASPECTS,
@@ -27,6 +27,7 @@ from locaudit.registry import (
     LOADERS,
     METHODS,
     OBJECTIVES,
+    RULES,
     SCORES,
     TRACKERS,
 )
@@ -116,6 +117,12 @@ def gains(question, sums, reference):
 
 
 SCORES.register("best_gains")(Score("Best answer gains", measure=gains))
+
+# A rule that ranks places.
+
+RULES.register("spread")(
+    Rule("standard deviation of the activation", lambda preparing: preparing.activations.values.std(dim=(0, -1)))
+)
 
 # An aspect of answers, and who judges it.
 

@@ -2,11 +2,13 @@
 
 from locaudit.claims.importers import Claim, parse_location, read_claim
 from locaudit.claims.kinds import Controls, Kind, Shape, draw_nulls, find_kind
+from locaudit.claims.ranking import Ranking
 
 __all__ = [
     "Claim",
     "Controls",
     "Kind",
+    "Ranking",
     "Shape",
     "draw_nulls",
     "find_kind",

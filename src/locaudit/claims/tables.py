@@ -20,7 +20,7 @@ from locaudit.registry import KINDS
 from locaudit.text import plural
 
 _LAYER = ("layer", "layer_idx", "layer_index", "layer_id")
-_UNIT = {
+UNIT_COLUMNS = {
     "head": ("head", "head_idx", "head_index", "head_id"),
     "neuron": ("neuron", "neuron_idx", "neuron_index", "neuron_id"),
     "kv-group": ("kv_head", "kv_group", "kv-group"),
@@ -199,7 +199,7 @@ def read_named(arrays: Mapping[str, NDArray], kind: str) -> Found:
 def read_table(header: Sequence[str], lines: Sequence[Sequence[str]], source: str, kind: str, remedy: str) -> Found:
     """Read a table in which each row is a unit; `header` is in lower case. A column of other numbers holds scores."""
     layers = [i for i, name in enumerate(header) if name in _LAYER]
-    columns = [(i, unit) for unit, names in _UNIT.items() for i, name in enumerate(header) if name in names]
+    columns = [(i, unit) for unit, names in UNIT_COLUMNS.items() for i, name in enumerate(header) if name in names]
     named = [i for i, name in enumerate(header) if name in _WHOLE_UNIT]
     used = [*layers, *(i for i, _ in columns)]
     if not layers and len(named) == 1:

@@ -26,7 +26,8 @@ commands:
   locaudit status RUN [--watch]          what is a run doing now? Trials done, running, failed, time left
   locaudit design RUN|CONFIG.yaml        how large must an audit be? From a run, or from a pilot
   locaudit paper [CONFIG.yaml] [flags]   run every experiment of the paper on your model and data
-  locaudit probe [CONFIG.yaml] [flags]   probe every attention head and print the best ones
+  locaudit find [CONFIG.yaml] [flags]    rank every head, neuron or layer by probes, gradients or patching
+  locaudit heuristics [CONFIG.yaml]      which of these rules finds better places than chance?
   locaudit report DIR [flags]            write a report again, or use another score, level or margin
   locaudit compare RUN RUN...            put audits side by side, with p corrected for their number
   locaudit table RUN [--format F]        the verdict as LaTeX or Markdown, with a paragraph for the methods section
@@ -47,7 +48,8 @@ COMMANDS = {
     "status": "locaudit.cli.status:status",
     "design": "locaudit.cli.design:design",
     "paper": "locaudit.cli.paper:paper",
-    "probe": "locaudit.cli.audit:probe",
+    "find": "locaudit.cli.find:find",
+    "heuristics": "locaudit.cli.find:heuristics",
     "report": "locaudit.cli.audit:report",
     "compare": "locaudit.cli.compare:compare",
     "table": "locaudit.cli.write_up:table",

@@ -1,4 +1,4 @@
-"""``locaudit demo | audit | probe | report``: read the flags, call the library, print the result."""
+"""``locaudit demo | audit | report``: read the flags, call the library, print the result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from locaudit.cli.commands import read_flags, say
 from locaudit.cli.flags import parse, take_config
 from locaudit.config import AuditConfig, load_preset
 from locaudit.errors import ConfigError
-from locaudit.location import spell_unit
 
 if TYPE_CHECKING:
     from locaudit.run.subject import Inputs
@@ -41,13 +40,6 @@ class _Run:
     dry_run: bool = False
     """Run only the first trials of each method and print how long the rest would take.
     These trials are kept in the run folder, so the audit does not repeat them."""
-
-
-@dataclass(frozen=True)
-class _Probe:
-    config: Annotated[AuditConfig, tyro.conf.arg(name="")] = field(default_factory=AuditConfig)
-    top: int = 16
-    """Number of heads to print."""
 
 
 @dataclass(frozen=True)
@@ -79,25 +71,6 @@ def audit(arguments: Sequence[str]) -> int:
     base, rest = take_config(AuditConfig(), arguments)
     words = "Audit a localization claim. Flags override the settings in CONFIG.yaml, if you give one."
     return _run(parse(_Run(base), "locaudit audit [CONFIG.yaml]", words, rest))
-
-
-def probe(arguments: Sequence[str]) -> None:
-    """Parse ``locaudit probe [CONFIG.yaml] [flags]`` and print the best heads."""
-    base, rest = take_config(AuditConfig(), arguments)
-    words = "Probe every attention head on the training questions and print the best ones."
-    command = parse(_Probe(base), "locaudit probe [CONFIG.yaml]", words, rest)
-    if command.top < 1:
-        raise ConfigError(got=f"--top {command.top}", expected="at least 1", remedy="raise it")
-    refuse_early(command.config)
-    from locaudit.run.audit import run_probes
-
-    probes = run_probes(command.config)
-    location = probes.top(command.top)
-    n_train, n_val = probes.n_train, probes.n_val
-    say(f"validation accuracy ({n_train} training and {n_val} validation examples, majority {probes.majority:.3f})")
-    for unit in probes.ranking()[: command.top]:
-        say(f"  {spell_unit(unit)}\t{probes.val_accuracy[unit].item():.3f}")  # pyright: ignore
-    say(f'--claim "{location}"')
 
 
 def report(arguments: Sequence[str]) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from locaudit.cli.commands import read_flags, say
+
+if TYPE_CHECKING:
+    from locaudit.report.compare import Comparison
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,17 @@ def compare(arguments: list[str]) -> None:
 
     settings = {"score": command.score, "level": command.level, "margin": command.margin}
     page, found = write_comparison(command.runs, command.out, **settings)
+    print_comparison(page, found)
+
+
+def print_comparison(page: Path, found: Comparison) -> None:
+    """Print a line for each audit, and where the page is."""
     width = max(map(len, found.runs))
     for name, v in found.verdicts.items():
         p, p_holm = found.p_values[name]
         answers = "  ".join(f"{q.asked} {q.answer}" for q in v.questions if q.name != "moves")
-        say(f"{name:{width}}  {v.outcome:22}  p = {p:.3f} (Holm {p_holm:.3f})  {answers}")
+        low, high = v.first.lead_interval
+        lead = f"{v.first.n_at_least} of {v.first.n_used} as good, lead {v.first.lead:+.3g} ({low:.3g} to {high:.3g})"
+        say(f"{name:{width}}  {v.outcome:22}  {lead}  p = {p:.3f} (Holm {p_holm:.3f})  {answers}")
     say(f"\n{found.multiplicity}")
     say(f"\ncomparison: {page}")

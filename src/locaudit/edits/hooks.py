@@ -181,6 +181,23 @@ def record(
         yield out
 
 
+@contextmanager
+def blended(model: Model, sites: Mapping[Site, tuple[Float[Tensor, " d"], Float[Tensor, " d"]]]) -> Iterator[None]:
+    """Run forwards with h' = h + g (mean - h) at each site, coordinate by coordinate; `sites` has (g, mean) of each.
+
+    With gates g = 0 nothing changes, and the gradient by g says how the result begins to change as h goes to its mean.
+    """
+
+    def blend(g: Tensor, mean: Tensor) -> _Change:
+        def change(h: Tensor, _n_past: int) -> Tensor:
+            return h + (g.to(h.device) * (mean.to(h.device) - h.float())).to(h.dtype)
+
+        return change
+
+    with _site_hooks(model, {site: blend(*pair) for site, pair in sites.items()}):
+        yield
+
+
 class _Enough(Exception):
     """Raised by a hook to stop a forward as soon as its result is known."""
 

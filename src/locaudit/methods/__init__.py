@@ -1,12 +1,15 @@
-"""Register the built-in methods of finding edits, and training objectives. Their code is imported at first use."""
+"""Register the built-in methods of finding edits, training objectives and rules that rank places.
+
+Their code is imported at first use.
+"""
 
 from __future__ import annotations
 
-from locaudit.methods.base import Fit, Job, Method, Objective
+from locaudit.methods.base import Fit, Job, Method, Objective, Rule
 from locaudit.methods.settings import AblateSettings, ConstantSettings, GivenSettings, ITISettings, OptimalSettings
-from locaudit.registry import METHODS, OBJECTIVES
+from locaudit.registry import METHODS, OBJECTIVES, RULES
 
-__all__ = ["Fit", "Job", "Method", "Objective"]
+__all__ = ["Fit", "Job", "Method", "Objective", "Rule"]
 
 
 def _strength_symbol(settings: OptimalSettings | ConstantSettings) -> str:
@@ -80,3 +83,11 @@ METHODS.register("given")(
         check=GivenSettings.check,
     )  # fmt: skip
 )
+
+RULES.register("probe")(Rule("validation accuracy of a linear probe", "locaudit.methods.rules:probe"))
+RULES.register("mean-difference")(
+    Rule("distance of the class means in pooled standard deviations", "locaudit.methods.rules:mean_difference")
+)
+_CHANGE = "size of the margin's change, in nats, if the output is replaced by its mean"
+RULES.register("gradient")(Rule(f"{_CHANGE}, by its gradient", "locaudit.methods.rules:gradient", is_change=True))
+RULES.register("patching")(Rule(_CHANGE, "locaudit.methods.rules:patching", is_change=True))

@@ -138,3 +138,21 @@ class Objective:
     log-ratio to the unedited model, and y+ and y- are a true and a false answer. The strength is a number."""
     symbol: str
     """Symbol of the strength, for example ``τ``."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way of ranking places (``locaudit find``). ``RULES.register(name)(Rule(...))`` adds one."""
+
+    means: str
+    """What a score is, for example ``validation accuracy of a linear probe``."""
+    rank: Callable[..., Any] | str
+    """``rank(preparing)`` returns a tensor (layers, units) of scores, high where the place is good. `preparing` is a
+    `locaudit.run.prepare.Preparing`, with the model and training questions only. Or its name ``"module:function"``."""
+    is_change: bool = False
+    """Whether the tensor has changes of either sign, which are ranked by their size."""
+
+    @property
+    def ranker(self) -> Callable[..., Any]:
+        """The function that `rank` names, imported if necessary."""
+        return _function(self.rank)

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from locaudit.claims.ranking import Ranking
 from locaudit.errors import DataError, LocationError
 from locaudit.location import Location, Unit, spell_unit
 from locaudit.measure.activations import Activations, check_finite
-from locaudit.registry import KINDS
 
 MAX_STEPS = 100
 """Largest number of Newton steps. A few steps are usually enough."""
@@ -56,15 +56,7 @@ class Probes:
 
     def ranking(self) -> list[Unit]:
         """Units from best to worst held-out accuracy; ties are ordered by layer, then unit."""
-        layers, units = self.val_accuracy.shape
-        accuracy = self.val_accuracy.tolist()
-        pairs = sorted(
-            ((layer, unit) for layer in range(layers) for unit in range(units)),
-            key=lambda pair: (-accuracy[pair[0]][pair[1]], pair),
-        )
-        # If a unit is a whole layer, it is named (layer,), without a unit number.
-        whole_layers = units == 1 and KINDS[self.kind].whole_layers
-        return [pair[:1] if whole_layers else pair for pair in pairs]
+        return list(Ranking.of(self.kind, "probe", "", self.val_accuracy.tolist()).scores)
 
     def top(self, k: int) -> Location:
         """The k units with the best held-out accuracy, as a candidate location.

@@ -102,6 +102,8 @@ class Comparison:
                     f"lead {null}_low": low,
                     f"lead {null}_high": high,
                     f"p {null}": found.p_value if found else None,
+                    f"as good {null}": found.n_at_least if found else None,
+                    f"controls {null}": found.n_used if found else None,
                 }
             yield {**row, "p": p, "p_holm": p_holm}
 

@@ -14,7 +14,7 @@ The steps, in order; `begin` does the first three:
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -24,15 +24,12 @@ import torch
 from numpy.typing import NDArray
 
 from locaudit.behaviours.behaviour import Behaviour
-from locaudit.behaviours.loaders import load_behaviour
 from locaudit.claims import Controls, draw_nulls
 from locaudit.claims.kinds import Shape
 from locaudit.config import AuditConfig, Registration
 from locaudit.errors import RunFolderError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
-from locaudit.measure.activations import collect_activations
-from locaudit.methods.probes import Probes, fit_probes
 from locaudit.models.model import Model
 from locaudit.records import NO_METHOD, NullId, Place, TrialRecord, TrialSpec, content_hash
 from locaudit.registry import METHODS
@@ -63,11 +60,8 @@ from locaudit.run.subject import (
     Inputs,
     check_subject,
     load_subject,
-    make_prompt,
     note_few,
     read_inputs,
-    settle_style,
-    split_behaviour,
 )
 from locaudit.run.trackers import tracking
 from locaudit.run.turns import Turns
@@ -102,11 +96,13 @@ def run_audit(
     judges: Mapping[str, Judge] | None = None,
     progress: bool = True,
     prepared: Path | None = None,
+    borrowed: Sequence[Path] = (),
 ) -> None:
     """Run every planned trial that has no record yet, and judge its answers.
 
     `model`, `behaviour` and `judges` (aspect -> judge) are used instead of those that `config` names. `prepared` is
-    another run folder whose cached tensors are copied; they are used only if they belong to the same inputs.
+    another run folder whose cached tensors are copied; they are used only if they belong to the same inputs. `borrowed`
+    are run folders of audits that score the same questions; trials that they share with this one are copied.
 
     A run can be killed at any moment. Started again, it ends with the same records: each part of a group is stored in
     one transaction, and a trial depends only on its identity and on what all trials share.
@@ -114,9 +110,38 @@ def run_audit(
     Raises `LocauditError` for inputs, a model or a run folder that cannot be used.
     """
     with begin(config, out, model, behaviour, judges, progress, prepared) as (store, job, meter):
+        for folder in borrowed:
+            borrow_trials(store, job, folder, meter)
         judge_answers(job.inputs.judges, store, store.records(), job.shared.cache, meter.say)
         with tracking(job.inputs.config, store.folder, meter.say) as track:
             run_groups(store, job, job.groups, meter, track)
+
+
+def borrow_trials(store: Store, job: Job, folder: Path, meter: Meter) -> None:
+    """Copy the trials of another run that this run plans, too, with their edits and their answers.
+
+    A trial is shared if its edit is the same (`TrialSpec.trial_id`), whatever its place is used for in either run.
+    Further strengths that followed at the place are copied with it.
+    """
+    places: dict[tuple, dict[Place, TrialSpec]] = defaultdict(dict)
+    for spec in (spec for group in job.groups for spec in group):
+        places[spec.context, spec.method, spec.location, spec.draw][spec.place] = spec
+    done, found = _done(store.records()), []
+    with read_run(folder) as other:
+        for record in other.records():
+            about = record.spec
+            for at in places[about.context, about.method, about.location, about.draw].values():
+                spec = replace(at, hyperparameter=about.hyperparameter)
+                if (spec.trial_id, spec.place) in done:
+                    continue
+                done.add((spec.trial_id, spec.place))
+                edit = record.edit and spec.edit_file
+                if edit:
+                    write_atomically(store.edits / edit, (other.edits / record.edit).read_bytes())
+                found.append(replace(record, spec=spec, edit=edit, seconds={}))
+    if found:
+        store.add(found, 0.0)
+        meter.say(f"{plural(len(found), 'trial')} taken from {folder}")
 
 
 @contextmanager
@@ -400,22 +425,6 @@ def _keep(store: Store, job: Job, outcome: Outcome, meter: Meter) -> float:
 def _done(records: Sequence[TrialRecord]) -> set[tuple[str, Place]]:
     """The trials that are whole, each with what it is used for."""
     return {(record.spec.trial_id, record.spec.place) for record in records}
-
-
-def run_probes(config: AuditConfig) -> Probes:
-    """Fit a probe for every head on the training questions of the behaviour. Writes nothing."""
-    behaviour = load_behaviour(config.behaviour, columns=config.behaviour_columns).worded(config.prompt.wording)
-    config, split = settle_style(config, behaviour), split_behaviour(config, behaviour)
-    with show_progress() as meter:
-        meter.say(f"loading {config.model}")
-        model = load_subject(config)
-        meter.say("reading activations of the training questions")
-        activations = collect_activations(
-            model, split.train, context=config.probe.context, prompt=make_prompt(config), seed=config.seed
-        )
-    return fit_probes(
-        activations, inverse_l2=config.probe.inverse_l2, val_fraction=config.probe.val_fraction, seed=config.seed
-    )
 
 
 def describe(group: Sequence[TrialSpec]) -> str:

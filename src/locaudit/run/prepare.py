@@ -153,13 +153,18 @@ def plant_questions(inputs: Inputs, model: Model) -> Forests:
     held_out |= {name: grow(questions, prompt) for name, (prompt, questions) in inputs.off_target.items()}
     questions = {"train": inputs.split.train, **{name: inputs.held_out(name) for name in held_out}}
     n_true = {name: tuple(len(question.true) for question in asked) for name, asked in questions.items()}
-    train = grow(inputs.split.train, inputs.training)
+    for forest in held_out.values():
+        check_depth(model, forest)
+    return Forests(plant_training(inputs, model), held_out, n_true)
+
+
+def plant_training(inputs: Inputs, model: Model) -> Forest:
+    """The trees of the training questions. Raises an error if one does not fit the model's context."""
+    train = _grow(inputs, model, inputs.split.train, inputs.training)
     if inputs.config.prompt.eos_in_training:
         train = end_branches(train, model)
-    forests = Forests(train, held_out, n_true)
-    for forest in (forests.train, *held_out.values()):
-        check_depth(model, forest)
-    return forests
+    check_depth(model, train)
+    return train
 
 
 def _grow(inputs: Inputs, model: Model, questions: Sequence[Question], prompt: Prompt) -> Forest:
