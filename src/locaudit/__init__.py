@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         training_questions,
     )
     from locaudit.behaviours import Behaviour, Question, load_behaviour, split_questions
-    from locaudit.claims import Claim, parse_location, read_claim
+    from locaudit.claims import Claim, parse_location, read_claim, read_directions
     from locaudit.config import AuditConfig, load_config
     from locaudit.edits import Edit, EditBank, SiteEdit, folded, load_edit, save_merged, stack
     from locaudit.errors import LocauditError
@@ -51,7 +51,7 @@ _HOMES = {
     "behaviours": ("Behaviour", "Question", "load_behaviour", "split_questions"),
     "edits": ("Edit", "EditBank", "SiteEdit", "folded", "load_edit", "save_merged", "stack"),
     "errors": ("LocauditError",),
-    "claims": ("Claim", "parse_location", "read_claim"),
+    "claims": ("Claim", "parse_location", "read_claim", "read_directions"),
     "location": ("Location",),
     "report.result": ("AuditResult", "read_result"),
     "studies.paper.config": ("PaperConfig",),
@@ -87,6 +87,7 @@ __all__ = [
     "paper",
     "parse_location",
     "read_claim",
+    "read_directions",
     "read_result",
     "register_architecture",
     "save_merged",

@@ -57,11 +57,11 @@ def fit_push(shared, jobs, settings, on_step=None):
 METHODS.register("push")(Method("Push", PushSettings, fit_push, grid="sizes", symbol="s"))
 
 
-# A kind whose units are names: directions of the stream that leaves a layer, drawn at random.
+# A kind whose units are names: lines in the stream that leaves a layer, drawn at random.
 
 
-class Directions:
-    plural, site, pace = "directions", "residual", 1.0
+class Lines:
+    plural, site, pace = "lines", "residual", 1.0
 
     def parse_unit(self, part):
         layer, _, name = str(part).partition("/")
@@ -101,7 +101,7 @@ class Directions:
         return Controls([Location(units, claim.kind) for units in names], None)
 
 
-KINDS.register("direction")(Directions())
+KINDS.register("line")(Lines())
 
 # An objective: a hinge on the margin.
 
@@ -165,9 +165,9 @@ def count_questions(rows):
 LOADERS.register("words")(Loader(count_rows, count_questions, ".words", aspects=("brevity",)))
 
 
-@IMPORTERS.register("directions")
-def read_directions(path, kind):
-    return Location(tuple(path.read_text().split()), "direction")
+@IMPORTERS.register("lines")
+def read_lines(path, kind):
+    return Location(tuple(path.read_text().split()), "line")
 
 
 # Where trials run, and where an architecture keeps its projections.
