@@ -37,7 +37,7 @@ def locaudit(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory):
-    """A run of a mixture of experts, a .words behaviour, a claim of directions, and all else that the file adds."""
+    """A run of a mixture of experts, a .words behaviour, a claim of lines, and all else that the file adds."""
     home = tmp_path_factory.mktemp("extensions")
     torch.manual_seed(0)
     experts = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
@@ -45,12 +45,12 @@ def audited(tmp_path_factory):
     lm.save_pretrained(home / "model")
     tokenizer().save_pretrained(home / "model")
     (home / "lengths.words").write_text(WORDS.replace(" ", "\n"))
-    (home / "claim.directions").write_text("1/refusal")
+    (home / "claim.lines").write_text("1/refusal")
     settings = {
         "plugins": [str(shutil.copy(PLUGIN, home / "mine.py"))],
         "model": str(home / "model"),
         "behaviour": str(home / "lengths.words"),
-        "claim": str(home / "claim.directions"),
+        "claim": str(home / "claim.lines"),
         "methods": {"push": {"sizes": [1.0, 3.0]}, "optimal": {"objective": "hinge", "strengths": [0.5], "epochs": 1}},
         "judges": {"brevity": {"kind": "ruler", "longest": 5}, "truth": {"kind": "none"}, "info": {"kind": "none"}},
         "score": "best_gains",
@@ -76,13 +76,13 @@ def test_everything_that_a_file_adds_is_in_plan_verdict_tables_and_figures(audit
     with (folder / "trials.csv").open() as file:
         rows = list(csv.DictReader(file))
     # unedited; at claim, whole model, rest, and three controls, two sizes of push and one strength of optimal
-    assert {row["location"] for row in rows if row["arm"] == "claim"} == {"direction:1/refusal"}
+    assert {row["location"] for row in rows if row["arm"] == "claim"} == {"line:1/refusal"}
     controls = {row["location"] for row in rows if row["arm"] == "control"}
-    assert controls == {f"direction:1/random-0-{i}" for i in range(3)}
+    assert controls == {f"line:1/random-0-{i}" for i in range(3)}
     assert {row["hyperparameter"] for row in rows if row["method"] == "push"} == {"1.0", "3.0"}
     assert all(row["best_gains"] and row["brevity"] for row in rows if row["status"] == "ok")
     page = (folder / "report.html").read_text()
-    assert all(words in page for words in ("Push", "Best answer gains", "direction:1/refusal", "ruler"))
+    assert all(words in page for words in ("Push", "Best answer gains", "line:1/refusal", "ruler"))
     assert "Best answer gains" in re.search('<svg class="strip".*?</svg>', page, re.DOTALL)[0]
     lines = (folder / "lines.txt").read_text().splitlines()
     assert len(lines) == 12 and "push/claim/best_gains" in " ".join(lines) and verdict["outcome"] in lines[-1]

@@ -152,6 +152,7 @@ def write_scores(path: Path) -> None:
         "x.npy": lambda: np.save(path, SCORES.astype(np.float32)),
         "x.npz": lambda: np.savez(path, scores=SCORES),
         "x.safetensors": lambda: save_file({"scores": torch.tensor(SCORES)}, path),
+        "bf16.safetensors": lambda: save_file({"scores": torch.tensor(SCORES).bfloat16()}, path),
         "x.pt": lambda: torch.save(torch.tensor(SCORES), path),
         "dict.pt": lambda: torch.save({"scores": torch.tensor(SCORES)}, path),
     }  # fmt: skip
@@ -169,6 +170,7 @@ FILES = [
     "x.npy",
     "x.npz",
     "x.safetensors",
+    "bf16.safetensors",
     "x.pt",
     "dict.pt",
 ]
@@ -279,11 +281,6 @@ BAD = {
     "pickle": ("x.pkl", write_pickle, "a pickle, which can run code when it is opened"),
     "bin": ("x.bin", write_pickle, "a pickle"),
     "pickle as npy": ("x.npy", write_pickle, "cannot be read"),
-    "bfloat16": (
-        "x.safetensors",
-        lambda path: save_file({"s": torch.ones(2, 2).bfloat16()}, path),
-        "numpy knows .no bfloat16",
-    ),
     "no safetensors": ("x.safetensors", lambda path: path.write_bytes(b"\x00" * 50), "cannot be read"),
     "no gguf": ("x.gguf", lambda path: path.write_bytes(b"\x00" * 50), "cannot be read .*a GGUF file"),
     "unknown": ("x.dat", lambda path: path.write_text("14.3"), "a file of unknown format.*--claim-format|claim_format"),

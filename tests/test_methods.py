@@ -216,9 +216,10 @@ def test_parameters_of_a_plane(tilted, reader):
     site = Site("residual", 0)
     q = subspace_of(tilted, site, 2)
     trainable = TrainableEdit(tilted, PLACE, rank=3, reader=reader)
-    trainable.b[0].data = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    assert trainable.b[0].shape == (2, 3)  # W: one row per direction
+    trainable.b[0].data = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     e = trainable.to_edit().sites[site]
-    torch.testing.assert_close(e.b, q @ q.T @ trainable.b[0].detach())
+    torch.testing.assert_close(e.b, 4 * q @ trainable.b[0].detach())  # 4 = sqrt(32 / 2)
     inside = torch.allclose(e.a @ q @ q.T, e.a, atol=1e-6)
     assert inside == (reader == "location")
     torch.testing.assert_close(onto(q, e.b), e.b)

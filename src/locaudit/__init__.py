@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         training_questions,
     )
     from locaudit.behaviours import Behaviour, Question, load_behaviour, split_questions
-    from locaudit.claims import Claim, Ranking, parse_location, read_claim
+    from locaudit.claims import Claim, Ranking, parse_location, read_claim, read_directions
     from locaudit.config import AuditConfig, load_config
     from locaudit.edits import Edit, EditBank, SiteEdit, folded, load_edit, save_merged, stack
     from locaudit.errors import LocauditError
@@ -53,7 +53,7 @@ _HOMES = {
     "behaviours": ("Behaviour", "Question", "load_behaviour", "split_questions"),
     "edits": ("Edit", "EditBank", "SiteEdit", "folded", "load_edit", "save_merged", "stack"),
     "errors": ("LocauditError",),
-    "claims": ("Claim", "Ranking", "parse_location", "read_claim"),
+    "claims": ("Claim", "Ranking", "parse_location", "read_claim", "read_directions"),
     "location": ("Location",),
     "report.result": ("AuditResult", "read_result"),
     "studies.paper.config": ("PaperConfig",),
@@ -91,6 +91,7 @@ __all__ = [
     "paper",
     "parse_location",
     "read_claim",
+    "read_directions",
     "read_result",
     "register_architecture",
     "save_merged",

@@ -25,6 +25,7 @@ from locaudit.behaviours import BUNDLED, Behaviour, Question, load_behaviour, sp
 from locaudit.behaviours.format import Prompt
 from locaudit.checkpoints import read_shape
 from locaudit.claims import Claim, Ranking, parse_location, read_claim
+from locaudit.claims.kinds import blocks_for
 from locaudit.config import AuditConfig, ProbeConfig, SplitConfig, merge_config
 from locaudit.edits import Edit
 from locaudit.errors import ModelError
@@ -173,12 +174,14 @@ def fit_iti(
     """
     place, train_on = parse_location(location), _training(questions)
     prompt = prompt or _prompt(questions)
-    read = partial(collect_activations, model, train_on, kind=place.kind, prompt=prompt, seed=seed)
+    kind = blocks_for(place.kind, model.shape)
+    read = partial(collect_activations, model, train_on, kind=kind, prompt=prompt, seed=seed)
     activations = read(context=context)
     spread = read(context="next_question") if context == "answer" else None
-    probes = _probes.fit_probes(activations, seed=seed, kind=place.kind) if direction == "probe" else None
+    probes = _probes.fit_probes(activations, seed=seed, kind=kind) if direction == "probe" else None
     theta = iti_theta(activations, spread, direction=direction, probes=probes, seed=seed)
-    return iti_edit(model, place, theta, alpha=alpha, positions=positions)
+    along = {site.layer: (spread or activations).values[:, site.layer].flatten(1) for site in model.spans(place)}
+    return iti_edit(model, place, theta, alpha=alpha, positions=positions, spread=along)
 
 
 @quiet_libraries()

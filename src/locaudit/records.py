@@ -16,8 +16,13 @@ from locaudit.location import Location
 Arm = Literal["base", "claim", "control", "whole", "rest", "placebo"]
 ARMS: tuple[Arm, ...] = ("base", "claim", "whole", "rest", "placebo", "control")
 """All arms, in the order of tables."""
-NullId = Literal["anywhere", "layers", "kv-groups", "probe-accuracy", "norm"]
-"""A null distribution: what controls have in common with the claim (`locaudit.claims.kinds.Blocks.strata`)."""
+NullId = Literal[
+    "anywhere", "layers", "kv-groups", "probe-accuracy", "norm", "covariance", "uniform", "dictionary"
+]  # fmt: skip
+"""A null distribution: what controls have in common with the claim (`locaudit.claims.kinds.Blocks.strata`,
+`locaudit.claims.directions`)."""
+DIRECTION_NULLS: tuple[NullId, ...] = ("covariance", "uniform", "dictionary")
+"""The nulls of claims that are directions; the first is their default."""
 DIRECTIONS = "directions"
 """The null of methods whose controls are random directions at the claim."""
 NO_METHOD = "none"

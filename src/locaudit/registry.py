@@ -103,7 +103,7 @@ class Registry(Mapping[str, Any]):
 
 METHODS = Registry("methods", "method", "locaudit.methods")
 """Ways of finding an edit: `locaudit.methods.Method`."""
-KINDS = Registry("kinds", "kind of place", "locaudit.claims.kinds")
+KINDS = Registry("kinds", "kind of place", "locaudit.claims.kinds", "locaudit.claims.directions")
 """Kinds of places: `locaudit.claims.kinds.Kind`."""
 RULES = Registry("rules", "rule", "locaudit.methods")
 """Rules that rank places: `locaudit.methods.Rule`."""

@@ -59,11 +59,11 @@ def fit_push(shared, jobs, settings, on_step=None):
 METHODS.register("push")(Method("Push", PushSettings, fit_push, grid="sizes", symbol="s"))
 
 
-# A kind whose units are names: directions of the stream that leaves a layer, drawn at random.
+# A kind whose units are names: lines in the stream that leaves a layer, drawn at random.
 
 
-class Directions:
-    plural, site, pace = "directions", "residual", 1.0
+class Lines:
+    plural, site, pace = "lines", "residual", 1.0
 
     def parse_unit(self, part):
         layer, _, name = str(part).partition("/")
@@ -103,7 +103,7 @@ class Directions:
         return Controls([Location(units, claim.kind) for units in names], None)
 
 
-KINDS.register("direction")(Directions())
+KINDS.register("line")(Lines())
 
 # An objective: a hinge on the margin.
 
@@ -173,9 +173,9 @@ def count_questions(rows):
 LOADERS.register("words")(Loader(count_rows, count_questions, ".words", aspects=("brevity",)))
 
 
-@IMPORTERS.register("directions")
-def read_directions(path, kind):
-    return Location(tuple(path.read_text().split()), "direction")
+@IMPORTERS.register("lines")
+def read_lines(path, kind):
+    return Location(tuple(path.read_text().split()), "line")
 
 
 # Where trials run, what shows them, and where an architecture keeps its projections.

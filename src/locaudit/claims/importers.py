@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from locaudit.claims.directions import Directions, claim_rows
 from locaudit.claims.kinds import Shape, find_kind
 from locaudit.claims.spelling import ALIASES, kind_of_path
 from locaudit.claims.tables import (
@@ -32,10 +34,12 @@ from locaudit.claims.tables import (
 )
 from locaudit.errors import LocationError
 from locaudit.location import Location
-from locaudit.registry import IMPORTERS
+from locaudit.registry import IMPORTERS, KINDS
 
 LARGEST = 64 * 2**20
 """Larger claim files are refused, in bytes."""
+_DIRECTION = re.compile(r"(?P<file>[^\[\]]+)(?:\[(?P<rows>[^\[\]]+)\])?\s*@\s*(?P<layer>\d+)", re.ASCII)
+"""Text of a claim of directions: ``FILE@LAYER`` or ``FILE[ROW,...]@LAYER``."""
 _PICKLES = (".pkl", ".pickle", ".joblib", ".bin")
 
 
@@ -76,6 +80,8 @@ def read_claim(
 ) -> Claim:
     """Read a claim from text, from a file of any format of docs/claims.md, or from an object of Python.
 
+    Directions are read from text such as ``"vectors.safetensors[refusal]@14"``; for arrays, see `read_directions`.
+
     Args:
         source: A text such as ``"14.3,15.7"``, ``"L14H3"`` or ``"mlp:10-14"``; the path of a file or of an adapter's
             folder, before which a text may have a kind, as in ``"neuron:scores.npy"``; or a `Location`, a list of
@@ -104,6 +110,11 @@ def read_claim(
     kind, text, named = ALIASES.get(kind, kind), "", False
     if isinstance(source, str | Path):
         kind, text, named = split_kind(str(source).strip(), kind)
+        if (at := _DIRECTION.fullmatch(text)) and not Path(text).exists():
+            of = kind if named else "direction"
+            claim = read_directions(Path(at["file"]), int(at["layer"]), at["rows"] or "", kind=of, format=format)
+            Found(claim.location.units, of).choose(top_k, threshold)  # which refuses a rule
+            return claim
         name = _format_of(Path(text)) if format == "auto" else format
         if name:
             with _named_in_errors(Path(text)):
@@ -113,6 +124,57 @@ def read_claim(
     else:
         found = read_value(source, kind)
     return _claim(found, str(source) if text else "an object", "", top_k, threshold)
+
+
+def read_directions(
+    source: Any, layer: int, rows: str | Sequence[object] = "", *, kind: str = "direction", format: str = "auto"
+) -> Claim:
+    """Read a claim of directions: the span of one or several vectors in one layer.
+
+    Args:
+        source: A vector (d,), vectors (rows, d), or a mapping from names to such arrays or tensors; or the path of a
+            safetensors, npz, npy or pt file (weights only) with them.
+        layer: The layer, from 0.
+        rows: Which of the vectors are claimed: ``"refusal"``, ``"a,b"``, a list of names or numbers, or ``"*"`` for
+            all. Row i of an array is called ``i``, or ``NAME.i`` if there are several arrays. It can be left out if
+            there is only one. The other rows of the array are a dictionary, from which controls can be drawn.
+        kind: ``direction`` for the residual stream after the layer, ``heads-direction`` for the input of the layer's
+            attention output projection.
+        format: Name of the file's format. ``auto``: the suffix decides.
+
+    Returns:
+        The claim, for `audit` or `fit_optimal`.
+
+    Raises:
+        LocationError: The file cannot be read, a row is missing, zero or not finite, or the rows are of several arrays.
+        ConfigError: Unknown kind.
+
+    Example:
+        >>> claim = read_directions({"refusal": refusing.mean(0) - other.mean(0)}, layer=14)
+
+    """
+    if not isinstance(KINDS[kind], Directions):
+        raise LocationError(
+            got=f"vectors as a claim of the kind {kind}",
+            expected="the kind direction or heads-direction",
+            remedy=f"write direction:FILE@{layer}, or leave the kind out",
+        )
+    name, said = "", "the array"
+    if isinstance(source, str | Path):
+        path, said = Path(source), str(source)
+        name = _format_of(path) if format == "auto" else format
+        if name not in _ARRAYS or not path.exists():
+            raise LocationError(
+                got=f"{path}, which is no file of vectors" + ("" if path.exists() else " (it is not there)"),
+                expected=f"a file of one of the formats {', '.join(_ARRAYS)}",
+                remedy="check the path; a run folder keeps its vectors: locaudit audit RUN/config.yaml --out RUN",
+            )
+        source = _load(path, *_ARRAYS[name], np.inf)
+        source = source if isinstance(source, Mapping) else {path.stem: source}
+    arrays = source if isinstance(source, Mapping) else {"vector": source}
+    with _named_in_errors(Path(said)):
+        location = claim_rows({str(key): to_array(x) for key, x in arrays.items()}, layer, rows, kind, said)
+    return Claim(location, said if name else "an object", name)
 
 
 def _claim(found: Found, source: str, name: str, top_k: int | None, threshold: float | None) -> Claim:
@@ -205,31 +267,25 @@ def read_txt(path: Path, kind: str) -> Found:
 @IMPORTERS.register("npy")
 def read_npy(path: Path, kind: str) -> Found:
     """Read an array of scores, a mask, or a list of units such as ITI's ``top_heads.npy``."""
-    return read_array(_load(path, _load_numpy, "an array of numbers, saved by numpy (not pickled objects)"), kind)
+    return read_array(_load(path, *_ARRAYS["npy"]), kind)
 
 
 @IMPORTERS.register("npz")
 def read_npz(path: Path, kind: str) -> Found:
     """Read an array as in ``npy``, or scores or vectors with names of units."""
-    return read_named(_load(path, _load_numpy, "arrays of numbers, saved by numpy (not pickled objects)"), kind)
+    return read_named(_load(path, *_ARRAYS["npz"]), kind)
 
 
 @IMPORTERS.register("safetensors")
 def read_safetensors(path: Path, kind: str) -> Found:
     """Read tensors as in ``npz``."""
-    from safetensors.numpy import load_file
-
-    return read_named(_load(path, load_file, "tensors that numpy knows (no bfloat16), saved as safetensors"), kind)
+    return read_named(_load(path, *_ARRAYS["safetensors"]), kind)
 
 
 @IMPORTERS.register("pt")
 def read_pt(path: Path, kind: str) -> Found:
     """Read a tensor, tensors with names, or lists and mappings that ``torch.save`` wrote. No code is run."""
-
-    def load(file: Path) -> Any:
-        return import_module("torch").load(file, map_location="cpu", weights_only=True)
-
-    value = _load(path, load, "a tensor or a mapping of tensors, saved by torch.save")
+    value = _load(path, *_ARRAYS["pt"])
     if isinstance(value, Mapping) and value and all(hasattr(x, "detach") for x in value.values()):
         return read_named({str(name): to_array(tensor) for name, tensor in value.items()}, kind)
     return read_value(value, kind)
@@ -311,6 +367,28 @@ def _load_numpy(file: Path) -> Any:
     if isinstance(loaded, np.ndarray) == (file.suffix.lower() == ".npz"):
         raise ValueError("the suffix does not fit the content")
     return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+
+
+def _load_tensors(file: Path) -> Any:
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(file)
+    except TypeError:  # numpy has no bfloat16
+        return {name: to_array(x) for name, x in import_module("safetensors.torch").load_file(file).items()}
+
+
+def _load_torch(file: Path) -> Any:
+    return import_module("torch").load(file, map_location="cpu", weights_only=True)
+
+
+_ARRAYS: Mapping[str, tuple[Callable[[Path], Any], str]] = {
+    "safetensors": (_load_tensors, "tensors, saved as safetensors"),
+    "npz": (_load_numpy, "arrays of numbers, saved by numpy (not pickled objects)"),
+    "npy": (_load_numpy, "an array of numbers, saved by numpy (not pickled objects)"),
+    "pt": (_load_torch, "a tensor or a mapping of tensors, saved by torch.save"),
+}
+"""Formats of arrays: the function that reads a file, and what it expects, in words for an error."""
 
 
 def _load(path: Path, load: Callable[[Path], Any], expected: str, largest: float = LARGEST) -> Any:

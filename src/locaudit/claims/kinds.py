@@ -11,6 +11,8 @@ built-in kinds, a unit is a block of a site's coordinates, and all blocks have t
     mlp          neurons     all neurons of a layer
     residual     residual    the residual stream after a layer
 
+The kinds ``direction`` and ``heads-direction`` are in `locaudit.claims.directions`.
+
 To add a kind, register a class with the methods of `Kind` in `locaudit.registry.KINDS`. Its units may have any names
 and lie in any subspace of a site.
 """
@@ -27,11 +29,11 @@ from numpy.typing import NDArray
 from locaudit.claims.controls import Strata, count_controls, sample_controls
 from locaudit.errors import LocationError
 from locaudit.location import Location, Site, Unit, order_of, read_numbers, spell_unit
-from locaudit.records import NullId
+from locaudit.records import DIRECTION_NULLS, NullId
 from locaudit.registry import KINDS
 
-BY_VALUE: tuple[NullId, ...] = ("probe-accuracy", "norm")
-"""Nulls that need a value of every unit, measured on the model."""
+BY_VALUE: tuple[NullId, ...] = ("probe-accuracy", "norm", "covariance")
+"""Nulls that need values measured on the model: of every unit, or of the claim's site."""
 N_BINS, LEAST_IN_BIN = 10, 4
 """Matching by a value uses `N_BINS` bins, or fewer if a bin would have fewer than `LEAST_IN_BIN` units."""
 
@@ -114,8 +116,9 @@ class Kind(Protocol):
     ) -> Controls:
         """Draw `n` controls of a null for the claim; the first k must be the same for every n.
 
-        `values` (layers, units) are the values to match if `null` is one of `BY_VALUE`, else None. Raises
-        `LocationError` for a null that has no other place, or that the kind does not know, such as ``layers``.
+        `values` (layers, units) are the values to match if `null` is one of `BY_VALUE`, else None; of directions, they
+        are activations (examples, d). Raises `LocationError` for a null that has no other place, or that the kind does
+        not know, such as ``layers``.
         """
         ...
 
@@ -224,6 +227,8 @@ class Blocks:
 
         Raises `LocationError` if values are needed and missing.
         """
+        if null in DIRECTION_NULLS:
+            raise no_such_null(null, self.plural, ("anywhere", "layers", "kv-groups", "probe-accuracy", "norm"))
         units = self.units(shape)
         if null == "anywhere":
             return dict.fromkeys(units, 0)
@@ -255,6 +260,15 @@ class Blocks:
         strata = self.strata(null, shape, values)
         found = sample_controls(claim, strata, n, seed=seed, disjoint=disjoint)
         return Controls(found, count_controls(claim, strata, disjoint=disjoint))
+
+
+def no_such_null(null: str, plural: str, known: Sequence[str]) -> LocationError:
+    """The error for a null that a kind does not have."""
+    return LocationError(
+        got=f"the null {null} for {plural}",
+        expected=f"nulls of {plural}: {', '.join(known)}",
+        remedy=f"write nulls: [{known[0]}]",
+    )
 
 
 def _place(unit: Unit) -> tuple[int, int]:
@@ -289,6 +303,16 @@ for _name, _kind in BUILT_IN.items():
 def find_kind(location: Location) -> Kind:
     """The kind of a location; raises `ConfigError` if no kind of that name is registered."""
     return KINDS[location.kind]
+
+
+def whole_layers(site: str) -> str:
+    """The kind whose units are whole layers of a site."""
+    return next(name for name, blocks in BUILT_IN.items() if blocks.site == site and blocks.whole_layers)
+
+
+def blocks_for(kind: str, shape: Shape) -> str:
+    """The kind whose activations are read for a kind: itself, or whole layers of its site if units are no blocks."""
+    return kind if KINDS[kind].blocks(shape) is not None else whole_layers(KINDS[kind].site)
 
 
 def draw_nulls(

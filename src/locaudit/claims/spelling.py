@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from locaudit.claims.kinds import BUILT_IN, Blocks
+from locaudit.claims.kinds import BUILT_IN, Blocks, whole_layers
 from locaudit.errors import LocationError
 from locaudit.location import Unit
 from locaudit.registry import KINDS
@@ -49,7 +49,7 @@ def read_text(text: str, kind: str = "head", *, named: bool = False) -> tuple[st
     found: dict[str, list[Unit]] = {}
     for name, units in _scan(text, kind, named):
         found.setdefault(name, []).extend(units)
-    if named and set(found) - {kind, _layers_of(kind)} or len(found) > 1:
+    if named and set(found) - {kind, whole_layers(KINDS[kind].site)} or len(found) > 1:
         raise LocationError(
             got=f"units of the kinds {', '.join(dict.fromkeys([*([kind] if named else []), *found]))} in one claim",
             expected="one kind of place",
@@ -94,7 +94,7 @@ def _read(part: str, form: str, found: dict[str, str | None], kind: str, named: 
     if KINDS[name].whole_layers:
         return name, [(layer,) for layer in layers]
     if unit == "*" or (unit is None and found.get("word") and named):
-        return _layers_of(name), [(layer,) for layer in layers]
+        return whole_layers(KINDS[name].site), [(layer,) for layer in layers]
     if unit is None:
         ways = ", ".join(f"{whole}:{found['layer']}" for whole, blocks in BUILT_IN.items() if blocks.whole_layers)
         raise LocationError(
@@ -113,12 +113,6 @@ def _part_of_layer(path: str, *, indexed: bool) -> str:
     if "mlp" in path or "feed_forward" in path or "ffn" in path:
         return "mlp" if not indexed else "neuron" if last in _NEURONS else ""
     return "residual" if last in ("", "hook_resid_post") and not indexed else ""
-
-
-def _layers_of(kind: str) -> str:
-    """The kind whose units are whole layers of the same site."""
-    site = KINDS[kind].site
-    return next(name for name, blocks in BUILT_IN.items() if blocks.site == site and blocks.whole_layers)
 
 
 def _range(text: str, part: str) -> range:

@@ -330,7 +330,8 @@ class AuditConfig:
     They show what an edit breaks or moves elsewhere, and do not enter the verdict. They can be added later."""
     claim: Annotated[str | None, BeforeValidator(_claim_as_text)] = None
     """The claimed location: ``"14.3,15.7"`` (heads, as LAYER.HEAD), ``"L14H3"``, ``"neuron:3.117"``, ``"mlp:10-14"``.
-    Or a file of any format of docs/claims.md. None: the ``probe.top_k`` best probed heads.
+    Or a file of any format of docs/claims.md, or directions: ``"FILE[ROW]@LAYER"``.
+    None: the ``probe.top_k`` best probed heads.
     In YAML also a list or a mapping, such as ``{14: [3, 7]}``."""
     claim_format: str = "auto"
     """Format of the claim's file, such as ``json``, ``csv``, ``npy`` or ``peft``. ``auto``: its suffix decides."""
@@ -351,7 +352,9 @@ class AuditConfig:
     """Null distributions: what controls have in common with the claim. The claim must stand out from each.
     ``anywhere``: only the number of units (heads, neurons, ...). ``layers``: also their number in each layer.
     ``kv-groups``: in each group of heads that share keys and values.
-    ``probe-accuracy``, ``norm``: in each decile of probe accuracy, or of activation norm."""
+    ``probe-accuracy``, ``norm``: in each decile of probe accuracy, or of activation norm.
+    Claims of directions have ``covariance`` (their default: drawn with the activations' covariance), ``uniform`` and
+    ``dictionary`` (other rows of the claim's file)."""
     disjoint: bool = False
     """Draw controls that share no unit with the claim.
     Off: draw any sets but the claim itself, so that claim and controls are exchangeable, as the p-value assumes."""

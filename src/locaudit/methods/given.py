@@ -1,4 +1,7 @@
-"""A user's own edit from a file. Its controls are random directions of the same norm at the same place."""
+"""A user's own edit from a file. Its controls are random directions of the same norm at the same place.
+
+If the claim is directions itself, controls are the same edit turned into the control's directions.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from locaudit.claims import find_kind, parse_location
+from locaudit.claims.directions import Directions
 from locaudit.edits import Edit, SiteEdit, load_edit
 from locaudit.errors import LocationError
+from locaudit.location import Site
 from locaudit.methods.base import Fit, Job
 from locaudit.methods.parameters import Subspace, onto
 from locaudit.methods.settings import GivenSettings
@@ -23,12 +29,26 @@ def fit(
 ) -> list[Fit]:
     """The edit in the file. If a job has a `draw`, the same edit in random directions (`random_directions`).
 
+    At a control V' (d, k) of a claim of directions V, B becomes V' V^T B, which has the same norm.
+
     Raises `ConfigError` if no file is set, `DataError` if the file is not an edit, and `LocationError` if the edit
     changes anything outside the job's location.
     """
     settings.check()
-    edit = load_edit(str(settings.file))
-    return [Fit(_at(edit, shared.model.subspaces(job.location), job)) for job in jobs]
+    edit, model, fits = load_edit(str(settings.file)), shared.model, []
+    for job in jobs:
+        is_direction = isinstance(find_kind(job.location), Directions)
+        claim = parse_location(shared.config.claim) if is_direction else job.location
+        own = model.subspaces(claim)
+        found = _at(edit, own, replace(job, location=claim))
+        fits.append(Fit(found if job.location == claim else _turned(found, own, model.subspaces(job.location))))
+    return fits
+
+
+def _turned(edit: Edit, own: dict[Site, Subspace], new: dict[Site, Subspace]) -> Edit:
+    """The edit with B turned from one span of directions into another."""
+    sites = {site: replace(e, b=new[site] @ (own[site].T @ e.b)) for site, e in edit.sites.items()}
+    return replace(edit, sites=sites)
 
 
 def random_directions(site: SiteEdit, subspace: Subspace, generator: torch.Generator) -> SiteEdit:

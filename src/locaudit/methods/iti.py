@@ -8,7 +8,7 @@ Source: the paper, "Localization and Intervention Using Activation Statistics" (
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from locaudit.claims import parse_location
 from locaudit.edits import Edit, SiteEdit, stack
 from locaudit.errors import ConfigError
 from locaudit.location import Location, Positions, Site
@@ -84,10 +85,13 @@ def iti_edit(
     *,
     alpha: float,
     positions: Positions = "answer",
+    spread: Mapping[int, Float[Tensor, "n width"]] | None = None,
 ) -> Edit:
     """The edit h' = h + alpha theta: A = 0, c = alpha, and B is theta at the location's units and 0 elsewhere.
 
-    Raises `ConfigError` for other positions or an alpha that is not finite.
+    Where the location is a span of directions, u is the projection of theta onto the span, with norm 1, and sigma the
+    standard deviation of the layer's activations in `spread` along it. Raises `ConfigError` for other positions or an
+    alpha that is not finite.
     """
     if positions not in get_args(Positions) or not math.isfinite(alpha):
         raise ConfigError(
@@ -99,6 +103,9 @@ def iti_edit(
     for site, subspace in model.subspaces(location).items():
         # The layer's theta (units, width) as one column (d, 1), set to 0 outside the location.
         b = onto(subspace, theta[site.layer].reshape(-1, 1)).squeeze(1)
+        if subspace.dtype != torch.bool:
+            u = torch.nn.functional.normalize(b, dim=0)
+            b = ((spread or {})[site.layer] @ u).std(correction=0) * u
         sites[site] = SiteEdit.rank_one(torch.zeros_like(b), b, alpha)
     return Edit(sites, positions)
 
@@ -106,14 +113,11 @@ def iti_edit(
 def prepare(preparing: Any, settings: ITISettings) -> dict[str, Tensor]:
     """Compute ``theta`` of every unit from the training questions (`locaudit.run.prepare.Preparing`).
 
-    Raises `ConfigError` for a kind of place whose units are not blocks of coordinates.
+    If units are not blocks of coordinates, it is that of whole layers, and the activations of layers in which the claim
+    is a span are kept as ``spread.LAYER``.
     """
-    if preparing.blocks is None:
-        raise ConfigError(
-            got=f"the method iti with places of the kind {preparing.kind}",
-            expected="a kind whose units are blocks of coordinates, such as head",
-            remedy="leave iti out of the methods",
-        )
+    claim = preparing.config.claim if preparing.blocks is None else None
+    spans = [] if claim is None else preparing.model.spans(parse_location(claim))
     probes = preparing.probes if settings.direction == "probe" else None
     return {
         "theta": iti_theta(
@@ -122,7 +126,8 @@ def prepare(preparing: Any, settings: ITISettings) -> dict[str, Tensor]:
             direction=settings.direction,
             probes=probes,
             seed=preparing.config.seed,
-        )
+        ),
+        **{f"spread.{site.layer}": preparing.spread.values[:, site.layer].flatten(1) for site in spans},
     }
 
 
@@ -134,10 +139,12 @@ def fit(
     The job's strength is alpha or, with ``doses``, the KL of the unedited from the edited model on the run's drift
     documents, to which `match_doses` finds alpha.
     """
-    theta = shared.prepared["iti"]["theta"]
+    prepared = shared.prepared["iti"]
+    theta = prepared["theta"]
+    spread = {int(name.rpartition(".")[2]): x for name, x in prepared.items() if name != "theta"}
 
     def edit(job: Job, alpha: float) -> Edit:
-        return iti_edit(shared.model, job.location, theta, alpha=alpha, positions=settings.positions)
+        return iti_edit(shared.model, job.location, theta, alpha=alpha, positions=settings.positions, spread=spread)
 
     if settings.doses is None:
         return [Fit(edit(job, job.strength or 0.0)) for job in jobs]

@@ -32,7 +32,9 @@ class TrainableEdit(nn.Module):
     It acts on the tokens of its `positions`, as in training, so in `to_edit`.
     The columns of B are projected onto the location's subspace, so that the edit writes only there. `reader` says what
     the edit reads: A may read all of h (``layer``, as in the paper) or only the location's subspace (``location``). The
-    paper uses rank 1. A `constant` edit reads nothing: h' = h + b with trainable b (the paper's footnote).
+    paper uses rank 1. Where the subspace is the span of directions with the orthonormal basis Q (d, k), B is
+    sqrt(d / k) Q W with trainable W (k, r). With this factor, a step of W moves B as far as a step of d coordinates
+    does, whatever the directions. A `constant` edit reads nothing: h' = h + b with trainable b (the paper's footnote).
 
     B starts at 0, so that training starts at the unedited model. The entries of A are drawn uniformly from +-1/sqrt(d),
     like LoRA's A in PEFT. The draw depends only on `seed` and the layer: in a layer that two locations share, their
@@ -66,7 +68,8 @@ class TrainableEdit(nn.Module):
                 a = onto(subspace, a.T).T
             self.subspaces[site] = subspace.to(device)
             self.a.append(nn.Parameter(a.contiguous().to(device), requires_grad=not constant))
-            self.b.append(nn.Parameter(torch.zeros(width, len(a), device=device)))
+            written = width if subspace.dtype == torch.bool else subspace.shape[1]
+            self.b.append(nn.Parameter(torch.zeros(written, len(a), device=device)))
 
     @property
     def sites(self) -> Mapping[Site, SiteEdit]:
@@ -74,7 +77,11 @@ class TrainableEdit(nn.Module):
         out = {}
         for (site, subspace), a, b in zip(self.subspaces.items(), self.a, self.b, strict=True):
             reads = onto(subspace, a.T).T if self.reader == "location" and not self.constant else a
-            out[site] = SiteEdit(reads, onto(subspace, b), b.new_full(b.shape[1:], float(self.constant)))
+            if subspace.dtype == torch.bool:
+                written = onto(subspace, b)
+            else:
+                written = (len(subspace) / len(b)) ** 0.5 * (subspace @ b)
+            out[site] = SiteEdit(reads, written, b.new_full(b.shape[1:], float(self.constant)))
         return out
 
     def to_edit(self) -> Edit:

@@ -252,6 +252,10 @@ class Model:
             site: torch.from_numpy(x) if x.dtype == bool else torch.from_numpy(x).float() for site, x in found.items()
         }
 
+    def spans(self, location: Location) -> list[Site]:
+        """The sites at which the location is the span of a basis, not a set of coordinates."""
+        return [site for site, subspace in self.subspaces(location).items() if subspace.dtype != torch.bool]
+
     @property
     def device(self) -> torch.device:
         """Device of the embeddings, to which token ids must be moved."""

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from locaudit.behaviours.behaviour import Behaviour
 from locaudit.claims import Controls, draw_nulls
+from locaudit.claims.directions import vectors_of
 from locaudit.claims.kinds import Shape
 from locaudit.config import AuditConfig, Registration
 from locaudit.errors import RunFolderError
@@ -51,6 +52,7 @@ from locaudit.run.prepare import (
     plant_questions,
     prepare_probes,
     prepare_shared,
+    prepare_values,
     probing_settings,
 )
 from locaudit.run.rounds import Rounds
@@ -70,6 +72,7 @@ from locaudit.stats.phrases import where
 from locaudit.stats.selection import choose
 from locaudit.store.cache import Cache, open_cache
 from locaudit.store.database import HeldOutQuestion, Store
+from locaudit.store.directions import save_directions
 from locaudit.store.files import write_atomically
 from locaudit.store.folder import SAVED_BEHAVIOUR, open_run, read_run
 from locaudit.store.manifest import Manifest, extended
@@ -171,6 +174,7 @@ def begin(
         saved = Path(inputs.config.behaviour)
         if behaviour is not None and saved.name == SAVED_BEHAVIOUR and saved.parent.is_dir():  # else it was moved
             write_atomically(saved, behaviour.to_text().encode())
+        save_directions(store.folder, job.manifest.claim, job.shared.vectors)
         store.write_manifest(job.manifest)
         for note in job.manifest.notes:
             if note not in inputs.notes:
@@ -234,7 +238,8 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
     preparing = Preparing(model, config, kind, inputs.split.train, forests.train, inputs.training, meter.say)
     probed = prepare_probes(store, preparing, content_hash([model.fingerprint, probing, given]))
     claim = inputs.claim or _probed_claim(probed, config)
-    controls, notes = draw_controls(config, model.shape, claim, probed)
+    values = prepare_values(store, preparing, claim, probed, content_hash([model.fingerprint, probing, given]))
+    controls, notes = draw_controls(config, model.shape, claim, values)
     if before is not None:
         _check_rests(before, controls)
     for name, found in controls.items():
@@ -256,7 +261,8 @@ def prepare_audit(store: Store, inputs: Inputs, model: Model | None, cache: Cach
         lengths = find_lengths(store, shared, claim, given, meter.say)
         contexts = contexts_of(with_epochs(config, lengths))
     config = with_epochs(config, lengths)
-    inputs, shared = replace(inputs, config=config), replace(shared, config=config)
+    vectors = vectors_of([claim, *(place for found in controls.values() for place in found.locations)])
+    inputs, shared = replace(inputs, config=config), replace(shared, config=config, vectors=vectors)
     registration = _registered(inputs, before.registration if before else None)
     carried = "" if registration is None else registration.hash
     places = {name: found.locations for name, found in controls.items()}
@@ -283,18 +289,15 @@ def _check_rests(before: Manifest, controls: Mapping[str, Controls]) -> None:
 def open_worker(folder: Path, say=lambda _: None) -> Worker:
     """Build a worker from a run folder alone. Model and data are loaded by the names in its settings."""
     with read_run(folder) as store, show_progress(False) as meter:
-        inputs = read_inputs(store.config)
+        inputs = read_inputs(store.config, out=folder)
         job = prepare_audit(store, inputs, None, Cache(), meter)
     return Worker(job.shared, say)
 
 
 def draw_controls(
-    config: AuditConfig, shape: Shape, claim: Location, probed: Probed | None = None
+    config: AuditConfig, shape: Shape, claim: Location, values: Mapping[NullId, NDArray] | None = None
 ) -> tuple[dict[str, Controls], tuple[str, ...]]:
     """Draw the claim's controls of each null in the settings, and say which nulls have none (`draw_nulls`)."""
-    values: dict[NullId, NDArray] = {}
-    if probed is not None:
-        values = {"probe-accuracy": probed.probes.val_accuracy.numpy(), "norm": probed.norm.numpy()}
     rules = {"seed": config.seed, "disjoint": config.disjoint}
     return draw_nulls(claim, shape, config.nulls, config.controls, values=values, **rules)
 

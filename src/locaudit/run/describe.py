@@ -24,7 +24,7 @@ from locaudit.methods.training import step_size
 from locaudit.models.model import Model
 from locaudit.records import DIRECTIONS
 from locaudit.registry import METHODS
-from locaudit.run.plan import Groups
+from locaudit.run.plan import Groups, null_of
 from locaudit.run.subject import Inputs, prompt_positions
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.sequential import MOST_CONTROLS, Null
@@ -47,7 +47,7 @@ def make_manifest(
     """The manifest of a run that is about to start or continue."""
     config, behaviour = inputs.config, inputs.behaviour
     kind, questions = find_kind(claim), behaviour.questions
-    tried, nulls = {METHODS[name].null for name in config.methods}, {}
+    tried, nulls = {null_of(config, name) for name in config.methods}, {}
     if "places" in tried:
         nulls = {name: Null(len(found.locations), _countable(found.population)) for name, found in controls.items()}
     if DIRECTIONS in tried:
@@ -152,9 +152,9 @@ def _method_facts(inputs: Inputs, model: Model, claim: Location, name: str, leng
     training = _describe_training(inputs, model, claim, settings) if method.trained else {}
     if training and lengths:  # the training length was found
         training |= {"objectives": lengths, "plateau": all(is_plateau(x) for x in lengths.values())}
-    n_strengths = len(method.strengths(settings))
+    n_strengths, null = len(method.strengths(settings)), null_of(inputs.config, name)
     symbol = method.symbol_of(settings)
-    return MethodFacts(method.title, method.supports, method.trained, method.null, symbol, n_strengths, training)
+    return MethodFacts(method.title, method.supports, method.trained, null, symbol, n_strengths, training)
 
 
 def _describe_training(inputs: Inputs, model: Model, claim: Location, settings: Any) -> dict[str, Any]:

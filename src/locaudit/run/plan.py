@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from locaudit.claims import find_kind
 from locaudit.claims.kinds import Shape
 from locaudit.config import AuditConfig
 from locaudit.location import Location
 from locaudit.methods import Method
-from locaudit.records import DIRECTIONS, NO_METHOD, Arm, TrialSpec, content_hash
+from locaudit.records import DIRECTION_NULLS, DIRECTIONS, NO_METHOD, Arm, TrialSpec, content_hash
 from locaudit.registry import METHODS
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ def fit_context(
     trees = zip(training.trees, n_true, strict=True)
     texts = [training.prefix, [[tree.prompt, tree.branches, n, *tree.mark] for tree, n in trees]]
     return content_hash([fingerprint, texts, probing, values])
+
+
+def null_of(config: AuditConfig, name: str) -> Literal["places", "directions"]:
+    """What the controls of a method are: its `Method.null`, or places if these are random directions themselves."""
+    return "places" if set(config.nulls) & set(DIRECTION_NULLS) else METHODS[name].null
 
 
 def training_seed(config: AuditConfig) -> int:
@@ -85,10 +90,10 @@ def build_plan(
             return [trial("placebo", name, claim, x, n) for n in numbers for x in grid]
         if part == "rests":
             null = next(iter(controls), "")
-            has_rest = method.null != DIRECTIONS and any(arm == "rest" for arm, _ in arms)
+            has_rest = null_of(config, name) != DIRECTIONS and any(arm == "rest" for arm, _ in arms)
             places = enumerate(controls.get(null, ())[: config.rest_controls] if has_rest else ())
             return [trial("rest", name, place.rest(), x, n, None, null) for n, place in places for x in grid]
-        if method.null == DIRECTIONS:
+        if null_of(config, name) == DIRECTIONS:
             draws = range(config.controls if part == DIRECTIONS else 0)
             return [trial("control", name, claim, x, n, n, part) for n in draws for x in grid]
         places = enumerate(controls.get(part, ()))

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from locaudit.behaviours.behaviour import Question
 from locaudit.behaviours.format import Prompt
+from locaudit.claims.kinds import blocks_for
 from locaudit.config import AuditConfig
 from locaudit.errors import ConfigError, ModelError
+from locaudit.location import Location
 from locaudit.measure.activations import Activations, Context, collect_activations
 from locaudit.measure.drift import DriftText, cut_documents, prompt_documents, sample_documents, start_tokens
 from locaudit.measure.forward import answer_log_probs, check_depth, check_length
@@ -29,7 +32,7 @@ from locaudit.methods import Method
 from locaudit.methods.probes import Probes, fit_probes
 from locaudit.methods.training import TrainingData
 from locaudit.models.model import Model
-from locaudit.records import content_hash
+from locaudit.records import NullId, content_hash
 from locaudit.registry import KINDS, METHODS
 from locaudit.run.placebos import Placebo
 from locaudit.run.subject import Inputs, prompt_positions
@@ -98,7 +101,7 @@ class Preparing:
 
     @cached_property
     def activations(self) -> Activations:
-        """Activations of every unit at the last token of each question and answer."""
+        """Activations of every unit (of whole layers, if units are no blocks) at the last token of each answer."""
         if self.original is not None:
             return self.original.activations.exchange(self.exchanged)
         self.say("reading activations of the training questions")
@@ -116,19 +119,20 @@ class Preparing:
     @cached_property
     def probes(self) -> Probes:
         """A probe for every unit."""
-        probe, (n_units, _) = self.config.probe, self.blocks or (0, 0)
+        probe, n_units = self.config.probe, self.activations.values.shape[2]
         self.say(f"fitting {self.model.n_layers * n_units} probes")
         return fit_probes(
             self.activations,
             inverse_l2=probe.inverse_l2,
             val_fraction=probe.val_fraction,
             seed=self.config.seed,
-            kind=self.kind,
+            kind=blocks_for(self.kind, self.model.shape),
         )
 
     def _read(self, context: Context) -> Activations:
+        kind = blocks_for(self.kind, self.model.shape)
         return collect_activations(
-            self.model, self.questions, context=context, kind=self.kind, prompt=self.prompt, seed=self.config.seed
+            self.model, self.questions, context=context, kind=kind, prompt=self.prompt, seed=self.config.seed
         )
 
 
@@ -249,6 +253,24 @@ def prepare_probes(store: Store, preparing: Preparing, key: str) -> Probed | Non
     return Probed(Probes(**tensors, **meta, kind=preparing.kind), norm)
 
 
+def prepare_values(
+    store: Store, preparing: Preparing, claim: Location, probed: Probed | None, key: str
+) -> dict[NullId, NDArray]:
+    """The values that nulls are matched by (`locaudit.claims.kinds.BY_VALUE`), as far as the claim has them."""
+    if probed is not None:
+        return {"probe-accuracy": probed.probes.val_accuracy.numpy(), "norm": probed.norm.numpy()}
+    sites = preparing.model.spans(claim)
+    if "covariance" not in preparing.config.nulls or not sites:
+        return {}
+    (site,) = sites  # X (n, d), minus its mean
+
+    def compute() -> Tensors:
+        x = preparing.activations.values[:, site.layer].flatten(1)
+        return {"centred": x - x.mean(dim=0)}, {}
+
+    return {"covariance": _cached(store, "covariance", content_hash([key, site]), compute)[0]["centred"].numpy()}
+
+
 def prepare_shared(
     store: Store,
     inputs: Inputs,
@@ -305,10 +327,11 @@ def prepare_shared(
 
     def prepared(preparing: Preparing, contexts: Mapping[str, str], ending: str = "") -> dict[str, dict[str, Tensor]]:
         found = {}
+        where = preparing.kind if preparing.blocks is not None else config.claim
         for name, settings in config.methods.items():
             method: Method = METHODS[name]
             if (prepare := method.preparer) is not None and (not ending or method.has_placebo(settings)):
-                key = content_hash([contexts[name], preparing.kind])
+                key = content_hash([contexts[name], where])
                 compute = partial(prepare, preparing, settings)
                 found[name], _ = _cached(store, f"{name}{ending}", key, lambda c=compute: (c(), {}))
         return found

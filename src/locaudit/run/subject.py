@@ -17,6 +17,7 @@ from locaudit.behaviours.loaders import load_behaviour
 from locaudit.behaviours.splits import Split, split_questions
 from locaudit.checkpoints import read_shape
 from locaudit.claims import Claim, Controls, draw_nulls, find_kind, parse_location, read_claim
+from locaudit.claims.directions import Directions
 from locaudit.claims.kinds import BY_VALUE, Shape
 from locaudit.config import AuditConfig, Registration, SplitConfig, hold, read_registration
 from locaudit.config.files import read_bytes
@@ -24,7 +25,7 @@ from locaudit.config.settings import ANSWER_TOKENS
 from locaudit.errors import ConfigError, DataError, LocationError
 from locaudit.judges.base import Judge
 from locaudit.location import IN_TEXT, ROLES, Location, Positions
-from locaudit.records import OFF, NullId
+from locaudit.records import DIRECTION_NULLS, OFF, NullId
 from locaudit.registry import METHODS, load_plugins
 from locaudit.run.executors import check_executor
 from locaudit.run.judging import build_judges, check_judges, choose_judges
@@ -32,6 +33,7 @@ from locaudit.run.trackers import check_tracker
 from locaudit.stats.questions import LEAST_FOR_NO
 from locaudit.stats.scores import find_score, resolve_score
 from locaudit.stats.words import too_few
+from locaudit.store.directions import load_directions
 from locaudit.store.folder import saved_config
 from locaudit.text import plural
 
@@ -111,9 +113,11 @@ def read_settings(
     `behaviour`, `judges` and `model` override the settings. If there is a claim file (``registered``), they must match
     what it names. A claim outside the model is refused here if the model's files give its shape, and otherwise when the
     model is loaded (`check_subject`). `out` is the run folder; if a run was started there before, its ``prompt.date``
-    is used. Raises `LocauditError`.
+    is used, and its vectors if the claim is directions. Raises `LocauditError`.
     """
     load_plugins(config.plugins)
+    if out is not None:
+        load_directions(out)
     config, given = settle_claim(config)
     registration = None
     if config.registered is not None:
@@ -276,8 +280,10 @@ def settle_claim(config: AuditConfig) -> tuple[AuditConfig, Claim | None]:
     claim = read_claim(
         config.claim, format=config.claim_format, top_k=config.claim_top_k, threshold=config.claim_threshold
     )
-    as_default = {name: getattr(AuditConfig, name) for name in ("claim_format", *rule)}
-    return replace(config, claim=str(claim.location), **as_default), claim
+    changed = {name: getattr(AuditConfig, name) for name in ("claim_format", *rule)}
+    if config.nulls == AuditConfig.nulls and isinstance(find_kind(claim.location), Directions):
+        changed["nulls"] = DIRECTION_NULLS[:1]
+    return replace(config, claim=str(claim.location), **changed), claim
 
 
 def check_subject(config: AuditConfig, inputs: Inputs, model: Model) -> None:

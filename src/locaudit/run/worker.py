@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from locaudit.behaviours.behaviour import Question
 from locaudit.behaviours.format import Prompt
+from locaudit.claims.directions import VECTORS
 from locaudit.config import AuditConfig
 from locaudit.edits.bank import EditBank, stack
 from locaudit.edits.edit import Edit, load_edit
@@ -118,6 +120,11 @@ class Shared:
     """Part of the work -> seconds, of the trials that run now (`TrialRecord.seconds`)."""
     parts: dict[frozenset[str], Shared] = field(default_factory=dict)
     """Results of `only`, so that each subset of questions and its residual streams are built once."""
+    vectors: Mapping[str, NDArray] = field(default_factory=dict)
+    """Vectors of claim and controls by hash, if these are directions (`locaudit.claims.directions`)."""
+
+    def __post_init__(self):
+        VECTORS.update(self.vectors)  # a worker in another process does not know them yet
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:
