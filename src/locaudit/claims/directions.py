@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from locaudit.claims.controls import count_controls, sample_controls
 from locaudit.claims.kinds import BUILT_IN, Controls, Shape, no_such_null
 from locaudit.errors import ConfigError, LocationError
-from locaudit.location import Location, Site
+from locaudit.location import Location, Site, Unit
 from locaudit.records import DIRECTION_NULLS, NullId, content_hash
 from locaudit.registry import KINDS
 from locaudit.text import plural
@@ -218,7 +218,7 @@ def claim_rows(
             remedy="claim the rows of one array",
         )
     number = {name: i for i, name in enumerate(names)}
-    usable = np.isfinite(table).all(axis=1) & table.any(axis=1)
+    usable = np.logical_and(np.isfinite(table).all(axis=1), np.any(table, axis=1)).tolist()
     bad = next((name for name in wanted if not usable[number[name]]), None)
     if bad is not None:
         raise LocationError(
@@ -230,7 +230,7 @@ def claim_rows(
     kept = np.flatnonzero(usable)
     claimed = tuple(np.searchsorted(kept, [number[name] for name in wanted]).tolist())
     DICTIONARIES[str(place)] = Dictionary(
-        len(kept), claimed, {}, [names[i] for i in kept], table if usable.all() else table[kept]
+        len(kept), claimed, {}, [names[i] for i in kept], table if all(usable) else table[kept]
     )
     return place
 
@@ -257,7 +257,7 @@ def _draw_rows(claim: Location, n: int, *, seed: int, disjoint: bool) -> Control
             remedy="use the nulls covariance or uniform, or give the dictionary's file as FILE[ROW]@LAYER",
         )
     rows = Location(tuple((i,) for i in found.claimed), claim.kind)
-    strata = dict.fromkeys([(i,) for i in range(found.size)], 0)
+    strata: dict[Unit, int] = {(i,): 0 for i in range(found.size)}
     drawn, layer = sample_controls(rows, strata, n, seed=seed, disjoint=disjoint), _layer(claim.units[0])
     sets = [tuple(found.unit(int(i), layer) for (i,) in place.units) for place in drawn]  # type: ignore[misc]
     return Controls([Location(units, claim.kind) for units in sets], count_controls(rows, strata, disjoint=disjoint))

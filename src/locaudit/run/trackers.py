@@ -152,9 +152,9 @@ def tracking(
         result = read_result(folder)
         tracker.finish(_summary(result.verdict), result.write_report())
 
-    if config.tracker is not None:
-        settings = {name: str(value)[:LONGEST] for name, value in leaves(to_dict(config))}
-        attempt(lambda: trackers.append(TRACKERS[config.tracker](str(folder), folder, settings)))
+    if (name := config.tracker) is not None:
+        settings = {key: str(value)[:LONGEST] for key, value in leaves(to_dict(config))}
+        attempt(lambda: trackers.append(TRACKERS[name](str(folder), folder, settings)))
     try:
         yield log
     except BaseException:
