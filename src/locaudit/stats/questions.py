@@ -175,9 +175,9 @@ class _Asker:
         if "destroyed whole" in self.flags:
             return self.opened(question, "whole_destroyed")
         question = replace(question, p_no=m.over_margin({CLAIM: 1.0, BASE: -1.0}, of=WHOLE).p_below())
-        if self.not_best:
-            return self.opened(question, self.not_best)
         if question.p_no <= m.level:
+            if self.not_best:
+                return self.opened(question, self.not_best)
             return replace(question, answer="no") if self.has_enough else self.opened(question, "few_for_no")
         high = self.number(m.gain(CLAIM).interval()[1])
         return self.opened(question, "wide", high=high, margin=self.number(m.margin(WHOLE)))
