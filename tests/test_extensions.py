@@ -85,7 +85,8 @@ def test_everything_that_a_file_adds_is_in_plan_verdict_tables_and_figures(audit
     assert all(words in page for words in ("Push", "Best answer gains", "line:1/refusal", "ruler"))
     assert "Best answer gains" in re.search('<svg class="strip".*?</svg>', page, re.DOTALL)[0]
     lines = (folder / "lines.txt").read_text().splitlines()
-    assert len(lines) == 12 and "push/claim/best_gains" in " ".join(lines) and verdict["outcome"] in lines[-1]
+    assert len(lines) == 14  # 13 places and the verdict
+    assert "push/claim/best_gains" in " ".join(lines) and verdict["outcome"] in lines[-1]
     assert "null.svg" in locaudit("figures", str(folder), "--format", "svg")
 
 
