@@ -54,7 +54,7 @@ def mean_difference(preparing: Any) -> Scores:
     x, is_true = preparing.activations.values.double(), preparing.activations.is_true  # x: (n, layers, units, width)
     parts = x[is_true], x[~is_true]
     means = [part.mean(dim=0) for part in parts]  # (layers, units, width)
-    squares = sum((part - mean).square().sum(dim=(0, -1)) for part, mean in zip(parts, means, strict=True))
+    squares = torch.stack([(y - mean).square().sum(dim=(0, -1)) for y, mean in zip(parts, means, strict=True)]).sum(0)
     distance = (means[0] - means[1]).norm(dim=-1)  # (layers, units)
     return torch.where(distance > 0, distance / (squares / (len(x) - 2)).sqrt(), 0.0)
 
