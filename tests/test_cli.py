@@ -608,7 +608,17 @@ COMMAND_LINES = (
     "audit --judges.truth.kind openai --judges.info.kind openai",
 )  # fmt: skip
 # of pip, git and ray, and those of no command's own
-OF_OTHERS = {"--no-deps", "--force-reinstall", "--help", "--help-all", "--version", "--format", "--porcelain", "--head"}
+OF_OTHERS = {
+    "--no-deps",
+    "--force-reinstall",
+    "--help",
+    "--help-all",
+    "--version",
+    "--format",
+    "--porcelain",
+    "--head",
+    "--logdir",
+}
 CSS = {"--ink", "--paper", "--faint", "--control"}  # colours of the report's charts
 FLAG = re.compile(r"(?<!var\()(?<![\w-])--[a-z][\w.-]*\w")
 

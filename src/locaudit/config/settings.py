@@ -353,8 +353,8 @@ class AuditConfig:
     ``anywhere``: only the number of units (heads, neurons, ...). ``layers``: also their number in each layer.
     ``kv-groups``: in each group of heads that share keys and values.
     ``probe-accuracy``, ``norm``: in each decile of probe accuracy, or of activation norm.
-    Claims of directions have ``covariance`` (their default: drawn with the activations' covariance), ``uniform`` and
-    ``dictionary`` (other rows of the claim's file)."""
+    Claims of directions have other nulls. ``covariance``, their default: drawn with the activations' covariance.
+    ``uniform``: on the sphere. ``dictionary``: other rows of the claim's file."""
     disjoint: bool = False
     """Draw controls that share no unit with the claim.
     Off: draw any sets but the claim itself, so that claim and controls are exchangeable, as the p-value assumes."""

@@ -80,8 +80,7 @@ class TrainingSettings:
     max_questions: Count | None = None
     """Use at most this many training questions to train edits (None: all). Probes and ITI always use all of them."""
     learning_rate: Positive | None = None
-    """Peak learning rate (None: depends on batching, on the number of pairs in a step, and on the location's size;
-    see docs/learning-rates.md)."""
+    """Peak learning rate (None: by batching, pairs in a step and size of the place, see docs/learning-rates.md)."""
     max_grad_norm: Positive = 1.0
     """The gradient of each edit is clipped to this norm. The default is that of transformers' Trainer."""
     optimizer: OptimizerName = "adamw"
