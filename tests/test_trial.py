@@ -132,7 +132,7 @@ def test_what_ran_before_does_not_matter():
 
 
 def test_the_number_of_threads_moves_scores_by_less_than_1e_4_nats():
-    """In float32, with what trials share computed anew, in a model wide enough for PyTorch to use both threads."""
+    """In float32, with what trials share computed anew."""
     lm = make_lm("llama", hidden_size=128, intermediate_size=512, vocab_size=1024)
     before, found = torch.get_num_threads(), []
     try:
