@@ -25,11 +25,11 @@ if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed: pip install 'locaudit[ray]'", allow_module_level=True)
 
 from locaudit import audit, cli
-from locaudit.config import merge_config, to_yaml
+from locaudit.config import AuditConfig, merge_config, to_yaml
 from locaudit.errors import ConfigError
 from locaudit.models import load_model
 from locaudit.run.audit import run_audit
-from locaudit.run.executors.ray import RETRIES
+from locaudit.run.executors import ray as executor
 from locaudit.store.folder import read_run
 from locaudit.store.news import read_news
 from locaudit.store.run import load_run
@@ -152,7 +152,7 @@ def test_a_cluster_gives_the_bytes_of_one_process(home, cluster, config, tmp_pat
     news, run = read_news(tmp_path / "ray"), load_run(tmp_path / "ray")
     assert list(news["failed"]) == ["Fragile at whole model"] and news["state"] == "finished"
     (note,) = (note for note in run.manifest.notes if "Fragile" in note)
-    assert f"tried {RETRIES + 1} times" in note and "RuntimeError: this node is broken" in note
+    assert f"tried {executor.RETRIES + 1} times" in note and "RuntimeError: this node is broken" in note
     assert not run.is_finished and run.manifest.threads == 1
     assert cli.main(["status", str(tmp_path / "ray")]) == 0
     assert "this node is broken" in capsys.readouterr().out
@@ -256,6 +256,12 @@ def test_a_node_with_other_versions_is_refused_by_name(cluster, config, tmp_path
         assert store.is_empty()
 
 
+def test_no_room_for_a_worker_is_an_error(cluster, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(executor, "PATIENCE", 3.0)
+    with pytest.raises(ConfigError, match="no room for a worker in 3 s"):
+        run_audit(remote(config, cluster, workers=1, gpus_per_worker=1.0), tmp_path / "ray", progress=False)
+
+
 def addresses_of_ray(driver: int) -> set[str]:
     """Addresses at which the processes that the driver started listen."""
     with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -307,6 +313,19 @@ def test_what_cannot_be_used_is_refused_before_a_model_is_loaded(home, tmp_path,
             run_audit(merge_config(config, {"ray": ray, "loading": loading}), tmp_path / "run", progress=False)
         assert time.monotonic() - started < 10
     assert not (tmp_path / "run").exists()
+
+
+def test_workers_share_the_cores_of_this_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)))
+    for ray, threads in (
+        ({"workers": 1}, 16),
+        ({"workers": 5}, 3),
+        ({"workers": 40}, 1),
+        ({"workers": 2, "cpus_per_worker": 4.0}, 4),
+        ({}, 1),  # as many workers as cores
+        ({"workers": 2, "address": "auto"}, 1),
+    ):
+        assert executor.Ray.threads(merge_config(AuditConfig(), {"ray": ray})) == threads
 
 
 def test_ray_accepts_the_cluster_file():

@@ -18,6 +18,7 @@ from locaudit.measure.drift import DriftText
 from locaudit.measure.multiple_choice import METRICS, question_scores
 from locaudit.methods.iti import iti_theta
 from locaudit.methods.settings import ITISettings, OptimalSettings
+from locaudit.models import wrap_model
 from locaudit.records import TrialRecord, TrialSpec
 from locaudit.registry import EXECUTORS
 from locaudit.run.audit import open_worker, run_audit
@@ -31,7 +32,7 @@ from reference.drift import drift
 from reference.scoring import forest_log_probs
 from reference.training import fit_edit
 from runs import small_config
-from tiny import heads, random_ids, tiny
+from tiny import heads, make_lm, random_ids, tiny, tokenizer
 from toy import PRIMER, QUESTIONS, Job, train, training_data
 
 TRAIN, VAL, TEST = QUESTIONS[:6], QUESTIONS[6:9], QUESTIONS[9:]
@@ -58,8 +59,8 @@ def held_out(model, questions):
     return HeldOut(tuple(questions), data.forest, data.reference)
 
 
-def shared_of(config=CONFIG, test=TEST):
-    model = tiny("llama")
+def shared_of(config=CONFIG, test=TEST, model=None):
+    model = model or tiny("llama")
     return Shared(
         model,
         config,
@@ -128,6 +129,22 @@ def test_what_ran_before_does_not_matter():
     for specs in (ITI, OPTIMAL, [BASE], ITI[:1]):
         fresh = texts(run_trials(shared_of(), specs))
         assert texts(run_trials(shared, specs)) == fresh
+
+
+def test_the_number_of_threads_moves_scores_by_less_than_1e_4_nats():
+    """In float32, with what trials share computed anew."""
+    lm = make_lm("llama", hidden_size=128, intermediate_size=512, vocab_size=1024)
+    before, found = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            found.append(run_trials(shared_of(model=wrap_model(lm, tokenizer())), [BASE, ITI[0], OPTIMAL[0]]))
+    finally:
+        torch.set_num_threads(before)
+    for (one, _), (two, _) in zip(*found, strict=True):
+        for split, scores in one.questions.items():
+            for name, values in scores.items():
+                assert two.questions[split][name] == pytest.approx(values, rel=0, abs=1e-4), (one.spec, split, name)
 
 
 @pytest.mark.parametrize("specs", [ITI, OPTIMAL], ids=["iti", "optimal"])
