@@ -112,7 +112,7 @@ class _Asker:
 
     @property
     def not_best(self) -> str:
-        """Why the edit at the claim is not the best one, so that it can show no "no"; empty without such a sign."""
+        """The reason why a "no" stays open: a sign that the edit at the claim is not the best one; empty without one."""
         return next((name.replace(" ", "_") for name in ("not optimised", "unsettled") if name in self.flags), "")
 
     @property
