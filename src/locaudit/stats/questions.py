@@ -112,7 +112,7 @@ class _Asker:
 
     @property
     def not_best(self) -> str:
-        """The reason why a "no" stays open: a sign that the edit at the claim is not the best one; empty without one."""
+        """Why a "no" stays open: a sign that the edit at the claim is not the best one. Empty without such a sign."""
         return next((name.replace(" ", "_") for name in ("not optimised", "unsettled") if name in self.flags), "")
 
     @property
