@@ -124,6 +124,17 @@ def test_one_of_each_two_questions_is_exchanged(home):
     assert first.forest == plant(tokenizer(), Prompt(), [(q.text, q.answers) for q in first.questions])
 
 
+@pytest.mark.parametrize("name", ["misconceptions", "sentiment"])
+def test_placebos_of_bundled_questions(name):
+    questions = split_questions(load_behaviour(name)).train
+    assert any(q.best is not None for q in questions) == (name == "misconceptions")
+    forest = plant(tokenizer(), Prompt(), [(q.text, q.answers) for q in questions])
+    (placebo,) = draw_placebos(1, questions, forest, 0)
+    for q, turned, is_chosen in zip(questions, placebo.questions, placebo.chosen, strict=True):
+        assert turned == (dataclasses.replace(q, true=q.false, false=q.true, best=None) if is_chosen else q)
+    assert placebo.forest == plant(tokenizer(), Prompt(), [(q.text, q.answers) for q in placebo.questions])
+
+
 def test_exchanged_data_are_those_of_exchanged_questions(home):
     questions = split_questions(load_behaviour(str(home / "questions.jsonl"))).train
     forest = plant(tokenizer(), Prompt(), [(q.text, q.answers) for q in questions])

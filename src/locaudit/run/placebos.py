@@ -55,6 +55,6 @@ def _placebo(chosen: tuple[bool, ...], questions: Sequence[Question], forest: Fo
     turned = list(zip(questions, forest.trees, chosen, strict=True))
     return Placebo(
         chosen,
-        tuple(replace(q, true=q.false, false=q.true) if turn else q for q, _, turn in turned),
+        tuple(replace(q, true=q.false, false=q.true, best=None) if turn else q for q, _, turn in turned),
         Forest(forest.prefix, tuple(exchanged(tree, len(q.true)) if turn else tree for q, tree, turn in turned)),
     )
