@@ -26,6 +26,9 @@ from locaudit.run.subject import few_for_no
 _ALIKE = {"nulls": ["anywhere"], "methods": ["optimal"], "rest": False}
 """What the audits of rules have by default: the same random places, and no edits of everything but the claim."""
 
+_OF_AN_AUDIT = ("claim", "methods", "controls", "score", "ray.workers")
+"""Settings of an audit that a ranking does not need."""
+
 
 @dataclass(frozen=True)
 class _Find:
@@ -59,7 +62,7 @@ def heuristics(arguments: Sequence[str]) -> int:
     """Parse ``locaudit heuristics [CONFIG.yaml] [flags]``, run an audit for each rule, and print them side by side."""
     base, rest = take_config(_Heuristics().config, arguments)
     words = "Does a rule find better places than chance? The best places of each rule against the same random places."
-    command = parse(_Heuristics(base), "locaudit heuristics [CONFIG.yaml]", words, rest)
+    command = parse(_Heuristics(base), "locaudit heuristics [CONFIG.yaml]", words, rest, unused=("claim",))
     require_report_extra()
     _ = KINDS[ALIASES.get(command.kind, command.kind)]
     check_rules(command.config, command.rules, command.k)
@@ -81,7 +84,7 @@ def find(arguments: Sequence[str]) -> None:
     """Parse ``locaudit find [CONFIG.yaml] [flags]``, print the best places, and write the scores of all."""
     base, rest = take_config(AuditConfig(), arguments)
     words = "Rank every head, or place of another kind, on the training questions, and print the best ones."
-    command = parse(_Find(base), "locaudit find [CONFIG.yaml]", words, rest)
+    command = parse(_Find(base), "locaudit find [CONFIG.yaml]", words, rest, unused=_OF_AN_AUDIT)
     if command.top < 1:
         raise ConfigError(got=f"--top {command.top}", expected="at least 1", remedy="raise it")
     _ = RULES[command.by], KINDS[ALIASES.get(command.kind, command.kind)]

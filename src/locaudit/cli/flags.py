@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
@@ -63,8 +63,10 @@ def take_config(base: C, arguments: Sequence[str]) -> tuple[C, list[str]]:
     return base, list(arguments)
 
 
-def parse(command: C, prog: str, description: str, arguments: Sequence[str]) -> C:
+def parse(command: C, prog: str, description: str, arguments: Sequence[str], *, unused: Collection[str] = ()) -> C:
     """`command` with the values in the arguments. It is a dataclass of flags; a field ``config`` holds settings.
+
+    ``--help`` does not show the `unused` settings.
 
     Raises `ConfigError` for a wrong setting or flag. Exits after ``--help`` or ``--help-all``.
     """
@@ -77,7 +79,8 @@ def parse(command: C, prog: str, description: str, arguments: Sequence[str]) -> 
     if brief:
         description += " These are the most common flags; --help-all lists every setting."
     arguments = ["--help" if argument == "--help-all" else argument for argument in arguments]
-    form = _form(command, "", arguments, brief=brief)
+    shown = [name for name in COMMON if name not in unused] if brief else None
+    form = _form(command, "", arguments, shown)
     parsed = _plain(read_flags(type(form), prog, description, arguments, default=form))
     for name, value in parsed.items():
         if name == "config":
@@ -87,10 +90,10 @@ def parse(command: C, prog: str, description: str, arguments: Sequence[str]) -> 
     return dataclasses.replace(command, **parsed)  # type: ignore[type-var]
 
 
-def _form(value: Any, path: str, arguments: Sequence[str], *, brief: bool = False) -> Any:
+def _form(value: Any, path: str, arguments: Sequence[str], shown: Collection[str] | None = None) -> Any:
     """The object that tyro parses in place of a settings object: the same fields and values, without checks.
 
-    If it is `brief`, it has only the settings named in `COMMON`.
+    It has only the settings named in `shown` (None: all).
     """
     if isinstance(value, JudgeChoice):
         kind = [value.kind, *_given(arguments, f"{path}.kind")][-1]
@@ -105,13 +108,13 @@ def _form(value: Any, path: str, arguments: Sequence[str], *, brief: bool = Fals
     fields, hints = {}, get_type_hints(type(value), include_extras=True)
     for name, item in vars(value).items():
         inside = path if name == "config" else f"{path}.{name}".removeprefix(".")
-        is_common = hasattr(value, "config") or any(f"{x}.".startswith(f"{inside}.") for x in COMMON)
-        if brief and not is_common:
+        is_common = hasattr(value, "config") or any(f"{x}.".startswith(f"{inside}.") for x in shown or ())
+        if shown is not None and not is_common:
             fields[name] = (Annotated[hints[name], tyro.conf.Suppress], item)
         elif inside == "methods":
-            fields |= _method_fields(item, arguments, brief=brief)
+            fields |= _method_fields(item, arguments, brief=shown is not None)
         elif dataclasses.is_dataclass(item) or (isinstance(item, Frozen) and inside not in _PAIRS):
-            form, metadata = _form(item, inside, arguments, brief=brief), getattr(hints[name], "__metadata__", ())
+            form, metadata = _form(item, inside, arguments, shown), getattr(hints[name], "__metadata__", ())
             fields[name] = (Annotated[(type(form), *metadata)] if metadata else type(form), form)
         elif inside in SHORT:
             short = f"--{name.replace('_', '-')}"
