@@ -641,32 +641,36 @@ def test_records_come_back_exactly(tmp_path):
         assert sorted(rows) == sorted([("key of q0", 0.1), ("key of q1", 1 / 3), ("key of q2", 1e308)] * 3)
 
 
-def test_scores_of_an_earlier_version_are_read_and_packed(tmp_path):
-    """They had a row per value. A run with them can be read, and continued."""
-    records = [make_record(k) for k in range(3)]
-    last = replace(records[2], questions={"val": records[2].questions["val"], "test": {"mc1": (math.nan, -0.0)}})
-    records[2] = replace(last, metrics={"val": last.metrics["val"], "test": {"mc1": math.nan}})
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE scores RENAME COLUMN packed TO value",
+        "ALTER TABLE answers DROP COLUMN answer",
+        "CREATE TABLE trials (trial_id TEXT PRIMARY KEY, record TEXT)",
+    ],
+)
+def test_a_run_with_other_tables_or_columns_is_refused_and_left_as_it_is(tmp_path, change):
     with open_store(tmp_path / "run") as store:
-        store.add(records, 1.0)
-    connection = sqlite3.connect(tmp_path / "run" / "trials.sqlite")
-    rows = [
-        (fit, question, metric, None if value != value else value)
-        for fit, questions, metric, packed in connection.execute(
-            "SELECT fit, questions, metric, packed FROM scores JOIN lists USING (list)"
-        )
-        for question, value in zip(json.loads(questions), np.frombuffer(packed, "<f8").tolist(), strict=True)
-    ]
-    with connection:
-        connection.execute("DROP TABLE scores")
-        connection.execute("DROP TABLE lists")
-        connection.execute("CREATE TABLE scores (fit TEXT, question TEXT, metric TEXT, value)")
-        connection.executemany("INSERT INTO scores VALUES (?, ?, ?, ?)", rows)
+        store.add([make_record()], 1.0)
+    file = tmp_path / "run" / "trials.sqlite"
+    with sqlite3.connect(file) as connection:
+        connection.execute(change)
     connection.close()
-    expected = sorted(map(ordered, records))
-    with read_run(tmp_path / "run") as store:
-        assert store.has_rows_per_value and sorted(map(ordered, store.records())) == expected
+    before = file.read_bytes()
+    for opening in (read_run(tmp_path / "run"), open_run(tmp_path / "run", QUIET)):
+        assert_refused("made by an earlier development version.*another `out`.*load_edit", opening)
+    assert file.read_bytes() == before
+
+
+def test_a_run_that_lacks_a_table_is_not_read_but_continued(tmp_path):
+    with open_store(tmp_path / "run") as store:
+        store.add([make_record()], 1.0)
+    with sqlite3.connect(tmp_path / "run" / "trials.sqlite") as connection:
+        connection.execute("DROP TABLE parts")
+    connection.close()
+    assert_refused("not all of its tables yet.*run the audit", read_run(tmp_path / "run"))
     with open_run(tmp_path / "run", QUIET) as store:
-        assert not store.has_rows_per_value and sorted(map(ordered, store.records())) == expected
+        assert len(store.records()) == 1 and store.parts() == {}
 
 
 def test_the_manifest_and_resuming(tmp_path):
