@@ -35,7 +35,6 @@ from locaudit.config import (
     Registration,
     SplitConfig,
     load_config,
-    merge_config,
     parse_config,
     parse_over,
     read_registration,
@@ -222,11 +221,11 @@ def test_settings_not_named_keep_the_base():
     [
         ("control: 5", "unknown setting control in here;.*controls"),
         ("methods: {iti: {alpha: [1]}}", "unknown setting methods.iti.alpha in here.*did you mean methods.iti.alphas"),
-        ("iti: {alphas: [1]}", "the setting iti in here; expected methods.iti"),
-        ("optimal: {epochs: 1}", "the setting optimal in here; expected methods.optimal"),
-        ("optimal: {reader: none}", "the setting optimal in here; expected the method constant"),
+        ("iti: {alphas: [1]}", "the unknown setting iti in here; expected methods.iti"),
+        ("optimal: {epochs: 1}", "the unknown setting optimal in here; expected methods.optimal"),
+        ("optimal: {reader: none}", "the unknown setting optimal in here; expected the method constant"),
         ("methods: {optimal: {reader: none}}", "methods.optimal.reader = 'none' in here; expected the method constant"),
-        ("judges: {target: {kind: none}}", "the setting judges.target in here; expected judges.truth"),
+        ("judges: {target: {kind: none}}", "the unknown setting judges.target in here; expected judges.truth"),
         ("judges: {retention: {kind: none}}", "expected judges.info"),
         (
             "prompt: {primer: default}",
@@ -1006,51 +1005,17 @@ def test_the_schema_is_the_one_in_the_docs():
 OLD_CLAIM = "claim: '0.1,1.2'\niti: {alphas: [2.0]}\noptimal: {reader: none}\njudges: {target: {kind: none}}\n"
 
 
-def test_settings_of_the_first_version_are_refused_all_at_once(tmp_path):
-    (tmp_path / "claim.yaml").write_text(OLD_CLAIM)
-    with pytest.raises(ConfigError) as raised:
-        read_registration(tmp_path / "claim.yaml")
-    assert f"the settings iti, optimal, judges.target in {tmp_path / 'claim.yaml'}; expected methods.iti" in str(
-        raised.value
-    )
-    assert "the method constant, judges.truth; these are names of locaudit 0.1.0: rename them" in str(raised.value)
-    assert "\n" not in str(raised.value), "a constant edit has no such place"
+def test_settings_of_the_first_version_are_refused_with_their_present_names(tmp_path):
+    for text, new in (
+        ("iti: {alphas: [2.0]}", "the unknown setting iti in FILE; expected methods.iti"),
+        ("optimal: {reader: none}", "the unknown setting optimal in FILE; expected the method constant"),
+        ("judges: {target: {kind: none}}", "the unknown setting judges.target in FILE; expected judges.truth"),
+    ):
+        (tmp_path / "claim.yaml").write_text(f"claim: '0.1,1.2'\n{text}\n")
+        with pytest.raises(ConfigError) as raised:
+            read_registration(tmp_path / "claim.yaml")
+        assert new.replace("FILE", str(tmp_path / "claim.yaml")) in str(raised.value)
     assert parse_over(PaperConfig(), "iti: {alphas: [2.0]}", "a study").iti.alphas == (2.0,), "a study has it still"
-
-
-OLD_JUDGE = {"kind": "causal-lm", "model": "m", "prompt": None, "concurrency": 8}
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ({"iti": {"alphas": [2.0]}, "seed": 3}, {"methods": {"iti": {"alphas": [2.0]}, "optimal": {}}}),
-        (
-            {"methods": ["optimal"], "iti": {"alphas": [2.0]}, "optimal": {"epochs": 3, "learning_rate": 1e-3}},
-            {"methods": {"optimal": {"epochs": 3, "learning_rate": 1e-3}}},
-        ),
-        (
-            {"judges": {"target": OLD_JUDGE, "retention": {"kind": "none", "model": None}}},
-            {"judges": {"truth": {"kind": "causal-lm", "model": "m"}, "info": {"kind": "none"}}},
-        ),
-    ],
-)
-def test_settings_of_the_first_version_are_translated_where_they_can_be(old, new):
-    with pytest.raises(ConfigError) as raised:
-        merge_config(AuditConfig(), old)
-    first, *lines = str(raised.value).splitlines()
-    groups = [name for name in old if name != "seed"]
-    assert first.endswith(f"Write in place of {', '.join(groups)}:")
-    assert parse_config("\n".join(lines)) == merge_config(AuditConfig(), new)
-
-
-@pytest.mark.parametrize(
-    "old", ["{iti: 3}", "{iti: {alphas: none}}", "{judges: {target: {kind: sage}}}", "{iti: {}, x: 1}"]
-)
-def test_settings_of_the_first_version_that_never_were_right_are_not_translated(old):
-    with pytest.raises(ConfigError, match="names of locaudit 0.1.0") as raised:
-        parse_config(old)
-    assert "\n" not in str(raised.value)
 
 
 def test_a_folder_of_the_first_version_is_refused_and_left_as_it_is(tmp_path):
