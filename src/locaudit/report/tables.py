@@ -19,7 +19,7 @@ from locaudit.config import AuditConfig, changed_settings, open_settings, unknow
 from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, OFF, Place, TrialRecord, json_text
 from locaudit.registry import SCORES
-from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
+from locaudit.report.answers import Judgements, Speech, speech
 from locaudit.report.design import Designs, read_designs, read_verdict
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES, FIT_TITLES
 from locaudit.stats.changes import Changes, count_changes
@@ -287,16 +287,23 @@ class Tables:
         return sum(lost for lost, _ in counts), sum(asked for _, asked in counts)
 
     @cached_property
-    def conversations(self) -> list[Conversation]:
-        """The models' answers to the first test questions; empty if nothing was generated."""
-        speakers = [Speaker("Unedited model", self.base.record)]
+    def said(self) -> dict[str, Speech | None]:
+        """The greedy answers of the unedited model, of claims, whole models and first controls, by name.
+
+        None if every edit tried at the place diverged. Empty if nothing was generated.
+        """
+        rows: dict[str, Row | None] = {"Unedited model": self.base}
         for method in self.verdict.methods:
             first = next((p for p in self.places(method) if (p.arm, p.control) == ("control", 0)), None)
             for place, row in self.places(method).items():
                 if place.arm in ("claim", "whole") or place == first:
-                    name = f"{self.methods[method].title}: {place_name(place).lower()}"
-                    speakers.append(Speaker(name, None if row is None else row.record))
-        return conversations(self.questions, speakers, self.judgements)
+                    rows[f"{self.methods[method].title}: {place_name(place).lower()}"] = row
+        greedy = {name: None if row is None else row.record.answers.get("test", ()) for name, row in rows.items()}
+        return {
+            name: None if answers is None else speech({}, self.questions, answers, self.judgements)
+            for name, answers in greedy.items()
+            if greedy["Unedited model"] and answers != ()
+        }
 
     @cached_property
     def failures(self) -> list[tuple[str, str]]:
