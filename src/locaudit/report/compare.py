@@ -31,8 +31,7 @@ from locaudit.store.run import Run, load_run
 
 _NOT_COMPARED = ("registered", "plugins", "executor", "tracker", "loading", "ray", "claim", "model", "behaviour")
 """Beginnings of settings that are not listed as differences: they change no result, or have a column."""
-_TITLES = {"base": "unedited", "edited": "at the claim", "p_gain": "p of the gain", "p": "p (largest)",
-           "p_holm": "p (Holm)"}  # fmt: skip
+TITLES = {"edited": "at the claim", "p_gain": "p of the gain", "p": "p (largest)", "p_holm": "p (Holm)"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +113,6 @@ def run_row(run: Run, v: MethodVerdict, nulls: Iterable[str]) -> dict[str, Any]:
     return row
 
 
-def row_table(title: str, rows: Sequence[Mapping[str, Any]], **options: Any) -> dict[str, Any]:
-    """The rows as a table of a page."""
-    return make_table(title, rows, {key: key for key in rows[0]} | _TITLES, **options)
-
-
 def compare_runs(folders: Sequence[str | Path], **settings: Any) -> Comparison:
     """Read runs to be compared. `settings` are those of `Run.read_with`.
 
@@ -165,7 +159,7 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path, **settings:
              if (run.folder / "report.html").is_file()}  # fmt: skip
     page = render(
         "report/compare.html",
-        {"tables": {"compare": row_table("Numbers", rows, filters=("model", "behaviour", "outcome"))}},
+        {"tables": {"compare": make_table("Numbers", rows, TITLES, filters=("model", "behaviour", "outcome"))}},
         found=found,
         figures={name: markup(null_strip(run.verdict, run.manifest)) for name, run in found.runs.items()},
         pages=pages,

@@ -17,8 +17,9 @@ from locaudit.errors import RunFolderError
 from locaudit.records import json_text
 from locaudit.report import report_folder, write_report
 from locaudit.report.charts import Chart, Series, scatter_chart
-from locaudit.report.compare import differing, row_table, run_row
+from locaudit.report.compare import TITLES, differing, run_row
 from locaudit.report.html import render
+from locaudit.report.page_tables import make_table
 from locaudit.report.style import ARM_COLOURS, ARM_NAMES, score_title
 from locaudit.report.tables import Registered, csv_text, read_registered, tabulate
 from locaudit.stats.phrases import MethodFacts
@@ -196,9 +197,10 @@ def write_repeats(folder: str | Path, out: str | Path | None = None, **settings:
         write_report(own, tabulate(run), out=own if is_own else target / own.name)
     alone = [(number, run, v) for number, run in found.runs.items() for v in run.verdict.methods.values()]
     nulls = dict.fromkeys(null for _, _, v in alone for null in v.nulls)
+    alike = ("model", "behaviour", "score")
     rows = [{"repeat": number, **run_row(run, v, nulls)} for number, run, v in alone]
     data = {"charts": {f"repeats_{name}": repeats_chart(found, name) for name in found.verdict.methods},
-            "tables": {"repeats": row_table("Each repeat alone", rows, hidden=("model", "behaviour", "score"))},
+            "tables": {"repeats": make_table("Each repeat alone", rows, TITLES, hidden=alike)},
             "files": {"repeats.json": json_text(values)}}  # fmt: skip
     sections = {"verdict": "Verdict", "repeats": "Repeats"}
     text = render("report/repeats.html", data, found=found, verdict=found.verdict, sections=sections)
