@@ -395,18 +395,7 @@ class Tables:
         judged = [name for name in self.measured if name in self.judged]
         lines = []
         for row in self.rows:
-            spec = row.record.spec
-            line: dict[str, Any] = {
-                "trial_id": spec.trial_id,
-                "arm": spec.arm,
-                "null": spec.null,
-                "control": spec.control,
-                "method": spec.method,
-                "hyperparameter": spec.hyperparameter,
-                "location": row.location,
-                "status": row.record.status,
-                "chosen": row.chosen,
-            }
+            line = {**identify(row.record), "status": row.record.status, "chosen": row.chosen}
             for name in self.measured:
                 line[name] = row.values.get(name)
                 if name in judged:
@@ -423,6 +412,12 @@ class Tables:
                 line[" ".join(off)] = row.record.metrics.get(f"{OFF}{off[0]}", {}).get(off[1])
             lines.append({**line, "seconds": row.seconds})
         return lines
+
+
+def identify(record: TrialRecord) -> dict[str, Any]:
+    """The columns that say which trial a row is about."""
+    names = ("trial_id", "arm", "null", "control", "method", "hyperparameter")
+    return {name: getattr(record.spec, name) for name in names} | {"location": str(record.spec.location or "")}
 
 
 def read_tables(folder: str | Path) -> Tables:
