@@ -97,13 +97,13 @@ def page_tables(t: Tables, n_units: int) -> Iterator[tuple[str, dict[str, Any]]]
         rows = [asdict(d.size) | {"minutes": d.seconds / 60, "lead": d.lead} for d in t.designs.rows]
         titles = {"questions": "test questions", "lead": f"power for a lead of {t.designs.lead}"}
         yield "designs", make_table("Larger audits", rows, titles)
-    if t.probes is not None and sum(map(len, t.probes.val_accuracy)) <= n_units:
+    if t.manifest.probes is not None and sum(map(len, t.manifest.probes.val_accuracy)) <= n_units:
         rows = [
             {"layer": layer, "unit": unit, "val_accuracy": accuracy}
-            for layer, row in enumerate(t.probes.val_accuracy)
+            for layer, row in enumerate(t.manifest.probes.val_accuracy)
             for unit, accuracy in enumerate(row)
         ]
-        yield "probes", make_table("Probes", rows, {"unit": t.probes.kind})
+        yield "probes", make_table("Probes", rows, {"unit": t.manifest.probes.kind})
 
 
 def _interval(name: str, value: float | None, ends: Sequence[float] | None) -> dict[str, float | None]:

@@ -16,7 +16,6 @@ from statistics import fmean
 from typing import Any
 
 from locaudit.config import AuditConfig, changed_settings, open_settings, unknown_names_kept
-from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, OFF, Place, TrialRecord, json_text
 from locaudit.registry import SCORES
 from locaudit.report.answers import Judgements, Speech, speech
@@ -32,7 +31,7 @@ from locaudit.stats.selection import BASE, select
 from locaudit.stats.specification import Specification
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion
-from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
+from locaudit.store.manifest import Manifest
 from locaudit.store.run import Run, load_run
 from locaudit.store.trusted import Corrected
 from locaudit.text import plural
@@ -173,30 +172,15 @@ class Tables:
         return self.manifest.methods
 
     @property
-    def judges(self) -> Mapping[str, JudgeFacts]:
-        """Aspect -> name and fingerprint of its judge."""
-        return self.manifest.judges
-
-    @property
-    def probes(self) -> ProbeFacts | None:
-        """Results of the probes of all units; None without probes."""
-        return self.manifest.probes
-
-    @property
     def base(self) -> Row:
         """The unedited model."""
         return next(row for row in self.rows if row.place[0] == "base" and row.record.status == "ok")
 
     @property
-    def claim(self) -> Location:
-        """The claimed location."""
-        return self.manifest.claim
-
-    @property
     def claimed_heads(self) -> tuple[tuple[int, int], ...]:
         """(layer, head) pairs of a claim about heads; empty for other kinds."""
-        pairs = (unit for unit in self.claim.units if not isinstance(unit, str))
-        return tuple((unit[0], unit[1]) for unit in pairs) if self.claim.kind == "head" else ()
+        pairs = (unit for unit in self.manifest.claim.units if not isinstance(unit, str))
+        return tuple((unit[0], unit[1]) for unit in pairs) if self.manifest.claim.kind == "head" else ()
 
     @cached_property
     def aspects(self) -> tuple[str, ...]:
@@ -356,7 +340,7 @@ class Tables:
             more["reading"] = {name: {"run": own, "here": here} for name, (own, here) in self.reading.items()}
         if self.corrected is not None:
             more["labels"] = asdict(self.corrected)
-        judges = {aspect: asdict(judge) for aspect, judge in self.judges.items()}
+        judges = {aspect: asdict(judge) for aspect, judge in self.manifest.judges.items()}
         if self.base.degenerate:
             places = {method: {BASE: self.base, **self.places(method)} for method in self.verdict.methods}
             more["degenerate"] = {
