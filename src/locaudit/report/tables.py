@@ -22,7 +22,7 @@ from locaudit.report.answers import Judgements, Speech, speech
 from locaudit.report.design import Designs, read_designs, read_verdict
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES, FIT_TITLES
 from locaudit.stats.changes import Changes, count_changes
-from locaudit.stats.degenerate import is_degenerate
+from locaudit.stats.degenerate import share_degenerate
 from locaudit.stats.intervals import score_intervals
 from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts, where
@@ -424,13 +424,12 @@ def tabulate(run: Run) -> Tables:
     asked, labels = [question.text for question in run.questions["test"]], run.labels
     for record in records:
         trial = record.spec.trial_id
-        said = record.samples.get("test") or record.said("test")[:1]
-        broken = [is_degenerate(*pair) for answers in said for pair in zip(asked, answers, strict=True)]
+        broken = share_degenerate(record, asked)
         by_label = label_scores(record.questions.get("test", {}), verdict.score, labels)
         changes, own = None, record.questions.get("test", {})
         if record.spec.arm != "base" and has_score(own, verdict.score):
             changes = count_changes(score_values(own, verdict.score), before, verdict.tolerance)
-        share = {"degenerate": fmean(broken)} if broken else {}
+        share = {} if broken is None else {"degenerate": broken}
         seconds = run.seconds.get(trial)
         rows.append(Row(record, trial in chosen_ids, bounds.get(trial, {}), seconds, by_label, changes, share))
     registered = read_registered(run)
