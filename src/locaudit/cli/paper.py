@@ -31,7 +31,8 @@ class _Paper:
 def paper(arguments: list[str]) -> int:
     """Parse ``locaudit paper [CONFIG.yaml] [--preset P] [flags]`` and run it; returns the exit code."""
     # It decides the defaults of all other settings. tyro refuses an unknown one and lists the choices.
-    preset = next((preset for preset in PRESETS if preset in values_of(arguments, "preset")), PRESETS[0])
+    named: list[Preset] = [preset for preset in PRESETS if preset in values_of(arguments, "preset")]
+    preset = named[0] if named else "full"
     config, rest = take_config(load_paper_preset(preset), arguments)
     command = parse(
         _Paper(config, preset),
