@@ -35,7 +35,6 @@ from locaudit.config import (
     Registration,
     SplitConfig,
     load_config,
-    merge_config,
     parse_config,
     parse_over,
     read_registration,
@@ -222,11 +221,11 @@ def test_settings_not_named_keep_the_base():
     [
         ("control: 5", "unknown setting control in here;.*controls"),
         ("methods: {iti: {alpha: [1]}}", "unknown setting methods.iti.alpha in here.*did you mean methods.iti.alphas"),
-        ("iti: {alphas: [1]}", "the setting iti in here; expected methods.iti"),
-        ("optimal: {epochs: 1}", "the setting optimal in here; expected methods.optimal"),
-        ("optimal: {reader: none}", "the setting optimal in here; expected the method constant"),
+        ("iti: {alphas: [1]}", "the unknown setting iti in here; expected methods.iti"),
+        ("optimal: {epochs: 1}", "the unknown setting optimal in here; expected methods.optimal"),
+        ("optimal: {reader: none}", "the unknown setting optimal in here; expected the method constant"),
         ("methods: {optimal: {reader: none}}", "methods.optimal.reader = 'none' in here; expected the method constant"),
-        ("judges: {target: {kind: none}}", "the setting judges.target in here; expected judges.truth"),
+        ("judges: {target: {kind: none}}", "the unknown setting judges.target in here; expected judges.truth"),
         ("judges: {retention: {kind: none}}", "expected judges.info"),
         (
             "prompt: {primer: default}",
@@ -641,32 +640,36 @@ def test_records_come_back_exactly(tmp_path):
         assert sorted(rows) == sorted([("key of q0", 0.1), ("key of q1", 1 / 3), ("key of q2", 1e308)] * 3)
 
 
-def test_scores_of_an_earlier_version_are_read_and_packed(tmp_path):
-    """They had a row per value. A run with them can be read, and continued."""
-    records = [make_record(k) for k in range(3)]
-    last = replace(records[2], questions={"val": records[2].questions["val"], "test": {"mc1": (math.nan, -0.0)}})
-    records[2] = replace(last, metrics={"val": last.metrics["val"], "test": {"mc1": math.nan}})
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ALTER TABLE scores RENAME COLUMN packed TO value",
+        "ALTER TABLE answers DROP COLUMN answer",
+        "CREATE TABLE trials (trial_id TEXT PRIMARY KEY, record TEXT)",
+    ],
+)
+def test_a_run_with_other_tables_or_columns_is_refused_and_left_as_it_is(tmp_path, change):
     with open_store(tmp_path / "run") as store:
-        store.add(records, 1.0)
-    connection = sqlite3.connect(tmp_path / "run" / "trials.sqlite")
-    rows = [
-        (fit, question, metric, None if value != value else value)
-        for fit, questions, metric, packed in connection.execute(
-            "SELECT fit, questions, metric, packed FROM scores JOIN lists USING (list)"
-        )
-        for question, value in zip(json.loads(questions), np.frombuffer(packed, "<f8").tolist(), strict=True)
-    ]
-    with connection:
-        connection.execute("DROP TABLE scores")
-        connection.execute("DROP TABLE lists")
-        connection.execute("CREATE TABLE scores (fit TEXT, question TEXT, metric TEXT, value)")
-        connection.executemany("INSERT INTO scores VALUES (?, ?, ?, ?)", rows)
+        store.add([make_record()], 1.0)
+    file = tmp_path / "run" / "trials.sqlite"
+    with sqlite3.connect(file) as connection:
+        connection.execute(change)
     connection.close()
-    expected = sorted(map(ordered, records))
-    with read_run(tmp_path / "run") as store:
-        assert store.has_rows_per_value and sorted(map(ordered, store.records())) == expected
+    before = file.read_bytes()
+    for opening in (read_run(tmp_path / "run"), open_run(tmp_path / "run", QUIET)):
+        assert_refused("made by an earlier development version.*another `out`.*load_edit", opening)
+    assert file.read_bytes() == before
+
+
+def test_a_run_that_lacks_a_table_is_not_read_but_continued(tmp_path):
+    with open_store(tmp_path / "run") as store:
+        store.add([make_record()], 1.0)
+    with sqlite3.connect(tmp_path / "run" / "trials.sqlite") as connection:
+        connection.execute("DROP TABLE parts")
+    connection.close()
+    assert_refused("not all of its tables yet.*run the audit", read_run(tmp_path / "run"))
     with open_run(tmp_path / "run", QUIET) as store:
-        assert not store.has_rows_per_value and sorted(map(ordered, store.records())) == expected
+        assert len(store.records()) == 1 and store.parts() == {}
 
 
 def test_the_manifest_and_resuming(tmp_path):
@@ -1002,51 +1005,17 @@ def test_the_schema_is_the_one_in_the_docs():
 OLD_CLAIM = "claim: '0.1,1.2'\niti: {alphas: [2.0]}\noptimal: {reader: none}\njudges: {target: {kind: none}}\n"
 
 
-def test_settings_of_the_first_version_are_refused_all_at_once(tmp_path):
-    (tmp_path / "claim.yaml").write_text(OLD_CLAIM)
-    with pytest.raises(ConfigError) as raised:
-        read_registration(tmp_path / "claim.yaml")
-    assert f"the settings iti, optimal, judges.target in {tmp_path / 'claim.yaml'}; expected methods.iti" in str(
-        raised.value
-    )
-    assert "the method constant, judges.truth; these are names of locaudit 0.1.0: rename them" in str(raised.value)
-    assert "\n" not in str(raised.value), "a constant edit has no such place"
+def test_settings_of_the_first_version_are_refused_with_their_present_names(tmp_path):
+    for text, new in (
+        ("iti: {alphas: [2.0]}", "the unknown setting iti in FILE; expected methods.iti"),
+        ("optimal: {reader: none}", "the unknown setting optimal in FILE; expected the method constant"),
+        ("judges: {target: {kind: none}}", "the unknown setting judges.target in FILE; expected judges.truth"),
+    ):
+        (tmp_path / "claim.yaml").write_text(f"claim: '0.1,1.2'\n{text}\n")
+        with pytest.raises(ConfigError) as raised:
+            read_registration(tmp_path / "claim.yaml")
+        assert new.replace("FILE", str(tmp_path / "claim.yaml")) in str(raised.value)
     assert parse_over(PaperConfig(), "iti: {alphas: [2.0]}", "a study").iti.alphas == (2.0,), "a study has it still"
-
-
-OLD_JUDGE = {"kind": "causal-lm", "model": "m", "prompt": None, "concurrency": 8}
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ({"iti": {"alphas": [2.0]}, "seed": 3}, {"methods": {"iti": {"alphas": [2.0]}, "optimal": {}}}),
-        (
-            {"methods": ["optimal"], "iti": {"alphas": [2.0]}, "optimal": {"epochs": 3, "learning_rate": 1e-3}},
-            {"methods": {"optimal": {"epochs": 3, "learning_rate": 1e-3}}},
-        ),
-        (
-            {"judges": {"target": OLD_JUDGE, "retention": {"kind": "none", "model": None}}},
-            {"judges": {"truth": {"kind": "causal-lm", "model": "m"}, "info": {"kind": "none"}}},
-        ),
-    ],
-)
-def test_settings_of_the_first_version_are_translated_where_they_can_be(old, new):
-    with pytest.raises(ConfigError) as raised:
-        merge_config(AuditConfig(), old)
-    first, *lines = str(raised.value).splitlines()
-    groups = [name for name in old if name != "seed"]
-    assert first.endswith(f"Write in place of {', '.join(groups)}:")
-    assert parse_config("\n".join(lines)) == merge_config(AuditConfig(), new)
-
-
-@pytest.mark.parametrize(
-    "old", ["{iti: 3}", "{iti: {alphas: none}}", "{judges: {target: {kind: sage}}}", "{iti: {}, x: 1}"]
-)
-def test_settings_of_the_first_version_that_never_were_right_are_not_translated(old):
-    with pytest.raises(ConfigError, match="names of locaudit 0.1.0") as raised:
-        parse_config(old)
-    assert "\n" not in str(raised.value)
 
 
 def test_a_folder_of_the_first_version_is_refused_and_left_as_it_is(tmp_path):

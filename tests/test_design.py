@@ -53,9 +53,9 @@ def test_one_component_one_seed_and_one_answer_in_its_plain_shape():
     size = Size(400, controls=19)
     # the two intervals count two pseudo-questions more
     assert plain.lead_se(size) == pytest.approx(crossed_interval(claim[0, 0], controls[:, 0, 0]).se, rel=0.02)
-    assert plain.gain_se(size) == pytest.approx(estimate(claim[0, 0], base[0, 0]).se, rel=0.02)
+    assert math.sqrt(plain.gain.variance(size)) == pytest.approx(estimate(claim[0, 0], base[0, 0]).se, rel=0.02)
     half, ample = (replace(size, questions=n) for n in (200, 10**9))
-    assert plain.gain_se(half) == pytest.approx(plain.gain_se(size) * math.sqrt(2))
+    assert plain.gain.variance(half) == pytest.approx(2 * plain.gain.variance(size))
     assert plain.lead_se(ample) == pytest.approx(math.sqrt(plain.places / 19), rel=1e-3)
     assert replace(plain, population=19).lead_se(ample) == pytest.approx(0, abs=1e-4)
 

@@ -71,7 +71,7 @@ def planted(study: Study, world, *, n=240, seeds=3, lost=0, **config) -> Study:
         return tuple(x + rng.normal(0, 0.004) for x in level)
 
     def sets(method):
-        claim = study.sets.claim
+        claim = study.sets.manifest.claim
         rows = [record(arm, method, world[f"{method} {arm}"], claim) for arm in ("claim", "whole")]
         n_sets = N_SETS if method == "optimal" else 30  # ITI edits the first ones only
         states = ["diverged"] * lost + ["ok"] * (n_sets - lost)
@@ -83,8 +83,8 @@ def planted(study: Study, world, *, n=240, seeds=3, lost=0, **config) -> Study:
             ]
         return rows
 
-    assert study.sets.probes is not None
-    accuracy = np.asarray(study.sets.probes.val_accuracy)
+    assert study.sets.manifest.probes is not None
+    accuracy = np.asarray(study.sets.manifest.probes.val_accuracy)
     order, width = np.argsort(-accuracy.ravel(), kind="stable"), accuracy.shape[1]
     places: list[Location] = [parse_location(f"{i // width}.{i % width}") for i in order]
     kinds = ["single probed", *["single"] * (len(places) - 2)]  # the two best probed heads are the study's claim

@@ -649,27 +649,27 @@ def test_figures_of_judges_since_removed_do_not_stay(tmp_path):
 
 def converse(records, judgements=None):
     seconds = {record.spec.trial_id: 1.5 for record in records}
-    return tabulate(Run(Path(), CONFIG, MANIFEST, (*records,), QUESTIONS, judgements or {}, seconds)).conversations
+    return tabulate(Run(Path(), CONFIG, MANIFEST, (*records,), QUESTIONS, judgements or {}, seconds)).said
 
 
 def test_no_answers_no_section(finished):
     assert 'id="answers"' not in finished[1] and data_of(finished[1])["answers"] is None
-    assert converse(FULL) == []
+    assert converse(FULL) == {}
 
 
 def test_a_diverged_place_has_a_row_and_an_unscored_one_has_none():
     records = [r for r in SAID if r.spec.arm == "base" or (r.spec.arm == "control" and r.spec.control == 1)]
     records.append(trial("claim", "iti", 1.0, status="diverged"))
-    first, second, *_ = converse(records, {"truth": {("test0", SAID[0].answers["test"][0]): (0.5, "")}})
-    assert [said.who for said in first.answers] == ["Unedited model", "ITI: claim"]
-    assert first.answers[1].answer is None
-    assert first.answers[0].opinions[0].is_yes
-    assert (second.answers[0].opinions[0].probability, second.answers[0].opinions[0].reason) == (None, "not yet")
+    said = converse(records, {"truth": {("test0", SAID[0].answers["test"][0]): (0.5, "")}})
+    assert list(said) == ["Unedited model", "ITI: claim"]
+    assert said["ITI: claim"] is None
+    unedited = said["Unedited model"]
+    assert unedited.judged["truth"][:2] == [0.5, None] and unedited.why["truth"][1] == "not yet"
 
 
 def test_what_html_cannot_hold_is_replaced():
     shown = converse([replace(SAID[0], answers={"test": ("a\x00b\n\x1b[31mc", " \n", *["x"] * 10)})])
-    assert [c.answers[0].answer for c in shown[:3]] == ["a\ufffdb\n\ufffd[31mc", "", "x"]
+    assert shown["Unedited model"].answers[:3] == ["a\ufffdb\n\ufffd[31mc", "", "x"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")

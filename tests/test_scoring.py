@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from locaudit.behaviours.format import Prompt
 from locaudit.edits import stack
 from locaudit.errors import DataError, ModelError
+from locaudit.location import ROLES
 from locaudit.measure import tree as tree_module
 from locaudit.measure.forward import answer_log_probs, batches, branch_sums, token_log_probs
 from locaudit.measure.tree import Forest, Tree, collate, encode_tree, pack, plant
@@ -244,7 +245,7 @@ def test_collated_mask_sees_the_prompt_and_its_own_path():
     ]
     assert torch.equal(batch.visible[1, 2:].int(), torch.eye(7, dtype=torch.int)[2:])
     assert not batch.visible[1, :2, 2:].any()
-    assert batch.answer_positions.int().tolist() == [[0, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0]]
+    assert (batch.roles & ROLES["answer"] != 0).int().tolist() == [[0, 1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0, 0]]
     assert batch.target.T.tolist() == [[0, 1, 20], [0, 2, 21], [0, 1, 30], [0, 2, 22], [0, 5, 23], [1, 0, 40]]
     assert batch.last.T.tolist() == [[0, 3], [0, 4], [0, 6], [1, 1]]
     assert batch.lengths.tolist() == [2, 1, 3, 1]
@@ -279,7 +280,7 @@ def test_trees_of_one_row_do_not_see_each_other():
         [0, 0, 0, 1, 0],
         [0, 0, 0, 1, 1],
     ]
-    assert batch.answer_positions[0].int().tolist() == [0, 1, 1, 1, 1, 0, 0, 0]
+    assert (batch.roles[0] & ROLES["answer"] != 0).int().tolist() == [0, 1, 1, 1, 1, 0, 0, 0]
     assert batch.target.T.tolist()[:6] == [[0, 1, 20], [0, 2, 21], [0, 1, 30], [0, 3, 40], [0, 3, 41], [0, 4, 42]]
     assert batch.n_branches == 6 and batch.lengths.tolist() == [2, 1, 1, 2, 2, 1]
 

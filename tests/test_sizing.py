@@ -100,7 +100,7 @@ def test_what_is_read_from_a_finished_run(pilot):
     assert parts is not None and sizing.nulls["anywhere"].population == parts.population
     for size in (sizing.size, Size(100, controls=39)):
         assert sizing.nulls["anywhere"].lead_se(size) == pytest.approx(parts.lead_se(size))
-        assert sizing.nulls["anywhere"].gain_se(size) == pytest.approx(parts.gain_se(size))
+        assert sizing.nulls["anywhere"].gain.variance(size) == pytest.approx(parts.gain.variance(size))
     assert not sizing.is_sampled and not sizing.knows_samples
     # A place that two nulls share counts twice, although it was run once.
     taken = sum(sum(run.parts[r.spec.trial_id].values()) for r in run.trials)

@@ -41,7 +41,7 @@ def test_the_paragraph_says_what_was_done_and_latex_is_escaped(folder, capsys):
     cli.main(["table", str(folder)])
     said = capsys.readouterr().out.split("\n\n")[-1]
     for part in (
-        str(result.tables.claim),
+        str(result.tables.manifest.claim),
         "random sets of 2 heads",
         "in its layers",
         "held-out",

@@ -302,14 +302,8 @@ def audit(
 
     """
     behaviour = _of_rows(behaviour, settings)
-    run_audit(
-        _resolve(model, behaviour, config, claim, settings, out),
-        out,
-        model=model if isinstance(model, Model) else None,
-        behaviour=behaviour if isinstance(behaviour, Behaviour) else None,
-        judges=judges,
-        progress=progress,
-    )
+    settled = _resolve(model, behaviour, config, claim, settings, out)
+    run_audit(settled, out, **_objects(model, behaviour), judges=judges, progress=progress)
     result = read_result(out)
     result.write_report()
     return result
@@ -353,8 +347,7 @@ def find(
     """
     behaviour = _of_rows(behaviour, settings)
     values: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
-    given = {"model": model if isinstance(model, Model) else None,
-             "behaviour": behaviour if isinstance(behaviour, Behaviour) else None}  # fmt: skip
+    given = _objects(model, behaviour)
     values |= {name: str(x) for name, x in (("model", model), ("behaviour", behaviour)) if given[name] is None}
     return find_places(merge_config(config or AuditConfig(), values), by, kind, **given, progress=progress)
 
@@ -414,15 +407,8 @@ def audit_repeats(
     """
     require_report_extra()
     behaviour = _of_rows(behaviour, settings)
-    run_repeats(
-        _resolve(model, behaviour, config, claim, settings, out),
-        out,
-        repeats,
-        model=model if isinstance(model, Model) else None,
-        behaviour=behaviour if isinstance(behaviour, Behaviour) else None,
-        judges=judges,
-        progress=progress,
-    )
+    settled = _resolve(model, behaviour, config, claim, settings, out)
+    run_repeats(settled, out, repeats, **_objects(model, behaviour), judges=judges, progress=progress)
     page, found = write_repeats(out)
     return RepeatsResult(found.verdict, Path(out), page)
 
@@ -480,16 +466,18 @@ def paper(
     values: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
     values["model"] = model.name if isinstance(model, Model) else str(model)
     values["data"] = data.name if isinstance(data, Behaviour) else str(data)
-    run_paper(
-        merge_config(load_paper_preset(preset), values),
-        out,
-        model=model if isinstance(model, Model) else None,
-        behaviour=data if isinstance(data, Behaviour) else None,
-        judges=judges,
-        progress=progress,
-    )
+    chosen = merge_config(load_paper_preset(preset), values)
+    run_paper(chosen, out, **_objects(model, data), judges=judges, progress=progress)
     page = write_paper(out)
     return PaperResult(json.loads((Path(out) / "numbers.json").read_text(encoding="utf-8")), Path(out), page)
+
+
+def _objects(model: Any, behaviour: Any) -> dict[str, Any]:
+    """Model and behaviour if they were given as objects; None for one that was given by its name."""
+    return {
+        "model": model if isinstance(model, Model) else None,
+        "behaviour": behaviour if isinstance(behaviour, Behaviour) else None,
+    }
 
 
 def _resolve(

@@ -189,14 +189,8 @@ def _read_gguf_sizes(path: Path) -> dict[str, Any]:
                     found[size] = value
                 if len(found) == len(_GGUF_SIZES):
                     break
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        OverflowError,
-        struct.error,
-    ):  # the error is reported when the model is loaded
-        return {}
+    except (OSError, ValueError, KeyError, OverflowError, struct.error):
+        return {}  # the error is reported when the model is loaded
     return found
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -71,14 +71,17 @@ def content_hash(value: Any, length: int = 16) -> str:
 
 def json_text(value: Any, indent: int = 2) -> str:
     """Nested values as indented JSON; NaN and infinite numbers become null."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any, text: Callable[[str], str] = str) -> Any:
+    """Nested values for JSON: NaN and infinite numbers become None, and texts what `text` makes of them."""
+    if isinstance(value, str):
+        return text(value)
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {text(str(key)): finite(item, text) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item, text) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -5,14 +5,6 @@ from locaudit.claims.kinds import Controls, Kind, Shape, draw_nulls, find_kind
 from locaudit.claims.ranking import Ranking
 
 __all__ = [
-    "Claim",
-    "Controls",
-    "Kind",
-    "Ranking",
-    "Shape",
-    "draw_nulls",
-    "find_kind",
-    "parse_location",
-    "read_claim",
+    "Claim", "Controls", "Kind", "Ranking", "Shape", "draw_nulls", "find_kind", "parse_location", "read_claim",
     "read_directions",
-]
+]  # fmt: skip

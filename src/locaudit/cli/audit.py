@@ -125,13 +125,11 @@ def _run(command: _Run) -> int:
     if few := few_for_no(inputs.behaviour, inputs.config.split):
         say(f"locaudit: {few}", stderr=True)
     if command.dry_run:
-        several = command.repeats > 1
-        config, out = (repeat_config(command.config, 0), repeat_folder(command.out, 0)) if several else (
-            command.config,
-            command.out,
-        )  # fmt: skip
+        config, out = command.config, command.out
+        if command.repeats > 1:
+            config, out = repeat_config(config, 0), repeat_folder(out, 0)
         estimate = run_pilot(config, out)
-        if several:
+        if command.repeats > 1:
             note = f"this is for one repeat; all take {command.repeats} times as long, but load the model only once"
             estimate = replace(estimate, notes=(*estimate.notes, note))
         say(describe_estimate(estimate))

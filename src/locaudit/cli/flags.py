@@ -57,7 +57,7 @@ def take_config(base: C, arguments: Sequence[str]) -> tuple[C, list[str]]:
 
     If the first argument names a YAML file, its settings override `base`.
     """
-    load_plugins(_given(arguments, "plugins"))
+    load_plugins(values_of(arguments, "plugins"))
     if arguments and not arguments[0].startswith("-"):
         return read_over(base, arguments[0]), list(arguments[1:])
     return base, list(arguments)
@@ -70,7 +70,7 @@ def parse(command: C, prog: str, description: str, arguments: Sequence[str], *, 
 
     Raises `ConfigError` for a wrong setting or flag. Exits after ``--help`` or ``--help-all``.
     """
-    load_plugins(_given(arguments, "plugins"))
+    load_plugins(values_of(arguments, "plugins"))
     config = getattr(command, "config", None)
     arguments = _renamed(arguments, is_audit=isinstance(config, AuditConfig))
     if hasattr(config, "judges"):
@@ -96,7 +96,7 @@ def _form(value: Any, path: str, arguments: Sequence[str], shown: Collection[str
     It has only the settings named in `shown` (None: all).
     """
     if isinstance(value, JudgeChoice):
-        kind = [value.kind, *_given(arguments, f"{path}.kind")][-1]
+        kind = [value.kind, *values_of(arguments, f"{path}.kind")][-1]
         names = Literal[("default", *JUDGES)]
         words = _KIND + (_ALL if path.startswith("judges.") else "")
         fields = {"kind": (Annotated[names, tyro.conf.arg(help=words)], kind)}
@@ -123,7 +123,7 @@ def _form(value: Any, path: str, arguments: Sequence[str], shown: Collection[str
 
 
 def _method_fields(methods: Mapping[str, Any], arguments: Sequence[str], *, brief: bool) -> dict[str, tuple[Any, Any]]:
-    chosen = tuple(_given(arguments, "methods") or methods)
+    chosen = tuple(values_of(arguments, "methods") or methods)
     forms = {
         name: _form(methods[name], "", arguments) if name in methods else _make(METHODS[name].settings, {}, {})
         for name in chosen
@@ -181,8 +181,8 @@ def _for_every_aspect(arguments: Sequence[str], config: Any) -> list[str]:
     if not any(ours):
         return list(arguments)
     name = "behaviour" if hasattr(config, "behaviour") else "data"
-    source = [getattr(config, name), *_given(arguments, name)]
-    aspects = [x for x in _aspects_of(source[-1]) if not _given(arguments, f"judges.{x}.kind")]
+    source = [getattr(config, name), *values_of(arguments, name)]
+    aspects = [x for x in _aspects_of(source[-1]) if not values_of(arguments, f"judges.{x}.kind")]
     out: list[str] = []
     for part, found in zip(parts, ours, strict=True):
         if not found:
@@ -210,7 +210,7 @@ def _aspects_of(source: str) -> Sequence[str]:
     return aspects
 
 
-def _given(arguments: Sequence[str], flag: str) -> list[str]:
+def values_of(arguments: Sequence[str], flag: str) -> list[str]:
     """The values of a flag, given as ``--methods a b`` or ``--methods=a``. If given more than once, the last counts."""
     found: list[str] = []
     reading = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import tyro
 
 from locaudit.cli.audit import refuse_early
 from locaudit.cli.commands import say
-from locaudit.cli.flags import parse, take_config
+from locaudit.cli.flags import parse, take_config, values_of
 from locaudit.studies.paper.config import PRESETS, PaperConfig, Preset, load_paper_preset
 
 
@@ -31,9 +30,10 @@ class _Paper:
 
 def paper(arguments: list[str]) -> int:
     """Parse ``locaudit paper [CONFIG.yaml] [--preset P] [flags]`` and run it; returns the exit code."""
-    rest = list(arguments)
-    preset = _preset(rest)
-    config, rest = take_config(load_paper_preset(preset), rest)
+    # It decides the defaults of all other settings. tyro refuses an unknown one and lists the choices.
+    named: list[Preset] = [preset for preset in PRESETS if preset in values_of(arguments, "preset")]
+    preset = named[0] if named else "full"
+    config, rest = take_config(load_paper_preset(preset), arguments)
     command = parse(
         _Paper(config, preset),
         "locaudit paper [CONFIG.yaml]",
@@ -42,16 +42,6 @@ def paper(arguments: list[str]) -> int:
         rest,
     )
     return _run(command)
-
-
-def _preset(arguments: list[str]) -> Preset:
-    """The preset in the arguments, which decides the defaults of all other settings."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset", nargs="?")
-    name = parser.parse_known_args(arguments)[0].preset
-    # tyro refuses an unknown preset and lists the choices
-    named: list[Preset] = [preset for preset in PRESETS if preset == name]
-    return named[0] if named else "full"
 
 
 def _run(command: _Paper) -> int:

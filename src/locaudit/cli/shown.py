@@ -12,11 +12,15 @@ from locaudit.cli.commands import say
 from locaudit.records import NO_METHOD
 from locaudit.report.repeats import Repeats, write_repeats
 from locaudit.report.result import AuditResult
+from locaudit.report.style import aspect_words
 from locaudit.report.tables import Registered, reading_words
 from locaudit.stats.verdict import WIDTH
 from locaudit.store.run import Run
 from locaudit.store.trusted import Corrected
-from locaudit.text import readable
+from locaudit.text import LONGEST, readable
+
+N_SHOWN = 3
+"""Number of questions whose answers are printed."""
 
 
 def count_unjudged(runs: Iterable[Run]) -> int:
@@ -77,7 +81,7 @@ def _print_corrected(found: Corrected) -> None:
 def print_verdict(result: AuditResult, out: Path | None = None) -> None:
     """Write the report of a run, to `out` if given, and print its verdict."""
     report, tables = result.write_report(out), result.tables
-    verdict, said, planned = tables.verdict, tables.conversations, tables.manifest.planned
+    verdict, planned = tables.verdict, tables.manifest.planned
     if len(tables.rows) < planned:
         say(f"UNFINISHED: {len(tables.rows)} of {planned} trials; all below is provisional.", style="bold red")
     _print_changes(tables.registered, tables.reading)
@@ -100,16 +104,14 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
     if tables.corrected is not None:
         _print_corrected(tables.corrected)
     _print_unchanged(tables.registered)
-    if said:
+    if tables.said:
         say("\nWhat the models say (the first test questions; more in the report):", style="bold")
-    for conversation in said:
-        say(f"\nQ: {conversation.question}")
-        greedy = [answer for answer in conversation.answers if not answer.sample]
-        width = max(len(answer.who) for answer in greedy)
-        for answer in greedy:
-            text = "(diverged)" if answer.answer is None else answer.answer.replace("\n", " ") or "(nothing)"
-            marks = ", ".join(
-                f"{o.word} {'?' if o.probability is None else f'{o.probability:.2f}'}" for o in answer.opinions
-            )
-            say(f"  {answer.who:{width}}  {text}{f'  [{marks}]' if marks else ''}")
+    width = max(map(len, tables.said), default=0)
+    for i, question in enumerate(tables.questions[: N_SHOWN if tables.said else 0]):
+        say(f"\nQ: {readable(question.text, LONGEST)}")
+        for who, speech in tables.said.items():
+            text = "(diverged)" if speech is None else speech.answers[i].replace("\n", " ") or "(nothing)"
+            judged = {} if speech is None else {aspect_words(name)[1]: p[i] for name, p in speech.judged.items()}
+            marks = ", ".join(f"{word} {'?' if p is None else f'{p:.2f}'}" for word, p in judged.items())
+            say(f"  {who:{width}}  {text}{f'  [{marks}]' if marks else ''}")
     say(f"\nreport: {report}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from locaudit.config.settings import AuditConfig
-from locaudit.config.validation import plain, refuse_old, renamed, to_dict, validate
+from locaudit.config.validation import plain, to_dict, validate
 from locaudit.errors import ConfigError, LocauditError
 
 C = TypeVar("C")
@@ -83,14 +82,6 @@ def merge_config(base: C, values: Any, *, source: str = "the call") -> C:
     if not isinstance(values, Mapping):
         keys = f"keys among {', '.join(vars(base))}"
         raise ConfigError(got=f"{values!r} in {source}", expected=keys, remedy="write each setting as KEY: VALUE")
-
-    def write(groups: Mapping[str, Any]) -> str | None:
-        kept = {key: value for key, value in values.items() if key in vars(base) or not renamed(key, value)}
-        with suppress(ConfigError):
-            validate(type(base), _merged(to_dict(base), {**kept, **groups}))
-            return yaml.dump(groups, Dumper=_Dumper, default_flow_style=None, sort_keys=False).rstrip()
-
-    refuse_old(values, vars(base), source, write)
     return validate(type(base), _merged(to_dict(base), values), source=source)
 
 

@@ -12,7 +12,7 @@ import datetime
 import difflib
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import NoneType, UnionType
 from typing import (
@@ -32,7 +32,6 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import is_pydantic_dataclass
 
 from locaudit.errors import ConfigError, LocauditError
-from locaudit.registry import JUDGES
 
 C = TypeVar("C")
 """A settings class."""
@@ -96,8 +95,10 @@ def wrong(name: str, value: Any, expected: str, remedy: str) -> ConfigError:
     return ConfigError(got=f"{name} = {value!r}", expected=expected, remedy=remedy)
 
 
-def unknown(name: str, known: Iterable[str]) -> ConfigError:
-    """The error for an unknown setting, which suggests a similar name."""
+def unknown(name: str, known: Iterable[str], value: Any = None) -> ConfigError:
+    """The error for an unknown setting, which names what replaces it, or suggests a similar name."""
+    if new := renamed(name, value):
+        return ConfigError(got=f"the unknown setting {name}", expected=f"{new}, which replaces it", remedy="rename it")
     *groups, key = name.split(".")
     near, names = difflib.get_close_matches(key, known, n=1), list(known)
     hint = f"did you mean {'.'.join([*groups, *near])}?" if near else "check the spelling."
@@ -107,59 +108,6 @@ def unknown(name: str, known: Iterable[str]) -> ConfigError:
         expected=few if len(names) <= _MOST_LISTED else "a known one",
         remedy=f"{hint} For all names, see the command's --help-all",
     )
-
-
-def refuse_old(
-    values: Mapping[str, Any], known: Iterable[str], source: str, write: Callable[[Any], str | None]
-) -> None:
-    """Raise a `ConfigError` that lists all settings of version 0.1.0 in nested values. `known`: present settings.
-
-    `write` gives the text of the `translated` groups, or None if they would be refused.
-    """
-    found: dict[str, str] = {}
-    for old in _RENAMED:
-        group, _, key = old.partition(".")
-        value = values.get(group)
-        if key:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None and (key or group not in known) and (old != "match" or "nulls" in known):
-            found[old] = renamed(old, value)
-    if found:
-        groups = translated(values, known)
-        text = groups and write(groups)
-        raise ConfigError(
-            got=f"the setting{'s' * (len(found) > 1)} {', '.join(found)} in {source}",
-            expected=", ".join(found.values()),
-            remedy="these are names of locaudit 0.1.0: rename them, and give a judge only settings of its kind "
-            "(docs/judges.md). A run folder of 0.1.0 cannot be continued: choose another one (--out)"
-            + (
-                f". Write in place of {', '.join(x for x in values if x in groups or x in _RENAMED)}:\n{text}"
-                if text
-                else ""
-            ),
-        )
-
-
-def translated(values: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
-    """The groups of version 0.1.0 in nested values as they are written now; empty if one has no counterpart."""
-    new: dict[str, Any] = {}
-    methods, judges = values.get("methods", ["iti", "optimal"]), values.get("judges", {})
-    try:
-        if "methods" in known and ("iti" in values or "optimal" in values):
-            if (values.get("optimal") or {}).get("reader") == "none":
-                return {}
-            new["methods"] = {name: values.get(name) or {} for name in methods}
-        if "match" in values and "nulls" in known:
-            new["nulls"] = [null_of(values["match"])]
-        for aspect, judge in judges.items():
-            kind = judge.get("kind", "default")
-            own = () if kind == "default" else vars(JUDGES[kind].settings())
-            settings = {key: value for key, value in judge.items() if key in own and value is not None}
-            name = _RENAMED.get(f"judges.{aspect}", f"judges.{aspect}").partition(".")[2]
-            new.setdefault("judges", {})[name] = {"kind": kind, **settings}
-    except (AttributeError, TypeError, ConfigError):  # a group is not a mapping, or a judge's kind is unknown
-        return {}
-    return new
 
 
 def renamed(name: str, value: Any) -> str:
@@ -234,15 +182,14 @@ def _translated(error: ValidationError, cls: type, prefix: str) -> LocauditError
         fields = list(get_type_hints(hint))
         hint = get_type_hints(hint).get(part)
     name = (prefix + ".".join(names)).rstrip(".")
-    new = renamed(name, value)
-    if kind == "unexpected_keyword_argument" and not new:
-        return unknown(name, fields)
+    if kind == "unexpected_keyword_argument":
+        return unknown(name, fields, value)
     if kind == "missing" and len(names) == len(place):
         return ConfigError(got=f"no value for {name}", expected="a value", remedy="set it")
     if kind.startswith("dataclass"):
         keys = ", ".join(get_type_hints(hint))
         return wrong(name, value, f"keys among {keys or 'none'}", "indent its settings under it")
-    if new:
+    if new := renamed(name, value):
         return wrong(name, value, f"{new}, which replaces it", "change it")
     if cause is not None:
         expected, _, remedy = str(cause).partition("; ")

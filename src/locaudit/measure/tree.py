@@ -144,11 +144,6 @@ class TreeBatch:
     """(row, column) of each branch's last token; the column is -1 if that token does not run."""
 
     @property
-    def answer_positions(self) -> Bool[Tensor, "rows tokens"]:
-        """True from each prompt's last token on. From these columns answer tokens are predicted."""
-        return (self.roles & ROLES["answer"]) != 0
-
-    @property
     def n_branches(self) -> int:
         """Number of branches in all rows."""
         return self.last.shape[1]

@@ -28,12 +28,14 @@ from locaudit.registry import KINDS
 
 def prepare(preparing: Any, settings: AblateSettings) -> dict[str, Tensor]:
     """``SITE.LAYER`` -> mean vector (d,) of the site in this layer, over all tokens of the training texts."""
-    name = KINDS[preparing.kind].site
-    sites = [Site(name, layer) for layer in range(preparing.model.n_layers)]
-    preparing.say(f"reading mean activations ({name})")
-    return {
-        f"{site.name}.{site.layer}": x for site, x in collect_means(preparing.model, preparing.forest, sites).items()
-    }
+    return {f"{site.name}.{site.layer}": mean for site, mean in read_means(preparing).items()}
+
+
+def read_means(preparing: Any) -> dict[Site, Float[Tensor, " d"]]:
+    """The mean of the kind's site in every layer, over all tokens of the training texts."""
+    sites = [Site(KINDS[preparing.kind].site, layer) for layer in range(preparing.model.n_layers)]
+    preparing.say(f"reading mean activations ({sites[0].name})")
+    return collect_means(preparing.model, preparing.forest, sites)
 
 
 def fit(

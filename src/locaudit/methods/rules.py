@@ -29,10 +29,10 @@ from torch import Tensor
 from locaudit.claims.ranking import units_of
 from locaudit.edits import Edit, stack
 from locaudit.edits.hooks import blended
-from locaudit.location import Location, Site, Unit
+from locaudit.location import Location, Unit
 from locaudit.measure.forward import answer_log_probs, branch_sums, forest_batches, run_prefix, token_log_probs
 from locaudit.measure.residual import Residuals
-from locaudit.methods.ablate import collect_means, mean_ablation
+from locaudit.methods.ablate import mean_ablation, read_means
 from locaudit.methods.training import PART_TOKENS
 from locaudit.models.memory import of_device
 from locaudit.registry import KINDS
@@ -68,12 +68,12 @@ def gradient(preparing: Any) -> Scores:
     """
     model, forest, weights = preparing.model, preparing.forest, _weights(preparing)
     n_units, width = preparing.blocks
-    sites, means = _read_means(preparing)
+    means = read_means(preparing)
     gates = torch.zeros(model.n_layers, n_units, requires_grad=True)
     _ = model.head  # finding the head runs a forward, which must not happen under the hooks
     preparing.say("reading gradients of the training questions")
     for rows, batch in forest_batches(model, forest, row_tokens=of_device(PART_TOKENS, model.device)):
-        every = {site: (gates[site.layer].repeat_interleave(width), means[site]) for site in sites}
+        every = {site: (gates[site.layer].repeat_interleave(width), mean) for site, mean in means.items()}
         with blended(model, every):
             prefix = run_prefix(model, forest.prefix, None)
             logs = token_log_probs(model, batch, None, batch.input_ids.new_zeros(len(batch.input_ids)), prefix)
@@ -88,7 +88,7 @@ def patching(preparing: Any) -> Scores:
     """Change of the margin (nats) if a unit's output is replaced by its mean, one unit at a time."""
     model, forest, weights = preparing.model, preparing.forest, _weights(preparing)
     n_units, _ = preparing.blocks
-    _, means = _read_means(preparing)
+    means = read_means(preparing)
     residuals = Residuals(model, forest)
 
     def margins(edits: list[Edit]) -> Float[Tensor, " edits"]:
@@ -106,13 +106,6 @@ def patching(preparing: Any) -> Scores:
             preparing.say(f"replaced {start} of {len(units)} {KINDS[preparing.kind].plural}")
         found.append(margins([replaced(unit) for unit in units[start : start + size]]) - found[0])
     return torch.cat(found[1:]).view(-1, n_units)
-
-
-def _read_means(preparing: Any) -> tuple[list[Site], dict[Site, Float[Tensor, " d"]]]:
-    """The sites of the kind, and the mean of each over all tokens of the training texts."""
-    sites = [Site(KINDS[preparing.kind].site, layer) for layer in range(preparing.model.n_layers)]
-    preparing.say(f"reading mean activations ({sites[0].name})")
-    return sites, collect_means(preparing.model, preparing.forest, sites)
 
 
 def _weights(preparing: Any) -> list[Float[Tensor, " answers"]]:

@@ -7,7 +7,7 @@ largest of their p-values (an intersection-union test). Over several audits, Hol
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,16 +24,14 @@ from locaudit.report.run_charts import null_strip
 from locaudit.report.style import require, score_title
 from locaudit.report.tables import csv_text
 from locaudit.stats import holm
+from locaudit.stats.phrases import where
 from locaudit.stats.verdict import MethodVerdict
 from locaudit.store.files import write_atomically
 from locaudit.store.run import Run, load_run
 
 _NOT_COMPARED = ("registered", "plugins", "executor", "tracker", "loading", "ray", "claim", "model", "behaviour")
 """Beginnings of settings that are not listed as differences: they change no result, or have a column."""
-_TITLES = {
-    "run": "run", "model": "model", "behaviour": "behaviour", "claim": "claim", "score": "score", "method": "method",
-    "outcome": "outcome", "gain": "gain", "p_gain": "p of the gain", "p": "p (largest)", "p_holm": "p (Holm)",
-}  # fmt: skip
+TITLES = {"edited": "at the claim", "p_gain": "p of the gain", "p": "p (largest)", "p_holm": "p (Holm)"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +66,8 @@ class Comparison:
     @cached_property
     def differences(self) -> Mapping[str, tuple[str, ...]]:
         """Setting -> its value in each run, for settings that differ and have no column of their own."""
-        values = [dict(leaves(to_dict(run.config))) for run in self.runs.values()]
-        names = [name for name in dict.fromkeys(x for one in values for x in one) if not name.startswith(_NOT_COMPARED)]
-        found = {name: tuple(str(one.get(name, "-")) for one in values) for name in names}
-        return {name: row for name, row in found.items() if len(set(row)) > 1}
+        found = differing([dict(leaves(to_dict(run.config))) for run in self.runs.values()])
+        return {name: row for name, row in found.items() if not name.startswith(_NOT_COMPARED)}
 
     @property
     def multiplicity(self) -> str:
@@ -84,31 +80,37 @@ class Comparison:
         )
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One row per run: what was audited, outcome, estimates with intervals, and p."""
+        """One row per run (`run_row`), with its largest p and the corrected one."""
+        nulls = dict.fromkeys(null for v in self.verdicts.values() for null in v.nulls)
         for name, v in self.verdicts.items():
-            run = self.runs[name]
             p, p_holm = self.p_values[name]
-            row: dict[str, Any] = {
-                "run": name, "model": run.manifest.model, "behaviour": run.manifest.behaviour,
-                "claim": short_location(str(run.manifest.claim)), "score": score_title(run.verdict.score),
-                "method": v.title, "outcome": v.outcome, "gain": v.effect, "gain_low": v.effect_interval[0],
-                "gain_high": v.effect_interval[1], "p_gain": v.effect_p,
-            }  # fmt: skip
-            for null in dict.fromkeys(x for one in self.verdicts.values() for x in one.nulls):
-                found = v.nulls.get(null)
-                row |= {f"lead {null}": found.lead if found else None}
-                low, high = found.lead_interval if found else (None, None)
-                row |= {
-                    f"lead {null}_low": low,
-                    f"lead {null}_high": high,
-                    f"p {null}": found.p_value if found else None,
-                    f"as good {null}": found.n_at_least if found else None,
-                    f"controls {null}": found.n_used if found else None,
-                }
-            yield {**row, "p": p, "p_holm": p_holm}
+            yield {"run": name, **run_row(self.runs[name], v, nulls), "p": p, "p_holm": p_holm}
 
     def __repr__(self) -> str:
         return "\n".join(f"{name}: {v.outcome} (p = {self.p_values[name][0]:.3f})" for name, v in self.verdicts.items())
+
+
+def differing(values: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
+    """Name -> its value in each of the mappings, where they differ."""
+    found = {name: tuple(str(one.get(name, "-")) for one in values) for one in values for name in one}
+    return {name: row for name, row in found.items() if len(set(row)) > 1}
+
+
+def run_row(run: Run, v: MethodVerdict, nulls: Iterable[str]) -> dict[str, Any]:
+    """A method of a run as a row: what was audited, outcome, estimates with intervals, and p against each null."""
+    row: dict[str, Any] = {
+        "model": run.manifest.model, "behaviour": run.manifest.behaviour,
+        "claim": short_location(str(run.manifest.claim)), "score": score_title(run.verdict.score),
+        "method": v.title, "outcome": v.outcome, "base": v.base, "edited": v.claim, "gain": v.effect,
+        "gain_low": v.effect_interval[0], "gain_high": v.effect_interval[1], "p_gain": v.effect_p,
+    }  # fmt: skip
+    for null in nulls:
+        x = v.nulls.get(null)
+        keys = (f"mean control{where(null)}", f"lead {null}", f"lead {null}_low", f"lead {null}_high", f"p {null}",
+                f"as good {null}", f"controls {null}")  # fmt: skip
+        values = (v.claim - x.lead, x.lead, *x.lead_interval, x.p_value, x.n_at_least, x.n_used) if x else [None] * 7
+        row |= zip(keys, values, strict=True)
+    return row
 
 
 def compare_runs(folders: Sequence[str | Path], **settings: Any) -> Comparison:
@@ -157,12 +159,11 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path, **settings:
              if (run.folder / "report.html").is_file()}  # fmt: skip
     page = render(
         "report/compare.html",
-        {"tables": {"compare": make_table("Numbers", rows, _TITLES | {key: key for key in rows[0] if " " in key},
-                                          filters=("model", "behaviour", "outcome"))}},
+        {"tables": {"compare": make_table("Numbers", rows, TITLES, filters=("model", "behaviour", "outcome"))}},
         found=found,
         figures={name: markup(null_strip(run.verdict, run.manifest)) for name, run in found.runs.items()},
         pages=pages,
         sections={"compare": "Compare", "numbers": "Numbers"},
-    )  # fmt: skip
+    )
     write_atomically(target / "compare.html", page.encode())
     return target / "compare.html", found

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from locaudit.records import TrialRecord
 from locaudit.report.style import require
-from locaudit.report.tables import Tables
+from locaudit.report.tables import Tables, identify
 from locaudit.stats.scores import judged_metrics
 from locaudit.store.run import Run
 
@@ -28,7 +27,7 @@ def specification_frame(tables: Tables) -> DataFrame:
 def scores_frame(run: Run) -> DataFrame:
     """One row per trial, split, question and metric. ``value`` is NaN if a judgement is missing."""
     rows = [
-        {**_trial(record), "split": split, "question": question.id, "metric": metric, "value": value}
+        {**identify(record), "split": split, "question": question.id, "metric": metric, "value": value}
         for record in run.records
         for split, metrics in record.questions.items()
         for metric, values in metrics.items()
@@ -49,7 +48,7 @@ def answers_frame(run: Run) -> DataFrame:
         for split in record.answers:
             for sample, answers in enumerate(record.said(split)):
                 for question, answer in zip(run.questions[split], answers, strict=True):
-                    row = {**_trial(record), "split": split, "question": question.id, "text": question.text}
+                    row = {**identify(record), "split": split, "question": question.id, "text": question.text}
                     row |= {"sample": sample, "answer": answer}
                     for aspect, table in run.judgements.items():
                         p, reason = table.get((question.id, answer), (None, "not yet"))
@@ -57,17 +56,3 @@ def answers_frame(run: Run) -> DataFrame:
                         row |= {name: value for name, (value,) in found.items()} | {f"{aspect}_reason": reason}
                     rows.append(row)
     return require("pandas").DataFrame(rows)
-
-
-def _trial(record: TrialRecord) -> dict[str, Any]:
-    """The columns that say which trial a row belongs to, as in trials.csv."""
-    spec = record.spec
-    return {
-        "trial_id": spec.trial_id,
-        "arm": spec.arm,
-        "null": spec.null,
-        "control": spec.control,
-        "method": spec.method,
-        "hyperparameter": spec.hyperparameter,
-        "location": str(spec.location or ""),
-    }

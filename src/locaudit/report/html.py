@@ -17,9 +17,8 @@ from importlib import resources
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
 from locaudit.location import short_location
+from locaudit.records import finite
 from locaudit.report.style import aspect_words, require, score_phrase, score_title
 from locaudit.report.tables import place_name, reading_words
 from locaudit.stats.phrases import where
@@ -49,20 +48,9 @@ def render(template: str, data: Mapping[str, Any] | None = None, **values: Any) 
 
 def embed(value: Any) -> str:
     """A value as JSON that cannot end a script element. Texts are made `readable`; NaN and infinity become null."""
-    text = json.dumps(_shown(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    shown, of_numpy = finite(value, readable), lambda x: finite(x.item())
+    text = json.dumps(shown, default=of_numpy, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("&", "\\u0026")
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, str):
-        return readable(value)
-    if isinstance(value, Mapping):
-        return {readable(str(key)): _shown(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_shown(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @cache

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any
 
 from locaudit.report.style import score_title
@@ -12,16 +14,20 @@ from locaudit.report.tables import Mean, Row, Tables, place_name
 from locaudit.stats.phrases import where
 
 TITLES: Mapping[str, str] = {
-    "method": "method", "edit": "edit", "hyperparameter": "strength", "location": "location", "null": "null",
-    "status": "status", "chosen": "chosen", "worse": "worse", "better": "better", "n_missing": "judgements missing",
-    "seconds": "seconds",
+    "hyperparameter": "strength", "n_missing": "judgements missing", "base": "unedited", "whole": "whole model",
+    "effect": "gain", "effect_p": "p", "p_value": "p", "p_adjusted": "p adjusted for methods",
+    "p_new_place": "p of the t-test", "n_at_least": "as good", "n_used": "of", "n_controls": "of",
+    "true_share": "truly as good", "population": "places", "ended_early": "ended early", "can_test": "can test",
+    "judged": "by the judge", "val_accuracy": "validation accuracy",
 }  # fmt: skip
+"""Titles of columns. A column without one is called by its key; one of a score, by the score."""
+_MEAN = {"controls": "mean control (range)"}
 
 
 def make_table(
     title: str,
     rows: Sequence[Mapping[str, Any]],
-    titles: Mapping[str, str] = TITLES,
+    titles: Mapping[str, str] = MappingProxyType({}),
     *,
     filters: Sequence[str] = (),
     hidden: Sequence[str] = (),
@@ -31,12 +37,13 @@ def make_table(
 ) -> dict[str, Any]:
     """A table that a reader sorts, searches, filters and downloads; `rows` have equal keys.
 
-    The interval of a column ``x`` is in the columns ``x_low`` and ``x_high``. `hidden` columns are only downloaded.
+    `titles` go before `TITLES`. The interval of ``x`` is in ``x_low`` and ``x_high``. `hidden` columns are only
+    downloaded.
     `only` is a column and its value to which the table is filtered at first, and `n` the number of all rows. The
     `first` columns are shown before the others.
     """
     keys = list(rows[0]) if rows else []
-    ends = {f"{key}{end}" for key in keys for end in ("_low", "_high")}
+    titles, ends = {**TITLES, **titles}, {f"{key}{end}" for key in keys for end in ("_low", "_high")}
     columns = [
         {"key": key, "title": titles.get(key) or score_title(key),
          **({"interval": [keys.index(f"{key}_low"), keys.index(f"{key}_high")]} if f"{key}_low" in keys else {}),
@@ -58,8 +65,8 @@ def page_tables(t: Tables, n_units: int) -> Iterator[tuple[str, dict[str, Any]]]
     v = t.verdict
     yield "arms", make_table("Claim, whole model and mean control", list(_arms(t)), filters=("method",))
     if v.methods:
-        yield "effects", make_table("Gain at the claim", [_effect(t, name) for name in v.methods], _EFFECTS)
-        yield "nulls", make_table("Claim against controls", list(_nulls(t)), _NULLS)
+        yield "effects", make_table("Gain at the claim", [_effect(t, name) for name in v.methods])
+        yield "nulls", make_table("Claim against controls", list(_nulls(t)), _MEAN)
     if v.off_target:
         rows = [
             {"behaviour": o.behaviour, "n": o.n, "method": t.methods[o.method].title, "score": score_title(o.score),
@@ -69,7 +76,8 @@ def page_tables(t: Tables, n_units: int) -> Iterator[tuple[str, dict[str, Any]]]
              "n_at_least": f"{o.n_at_least} of {len(o.controls)}{' ' + o.among if o.among else ''}"}
             for o in v.off_target
         ]  # fmt: skip
-        yield "off_target", make_table("Other behaviours under the same edits", rows, _OFF)
+        titles = {**_MEAN, "n": "questions", "n_at_least": "controls at or above the claim"}
+        yield "off_target", make_table("Other behaviours under the same edits", rows, titles)
     if t.corrected:
         rows = [
             {"score": score_title(line.score),
@@ -78,66 +86,24 @@ def page_tables(t: Tables, n_units: int) -> Iterator[tuple[str, dict[str, Any]]]
              **_interval("corrected", line.corrected.value, line.corrected.interval), "n": line.corrected.n}
             for line in t.corrected.lines
         ]  # fmt: skip
-        yield "labels", make_table("Corrected by trusted labels", rows, _LABELS)
+        yield "labels", make_table("Corrected by trusted labels", rows, {"n": "labelled questions"})
     if t.specification.rows:
         rows = [
-            {"method": t.methods[row.method].title, "score": score_title(row.score), "judgement": row.judgement,
-             "answers": row.answers, "samples": row.samples, "strength": row.strength, "null": row.null,
-             "seed": row.seed, "base": row.base, "claim": row.claim, "effect": row.effect, "lead": row.lead,
-             "n_at_least": row.n_at_least, "n_controls": row.n_controls, "p_value": row.p_value, "better": row.better}
+            asdict(row) | {"method": t.methods[row.method].title, "score": score_title(row.score)}
             for row in t.specification.rows
-        ]  # fmt: skip
-        yield (
-            "specification",
-            make_table("Other choices", rows, _SPECIFICATION, filters=("method", "score", "null", "better")),
-        )
+        ]
+        yield "specification", make_table("Other choices", rows, filters=("method", "score", "null", "better"))
     if t.designs:
-        rows = [
-            {"questions": d.size.questions, "samples": d.size.samples, "controls": d.size.controls,
-             "seeds": d.size.seeds, "minutes": d.seconds / 60, "lead": d.lead}
-            for d in t.designs.rows
-        ]  # fmt: skip
-        yield (
-            "designs",
-            make_table("Larger audits", rows, {**_DESIGNS, "lead": f"power for a lead of {t.designs.lead}"}),
-        )
-    if t.probes is not None and sum(map(len, t.probes.val_accuracy)) <= n_units:
+        rows = [asdict(d.size) | {"minutes": d.seconds / 60, "lead": d.lead} for d in t.designs.rows]
+        titles = {"questions": "test questions", "lead": f"power for a lead of {t.designs.lead}"}
+        yield "designs", make_table("Larger audits", rows, titles)
+    if t.manifest.probes is not None and sum(map(len, t.manifest.probes.val_accuracy)) <= n_units:
         rows = [
             {"layer": layer, "unit": unit, "val_accuracy": accuracy}
-            for layer, row in enumerate(t.probes.val_accuracy)
+            for layer, row in enumerate(t.manifest.probes.val_accuracy)
             for unit, accuracy in enumerate(row)
         ]
-        yield (
-            "probes",
-            make_table(
-                "Probes", rows, {"layer": "layer", "unit": t.probes.kind, "val_accuracy": "validation accuracy"}
-            ),
-        )
-
-
-_EFFECTS = {"method": "method", "strength": "strength", "base": "unedited", "claim": "claim", "whole": "whole model",
-            "effect": "gain", "effect_p": "p"}  # fmt: skip
-_NULLS = {
-    "method": "method", "null": "null", "controls": "mean control (range)", "n_at_least": "as good", "n_used": "of",
-    "p_value": "p", "p_adjusted": "p adjusted for methods", "p_new_place": "p of the t-test", "lead": "lead",
-    "true_share": "truly as good", "population": "places", "ended_early": "ended early", "can_test": "can test",
-}  # fmt: skip
-_OFF = {
-    "behaviour": "behaviour", "n": "questions", "method": "method", "score": "score", "base": "unedited",
-    "claim": "claim", "gain": "gain", "whole": "whole model", "controls": "mean control (range)",
-    "n_at_least": "controls at or above the claim",
-}  # fmt: skip
-_LABELS = {
-    "score": "score", "edit": "edit", "judged": "by the judge", "corrected": "corrected", "n": "labelled questions",
-}  # fmt: skip
-_SPECIFICATION = {
-    "method": "method", "score": "score", "judgement": "judgement", "answers": "answers", "samples": "samples",
-    "strength": "strength", "null": "null", "seed": "seed", "base": "unedited", "claim": "claim", "effect": "gain",
-    "lead": "lead", "n_at_least": "as good", "n_controls": "of", "p_value": "p", "better": "better",
-}  # fmt: skip
-_DESIGNS = {
-    "questions": "test questions", "samples": "samples", "controls": "controls", "seeds": "seeds", "minutes": "minutes",
-}  # fmt: skip
+        yield "probes", make_table("Probes", rows, {"unit": t.manifest.probes.kind})
 
 
 def _interval(name: str, value: float | None, ends: Sequence[float] | None) -> dict[str, float | None]:

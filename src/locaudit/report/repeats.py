@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from locaudit.errors import RunFolderError
 from locaudit.records import json_text
 from locaudit.report import report_folder, write_report
 from locaudit.report.charts import Chart, Series, scatter_chart
+from locaudit.report.compare import TITLES, differing, run_row
 from locaudit.report.html import render
 from locaudit.report.page_tables import make_table
 from locaudit.report.style import ARM_COLOURS, ARM_NAMES, score_title
@@ -150,17 +151,14 @@ def _identity(run: Run) -> dict[str, Any]:
 
 
 def _check_alike(facts: Mapping[int, dict[str, Any]]) -> None:
-    first, *others = facts.items()
     differences = [
-        f"{name}: {first[1][name]} in repeat-{first[0]}, {value} in repeat-{number}"
-        for number, values in others
-        for name, value in values.items()
-        if name != "varied" and value != first[1].get(name)
+        f"{name}: {', '.join(f'{x} in repeat-{number}' for number, x in zip(facts, row, strict=True))}"
+        for name, row in differing(list(facts.values())).items()
+        if name != "varied"
     ]
-    if len({str(values["varied"]) for values in facts.values()}) < len(facts):
-        differences.append(
-            f"two with the same {' and '.join(name.replace('_', ' ') for name, _ in first[1]['varied'])}"
-        )
+    varied = [values["varied"] for values in facts.values()]
+    if len(set(map(str, varied))) < len(facts):
+        differences.append(f"two with the same {' and '.join(name.replace('_', ' ') for name, _ in varied[0])}")
     if differences:
         raise RunFolderError(
             got=f"repeats that are not of one audit ({'; '.join(differences[:5])})",
@@ -197,8 +195,12 @@ def write_repeats(folder: str | Path, out: str | Path | None = None, **settings:
     for number, run in found.runs.items():
         own = repeat_folder(folder, number)
         write_report(own, tabulate(run), out=own if is_own else target / own.name)
+    alone = [(number, run, v) for number, run in found.runs.items() for v in run.verdict.methods.values()]
+    nulls = dict.fromkeys(null for _, _, v in alone for null in v.nulls)
+    alike = ("model", "behaviour", "score")
+    rows = [{"repeat": number, **run_row(run, v, nulls)} for number, run, v in alone]
     data = {"charts": {f"repeats_{name}": repeats_chart(found, name) for name in found.verdict.methods},
-            "tables": {"repeats": make_table("Each repeat alone", list(_rows(found)), _TITLES)},
+            "tables": {"repeats": make_table("Each repeat alone", rows, TITLES, hidden=alike)},
             "files": {"repeats.json": json_text(values)}}  # fmt: skip
     sections = {"verdict": "Verdict", "repeats": "Repeats"}
     text = render("report/repeats.html", data, found=found, verdict=found.verdict, sections=sections)
@@ -226,26 +228,6 @@ def repeats_figures(found: Repeats) -> dict[str, list[Chart]]:
         chart["layout"]["title"] = {"text": f"{found.methods[name].title}: {', '.join(p)}"}
         charts.append(chart)
     return {"repeats": charts}
-
-
-_TITLES = {
-    "repeat": "repeat", "method": "method", "base": "unedited", "claim": "claim", "gain": "gain",
-    "gain_p": "p of the gain", "null": "null", "controls": "mean control", "p": "p",
-    "outcome": "outcome alone", "location": "location",
-}  # fmt: skip
-
-
-def _rows(found: Repeats) -> Iterator[dict[str, Any]]:
-    """A row for each repeat, method and null."""
-    for number, repeat in found.repeats.items():
-        for name in found.verdict.methods:
-            v = repeat.verdict.methods[name]
-            for null in v.nulls.values():
-                yield {
-                    "repeat": number, "method": v.title, "base": v.base, "claim": v.claim, "gain": v.effect,
-                    "gain_p": v.effect_p, "null": null.name, "controls": v.claim - null.lead, "p": null.p_value,
-                    "outcome": v.outcome, "location": str(repeat.claim),
-                }  # fmt: skip
 
 
 def _repeat_series(parts: Sequence[MethodVerdict], method: MethodRepeats) -> list[Series]:

@@ -60,9 +60,9 @@ def run_charts(
             titles = score_title(x), f"{score_title(y)}, {n} questions"
             curve = f"unedited {score_title(t.judged[0])}"
             yield "truth_info", scatter_chart(series, xlabel=titles[0], ylabel=titles[1], base=ours, product=curve)
-    if t.probes is not None and (n_units is None or sum(map(len, t.probes.val_accuracy)) <= n_units):
-        heat = HeatMap(t.probes.val_accuracy, f"probe accuracy, {t.probes.n_val} examples")
-        yield "probes", heat_chart(heat, t.claimed_heads, floor=t.probes.majority)
+    if t.manifest.probes is not None and (n_units is None or sum(map(len, t.manifest.probes.val_accuracy)) <= n_units):
+        heat = HeatMap(t.manifest.probes.val_accuracy, f"probe accuracy, {t.manifest.probes.n_val} examples")
+        yield "probes", heat_chart(heat, t.claimed_heads, floor=t.manifest.probes.majority)
     for method in t.verdict.methods:
         if effects := single_effects(t, method):
             yield f"effects_{method}", heat_chart(effects, t.claimed_heads)

@@ -16,14 +16,13 @@ from statistics import fmean
 from typing import Any
 
 from locaudit.config import AuditConfig, changed_settings, open_settings, unknown_names_kept
-from locaudit.location import Location
 from locaudit.records import ARMS, NO_METHOD, OFF, Place, TrialRecord, json_text
 from locaudit.registry import SCORES
-from locaudit.report.answers import Conversation, Judgements, Speaker, conversations
+from locaudit.report.answers import Judgements, Speech, speech
 from locaudit.report.design import Designs, read_designs, read_verdict
 from locaudit.report.style import ARM_NAMES, DRIFT_TITLES, FIT_TITLES
 from locaudit.stats.changes import Changes, count_changes
-from locaudit.stats.degenerate import is_degenerate
+from locaudit.stats.degenerate import share_degenerate
 from locaudit.stats.intervals import score_intervals
 from locaudit.stats.labels import label_scores
 from locaudit.stats.phrases import MethodFacts, where
@@ -32,7 +31,7 @@ from locaudit.stats.selection import BASE, select
 from locaudit.stats.specification import Specification
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion
-from locaudit.store.manifest import JudgeFacts, Manifest, ProbeFacts
+from locaudit.store.manifest import Manifest
 from locaudit.store.run import Run, load_run
 from locaudit.store.trusted import Corrected
 from locaudit.text import plural
@@ -173,30 +172,15 @@ class Tables:
         return self.manifest.methods
 
     @property
-    def judges(self) -> Mapping[str, JudgeFacts]:
-        """Aspect -> name and fingerprint of its judge."""
-        return self.manifest.judges
-
-    @property
-    def probes(self) -> ProbeFacts | None:
-        """Results of the probes of all units; None without probes."""
-        return self.manifest.probes
-
-    @property
     def base(self) -> Row:
         """The unedited model."""
         return next(row for row in self.rows if row.place[0] == "base" and row.record.status == "ok")
 
     @property
-    def claim(self) -> Location:
-        """The claimed location."""
-        return self.manifest.claim
-
-    @property
     def claimed_heads(self) -> tuple[tuple[int, int], ...]:
         """(layer, head) pairs of a claim about heads; empty for other kinds."""
-        pairs = (unit for unit in self.claim.units if not isinstance(unit, str))
-        return tuple((unit[0], unit[1]) for unit in pairs) if self.claim.kind == "head" else ()
+        pairs = (unit for unit in self.manifest.claim.units if not isinstance(unit, str))
+        return tuple((unit[0], unit[1]) for unit in pairs) if self.manifest.claim.kind == "head" else ()
 
     @cached_property
     def aspects(self) -> tuple[str, ...]:
@@ -287,16 +271,23 @@ class Tables:
         return sum(lost for lost, _ in counts), sum(asked for _, asked in counts)
 
     @cached_property
-    def conversations(self) -> list[Conversation]:
-        """The models' answers to the first test questions; empty if nothing was generated."""
-        speakers = [Speaker("Unedited model", self.base.record)]
+    def said(self) -> dict[str, Speech | None]:
+        """The greedy answers of the unedited model, of claims, whole models and first controls, by name.
+
+        None if every edit tried at the place diverged. Empty if nothing was generated.
+        """
+        rows: dict[str, Row | None] = {"Unedited model": self.base}
         for method in self.verdict.methods:
             first = next((p for p in self.places(method) if (p.arm, p.control) == ("control", 0)), None)
             for place, row in self.places(method).items():
                 if place.arm in ("claim", "whole") or place == first:
-                    name = f"{self.methods[method].title}: {place_name(place).lower()}"
-                    speakers.append(Speaker(name, None if row is None else row.record))
-        return conversations(self.questions, speakers, self.judgements)
+                    rows[f"{self.methods[method].title}: {place_name(place).lower()}"] = row
+        greedy = {name: None if row is None else row.record.answers.get("test", ()) for name, row in rows.items()}
+        return {
+            name: None if answers is None else speech({}, self.questions, answers, self.judgements)
+            for name, answers in greedy.items()
+            if greedy["Unedited model"] and answers != ()
+        }
 
     @cached_property
     def failures(self) -> list[tuple[str, str]]:
@@ -349,7 +340,7 @@ class Tables:
             more["reading"] = {name: {"run": own, "here": here} for name, (own, here) in self.reading.items()}
         if self.corrected is not None:
             more["labels"] = asdict(self.corrected)
-        judges = {aspect: asdict(judge) for aspect, judge in self.judges.items()}
+        judges = {aspect: asdict(judge) for aspect, judge in self.manifest.judges.items()}
         if self.base.degenerate:
             places = {method: {BASE: self.base, **self.places(method)} for method in self.verdict.methods}
             more["degenerate"] = {
@@ -388,18 +379,7 @@ class Tables:
         judged = [name for name in self.measured if name in self.judged]
         lines = []
         for row in self.rows:
-            spec = row.record.spec
-            line: dict[str, Any] = {
-                "trial_id": spec.trial_id,
-                "arm": spec.arm,
-                "null": spec.null,
-                "control": spec.control,
-                "method": spec.method,
-                "hyperparameter": spec.hyperparameter,
-                "location": row.location,
-                "status": row.record.status,
-                "chosen": row.chosen,
-            }
+            line = {**identify(row.record), "status": row.record.status, "chosen": row.chosen}
             for name in self.measured:
                 line[name] = row.values.get(name)
                 if name in judged:
@@ -416,6 +396,12 @@ class Tables:
                 line[" ".join(off)] = row.record.metrics.get(f"{OFF}{off[0]}", {}).get(off[1])
             lines.append({**line, "seconds": row.seconds})
         return lines
+
+
+def identify(record: TrialRecord) -> dict[str, Any]:
+    """The columns that say which trial a row is about."""
+    names = ("trial_id", "arm", "null", "control", "method", "hyperparameter")
+    return {name: getattr(record.spec, name) for name in names} | {"location": str(record.spec.location or "")}
 
 
 def read_tables(folder: str | Path) -> Tables:
@@ -438,13 +424,12 @@ def tabulate(run: Run) -> Tables:
     asked, labels = [question.text for question in run.questions["test"]], run.labels
     for record in records:
         trial = record.spec.trial_id
-        said = record.samples.get("test") or record.said("test")[:1]
-        broken = [is_degenerate(*pair) for answers in said for pair in zip(asked, answers, strict=True)]
+        broken = share_degenerate(record, asked)
         by_label = label_scores(record.questions.get("test", {}), verdict.score, labels)
         changes, own = None, record.questions.get("test", {})
         if record.spec.arm != "base" and has_score(own, verdict.score):
             changes = count_changes(score_values(own, verdict.score), before, verdict.tolerance)
-        share = {"degenerate": fmean(broken)} if broken else {}
+        share = {} if broken is None else {"degenerate": broken}
         seconds = run.seconds.get(trial)
         rows.append(Row(record, trial in chosen_ids, bounds.get(trial, {}), seconds, by_label, changes, share))
     registered = read_registered(run)

@@ -358,11 +358,9 @@ def run_groups(
                     continue
                 expected[number] -= count(group)
                 meter.add(count(group))
-                group = lacking(group)
-            elif (number := turns.to_begin()) is not None:
-                if turns.running and stopping.must_wait(turns.waiting[number][0]):
-                    yield None
-                    continue
+            elif (number := turns.to_begin()) is not None and not (
+                turns.running and stopping.must_wait(turns.waiting[number][0])
+            ):
                 expected[number] = count(rounds.expected(number))
                 group = [spec for spec in turns.begin(number) if (spec.trial_id, spec.place) not in rounds.done]
                 if group and stopping.has_ended(group[0]):
@@ -371,11 +369,10 @@ def run_groups(
                     meter.skip(count(group))
                     continue
                 stopping.begin(group)
-                group = lacking(group)
             else:
                 yield None
                 continue
-            if group:
+            if group := lacking(group):
                 turns.running[number] = group
                 meter.begin(describe(group))
                 yield group

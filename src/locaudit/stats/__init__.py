@@ -42,9 +42,9 @@ from locaudit.stats.verdict import MethodVerdict, NullResult, Verdict
 __all__ = [
     "JUDGED", "Agreement", "Answer", "Contrast", "Crossed", "Design", "Estimate", "Look", "MethodFacts",
     "MethodRepeats", "MethodVerdict", "Monitor", "NullResult", "Outcome", "Place", "Question", "Repeat",
-    "RepeatsVerdict", "Score", "Share", "Verdict", "add_judgements", "combine_repeats", "compare",
-    "components", "contrast_methods", "count_missing", "crossed_interval", "decide", "estimate", "find_outcome",
-    "find_score", "gain_p", "holm", "is_judged", "judged_aspects", "judged_metrics", "judged_scores", "look", "max_t_p",
-    "mean_score", "monte_carlo_p", "new_place_p", "paired_gain_p", "rank_correlation", "reaches", "resolve_score",
-    "score_intervals", "score_place", "score_values", "select", "share_interval", "t_test_p", "true_share",
+    "RepeatsVerdict", "Score", "Share", "Verdict", "add_judgements", "combine_repeats", "compare", "components",
+    "contrast_methods", "count_missing", "crossed_interval", "decide", "estimate", "find_outcome", "find_score",
+    "gain_p", "holm", "is_judged", "judged_aspects", "judged_metrics", "judged_scores", "look", "max_t_p", "mean_score",
+    "monte_carlo_p", "new_place_p", "paired_gain_p", "rank_correlation", "reaches", "resolve_score", "score_intervals",
+    "score_place", "score_values", "select", "share_interval", "t_test_p", "true_share",
 ]  # fmt: skip

@@ -13,9 +13,9 @@ from locaudit.stats.changes import count_changes
 from locaudit.stats.measured import Against, Design, Measured, measure
 from locaudit.stats.optimisation import Flag, find_destroyed, find_flags
 from locaudit.stats.phrases import MethodFacts, say
-from locaudit.stats.questions import Answer, ask, outcome_of
+from locaudit.stats.questions import Answer, ask, outcome_of, turned
 from locaudit.stats.scores import SIGNS, has_score, tolerance
-from locaudit.stats.selection import BASE, CLAIM, WHOLE, group_trials
+from locaudit.stats.selection import BASE, CLAIM, WHOLE, find_unedited, group_trials
 from locaudit.stats.tests import Contrast, contrast_methods, max_t_p, new_place_p
 from locaudit.stats.verdict import MethodVerdict, NullResult, Verdict
 from locaudit.stats.words import explain
@@ -94,13 +94,7 @@ def _headline(v: MethodVerdict | None) -> str:
 
 def _unedited(records: Sequence[TrialRecord], score: str) -> TrialRecord:
     """The record of the unedited model; `RunFolderError` if there is none or it lacks the score."""
-    base = next((r for r in records if r.spec.arm == "base" and r.status == "ok"), None)
-    if base is None:
-        raise RunFolderError(
-            got="a run in which the unedited model has no scores yet",
-            expected="at least the record of the unedited model",
-            remedy="run the audit first; if it was stopped, run the same command again",
-        )
+    base = find_unedited(records, "a run")
     if not has_score(base.questions["test"], score):
         raise RunFolderError(
             got=f"score = {score}, which the records lack (they have {', '.join(sorted(base.questions['test']))})",
@@ -116,10 +110,6 @@ def _judge(m: Measured, adjusted: Mapping[tuple[str, str], float], flags: tuple[
     questions = ask(m, [*names, *(f"{flag.name} whole" for flag in flags if "whole" in flag.places)])
     answers: dict[str, Answer] = {question.name: question.answer for question in questions}
     outcome = outcome_of(questions)
-
-    def told(interval: tuple[float, float]) -> tuple[float, float]:
-        low, high = sorted(sign * x for x in interval)
-        return low, high
 
     def against(name: str, null: Against) -> NullResult:
         seen, plan = null.look, null.plan
@@ -138,7 +128,7 @@ def _judge(m: Measured, adjusted: Mapping[tuple[str, str], float], flags: tuple[
             n_used=seen.n,
             ended_early=seen.ended_early,
             lead=sign * null.lead.lead,
-            lead_interval=told(null.lead.interval),
+            lead_interval=turned(null.lead.interval, sign),
             true_share=null.share.value,
             true_share_interval=null.share.interval,
         )
@@ -156,7 +146,7 @@ def _judge(m: Measured, adjusted: Mapping[tuple[str, str], float], flags: tuple[
         whole_model=sign * m.means[WHOLE] if WHOLE in m.means else None,
         nulls={name: against(name, null) for name, null in m.nulls.items()},
         effect=sign * gain.value,
-        effect_interval=told(gain.interval()),
+        effect_interval=turned(gain.interval(), sign),
         effect_p=m.gain_p(CLAIM),
         n_missing=sum(m.missing),
         n_judged=len(m.missing) * m.n_questions,

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from statistics import fmean
+
+from locaudit.records import TrialRecord
 
 MAX_REPEATED = 0.5
 """Largest share of words, or of pairs of neighbouring words, that an answer may repeat."""
@@ -53,6 +57,16 @@ def is_degenerate(question: str, answer: str) -> bool:
     lower = [word for word in _words(answer) if word == word.casefold()]
     english = not _FUNCTION.isdisjoint(asked)
     return english and len(lower) >= MIN_WORDS and sum(word in _FUNCTION for word in lower) < MIN_FUNCTION * len(lower)
+
+
+def share_degenerate(record: TrialRecord, questions: Sequence[str]) -> float | None:
+    """Share of a trial's answers to the test questions that are: sampled answers, or greedy ones if none were sampled.
+
+    None without answers.
+    """
+    said = record.samples.get("test") or record.said("test")[:1]
+    found = [is_degenerate(*pair) for answers in said for pair in zip(questions, answers, strict=True)]
+    return fmean(found) if found else None
 
 
 def _words(text: str) -> list[str]:

@@ -117,10 +117,6 @@ class Components:
         left = 1.0 if self.population is None else 1 - n / self.population
         return math.sqrt(self.claim.variance(size) + self.control.variance(size) / n + self.places * left / n)
 
-    def gain_se(self, size: Size) -> float:
-        """Standard error of the claim's gain."""
-        return math.sqrt(self.gain.variance(size))
-
 
 def find_components(
     claim: ArrayLike, controls: ArrayLike, base: ArrayLike, population: int | None = None

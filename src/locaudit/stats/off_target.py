@@ -13,7 +13,7 @@ from locaudit.records import OFF, TrialRecord
 from locaudit.stats.intervals import estimate
 from locaudit.stats.phrases import where
 from locaudit.stats.scores import find_score, reaches, tolerance
-from locaudit.stats.selection import CLAIM, WHOLE, select
+from locaudit.stats.selection import CLAIM, WHOLE, find_unedited, select
 
 if TYPE_CHECKING:
     from locaudit.stats.verdict import Verdict
@@ -56,7 +56,7 @@ def measure_off_target(verdict: Verdict, records: Iterable[TrialRecord], dtype: 
     """Every off-target behaviour, method and score. Methods without a score at the claim are left out."""
     records = list(records)
     chosen = select(records, verdict.score, verdict.tolerance)
-    base = next(r for r in records if r.spec.arm == "base" and r.status == "ok")
+    base = find_unedited(records, "a run")
     found = []
     for split in (name for name in base.questions if name.startswith(OFF)):
         for method in verdict.methods:

@@ -21,10 +21,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from locaudit.records import NO_METHOD, Place, TrialRecord
-from locaudit.stats.degenerate import is_degenerate
+from locaudit.stats.degenerate import share_degenerate
 from locaudit.stats.phrases import MethodFacts, say
 from locaudit.stats.scores import TIE
 from locaudit.stats.selection import CLAIM, WHOLE, choose, group_trials, is_at_edge, select
@@ -114,15 +112,12 @@ def find_destroyed(
 ) -> dict[str, tuple[Flag, ...]]:
     """Method -> the flag of those chosen edits that destroy the model: what they score is no evidence for their places.
 
-    `questions` has the texts of the test questions; without them, only KL counts. Degenerate answers (`is_degenerate`)
-    are sampled ones, or greedy ones if none were sampled. They do not count if most answers of the unedited model are
-    degenerate.
+    `questions` has the texts of the test questions; without them, only KL counts. Degenerate answers
+    (`share_degenerate`) do not count if most answers of the unedited model are degenerate.
     """
 
     def broken(record: TrialRecord) -> float:
-        said = (record.samples.get("test") or record.said("test")[:1]) if questions else ()
-        found = [is_degenerate(*pair) for answers in said for pair in zip(questions, answers, strict=True)]
-        return float(np.mean(found)) if found else 0.0
+        return (share_degenerate(record, questions) or 0.0) if questions else 0.0
 
     base = next((record for record in records if record.spec.arm == "base" and record.status == "ok"), None)
     is_fit = base is not None and broken(base) <= MOST_DEGENERATE

@@ -124,7 +124,7 @@ class _Asker:
         return short(self.sign * x, self.decimals)
 
     def interval(self, interval: tuple[float, float]) -> str:
-        return short_interval(_turned(interval, self.sign), self.decimals)
+        return short_interval(turned(interval, self.sign), self.decimals)
 
     def opened(self, question: Question, reason: str, **values: Any) -> Question:
         """The question as open for a reason."""
@@ -155,7 +155,7 @@ class _Asker:
             interval=self.interval(gain.interval()),
         )
         answer: Answer = "yes" if m.gain_p(place) <= m.level else "open"
-        measured = self.sign * gain.value, _turned(gain.interval(), self.sign)
+        measured = self.sign * gain.value, turned(gain.interval(), self.sign)
         return Question(name, self.words("ask", name), answer, seen.strip(), *measured, m.gain_p(place))
 
     def moves(self) -> Question:
@@ -192,7 +192,7 @@ class _Asker:
             low, high = seen.final
             told += words("seen", "ended", n_planned=null.plan.n_planned, low=low, high=high)
         question = Question(
-            name, words("ask", "null"), "-", told, self.sign * null.lead.lead, _turned(null.lead.interval, self.sign),
+            name, words("ask", "null"), "-", told, self.sign * null.lead.lead, turned(null.lead.interval, self.sign),
             null.p_value, null.p_no,
         )  # fmt: skip
         if works.answer != "yes":
@@ -235,7 +235,7 @@ class _Asker:
             seen += self.words("seen", "rests", **ends)
         question = Question(
             "needed", self.words("ask", "needed"), "open", seen.strip(), self.sign * loss.value,
-            _turned(loss.interval(), self.sign),
+            turned(loss.interval(), self.sign),
         )  # fmt: skip
         if math.isnan(m.means[REST]):
             return self.opened(question, "rest_diverged")
@@ -257,7 +257,8 @@ class _Asker:
         return replace(question, answer="yes") if p_rests <= m.level else self.opened(question, "rests")
 
 
-def _turned(interval: tuple[float, float], sign: float) -> tuple[float, float]:
+def turned(interval: tuple[float, float], sign: float) -> tuple[float, float]:
+    """The interval of a value whose sign is flipped if `sign` is -1."""
     low, high = sorted(sign * x for x in interval)
     return low, high
 

@@ -22,7 +22,7 @@ from scipy import stats
 
 from locaudit.errors import RunFolderError
 from locaudit.location import Location
-from locaudit.stats.phrases import say, where
+from locaudit.stats.phrases import say, short_p, where
 from locaudit.stats.questions import VOID, Answer, Outcome, find_outcome
 from locaudit.stats.scores import SIGNS, Supports, reaches
 from locaudit.stats.sequential import curtailment
@@ -95,11 +95,12 @@ class MethodRepeats:
         """The result in one sentence, with its numbers."""
         alone = ", ".join(f"{self.outcomes.count(x)} {x}" for x in dict.fromkeys(self.outcomes))
         places = "; ".join(
-            say("repeats", "same_places" if r.same_places else "moving", r=r, lead=say("repeats", "lead", r=r))
+            say("repeats", "same_places" if r.same_places else "moving", r=r, p=short_p(r.p_value),
+                lead=say("repeats", "lead", r=r))
             for r in self.nulls.values()
-        )
+        )  # fmt: skip
         text = "unscored" if math.isnan(self.gain) else "sentence"
-        return say("repeats", text, m=self, score=score, places=places, alone=alone)
+        return say("repeats", text, m=self, score=score, p=short_p(self.effect_p), places=places, alone=alone)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from locaudit.errors import RunFolderError
 from locaudit.records import Place, TrialRecord
 from locaudit.stats.scores import TIE, has_score, mean_score, missing_share, reaches, score_values
 
@@ -31,6 +32,18 @@ def select(
         method: {place: choose(trials, score, tolerance) for place, trials in places.items()}
         for method, places in group_trials(records).items()
     }
+
+
+def find_unedited(records: Iterable[TrialRecord], source: str) -> TrialRecord:
+    """The record of the unedited model. Raises `RunFolderError`, which names the `source`, if it has no scores yet."""
+    found = next((r for r in records if r.spec.arm == "base" and r.status == "ok"), None)
+    if found is None:
+        raise RunFolderError(
+            got=f"{source}, in which the unedited model has no scores yet",
+            expected="at least the record of the unedited model",
+            remedy="run the audit; if it was stopped, run the same command again",
+        )
+    return found
 
 
 def group_trials(records: Iterable[TrialRecord]) -> dict[str, dict[Place, list[TrialRecord]]]:

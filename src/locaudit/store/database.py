@@ -179,7 +179,10 @@ class Store:
 
     def _read(self, keys: Keys) -> Iterator[TrialRecord | Kept]:
         """All stored trials: as a record if whole with respect to `keys`, else as what is stored."""
-        lists, packed = self._scores(keys)
+        lists = {name: json.loads(text) for name, text in self._connection.execute("SELECT * FROM lists")}
+        packed: dict[str, dict[str, dict[str, Values]]] = defaultdict(lambda: defaultdict(dict))
+        for fit, name, metric, mean, values in self._connection.execute("SELECT * FROM scores"):
+            packed[fit][name][metric] = math.nan if mean is None else mean, values  # SQLite has no NaN
         said: dict[str, dict[tuple[str, int], str]] = defaultdict(dict)
         for fit, question, sample, answer in self._connection.execute("SELECT * FROM answers"):
             said[fit][question, sample] = answer
@@ -210,42 +213,6 @@ class Store:
             else:
                 kept = Kept(record, _unpack(scores, lists), said[fit])
                 yield join(kept, layout.own) if is_whole else kept
-
-    def _scores(self, keys: Keys) -> tuple[dict[str, list[str]], dict[str, dict[str, dict[str, Values]]]]:
-        """List -> its questions, and fit -> list -> metric -> values.
-
-        A run of an earlier version has a row per value; those on questions in `keys` are read.
-        """
-        packed: dict[str, dict[str, dict[str, Values]]] = defaultdict(lambda: defaultdict(dict))
-        if not self.has_rows_per_value:
-            for fit, name, metric, mean, values in self._connection.execute("SELECT * FROM scores"):
-                packed[fit][name][metric] = math.nan if mean is None else mean, values  # SQLite has no NaN
-            return {name: json.loads(text) for name, text in self._connection.execute("SELECT * FROM lists")}, packed
-        lists, found = {}, defaultdict(dict)
-        for fit, question, metric, value in self._connection.execute("SELECT * FROM scores"):
-            found[fit, metric][question] = math.nan if value is None else value
-        for (fit, metric), values in found.items():
-            for wanted in keys.values():
-                if there := [key for key in wanted if key in values]:
-                    lists[name := content_hash(there)] = there
-                    packed[fit][name] |= _pack({metric: [values[key] for key in there]}, len(there))
-        return lists, packed
-
-    @property
-    def has_rows_per_value(self) -> bool:
-        """Whether the scores are those of an earlier version."""
-        return "value" in {row[1] for row in self._connection.execute("PRAGMA table_info(scores)")}
-
-    def pack(self) -> None:
-        """Store the scores of an earlier version as in `SCHEMA`."""
-        lists, packed = self._scores(self._keys())
-        with self._writing():
-            self._connection.execute("DROP TABLE scores")
-            for table in SCHEMA.split(";"):
-                self._connection.execute(table)
-            for fit, by_list in packed.items():
-                for name, metrics in by_list.items():
-                    self._put(fit, lists[name], metrics)
 
     def add(self, records: Sequence[TrialRecord], seconds: float) -> None:
         """Store, in one transaction, trials that ran together. Each is given an equal share of the run time, `seconds`.
@@ -296,12 +263,10 @@ class Store:
         for name, text in self._connection.execute(ask, (fit,)).fetchall():
             if set(json.loads(text)) < set(questions):
                 self._connection.execute("DELETE FROM scores WHERE fit = ? AND list = ?", (fit, name))
-        self._put(fit, questions, _pack(metrics, len(questions)))
-
-    def _put(self, fit: str, questions: Sequence[str], packed: Mapping[str, Values]) -> None:
-        name = content_hash([*questions])
+        name, columns = content_hash([*questions]), Packed.of(metrics, len(questions)).columns
         self._connection.execute("INSERT OR IGNORE INTO lists VALUES (?, ?)", (name, json.dumps([*questions])))
-        rows = [(fit, name, metric, *values) for metric, values in packed.items()]
+        means = mean_metrics({"": metrics})[""]
+        rows = [(fit, name, metric, mean, columns[metric]) for metric, mean in means.items()]
         self._connection.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?)", rows)
 
     def _add_parts(self, record: TrialRecord) -> None:
@@ -371,11 +336,10 @@ class Store:
         return dict(self._connection.execute("SELECT fit, seconds FROM fits").fetchall())
 
     def parts(self) -> dict[str, dict[str, float]]:
-        """Trial id -> part of its work -> seconds (`TrialRecord.seconds`), judging included. Empty in earlier runs."""
+        """Trial id -> part of its work -> seconds (`TrialRecord.seconds`), judging included."""
         found: dict[str, dict[str, float]] = defaultdict(dict)
-        if self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'parts'").fetchone():
-            for fit, part, seconds in self._connection.execute("SELECT * FROM parts"):
-                found[fit][part] = seconds
+        for fit, part, seconds in self._connection.execute("SELECT * FROM parts"):
+            found[fit][part] = seconds
         return dict(found)
 
     def check_room(self) -> None:
@@ -428,12 +392,6 @@ def _lay_out(lists: Mapping[str, Sequence[str]], keys: Keys, stored: frozenset[s
     own = {split: part for split, part in keys.items() if split.startswith(OFF) or not known.isdisjoint(part)}
     wanted = {key for part in own.values() for key in part}
     return _Layout(own, {split: content_hash([*part]) for split, part in own.items()}, bool(wanted) and wanted <= known)
-
-
-def _pack(metrics: Mapping[str, Sequence[float]], n: int) -> dict[str, Values]:
-    """Metric -> values, of `n` questions. Raises `ValueError` for another number of values."""
-    columns = Packed.of(metrics, n).columns
-    return {metric: (mean, columns[metric]) for metric, mean in mean_metrics({"": metrics})[""].items()}
 
 
 def _unpack(scores: Mapping[str, Mapping[str, Values]], lists: Mapping[str, Sequence[str]]) -> dict[str, dict]:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -55,12 +55,10 @@ def open_run(folder: str | Path, config: AuditConfig, registration: Registration
             write_atomically(folder / MARK, to_yaml(config).encode())
         connection = connect(folder / "trials.sqlite")
         try:
-            _tables(folder, connection)
+            _is_complete(folder, connection)
             store = Store(folder, config, connection)
             store.check_room()
             connection.executescript(SCHEMA)
-            if store.has_rows_per_value:
-                store.pack()
             if store.is_empty():
                 write_atomically(folder / MARK, to_yaml(config).encode())
             else:
@@ -141,9 +139,9 @@ def read_run(folder: str | Path) -> Iterator[Store]:
         )
     connection = connect(folder / "trials.sqlite")
     try:
-        if "fits" not in _tables(folder, connection):
+        if not _is_complete(folder, connection):
             raise RunFolderError(
-                got=f"{folder}, whose trials.sqlite has no tables yet",
+                got=f"{folder}, whose trials.sqlite has not all of its tables yet",
                 expected="a run with at least one trial",
                 remedy="run the audit that started it again",
             )
@@ -158,29 +156,20 @@ class OldRunError(RunFolderError):
     """A run folder of an earlier version, whose tables were different."""
 
 
-def _tables(folder: Path, connection: sqlite3.Connection) -> set[str]:
-    """Names of the database's tables. Raises `OldRunError` for a database of an earlier version."""
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(places)")]
-    if columns and "null_name" not in columns:
+def _is_complete(folder: Path, connection: sqlite3.Connection) -> bool:
+    """Whether the database has all tables. Raises `OldRunError` if those that it has are not as in `SCHEMA`."""
+    ask = "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.type = 'table'"
+    with closing(sqlite3.connect(":memory:")) as new:
+        new.executescript(SCHEMA)
+        found, wanted = (set(database.execute(ask)) for database in (connection, new))
+    tables = {table for table, _ in found}
+    if found != {(table, column) for table, column in wanted if table in tables}:
         raise OldRunError(
-            got=f"{folder}, made by an earlier development version, whose controls have no null",
-            expected="a run of this version",
-            remedy="run the audit again with another --out",
-        )
-    if "trials" in tables:
-        raise OldRunError(
-            got=f"{folder}, made by locaudit 0.1.0",
+            got=f"{folder}, made by locaudit 0.1.0, or made by an earlier development version",
             expected="a run of this version, which stores trials in another way",
             remedy="run the audit again with another --out; its report.html and edits/ (load_edit) stay usable",
         )
-    if "answers" in tables and "sample" not in {row[1] for row in connection.execute("PRAGMA table_info(answers)")}:
-        raise OldRunError(
-            got=f"{folder}, made before answers could be sampled",
-            expected="a run of this version, which stores answers in another way",
-            remedy="run the audit again with another --out; its report.html and edits/ (load_edit) stay usable",
-        )
-    return tables
+    return found == wanted
 
 
 def check_registration(store: Store, registration: Registration | None) -> None:

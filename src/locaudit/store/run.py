@@ -27,7 +27,7 @@ from locaudit.stats.scores import (
     resolve_score,
     tolerance,
 )
-from locaudit.stats.selection import fewest_samples, group_trials, widened
+from locaudit.stats.selection import fewest_samples, find_unedited, group_trials, widened
 from locaudit.stats.specification import Specification, specify
 from locaudit.stats.verdict import Verdict
 from locaudit.store.database import HeldOutQuestion, Store, said_in
@@ -135,14 +135,7 @@ class Run:
     @property
     def base(self) -> TrialRecord:
         """The record of the unedited model. Raises `RunFolderError` if there is none yet."""
-        found = next((r for r in self.records if r.spec.arm == "base" and r.status == "ok"), None)
-        if found is None:
-            raise RunFolderError(
-                got=f"{self.folder}, which has no scores of the unedited model yet",
-                expected="at least the record of the unedited model",
-                remedy="run the audit, or run it again if it was stopped",
-            )
-        return found
+        return find_unedited(self.records, str(self.folder))
 
     @cached_property
     def design(self) -> Design:

@@ -59,7 +59,7 @@ def write_paper(folder: str | Path) -> Path:
         "studies/paper/paper.html",
         {
             "charts": charts,
-            "tables": {"claims": make_table("Claims", [_row(claim) for claim in numbers["claims"]], {})},
+            "tables": {"claims": make_table("Claims", [_row(claim) for claim in numbers["claims"]])},
         },
         n=numbers,
         strips={name: require("markupsafe").Markup(svg) for name, svg in strips.items()},

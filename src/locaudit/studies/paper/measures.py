@@ -221,8 +221,8 @@ def measure_landscape(study: Study) -> dict[str, Any]:
 
 def _probes(audit: Tables) -> ProbeFacts:
     """The probes' results; every audit of the study has a probed claim."""
-    assert audit.probes is not None
-    return audit.probes
+    assert audit.manifest.probes is not None
+    return audit.manifest.probes
 
 
 def _facts(audit: Tables) -> dict[str, Any]:

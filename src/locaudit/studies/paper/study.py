@@ -135,8 +135,8 @@ class Study:
         Heads of equal accuracy are ranked by layer, then by head.
         """
         audit = self.audits[part]
-        assert audit.probes is not None
-        accuracy = np.asarray(audit.probes.val_accuracy)
+        assert audit.manifest.probes is not None
+        accuracy = np.asarray(audit.manifest.probes.val_accuracy)
         ranks = rankdata(-accuracy, method="ordinal").reshape(accuracy.shape)
         found = [head_of(trials[0]) for trials in self.chosen(part, self.config.score).trials.values()]
         return [(at, float(accuracy[at]), int(ranks[at])) for at in found]
@@ -174,7 +174,7 @@ def read_study(folder: str | Path) -> Study:
         raise _unfinished(folder / "sets", runs["sets"])
     audits = {part: tabulate(run) for part, run in done.items()}
     lacking = {part: need(planned[part], list(done.values()), runs[part]) for part in planned if part not in done}
-    if any(audit.judges != audits["sets"].judges for audit in audits.values()):
+    if any(audit.manifest.judges != audits["sets"].manifest.judges for audit in audits.values()):
         raise RunFolderError(
             got=f"{folder}, whose parts were judged by different judges",
             expected="the same judges of Truth and Info in all",
