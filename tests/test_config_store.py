@@ -74,6 +74,7 @@ OTHER_JUDGE = {
 CHANGED = AuditConfig(
     model="a/model",
     behaviour="behaviour: 'ü\n#.jsonl",
+    behaviour_format="ab-text",
     claim="14.3,15.7",
     claim_format="npy",
     claim_top_k=3,
@@ -141,7 +142,13 @@ CHANGED = AuditConfig(
         "ablate": {},
     },
     evaluation=EvaluationConfig(
-        drift_text="text.txt", drift_documents=2, drift_tokens=3, max_new_tokens=7, bank_size=2, samples=0
+        drift_text="text.txt",
+        drift_documents=2,
+        drift_tokens=3,
+        max_new_tokens=7,
+        max_prompts=3,
+        bank_size=2,
+        samples=0,
     ),
     judges=dict.fromkeys(ASPECTS, OTHER_JUDGE),  # type: ignore[arg-type]
 )

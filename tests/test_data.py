@@ -514,9 +514,14 @@ BAD = {
     "A/B, other keys": (
         "x.json",
         '[{"question": "Q?"}]',
-        r"row 0000: no answer_matching_behavior, .* \(found: question\)",
+        r"x\.json with the columns question; .* or question, answer_matching_behavior, answer_not_matching_behavior or",
     ),
-    "A/B, empty list": ("x.json", "[]", r"x\.json: x without questions"),
+    "A/B, one without a key": (
+        "x.json",
+        json.dumps([AB, {"question": "Q?"}]),
+        r"row 0001: no answer_matching_behavior, .* \(found: question\)",
+    ),
+    "empty list": ("x.json", "[]", r"x\.json with the columns of no row; expected rows with question, true, false or"),
     "A/B, equal": ("x.json", json.dumps([AB | {"answer_matching_behavior": "(A)"}]), r"row 0000: .*'\(A\)' both"),
     "A/B, number": ("x.json", json.dumps([AB | {"answer_matching_behavior": 1}]), r"row 0000: .* = 1; expected text"),
 }
@@ -530,8 +535,11 @@ def test_bad_file_is_named_with_its_line(write, name, content, message):
     assert str(write(name, content)) in str(caught.value)
 
 
-def test_explicit_ab_format_wants_a_list(write):
-    with pytest.raises(DataError, match=r"x\.json, which holds a JSON dict; expected a list"):
+def test_explicit_ab_format_wants_its_keys(write):
+    expected = (
+        r"x\.json, line 1: no question, answer_matching_behavior, .* \(found: nothing\); expected a row with question"
+    )
+    with pytest.raises(DataError, match=expected):
         load_behaviour(write("x.json", "{}"), format="ab")
 
 

@@ -38,7 +38,7 @@ def test_examples_of_behaviours_are_read(text, tmp_path):
 
 
 def test_every_format_has_an_example():
-    assert len(EXAMPLES) == 5  # TruthfulQA, JSONL, A/B, preferences as texts and as messages
+    assert len(EXAMPLES) == 6  # TruthfulQA, JSONL, A/B, preferences as texts and as messages, CounterFact
 
 
 def run_scores(model, folder, monkeypatch):

@@ -519,7 +519,8 @@ def _called(behaviour: Behaviour, out: str | Path) -> str:
 def _of_rows(behaviour: Behaviour | str | Path | Rows, settings: Mapping[str, Any]) -> Behaviour | str | Path:
     if isinstance(behaviour, Behaviour | str | Path):
         return behaviour
-    return load_behaviour(behaviour, columns=settings.get("behaviour_columns"))
+    format, columns = settings.get("behaviour_format", "auto"), settings.get("behaviour_columns")
+    return load_behaviour(behaviour, format=format, columns=columns)
 
 
 def _training(questions: Behaviour | Sequence[Question]) -> Sequence[Question]:

@@ -18,7 +18,7 @@ LARGEST_SHARE = 2 / 3
 """Questions are lopsided if the same answer is right in more than this share of them."""
 FEWEST = 8
 """Fewer questions than this are never called lopsided."""
-_OPTIONS = re.compile(r"(?s)(.*\n[ \t]*\(A\)[ \t]*)(\S[^\n]*)(\n[ \t]*\(B\)[ \t]*)(\S[^\n]*)")
+OPTIONS = re.compile(r"(?s)(.*\n[ \t]*\(A\)[ \t]*)(\S[^\n]*)(\n[ \t]*\(B\)[ \t]*)(\S[^\n]*)")
 """A question that ends in two lines, ``(A) ...`` and ``(B) ...``; the groups 2 and 4 are the options."""
 
 
@@ -28,7 +28,7 @@ def swap_options(question: Question) -> Question | None:
     The id stays the same. Returns None if the answers are not these letters, or if the text does not end in one line
     for each option.
     """
-    found = _OPTIONS.fullmatch(question.text)
+    found = OPTIONS.fullmatch(question.text)
     if (
         set(question.answers) != {"(A)", "(B)"}
         or not found

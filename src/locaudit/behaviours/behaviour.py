@@ -37,10 +37,14 @@ class Question:
     """Questions of one group, such as rewordings of one question or the questions of a domain, go to the same part of
     the split. Empty: the question is a group of its own."""
     paraphrases: tuple[str, ...] = ()
-    """Other wordings of `text`, for audits that repeat with another wording (``prompt.wording``)."""
+    """Other wordings of `text`. The `paraphrase_score` is measured on them, and audits can repeat with one of them
+    (``prompt.wording``)."""
     subject: str = ""
     """What the question is about, a part of `text`. Edits with positions ``subject`` act on the last token of its first
     occurrence. Empty: not marked."""
+    neighborhood: tuple[str, ...] = ()
+    """Prompts about something else, after which the *false* answers are right. An edit should leave them so, which the
+    `neighborhood_score` measures."""
 
     def __post_init__(self):
         if not self.id:

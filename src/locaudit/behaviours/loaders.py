@@ -1,4 +1,4 @@
-"""Read behaviours: JSONL, TruthfulQA (CSV or hub repository), contrastive A/B JSON and preference pairs.
+"""Read behaviours: JSONL, TruthfulQA (CSV or hub repository), contrastive A/B JSON, preference pairs, CounterFact.
 
 Each format has a `Loader`, which turns the text of a file into rows, and rows into questions. Rows can also come from a
 Parquet file, a folder of the package datasets, or an object of Python.
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from locaudit import hub
-from locaudit.behaviours.balance import balance
+from locaudit.behaviours.balance import OPTIONS, balance
 from locaudit.behaviours.behaviour import Behaviour, Question, Style, is_saved, normalise, unique, with_period
 from locaudit.behaviours.format import truthful_primer
 from locaudit.errors import DataError, import_extra
@@ -45,7 +45,8 @@ _AB_KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavio
 _HUB_COLUMNS = ("question", "best_answer", "correct_answers", "incorrect_answers")
 _CSV_COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
 _PAIR_KEYS = ("prompt", "chosen", "rejected")
-_SOURCES = f"{', '.join(f'`{name}`' for name in (*BUNDLED, _HUB_ID))}, or a JSONL, TruthfulQA CSV or A/B JSON file"
+_REWRITE_KEYS = ("prompt", "subject", "target_new", "target_true")
+_SOURCES = f"{', '.join(f'`{name}`' for name in (*BUNDLED, _HUB_ID))}, or a JSONL, CSV or JSON file (docs/guide.md)"
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 """The beginning of messages that a CSV file has as text."""
 _ONE = "give the file or the folder of one split, such as FOLDER/train"
@@ -82,13 +83,17 @@ def load_behaviour(
     - ``misconceptions``, ``misconceptions-balanced`` (docs/misconceptions.md) or ``sentiment`` (docs/sentiment.md),
       which ship with the package;
     - a JSONL file: each line has ``question`` and the lists of answers ``true`` and ``false``. Optional keys are
-      ``id``, ``best``, ``category``, ``split``, ``group`` and ``subject`` (`Question`). Other keys are ignored;
+      ``id``, ``best``, ``category``, ``split``, ``group``, ``subject``, ``paraphrases`` and ``neighborhood``
+      (`Question`). Other keys are ignored;
     - a TruthfulQA CSV of any release, the hub id ``truthfulqa/truthful_qa`` (needs the extra ``hub``), or a folder with
       the same files as that repository. The best answer is added to the true ones. An answer that
       is both true and false is dropped from both lists, with a warning;
     - an A/B file: a JSON list of objects with ``question``, ``answer_matching_behavior`` (true) and
       ``answer_not_matching_behavior`` (false). A repeated row is dropped, with a warning.
-      If more than two thirds of the right answers are the same letter, options are swapped (`balance`);
+      If more than two thirds of the right answers are the same letter, options are swapped (`balance`). In the format
+      ``ab-text``, the answers are the texts of the options, which are cut from the question;
+    - CounterFact (Meng et al. 2022): a JSON list of records with ``requested_rewrite``. The new target is the true
+      answer, the target that is a fact the false one;
     - preference pairs: rows with ``prompt``, ``chosen`` (true) and ``rejected`` (false), each a text or, as TRL calls
       it, conversational: a list with one message. All pairs of a prompt become one question. An answer that is chosen
       in one pair and rejected in another is dropped, with a warning;
@@ -126,7 +131,8 @@ def load_behaviour(
         if is_saved(text):
             with _at(name):
                 return Behaviour.from_json(_json(text, name))
-        if columns or format == "preferences" or (format == "auto" and not bundled and _has_pairs(text)):
+        is_table = LOADERS[format].rows is _text_rows if format != "auto" else not bundled and _is_table(path, text)
+        if columns or is_table:
             kind, style, (placed, dropped) = _read_table(list(_text_rows(text, name)), name, format, columns)
         else:
             kind = "jsonl" if bundled else _sniff(path, text) if format == "auto" else format
@@ -164,8 +170,7 @@ def _read(file: Path | Traversable, name: str) -> str:
 
 def _sniff(path: Path, text: str) -> str:
     by_suffix = {loader.suffix: name for name, loader in LOADERS.items() if loader.suffix}
-    by_start = {"[": "ab", "{": "jsonl"}
-    kind = by_suffix.get(path.suffix.lower()) or by_start.get(text.lstrip()[0])
+    kind = by_suffix.get(path.suffix.lower()) or ("jsonl" if text.lstrip()[0] == "{" else None)
     if kind is None and all(column in text.split("\n", 1)[0] for column in _CSV_COLUMNS):
         kind = "truthfulqa"
     if kind is None:
@@ -218,7 +223,11 @@ def _require(found: Iterable[str], needed: Sequence[str], what: str) -> None:
 def _object(value: Any, needed: Sequence[str], what: str) -> Mapping[str, Any]:
     """`value`, a JSON object, without its null entries. Raises `DataError` unless it has every key of `needed`."""
     if not isinstance(value, dict):
-        raise DataError(got=f"{value!r:.60}", expected=f"an object with {', '.join(needed)}", remedy="correct that row")
+        raise DataError(
+            got=f"{value!r:.60}",
+            expected=f"an object with {', '.join(needed)}".removesuffix(" with "),
+            remedy="correct that row",
+        )
     row = {key: item for key, item in value.items() if item is not None}
     _require(row, needed, what)
     return row
@@ -239,6 +248,14 @@ def _sentences(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
         remedy = f'write "{key}": ["first answer", "second answer"]'
         raise DataError(got=f"{key} = {value!r:.60}", expected="a list of texts", remedy=remedy)
     return unique([with_period(_encodable(answer)) for answer in value if answer.strip()])
+
+
+def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = row.get(key, [])
+    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
+        remedy = f'write "{key}": ["one text", "another"]'
+        raise DataError(got=f"{key} = {value!r:.60}", expected="a list of texts", remedy=remedy)
+    return unique([_encodable(text) for text in value])
 
 
 def _best(row: Mapping[str, Any], key: str) -> str | None:
@@ -279,14 +296,9 @@ def _jsonl_questions(rows: Iterable[Row]) -> Questions:
                 _string(row, key) for key in ("question", "category", "split", "group", "subject")
             )
             true, false = _sentences(row, "true"), _sentences(row, "false")
-            others = row.get("paraphrases", [])
-            if not isinstance(others, list) or not all(isinstance(other, str) and other.strip() for other in others):
-                remedy = 'write "paraphrases": ["another wording"]'
-                raise DataError(got=f"paraphrases = {others!r:.60}", expected="a list of texts", remedy=remedy)
-            others = tuple(_encodable(other).strip() for other in others)
-            question = Question(
-                name, text, true, false, _best(row, "best"), category, split or None, group, others, subject
-            )
+            others: dict[str, Any] = {key: _texts(row, key) for key in ("paraphrases", "neighborhood")}
+            others |= {"category": category, "split": split or None, "group": group, "subject": subject}
+            question = Question(name, text, true, false, _best(row, "best"), **others)
         placed.append((where, question))
     return placed, []
 
@@ -372,29 +384,24 @@ def _truthfulqa_questions(rows: Iterable[Row]) -> Questions:
 
 def _items(text: str, source: str) -> Iterator[tuple[str, str, Any]]:
     """(where, number, value) of each item of a JSON list."""
-    values = _json(text, source)
-    if not isinstance(values, list):
-        got = f"{source}, which holds a JSON {type(values).__name__}"
-        raise DataError(got=got, expected="a list of A/B questions", remedy="put the questions in [ ]")
-    for number, value in enumerate(values):
+    for number, value in enumerate(_json(text, source)):
         yield f"{source}, row {number:04d}", f"{number:04d}", value
 
 
-def _ab_rows(text: str, source: str) -> Iterator[Row]:
-    for where, number, value in _items(text, source):
-        with _at(where):
-            row = _object(value, _AB_KEYS, "an A/B file")
-        yield where, number, row
-
-
 def _ab_questions(rows: Iterable[Row]) -> Questions:
-    placed, dropped = [], []
-    seen: dict[tuple[str, str, str], str] = {}
+    placed = []
     for where, number, row in rows:
         with _at(where):
             text, matching, other = (_string(row, key) for key in _AB_KEYS)
-            question = Question("", text, (matching,), (other,))
-        first = seen.setdefault((normalise(text), matching, other), number)
+            placed.append((where, number, Question("", text, (matching,), (other,)), (text, matching, other)))
+    return _without_repeats(placed)
+
+
+def _without_repeats(rows: Iterable[tuple[str, str, Question, Sequence[str]]]) -> Questions:
+    """The questions (where, number, question, what makes it the same as another) that do not repeat an earlier one."""
+    placed, dropped, seen = [], [], {}
+    for where, number, question, (text, *rest) in rows:
+        first = seen.setdefault((normalise(text), *rest), number)
         if first == number:
             placed.append((where, question))
         else:
@@ -402,12 +409,45 @@ def _ab_questions(rows: Iterable[Row]) -> Questions:
     return placed, dropped
 
 
-def _has_pairs(text: str) -> bool:
-    """Whether the text of a JSON, JSONL or CSV file begins with preference pairs."""
+def _ab_pairs(rows: Iterable[Row]) -> Iterator[Row]:
+    """A/B questions as preference pairs of the texts of their options."""
+    for where, number, row in rows:
+        with _at(where):
+            text, *letters = (_string(row, key) for key in _AB_KEYS)
+            found = OPTIONS.fullmatch(text)
+            options = {"(A)": found[2], "(B)": found[4]} if found else {}
+            if not found or set(letters) != {*options}:
+                raise DataError(
+                    got=f"the question ...{text[-60:]!r} with the answers {' and '.join(letters)}",
+                    expected="the answers (A) and (B), and a line for each of them at the end of the question",
+                    remedy="write the rows as preference pairs: prompt, chosen and rejected",
+                )
+        asked = re.sub(r"\s*(Choices:)?\s*\Z", "", found[1].rpartition("\n")[0])
+        yield where, number, dict(zip(_PAIR_KEYS, (asked, *(options[x] for x in letters)), strict=True))
+
+
+def _counterfact_questions(rows: Iterable[Row]) -> Questions:
+    placed = []
+    for where, number, row in rows:
+        with _at(where):
+            rewrite = _object(row["requested_rewrite"], _REWRITE_KEYS, "a requested_rewrite")
+            new, fact = (_string(_object(rewrite[x], ("str",), x), "str") for x in _REWRITE_KEYS[2:])
+            subject = _string(rewrite, "subject")
+            text = _string(rewrite, "prompt").replace("{}", subject)
+            marked: dict[str, Any] = {"group": subject, "subject": subject, "category": _string(rewrite, "relation_id")}
+            marked |= {x: _texts(row, f"{x.removesuffix('s')}_prompts") for x in ("paraphrases", "neighborhood")}
+            question = Question(str(row.get("case_id", "")), text, (new,), (fact,), **marked)
+            placed.append((where, number, question, (text,)))
+    return _without_repeats(placed)
+
+
+def _is_table(path: Path, text: str) -> bool:
+    """Whether columns decide the format of a file: a JSON list, or JSONL or CSV with preference pairs."""
     start = text.lstrip()
-    first = start[:100_000] if start[:1] == "[" else start.partition("\n")[0]
-    name = r'"(\w+)"\s*:' if start[:1] in ("[", "{") else r"(\w+)"
-    return {"chosen", "rejected"} <= set(re.findall(name, first))
+    if start[0] == "[":
+        return path.suffix.lower() not in [loader.suffix for loader in LOADERS.values() if loader.suffix]
+    name = r'"(\w+)"\s*:' if start[0] == "{" else r"(\w+)"
+    return {"chosen", "rejected"} <= set(re.findall(name, start.partition("\n")[0]))
 
 
 def _text_rows(text: str, source: str) -> Iterator[tuple[str, str, Any]]:
@@ -466,7 +506,7 @@ def _read_table(
     fitting = [name for name, loader in LOADERS.items() if loader.needs and set(loader.needs) <= set(first)]
     kind = format if format != "auto" else next(iter(fitting), "")
     if not kind or not LOADERS[kind].needs:
-        known = " or ".join(", ".join(loader.needs) for loader in LOADERS.values() if loader.needs)
+        known = " or ".join(dict.fromkeys(", ".join(loader.needs) for loader in LOADERS.values() if loader.needs))
         raise DataError(
             got=f"{source} with the columns {', '.join(map(str, first)) or 'of no row'}",
             expected=f"rows with {known}",
@@ -528,6 +568,13 @@ LOADERS.register("truthfulqa")(
     Loader(_csv_rows, _truthfulqa_questions, ".csv", primer=truthful_primer(), needs=_HUB_COLUMNS)
 )
 # An answer is (A) or (B), not free text, so the bundled aspects (truth, informativeness) do not apply to it.
-LOADERS.register("ab")(Loader(_ab_rows, _ab_questions, aspects=(), needs=_AB_KEYS))
+LOADERS.register("ab")(Loader(_text_rows, _ab_questions, aspects=(), needs=_AB_KEYS))
+LOADERS.register("ab-text")(
+    Loader(_text_rows, lambda rows: _pair_questions(_ab_pairs(rows)), aspects=(), needs=_AB_KEYS)
+)
+# Scored by log-probabilities, as in ROME. The judge `exact` of `match` looks for the new target in generated answers.
+LOADERS.register("counterfact")(
+    Loader(_text_rows, _counterfact_questions, aspects=(), style="completion", needs=("requested_rewrite",))
+)
 # What is preferred need not be true: nothing is judged by default. A text goes on from its prompt, as in TRL.
 LOADERS.register("preferences")(Loader(_text_rows, _pair_questions, aspects=(), style="completion", needs=_PAIR_KEYS))

@@ -33,6 +33,7 @@ commands:
   locaudit table RUN [--format F]        the verdict as LaTeX or Markdown, with a paragraph for the methods section
   locaudit figures RUN [--width W]       figures for a paper, as PDF, SVG or PNG
   locaudit export DIR --out FOLDER       export an edit: PEFT adapter, merged weights or vectors
+  locaudit lm-eval RUN --tasks TASK...   tasks of lm-evaluation-harness on the model under an edit of the run
   locaudit judge validate|compare|sample measure or compare judges; draw answers for people to label
   locaudit calibrate null|run|planted|coverage
                                          measure error rates and power of the verdict
@@ -55,6 +56,7 @@ COMMANDS = {
     "table": "locaudit.cli.write_up:table",
     "figures": "locaudit.cli.write_up:figures",
     "export": "locaudit.cli.export:export",
+    "lm-eval": "locaudit.cli.harness:lm_eval",
     "judge": "locaudit.cli.judge:judge",
     "calibrate": "locaudit.cli.calibrate:calibrate",
     "doctor": "locaudit.cli.doctor:doctor",

@@ -23,6 +23,8 @@ class _Check:
     """Name of a bundled behaviour, or a file or folder of questions (docs/guide.md)."""
     columns: dict[str, str] = field(default_factory=dict)
     """Names of the behaviour's columns, such as ``prompt instruction chosen good rejected bad``."""
+    format: str = "auto"
+    """Format of the file, such as ``ab-text``. ``auto``: its suffix or columns decide."""
     model: str = "none"
     """Also score this unedited model on the test questions (``none``: no model is loaded)."""
     max_test: int = 100
@@ -40,8 +42,9 @@ def _check(arguments: list[str]) -> None:
     from locaudit.behaviours import load_behaviour, split_questions
     from locaudit.behaviours.check import check_behaviour
     from locaudit.run.subject import few_for_no
+    from locaudit.stats.scores import RELATED
 
-    found = load_behaviour(command.behaviour, columns=command.columns or None)
+    found = load_behaviour(command.behaviour, format=command.format, columns=command.columns or None)
     facts, split = check_behaviour(found), split_questions(found, SplitConfig().fractions, seed=SplitConfig().seed)
     first = found.questions[0]
     sizes = ", ".join(f"{len(getattr(split, name))} {name}" for name in ("train", "val", "test"))
@@ -49,6 +52,8 @@ def _check(arguments: list[str]) -> None:
         ("behaviour", f"{found.name}, judged for {', '.join(found.aspects) or 'nothing'}; style {found.style}"),
         ("questions", f"{facts.n_questions} in {plural(facts.n_groups, 'group')}; by default {sizes}"),
         ("answers", f"{facts.n_true} true, {facts.n_false} false"),
+        *((kind, f"{n} other prompts, for the {score}") for kind, score in RELATED.items()
+          if (n := sum(len(getattr(question, kind)) for question in found.questions))),
         ("words", f"median {facts.question_words:g} in a question, {facts.true_words:g} in a true answer, "
                   f"{facts.false_words:g} in a false one"),
         ("length", f"a true answer is longer than a false one in {facts.by_length:.0%} of pairs"),
@@ -79,6 +84,7 @@ def _score(command: _Check) -> None:
     config = AuditConfig(
         model=command.model,
         behaviour=command.behaviour,
+        behaviour_format=command.format,
         behaviour_columns=command.columns,  # type: ignore[arg-type]
         split=SplitConfig(max_test=command.max_test),
     )

@@ -284,6 +284,8 @@ class EvaluationConfig:
     """Sampled answers (temperature 1) to each test question, beside the greedy one; the verdict compares their mean.
     0: the greedy answer alone. Every trial gets the first sample, the trial chosen at each place the others.
     It can be raised later."""
+    max_prompts: Annotated[int, Field(ge=0)] | None = None
+    """Number of paraphrases and of neighborhood prompts that are scored for each held-out question (None: all)."""
     bank_size: Count | None = None
     """Number of edits scored together in one batch; decoding many rows costs little more than decoding a few.
     None: 4 on a CPU, 32 on a GPU."""
@@ -321,7 +323,10 @@ class AuditConfig:
     behaviour: str = "misconceptions"
     """Questions with true and false answers. Bundled: ``misconceptions``, ``misconceptions-balanced``, ``sentiment``.
     Otherwise a JSONL, TruthfulQA CSV or A/B JSON file, or the hub id ``truthfulqa/truthful_qa``.
-    Preference pairs (``prompt``, ``chosen``, ``rejected``): JSONL, JSON, CSV, Parquet or a folder of datasets."""
+    Preference pairs (``prompt``, ``chosen``, ``rejected``): JSONL, JSON, CSV, Parquet or a folder of datasets.
+    CounterFact's JSON."""
+    behaviour_format: str = "auto"
+    """Format of the behaviour's file, such as ``ab-text`` (docs/guide.md). ``auto``: its suffix or columns decide."""
     behaviour_columns: Annotated[Mapping[str, str], PlainValidator(_columns)] = field(default_factory=Frozen)
     """The behaviour's columns that have other names, such as ``prompt instruction chosen good rejected bad``.
     In YAML, that is ``{prompt: instruction, chosen: good, rejected: bad}``."""

@@ -108,6 +108,8 @@ class JudgeKind:
     """Name of the settings field that holds the user's own prompt; empty if this kind takes no prompt.
 
     With an own prompt, the kind can also judge a behaviour that names no aspects."""
+    any_behaviour: bool = False
+    """Whether the kind can judge aspects that the behaviour does not name, because it reads nothing into answers."""
 
     @property
     def loader(self) -> Callable[..., Mapping[str, Judge]]:
@@ -136,12 +138,12 @@ def needed_model(aspect: Aspect, model: str | None) -> str:
     return model
 
 
-def check_aspects(kind: str, wanted: Collection[str], known: str) -> None:
-    """Raise `ConfigError` for a wanted aspect other than `known`, the only one that judges of this kind rate."""
+def check_aspects(kind: str, wanted: Collection[str], *known: str) -> None:
+    """Raise `ConfigError` for a wanted aspect that is not `known`, one of those that judges of this kind rate."""
     for aspect in wanted:
-        if aspect != known:
+        if aspect not in known:
             raise ConfigError(
                 got=f"the {kind} judge for {aspect}",
-                expected=f"the aspect that it rates ({known})",
+                expected=f"the aspect that it rates ({' or '.join(known)})",
                 remedy=f"choose another kind of judge for judges.{aspect}",
             )

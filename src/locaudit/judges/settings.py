@@ -83,5 +83,10 @@ class LikelihoodSettings:
 
 
 @checked
+class ExactSettings:
+    """Words of the answer, for ``match`` and ``refusal``, without a model. It has no settings."""
+
+
+@checked
 class NoSettings:
     """No judge. It has no settings."""

@@ -53,6 +53,24 @@ def question_scores(
     }
 
 
+def score_prompts(kind: str, questions: Sequence[Question], sums: Sequence[Tensor]) -> list[float]:
+    """Score every question after another of its prompts: a share of its pairs of a true and a false answer.
+
+        paraphrases    share of pairs with s(true) > s(false)
+        neighborhood   share of pairs with s(false) > s(true)
+
+    Sources: the paraphrase score (PS) and the neighborhood score (NS) of Meng et al. 2022. Their code compares mean
+    log-probabilities per token, and here they are summed, as in the paper's formulas; the difference shows where the
+    answers differ in their numbers of tokens.
+    """
+    found = []
+    for question, s in zip(questions, sums, strict=True):
+        n_true = len(question.true)
+        gaps = s[:n_true].unsqueeze(1) - s[n_true:].unsqueeze(0)  # (true, false): every pair
+        found.append(float(((gaps > 0) if kind == "paraphrases" else (gaps < 0)).double().mean()))
+    return found
+
+
 def score_questions(
     questions: Sequence[Question], sums: Sequence[Tensor], reference: Sequence[Tensor], dtype: str = "float32"
 ) -> dict[str, tuple[float, ...]]:

@@ -460,6 +460,7 @@ def _held_out(inputs: Inputs, forests: Forests) -> dict[str, list[HeldOutQuestio
             for q, key in zip(inputs.held_out(name), keys, strict=True)
         ]
         for name, keys in forests.keys.items()
+        if name not in forests.owners
     }
 
 

@@ -49,7 +49,7 @@ def export_edit(
     cannot have this form.
     """
     run = load_run(run_folder)
-    record = _find(run, trial, strength)
+    record = find_trial(run, trial, strength)
     from locaudit.edits import load_edit, save_merged
 
     edit, config = load_edit(run.folder / "edits" / record.edit), run.config
@@ -83,7 +83,8 @@ def export_edit(
     return path
 
 
-def _find(run: Run, trial: str, strength: float | None) -> TrialRecord:
+def find_trial(run: Run, trial: str, strength: float | None) -> TrialRecord:
+    """The trial with an edit that `trial` and `strength` name (`export_edit`)."""
     there = [record for record in run.records if record.edit]
     wanted = [record for record in there if _name(record) == trial]
     if not wanted:

@@ -27,8 +27,8 @@ def choose_judges(
     if the behaviour names the aspect and answers are generated, else for no judge. Aspects without a judge are left
     out.
 
-    Raises `ConfigError` for a judge without a prompt of its own on an aspect that the behaviour does not name, and the
-    errors of the kinds' `check`.
+    Raises `ConfigError` for a judge without a prompt of its own on an aspect that the behaviour does not name, unless
+    the kind judges any behaviour, and the errors of the kinds' `check`.
     """
     found: dict[str, tuple[str, Any]] = {}
     for aspect in dict.fromkeys([*aspects, *chosen]):
@@ -37,7 +37,8 @@ def choose_judges(
         if name == "default":
             name = ASPECTS[aspect].judge if aspect in aspects and generates else "none"
             settings = JUDGES[name].settings()
-        if name != "none" and aspect not in aspects and JUDGES[name].own_prompt(settings) is None:
+        asked = aspect in aspects or JUDGES[name].any_behaviour or JUDGES[name].own_prompt(settings) is not None
+        if name != "none" and not asked:
             named = f"is judged for {', '.join(aspects)}" if aspects else "names nothing to judge (an A/B set)"
             raise ConfigError(
                 got=f"a judge of {aspect}, without a prompt, for a behaviour that {named}",

@@ -21,7 +21,7 @@ from locaudit.report.sizing import find_method
 from locaudit.run.audit import Job, begin, pace_of, run_groups
 from locaudit.run.judging import estimate_cost, judge_answers
 from locaudit.run.status import Pace, describe_seconds
-from locaudit.run.worker import find_lack, scored_splits
+from locaudit.run.worker import find_lack, run_splits
 from locaudit.stats.design import LEAST_CONTROLS
 from locaudit.store.database import Store
 from locaudit.store.run import load_run
@@ -208,9 +208,9 @@ def _count_tokens(job: Job, specs: Sequence[TrialSpec]) -> int:
     config, shared = job.inputs.config, job.shared
     total = _count_answers(job, specs) * (config.evaluation.max_new_tokens or 0)
     for spec in specs:
-        lacking = shared.only(find_lack(shared, spec)[0]).splits
-        names = [name for name in scored_splits(config, spec) if name in lacking]
-        total += sum(lacking[name].forest.n_tokens + len(lacking[name].forest.prefix) for name in names)
+        lacking = shared.only(find_lack(shared, spec)[0])
+        names = run_splits(lacking, spec)
+        total += sum(x.forest.n_tokens + len(x.forest.prefix) for x in map(lacking.splits.__getitem__, names))
         if spec.measured is None and spec.trial_id not in shared.kept:
             total += shared.drift.documents.numel() if shared.drift else 0
             total += getattr(config.methods.get(spec.method), "epochs", 0) * shared.training.forest.n_tokens

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from locaudit.registry import KINDS, METHODS
 from locaudit.run.placebos import Placebo
 from locaudit.run.subject import Inputs, prompt_positions
 from locaudit.run.worker import Exchanged, HeldOut, Shared
+from locaudit.stats.scores import RELATED
 from locaudit.store.cache import Cache
 from locaudit.store.database import Store
 from locaudit.store.files import write_atomically
@@ -55,14 +58,27 @@ class Forests:
     train: Forest
     """All training questions; a trained method may use only the first ones (``max_questions``)."""
     held_out: Mapping[str, Forest]
-    """``val``, ``test`` and ``off:NAME``."""
+    """``val``, ``test``, ``off:NAME``, and ``paraphrases:val`` and the like."""
     n_true: Mapping[str, tuple[int, ...]]
     """Split, ``train`` included -> for each question, the number of its first answers that are true."""
+    owners: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """``paraphrases:val`` and the like -> for each prompt, the place of its question in ``val``."""
 
-    @property
+    @cached_property
     def keys(self) -> dict[str, list[str]]:
-        """Split -> for each held-out question, the key under which its measurements are stored."""
-        return {name: question_keys(forest, self.n_true[name]) for name, forest in self.held_out.items()}
+        """Split -> for each held-out question, the key under which its measurements are stored.
+
+        Other prompts of a question are part of its key, which is theirs, too.
+        """
+        found = {name: question_keys(forest, self.n_true[name]) for name, forest in self.held_out.items()}
+        for name, owners in self.owners.items():
+            others, part = defaultdict(list), name.rpartition(":")[2]
+            for key, owner in zip(found[name], owners, strict=True):
+                others[owner].append(key)
+            found[part] = [content_hash([key, others[i]]) for i, key in enumerate(found[part])]
+        for name, owners in self.owners.items():
+            found[name] = [found[name.rpartition(":")[2]][i] for i in owners]
+        return found
 
 
 def question_keys(forest: Forest, n_true: Sequence[int]) -> list[str]:
@@ -155,11 +171,17 @@ def plant_questions(inputs: Inputs, model: Model) -> Forests:
             longest = len(forest.prefix) + max(len(tree.prompt) for tree in forest.trees)
             check_length(model, longest + limit, f"a {name} question with its answer", len(forest.prefix))
     held_out |= {name: grow(questions, prompt) for name, (prompt, questions) in inputs.off_target.items()}
+    owners = {}
+    for name in (f"{kind}:{part}" for kind, part in product(RELATED, ("val", "test"))):
+        if prompts := inputs.held_out(name):
+            held_out[name] = grow(prompts, inputs.scoring)
+            places = {q.id: i for i, q in enumerate(inputs.held_out(name.rpartition(":")[2]))}
+            owners[name] = tuple(places[q.id] for q in prompts)
     questions = {"train": inputs.split.train, **{name: inputs.held_out(name) for name in held_out}}
     n_true = {name: tuple(len(question.true) for question in asked) for name, asked in questions.items()}
     for forest in held_out.values():
         check_depth(model, forest)
-    return Forests(plant_training(inputs, model), held_out, n_true)
+    return Forests(plant_training(inputs, model), held_out, n_true, owners)
 
 
 def plant_training(inputs: Inputs, model: Model) -> Forest:

@@ -71,8 +71,26 @@ class Inputs:
     """Split, such as ``off:sentiment`` -> format and test questions of another behaviour that edits are scored on."""
 
     def held_out(self, split: str) -> tuple[Question, ...]:
-        """The questions of ``val``, ``test`` or an off-target behaviour's split."""
-        return self.off_target[split][1] if split in self.off_target else getattr(self.split, split)
+        """The questions of ``val``, ``test`` or an off-target behaviour's split.
+
+        Of ``paraphrases:val`` and the like (`RELATED`), each question after each of these prompts, or nothing if some
+        question of the behaviour has none. Neighborhood prompts have no marked subject: with edits of ``subject``, they
+        are not asked.
+        """
+        if split in self.off_target:
+            return self.off_target[split][1]
+        kind, _, part = split.rpartition(":")
+        if not kind:
+            return getattr(self.split, part)
+        subject, limit = "subject" in prompt_positions(self.config), self.config.evaluation.max_prompts
+
+        def others(q: Question) -> list[str]:
+            return [text for text in getattr(q, kind) if text != q.text][:limit]
+
+        if not all(map(others, self.behaviour.questions)) or (subject and kind == "neighborhood"):
+            return ()
+        marked = [q if subject else replace(q, subject="") for q in getattr(self.split, part)]
+        return tuple(replace(q, text=text) for q in marked for text in others(q))
 
     notes: tuple[str, ...] = ()
     """What is known about nulls with few places before the model is loaded, one sentence each."""
@@ -124,9 +142,9 @@ def read_settings(
         registration = _read_claim_file(config.registered)
         _check_objects(registration, behaviour, judges, model)
         config = hold(registration, config)
-    behaviour = (behaviour or load_behaviour(config.behaviour, columns=config.behaviour_columns)).worded(
-        config.prompt.wording
-    )
+    if behaviour is None:
+        behaviour = load_behaviour(config.behaviour, format=config.behaviour_format, columns=config.behaviour_columns)
+    behaviour = behaviour.worded(config.prompt.wording)
     _check_positions(config, behaviour)
     config = settle_style(config, behaviour)
     if config.prompt.style == "chat" and config.prompt.date == "auto":

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ from locaudit.errors import ModelError
 from locaudit.measure.answers import answer_prompts
 from locaudit.measure.drift import DriftText, measure_drift
 from locaudit.measure.forward import ROW_TOKENS, Prefix, answer_log_probs, run_prefix
-from locaudit.measure.multiple_choice import score_questions
+from locaudit.measure.multiple_choice import score_prompts, score_questions
 from locaudit.measure.residual import Residuals
 from locaudit.measure.tree import Forest
 from locaudit.methods.base import Fit, Job
@@ -48,6 +49,7 @@ from locaudit.models.memory import is_out_of_memory, of_device, release
 from locaudit.models.model import Model
 from locaudit.records import NO_METHOD, OFF, TrialRecord, TrialSpec, mean_metrics
 from locaudit.registry import METHODS
+from locaudit.stats.scores import RELATED
 from locaudit.store.cache import Cache
 from locaudit.store.database import Kept, join
 from locaudit.text import plural
@@ -68,7 +70,8 @@ class HeldOut:
     reference: tuple[Tensor, ...]
     """For each question, the unedited model's log-probability of each answer: (answers,)."""
     keys: tuple[str, ...] = ()
-    """For each question, the key under which the database stores its scores (`locaudit.store.database`)."""
+    """For each question, the key under which the database stores its scores (`locaudit.store.database`). Other prompts
+    of a question have its key."""
 
     def only(self, keys: frozenset[str]) -> HeldOut:
         """The questions whose key is in `keys`."""
@@ -97,7 +100,7 @@ class Shared:
     config: AuditConfig
     training: TrainingData
     splits: Mapping[str, HeldOut]
-    """``val``, ``test`` and ``off:NAME``."""
+    """``val``, ``test``, ``off:NAME``, and ``paraphrases:val`` and the like (`RELATED`)."""
     drift: DriftText | None
     """Documents for measuring drift; None if drift is not to be measured again."""
     cache: Cache
@@ -225,6 +228,12 @@ def scored_splits(config: AuditConfig, spec: TrialSpec) -> tuple[str, ...]:
     if spec.method != NO_METHOD and len(METHODS[spec.method].strengths(config.methods[spec.method])) == 1:
         return ("test", *off)
     return ("val", "test", *off)
+
+
+def run_splits(shared: Shared, spec: TrialSpec) -> list[str]:
+    """The splits of `scored_splits` that are there, and other prompts of their questions."""
+    scored = scored_splits(shared.config, spec)
+    return [name for name in shared.splits if name in scored or name.rpartition(":")[2] in scored]
 
 
 Lack = tuple[frozenset[str], frozenset[tuple[str, int]]]
@@ -374,7 +383,7 @@ def _score(shared: Shared, specs: Sequence[TrialSpec], edits: Sequence[Edit]) ->
     Returns for each edit its record's metrics, drift, questions and answers; None if a number is not finite.
     """
     bank = stack(shared.model, edits)
-    names = [name for name in scored_splits(shared.config, specs[0]) if name in shared.splits]
+    names = run_splits(shared, specs[0])
     with shared.timed("score"):
         prefixes = _prefixes(shared, names, bank)
         # split -> for each question, log-probabilities (edits, answers)
@@ -415,7 +424,14 @@ def _measured(
     questions = {
         name: score_questions(shared.splits[name].questions, rows, shared.splits[name].reference, dtype)
         for name, rows in sums.items()
+        if name.partition(":")[0] not in RELATED
     }
+    for name in sums.keys() - questions.keys():
+        (kind, _, part), held = name.partition(":"), shared.splits[name]
+        found: dict[str, list[float]] = defaultdict(list)
+        for key, value in zip(held.keys, score_prompts(kind, held.questions, sums[name]), strict=True):
+            found[key].append(value)
+        questions[part][RELATED[kind]] = tuple(fmean(found[key]) for key in shared.splits[part].keys)
     answers, samples = ({name: rows[0] for name, rows in said.items()},
                         {name: rows[1:] for name, rows in said.items() if rows[1:]})  # fmt: skip
     scores = {"metrics": mean_metrics(questions), "drift": drift, "questions": questions}
@@ -440,11 +456,11 @@ def _answers(
     prefixes: Mapping[str, Prefix | None],
     samples: Sequence[int],
 ) -> list[Said]:
-    """Generate the samples with these numbers, but none of off-target behaviours.
+    """Generate the samples with these numbers, to validation and test questions.
 
     `edits` None stands for the unedited model alone.
     """
-    names = [name for name in names if not name.startswith(OFF)]
+    names = [name for name in names if name in ("val", "test")]
     limit = shared.config.evaluation.max_new_tokens
     n_edits = 1 if edits is None else len(edits)
     if not limit or not samples:

@@ -6,6 +6,8 @@
     info_truth                   mean of [P(true) >= 1/2]  x  mean of [P(informative) >= 1/2]
     info_truth_both              mean over questions of [P(true) >= 1/2][P(informative) >= 1/2]
     judged_probability, judged   product over the judged aspects of the mean of P(yes), or of [P(yes) >= 1/2]
+    paraphrase_score             mean over questions of the share of their paraphrases after which true answers win
+    neighborhood_score           the same of their neighborhood prompts, after which false answers should win
     SCORE_greedy                 a judged score of the greedy answers, where the others are of sampled answers
 
 Every score is the product of the means of its components; most scores have one component. With sampled answers, the
@@ -90,9 +92,14 @@ _BUILT_IN = {
     "preference_accuracy": Score("preference accuracy"),
     "reward_accuracy": Score("reward accuracy"),
     "reward_margin": Score("reward margin", bounds=(-math.inf, math.inf), rounding=_MARGIN),
+    "paraphrase_score": Score("paraphrase score (generalisation)"),
+    "neighborhood_score": Score("neighborhood score (specificity)"),
 }
 for _name, _score in _BUILT_IN.items():
     SCORES.register(_name)(_score)
+RELATED: Mapping[str, str] = {"paraphrases": "paraphrase_score", "neighborhood": "neighborhood_score"}
+"""Other prompts of a question (a field of `Question`) -> the score that is measured on them. In the names of splits,
+such as ``paraphrases:test``, too."""
 JUDGED = tuple(name for name, score in _BUILT_IN.items() if score.needs and score.needs != _ALL)
 """Built-in scores of truth and informativeness, the default one first. `judged_scores` gives those of a record."""
 

@@ -24,6 +24,7 @@ from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.scores import (
     GREEDY,
     MAX_MISSING,
+    RELATED,
     SIGNS,
     Supports,
     components,
@@ -144,7 +145,8 @@ def specify(
 ) -> Specification:
     """Compare claim and controls under every combination of choices in the trials of a run. Nothing is run for it.
 
-    Scores are all that the unedited model has; `score` is the verdict's. A single strength has a row if the claim and
+    Scores are all that the unedited model has, but the `neighborhood_score`, which is no measure of the behaviour;
+    `score` is the verdict's. A single strength has a row if the claim and
     all controls of the null have a trial with it, because a strength by which grids widened at some places only would
     compare a selection of places. A method with one strength has no such row: its only strength is `CHOSEN`.
 
@@ -158,7 +160,8 @@ def specify(
         return Specification(())
     questions, n_strengths = base.questions["test"], {name: facts.n_strengths for name, facts in methods.items()}
     fewest = min((len(record.samples.get("test", ())) for record in every if record.answers), default=0)
-    names = dict.fromkeys([*judged_scores(questions), *(x for x in SCORES if not is_judged(x)), score])
+    plain = (x for x in SCORES if not is_judged(x) and x != RELATED["neighborhood"])
+    names = dict.fromkeys([*judged_scores(questions), *plain, score])
     rows: list[Combination] = []
     for name in [x for x in names if has_score(questions, x)]:
         tie, (judgement, answers) = tolerance(name, design.dtype), _kinds(name, questions)
