@@ -1,6 +1,6 @@
 """How the time of an audit falls with the number of workers: measured on this machine, and modelled beyond it.
 
-    python -m bench.workers --measure 1 2       # audits with so many workers of one thread each
+    python -m bench.workers --measure 1 2       # audits without workers, and with so many, of one thread each
     python -m bench.workers                     # the model only
 
 The model schedules the trials of an audit as `locaudit.run` does: a free worker takes the next group of the plan. It
@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 import numpy as np
+import torch
 import tyro
 
 from bench.command import Positive, header, line, run
@@ -62,7 +63,7 @@ class Settings:
 
     subject: tyro.conf.OmitArgPrefixes[Subject] = field(default_factory=Subject)
     measure: tuple[Positive, ...] = ()
-    """Numbers of workers for which a small audit is run. Empty: none."""
+    """Numbers of workers for which a small audit is run, after one without workers. Empty: none."""
     model: Model = field(default_factory=Model)
     waves: bool = True
     """Whether controls wait for results as in `locaudit.run.stopping`. False: every free worker begins the next one."""
@@ -74,7 +75,7 @@ def main(given: Settings) -> None:
     """Print what was measured, then what the model gives."""
     if given.measure:
         print(header("workers", "seconds", "before the first trial", "seconds per trial", "spread", "trials"))
-        for n in given.measure:
+        for n in (0, *given.measure):
             print(line([n, *measure(given.subject, n)]), flush=True)
         print()
     print(header("workers", "all controls: minutes", "speed-up", "busy", *(
@@ -126,19 +127,24 @@ def simulate(
 
 
 def measure(subject: Subject, n_workers: int) -> tuple[str, str, str, str, int]:
-    """Run an audit with so many workers of one thread. Its seconds, and those before the first trial began."""
+    """Run an audit with so many workers of one thread, or in this process (0).
+
+    Returns its seconds, those before the first trial began, those of a trial, their spread, and the number of trials.
+    """
+    torch.set_num_threads(1)
     values = {
         "model": subject.model, "behaviour": subject.data, "controls": 12, "nulls": ["anywhere"], "rest": False,
         "placebos": 0, "widen": 0, "score": "mc2", "split": {"max_train": 8, "max_val": 4, "max_test": 16},
         "methods": {"optimal": {"strengths": [0.2], "epochs": 2, "bank_size": 1}},
         "evaluation": {"max_new_tokens": 0, "bank_size": 1, "drift_documents": 2, "drift_tokens": 32},
-        "executor": "ray", "ray": {"workers": n_workers, "cpus_per_worker": 1},
+        "loading": {"dtype": subject.dtype, "device": subject.device},
+        "ray": {"workers": n_workers, "cpus_per_worker": 1} if n_workers else {},
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         run_audit(merge_config(AuditConfig(), values), Path(folder) / "run", progress=False)
         total, seconds = time.monotonic() - started, [*load_run(Path(folder) / "run").seconds.values()][1:]
-    alone = total - sum(seconds) / n_workers
+    alone = total - sum(seconds) / max(n_workers, 1)
     spread = pstdev(seconds) / fmean(seconds)
     return f"{total:.0f}", f"{alone:.0f}", f"{fmean(seconds):.1f}", f"{spread:.2f}", len(seconds)
 

@@ -11,9 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from locaudit import audit, cli
 from locaudit.config import AuditConfig, merge_config, to_yaml
 from locaudit.errors import ConfigError
 from locaudit.models import load_model
+from locaudit.registry import load_plugins
 from locaudit.run.audit import run_audit
 from locaudit.run.executors import ray as executor
 from locaudit.store.folder import read_run
@@ -39,8 +40,9 @@ from test_runner import dump
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray leaves files and processes to the system
 
 # Ray takes 127.0.0.1 for the address of another interface, unless it is told that there is no cluster of machines.
-# A node that does not answer for about 10 s is lost.
+# A node that does not answer for about 10 s is lost. Results go to the store of the node, where they are lost with it.
 ENV = {
+    "RAY_max_direct_call_object_size": "1000",
     "RAY_worker_niceness": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -52,29 +54,65 @@ ENV = {
     "LOCAUDIT_CACHE": "off",
 }
 NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 * 2**20}
+SMALL, NO_MEMORY = {"SMALL": "1"}, "can't allocate memory"
+"""Environment of the node whose memory runs out, and what torch says then."""
 METHODS = {"iti": {"alphas": [2.0]}, "optimal": {"strengths": [0.2], "epochs": 2, "bank_size": 1}, "fragile": {}}
 PLUGIN = '''
-"""ITI that waits while the file `closed` is there, and fails at the whole model while `broken` is."""
+"""ITI that waits while the file `closed` is there (but not in the process that `open` names), fails at the whole model
+while `broken` is there, and, while `full` is there, runs out of memory on the small node, which has to try it first.
+On the small node, `fates` says what happens to each process that loads a model."""
+import functools
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
 from locaudit.methods import Method
 from locaudit.registry import METHODS
 
-HERE = Path(__file__).parent
+HERE, IS_SMALL = Path(__file__).parent, "SMALL" in os.environ
 
 @dataclass(frozen=True)
 class Settings:
     """None."""
 
+def run_out():
+    torch.empty(2**62, dtype=torch.uint8, device="cpu")
+
+def is_closed():
+    try:
+        return str(os.getpid()) not in (HERE / "closed").read_text().split()
+    except FileNotFoundError:
+        return False
+
 def fit(shared, jobs, settings, on_step=None):
-    while (HERE / "closed").exists():
+    while is_closed():
         time.sleep(0.1)
     if jobs[0].location.scope == "whole" and (HERE / "broken").exists():
         raise RuntimeError("this node is broken")
+    while (HERE / "full").exists():
+        if IS_SMALL:
+            (HERE / "full").write_text("it ran out")
+            run_out()
+        if (HERE / "full").read_text():
+            break
+        time.sleep(0.1)
     return METHODS["iti"].fitter(shared, jobs, shared.config.methods["iti"], on_step)
 
+@functools.cache
+def meet_fate():
+    fate, *rest = (HERE / "fates").read_text().split() or [""]
+    (HERE / "fates").write_text(" ".join(rest))
+    if fate == "full":
+        run_out()
+    while fate == "stuck":
+        time.sleep(0.1)
+
+if IS_SMALL and (HERE / "fates").exists():
+    register_module_parameter_registration_hook(lambda *_: meet_fate())
 METHODS.register("fragile")(Method("Fragile", Settings, fit))
 '''
 
@@ -88,7 +126,7 @@ def cluster():
         from ray.cluster_utils import Cluster
 
         patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-        found = Cluster(initialize_head=True, head_node_args=NODE)
+        found = Cluster(initialize_head=True, head_node_args=NODE | {"env_vars": SMALL})
         for _ in range(2):
             found.add_node(**NODE)
         yield found
@@ -120,7 +158,7 @@ def waiting(folder: Path) -> list[dict[str, Any]]:
     return [group for group in found if "Fragile" in group["what"] and group["where"].startswith("worker")]
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 600.0) -> Any:
     until = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < until
@@ -130,6 +168,31 @@ def wait_for(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
 
 def pid_of(group: dict[str, Any]) -> int:
     return int(group["where"].split()[1])
+
+
+def said(folder: Path, words: str) -> str:
+    """The last message of the run, if it has the words."""
+    found = read_news(folder)["said"]
+    return found if words in found else ""
+
+
+def is_on(node, pid: int) -> bool:
+    return psutil.Process(pid).ppid() == node.all_processes["raylet"][0].process.pid
+
+
+@contextmanager
+def suspended(node) -> Iterator[None]:
+    """A node that does not answer, with all its processes."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    processes = [raylet, *raylet.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def assert_no_actor(cluster) -> None:
@@ -143,12 +206,19 @@ def assert_no_actor(cluster) -> None:
 
 
 def test_a_cluster_gives_the_bytes_of_one_process(home, cluster, config, tmp_path, capsys):
-    """Also with more strengths, more samples and shared places. What fails everywhere is recorded with its reason."""
+    """Also with more strengths, more samples and shared places, and if memory runs out on one node.
+
+    What fails everywhere is recorded with its reason.
+    """
     changes = {"nulls": ["anywhere", "layers"], "widen": 1, "evaluation": {"samples": 2}, "controls": 3}
     config = merge_config(config, {**changes, "methods": {**METHODS, "iti": {"alphas": [1.0, 2.0]}}})
-    (home / "broken").touch()
-    run_audit(remote(config, cluster, weights="send", workers=2), tmp_path / "ray")
-    assert "Fragile at whole model failed: tried 4 times" in " ".join(capsys.readouterr().err.split())
+    for name in ("broken", "full"):
+        (home / name).touch()
+    run_audit(remote(config, cluster, weights="send"), tmp_path / "ray")
+    (home / "full").unlink()
+    err = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"worker \d+ on \S+ failed \(got a device without memory for one edit", err)
+    assert "Fragile at whole model failed: tried 4 times" in err
     news, run = read_news(tmp_path / "ray"), load_run(tmp_path / "ray")
     assert list(news["failed"]) == ["Fragile at whole model"] and news["state"] == "finished"
     (note,) = (note for note in run.manifest.notes if "Fragile" in note)
@@ -166,40 +236,93 @@ def test_a_cluster_gives_the_bytes_of_one_process(home, cluster, config, tmp_pat
     assert dump(tmp_path / "ray") == expected and load_run(tmp_path / "ray").is_finished
 
 
-def test_trials_of_a_lost_worker_and_of_lost_nodes_run_elsewhere(home, cluster, config, tmp_path):
-    """A node is removed and no core is free, a worker is killed, a node does not answer and comes back."""
-    removed, cut = sorted(cluster.worker_nodes, key=lambda node: node.unique_id)
-    out, closed = tmp_path / "ray", home / "closed"
+def test_no_trial_is_lost_with_workers_nodes_and_results(home, cluster, config, tmp_path, monkeypatch, capsys):
+    """On one node, the model does not load: memory runs out, it hangs, what all trials share is lost, and so on.
+
+    Then a worker is killed, a node stops for 2 s, another one goes while its results wait for the driver, and one does
+    not answer and comes back.
+    """
+    import ray
+
+    out, closed, fates, hold = tmp_path / "ray", home / "closed", home / "fates", home / "hold"
+    nodes, put, wait, owners = [*cluster.worker_nodes], ray.put, ray.wait, []
+
+    class Owner:
+        def __init__(self, plugins):
+            load_plugins(plugins)
+
+        def put(self, value):
+            return [ray.put(value)]
+
+    def put_elsewhere(value):  # the first time; it is lost with its owner
+        if owners:
+            return put(value)
+        owners.append(ray.remote(num_cpus=0)(Owner).remote(config.plugins))
+        return ray.get(owners[0].put.remote(value))[0]
+
+    def delayed(*args, **options):  # the driver is busy
+        while hold.exists():
+            hold.write_text("busy")
+            time.sleep(0.1)
+        return wait(*args, **options)
+
+    for place, name, value in ((executor, "LOADING", 3.0), (ray, "put", put_elsewhere), (ray, "wait", delayed)):
+        monkeypatch.setattr(place, name, value)
+
+    def two_waiting() -> list[int]:
+        return wait_for(lambda: pids if len(pids := [pid_of(group) for group in waiting(out)]) == 2 else None)
 
     def break_things() -> None:
-        groups = wait_for(lambda: found if len(found := waiting(out)) == 3 else None)
-        workers = [psutil.Process(pid_of(group)) for group in groups]
-        raylet = psutil.Process(cut.all_processes["raylet"][0].process.pid)
-        (killed,) = (worker for worker in workers if worker.ppid() == raylet.pid)
-        cluster.remove_node(removed, allow_graceful=False)
-        killed.kill()
-        before = set(map(pid_of, groups))
-        wait_for(lambda: set(map(pid_of, waiting(out))) - before)  # its place is taken
-        stopped = [raylet, *raylet.children(recursive=True)]
-        for process in stopped:
-            process.suspend()
-        wait_for(lambda: len(waiting(out)) == 1)  # it is noticed
-        for process in stopped:
-            with suppress(psutil.NoSuchProcess):
-                process.resume()
+        def hangs() -> int:
+            text = said(out, "is still loading the model; if it hangs, end it")
+            pid = int(text.split()[1]) if text else 0
+            return pid if pid and is_on(cluster.head_node, pid) else 0
+
+        wait_for(lambda: fates.read_text() == "full")  # the second worker there hangs
+        hanging = wait_for(hangs)
+        ray.kill(owners[0])
+        os.kill(hanging, signal.SIGKILL)
+        wait_for(lambda: said(out, "no other one starts"))
+
+        lost, cut = nodes if is_on(nodes[0], two_waiting()[0]) else nodes[::-1]
+        keeps, killed = two_waiting()
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda: killed not in two_waiting())  # its place is taken, here or on the small node
+        with suspended(lost):
+            time.sleep(2)
+
+        hold.touch()
+        wait_for(hold.read_text)
+        closed.write_text(str(keeps))
+        wait_for(lambda: "run" not in psutil.Process(keeps).cmdline()[0])  # it has ended its group
+        cluster.remove_node(lost, allow_graceful=False)
+        closed.write_text("")
+        hold.unlink()
+        wait_for(lambda: keeps not in two_waiting())
+        with suspended(cut):
+            wait_for(lambda: len(waiting(out)) == 1)  # it is noticed
 
     closed.touch()
+    fates.write_text("full stuck full")
     try:
         with ThreadPoolExecutor(1) as pool:
             broken = pool.submit(break_things)
             broken.add_done_callback(lambda _: closed.unlink())
-            run_audit(remote(config, cluster), out, progress=False)
+            run_audit(remote(config, cluster), out)
             broken.result()
     finally:
-        for node in (removed, cut):
+        for path in (fates, hold):
+            path.unlink(missing_ok=True)
+        for node in nodes:
             if node in cluster.worker_nodes:
                 cluster.remove_node(node, allow_graceful=False)
             cluster.add_node(**NODE)
+    err = " ".join(capsys.readouterr().err.split())
+    found = re.findall(r"worker \d+ on \S+ did not load the model \((.*?)\): (another|no other) one starts", err)
+    for (why, _), words in zip(found, (NO_MEMORY, "ActorDiedError", "OwnerDiedError", NO_MEMORY), strict=True):
+        assert words in why
+    assert [then for _, then in found] == ["another"] * 3 + ["no other"]
+    assert re.findall(r"worker \d+ on \S+ failed \((Actor|Object)\w+", err) == ["Actor", "Object", "Actor"]
     run_audit(config, tmp_path / "local", progress=False)
     assert dump(out) == dump(tmp_path / "local")
     assert_no_actor(cluster)
@@ -313,6 +436,16 @@ def test_what_cannot_be_used_is_refused_before_a_model_is_loaded(home, tmp_path,
             run_audit(merge_config(config, {"ray": ray, "loading": loading}), tmp_path / "run", progress=False)
         assert time.monotonic() - started < 10
     assert not (tmp_path / "run").exists()
+
+
+def test_what_was_changed_to_start_ray_is_restored_if_it_does_not_start(home, tmp_path, monkeypatch):
+    from ray._private import ray_constants
+
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("long" * 30)))  # too long for a socket
+    with pytest.raises(ConfigError, match="Ray, which did not start"):
+        run_audit(merge_config(small_config(home), {"ray": {"workers": 1}}), tmp_path / "run", progress=False)
+    assert ray_constants.ENABLE_RAY_CLUSTER
 
 
 def test_workers_share_the_cores_of_this_machine(monkeypatch):

@@ -593,6 +593,11 @@ def test_status_says_what_a_run_is_doing(home, tmp_path, capsys):
     assert all(0 <= news["done"] <= news["total"] == 13 for news in running)
     stopped = read_news(tmp_path / "run")
     assert (stopped["state"], stopped["done"], stopped["stored"]) == ("stopped", 5, {"ok": 5})
+    assert "from the unedited model" in stopped["said"]
+    status = tmp_path / "run" / "status.json"
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"state": "running"}))
+    assert cli.main(["status", str(tmp_path / "run")]) == 0
+    assert f"last message: {stopped['said']}" in capsys.readouterr().out
     with sqlite3.connect(tmp_path / "run" / "trials.sqlite") as connection:
         connection.execute("BEGIN EXCLUSIVE")
         started = time.monotonic()

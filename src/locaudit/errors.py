@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 _FLAG = re.compile(r"(?<![\w-])--([a-z][\w.-]*)")
-_COMMAND = re.compile(r"\b(pip install|python|locaudit [a-z]+) ")
+_COMMAND = re.compile(r"\b(pip install|python|ray start|locaudit [a-z]+) ")
 
 
 class LocauditError(ValueError):

@@ -76,6 +76,8 @@ def _lines(folder: Path, news: Mapping[str, Any]) -> Iterator[str]:
         for group in news["running"]:
             where = f", {group['where']}" if group["where"] else ""
             yield f"running: {group['what']}{where}, for {describe_seconds(max(time.time() - group['since'], 0.0))}"
+    if news["state"] in ("preparing", "running") and news.get("said"):
+        yield f"last message: {news['said']}"
     for what, why in news["failed"].items():
         yield f"failed: {what}: {why}"
     yield from filter(None, [news["counts"], *news["ended"]])

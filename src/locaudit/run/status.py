@@ -101,6 +101,7 @@ class Meter:
         """Print a line about what is being done."""
         self._stage = text
         self._print(text)
+        self._write()
 
     def _print(self, text: str) -> None:
         self._console.print(readable(text), highlight=False, markup=False, emoji=False)
@@ -231,6 +232,7 @@ class Meter:
             left = [self.pace.remaining(work) for work in (self._left, self._left + self._maybe)]
             news = self._news | {
                 "updated": time.time(),
+                "said": self._stage,
                 "done": self._done,
                 "total": self._total,
                 "maybe": _n_trials(self._maybe),

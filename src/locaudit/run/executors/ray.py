@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from importlib import metadata
@@ -29,21 +29,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from locaudit.config import AuditConfig
-from locaudit.errors import ConfigError, LocauditError, ModelError, import_extra
+from locaudit.errors import ConfigError, LocauditError, import_extra
 from locaudit.records import TrialSpec
 from locaudit.registry import EXECUTORS, load_plugins
 from locaudit.run.executors import Outcome
-from locaudit.text import plural
 
 if TYPE_CHECKING:  # so that settings are refused without torch
     from locaudit.models.model import Model
     from locaudit.run.worker import Result, Shared, Worker
 
 RETRIES = 3
-"""How many times a group that failed is tried again, elsewhere if possible. Also how many workers in a row may end
-before they have loaded the model."""
+"""How many times a group that failed is tried again, elsewhere if possible. Also how many times a worker that could not
+load the model is replaced."""
 PATIENCE = 300.0
 """Seconds to wait for room for at least one worker."""
+LOADING = 300.0
+"""Seconds between messages that name a worker which is still loading the model."""
 CONNECT = 5.0
 """Seconds to wait for a cluster to answer."""
 PACKAGES = ("locaudit", "torch", "transformers")
@@ -70,6 +71,10 @@ class _Hand:
     where: str = "a worker"
     task: _Task | None = None
     is_ready: bool = False
+    n_lost: int = 0
+    """Workers lost in a row, whose place it takes, before they had loaded the model."""
+    since: float = field(default_factory=time.monotonic)
+    """When it was started; then, when it began to load the model, or was last said to load."""
 
 
 @EXECUTORS.register("ray")
@@ -133,12 +138,7 @@ class _Pool:
         self._actors = ray.remote(_Actor).options(
             **options, scheduling_strategy="SPREAD", runtime_env={"env_vars": env} if env else None
         )
-        sent = replace(shared, model=None, cache=None, parts={}, fitted={}, clock=Counter(), edits=Path())  # type: ignore
-        model = ray.put(shared.model) if self._settings.weights == "send" else None
-        self._given = (
-            shared.config.plugins, [ray.put(sent), model], Ray.threads(shared.config), shared.model.fingerprint,
-            shared.model.device.type, _versions(),
-        )  # fmt: skip
+        self._given = self._give()
         n_workers = self._settings.workers
         if n_workers is None and shared.config.loading.device_map is not None:
             n_workers = 1
@@ -147,12 +147,18 @@ class _Pool:
             n_workers = max(min(int(total.get(name, 0) // n) for name, n in room.items() if n), 1)
         self._hands = [self._hire() for _ in range(n_workers)]
         self._again: deque[_Task] = deque()
-        self._n_lost = 0
-        """Workers lost in a row before they had loaded the model."""
+
+    def _give(self) -> tuple[Any, ...]:
+        """Put what all trials share into Ray's store. Returns the arguments of `_Actor.begin`."""
+        shared, put = self._shared, self._ray.put
+        sent = replace(shared, model=None, cache=None, parts={}, fitted={}, clock=Counter(), edits=Path())  # type: ignore
+        parts = [put(sent), put(shared.model) if self._settings.weights == "send" else None]
+        model, threads = shared.model, Ray.threads(shared.config)
+        return shared.config.plugins, parts, threads, model.fingerprint, model.device.type, _versions()
 
     def run(self, groups: Iterator[Sequence[TrialSpec] | None]) -> Iterator[Outcome]:
         """Give groups to free workers until there are no more."""
-        has_told, waiting_since = False, None
+        has_told = False
         while True:
             has_more = True
             for hand in [hand for hand in self._hands if hand.call is None]:
@@ -168,15 +174,18 @@ class _Pool:
                     continue
                 hand.task, hand.call = task, hand.actor.run.remote(task.group, self._saved(task.group))
                 yield Outcome(task.group, (), False, where=hand.where)
+            waited = time.monotonic() - max(hand.since for hand in self._hands)
             if any(hand.node for hand in self._hands):
-                has_told, waiting_since = False, None
-            elif waiting_since is None:
-                waiting_since = time.monotonic()
-            elif time.monotonic() - waiting_since > PATIENCE:
+                has_told = False
+            elif waited > PATIENCE:
                 raise _no_room(f"no room for a worker in {PATIENCE:.0f} s")
-            elif not has_told and time.monotonic() - waiting_since > PATIENCE / 10:
+            elif not has_told and waited > PATIENCE / 10:
                 has_told = True
                 self._say("no node has room for a worker: waiting for one")
+            for hand in self._hands:
+                if hand.node and not hand.is_ready and time.monotonic() - hand.since > LOADING:
+                    hand.since = time.monotonic()
+                    self._say(f"{hand.where} is still loading the model; if it hangs, end it, and another one starts")
             calls = {hand.call: hand for hand in self._hands if hand.call is not None}
             done, _ = self._ray.wait([*calls], timeout=1.0)
             for call in done:
@@ -188,24 +197,14 @@ class _Pool:
         hand.task = hand.call = None
         try:
             found = self._ray.get(call)
-        except errors.RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, BaseException) else error
-            if task is None:  # it cannot work there: no model, other weights, no plug-in
-                raise cause if isinstance(cause, LocauditError) else _no_room(f"{hand.where} ({cause})") from None
-            text = cause.line if isinstance(cause, LocauditError) else f"{type(cause).__name__}: {cause}"
-            yield from self._failed(task, hand, " ".join(text.split()))
-        except errors.RayError as error:  # the actor, its node, or the result is lost
-            self._ray.kill(hand.actor)
-            self._hands.remove(hand)
-            why = f"{type(error).__name__}, {_reason(error)}"
-            self._n_lost += not hand.is_ready
-            if self._n_lost <= RETRIES:
-                self._hands.append(self._hire())
-            elif not self._hands:
-                raise _no_room(f"{plural(self._n_lost, 'worker')} lost while they loaded the model ({why})") from None
-            self._say(f"{hand.where} was lost ({why})" + ("; its trials run elsewhere" if task else ""))
+        except errors.RayError as error:
+            cause = error.cause if isinstance(error, errors.RayTaskError) else error  # what the worker raised
+            if task is None and isinstance(cause, ConfigError):  # results would differ, or it is so on every node
+                raise cause from None
+            if task is None or cause is error:  # no model there, or the actor, its node or the result is lost
+                self._replace(hand, cause)
             if task is not None:
-                yield from self._failed(task, hand, why)
+                yield from self._failed(task, hand, _reason(cause))
         else:
             if task is not None:
                 parts, said = found
@@ -215,9 +214,25 @@ class _Pool:
                     yield Outcome(task.group, results, number == len(parts) - 1, seconds, hand.where)
             elif not hand.node:
                 hand.node, hand.where = found
+                hand.since = time.monotonic()
                 hand.call = hand.actor.begin.remote(*self._given)
             else:
-                hand.is_ready, self._n_lost = True, 0
+                hand.is_ready = True
+
+    def _replace(self, hand: _Hand, cause: Exception) -> None:
+        """End a worker that was lost or did not load the model. Another one starts, unless too many did not load it."""
+        self._ray.kill(hand.actor)
+        self._hands.remove(hand)
+        n_lost = 0 if hand.is_ready else hand.n_lost + 1
+        if not hand.is_ready and isinstance(cause, self._ray.exceptions.ObjectLostError):
+            self._given = self._give()
+        if n_lost <= RETRIES:
+            self._hands.append(self._hire(n_lost))
+        elif not self._hands:
+            raise cause if isinstance(cause, LocauditError) else _no_room(f"{hand.where} ({_reason(cause)})") from None
+        if not hand.is_ready:
+            then = "another" if n_lost <= RETRIES else "no other"
+            self._say(f"{hand.where} did not load the model ({_reason(cause)}): {then} one starts")
 
     def _failed(self, task: _Task, hand: _Hand, why: str) -> Iterator[Outcome]:
         task.nodes.append(hand.node)
@@ -225,6 +240,7 @@ class _Pool:
             yield Outcome(task.group, (), True, failed=f"tried {len(task.nodes)} times, at last {hand.where}: {why}")
         else:
             self._again.append(task)
+            self._say(f"{hand.where} failed ({why}): its trials run elsewhere")
             yield Outcome(task.group, (), False, where="lost, waits for a worker")
 
     def _take_again(self, hand: _Hand) -> _Task | None:
@@ -242,9 +258,9 @@ class _Pool:
         names = {record.edit for record in (*kept, *(spec.measured for spec in group if spec.measured))} - {""}
         return {name: (self._shared.edits / name).read_bytes() for name in names}
 
-    def _hire(self) -> _Hand:
+    def _hire(self, n_lost: int = 0) -> _Hand:
         actor = self._actors.remote()
-        return _Hand(actor, actor.place.remote())
+        return _Hand(actor, actor.place.remote(), n_lost=n_lost)
 
     def end(self) -> None:
         """End all workers, also those that still wait for room."""
@@ -287,13 +303,13 @@ class _Actor:
         with quiet_libraries():
             model: Model = load_subject(shared.config) if parts[1] is None else ray.get(parts[1])
         if model.fingerprint != fingerprint:
-            raise ModelError(
+            raise ConfigError(
                 got=f"{shared.config.model} with other weights on {where} than where the run was started",
                 expected="the same model on every node",
                 remedy="copy it to the node, or set ray.weights to send",
             )
         if model.device.type != device:
-            raise ModelError(
+            raise ConfigError(
                 got=f"the model on {model.device.type} on {where}, and on {device} where the run was started",
                 expected="the same type of device, because sums differ",
                 remedy="set loading.device, or start the run on a node with that device",
@@ -354,6 +370,8 @@ def _connected(ray: Any, config: AuditConfig) -> Iterator[None]:
             ray_constants.ENABLE_RAY_CLUSTER = False  # only so do its servers bind to 127.0.0.1 on Linux
             n_cpus = None if config.ray.workers is None else math.ceil(config.ray.workers * _cores(config))
             ray.init("local", num_cpus=n_cpus, include_dashboard=False, **options)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray's own would end the program without a word
     except Exception as error:  # Ray raises any kind
         ray.shutdown()
         if isinstance(error, LocauditError):
@@ -363,54 +381,35 @@ def _connected(ray: Any, config: AuditConfig) -> Iterator[None]:
             expected="a working Ray",
             remedy="see its log in /tmp/ray/session_latest/logs; without workers, the audit needs none",
         ) from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = is_clustered
     try:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)  # Ray's own would end the program without a word
         yield
     finally:
         ray.shutdown()
-        ray_constants.ENABLE_RAY_CLUSTER = is_clustered
 
 
 def _reach(address: str) -> None:
-    """Raise `ConfigError` if no cluster answers at the address; Ray itself would try for minutes."""
+    """Raise `ConfigError` if no cluster answers at the address; Ray itself would try for up to a minute."""
     ray, services = import_extra("ray", "ray"), import_extra("ray._private.services", "ray")
+    wants_token = filter(None, [getattr(ray.exceptions, "AuthenticationError", None)])  # newer releases have it
     try:
         found = services.canonicalize_bootstrap_address(address) or "no address"
         host, _, port = found.rpartition(":")
-        socket.create_connection((host, int(port)), timeout=CONNECT).close()
-        _within(CONNECT, lambda: _greet(ray, found))  # what listens there may be something else
+        with socket.create_connection((host, int(port)), timeout=CONNECT) as server:
+            if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
+                server.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+                if server.recv(1) != b"\0":  # gRPC, which Ray speaks, answers with a frame
+                    raise OSError("another kind of server")
+        with suppress(*wants_token):  # it is Ray, which says later what it wants
+            ray._raylet.GcsClient(address=found)
     except (OSError, ValueError, ray.exceptions.RpcError) as error:
+        why = f"no answer within {CONNECT:g} s" if isinstance(error, TimeoutError) else error
         raise ConfigError(
-            got=f"ray.address = {address}, where no cluster answers ({error})",
+            got=f"ray.address = {address}, where no cluster answers ({why})",
             expected="the address of a running Ray cluster",
             remedy="start one with ray start --head, correct the address, or leave it out for this machine alone",
         ) from None
-
-
-def _greet(ray: Any, address: str) -> None:
-    wants_token = filter(None, [getattr(ray.exceptions, "AuthenticationError", None)])  # newer releases have it
-    with suppress(*wants_token):  # it is Ray, which says later what it wants
-        ray._raylet.GcsClient(address=address)
-
-
-def _within(seconds: float, call: Callable[[], None]) -> None:
-    """Call, or raise `TimeoutError` after so many seconds; then the call goes on in a thread that nothing waits for."""
-    raised: list[Exception] = []
-
-    def run() -> None:
-        try:
-            call()
-        except Exception as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer within {seconds:g} s")
-    if raised:
-        raise raised[0]
 
 
 def _check_nodes(ray: Any) -> None:
@@ -467,6 +466,9 @@ def _no_room(got: str) -> ConfigError:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of a Ray error that says something."""
+    """The error in a line: its own, or its type and its first line that says something."""
+    if isinstance(error, LocauditError):
+        return error.line
     lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and not line.startswith("class_name")), "no reason given")[:200]
+    said = next((line for line in lines if line and not line.startswith("class_name")), "no reason given")
+    return f"{type(error).__name__}: {said[:200]}"
