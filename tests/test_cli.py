@@ -29,7 +29,7 @@ from locaudit.run.audit import run_audit
 from locaudit.run.subject import split_behaviour
 from locaudit.store.folder import read_run
 from locaudit.studies.paper.config import PaperConfig
-from runs import save_behaviour, small_config
+from runs import forked, save_behaviour, small_config
 from tiny import make_lm, tokenizer
 
 
@@ -629,6 +629,8 @@ def texts_of(file: Path) -> str:
     return "\n".join(x.value for x in ast.walk(tree) if isinstance(x, ast.Constant) and isinstance(x.value, str))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_every_flag_that_is_named_exists(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     root = Path(__file__).parents[1]
@@ -643,8 +645,7 @@ def test_every_flag_that_is_named_exists(capsys, monkeypatch):
         "push",
         "--help-all",
     )
-    command = [sys.executable, "-m", "locaudit", *of_plugin]  # a process of its own: what it registers would stay here
-    known |= set(FLAG.findall(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+    known |= set(FLAG.findall(forked(*of_plugin)[1]))  # what it registers would stay here
     own = {file: texts_of(file) for file in (root / "src").rglob("*.py")}
     scripts = [*(root / "bench").rglob("*.py"), *(root / "tools").rglob("*.py")]  # flags are texts in argparse
     pages = {file: file.read_text(encoding="utf-8") for file in (root / "README.md", *(root / "docs").glob("*.md"))}

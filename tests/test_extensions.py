@@ -1,4 +1,4 @@
-"""One of everything that can be added, from the one file tests/extensions/plugin.py, in a process of its own."""
+"""One of everything that can be added, from the one file tests/extensions/plugin.py, in processes of their own."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from locaudit.registry import SCORES
+from runs import forked
 from tiny import CONFIGS, tokenizer
 
 PLUGIN = Path(__file__).parent / "extensions" / "plugin.py"
@@ -24,15 +25,16 @@ DOCS = Path(__file__).parents[1] / "docs" / "architecture.md"
 WORDS = "earth round flat capital France Paris nothing happens you see it is the what do not"
 
 
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+]
+
+
 def locaudit(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "locaudit", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "LOCAUDIT_CACHE": "off", "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout + done.stderr
+    code, said = forked(*arguments)
+    assert code == 0, said[-3000:]
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +65,11 @@ def audited(tmp_path_factory):
         "evaluation": {"max_new_tokens": 4, "drift_documents": 2, "drift_tokens": 8},
     }
     (home / "audit.yaml").write_text(yaml.safe_dump(settings))
-    said = locaudit("audit", str(home / "audit.yaml"), "--out", str(home / "run"))
-    return home / "run", said
+    command = [sys.executable, "-m", "locaudit", "audit", str(home / "audit.yaml"), "--out", str(home / "run")]
+    env = {**os.environ, "LOCAUDIT_CACHE": "off", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return home / "run", done.stdout + done.stderr
 
 
 def test_everything_that_a_file_adds_is_in_plan_verdict_tables_and_figures(audited):
@@ -116,7 +121,8 @@ def test_a_run_with_a_plug_in_goes_on(audited):
     assert (folder / "trials.csv").read_bytes() == before
 
 
-def test_help_shows_the_settings_of_a_method_from_a_file():
+def test_help_shows_the_settings_of_a_method_from_a_file(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     said = locaudit("audit", "--plugins", str(PLUGIN), "--methods", "push", "--help-all")
     assert "--methods.push.sizes" in said and "Lengths tried." in said
     assert "ruler" in said and "hinge" not in said  # optimal is not chosen

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -44,6 +45,20 @@ def home(tmp_path_factory) -> Path:
     save_model(folder / "model")
     save_behaviour(folder / "questions.jsonl", n=30)
     return folder
+
+
+@pytest.fixture(scope="module")
+def small(home, tmp_path_factory) -> Path:
+    """A finished audit with the settings `SMALL`."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run_audit(small_config(home, **SMALL), folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def copied(small, tmp_path) -> Path:
+    """A copy of it."""
+    return shutil.copytree(small, tmp_path / "run")
 
 
 def grown(config, **changes):
@@ -119,16 +134,16 @@ def assert_as_from_the_start(config, folder: Path, name: str = "run", **options)
 def test_more_controls_run_those_that_are_missing(home, tmp_path, monkeypatch, null):
     claim = {"claim": "0.1,1.0,1.2"}
     few = small_config(home, **SMALL | claim, nulls=[null], controls=3, evaluation={"bank_size": 2})
-    many = grown(few, controls=7)
+    many = grown(few, controls=5)
     run_audit(few, tmp_path / "run", progress=False)
     before = load_run(tmp_path / "run")
     counted = Counted(monkeypatch)
     run_audit(many, tmp_path / "run", progress=False)
     after = load_run(tmp_path / "run")
-    assert counted.found == {"ITI": 2 * 4, "Optimal edit": 4}
+    assert counted.found == {"ITI": 2 * 2, "Optimal edit": 2}
     kept = {r.spec.trial_id: r for r in after.trials}
     assert all(kept[r.spec.trial_id] == r for r in before.trials)
-    assert after.manifest.extensions == (Extension("controls", 3, 7, 16, before.manifest.planned),)
+    assert after.manifest.extensions == (Extension("controls", 3, 5, 16, before.manifest.planned),)
     assert_as_from_the_start(many, tmp_path)
     assert load_run(tmp_path / "whole").verdict.extended == ""
 
@@ -220,22 +235,20 @@ def test_an_extension_that_is_killed_goes_on(home, tmp_path):
     assert_same_result(tmp_path / "run", tmp_path / "whole")
 
 
-def test_an_extension_that_was_interrupted_is_unfinished(home, tmp_path, capsys):
+def test_an_extension_that_was_interrupted_is_unfinished(home, copied, capsys):
     config = small_config(home, **SMALL)
-    run_audit(config, tmp_path / "run", progress=False)
-    n_trials = len(load_run(tmp_path / "run").trials)
+    n_trials = len(load_run(copied).trials)
     with stopped_at(4):
-        run_audit(more_questions(config), tmp_path / "run", progress=False)
-    assert cli.main(["report", str(tmp_path / "run")]) == 0
+        run_audit(more_questions(config), copied, progress=False)
+    assert cli.main(["report", str(copied)]) == 0
     assert capsys.readouterr().out.startswith(f"UNFINISHED: 3 of {n_trials} trials")
-    run_audit(more_questions(config), tmp_path / "run")
+    run_audit(more_questions(config), copied)
     assert f"3 of {n_trials} trials done and {n_trials - 3} partly done" in capsys.readouterr().err
-    assert load_run(tmp_path / "run").is_finished
+    assert load_run(copied).is_finished
 
 
-def test_an_edit_that_diverges_on_new_questions_is_recorded_as_from_the_start(home, tmp_path, monkeypatch):
+def test_an_edit_that_diverges_on_new_questions_is_recorded_as_from_the_start(home, copied, tmp_path, monkeypatch):
     config, real = small_config(home, **SMALL), worker.answer_log_probs
-    run_audit(config, tmp_path / "run", progress=False)
 
     def wild(model, forest, bank, **options):
         sums = real(model, forest, bank, **options)
@@ -243,19 +256,18 @@ def test_an_edit_that_diverges_on_new_questions_is_recorded_as_from_the_start(ho
         return [x / 0 for x in sums] if wide and len(forest.trees) >= 5 else sums
 
     monkeypatch.setattr(worker, "answer_log_probs", wild)
-    run_audit(more_questions(config), tmp_path / "run", progress=False)
-    assert {r.status for r in load_run(tmp_path / "run").trials} == {"ok", "diverged"}
+    run_audit(more_questions(config), copied, progress=False)
+    assert {r.status for r in load_run(copied).trials} == {"ok", "diverged"}
     assert_as_from_the_start(more_questions(config), tmp_path)
     monkeypatch.setattr(worker, "run_trials", None)
-    run_audit(more_questions(config), tmp_path / "run", progress=False)  # nothing is left to do
+    run_audit(more_questions(config), copied, progress=False)  # nothing is left to do
 
 
-def test_a_lost_edit_is_named(home, tmp_path):
+def test_a_lost_edit_is_named(home, copied):
     config = small_config(home, **SMALL)
-    run_audit(config, tmp_path / "run", progress=False)
-    (tmp_path / "run" / "edits" / "control-anywhere-01-optimal-0.2.safetensors").unlink()
+    (copied / "edits" / "control-anywhere-01-optimal-0.2.safetensors").unlink()
     with pytest.raises(DataError, match=r"control-anywhere-01-optimal-0\.2\.safetensors"):
-        run_audit(more_questions(config), tmp_path / "run", progress=False)
+        run_audit(more_questions(config), copied, progress=False)
 
 
 def test_an_answer_that_becomes_false_is_another_question(home, tmp_path):
@@ -292,16 +304,15 @@ def test_what_cannot_grow_is_refused_by_name(home, tmp_path):
     assert (tmp_path / "run" / "config.yaml").read_bytes() == settings
 
 
-def test_a_start_that_fails_leaves_the_number_as_it_was(home, tmp_path, monkeypatch):
+def test_a_start_that_fails_leaves_the_number_as_it_was(home, copied, monkeypatch):
     """A mistyped number can be taken back as long as nothing was planned with it."""
     config = small_config(home, **SMALL)
-    run_audit(config, tmp_path / "run", progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "plant", None)
         with pytest.raises(TypeError):
-            run_audit(grown(config, controls=200), tmp_path / "run", progress=False)
-    run_audit(grown(config, controls=4), tmp_path / "run", progress=False)
-    assert [e.after for e in load_run(tmp_path / "run").manifest.extensions] == [4]
+            run_audit(grown(config, controls=200), copied, progress=False)
+    run_audit(grown(config, controls=4), copied, progress=False)
+    assert [e.after for e in load_run(copied).manifest.extensions] == [4]
 
 
 def test_a_claim_file_forbids_what_it_fixes(home, tmp_path):
@@ -320,21 +331,21 @@ def test_a_claim_file_forbids_what_it_fixes(home, tmp_path):
 
 
 def test_everything_says_that_a_run_was_extended(home, tmp_path, capsys):
-    config, out = small_config(home, **SMALL, controls=19), tmp_path / "run"
+    config, out = small_config(home, **SMALL, controls=19, methods=["optimal"]), tmp_path / "run"
     run_audit(config, out, progress=False)
     path = tmp_path / "more.yaml"
     path.write_text(to_yaml(grown(config, controls=21)))
     assert cli.main(["audit", str(path), "--out", str(out)]) == 0
     said = capsys.readouterr()
     text = load_run(out).verdict.extended
-    assert text.startswith("This run was extended: controls from 19 to 21, when 64 of 64 trials had results. Unless")
+    assert text.startswith("This run was extended: controls from 19 to 21, when 22 of 22 trials had results. Unless")
     assert "false-positive rate may exceed 0.05" in text and "stopping: anytime" in text
-    assert text in said.out and "64 of 70 trials done, going on" in said.err
+    assert text in said.out and "22 of 24 trials done, going on" in said.err
     assert text in str(load_run(out).verdict)
     assert text in write_report(out).read_text(encoding="utf-8")
     written = json.loads((out / "verdict.json").read_text())
     assert written["extended"] == text
-    assert written["extensions"] == [{"what": "controls", "before": 19, "after": 21, "n_trials": 64, "n_planned": 64}]
+    assert written["extensions"] == [{"what": "controls", "before": 19, "after": 21, "n_trials": 22, "n_planned": 22}]
     run_audit(grown(config, controls=21, stopping="anytime"), out, progress=False)
     assert "stays valid" not in load_run(out).verdict.extended  # the first look was at a fixed number
     early = grown(config, stopping="anytime", controls=4)
@@ -393,22 +404,21 @@ def test_a_dry_run_of_an_extension_times_what_is_added(home, tmp_path):
     assert_as_from_the_start(more_questions(config), tmp_path)
 
 
-def test_an_old_folder_keeps_the_names_of_its_edits(home, tmp_path):
+def test_an_old_folder_keeps_the_names_of_its_edits(home, copied):
     """Edits of 0.1.0 were named after their ids; the record has the name."""
     import sqlite3
 
     config = small_config(home, **SMALL)
-    run_audit(config, tmp_path / "run", progress=False)
-    with sqlite3.connect(tmp_path / "run" / "trials.sqlite") as connection:
+    with sqlite3.connect(copied / "trials.sqlite") as connection:
         for fit, edit in connection.execute("SELECT fit, edit FROM fits WHERE edit != ''").fetchall():
             connection.execute("UPDATE fits SET edit = ? WHERE fit = ?", (f"{fit}.safetensors", fit))
-            (tmp_path / "run" / "edits" / edit).rename(tmp_path / "run" / "edits" / f"{fit}.safetensors")
+            (copied / "edits" / edit).rename(copied / "edits" / f"{fit}.safetensors")
     connection.close()
-    run_audit(grown(more_questions(config), controls=3), tmp_path / "run", progress=False)
-    names = {r.spec.edit_file: r.edit for r in load_run(tmp_path / "run").trials if r.edit}
+    run_audit(grown(more_questions(config), controls=3), copied, progress=False)
+    names = {r.spec.edit_file: r.edit for r in load_run(copied).trials if r.edit}
     assert names["control-anywhere-02-iti-2.safetensors"] == "control-anywhere-02-iti-2.safetensors"
     assert len(names["claim-iti-2.safetensors"]) == len("0123456789abcdef.safetensors")
-    with read_run(tmp_path / "run") as store:
+    with read_run(copied) as store:
         assert {path.name for path in store.edits.iterdir()} == set(names.values())
 
 

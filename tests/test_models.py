@@ -522,20 +522,35 @@ def test_two_processes_convert_once(tiny_gguf, monkeypatch):
     assert len(folders) == len(reads) == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_kill_leaves_no_half_conversion(tiny_gguf, tmp_path):
-    code = f"""
-import os, signal, sys
-from pathlib import Path
-from transformers import PreTrainedTokenizerBase
-from locaudit.models import gguf
-PreTrainedTokenizerBase.save_pretrained = lambda *args, **kwargs: os.kill(os.getpid(), signal.SIGKILL)
-gguf.convert_gguf(Path({str(tiny_gguf)!r}))
-"""
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    child = os.fork()
+    if child == 0:
+        PreTrainedTokenizerFast.save_pretrained = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        gguf.convert_gguf(tiny_gguf)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     assert [path.suffix for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()] == [".part"]
     load_model(tiny_gguf, device="cpu")
     (folder,) = (path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir())
     assert folder == gguf.convert_gguf(tiny_gguf)
+
+
+def test_models_from_one_gguf_file_do_not_share_weights(tiny_gguf):
+    """They share their converted file."""
+    first = load_model(tiny_gguf, device="cpu")
+    fingerprint = first.fingerprint
+    with torch.no_grad():
+        next(first.lm.parameters()).add_(1.0)
+    second = load_model(tiny_gguf, device="cpu")
+    assert second.fingerprint == fingerprint
+    assert second.lm.get_output_embeddings().weight is second.lm.get_input_embeddings().weight
+    third = load_model(tiny_gguf, device="cpu", dtype="bfloat16")
+    assert third.lm.dtype == torch.bfloat16 and third.lm.config.dtype == torch.bfloat16
+    with torch.no_grad():
+        next(third.lm.parameters()).zero_()
+    assert load_model(tiny_gguf, device="cpu").fingerprint == fingerprint
 
 
 def test_a_cache_that_cannot_be_written_is_a_warning(tiny_gguf, tmp_path, monkeypatch):
@@ -815,20 +830,3 @@ def test_the_converted_real_model_equals_the_file(smollm2, monkeypatch):
     assert read_shape("smollm2-135m") == smollm2.shape
     monkeypatch.setattr(gguf, "cache_folder", lambda: None)
     assert_equal_models(converted, load_model("smollm2-135m", device="cpu"))
-
-
-@pytest.mark.real
-def test_models_from_one_gguf_file_do_not_share_weights():
-    """They share their converted file."""
-    first = load_model("smollm2-135m", device="cpu")
-    fingerprint = first.fingerprint
-    with torch.no_grad():
-        next(first.lm.parameters()).add_(1.0)
-    second = load_model("smollm2-135m", device="cpu")
-    assert second.fingerprint == fingerprint
-    assert second.lm.get_output_embeddings().weight is second.lm.get_input_embeddings().weight
-    third = load_model("smollm2-135m", device="cpu", dtype="bfloat16")
-    assert third.lm.dtype == torch.bfloat16 and third.lm.config.dtype == torch.bfloat16
-    with torch.no_grad():
-        next(third.lm.parameters()).zero_()
-    assert load_model("smollm2-135m", device="cpu").fingerprint == fingerprint

@@ -31,7 +31,7 @@ from locaudit.studies.calibration.planted import (
 from tiny import logits, random_edit
 from toy import Job, train, training_data
 
-SIZE: dict[str, Any] = {"n_items": 60, "n_layers": 6}
+SIZE: dict[str, Any] = {"n_items": 60, "n_layers": 4}
 
 
 @pytest.fixture(scope="session")
