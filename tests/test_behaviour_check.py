@@ -59,6 +59,12 @@ def test_command(capsys, tmp_path):
     assert "275 in 275 groups" in said and "Length or words tell many answers apart" in said
     assert cli.main(["behaviour", "check", "misconceptions-balanced"]) == 0
     assert "Length or words" not in capsys.readouterr().out
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("q,good,bad\n" + "".join(f"Q{i}?,Yes.,No.\n" for i in range(12)))
+    for flag in ("--columns", "--behaviour-columns"):
+        assert (
+            cli.main(["behaviour", "check", str(pairs), flag, "prompt", "q", "chosen", "good", "rejected", "bad"]) == 0
+        )
     assert cli.main(["behaviour", "check", str(tmp_path / "none.jsonl")]) == 2
     assert cli.main(["behaviour"]) == 0 and "behaviour check FILE" in capsys.readouterr().out
 

@@ -509,6 +509,7 @@ BAD = {
     "CSV, no false": ("x.csv", csv_file("A,C,Q?,T,T,;,s"), r"x\.csv, line 2: question '\w{12}' .* without a false"),
     "CSV, empty question": ("x.csv", csv_file("A,C,,T,T,F,s"), r"x\.csv, line 2: question '\w{12}' with empty text"),
     "CSV, repeated": ("x.csv", csv_file(*["A,C,Q?,T,T,F,s"] * 2), r"x\.csv, line 3: the question 'Q\?' twice"),
+    "list of lines": ("x.jsonl", "[{}]", r"x\.jsonl, which holds a JSON list; expected one JSON object a line"),
     "broken list": ("x.json", "[\n{},\n{]", r"x\.json, line 3: broken JSON"),
     "A/B, not objects": ("x.json", "[1]", r"x\.json, row 0000: 1; expected an object"),
     "A/B, other keys": (

@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -389,11 +390,16 @@ def test_repeats_grow_in_number_controls_and_questions(home, tmp_path, capsys):
     assert "controls from 2 to 4" in (out / "repeats.html").read_text(encoding="utf-8")
 
 
-def test_a_dry_run_of_an_extension_times_what_is_added(home, tmp_path):
+def test_a_dry_run_of_an_extension_times_what_is_added_in_a_copy(home, tmp_path, monkeypatch):
     config = small_config(home, **SMALL, controls=4)
     run_audit(config, tmp_path / "run", progress=False)
+    before, status = dump(tmp_path / "run"), (tmp_path / "run" / "status.json").read_bytes()
+    (tmp_path / "copy").mkdir()
+    monkeypatch.setattr("locaudit.run.pilot.TemporaryDirectory", lambda: nullcontext(tmp_path / "copy"))
     found = run_pilot(more_questions(config), tmp_path / "run", progress=False)
-    run = load_run(tmp_path / "run")
+    assert dump(tmp_path / "run") == before and (tmp_path / "run" / "status.json").read_bytes() == status
+    assert load_run(tmp_path / "run").config == config and load_run(tmp_path / "run").is_finished
+    run = load_run(tmp_path / "copy")
     left = run.manifest.planned - found.n_done
     assert 0 < len(run.trials) == found.n_done and left > 0
     n_iti = sum(1 for r in run.trials if r.spec.method == "iti")

@@ -123,6 +123,7 @@ def fit_probes(
         >>> claim = probes.top(8)
 
     """
+    questions = _of_questions(questions)
     prompt, train_on = prompt or _prompt(questions), _training(questions)
     activations = collect_activations(model, train_on, context=context, kind=kind, prompt=prompt, seed=seed)
     return _probes.fit_probes(activations, inverse_l2=inverse_l2, val_fraction=val_fraction, seed=seed, kind=kind)
@@ -172,6 +173,7 @@ def fit_iti(
         ...     lm.generate(**inputs)
 
     """
+    questions = _of_questions(questions)
     place, train_on = parse_location(location), _training(questions)
     prompt = prompt or _prompt(questions)
     kind = blocks_for(place.kind, model.shape)
@@ -224,6 +226,7 @@ def fit_optimal(
         >>> edit.save("edit.safetensors")
 
     """
+    questions = _of_questions(questions)
     train_on = _training(questions)
     prompt = prompt or _prompt(questions)
     subjects = [q.subject for q in train_on] if settings.get("positions") == "subject" else []
@@ -521,6 +524,14 @@ def _of_rows(behaviour: Behaviour | str | Path | Rows, settings: Mapping[str, An
         return behaviour
     format, columns = settings.get("behaviour_format", "auto"), settings.get("behaviour_columns")
     return load_behaviour(behaviour, format=format, columns=columns)
+
+
+def _of_questions(given: Any) -> Behaviour | Sequence[Question]:
+    """Questions as they are; a behaviour by its name, path or rows is loaded."""
+    is_read = isinstance(given, Behaviour) or (
+        isinstance(given, Sequence) and all(isinstance(q, Question) for q in given)
+    )
+    return given if is_read else load_behaviour(given)
 
 
 def _training(questions: Behaviour | Sequence[Question]) -> Sequence[Question]:

@@ -170,6 +170,11 @@ def _read(file: Path | Traversable, name: str) -> str:
 
 def _sniff(path: Path, text: str) -> str:
     by_suffix = {loader.suffix: name for name, loader in LOADERS.items() if loader.suffix}
+    if path.suffix.lower() == ".jsonl" and text.lstrip()[0] == "[":
+        got = f"{path}, which holds a JSON list"
+        raise DataError(
+            got=got, expected="one JSON object a line", remedy="write each item of the list in its own line"
+        )
     kind = by_suffix.get(path.suffix.lower()) or ("jsonl" if text.lstrip()[0] == "{" else None)
     if kind is None and all(column in text.split("\n", 1)[0] for column in _CSV_COLUMNS):
         kind = "truthfulqa"

@@ -148,7 +148,8 @@ def read_array(array: NDArray, kind: str, what: str = "an array") -> Found:
             got=f"{what}, for the kind {kind}",
             expected="scores (floats) or a mask (booleans) of shape "
             f"{'(layers,)' if whole else '(layers, units per layer)'}, or units (integers)",
-            remedy="save it in this form; before a file's name, write the kind of other places, as in mlp:scores.npy",
+            remedy="save it in this form; before a file's name, write the kind of other places, as in mlp:scores.npy; "
+            "after that of a direction, its layer, as in vector.npy@14",
         )
     table = array.reshape(len(array), -1)
     places = [(layer,) if whole else (layer, unit) for layer, unit in np.ndindex(*table.shape)]

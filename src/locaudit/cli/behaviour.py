@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import tyro
 
@@ -21,7 +22,7 @@ locaudit behaviour check --help lists the flags."""
 class _Check:
     behaviour: tyro.conf.Positional[str]
     """Name of a bundled behaviour, or a file or folder of questions (docs/guide.md)."""
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: Annotated[dict[str, str], tyro.conf.arg(aliases=["--behaviour-columns"])] = field(default_factory=dict)
     """Names of the behaviour's columns, such as ``prompt instruction chosen good rejected bad``."""
     format: str = "auto"
     """Format of the file, such as ``ab-text``. ``auto``: its suffix or columns decide."""

@@ -47,6 +47,6 @@ def print_comparison(page: Path, found: Comparison) -> None:
         answers = "  ".join(f"{q.asked} {q.answer}" for q in v.questions if q.name != "moves")
         low, high = v.first.lead_interval
         lead = f"{v.first.n_at_least} of {v.first.n_used} as good, lead {v.first.lead:+.3g} ({low:.3g} to {high:.3g})"
-        say(f"{name:{width}}  {v.outcome:22}  {lead}  p = {p:.3f} (Holm {p_holm:.3f})  {answers}")
+        say(f"{name:{width}}  {v.outcome:22}  {lead}  largest p = {p:.3f} (Holm {p_holm:.3f})  {answers}")
     say(f"\n{found.multiplicity}")
     say(f"\ncomparison: {page}")

@@ -74,9 +74,9 @@ class Comparison:
         """How many tests there are, in words."""
         n, nulls = len(self.verdicts), sum(len(v.nulls) for v in self.verdicts.values())
         return (
-            f"{n} claims are tested here against {nulls} nulls. Each audit errs at level {self.level:g} alone: of {n} "
-            f"claims that are places like any other, up to {n * self.level:.2g} would be called SPECIFIC. p (Holm) "
-            f"corrects the largest p of each audit for all {n}; outcomes are not corrected."
+            f"{n} claims are tested here against {nulls} nulls in all. Each audit errs at level {self.level:g} alone: "
+            f"of {n} claims that are places like any other, up to {n * self.level:.2g} would be called SPECIFIC. "
+            f"p (Holm) corrects the largest p of each audit for all {n}; outcomes are not corrected."
         )
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from base64 import b64encode
 from collections.abc import Mapping
 from functools import cache
@@ -82,6 +83,7 @@ def environment(*, autoescape: bool = True) -> Any:
         "escaped": lambda text: repr(text)[1:-1],
         "duration": spell_duration,
         "signed": lambda q, x: markup(number(x, f"+.{decimals(q.interval)}f")),
+        "commands": lambda text: markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text))),
         "sentence": lambda text: text[:1].upper() + text[1:],
     }
     found.tests |= {"finite": lambda x: x is not None and math.isfinite(x)}

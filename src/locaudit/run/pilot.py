@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -24,6 +26,7 @@ from locaudit.run.status import Pace, describe_seconds
 from locaudit.run.worker import find_lack, run_splits
 from locaudit.stats.design import LEAST_CONTROLS
 from locaudit.store.database import Store
+from locaudit.store.folder import has_trials
 from locaudit.store.run import load_run
 from locaudit.text import plural
 
@@ -67,9 +70,26 @@ def run_pilot(
 ) -> Estimate:
     """Run the first trials of each method at the claim, in the whole model and at controls, and extrapolate.
 
-    The trials are kept: the same audit into `out` continues from there and ends with the same records. Judges that
-    cost money are not asked. Arguments and errors are those of `run_audit`.
+    The trials are kept: the same audit into `out` continues from there and ends with the same records. A finished run
+    stays as it is; what it would take to extend it is found in a copy. Judges that cost money are not asked. Arguments
+    and errors are those of `run_audit`.
     """
+    if has_trials(out) and load_run(out).is_finished:
+        with TemporaryDirectory() as copy:
+            shutil.copytree(out, copy, dirs_exist_ok=True)
+            return _pilot(config, copy, model, behaviour, judges, progress, prepared)
+    return _pilot(config, out, model, behaviour, judges, progress, prepared)
+
+
+def _pilot(
+    config: AuditConfig,
+    out: str | Path,
+    model: Model | None,
+    behaviour: Behaviour | None,
+    judges: Mapping[str, Judge] | None,
+    progress: bool,
+    prepared: Path | None,
+) -> Estimate:
     with begin(config, out, model, behaviour, judges, progress, prepared) as (store, job, meter):
         billed = {aspect: judge for aspect, judge in job.inputs.judges.items() if isinstance(judge, Billed)}
         local = {aspect: judge for aspect, judge in job.inputs.judges.items() if aspect not in billed}
