@@ -19,7 +19,7 @@ from locaudit.studies.paper.config import describe_part
 from locaudit.studies.paper.figures import draw_study, page_charts, specification_grid
 from locaudit.studies.paper.measures import measure
 from locaudit.studies.paper.specification import specify, summarise
-from locaudit.studies.paper.study import is_study, read_study
+from locaudit.studies.paper.study import Study, is_study, read_study
 from locaudit.studies.paper.tables import tables
 
 __all__ = ["is_study", "write_paper"]
@@ -35,6 +35,11 @@ def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
     return {key: claim.get(key) for key in keys}
 
 
+def numbers_text(study: Study, rows: list[dict[str, Any]]) -> str:
+    """What numbers.json says; `rows` are those of `specify`."""
+    return json_text({**measure(study), "claims": judge_claims(study), "specification": summarise(rows)}, indent=1)
+
+
 def write_paper(folder: str | Path) -> Path:
     """Write numbers.json, figures/, tables/ and paper.html of a finished study, and the report of each of its audits.
 
@@ -42,9 +47,8 @@ def write_paper(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     study = read_study(folder)
-    claims, rows = judge_claims(study), specify(study)
-    found = {**measure(study), "claims": claims, "specification": summarise(rows)}
-    text = json_text(found, indent=1)
+    rows = specify(study)
+    text = numbers_text(study, rows)
     write_atomically(folder / "numbers.json", text.encode())
     numbers = json.loads(text)  # figures and page show exactly what the file says
     (folder / "tables").mkdir(exist_ok=True)

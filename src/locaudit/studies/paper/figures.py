@@ -80,8 +80,9 @@ def draw_study(n: Numbers, specification: Sequence[Numbers], folder: Path) -> No
         if found := [chart for key, chart in charts.items() if key.startswith(name)]:
             figures[name] = found
     for name, parts in figures.items():
+        figure = draw(parts)
         for form in ("png", "svg", "pdf"):
-            save(draw(parts), folder, name, form)
+            save(figure, folder, name, form)
 
 
 def page_charts(n: Numbers) -> tuple[dict[str, str], dict[str, Chart]]:
