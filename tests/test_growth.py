@@ -28,6 +28,7 @@ from locaudit.stats.growth import Extension, describe_extensions
 from locaudit.store.folder import read_run
 from locaudit.store.run import load_run
 from runs import HashJudge, save_behaviour, save_model, small_config, stopped_at
+from test_runner import dump
 
 JUDGES = {"truth": HashJudge("truth"), "info": HashJudge("info")}
 MARGIN = 2e-5

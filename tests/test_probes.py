@@ -80,8 +80,8 @@ def test_order_of_rows_and_answers_does_not_matter(llama, tmp_path):
         behaviour = load_behaviour(path)
         split = split_questions(behaviour)
         probes = locaudit.fit_probes(llama, behaviour, val_fraction=0.5)
-        for given in (str(path), path, json.loads(json.dumps(rows))):
-            assert torch.equal(locaudit.fit_probes(llama, given, val_fraction=0.5).weight, probes.weight)
+        for source in (str(path), path, json.loads(json.dumps(rows))):
+            assert torch.equal(locaudit.fit_probes(llama, source, val_fraction=0.5).weight, probes.weight)
         trees = {
             (q.text, frozenset(q.answers), tree.prompt, frozenset(tree.branches))
             for q in split.train
