@@ -327,12 +327,16 @@ class _Actor:
         self._said.clear()
         for name, content in saved.items():
             (self._worker.shared.edits / name).write_bytes(content)
-        parts, started = [], time.monotonic()
-        with quiet_libraries():
-            for results in self._worker.run(group):
-                found = [(record, None if edit is None else edit.copied()) for record, edit in results]
-                parts.append((found, time.monotonic() - started))
-                started = time.monotonic()
+        parts, started, shared = [], time.monotonic(), self._worker.shared
+        try:
+            with quiet_libraries():
+                for results in self._worker.run(group):
+                    found = [(record, None if edit is None else edit.copied()) for record, edit in results]
+                    parts.append((found, time.monotonic() - started))
+                    started = time.monotonic()
+        except Exception:
+            self._worker.shared = shared  # small batches have not helped this group, and the next may not need them
+            raise
         for name in saved:
             (self._worker.shared.edits / name).unlink()
         return parts, list(self._said)
