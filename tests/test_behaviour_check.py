@@ -60,7 +60,7 @@ def test_command(capsys, tmp_path):
     assert cli.main(["behaviour", "check", "misconceptions-balanced"]) == 0
     assert "Length or words" not in capsys.readouterr().out
     pairs = tmp_path / "pairs.csv"
-    pairs.write_text("q,good,bad\n" + "".join(f"Q{i}?,Yes.,No.\n" for i in range(12)))
+    pairs.write_text("q,good,bad\n" + "".join(f"Q{i}?,Yes {i}.,No {i}.\n" for i in range(12)))
     for flag in ("--columns", "--behaviour-columns"):
         assert (
             cli.main(["behaviour", "check", str(pairs), flag, "prompt", "q", "chosen", "good", "rejected", "bad"]) == 0

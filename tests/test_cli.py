@@ -601,7 +601,7 @@ def test_one_flag_sets_every_judge(tmp_path, capsys):
 
 COMMAND_LINES = (
     "demo", "init", "doctor", "table", "figures", "behaviour check", "audit", "status", "design", "paper", "find",
-    "heuristics", "report", "export", "judge validate", "judge validate --kind causal-lm",
+    "heuristics", "report", "export", "lm-eval", "judge validate", "judge validate --kind causal-lm",
     "judge validate --kind openai", "judge compare --second.kind causal-lm", "calibrate null", "calibrate run",
     "calibrate planted", "calibrate coverage", "audit --methods ablate constant given",
     "audit --judges.truth.kind causal-lm",

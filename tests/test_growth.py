@@ -229,7 +229,7 @@ def test_an_extension_that_is_killed_goes_on(home, tmp_path):
         if child == 0:
             run_audit(more, tmp_path / "run", progress=False)
             os._exit(0)
-        time.sleep(rng.uniform(0.05, 0.3) * length)
+        time.sleep(rng.uniform(0.05, 0.2) * length)
         os.kill(child, signal.SIGKILL)
         kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
     assert kills >= 4
@@ -394,12 +394,14 @@ def test_repeats_grow_in_number_controls_and_questions(home, tmp_path, capsys):
 def test_a_dry_run_of_an_extension_times_what_is_added_in_a_copy(home, tmp_path, monkeypatch):
     config = small_config(home, **SMALL, controls=4)
     run_audit(config, tmp_path / "run", progress=False)
+    finished = load_run(tmp_path / "run")
     before, status = dump(tmp_path / "run"), (tmp_path / "run" / "status.json").read_bytes()
     (tmp_path / "copy").mkdir()
     monkeypatch.setattr("locaudit.run.pilot.TemporaryDirectory", lambda: nullcontext(tmp_path / "copy"))
     found = run_pilot(more_questions(config), tmp_path / "run", progress=False)
     assert dump(tmp_path / "run") == before and (tmp_path / "run" / "status.json").read_bytes() == status
-    assert load_run(tmp_path / "run").config == config and load_run(tmp_path / "run").is_finished
+    after = load_run(tmp_path / "run")
+    assert after.config == finished.config and after.manifest == finished.manifest and after.is_finished
     run = load_run(tmp_path / "copy")
     left = run.manifest.planned - found.n_done
     assert 0 < len(run.trials) == found.n_done and left > 0

@@ -437,8 +437,9 @@ def test_judges_are_named_without_torch():
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (
         0,
-        ["reference", "causal-lm", "openai", "lexicon", "likelihood", "none", "truth", "info", "negative", "fluency"],
-    )
+        ["reference", "causal-lm", "openai", "lexicon", "likelihood", "exact", "none",
+         "truth", "info", "negative", "fluency", "match", "refusal"],
+    )  # fmt: skip
 
 
 def test_judges_with_the_same_weights_share_one_language_model(fitted):

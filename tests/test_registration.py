@@ -161,7 +161,7 @@ def test_a_setting_given_otherwise_is_refused_with_both_values(home, claim_file)
         ("claim: [", "not YAML"),
         ("claim: '0.1'\nreason: 3", r"reason = 3; expected text in .*claim.yaml"),
         ("claim: '0.1'\nreason: [a, b]", r"reason = \['a', 'b'\]; expected text"),
-        ("claim: '0.1'\nmatch: layer", r"the setting match in .*claim.yaml; expected nulls: \[layers\]"),
+        ("claim: '0.1'\nmatch: layer", r"the unknown setting match in .*claim.yaml; expected nulls: \[layers\]"),
         ("claim: '0.1'\nnulls: layers", r"nulls = 'layers' in .*claim.yaml; .*write nulls: \[layers\]"),
     ],
 )
@@ -228,7 +228,7 @@ def test_methods_that_a_claim_file_names_are_those_of_the_run(tmp_path):
         hold(registration, AuditConfig(methods={"optimal": {}}))
     now = AuditConfig(claim="0.1")
     assert changed_settings(registration.values, now) == ["methods: ['iti'] registered, ['iti', 'optimal'] now"]
-    with pytest.raises(ConfigError, match=r"the setting iti in .*claim.yaml; expected methods.iti"):
+    with pytest.raises(ConfigError, match=r"the unknown setting iti in .*claim.yaml; expected methods.iti"):
         read_registration(write_claim(tmp_path, "claim: '0.1'\niti: {alphas: [3]}"))
 
 
@@ -409,6 +409,6 @@ def test_from_python(home, tmp_path, claim_file):
 def test_a_group_that_is_fixed_in_part_leaves_the_rest_of_it_open():
     assert open_settings({"judges": {"truth": {"kind": "reference"}}, "level": 0.05}) == [
         "score", "margin", "stopping", "judges.truth.model", "judges.info.kind", "judges.negative.kind",
-        "judges.fluency.kind",
+        "judges.fluency.kind", "judges.match.kind", "judges.refusal.kind",
     ]  # fmt: skip
     assert "judges" in open_settings({"level": 0.05})

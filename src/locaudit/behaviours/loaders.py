@@ -170,7 +170,7 @@ def _read(file: Path | Traversable, name: str) -> str:
 
 def _sniff(path: Path, text: str) -> str:
     by_suffix = {loader.suffix: name for name, loader in LOADERS.items() if loader.suffix}
-    if path.suffix.lower() == ".jsonl" and text.lstrip()[0] == "[":
+    if path.suffix.lower() == ".jsonl" and re.match(r"\s*\[\s*\{", text):
         got = f"{path}, which holds a JSON list"
         raise DataError(
             got=got, expected="one JSON object a line", remedy="write each item of the list in its own line"
