@@ -527,11 +527,12 @@ def _of_rows(behaviour: Behaviour | str | Path | Rows, settings: Mapping[str, An
 
 
 def _of_questions(given: Any) -> Behaviour | Sequence[Question]:
-    """Questions as they are; a behaviour by its name, path or rows is loaded."""
-    is_read = isinstance(given, Behaviour) or (
-        isinstance(given, Sequence) and all(isinstance(q, Question) for q in given)
-    )
-    return given if is_read else load_behaviour(given)
+    """Questions as they are; a behaviour given by its name, path or rows is loaded."""
+    if isinstance(given, Behaviour):
+        return given
+    if isinstance(given, Sequence) and all(isinstance(question, Question) for question in given):
+        return given
+    return load_behaviour(given)
 
 
 def _training(questions: Behaviour | Sequence[Question]) -> Sequence[Question]:
