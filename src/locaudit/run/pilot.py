@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,23 +75,10 @@ def run_pilot(
     stays as it is; what it would take to extend it is found in a copy. Judges that cost money are not asked. Arguments
     and errors are those of `run_audit`.
     """
-    if has_trials(out) and load_run(out).is_finished:
-        with TemporaryDirectory() as copy:
-            shutil.copytree(out, copy, dirs_exist_ok=True)
-            return _pilot(config, copy, model, behaviour, judges, progress, prepared)
-    return _pilot(config, out, model, behaviour, judges, progress, prepared)
-
-
-def _pilot(
-    config: AuditConfig,
-    out: str | Path,
-    model: Model | None,
-    behaviour: Behaviour | None,
-    judges: Mapping[str, Judge] | None,
-    progress: bool,
-    prepared: Path | None,
-) -> Estimate:
-    with begin(config, out, model, behaviour, judges, progress, prepared) as (store, job, meter):
+    with (
+        _unless_finished(out) as folder,
+        begin(config, folder, model, behaviour, judges, progress, prepared) as (store, job, meter),
+    ):
         billed = {aspect: judge for aspect, judge in job.inputs.judges.items() if isinstance(judge, Billed)}
         local = {aspect: judge for aspect, judge in job.inputs.judges.items() if aspect not in billed}
         before, spent = store.done(), store.seconds()
@@ -110,6 +98,16 @@ def _pilot(
         if config.widen:
             notes.append(f"at most {plural(config.widen, 'further strength')} at each place included (widen)")
         return _estimate(store, job, left, before, spent, meter.pace, notes)
+
+
+@contextmanager
+def _unless_finished(out: str | Path) -> Iterator[str | Path]:
+    """The folder `out`; a copy for the time being if it holds a finished run."""
+    if not has_trials(out) or not load_run(out).is_finished:
+        yield out
+        return
+    with TemporaryDirectory() as copy:
+        yield shutil.copytree(out, copy, dirs_exist_ok=True)
 
 
 def run_design_pilot(
