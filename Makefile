@@ -77,7 +77,7 @@ wheel: setup
 	$(FRESH) "$$(ls build/dist/*.whl)[report]"
 	cd build && fresh/bin/locaudit --version && fresh/bin/locaudit init fresh/audit.yaml
 	cd build && fresh/bin/python -c "import locaudit; locaudit.load_config('fresh/audit.yaml')"
-	$(FRESH) --dry-run "$$(ls build/dist/*.whl)[report,notebook,hub,judge,ray,trackers]"
+	$(FRESH) --dry-run "$$(ls build/dist/*.whl)[report,notebook,hub,judge,ray,trackers,lm-eval]"
 
 # Comparison with code we did not write; LOCAUDIT_TRUTHFULQA_MC names TruthfulQA's mc_task.json for the MC1/MC2 part.
 parity: setup

@@ -11,6 +11,7 @@ import torch
 from locaudit import cli
 from locaudit.behaviours import Question, load_behaviour
 from locaudit.behaviours.format import Prompt
+from locaudit.behaviours.splits import split_questions
 from locaudit.config import merge_config
 from locaudit.edits import load_edit
 from locaudit.errors import ConfigError, DataError
@@ -123,6 +124,27 @@ def test_a_record_is_a_question(tmp_path):
             load_behaviour(saved(tmp_path / "f.json", [bad]))
     with pytest.raises(DataError, match=r"row 0000: neighborhood_prompts = 'one'; expected a list of texts"):
         load_behaviour([RECORDS[0] | {"neighborhood_prompts": "one"}])
+
+
+def test_rewrites_are_tested_on_other_wordings_of_the_same_facts(tmp_path):
+    path = saved(tmp_path / "facts.json", many())
+    found = load_behaviour(path, format="counterfact-rewrites")
+    split = split_questions(found, max_train=5, max_test=5, max_val=3, seed=3)
+    facts = {part: [q.subject for q in getattr(split, part)] for part in ("train", "val", "test")}
+    assert facts["train"] == facts["test"] and facts["val"] == facts["train"][:3]
+    for trained, tested in zip(split.train, split.test, strict=True):
+        assert (
+            trained.text == f"{trained.subject} is more than" and tested.text == f"Once more. {trained.subject} exceeds"
+        )
+        assert trained.answers == tested.answers and tested.neighborhood == trained.neighborhood != ()
+    again = record(99, "{} was", "Number 99", "one", "two", ["It exceeds", "Number 99 is"], [])
+    with pytest.raises(DataError, match="row 0016: .*with the subject 'Number 99'"):
+        load_behaviour([*many(), again], format="counterfact-rewrites")
+    with pytest.raises(DataError, match="row 0000: 1 paraphrase_prompts; expected at least 2"):
+        load_behaviour(RECORDS, format="counterfact-rewrites")
+    same = record(99, "{} was", "Number 3", "one", "two", ["Once more. Number 3 exceeds", "Number 3 is"], [])
+    with pytest.warns(UserWarning, match=r"dropped 1 .*row 0016, which repeats the prompt"):
+        assert len(load_behaviour([*many(), same], format="counterfact-rewrites")) == 48
 
 
 def test_jsonl_has_neighborhood_prompts(tmp_path, capsys):

@@ -41,6 +41,7 @@ BUNDLED: Mapping[str, Mapping[str, Any]] = {
 _HUB_ID = "truthfulqa/truthful_qa"
 _HUB_IDS = (_HUB_ID, "truthful_qa")
 _JSONL_KEYS = ("question", "true", "false")
+_JSONL_EXTRAS = ("id", "best", "category", "split", "group", "subject", "paraphrases", "neighborhood")
 _AB_KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 _HUB_COLUMNS = ("question", "best_answer", "correct_answers", "incorrect_answers")
 _CSV_COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
@@ -84,7 +85,7 @@ def load_behaviour(
       which ship with the package;
     - a JSONL file: each line has ``question`` and the lists of answers ``true`` and ``false``. Optional keys are
       ``id``, ``best``, ``category``, ``split``, ``group``, ``subject``, ``paraphrases`` and ``neighborhood``
-      (`Question`). Other keys are ignored;
+      (`Question`). Other keys are ignored, with a warning;
     - a TruthfulQA CSV of any release, the hub id ``truthfulqa/truthful_qa`` (needs the extra ``hub``), or a folder with
       the same files as that repository. The best answer is added to the true ones. An answer that
       is both true and false is dropped from both lists, with a warning;
@@ -93,7 +94,8 @@ def load_behaviour(
       If more than two thirds of the right answers are the same letter, options are swapped (`balance`). In the format
       ``ab-text``, the answers are the texts of the options, which are cut from the question;
     - CounterFact (Meng et al. 2022): a JSON list of records with ``requested_rewrite``. The new target is the true
-      answer, the target that is a fact the false one;
+      answer, the target that is a fact the false one. In the format ``counterfact-rewrites``, each fact is in all
+      parts of the split: its prompt for training, its paraphrases for validation and test;
     - preference pairs: rows with ``prompt``, ``chosen`` (true) and ``rejected`` (false), each a text or, as TRL calls
       it, conversational: a list with one message. All pairs of a prompt become one question. An answer that is chosen
       in one pair and rejected in another is dropped, with a warning;
@@ -220,8 +222,9 @@ def _require(found: Iterable[str], needed: Sequence[str], what: str) -> None:
         raise DataError(
             got=f"no {', '.join(missing)} (found: {', '.join(found)[:200] or 'nothing'})",
             expected=f"{what} with {', '.join(needed)}",
-            remedy="rename the columns or keys, or write JSONL with question, true and false; for TruthfulQA use its "
-            "TruthfulQA.csv (not mc_task.json or a finetune file)",
+            remedy="rename the columns or keys (for preference pairs: prompt, chosen and rejected; or name yours with "
+            "--behaviour-columns), or write JSONL with question, true and false; for TruthfulQA use its TruthfulQA.csv "
+            "(not mc_task.json or a finetune file)",
         )
 
 
@@ -293,8 +296,10 @@ def _jsonl_rows(text: str, source: str) -> Iterator[Row]:
 
 
 def _jsonl_questions(rows: Iterable[Row]) -> Questions:
-    placed = []
+    placed, ignored = [], dict[str, str]()
     for where, _, row in rows:
+        for key in row.keys() - {*_JSONL_KEYS, *_JSONL_EXTRAS}:
+            ignored.setdefault(str(key), where)
         with _at(where):
             name = str(row["id"]) if isinstance(row.get("id"), int) else _string(row, "id")
             text, category, split, group, subject = (
@@ -305,6 +310,10 @@ def _jsonl_questions(rows: Iterable[Row]) -> Questions:
             others |= {"category": category, "split": split or None, "group": group, "subject": subject}
             question = Question(name, text, true, false, _best(row, "best"), **others)
         placed.append((where, question))
+    if ignored:
+        named, known = ", ".join(sorted(ignored)), ", ".join((*_JSONL_KEYS, *_JSONL_EXTRAS))
+        said = f"{next(iter(ignored.values()))}: ignored {named:.200} (known: {known})"
+        warnings.warn(said, UserWarning, stacklevel=3)
     return placed, []
 
 
@@ -446,6 +455,31 @@ def _counterfact_questions(rows: Iterable[Row]) -> Questions:
     return _without_repeats(placed)
 
 
+def _rewrite_questions(rows: Iterable[Row]) -> Questions:
+    """Each fact in all three parts: its prompt for training, its second paraphrase for validation, its first to test.
+
+    Ids begin with a fact's number, so that parts of equal size have the same facts.
+    """
+    facts, dropped = _counterfact_questions(rows)
+    placed, seen = [], set[str]()
+    for number, (where, fact) in enumerate(facts):
+        with _at(where):
+            if len(fact.paraphrases) < 2:
+                n = len(fact.paraphrases)
+                raise DataError(
+                    got=f"{n} paraphrase_prompts", expected="at least 2", remedy="add some, or drop the row"
+                )
+            texts = {"train": fact.text, "val": fact.paraphrases[1], "test": fact.paraphrases[0]}
+            if repeats := seen & {normalise(text) for text in texts.values()}:
+                dropped.append(f"{where.rpartition(', ')[2]}, which repeats the prompt {min(repeats)!r:.60}")
+                continue
+            seen |= {normalise(text) for text in texts.values()}
+            for part, text in texts.items():
+                of = replace(fact, id=f"{number:06d} {part}", text=text, split=part, group="", paraphrases=())
+                placed.append((where, of))
+    return placed, dropped
+
+
 def _is_table(path: Path, text: str) -> bool:
     """Whether columns decide the format of a file: a JSON list, or JSONL or CSV with preference pairs."""
     start = text.lstrip()
@@ -580,6 +614,9 @@ LOADERS.register("ab-text")(
 # Scored by log-probabilities, as in ROME. The judge `exact` of `match` looks for the new target in generated answers.
 LOADERS.register("counterfact")(
     Loader(_text_rows, _counterfact_questions, aspects=(), style="completion", needs=("requested_rewrite",))
+)
+LOADERS.register("counterfact-rewrites")(
+    Loader(_text_rows, _rewrite_questions, aspects=(), style="completion", needs=("requested_rewrite",))
 )
 # What is preferred need not be true: nothing is judged by default. A text goes on from its prompt, as in TRL.
 LOADERS.register("preferences")(Loader(_text_rows, _pair_questions, aspects=(), style="completion", needs=_PAIR_KEYS))

@@ -21,6 +21,8 @@ _EXTRAS = {
     "hub": ("datasets",),
     "judge": ("openai", "peft", "sklearn"),
     "ray": ("ray",),
+    "trackers": ("tensorboard", "mlflow", "wandb"),
+    "lm-eval": ("lm_eval",),
 }
 """Extra -> the modules that it brings."""
 
@@ -41,6 +43,7 @@ def doctor(arguments: Sequence[str]) -> int:
         say(f"{name:<12}{found}")
     if command.model == "none":
         return 0
+    say(f"testing {command.model}, which takes about 20 s")
     started = time.monotonic()
     try:
         difference, answer = _test(command.model, command.behaviour)

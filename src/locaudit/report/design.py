@@ -55,8 +55,8 @@ class Target:
     @property
     def words(self) -> str:
         """The target, to follow a verb."""
-        gain = "" if self.gain is None else f" and a gain of {rounded(self.gain)}"
-        return f"a lead of {rounded(self.lead)}{gain} with {percent(self.power)} power"
+        gain = "" if self.gain is None else f" and a gain of {rounded(self.gain, 3)}"
+        return f"a lead of {rounded(self.lead, 3)}{gain} with {percent(self.power)} power"
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ def describe_design(run: Run, sizing: Sizing, target: Target, path: Path | None 
     if best is not None and best.size not in [row.size for row in rows]:
         rows[1:] = sorted([*rows[1:], best], key=lambda row: row.seconds)
     wanted = target.lead if target.gain is None else target.gain
-    named = rounded(wanted), rounded(target.lead), rounded(target.margin)
+    named = (rounded(x, 3) for x in (wanted, target.lead, target.margin))
     heads = ["questions", "samples", "controls", "seeds", "minutes"]
     heads += [f"{what} {x}" for what, x in zip(("gain", "lead", "same within"), named, strict=True)]
     lines.append("  ".join(heads))
@@ -294,9 +294,9 @@ def _words(size: Size, sizing: Sizing) -> str:
     return ", ".join(parts)
 
 
-def rounded(x: float) -> str:
-    """A number with two digits that count, without a leading zero: ``.058``, ``1.2``."""
-    return f"{x:.2g}".removeprefix("0") or "0" if math.isfinite(x) else "-"
+def rounded(x: float, digits: int = 2) -> str:
+    """A number with so many significant digits, without a leading zero: ``.058``, ``1.2``."""
+    return f"{x:.{digits}g}".removeprefix("0") or "0" if math.isfinite(x) else "-"
 
 
 def percent(x: float) -> str:
