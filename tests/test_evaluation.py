@@ -24,6 +24,7 @@ from locaudit.measure.multiple_choice import METRICS, question_scores, score_que
 from locaudit.measure.tree import plant
 from locaudit.models import wrap_model
 from locaudit.records import mean_metrics
+from locaudit.registry import OBJECTIVES
 from locaudit.stats.scores import tolerance
 from reference.drift import drift
 from tiny import CONTEXT, every_site, heads, logits, make_lm, neurons, random_edit, random_ids, tiny, tokenizer
@@ -65,6 +66,19 @@ def test_ties_count_against_the_true_answer_and_half_in_rewards():
         "reward_accuracy": 0.5,
         "reward_margin": 0.0,
     }
+
+
+@given(st.lists(st.floats(-20, 0), min_size=4, max_size=4), st.sampled_from([0.05, 0.1, 0.5]))
+def test_the_ipo_score_is_the_share_of_the_loss_removed(sums, tau):
+    """1 - loss / loss without an edit, with the loss of training."""
+    after, before = torch.tensor(sums), torch.tensor([-1.0, -2.0, -3.0, -4.0])
+    loss = OBJECTIVES["ipo"].loss
+    pairs = [(i, j) for i in (0, 1) for j in (2, 3)]
+    margins = torch.stack([(after - before)[i] - (after - before)[j] for i, j in pairs])
+    expected = 1 - loss(margins, tau).mean() / loss(torch.zeros(1), tau).mean()
+    got = question_scores(TWO_TWO, after, before, aim=1 / (2 * tau))
+    assert got["ipo_score"] == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
+    assert {name: x for name, x in got.items() if name != "ipo_score"} == question_scores(TWO_TWO, after, before)
 
 
 @pytest.mark.parametrize(("best", "mc1"), [(None, 0.0), ("t0", 0.0), ("t1", 1.0)])

@@ -276,9 +276,10 @@ def test_a_record_holds_the_scores_of_its_edit(shared, specs):
         assert record.edit == record.spec.edit_file
         for name, held in shared.splits.items():
             sums = forest_log_probs(shared.model, held.forest, edit)
-            expected = [question_scores(q, s, r) for q, s, r in zip(held.questions, sums, held.reference, strict=True)]
-            assert record.questions[name].keys() == record.metrics[name].keys() == set(METRICS)
-            for metric in METRICS:
+            rows, aim = zip(held.questions, sums, held.reference, strict=True), shared.config.ipo_aim
+            expected = [question_scores(*row, aim=aim) for row in rows]
+            assert record.questions[name].keys() == record.metrics[name].keys() == {*METRICS, "ipo_score"}
+            for metric in (*METRICS, "ipo_score"):
                 values = [row[metric] for row in expected]
                 assert record.questions[name][metric] == pytest.approx(values, abs=1e-4)
                 assert record.metrics[name][metric] == pytest.approx(sum(values) / len(values), abs=1e-4)

@@ -391,7 +391,7 @@ class AuditConfig:
     judges: JudgesField = field(default_factory=choose_judges)
     """The judge of each aspect of generated answers: its ``kind``, and settings of that kind. See docs/judges.md."""
     score: str = "auto"
-    """The score that the verdict compares, such as ``info_truth``, ``truth``, ``mc1``, ``mc2`` or ``reward_margin``.
+    """The score that the verdict compares, such as ``info_truth``, ``truth``, ``mc1``, ``mc2`` or ``ipo_score``.
     ``auto``: the product of mean judge probabilities over all judged aspects (for truth and info:
     ``info_truth_probability``). ``mc2`` if nothing or only info is judged."""
     level: Share = 0.05
@@ -439,6 +439,19 @@ class AuditConfig:
                 expected="a judged score of greedy answers, beside sampled ones",
                 remedy=f"choose {plain}",
             )
+        if self.score == "ipo_score" and self.ipo_aim is None and not LENIENT.get():
+            raise ConfigError(
+                got=f"score = ipo_score with the methods {', '.join(self.methods)}",
+                expected="a method that is trained by IPO with sums of log-ratios",
+                remedy="add the method optimal, or choose reward_margin",
+            )
+
+    @property
+    def ipo_aim(self) -> float | None:
+        """The margin 1 / (2 tau), in nats, at which IPO aims with the smallest tau of the methods; None without IPO."""
+        trained: list[Any] = [x for x in self.methods.values() if getattr(x, "objective", "") == "ipo"]
+        taus = [tau for x in trained if x.reduction == "sum" for tau in x.strengths]
+        return 1 / (2 * min(taus)) if taus else None
 
     def __repr__(self) -> str:
         return changed(self)

@@ -422,7 +422,9 @@ def _measured(
     """A record's fields, from the answer log-probabilities of each split: one tensor (answers,) per question."""
     dtype = str(shared.model.lm.dtype).removeprefix("torch.")
     questions = {
-        name: score_questions(shared.splits[name].questions, rows, shared.splits[name].reference, dtype)
+        name: score_questions(
+            shared.splits[name].questions, rows, shared.splits[name].reference, dtype, shared.config.ipo_aim
+        )
         for name, rows in sums.items()
         if name.partition(":")[0] not in RELATED
     }

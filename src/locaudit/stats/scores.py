@@ -6,6 +6,7 @@
     info_truth                   mean of [P(true) >= 1/2]  x  mean of [P(informative) >= 1/2]
     info_truth_both              mean over questions of [P(true) >= 1/2][P(informative) >= 1/2]
     judged_probability, judged   product over the judged aspects of the mean of P(yes), or of [P(yes) >= 1/2]
+    ipo_score                    mean over questions of the share of IPO's loss that the edit removes
     paraphrase_score             mean over questions of the share of their paraphrases after which true answers win
     neighborhood_score           the same of their neighborhood prompts, after which false answers should win
     SCORE_greedy                 a judged score of the greedy answers, where the others are of sampled answers
@@ -72,6 +73,7 @@ ROUNDING: Mapping[str, float] = {"float32": 1e-4, "float16": 0.06, "bfloat16": 0
 """dtype of the model -> largest change, by rounding alone, of the log-ratio of two answers to a question (nats)."""
 _MC2 = {"float32": 1e-6, "float16": 1.25e-4, "bfloat16": 1e-3}
 _MARGIN = {"float32": 1e-5, "float16": 6e-3, "bfloat16": 0.05}
+_IPO = {dtype: 2 * x / 5 for dtype, x in _MARGIN.items()}  # an error of the margin m, at m = 0 and an aim of 5 nats
 _PAIR = ("truth", "info")
 _ALL = ("*",)
 _BUILT_IN = {
@@ -92,6 +94,7 @@ _BUILT_IN = {
     "preference_accuracy": Score("preference accuracy"),
     "reward_accuracy": Score("reward accuracy"),
     "reward_margin": Score("reward margin", bounds=(-math.inf, math.inf), rounding=_MARGIN),
+    "ipo_score": Score("IPO score", bounds=(-math.inf, 1.0), rounding=_IPO),
     "paraphrase_score": Score("paraphrase score (generalisation)"),
     "neighborhood_score": Score("neighborhood score (specificity)"),
 }
