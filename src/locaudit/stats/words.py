@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from locaudit.stats.measured import Measured
 from locaudit.stats.phrases import say, where
 from locaudit.stats.questions import WITHIN, Outcome, Question
+from locaudit.stats.selection import CLAIM
 from locaudit.stats.sequential import Null
 
 
@@ -26,14 +27,14 @@ def explain(m: Measured, outcome: Outcome, questions: Sequence[Question]) -> str
         "remedy": telling.remedy,
         "margin": m.design.margin,
         "little": "",
-        "reached": 1 - m.design.margin,
     }
     small = [name for name, null in m.deciding.items() if null.p_small_lead * len(m.deciding) <= m.level]
     if small := [name for name in small if by_name[name].answer == "yes"]:
         values["little"] = say("headline", "little", **terms, **{**values, "where": where(small[0])})
     if outcome == "NOT SPECIFIC":
         null = m.nulls[telling.name]
-        values |= {"g": null.look.n_at_least, "n": null.look.n}
+        reached = 1 - null.lead.lead / m.gain(CLAIM).value
+        values |= {"g": null.look.n_at_least, "n": null.look.n, "reached": reached}
         which = "as_well" if 2 * null.p_common <= m.level else "nearly"
         values["as_well"] = say("headline", which, **{**terms, **values})
     return say("headline", outcome, **{**terms, **values})
