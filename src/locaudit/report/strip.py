@@ -30,6 +30,8 @@ _LABEL = 0.36
 """Share of the width that a mark's label may take."""
 _MARGIN = 0.04
 """Share of the width that is free at each end."""
+_FAR = 2.5
+"""A mark that would make the axis so many times as long is named at the edge."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,25 @@ class Spread:
 
 
 def span_of(panels: Sequence[Spread]) -> tuple[float, float]:
-    """The axis of all scores, marks and intervals, with a margin."""
-    marks = [x for panel in panels for mark in panel.marks for x in (mark.value, *mark.interval)]
-    values = [x for x in (*marks, *(x for panel in panels for x in panel.scores)) if _is_finite(x)]
+    """The axis of all scores, marks and intervals, with a margin.
+
+    A mark is left out if with it the axis were more than `_FAR` times as long: the dots could not be told apart.
+    """
+    marks = [mark for panel in panels for mark in panel.marks if _is_finite(mark.value)]
+    scores = [x for panel in panels for x in panel.scores if _is_finite(x)]
+    others = [[*scores, *(x.value for x in marks if x.value and x.value != mark.value)] for mark in marks]
+    near = [mark for mark, rest in zip(marks, others, strict=True) if not _is_far(mark.value or 0.0, rest)]
+    values = [*scores, *(x for mark in near for x in (mark.value, *mark.interval) if _is_finite(x))]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
     room = _MARGIN * (high - low) / (1 - 2 * _MARGIN)
     return low - room, high + room
+
+
+def _is_far(x: float, others: Sequence[float]) -> bool:
+    width = max(others) - min(others) if others else 0.0
+    return width > 0 and max(*others, x) - min(*others, x) > _FAR * width
 
 
 def stack_dots(at: Sequence[float], width: float) -> list[int]:
@@ -91,7 +104,8 @@ def strip_chart(
     """One dot per score in each panel, and lines for the marks of the first panel through all of them.
 
     Heights are pixels from the top. The labels of marks stand at different heights, so that equal marks stay visible.
-    `span` are the ends of the axis, for several strips with the same one (`span_of`).
+    `span` are the ends of the axis, for several strips with the same one (`span_of`). A mark beyond them has only its
+    label, with an arrow.
     """
     low, high = span or span_of(panels)
     marks = [(mark, x) for mark in panels[0].marks if _is_finite(x := mark.value)]
@@ -118,6 +132,13 @@ def strip_chart(
     traces, bottom = [], lines[-1]["y1"]
     for i, (mark, x) in enumerate(marks):
         own, y = themed(mark.colour), 9 + _ROW * i
+        if not low <= x <= high:
+            text, side, end = (
+                ("\N{LEFTWARDS ARROW} {}", "left", low) if x < low else ("{} \N{RIGHTWARDS ARROW}", "right", high)
+            )
+            notes.append({"text": f"<b>{text.format(f'{escape(mark.label)} {_number(x)}')}</b>", "x": end, "y": y,
+                          "xanchor": side, "xshift": 0, "showarrow": False})  # fmt: skip
+            continue
         ends = mark.interval if all(map(math.isfinite, mark.interval)) else (x, x)
         at, is_left = _beside(x, ends, low, high)
         bar = {"type": "data", "symmetric": False, "array": [ends[1] - x, 0], "arrayminus": [x - ends[0], 0],
