@@ -48,7 +48,9 @@ def csv_file(*rows, header=HEADER):
 
 def test_jsonl_reads_every_field_and_ignores_others(write):
     row = {"id": "a", "category": "c", "split": "val", "best": "B", "group": "g", "true": ["T ", "B."], "false": ["F?"]}
-    with pytest.warns(UserWarning, match=r"small\.jsonl, line 1: ignored source \(known: question, true, false, id, best"):
+    with pytest.warns(
+        UserWarning, match=r"small\.jsonl, line 1: ignored source \(known: question, true, false, id, best"
+    ):
         behaviour = load_behaviour(write("small.jsonl", [row | {"question": " Q? ", "source": 3, "note": None}]))
     assert behaviour.name == "small"
     assert behaviour.questions == (Question("a", "Q?", ("T.", "B."), ("F?",), "B.", "c", "val", "g"),)

@@ -12,12 +12,13 @@ import torch
 
 from locaudit.behaviours.format import Prompt
 from locaudit.config import AuditConfig, EvaluationConfig, merge_config
+from locaudit.errors import ConfigError
 from locaudit.location import Location
 from locaudit.measure.activations import collect_activations
 from locaudit.measure.drift import DriftText
 from locaudit.measure.multiple_choice import METRICS, question_scores
 from locaudit.methods.iti import iti_theta
-from locaudit.methods.settings import ITISettings, OptimalSettings
+from locaudit.methods.settings import AblateSettings, ITISettings, OptimalSettings
 from locaudit.models import wrap_model
 from locaudit.records import TrialRecord, TrialSpec
 from locaudit.registry import EXECUTORS
@@ -278,14 +279,46 @@ def test_a_record_holds_the_scores_of_its_edit(shared, specs):
             sums = forest_log_probs(shared.model, held.forest, edit)
             rows, aim = zip(held.questions, sums, held.reference, strict=True), shared.config.ipo_aim
             expected = [question_scores(*row, aim=aim) for row in rows]
-            assert record.questions[name].keys() == record.metrics[name].keys() == {*METRICS, "ipo_score"}
-            for metric in (*METRICS, "ipo_score"):
+            own = METRICS if aim is None else (*METRICS, "ipo_score")
+            assert record.questions[name].keys() == record.metrics[name].keys() == set(own)
+            for metric in own:
                 values = [row[metric] for row in expected]
                 assert record.questions[name][metric] == pytest.approx(values, abs=1e-4)
                 assert record.metrics[name][metric] == pytest.approx(sum(values) / len(values), abs=1e-4)
             assert record.metrics[name]["reward_margin"] != 0
         assert record.drift == pytest.approx(drift(shared.model, shared.drift.documents, edit), rel=1e-4, abs=1e-6)
         assert record.drift["kl"] > 0
+
+
+def test_the_ipo_score_is_the_share_of_the_loss_at_the_one_tau():
+    """Measured for every edit of a run with one tau; 0 without an edit."""
+    config = replace(CONFIG, methods={"iti": ITISettings(), "optimal": OptimalSettings(strengths=(0.1,), epochs=1)})
+    shared = shared_of(config)
+    for record, edit in run_trials(shared, [BASE, ITI[0], replace(OPTIMAL[0], hyperparameter=0.1)]):
+        for name in record.questions:  # with one strength, only the test questions
+            held = shared.splits[name]
+            sums = forest_log_probs(shared.model, held.forest, edit)
+            rows = zip(held.questions, sums, held.reference, strict=True)
+            expected = [question_scores(*row, aim=5.0)["ipo_score"] for row in rows]
+            assert record.questions[name]["ipo_score"] == pytest.approx(expected, abs=1e-4)
+            assert (record.metrics[name]["ipo_score"] == 0) == (record.spec.arm == "base")
+
+
+def test_where_the_ipo_score_has_no_meaning_it_is_refused():
+    one, tenth = OptimalSettings(strengths=(0.1,)), {"optimal": OptimalSettings(strengths=(0.05,))}
+    assert replace(CONFIG, methods={"optimal": one}, score="ipo_score").ipo_aim == 5
+    assert replace(CONFIG, methods=tenth).ipo_aim == 10
+    for methods in (
+        {"optimal": OptimalSettings(strengths=(0.05, 0.1))},
+        {"optimal": OptimalSettings(strengths=(0.2,))},
+        {"optimal": OptimalSettings(strengths=(0.1,), reduction="mean")},
+        {"optimal": OptimalSettings(strengths=(0.1,), objective="dpo")},
+        {"optimal": one, "ablate": AblateSettings()},
+        {"iti": ITISettings()},
+    ):
+        assert replace(CONFIG, methods=methods).ipo_aim is None
+        with pytest.raises(ConfigError, match=r"ipo_score with the methods .*one tau of at most 0.1.*no ablation"):
+            replace(CONFIG, methods=methods, score="ipo_score")
 
 
 def test_an_iti_trial_is_its_edit(shared):

@@ -22,7 +22,7 @@ from locaudit.config.choices import LENIENT, Frozen, JudgesField, MethodsField, 
 from locaudit.config.validation import AtLeastTwo, Count, Positive, Seed, Share, checked, each_once, renamed, to_dict
 from locaudit.errors import ConfigError
 from locaudit.records import NullId, content_hash
-from locaudit.registry import ASPECTS, SCORES, load_plugins
+from locaudit.registry import ASPECTS, METHODS, SCORES, load_plugins
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Stopping = Literal["fixed", "curtailed", "anytime"]
@@ -442,16 +442,21 @@ class AuditConfig:
         if self.score == "ipo_score" and self.ipo_aim is None and not LENIENT.get():
             raise ConfigError(
                 got=f"score = ipo_score with the methods {', '.join(self.methods)}",
-                expected="a method that is trained by IPO with sums of log-ratios",
-                remedy="add the method optimal, or choose reward_margin",
+                expected="one tau of at most 0.1, IPO with sums of log-ratios, and no ablation",
+                remedy="set methods.optimal.strengths to 0.1, leave other methods out, or choose reward_margin",
             )
 
     @property
     def ipo_aim(self) -> float | None:
-        """The margin 1 / (2 tau), in nats, at which IPO aims with the smallest tau of the methods; None without IPO."""
+        """The margin 1 / (2 tau), in nats, at which IPO aims, for the `ipo_score`. None where that has no meaning.
+
+        With several tau, edits have several aims. With tau above 0.1, rounding can exceed the score's tolerance. Where
+        a fall is to be shown (ablation), margins far below and far above the aim would count alike.
+        """
         trained: list[Any] = [x for x in self.methods.values() if getattr(x, "objective", "") == "ipo"]
-        taus = [tau for x in trained if x.reduction == "sum" for tau in x.strengths]
-        return 1 / (2 * min(taus)) if taus else None
+        taus = {tau for x in trained if x.reduction == "sum" for tau in x.strengths}
+        falls = any(METHODS[name].supports == "lower" for name in self.methods if name in METHODS)
+        return 1 / (2 * max(taus)) if len(taus) == 1 and max(taus) <= 0.1 and not falls else None
 
     def __repr__(self) -> str:
         return changed(self)

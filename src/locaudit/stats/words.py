@@ -35,7 +35,7 @@ def explain(m: Measured, outcome: Outcome, questions: Sequence[Question]) -> str
         null = m.nulls[telling.name]
         reached = 1 - null.lead.lead / m.gain(CLAIM).value
         values |= {"g": null.look.n_at_least, "n": null.look.n, "reached": reached}
-        which = "as_well" if 2 * null.p_common <= m.level else "nearly"
+        which = "as_well" if 2 * null.p_common <= m.level else "nearly" if reached < 1 else "alike"
         values["as_well"] = say("headline", which, **{**terms, **values})
     return say("headline", outcome, **{**terms, **values})
 
