@@ -275,6 +275,9 @@ def _advice(run: Run, sizing: Sizing, target: Target, most: int, best: Row | Non
             + (f"It takes {needed} questions." if needed else "No number of questions is enough, since places differ.")
         )
         return
+    if run.is_finished and best.size == sizing.size:
+        yield f"The run is large enough for {target.words}."
+        return
     yield (f"Cheapest for {target.words}: {_words(best.size, sizing)}; about {duration(sizing.more(best.size))} more.")
     if found := changes(run, best.size):
         yield yaml.safe_dump(found, sort_keys=False).rstrip()
