@@ -63,7 +63,7 @@ def trace(lm: Any, tokenizer: Any, facts: Sequence[Any]) -> tuple[np.ndarray, in
 
     Noise on the subject's embeddings lowers the log-probability of the fact's first token. The indirect effect is what
     restoring one MLP's clean output at the subject's last token brings back, in nats. The paper takes probabilities of
-    facts that the model gives first; a small model knows too few, so here facts count if it prefers them to the target.
+    facts that the model gives first; a small model knows too few, so here the facts count that it prefers to the new target.
     """
     mlps = [layer.mlp for layer in lm.model.layers]
     spread = NOISE * lm.get_input_embeddings().weight.float().std()
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--layer", type=int, default=14)
-    parser.add_argument("--first", type=int, default=200, help="rows that are read: the others are left for tests")
+    parser.add_argument("--first", type=int, default=200, help="number of rows that are read, from the first on")
     options = parser.parse_args()
     with open(options.data, encoding="utf-8") as file:
         rows = json.load(file)[: options.first]
