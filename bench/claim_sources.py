@@ -63,7 +63,7 @@ def trace(lm: Any, tokenizer: Any, facts: Sequence[Any]) -> tuple[np.ndarray, in
 
     Noise on the subject's embeddings lowers the log-probability of the fact's first token. The indirect effect is what
     restoring one MLP's clean output at the subject's last token brings back, in nats. The paper takes probabilities of
-    facts that the model gives first; a small model knows too few, so here the facts count that it prefers to the new target.
+    facts that the model gives first; a small model knows too few, so here those count that it prefers to the new one.
     """
     mlps = [layer.mlp for layer in lm.model.layers]
     spread = NOISE * lm.get_input_embeddings().weight.float().std()

@@ -111,6 +111,7 @@ def tabs(page):
     for link in page.locator(".bar nav a").all():
         link.click()
         name = link.get_attribute("href").removeprefix("#")
+        page.locator(f"#{name}").wait_for()  # the page hears of the click a moment later
         assert page.locator("main > section:visible").evaluate_all("x => x.map(y => y.id)") == [name]
         assert page.locator(".bar nav a[aria-current]").count() == 1 and link.get_attribute("aria-current") == "true"
         for chart in page.locator(f"#{name} .chart").all():
