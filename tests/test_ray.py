@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 
 if importlib.util.find_spec("ray") is None:
@@ -34,7 +35,8 @@ from locaudit.run.executors import ray as executor
 from locaudit.store.folder import read_run
 from locaudit.store.news import read_news
 from locaudit.store.run import load_run
-from runs import small_config
+from locaudit.studies.paper.run import run_paper
+from runs import HashJudge, small_config, stopped_at, study_config
 from test_runner import dump
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray leaves files and processes to the system
@@ -234,6 +236,30 @@ def test_a_cluster_gives_the_bytes_of_one_process(home, cluster, config, tmp_pat
     assert len(expected["fits"]) > 20 and [(row[1], "whole" in row[2]) for row in lacking] == [("fragile", True)]
     run_audit(config, tmp_path / "ray", progress=False)  # the same command tries it again
     assert dump(tmp_path / "ray") == expected and load_run(tmp_path / "ray").is_finished
+
+
+def test_a_cluster_gives_the_bytes_of_one_process_to_each_part_of_a_study(home, cluster, tmp_path):
+    config = study_config(home, random_sets=2, random_heads=2, landscape=False)
+    judges = {"truth": HashJudge("truth"), "info": HashJudge("info")}
+    run_paper(remote(config, cluster), tmp_path / "ray", judges=judges, progress=False)
+    run_paper(config, tmp_path / "local", judges=judges, progress=False)
+    for part in config.audits():
+        assert dump(tmp_path / "ray" / part) == dump(tmp_path / "local" / part)
+    with pytest.raises(ConfigError, match="a model given as an object, and workers"):
+        run_paper(remote(config, cluster), tmp_path / "other", model=load_model(config.model), judges=judges)
+
+
+def test_a_continued_run_keeps_the_threads_that_it_began_with(home, config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    with stopped_at(2):
+        run_audit(config, tmp_path / "run", progress=False)
+    before = torch.get_num_threads()
+    run_audit(merge_config(config, {"ray": {"workers": 1, "cpus_per_worker": 3.0}}), tmp_path / "run")
+    err = " ".join(capsys.readouterr().err.split())
+    assert f"3 threads instead of {before}, as in each worker." in err and "which heads are probed best" in err
+    (note,) = load_run(tmp_path / "run").manifest.earlier
+    assert re.search(rf"^The first \d+ of \d+ trials ran on .* with {before} thread.*; then, .* with 3 threads;", note)
+    assert note in err
 
 
 def test_no_trial_is_lost_with_workers_nodes_and_results(home, cluster, config, tmp_path, monkeypatch, capsys):
@@ -459,6 +485,12 @@ def test_workers_share_the_cores_of_this_machine(monkeypatch):
         ({"workers": 2, "address": "auto"}, 1),
     ):
         assert executor.Ray.threads(merge_config(AuditConfig(), {"ray": ray})) == threads
+
+
+def test_a_worker_cannot_have_more_cores_than_this_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(2)))
+    with pytest.raises(ConfigError, match=r"ray.cpus_per_worker = 100 on this machine, which has 2 cores"):
+        executor.Ray.check(merge_config(AuditConfig(), {"ray": {"workers": 1, "cpus_per_worker": 100.0}}))
 
 
 def test_ray_accepts_the_cluster_file():

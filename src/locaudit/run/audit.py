@@ -162,8 +162,8 @@ def begin(
     inputs = read_inputs(config, behaviour, judges, model, out)
     opened, threads = open_run(out, inputs.config, inputs.registration), _threads_of_workers(inputs.config)
     showing, caching = show_progress(progress), closing(open_cache())
-    with opened as store, threads, showing as meter, meter.writing(store.folder), caching as cache:
-        for note in inputs.notes:
+    with opened as store, showing as meter, meter.writing(store.folder), threads as changed, caching as cache:
+        for note in (*inputs.notes, *changed):
             meter.say(f"note: {note}")
         if prepared is not None:
             borrow_cache(store, prepared)
@@ -176,7 +176,7 @@ def begin(
             write_atomically(saved, behaviour.to_text().encode())
         save_directions(store.folder, job.manifest.claim, job.shared.vectors)
         store.write_manifest(job.manifest)
-        for note in job.manifest.notes:
+        for note in (*job.manifest.earlier, *job.manifest.notes):
             if note not in inputs.notes:
                 meter.say(f"note: {note}")
         if inputs.registration is not None:
@@ -185,13 +185,19 @@ def begin(
 
 
 @contextmanager
-def _threads_of_workers(config: AuditConfig) -> Iterator[None]:
-    """Compute with as many threads as each worker does: the sums that they share then have the same last digits."""
+def _threads_of_workers(config: AuditConfig) -> Iterator[tuple[str, ...]]:
+    """Compute with as many threads as each worker does: the sums that they share then have the same last digits.
+
+    Yields what there is to say about it.
+    """
     threads, before = getattr(choose_executor(config), "threads", None), torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads(config))
+    n = before if threads is None else threads(config)
+    torch.set_num_threads(n)
+    said = f"{plural(n, 'thread')} instead of {before}, as in each worker. The last digits of sums depend on it"
+    if config.claim is None:
+        said += ", and in bfloat16 perhaps the claim: which heads are probed best. Name the claim to compare runs"
     try:
-        yield
+        yield () if n == before else (f"{said}.",)
     finally:
         torch.set_num_threads(before)
 

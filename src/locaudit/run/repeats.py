@@ -12,7 +12,7 @@ from locaudit.config import AuditConfig, Registration, merge_config, to_dict
 from locaudit.config.settings import VARIED, leaves
 from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges import Judge
-from locaudit.run.executors import choose_executor
+from locaudit.run.executors import loads_by_name
 from locaudit.run.plan import training_seed
 from locaudit.run.status import say_resumed, show_progress
 from locaudit.run.subject import load_subject, read_inputs, read_settings
@@ -62,9 +62,7 @@ def run_repeats(
         say_resumed([repeat_folder(out, number) for number in range(repeats)], "repeats", meter)
     from locaudit.run.audit import run_audit
 
-    if model is None and not hasattr(
-        choose_executor(config), "check"
-    ):  # else each audit gives it to its workers by name
+    if model is None and not loads_by_name(config):  # else each audit loads it, as its workers do
         model = load_subject(config)
     for number in range(repeats):
         run_audit(

@@ -13,6 +13,7 @@ from locaudit.location import Location, Unit
 from locaudit.stats.growth import CONTROLS, NULLS, PLACEBOS, RESTS, Extension
 from locaudit.stats.phrases import MethodFacts
 from locaudit.stats.sequential import Null, Rule
+from locaudit.text import plural
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,9 @@ class Manifest:
     """What KL and cross-entropy are measured on, as words after "KL from the unedited model"; empty: running text."""
     extensions: tuple[Extension, ...] = ()
     """What was added to the run after it had results, in order."""
+    earlier: tuple[str, ...] = ()
+    """On what machine and with what threads and versions earlier trials ran, if others than those above; a sentence
+    for each change."""
     notes: tuple[str, ...] = ()
     """What a reader should know about the inputs before believing the scores, one sentence or two each."""
 
@@ -105,13 +109,19 @@ class Manifest:
         """Number of controls planned for the null that has most."""
         return max(null.n_planned for null in self.nulls.values())
 
+    @property
+    def machine(self) -> str:
+        """What the last digits of sums depend on, as text."""
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(self.versions.items()))
+        return f"{self.device} with {plural(self.threads, 'thread')}; {versions}"
+
     def __repr__(self) -> str:
         methods = ", ".join(self.methods)
         return f"Manifest({self.model} on {self.behaviour}: {self.claim!r} ({self.claim_source}), methods {methods})"
 
 
 def extended(manifest: Manifest, before: Manifest, n_trials: int) -> Manifest:
-    """The manifest of a run that is continued, noting what it has more than `before`.
+    """The manifest of a run that is continued, noting what it has more than `before`, and what machine `before` had.
 
     `n_trials` is how many trials had results by then. Without any, nothing is noted.
     """
@@ -130,7 +140,12 @@ def extended(manifest: Manifest, before: Manifest, n_trials: int) -> Manifest:
     added = [Extension(what, *pair, n_trials, before.planned) for what, pair in numbers.items() if pair[0] != pair[1]]
     if not n_trials:
         return replace(manifest, extensions=before.extensions)
-    return replace(manifest, extensions=(*before.extensions, *added), stopping=before.stopping)
+    earlier = before.earlier
+    if before.machine != manifest.machine:
+        earlier += (
+            f"The first {n_trials} of {before.planned} trials ran on {before.machine}; then, {manifest.machine}.",
+        )
+    return replace(manifest, extensions=(*before.extensions, *added), stopping=before.stopping, earlier=earlier)
 
 
 _ADAPTER = TypeAdapter(Manifest)

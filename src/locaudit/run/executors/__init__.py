@@ -79,10 +79,14 @@ def choose_executor(config: AuditConfig) -> Any:
     return find(EXECUTORS, name, "executor")
 
 
+def loads_by_name(config: AuditConfig) -> bool:
+    """Whether the executor's workers load the model by its name, so that it cannot be given as an object."""
+    return hasattr(choose_executor(config), "check")
+
+
 def check_executor(config: AuditConfig, has_object: bool) -> None:
     """Raise `ConfigError` if the executor cannot run these settings, or a model given as an object (`has_object`)."""
-    check = getattr(choose_executor(config), "check", None)
-    if check is None:
+    if not loads_by_name(config):
         return
     if has_object:
         raise ConfigError(
@@ -91,4 +95,4 @@ def check_executor(config: AuditConfig, has_object: bool) -> None:
             remedy="save it with model.lm.save_pretrained(FOLDER) and model.tokenizer.save_pretrained(FOLDER), and "
             "give FOLDER as the model",
         )
-    check(config)
+    choose_executor(config).check(config)

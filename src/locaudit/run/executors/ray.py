@@ -33,6 +33,7 @@ from locaudit.errors import ConfigError, LocauditError, import_extra
 from locaudit.records import TrialSpec
 from locaudit.registry import EXECUTORS, load_plugins
 from locaudit.run.executors import Outcome
+from locaudit.text import plural
 
 if TYPE_CHECKING:  # so that settings are refused without torch
     from locaudit.models.model import Model
@@ -96,6 +97,12 @@ class Ray:
             raise ConfigError(got=f"ray.address = {address}", expected="auto or HOST:PORT", remedy="correct it")
         if address is not None:
             _reach(address)
+        if address is None and (n := config.ray.cpus_per_worker or 0) > (cores := _n_cores()):
+            raise ConfigError(
+                got=f"ray.cpus_per_worker = {n:g} on this machine, which has {plural(cores, 'core')}",
+                expected="at most as many cores as there are",
+                remedy="lower it, or leave it out: the workers then share the cores",
+            )
         if config.loading.device_map is not None and (config.ray.workers or 1) > 1:
             raise ConfigError(
                 got=f"ray.workers = {config.ray.workers} with loading.device_map = {config.loading.device_map}",
@@ -349,8 +356,12 @@ def _cores(config: AuditConfig) -> float:
         return settings.cpus_per_worker
     if settings.address is not None or settings.workers is None:
         return 1.0
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return float(max(n_cores // settings.workers, 1))
+    return float(max(_n_cores() // settings.workers, 1))
+
+
+def _n_cores() -> int:
+    """Cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

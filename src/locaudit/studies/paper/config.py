@@ -14,6 +14,7 @@ from locaudit.config import (
     LoadingConfig,
     ProbeConfig,
     PromptConfig,
+    RayConfig,
     SplitConfig,
     parse_over,
 )
@@ -78,6 +79,10 @@ class PaperConfig:
     The first part, the main claim, always runs."""
     seed: Seed = AuditConfig.seed
     """Seed of random locations, training order and initial values of trained edits."""
+    executor: str = AuditConfig.executor
+    """What runs the trials: ``local``, ``ray`` (a cluster), or an executor that a plug-in adds.
+    ``local`` is this process or, with ``ray.workers``, so many processes of this machine. See docs/cluster.md."""
+    ray: RayConfig = field(default_factory=RayConfig)
     loading: LoadingConfig = field(default_factory=LoadingConfig)
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -144,7 +149,8 @@ class PaperConfig:
 
 
 _SHARED = (
-    "model", "score", "seed", "loading", "architecture", "split", "prompt", "probe", "evaluation", "judges",
+    "model", "score", "seed", "executor", "ray", "loading", "architecture", "split", "prompt", "probe", "evaluation",
+    "judges",
 )  # fmt: skip
 
 

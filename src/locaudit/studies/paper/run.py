@@ -19,6 +19,7 @@ from locaudit.judges import Judge
 from locaudit.models import Model
 from locaudit.report.design import duration
 from locaudit.run.audit import run_audit
+from locaudit.run.executors import loads_by_name
 from locaudit.run.pilot import Estimate, describe_estimate, run_pilot
 from locaudit.run.status import describe_seconds, say_resumed, show_progress
 from locaudit.run.subject import Inputs, load_subject, read_inputs
@@ -101,7 +102,8 @@ def _opened(
                 model = load_subject(first)
         audits = _check(config, folder, model.shape, inputs)
         write_atomically(folder / SETTINGS, to_yaml(config).encode())
-        shared = {"model": model, "behaviour": inputs.behaviour, "judges": inputs.judges, "progress": progress}
+        given = None if loads_by_name(first) else model  # else each audit loads it, as its workers do
+        shared = {"model": given, "behaviour": inputs.behaviour, "judges": inputs.judges, "progress": progress}
         yield shared, audits
 
 
