@@ -14,6 +14,7 @@ from locaudit.errors import LocationError, RunFolderError
 from locaudit.models import load_model
 from locaudit.records import Place
 from locaudit.run.audit import run_audit
+from locaudit.run.example import sample_answers
 from locaudit.run.export import export_edit
 from locaudit.stats import select
 from locaudit.store.run import load_run
@@ -61,6 +62,18 @@ def test_vectors_are_the_edit_itself(finished, tmp_path, arm, capsys):
         assert cli.main([*arguments[:-1], str(out), "--strength", str(strength)]) == 0
         expected = edit_of(finished, arm, "optimal", strength, control)
         assert load_edit(out / "edit.safetensors").to_bytes() == expected.to_bytes()
+
+
+def test_a_sampled_answer_is_the_one_that_a_run_with_samples_has(tmp_path):
+    config = small_config(tmp_path, methods=["iti"], iti={"alphas": [60.0]}, evaluation={"samples": 1})
+    run_audit(config, tmp_path / "run", progress=False)
+    run = load_run(tmp_path / "run")
+    question, said = sample_answers(tmp_path / "run", "claim/iti", max_new_tokens=6)
+    assert question == run.questions["test"][0].text
+    (base,) = (record for record in run.records if record.spec.arm == "base")
+    claim = select(run.records, run.score)["iti"][Place("claim")]
+    assert said == {"unedited": base.samples["test"][0][0], "claim/iti": claim.samples["test"][0][0]}
+    assert said["unedited"] != said["claim/iti"]
 
 
 def test_weights_say_what_the_edit_says(finished, tmp_path, capsys):

@@ -63,7 +63,25 @@ def demo(arguments: Sequence[str]) -> int:
     """Parse ``locaudit demo [--positive] [flags]``, run it and return the exit code."""
     name = "positive" if _POSITIVE in arguments else "demo"
     rest = [argument for argument in arguments if argument != _POSITIVE]
-    return _run(parse(_Run(load_preset(name), Path("runs") / name), f"locaudit demo [{_POSITIVE}]", _DEMO, rest))
+    command = parse(_Run(load_preset(name), Path("runs") / name), f"locaudit demo [{_POSITIVE}]", _DEMO, rest)
+    code = _run(command)
+    if command.repeats == 1 and not (command.dry_run or command.config.evaluation.max_new_tokens):
+        _show_sample(command.out)
+    return code
+
+
+def _show_sample(folder: Path) -> None:
+    """Print one sampled answer with and without the edit at the claim."""
+    from locaudit.run.example import sample_answers
+    from locaudit.store.run import load_run
+    from locaudit.text import readable
+
+    question, said = sample_answers(folder, f"claim/{load_run(folder).verdict.main}")
+    say("\nOne sampled answer to the first test prompt, an illustration that enters no score:", style="bold")
+    say(f"{readable(question)} ...")
+    width = max(map(len, said))
+    for who, text in said.items():
+        say(f"  {who:{width}}  ... {readable(text) or '(nothing)'}")
 
 
 def audit(arguments: Sequence[str]) -> int:
