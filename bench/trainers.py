@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -51,13 +52,14 @@ def make_trainer(
     """
     import peft
     from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
+
+    trl: Any = import_module("trl")
 
     masks = model.subspaces(where)
     names = {id(module): name for name, module in model.lm.named_modules()}
     targets = [names[id(model.projection(site))] for site in masks]
     n_units = sum(int(mask.sum()) for mask in masks.values()) // model.head_dim
-    args = DPOConfig(
+    args = trl.DPOConfig(
         output_dir=folder,
         beta=TAU,
         loss_type=["ipo"],
@@ -75,7 +77,7 @@ def make_trainer(
         disable_tqdm=True,
         seed=seed,
     )
-    trainer = DPOTrainer(
+    trainer = trl.DPOTrainer(
         model=model.lm,
         args=args,
         train_dataset=Dataset.from_list(pairs(trained)),

@@ -9,7 +9,7 @@ fifth of them is kept for scoring here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from locaudit.measure.answers import answer_prompts
 from locaudit.models import load_model
 from locaudit.registry import JUDGES
 from locaudit.run.subject import split_behaviour
-from locaudit.store.cache import open_cache
+from locaudit.store.cache import Cache, open_cache
 from locaudit.studies.paper.config import load_paper_preset
 
 
@@ -49,8 +49,7 @@ def main(given: Settings) -> None:
     split = split_questions(Behaviour(behaviour.name, (*known.train, *known.val)), (0.79, 0.01, 0.2))
     model = load_model(config.model, dtype=config.loading.dtype)
     scoring = Prompt("qa", load_primer("truthful", behaviour.primer))
-    kind = JUDGES["reference"]
-    judges = kind.loader({aspect: kind.settings() for aspect in ("truth", "info")}, "auto")
+    judges = judges_of(("truth", "info"))
     heads = [f"{what}, {how}" for how in ("greedy", "sampled") for what in ("truth", "info", "product")]
     print(header("questions:epochs:tau", *heads))
     for name in ("unedited", *given.trials):
@@ -65,11 +64,25 @@ def main(given: Settings) -> None:
                 prompt=Prompt("qa"),
                 epochs=int(epochs),
             )
-        print(line([name, *(f"{x:.3f}" for x in _scores(model, edit, split.test, scoring, judges, given.samples))]))
+        print(
+            line([name, *(f"{x:.3f}" for x in probabilities(model, edit, split.test, scoring, judges, given.samples))])
+        )
 
 
-def _scores(
-    model: Model, edit: Edit | None, asked: Sequence[Question], scoring: Prompt, judges: dict[str, Judge], samples: int
+def judges_of(aspects: Sequence[str]) -> dict[str, Judge]:
+    """The bundled judge of each aspect."""
+    kind = JUDGES["reference"]
+    return kind.loader({aspect: kind.settings() for aspect in aspects}, "auto")
+
+
+def probabilities(
+    model: Model,
+    edit: Edit | None,
+    asked: Sequence[Question],
+    scoring: Prompt,
+    judges: Mapping[str, Judge],
+    samples: int,
+    cache: Cache | None = None,
 ) -> list[float]:
     """Mean probabilities of truth, of information, and their product: of greedy answers, then of sampled ones."""
     forest = plant(model.tokenizer, scoring, [(q.text, q.answers) for q in asked])
@@ -80,11 +93,11 @@ def _scores(
         edits,
         max_new_tokens=load_paper_preset("decide").evaluation.max_new_tokens or 50,
         samples=range(samples + 1),
-        cache=open_cache(),
+        cache=cache or open_cache(),
         answer_format=scoring,
     )[0]
     out: list[float] = []
-    for answers in (said[:1], said[1:]):
+    for answers in (said[:1], said[1:])[: 1 + bool(samples)]:
         cases = [Case(q.text, a, q.true, q.false) for row in answers for q, a in zip(asked, row, strict=True)]
         means = [np.mean([j.probability for j in judges[x].score(cases)]) for x in ("truth", "info")]  # type: ignore[misc]
         out += [*map(float, means), float(means[0] * means[1])]

@@ -29,6 +29,7 @@ from locaudit.api import _called
 from locaudit.behaviours import format as prompts
 from locaudit.behaviours import load_behaviour
 from locaudit.claims import parse_location
+from locaudit.cli import status as status_command
 from locaudit.config import load_config, merge_config, to_yaml
 from locaudit.edits import load_edit
 from locaudit.errors import ConfigError, DataError, LocationError, ModelError, RunFolderError
@@ -578,7 +579,7 @@ def test_the_number_of_trials_grows_only_by_what_was_announced(home, tmp_path, c
     assert bounds == sorted(bounds, reverse=True) and lines[-1][2] == 0
 
 
-def test_status_says_what_a_run_is_doing(home, tmp_path, capsys):
+def test_status_says_what_a_run_is_doing(home, tmp_path, capsys, monkeypatch):
     """Of one that runs, one that was stopped and one that ended, and neither waits for the other."""
     seen, ended = [], threading.Event()
 
@@ -619,6 +620,13 @@ def test_status_says_what_a_run_is_doing(home, tmp_path, capsys):
     assert "controls at least as good as the claim: " in said and "s a trial" in said
     assert cli.main(["status", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["total"] == 13
+    assert cli.main(["status", str(tmp_path)]) == 0  # of both
+    first, other = capsys.readouterr().out.split("\n\n")
+    assert "run: finished" in first and "quiet: finished" in other  # in the order in which they began
+    monkeypatch.setattr(status_command, "BETWEEN", 0.0)
+    assert cli.main(["status", str(tmp_path), "--watch"]) == 0 and "quiet: finished" in capsys.readouterr().out
+    assert cli.main(["status", str(tmp_path), "--json"]) == 0
+    assert [news["total"] for news in json.loads(capsys.readouterr().out).values()] == [13, 13]
     (tmp_path / "run" / "status.json").unlink()
     assert cli.main(["status", str(tmp_path / "run")]) == 0
     assert "no news (13 trials stored, 0 diverged)" in capsys.readouterr().out

@@ -16,42 +16,63 @@ from rich.text import Text
 
 from locaudit.cli.commands import read_flags, say
 from locaudit.run.status import describe_seconds
-from locaudit.store.news import read_news
+from locaudit.store.news import DATABASE, read_news
 from locaudit.text import readable
 
 EVERY = 2.0
 """Seconds between two readings of ``--watch``."""
+BETWEEN = 60.0
+"""Seconds after the end of one of several runs in which ``--watch`` waits for the next one to begin."""
 
 
 @dataclass(frozen=True)
 class _Status:
     folder: tyro.conf.Positional[Path]
-    """Folder of a run."""
+    """Folder of a run, or of several: a study, repeats, or any folder with runs in it."""
     watch: bool = False
-    """Show it until the run ends, or until Ctrl-C."""
+    """Show it until the run ends (of several runs: until none has run for a minute), or until Ctrl-C."""
     json: bool = False
-    """Print it as JSON."""
+    """Print it as JSON; of several runs, as an object with the name of each."""
 
 
 def status(arguments: Sequence[str]) -> None:
     """Parse ``locaudit status RUN [--watch] [--json]`` and print what the run is doing."""
     words = "Say what a run is doing now: trials done, running and failed, pace, time left, and early stopping."
     command = read_flags(_Status, "locaudit status", words, arguments)
-    news = read_news(command.folder)
     if not command.watch:
-        say(_text(command, news))
+        say(_text(command))
         return
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         while True:
-            live.update(Text(readable(_text(command, news))), refresh=True)
-            if news["state"] not in ("preparing", "running"):
+            live.update(Text(readable(_text(command))), refresh=True)
+            if not _goes_on(command.folder):
                 return
             time.sleep(EVERY)
-            news = read_news(command.folder)
 
 
-def _text(command: _Status, news: Mapping[str, Any]) -> str:
-    return json.dumps(news, indent=2) if command.json else "\n".join(_lines(command.folder, news))
+def _runs(folder: Path) -> list[Path]:
+    """The run's folder itself or, if it is no run, those of the runs in it, in the order in which they began."""
+    parts = [] if (folder / DATABASE).is_file() else [path.parent for path in folder.glob(f"*/{DATABASE}")]
+    return sorted(parts, key=lambda part: read_news(part).get("started", 0.0)) or [folder]
+
+
+def _goes_on(folder: Path) -> bool:
+    """Whether something runs. Between two runs of one process, nothing does for a moment."""
+    found = [(run, read_news(run)) for run in _runs(folder)]
+    return any(
+        news["state"] in ("preparing", "running")
+        or (run != folder and news["state"] == "finished" and news["age"] < BETWEEN)
+        for run, news in found
+    )
+
+
+def _text(command: _Status) -> str:
+    runs = _runs(command.folder)
+    found = {run: read_news(run) for run in runs}
+    if command.json:
+        news = found[command.folder] if runs == [command.folder] else {run.name: found[run] for run in runs}
+        return json.dumps(news, indent=2)
+    return "\n\n".join("\n".join(_lines(run, news)) for run, news in found.items())
 
 
 def _lines(folder: Path, news: Mapping[str, Any]) -> Iterator[str]:

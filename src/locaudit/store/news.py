@@ -16,7 +16,7 @@ from typing import Any
 
 from locaudit.errors import RunFolderError
 
-STATUS = "status.json"
+STATUS, DATABASE = "status.json", "trials.sqlite"
 
 
 def read_news(folder: str | Path) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def read_news(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     found: dict[str, Any] = {"state": "unknown"}
-    if not (folder / "trials.sqlite").is_file():
+    if not (folder / DATABASE).is_file():
         raise RunFolderError(
             got=f"{folder}, which is not a run folder",
             expected="a folder with config.yaml and trials.sqlite",
@@ -37,17 +37,14 @@ def read_news(folder: str | Path) -> dict[str, Any]:
         )
     with suppress(FileNotFoundError):
         found = json.loads((folder / STATUS).read_text(encoding="utf-8"))
-    if (
-        found["state"] in ("preparing", "running")
-        and found["host"] == socket.gethostname()
-        and not _is_alive(found["pid"])
-    ):
+    is_gone = found.get("host") == socket.gethostname() and not _is_alive(found["pid"])
+    if is_gone and found["state"] in ("preparing", "running"):
         found["state"] = "stopped"
     if "updated" in found:
         found["age"] = max(time.time() - found["updated"], 0.0)
     ask = "SELECT status, count(*) FROM places JOIN fits USING (fit) GROUP BY status"
     with closing(
-        sqlite3.connect(f"{(folder / 'trials.sqlite').absolute().as_uri()}?mode=ro", timeout=0.2, uri=True)
+        sqlite3.connect(f"{(folder / DATABASE).absolute().as_uri()}?mode=ro", timeout=0.2, uri=True)
     ) as connection:
         try:
             found["stored"] = dict(connection.execute(ask).fetchall())
@@ -55,7 +52,7 @@ def read_news(folder: str | Path) -> dict[str, Any]:
             found["stored"] = None
         except sqlite3.DatabaseError as error:
             raise RunFolderError(
-                got=f"{folder / 'trials.sqlite'}, which cannot be read ({error})",
+                got=f"{folder / DATABASE}, which cannot be read ({error})",
                 expected="the database of a locaudit run",
                 remedy="restore the file from a copy, or run again into another --out",
             ) from None
