@@ -382,6 +382,7 @@ def _connected(ray: Any, config: AuditConfig) -> Iterator[None]:
             ray.init(config.ray.address, **options)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            os.environ.setdefault("RAY_worker_niceness", "0")  # else trials wait for whatever else runs here
             ray_constants.ENABLE_RAY_CLUSTER = False  # only so do its servers bind to 127.0.0.1 on Linux
             n_cpus = None if config.ray.workers is None else math.ceil(config.ray.workers * _cores(config))
             ray.init("local", num_cpus=n_cpus, include_dashboard=False, **options)
