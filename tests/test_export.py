@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from locaudit import cli
+from locaudit.config import merge_config, to_yaml
 from locaudit.edits import load_edit
 from locaudit.errors import LocationError, RunFolderError
 from locaudit.models import load_model
@@ -67,6 +68,8 @@ def test_vectors_are_the_edit_itself(finished, tmp_path, arm, capsys):
 def test_a_sampled_answer_is_the_one_that_a_run_with_samples_has(tmp_path):
     config = small_config(tmp_path, methods=["iti"], iti={"alphas": [60.0]}, evaluation={"samples": 1})
     run_audit(config, tmp_path / "run", progress=False)
+    saved = tmp_path / "run" / "config.yaml"
+    saved.write_text(to_yaml(merge_config(config, {"ray": {"workers": 2}})))  # the sample needs none
     run = load_run(tmp_path / "run")
     question, said = sample_answers(tmp_path / "run", "claim/iti", max_new_tokens=6)
     assert question == run.questions["test"][0].text

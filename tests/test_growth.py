@@ -26,6 +26,7 @@ from locaudit.run.pilot import run_pilot
 from locaudit.run.repeats import run_repeats
 from locaudit.stats.growth import Extension, describe_extensions
 from locaudit.store.folder import read_run
+from locaudit.store.manifest import extended
 from locaudit.store.run import load_run
 from runs import HashJudge, save_behaviour, save_model, small_config, stopped_at
 from test_runner import dump
@@ -263,6 +264,26 @@ def test_an_edit_that_diverges_on_new_questions_is_recorded_as_from_the_start(ho
     assert_as_from_the_start(more_questions(config), tmp_path)
     monkeypatch.setattr(worker, "run_trials", None)
     run_audit(more_questions(config), copied, progress=False)  # nothing is left to do
+
+
+def test_a_continued_run_says_which_trials_ran_where(small):
+    found = load_run(small).manifest
+    planned, one = found.planned, found.machine
+
+    def on(threads, before, n):
+        return extended(dataclasses.replace(found, threads=threads), before, n)
+
+    assert on(7, found, 0).machines == () and on(found.threads, found, 3).machines == ()
+    second = on(7, found, 3)
+    two = second.machine
+    assert second.machines == ((0, one), (3, two)) and "7 threads" in two
+    assert second.moved == f"Not all trials ran alike: trials 1 to 3 on {one}, later ones on {two}."
+    third = on(found.threads, second, 5)
+    assert third.machines == ((0, one), (3, two), (5, one)) and "trials 4 to 5 on" in third.moved
+    assert on(7, third, 5).machines == second.machines  # nothing had run on the third
+    assert on(found.threads, second, 3).machines == ()
+    assert on(7, found, planned).machine == one and on(7, found, planned).machines == ()  # nothing is left to run
+    assert on(9, second, planned).machines == second.machines
 
 
 def test_a_lost_edit_is_named(home, copied):

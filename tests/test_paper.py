@@ -344,6 +344,7 @@ def test_what_the_budget_does_not_reach_is_named_with_its_size(home, tmp_path):
     assert {claim["outcome"] for claim in n["claims"]} == {"could not test"}
     assert all(claim["open"].startswith("not run: ") for claim in n["claims"])
     run_paper(replace(config, budget_hours=None), tmp_path / "a", judges=JUDGES, progress=False)
+    assert not run_paper(config, tmp_path / "a", judges=JUDGES, progress=False)  # spent, but nothing is left to run
     n = numbers_of(tmp_path / "a")
     assert not n["run"]["not_run"] and n["run"]["n_trials"] == {"sets": 17, "sets-1": 17, "iti": 9, "single": 9}
     iti, optimal = ([place["location"] for place in n[name]["random"]] for name in ("iti", "optimal"))

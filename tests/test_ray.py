@@ -256,9 +256,9 @@ def test_a_continued_run_keeps_the_threads_that_it_began_with(home, config, tmp_
     before = torch.get_num_threads()
     run_audit(merge_config(config, {"ray": {"workers": 1, "cpus_per_worker": 3.0}}), tmp_path / "run")
     err = " ".join(capsys.readouterr().err.split())
-    assert f"3 threads instead of {before}, as in each worker." in err and "which heads are probed best" in err
-    (note,) = load_run(tmp_path / "run").manifest.earlier
-    assert re.search(rf"^The first \d+ of \d+ trials ran on .* with {before} thread.*; then, .* with 3 threads;", note)
+    assert f"3 threads instead of {before}, as in each worker." in err and "finds by probes" in err
+    note = load_run(tmp_path / "run").manifest.moved
+    assert re.search(rf"ran alike: trials 1 to \d+ on .* with {before} thread.*, later ones on .* with 3 threads", note)
     assert note in err
 
 

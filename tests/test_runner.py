@@ -622,17 +622,30 @@ def test_status_says_what_a_run_is_doing(home, tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["total"] == 13
     assert cli.main(["status", str(tmp_path)]) == 0  # of both
     first, other = capsys.readouterr().out.split("\n\n")
-    assert "run: finished" in first and "quiet: finished" in other  # in the order in which they began
+    assert "quiet: finished" in first and "run: finished" in other
     monkeypatch.setattr(status_command, "BETWEEN", 0.0)
     assert cli.main(["status", str(tmp_path), "--watch"]) == 0 and "quiet: finished" in capsys.readouterr().out
     assert cli.main(["status", str(tmp_path), "--json"]) == 0
     assert [news["total"] for news in json.loads(capsys.readouterr().out).values()] == [13, 13]
+    (tmp_path / "part" / "inner").mkdir(parents=True)
+    (tmp_path / "part" / "inner" / "trials.sqlite").write_text("garbage")
+    assert cli.main(["status", str(tmp_path)]) == 0
+    broken, *others = capsys.readouterr().out.split("\n\n")
+    assert "inner: got" in broken and "cannot be read" in broken and len(others) == 2
+    status.write_text("[")
+    assert cli.main(["status", str(tmp_path / "run")]) == 0
+    assert "no news (13 trials stored" in capsys.readouterr().out
     (tmp_path / "run" / "status.json").unlink()
     assert cli.main(["status", str(tmp_path / "run")]) == 0
     assert "no news (13 trials stored, 0 diverged)" in capsys.readouterr().out
     (tmp_path / "run" / "trials.sqlite").write_text("garbage")
     assert cli.main(["status", str(tmp_path / "run")]) == 2
     assert "cannot be read (file is not a database)" in capsys.readouterr().err
+
+
+def test_settings_of_ray_that_have_no_effect_are_said(home, tmp_path, capsys):
+    run_audit(small_config(home, controls=1, ray={"address": "10.0.0.1:6379"}), tmp_path / "run")
+    assert "settings under ray have no effect without executor ray" in " ".join(capsys.readouterr().err.split())
 
 
 def test_workers_without_ray_are_refused_with_the_extra_that_has_it(home, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import tyro
 from locaudit.cli.commands import read_flags, say
 from locaudit.cli.flags import parse, take_config
 from locaudit.config import AuditConfig, load_preset
-from locaudit.errors import ConfigError
+from locaudit.errors import ConfigError, RunFolderError
 
 if TYPE_CHECKING:
     from locaudit.run.subject import Inputs
@@ -76,7 +76,10 @@ def _show_sample(folder: Path) -> None:
     from locaudit.store.run import load_run
     from locaudit.text import readable
 
-    question, said = sample_answers(folder, f"claim/{load_run(folder).verdict.main}")
+    try:
+        question, said = sample_answers(folder, f"claim/{load_run(folder).verdict.main}")
+    except RunFolderError:  # no edit there, because all diverged
+        return
     say("\nOne sampled answer to the first test prompt, an illustration that enters no score:", style="bold")
     say(f"{readable(question)} ...")
     width = max(map(len, said))

@@ -87,7 +87,7 @@ def print_verdict(result: AuditResult, out: Path | None = None) -> None:
     _print_changes(tables.registered, tables.reading)
     if verdict.extended:
         say(verdict.extended, style="bold red")
-    for note in (*tables.manifest.earlier, *tables.manifest.notes, *verdict.notes):
+    for note in filter(None, (tables.manifest.moved, *tables.manifest.notes, *verdict.notes)):
         say(f"Note: {note}")
     say(f"\n{verdict.subject}\n")
     say(verdict.headline, style="bold")

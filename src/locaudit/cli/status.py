@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from locaudit.cli.commands import read_flags, say
+from locaudit.errors import RunFolderError
 from locaudit.run.status import describe_seconds
 from locaudit.store.news import DATABASE, read_news
 from locaudit.text import readable
@@ -32,7 +33,7 @@ class _Status:
     watch: bool = False
     """Show it until the run ends (of several runs: until none has run for a minute), or until Ctrl-C."""
     json: bool = False
-    """Print it as JSON; of several runs, as an object with the name of each."""
+    """Print it as JSON; of several runs, as an object with the path of each."""
 
 
 def status(arguments: Sequence[str]) -> None:
@@ -51,14 +52,25 @@ def status(arguments: Sequence[str]) -> None:
 
 
 def _runs(folder: Path) -> list[Path]:
-    """The run's folder itself or, if it is no run, those of the runs in it, in the order in which they began."""
-    parts = [] if (folder / DATABASE).is_file() else [path.parent for path in folder.glob(f"*/{DATABASE}")]
-    return sorted(parts, key=lambda part: read_news(part).get("started", 0.0)) or [folder]
+    """The run's folder itself or, if it is no run, those of the runs and of the studies in it, in order of names."""
+    if (folder / DATABASE).is_file():
+        return [folder]
+    return sorted(path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{DATABASE}")) or [folder]
+
+
+def _read(folder: Path, run: Path) -> dict[str, Any]:
+    """The news of a run. Of one among several, an error stands in its place."""
+    try:
+        return read_news(run)
+    except RunFolderError as error:
+        if run == folder:
+            raise
+        return {"state": "unknown", "stored": None, "error": error.line}
 
 
 def _goes_on(folder: Path) -> bool:
     """Whether something runs. Between two runs of one process, nothing does for a moment."""
-    found = [(run, read_news(run)) for run in _runs(folder)]
+    found = [(run, _read(folder, run)) for run in _runs(folder)]
     return any(
         news["state"] in ("preparing", "running")
         or (run != folder and news["state"] == "finished" and news["age"] < BETWEEN)
@@ -68,9 +80,10 @@ def _goes_on(folder: Path) -> bool:
 
 def _text(command: _Status) -> str:
     runs = _runs(command.folder)
-    found = {run: read_news(run) for run in runs}
+    found = {run: _read(command.folder, run) for run in runs}
     if command.json:
-        news = found[command.folder] if runs == [command.folder] else {run.name: found[run] for run in runs}
+        several = {str(run.relative_to(command.folder)): news for run, news in found.items()}
+        news = found[runs[0]] if runs == [command.folder] else several
         return json.dumps(news, indent=2)
     return "\n\n".join("\n".join(_lines(run, news)) for run, news in found.items())
 
@@ -78,6 +91,9 @@ def _text(command: _Status) -> str:
 def _lines(folder: Path, news: Mapping[str, Any]) -> Iterator[str]:
     stored = news["stored"]
     counted = "" if stored is None else f"{sum(stored.values())} trials stored, {stored.get('diverged', 0)} diverged"
+    if "error" in news:
+        yield f"{folder}: {news['error']}"
+        return
     if "updated" not in news:
         yield f"{folder}: no news{f' ({counted})' if counted else ': nothing was begun here'}"
         return

@@ -27,7 +27,7 @@ from locaudit.behaviours.behaviour import Behaviour
 from locaudit.claims import Controls, draw_nulls
 from locaudit.claims.directions import vectors_of
 from locaudit.claims.kinds import Shape
-from locaudit.config import AuditConfig, Registration
+from locaudit.config import AuditConfig, RayConfig, Registration
 from locaudit.errors import RunFolderError
 from locaudit.judges.base import Judge
 from locaudit.location import Location
@@ -176,8 +176,8 @@ def begin(
             write_atomically(saved, behaviour.to_text().encode())
         save_directions(store.folder, job.manifest.claim, job.shared.vectors)
         store.write_manifest(job.manifest)
-        for note in (*job.manifest.earlier, *job.manifest.notes):
-            if note not in inputs.notes:
+        for note in (job.manifest.moved, *job.manifest.notes):
+            if note and note not in inputs.notes:
                 meter.say(f"note: {note}")
         if inputs.registration is not None:
             meter.say(f"registered before the run: {inputs.registration.hash}, {inputs.registration.file}")
@@ -193,9 +193,12 @@ def _threads_of_workers(config: AuditConfig) -> Iterator[tuple[str, ...]]:
     threads, before = getattr(choose_executor(config), "threads", None), torch.get_num_threads()
     n = before if threads is None else threads(config)
     torch.set_num_threads(n)
+    if threads is None and config.ray != RayConfig():
+        yield ("The settings under ray have no effect without executor ray or ray.workers.",)
+        return
     said = f"{plural(n, 'thread')} instead of {before}, as in each worker. The last digits of sums depend on it"
     if config.claim is None:
-        said += ", and in bfloat16 perhaps the claim: which heads are probed best. Name the claim to compare runs"
+        said += ", and in bfloat16 perhaps which heads a new run finds by probes"
     try:
         yield () if n == before else (f"{said}.",)
     finally:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+from locaudit.config import RayConfig
 from locaudit.edits import load_edit
 from locaudit.edits.bank import stack
 from locaudit.measure.generation import generate_answers
@@ -24,13 +26,15 @@ def sample_answers(
     """Sample one answer to the first test question from the model alone and from the model under an edit.
 
     `trial` names the edit as in `export_edit`. Both draw from the model's full distribution (temperature 1) with the
-    same random numbers. Returns the question, and ``unedited`` and the trial's name -> answer.
+    same random numbers. Returns the question, and ``unedited`` and the trial's name -> answer. Raises `RunFolderError`
+    if the run has no such edit.
     """
     run = load_run(run_folder)
     edit = load_edit(run.folder / "edits" / find_trial(run, trial, None).edit)
     with quiet_libraries():
         model = model or load_subject(run.config)
-        inputs = read_settings(run.config, model=model, out=run.folder)
+        config = replace(run.config, executor="local", ray=RayConfig())  # one process is enough
+        inputs = read_settings(config, model=model, out=run.folder)
         forest = plant_questions(inputs, model).held_out["test"]
         tree, said = forest.trees[0], {}
         for name, bank in ((UNEDITED, None), (trial, stack(model, [edit]))):

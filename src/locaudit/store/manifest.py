@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from pydantic import TypeAdapter
 
@@ -98,9 +99,9 @@ class Manifest:
     """What KL and cross-entropy are measured on, as words after "KL from the unedited model"; empty: running text."""
     extensions: tuple[Extension, ...] = ()
     """What was added to the run after it had results, in order."""
-    earlier: tuple[str, ...] = ()
-    """On what machine and with what threads and versions earlier trials ran, if others than those above; a sentence
-    for each change."""
+    machines: tuple[tuple[int, str], ...] = ()
+    """If trials ran on several machines, or with several numbers of threads or versions: how many trials were stored
+    before the first on each, and the machine in words. Empty if there was one."""
     notes: tuple[str, ...] = ()
     """What a reader should know about the inputs before believing the scores, one sentence or two each."""
 
@@ -113,7 +114,15 @@ class Manifest:
     def machine(self) -> str:
         """What the last digits of sums depend on, as text."""
         versions = ", ".join(f"{name} {version}" for name, version in sorted(self.versions.items()))
-        return f"{self.device} with {plural(self.threads, 'thread')}; {versions}"
+        return f"{self.device} with {plural(self.threads, 'thread')} ({versions})"
+
+    @property
+    def moved(self) -> str:
+        """Which trials ran on which machine, in a sentence; empty if all ran on one."""
+        if not self.machines:
+            return ""
+        parts = [f"trials {start + 1} to {end} on {machine}" for (start, machine), (end, _) in pairwise(self.machines)]
+        return f"Not all trials ran alike: {', '.join(parts)}, later ones on {self.machines[-1][1]}."
 
     def __repr__(self) -> str:
         methods = ", ".join(self.methods)
@@ -140,12 +149,13 @@ def extended(manifest: Manifest, before: Manifest, n_trials: int) -> Manifest:
     added = [Extension(what, *pair, n_trials, before.planned) for what, pair in numbers.items() if pair[0] != pair[1]]
     if not n_trials:
         return replace(manifest, extensions=before.extensions)
-    earlier = before.earlier
-    if before.machine != manifest.machine:
-        earlier += (
-            f"The first {n_trials} of {before.planned} trials ran on {before.machine}; then, {manifest.machine}.",
-        )
-    return replace(manifest, extensions=(*before.extensions, *added), stopping=before.stopping, earlier=earlier)
+    kept = tuple(x for x in before.machines or ((0, before.machine),) if x[0] < n_trials)
+    if n_trials >= manifest.planned:  # nothing is left to run here
+        manifest = replace(manifest, device=before.device, threads=before.threads, versions=before.versions)
+    elif kept[-1][1] != manifest.machine:
+        kept += ((n_trials, manifest.machine),)
+    machines = kept if len(kept) > 1 else ()
+    return replace(manifest, extensions=(*before.extensions, *added), stopping=before.stopping, machines=machines)
 
 
 _ADAPTER = TypeAdapter(Manifest)

@@ -35,8 +35,8 @@ def read_news(folder: str | Path) -> dict[str, Any]:
             expected="a folder with config.yaml and trials.sqlite",
             remedy="give the folder that is the --out of a locaudit run",
         )
-    with suppress(FileNotFoundError):
-        found = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+    with suppress(FileNotFoundError, ValueError):  # a damaged one says nothing
+        found |= json.loads((folder / STATUS).read_text(encoding="utf-8"))
     is_gone = found.get("host") == socket.gethostname() and not _is_alive(found["pid"])
     if is_gone and found["state"] in ("preparing", "running"):
         found["state"] = "stopped"

@@ -27,7 +27,7 @@ from locaudit.methods.settings import ITISettings, OptimalSettings
 
 Preset = Literal["full", "decide", "smoke"]
 PRESETS: tuple[Preset, ...] = ("full", "decide", "smoke")
-"""``full``: the paper's grids and training. ``decide``: sized to decide the claims on two cores within 15 hours.
+"""``full``: the paper's grids and training. ``decide``: sized to decide the claims within 15 hours of trials.
 ``smoke``: a few minutes."""
 Part = str
 PARTS: Mapping[Part, str] = {
@@ -75,7 +75,8 @@ class PaperConfig:
     ``info_truth``: shares of answers judged true and informative, as in the paper.
     ``info_truth_probability``: mean probabilities that the judges give."""
     budget_hours: Positive | None = None
-    """Hours of trials. A further part is not begun if it would take more, by the trials done so far (None: no limit).
+    """Hours of trials, those of all workers added up. A further part is not begun if it would take more, by the trials
+    done so far (None: no limit).
     The first part, the main claim, always runs."""
     seed: Seed = AuditConfig.seed
     """Seed of random locations, training order and initial values of trained edits."""

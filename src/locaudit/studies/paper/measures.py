@@ -53,6 +53,7 @@ def measure(study: Study) -> dict[str, Any]:
             "not_run": study.lacking,
             "registration": {**vars(study.registration), "sentence": study.registration.sentence},
             "records": {part: _hashes(audit) for part, audit in study.audits.items()},
+            "moved": {part: audit.manifest.moved for part, audit in study.audits.items() if audit.manifest.moved},
             **{name: getattr(sets.manifest, name) for name in facts},
         },
     }

@@ -70,8 +70,10 @@ def _beyond_budget(config: PaperConfig, folder: Path, part: Part, audits: Mappin
         return ""
     runs = {other: run for other in audits if (run := begun(folder / other))}
     left = 3600 * config.budget_hours - sum(sum(run.seconds.values()) for run in runs.values())
-    needed = need(audits[part], list(runs.values()), runs.get(part))
-    return f"{describe_need(*needed)}, but the budget has {duration(max(left, 0))} left" if needed[1] > left else ""
+    n, seconds = need(audits[part], list(runs.values()), runs.get(part))
+    if not n or seconds <= left:
+        return ""
+    return f"{describe_need(n, seconds)}, but the budget has {duration(max(left, 0))} left"
 
 
 @contextmanager
@@ -95,15 +97,18 @@ def _opened(
         answers = [sum(len(getattr(question, side)) for question in questions) for side in ("true", "false")]
         with show_progress(progress) as meter:
             meter.say(f"{inputs.behaviour.name}: {data_release(len(questions), *answers)}")
-            if model is None:
-                if shape := read_shape(config.model, config.loading.revision):
-                    _check(config, folder, shape, inputs)  # checked before steps that may take minutes
+            shape = read_shape(config.model, config.loading.revision) if model is None else model.shape
+            if shape is not None:
+                audits = _check(config, folder, shape, inputs)  # checked before steps that may take minutes
+            by_name = loads_by_name(first)  # then each audit loads the model, as its workers do
+            if shape is None or (model is None and not by_name):
                 meter.say(f"loading {config.model}")
                 model = load_subject(first)
-        audits = _check(config, folder, model.shape, inputs)
+                audits = _check(config, folder, model.shape, inputs)
+            if by_name:
+                model = None
         write_atomically(folder / SETTINGS, to_yaml(config).encode())
-        given = None if loads_by_name(first) else model  # else each audit loads it, as its workers do
-        shared = {"model": given, "behaviour": inputs.behaviour, "judges": inputs.judges, "progress": progress}
+        shared = {"model": model, "behaviour": inputs.behaviour, "judges": inputs.judges, "progress": progress}
         yield shared, audits
 
 
@@ -157,7 +162,7 @@ def describe_plan(estimates: Mapping[Part, Estimate], budget_hours: float | None
     n_tokens, disk = sum(estimate.n_tokens for estimate in every), sum(estimate.disk_bytes for estimate in every)
     time = describe_seconds(sum(estimate.seconds for estimate in every))
     lines.append(f"the whole study: {n_trials} trials, {n_tokens:,} tokens run, {time}, {disk / 2**20:.0f} MiB on disk")
-    left = math.inf if budget_hours is None else 3600 * budget_hours
+    left = math.inf if budget_hours is None else 3600 * budget_hours - sum(estimate.spent for estimate in every)
     for part, estimate in estimates.items():
         if part == "sets" or estimate.seconds <= left:
             left -= estimate.seconds
