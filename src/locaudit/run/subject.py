@@ -224,8 +224,14 @@ def _check_positions(config: AuditConfig, behaviour: Behaviour) -> None:
             expected="no drift text: running text has no such tokens, and held-out prompts are used instead",
             remedy="leave evaluation.drift_text out",
         )
+    if "subject" in positions:
+        check_subjects(behaviour)
+
+
+def check_subjects(behaviour: Behaviour) -> None:
+    """Raise `DataError` if a question of the behaviour has no marked subject."""
     unmarked = next((question for question in behaviour.questions if not question.subject), None)
-    if "subject" in positions and unmarked is not None:
+    if unmarked is not None:
         raise DataError(
             got=f"positions subject, and the question {unmarked.text[:60]!r} of {behaviour.name} without a subject",
             expected="the subject of every question",
