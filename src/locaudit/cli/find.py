@@ -39,8 +39,8 @@ class _Find:
     kind: str = "head"
     """Kind of place: ``head``, ``kv-group``, ``attention``, ``neuron``, ``mlp`` or ``residual``."""
     patch_with: PatchWith = "mean"
-    """What ``gradient`` and ``patching`` replace a unit's output by: its mean over the training texts, or its value
-    after the question's ``paired`` prompt."""
+    """What ``gradient`` and ``patching`` replace a unit's output by.
+    ``mean``: its mean over the training texts. ``pair``: its value after the question's ``paired`` prompt."""
     positions: Positions = "all"
     """Tokens at which they replace it: ``all``, ``prompt``, ``answer``, ``last`` or ``subject``."""
     top: int = 16
