@@ -8,18 +8,21 @@ import re
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import gguf
 import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from locaudit import cli, fit_iti, fit_optimal, load_edit, read_claim, read_directions
 from locaudit.claims import directions, draw_nulls
 from locaudit.claims.directions import DICTIONARIES, VECTORS
 from locaudit.claims.kinds import Shape
 from locaudit.config import to_dict
-from locaudit.edits import Edit, SiteEdit
+from locaudit.edits import Edit, SiteEdit, save_merged
 from locaudit.errors import ConfigError, LocationError
 from locaudit.location import Location, Site
 from locaudit.measure.activations import collect_activations
@@ -31,7 +34,7 @@ from locaudit.run.audit import open_worker, run_audit
 from locaudit.run.export import export_edit
 from locaudit.store.run import load_run
 from runs import small_config, stopped_at
-from tiny import logits, random_ids
+from tiny import logits, make_lm, random_ids, tiny
 from toy import QUESTIONS, training_data
 
 SHAPE = Shape(4, 4, 2, 8, 48, 32)
@@ -360,6 +363,96 @@ def test_a_given_edit_is_turned_into_the_controls_directions(llama, tmp_path, ro
         given.fit(shared_of(llama, other), [Job(other.location, None, 0)], settings)
 
 
+# Edits in other programs
+
+
+def edits_in(model, claim):
+    """What methods find at a claim: constants (`iti`, `constant`), a reader and a strength (`optimal`), an ablation."""
+    v, ((site, _),) = basis_of(claim), model.subspaces(claim.location).items()
+    w, a = torch.tensor([0.6, -0.4])[: v.shape[1]], torch.tensor(ROWS[8])
+    return {
+        "constant": Edit({site: SiteEdit.rank_one(torch.zeros(WIDTH), v @ w, 1.5)}),
+        "optimal": Edit({site: SiteEdit.rank_one(a, v @ w)}),
+        "ablate": Edit({site: ablate.mean_ablation(v, torch.tensor(ROWS[7]))}),
+    }
+
+
+def read_back(form, edit, model, folder):
+    """Logits of the exported edit, loaded without locaudit."""
+    name, ids = model.config.model_type, random_ids(2, 9)
+    lm = make_lm(name)  # the same seed: the same weights
+    (site,) = edit.sites
+    change = None
+    if form == "peft":
+        lm = pytest.importorskip("peft").PeftModel.from_pretrained(lm, edit.to_peft(folder, model, base="org/base"))
+    elif form == "merged":
+        lm = AutoModelForCausalLM.from_pretrained(save_merged(model, edit, folder))
+    elif form == "gguf":
+        (tensor,) = gguf.GGUFReader(edit.to_gguf(folder / "v.gguf", model)).tensors
+        assert tensor.name == f"direction.{LAYER}"
+        change = lambda h: h + torch.tensor(np.array(tensor.data))  # noqa: E731
+    else:
+        folder.mkdir()
+        edit.save(folder / "edit.safetensors")
+        a, b, c = (load_numpy(folder / "edit.safetensors")[f"{site.name}.{LAYER}.{x}"] for x in "abc")
+        change = lambda h: h + torch.tensor((h.numpy() @ a.T + c) @ b.T)  # noqa: E731
+    if change is not None:
+        with hooked(model, {"residual": "direction"}.get(site.name, ""), change):
+            return logits(model, ids)
+    with torch.no_grad():
+        return lm.eval()(input_ids=ids, use_cache=False).logits
+
+
+EXACT = {  # what can hold the edits of each method: with a bias in every projection (GPT-2), and without (Llama)
+    ("direction", "constant"): ({"peft", "merged", "gguf"}, {"peft", "gguf"}),
+    ("direction", "optimal"): (set(), set()),
+    ("direction", "ablate"): (set(), set()),
+    ("heads-direction", "constant"): ({"peft", "merged"}, {"peft"}),
+    ("heads-direction", "optimal"): ({"peft", "merged"}, {"peft", "merged"}),
+    ("heads-direction", "ablate"): ({"peft", "merged"}, {"peft"}),
+}
+REASONS = ("no bias by this model's config", "it reads the residual stream", "a control vector on the residual stream")
+
+
+@KINDS
+@pytest.mark.parametrize("rows", ["0", "0,3"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("form", [pytest.param("peft", marks=pytest.mark.parity), "merged", "gguf", "vectors"])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*the targeted layer of type .* has no bias")
+def test_edits_read_back_by_other_programs_do_the_same(form, name, kind, rows, tmp_path):
+    model, claim = tiny(name), read_directions(ROWS, LAYER, rows, kind=kind)
+    before = logits(model, random_ids(2, 9))
+    for method, edit in edits_in(model, claim).items():
+        with edit.on(model):
+            expected = logits(model, random_ids(2, 9))
+        assert (expected - before).abs().max() > 1e-2
+        if form == "vectors" or form in EXACT[kind, method][name == "llama"]:
+            assert not edit.cannot_become(form, model)
+            found = read_back(form, edit, model, tmp_path / method)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        else:
+            with pytest.raises(LocationError, match="|".join(REASONS)):
+                read_back(form, edit, model, tmp_path / method)
+            assert not (tmp_path / method).exists()
+
+
+def test_a_control_vector_acts_on_every_token_of_a_later_layer(llama, tmp_path):
+    edit = edits_in(llama, read_directions(ROWS, LAYER, "0"))["constant"]
+    assert not edit.cannot_become("gguf", llama)
+    assert "positions 'last'" in Edit(edit.sites, "last").cannot_become("gguf", llama)
+    first = edits_in(llama, read_directions(ROWS, 0, "0"))["constant"]
+    with pytest.raises(LocationError, match="cannot become a control vector: it acts after layer 0"):
+        first.to_gguf(tmp_path / "v.gguf", llama)
+    again = load_edit(edit.to_gguf(tmp_path / "v.gguf", llama))
+    ids = random_ids(2, 9)
+    found = []
+    for one in (edit, again):
+        with one.on(llama):
+            found.append(logits(llama, ids))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+
+
 # Whole runs
 
 METHODS = {
@@ -417,6 +510,8 @@ def test_a_run_reports_exports_grows_and_works_without_its_file(audited, home, t
     assert cli.main(["report", str(audited)]) == 0
     assert (audited / "verdict.json").read_bytes() == before
     export_edit(audited, "control-covariance-1/optimal", "vectors", tmp_path / "edit")
+    assert cli.main(["export", str(audited), "--to", "gguf", "--out", str(tmp_path / "v")]) == 2
+    assert "it reads the residual stream of layer 1" in capsys.readouterr().err and not (tmp_path / "v").exists()
     again = ["audit", config, "--out", str(audited)]
     forget_all()
     assert cli.main(again) == 0

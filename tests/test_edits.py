@@ -291,8 +291,8 @@ def test_answer_edits_refuse_to_become_weights(llama, tmp_path):
             use()
     assert not (tmp_path / "adapter").exists()
     assert "positions 'answer'" in edit.cannot_become("merged", llama) and not edit.cannot_become("vectors", llama)
-    with pytest.raises(LocationError, match="one of peft, merged, vectors"):
-        edit.cannot_become("gguf", llama)
+    with pytest.raises(LocationError, match="one of peft, merged, vectors, gguf"):
+        edit.cannot_become("onnx", llama)  # pyright: ignore[reportArgumentType]
 
 
 def test_banked_equals_separate(tiny_model):

@@ -11,6 +11,7 @@ import torch
 from locaudit import cli
 from locaudit.behaviours import Question, load_behaviour
 from locaudit.behaviours.format import Prompt
+from locaudit.behaviours.neighbours import find_subjects
 from locaudit.behaviours.splits import split_questions
 from locaudit.config import merge_config
 from locaudit.edits import load_edit
@@ -158,12 +159,13 @@ def test_jsonl_has_neighborhood_prompts(tmp_path, capsys):
     )
 
 
-def plain_scores(model, questions, kind, edit):
+def plain_scores(model, questions, kind, edit, marks=False):
     """Mean over a question's other prompts of whether its one right answer wins: a plain forward for each answer."""
     found = []
     for question in questions:
         rows = [(text, question.answers) for text in getattr(question, kind)]
-        subjects = [question.subject] * len(rows) if kind == "paraphrases" else []
+        own = [text.partition(" is more")[0] for text, _ in rows]
+        subjects = ([question.subject] * len(rows) if kind == "paraphrases" else own) if marks else []
         forest = plant(model.tokenizer, Prompt("completion"), rows, subjects)
         right = 0 if kind == "paraphrases" else 1
         found.append(sum(int(x.argmax() == right) for x in forest_log_probs(model, forest, edit)) / len(rows))
@@ -234,16 +236,48 @@ def test_fewer_prompts_and_none(home, tmp_path):
 
 
 def test_edits_of_subjects(home, tmp_path):
-    """Paraphrases have the subject marked. Neighborhood prompts are about something else, and are not asked."""
+    """Edits act on the subject of each prompt: a paraphrase has the question's, a neighborhood prompt its own."""
     methods = {"optimal": {"strengths": [0.2], "epochs": 2, "bank_size": 1, "positions": "subject"}}
-    run_audit(facts_config(home, methods=methods), tmp_path / "run", progress=False)
+    rows, held_out = many(), read_settings(facts_config(home)).split.test[0].id
+    rows[int(held_out)]["neighborhood_prompts"].append("Of all letters, it is A")
+    config = facts_config(home, methods=methods, behaviour=saved(tmp_path / "facts.json", rows))
+    run_audit(config, tmp_path / "run", progress=False)
     run = load_run(tmp_path / "run")
     model, questions = load_model(run.config.model), {q.id: q for q in load_behaviour(home / "facts.json").questions}
-    assert "neighborhood_score" not in run.base.metrics["test"]
     for record in run.trials:
         edit = load_edit(run.folder / "edits" / record.edit) if record.edit else None
-        wanted = plain_scores(model, [questions[q.id] for q in run.questions["test"]], "paraphrases", edit)
-        assert list(record.questions["test"]["paraphrase_score"]) == pytest.approx(wanted)
+        for split, asked in run.questions.items():
+            for kind, score in (("paraphrases", "paraphrase_score"), ("neighborhood", "neighborhood_score")):
+                if split in record.questions:
+                    wanted = plain_scores(model, [questions[q.id] for q in asked], kind, edit, marks=True)
+                    assert list(record.questions[split][score]) == pytest.approx(wanted)
+    (note,) = (x for x in run.manifest.notes if "neighborhood" in x)
+    assert note.startswith("1 of ") and "'Of all letters, it is A'" in note
+    rows[3]["neighborhood_prompts"] = ["Another wording is"]
+    none = facts_config(home, methods=methods, behaviour=saved(tmp_path / "none.json", rows))
+    assert read_settings(none).held_out("neighborhood:test") == ()
+
+
+def test_the_subject_of_a_neighborhood_prompt_is_found_by_its_wording():
+    def question(text, subject, others, category="P30", **more):
+        return Question("", text, ("a",), ("b",), category=category, subject=subject, neighborhood=others, **more)
+
+    first = ("Chile is located in", "The capital of Mali is", "Mali lies in", "The capital of  is", "in is located in")
+    found = find_subjects(
+        [
+            question("Peru is located in", "Peru", first, paraphrases=("Long ago. Peru is", "Peru lies in")),
+            question("The capital of Chad is", "Chad", ("The capital of Mali is",)),
+            question("Chad is", "Chad", ()),
+            question("Oslo's mayor", "Oslo", ("Chile is located in",), category="P6"),
+            question("Bern", "Bern", ("Basel",), category="P6"),
+        ]
+    )
+    assert found == {
+        ("P30", "Chile is located in"): "Chile",
+        ("P30", "The capital of Mali is"): "Mali",
+        ("P30", "Mali lies in"): "Mali",
+        ("P30", "in is located in"): "in",
+    }
 
 
 def says(aspect, answer, *true):

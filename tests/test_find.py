@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from locaudit.claims import Ranking, read_claim
 from locaudit.config import AuditConfig, to_yaml
 from locaudit.edits import Edit, SiteEdit
 from locaudit.errors import ConfigError, LocationError, ModelError
-from locaudit.location import Location, Site
+from locaudit.location import Location, Positions, Site
 from locaudit.measure.activations import collect_activations
+from locaudit.measure.tree import Forest, plant
 from locaudit.methods import Rule, rules
 from locaudit.methods.ablate import collect_means, mean_ablation
 from locaudit.models import wrap_model
@@ -27,7 +29,7 @@ from locaudit.registry import KINDS, RULES
 from locaudit.run.find import find_places, rank
 from locaudit.run.prepare import Preparing
 from locaudit.studies.calibration.planted import plant_model
-from reference.rules import attribution, margin
+from reference.rules import attribution, margin, replaced_margin
 from runs import small_config
 from tiny import make_lm, tokenizer
 from toy import PRIMER, QUESTIONS, training_data
@@ -40,6 +42,34 @@ ALL_KINDS = ("head", "kv-group", "attention", "neuron", "mlp", "residual")
 def preparing(model, kind="head", questions=ASKED, primer="") -> Preparing:
     forest = training_data(model, questions, primer).forest
     return Preparing(model, AuditConfig(), kind, tuple(questions), forest, Prompt(), lambda _: None)
+
+
+SUBJECTS = ("flat", "Paris", "you", "What")
+AS_LONG = ("Is it round?", "What is France?", "Do it see you?", "Paris happens?")
+"""Other prompts of as many tokens as the first questions."""
+LONGER = ("Is the earth round?", "What is the capital?", "Do the earth see it?", "No it happens?")
+"""Other prompts that are longer, but go on as the first questions do after their subjects."""
+
+
+def patched(model, kind="head", positions="all", others=(), primer="") -> Preparing:
+    """The first questions with marked subjects and, if given, paired prompts, as `prepare_training` plants them."""
+    n, subjects = len(ASKED), SUBJECTS + ("",) * len(others)
+    rows = [(q.text, q.answers) for q in ASKED] + [(t, q.answers) for t, q in zip(others, ASKED, strict=False)]
+    forest = plant(model.tokenizer, Prompt(primer=primer), rows, subjects)
+    own = Forest(forest.prefix, forest.trees[:n])
+    return replace(preparing(model, kind), forest=own, pairs=forest.trees[n:], positions=positions)
+
+
+def slopes(given: Preparing, size: float) -> torch.Tensor:
+    """(m(h + size (new - h)) - m(h)) / size of every unit, by hand; with size 1, the exact change."""
+    model, means, found = given.model, means_of(given), []
+    before = margin(model, given.forest, N_TRUE)
+    for unit in KINDS[given.kind].units(model.shape):
+        ((site, mask),) = model.subspaces(Location((unit,), given.kind)).items()
+        new = given.pairs or means[site]
+        after = replaced_margin(model, given.forest, N_TRUE, site, mask, new, given.positions, size)
+        found.append((after - before) / size)
+    return torch.tensor(found)
 
 
 def means_of(given: Preparing) -> dict[Site, torch.Tensor]:
@@ -97,6 +127,38 @@ def test_gradients_are_the_limit_of_small_patches(llama):
         errors.append(float((found.flatten() - torch.tensor(slopes)).abs().max()))
     assert errors[2] < 0.05 * float(found.abs().max())
     assert errors[0] / errors[1] == pytest.approx(2, rel=0.2) and errors[1] / errors[2] == pytest.approx(2, rel=0.2)
+
+
+@pytest.mark.parametrize("others", [(), AS_LONG, LONGER], ids=["mean", "pair", "longer pair"])
+@pytest.mark.parametrize("kind, primer", [("head", PRIMER), ("residual", ""), ("mlp", PRIMER)])
+def test_patches_act_at_their_tokens_only(llama, kind, primer, others):
+    found = []
+    for positions in ("answer", "last", "subject") if others == LONGER else get_args(Positions):
+        given = patched(llama, kind, positions, others, primer)
+        exact, slow = rules.patching(given).flatten(), slopes(given, 1.0)
+        assert exact.tolist() == pytest.approx(slow.tolist(), abs=1e-4)
+        found.append(tuple(exact.tolist()))
+    assert len(set(found)) == len(found)
+
+
+def test_patches_of_two_prompts_in_every_architecture(tiny_model):
+    given = patched(tiny_model, "mlp", "answer", LONGER)
+    assert rules.patching(given).flatten().tolist() == pytest.approx(slopes(given, 1.0).tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("positions, others", [("all", AS_LONG), ("last", LONGER), ("subject", LONGER), ("prompt", ())])
+def test_gradients_are_the_limit_of_small_patches_of_some_tokens(llama, positions, others):
+    given = patched(llama, "head", positions, others, PRIMER)
+    found = rules.gradient(given).flatten()
+    errors = [float((found - slopes(given, size)).abs().max()) for size in (0.04, 0.02, 0.01)]
+    assert errors[2] < 0.05 * float(found.abs().max())
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.2) and errors[1] / errors[2] == pytest.approx(2, rel=0.2)
+
+
+def test_a_prompt_paired_with_itself_changes_nothing(llama):
+    given = patched(llama, "head", "all", [q.text for q in ASKED])
+    for rule in (rules.gradient, rules.patching):
+        assert float(rule(given).abs().max()) < 1e-5
 
 
 def test_gradients_rank_as_patching_does_where_units_do_little(llama):
@@ -214,6 +276,33 @@ def test_found_in_python_as_on_the_command_line(home, tmp_path, capsys):
     arguments = ["--claim", f"mlp:{out}", "--claim-top-k", "1", "--controls", "1", "--methods", "iti"]
     assert cli.main(["audit", str(tmp_path / "small.yaml"), *arguments, "--out", str(run)]) == 0
     assert locaudit.read_result(run).run.manifest.claim == found.top(1)
+
+
+def test_paired_prompts_and_subjects_are_read_from_the_file(home, tmp_path, capsys):
+    """As in two questions by hand; what a file lacks, or a rule cannot use, is refused by name."""
+    config = small_config(home)
+    rows = [json.loads(line) for line in (home / "questions.jsonl").read_text().splitlines()]
+
+    def find(*flags: str, **fields) -> int:
+        file = tmp_path / "questions.jsonl"
+        file.write_text("\n".join(json.dumps(row | {k: f(row["question"]) for k, f in fields.items()}) for row in rows))
+        (tmp_path / "small.yaml").write_text(to_yaml(replace(config, behaviour=str(file))))
+        return cli.main(["find", str(tmp_path / "small.yaml"), "--by", "patching", "--kind", "mlp", *flags])
+
+    first, swapped = (lambda text: text.split()[0]), (lambda text: " ".join(["It", *text.split()[1:]]))
+    assert find("--patch-with", "pair", "--positions", "subject", subject=first, paired=swapped) == 0
+    out = capsys.readouterr().out
+    assert "if the output is replaced by that after the paired prompt (tokens: subject)" in out
+    assert find("--patch-with", "pair") == 2
+    assert "without a paired prompt" in capsys.readouterr().err
+    assert find("--positions", "subject") == 2
+    assert "without a subject" in capsys.readouterr().err
+    assert find("--patch-with", "pair", paired=lambda text: f"It is so. {text}") == 2
+    assert "prompts of equally many tokens" in capsys.readouterr().err
+    assert find("--patch-with", "pair", "--positions", "subject", subject=first, paired=lambda text: "It is?") == 2
+    assert "the same tokens after both subjects" in capsys.readouterr().err
+    assert find("--by", "probe", "--positions", "last") == 2
+    assert "a rule that replaces outputs: gradient, patching" in capsys.readouterr().err
 
 
 def test_what_cannot_be_ranked(home, llama):

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -247,6 +248,19 @@ def test_a_cluster_gives_the_bytes_of_one_process_to_each_part_of_a_study(home, 
         assert dump(tmp_path / "ray" / part) == dump(tmp_path / "local" / part)
     with pytest.raises(ConfigError, match="a model given as an object, and workers"):
         run_paper(remote(config, cluster), tmp_path / "other", model=load_model(config.model), judges=judges)
+
+
+def test_the_vectors_of_a_claim_reach_the_workers(home, cluster, tmp_path):
+    """A worker knows no vectors of its own, and has to draw none."""
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).standard_normal((5, 32)))
+    methods = {"optimal": {"strengths": [0.2], "epochs": 1, "bank_size": 1}, "ablate": {}}
+    changes = {"nulls": ["covariance", "uniform", "dictionary"], "methods": methods, "controls": 2}
+    config = small_config(home, claim=f"{tmp_path / 'rows.npy'}[3]@1", **changes)
+    run_audit(remote(config, cluster, workers=1), tmp_path / "ray", progress=False)
+    run_audit(config, tmp_path / "local", progress=False)
+    assert dump(tmp_path / "ray") == dump(tmp_path / "local") and load_run(tmp_path / "ray").is_finished
+    found, expected = ((tmp_path / x / "directions.safetensors").read_bytes() for x in ("ray", "local"))
+    assert found == expected
 
 
 def test_a_continued_run_keeps_the_threads_that_it_began_with(home, config, tmp_path, capsys, monkeypatch):

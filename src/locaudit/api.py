@@ -37,6 +37,7 @@ from locaudit.measure.residual import Residuals
 from locaudit.measure.tree import plant
 from locaudit.methods import Job, optimal
 from locaudit.methods import probes as _probes
+from locaudit.methods.base import PatchWith
 from locaudit.methods.horizon import horizon, measure_objective
 from locaudit.methods.iti import Direction, iti_edit, iti_theta
 from locaudit.methods.probes import Probes
@@ -319,6 +320,8 @@ def find(
     *,
     by: str = "probe",
     kind: str = "head",
+    patch_with: PatchWith = "mean",
+    positions: Positions = "all",
     config: AuditConfig | None = None,
     progress: bool = True,
     **settings: Any,
@@ -331,6 +334,9 @@ def find(
         by: The rule (`locaudit.methods.rules`): ``probe``, ``mean-difference``, ``gradient``, ``patching``, or one that
             a plug-in adds.
         kind: Kind of place: ``head``, ``kv-group``, ``attention``, ``neuron``, ``mlp`` or ``residual``.
+        patch_with: What ``gradient`` and ``patching`` replace a unit's output by: its ``mean`` over the training texts,
+            or its value after the question's paired prompt (``pair``, see `Question.paired`).
+        positions: Tokens at which they replace it, as `Edit.positions`.
         config: As in `audit`.
         progress: As in `audit`.
         **settings: As in `audit`, such as ``split={"max_train": 60}``.
@@ -339,8 +345,8 @@ def find(
         The ranking: ``scores`` by unit, best first; ``top(8)`` is a claim, ``rows`` a table, and ``save`` writes it.
 
     Raises:
-        ConfigError: Unknown rule, kind or setting.
-        DataError: Too few questions.
+        ConfigError: Unknown rule, kind or setting, or `patch_with` or `positions` for a rule that replaces nothing.
+        DataError: Too few questions, or one without the subject or paired prompt that is needed.
         ModelError: The model has no places of this kind, or its scores are not finite.
 
     Example:
@@ -352,7 +358,8 @@ def find(
     values: dict[str, Any] = {key: _plain(value) for key, value in settings.items()}
     given = _objects(model, behaviour)
     values |= {name: str(x) for name, x in (("model", model), ("behaviour", behaviour)) if given[name] is None}
-    return find_places(merge_config(config or AuditConfig(), values), by, kind, **given, progress=progress)
+    how: dict[str, Any] = {"patch_with": patch_with, "positions": positions, "progress": progress}
+    return find_places(merge_config(config or AuditConfig(), values), by, kind, **given, **how)
 
 
 @dataclass(frozen=True)

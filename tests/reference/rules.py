@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from locaudit.edits import Edit
-from locaudit.location import Site
-from locaudit.measure.tree import Forest
+from locaudit.location import Positions, Site
+from locaudit.measure.tree import Forest, Tree
 from locaudit.models import Model
 from reference.scoring import forest_log_probs
 
@@ -50,4 +50,52 @@ def attribution(
             for site, a in seen.items():
                 h, slope = (x.detach().view(-1, len(means[site])) for x in (a, a.grad))
                 total[site] += ((means[site] - h) * slope).sum(dim=0)
+    return total
+
+
+@torch.no_grad()
+def replaced_margin(
+    model: Model,
+    forest: Forest,
+    n_true: Sequence[int],
+    site: Site,
+    coordinates: Tensor,
+    new: Tensor | Sequence[Tree],
+    positions: Positions,
+    size: float = 1.0,
+) -> float:
+    """`margin` with h' = h + size (new - h) in some coordinates of a site: `new` is a vector, or the paired prompts.
+
+    Of a paired prompt, the token is taken that is as far from the end of prompt and answer.
+    """
+
+    def run(ids: tuple[int, ...], change) -> Tensor:
+        handle = model.hook(site, change)
+        try:
+            return torch.log_softmax(model.lm(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double(), -1)
+        finally:
+            handle.remove()
+
+    total = 0.0
+    for number, (tree, n) in enumerate(zip(forest.trees, n_true, strict=True)):
+        prompt, n_prefix = forest.prefix + tree.prompt, len(forest.prefix)
+        for branch, answer in enumerate(tree.branches):
+            end, last = len(prompt) + len(answer), len(prompt) - 1
+            tokens = {"all": range(end), "prompt": range(last + 1), "answer": range(last, end), "last": [last]}
+            tokens["subject"] = [n_prefix + (tree.subject or 0)]
+            seen = []
+            if not isinstance(new, Tensor):
+                run(forest.prefix + new[number].prompt + answer, lambda h, seen=seen: seen.append(h.clone()) or h)
+
+            def change(h: Tensor, tokens=tokens[positions], seen=seen, end=end) -> Tensor:
+                h = h.clone()
+                wide = h.view(end, -1)
+                for t in tokens:
+                    other = seen[0].view(-1, wide.shape[1])[t - end] if seen else new
+                    wide[t, coordinates] += size * (other - wide[t])[coordinates]
+                return h
+
+            logs = run(prompt + answer, change)
+            share = (1 / n if branch < n else -1 / (len(tree.branches) - n)) / len(forest.trees)
+            total += share * sum(float(logs[len(prompt) + t - 1, token]) for t, token in enumerate(answer))
     return total

@@ -45,6 +45,9 @@ class Question:
     neighborhood: tuple[str, ...] = ()
     """Prompts about something else, after which the *false* answers are right. An edit should leave them so, which the
     `neighborhood_score` measures."""
+    paired: str = ""
+    """Another prompt, which differs from `text` in what is to be localized. `locaudit.find` can replace a unit's output
+    by its output after this prompt. Empty: none."""
 
     def __post_init__(self):
         if not self.id:

@@ -41,7 +41,7 @@ BUNDLED: Mapping[str, Mapping[str, Any]] = {
 _HUB_ID = "truthfulqa/truthful_qa"
 _HUB_IDS = (_HUB_ID, "truthful_qa")
 _JSONL_KEYS = ("question", "true", "false")
-_JSONL_EXTRAS = ("id", "best", "category", "split", "group", "subject", "paraphrases", "neighborhood")
+_JSONL_EXTRAS = ("id", "best", "category", "split", "group", "subject", "paired", "paraphrases", "neighborhood")
 _AB_KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 _HUB_COLUMNS = ("question", "best_answer", "correct_answers", "incorrect_answers")
 _CSV_COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
@@ -84,8 +84,8 @@ def load_behaviour(
     - ``misconceptions``, ``misconceptions-balanced`` (docs/misconceptions.md) or ``sentiment`` (docs/sentiment.md),
       which ship with the package;
     - a JSONL file: each line has ``question`` and the lists of answers ``true`` and ``false``. Optional keys are
-      ``id``, ``best``, ``category``, ``split``, ``group``, ``subject``, ``paraphrases`` and ``neighborhood``
-      (`Question`). Other keys are ignored, with a warning;
+      ``id``, ``best``, ``category``, ``split``, ``group``, ``subject``, ``paired``, ``paraphrases`` and
+      ``neighborhood`` (`Question`). Other keys are ignored, with a warning;
     - a TruthfulQA CSV of any release, the hub id ``truthfulqa/truthful_qa`` (needs the extra ``hub``), or a folder with
       the same files as that repository. The best answer is added to the true ones. An answer that
       is both true and false is dropped from both lists, with a warning;
@@ -302,12 +302,13 @@ def _jsonl_questions(rows: Iterable[Row]) -> Questions:
             ignored.setdefault(str(key), where)
         with _at(where):
             name = str(row["id"]) if isinstance(row.get("id"), int) else _string(row, "id")
-            text, category, split, group, subject = (
-                _string(row, key) for key in ("question", "category", "split", "group", "subject")
+            text, category, split, group, subject, paired = (
+                _string(row, key) for key in ("question", "category", "split", "group", "subject", "paired")
             )
             true, false = _sentences(row, "true"), _sentences(row, "false")
             others: dict[str, Any] = {key: _texts(row, key) for key in ("paraphrases", "neighborhood")}
-            others |= {"category": category, "split": split or None, "group": group, "subject": subject}
+            others |= {"category": category, "split": split or None, "group": group}
+            others |= {"subject": subject, "paired": paired}
             question = Question(name, text, true, false, _best(row, "best"), **others)
         placed.append((where, question))
     if ignored:

@@ -19,8 +19,9 @@ class _Export:
     """Folder to write to."""
     trial: str = "claim/optimal"
     """The edit, as ARM/METHOD. ARM is claim, whole, rest, control-NULL-N, rest-NULL-N or placebo-N."""
-    to: Literal["peft", "merged", "vectors"] = "peft"
-    """``peft``: a PEFT adapter. ``merged``: a checkpoint with the edit in its weights. ``vectors``: the edit alone."""
+    to: Literal["peft", "merged", "vectors", "gguf"] = "peft"
+    """``peft``: a PEFT adapter. ``merged``: a checkpoint with the edit in its weights. ``vectors``: the edit alone.
+    ``gguf``: a control vector of llama.cpp."""
     strength: float | None = None
     """Strength of the edit, one of those that were tried (None: the best one on validation questions)."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None

@@ -17,7 +17,8 @@ from locaudit.cli.flags import parse, take_config
 from locaudit.cli.shown import count_unjudged
 from locaudit.config import AuditConfig, merge_config
 from locaudit.errors import ConfigError
-from locaudit.location import spell_unit
+from locaudit.location import Positions, spell_unit
+from locaudit.methods.base import PatchWith
 from locaudit.registry import KINDS, RULES
 from locaudit.report import require_report_extra
 from locaudit.run.heuristics import check_rules, run_heuristics
@@ -37,6 +38,11 @@ class _Find:
     """Rule: ``probe``, ``mean-difference``, ``gradient``, ``patching``, or one added by a plug-in (docs/claims.md)."""
     kind: str = "head"
     """Kind of place: ``head``, ``kv-group``, ``attention``, ``neuron``, ``mlp`` or ``residual``."""
+    patch_with: PatchWith = "mean"
+    """What ``gradient`` and ``patching`` replace a unit's output by.
+    ``mean``: its mean over the training texts. ``pair``: its value after the question's ``paired`` prompt."""
+    positions: Positions = "all"
+    """Tokens at which they replace it: ``all``, ``prompt``, ``answer``, ``last`` or ``subject``."""
     top: int = 16
     """Number of places to print."""
     out: Path | None = None
@@ -91,7 +97,9 @@ def find(arguments: Sequence[str]) -> None:
     refuse_early(command.config)
     from locaudit.run.find import find_places
 
-    found = find_places(command.config, command.by, command.kind)
+    found = find_places(
+        command.config, command.by, command.kind, patch_with=command.patch_with, positions=command.positions
+    )
     say(f"{command.by}: {found.means}")
     top = min(command.top, len(found.scores))
     for unit, score in list(found.scores.items())[:top]:

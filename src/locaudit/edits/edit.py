@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from locaudit.claims.importers import read_control_vector
 from locaudit.edits.bank import roles_at, stack
-from locaudit.edits.export import Form, cannot_become, save_adapter
+from locaudit.edits.export import Form, cannot_become, save_adapter, save_control_vector
 from locaudit.edits.hooks import SiteEdit, each, replaced_forwards, tensors_of
 from locaudit.errors import DataError, LocationError
 from locaudit.location import SITES, Positions, Site
@@ -69,12 +69,16 @@ class Edit:
             yield whole.lm
 
     def cannot_become(self, form: Form, model: Model | PreTrainedModel) -> str:
-        """Why the edit cannot be exported as ``peft``, ``merged`` or ``vectors``; an empty string if it can."""
+        """Why the edit cannot be exported in a form (`locaudit.edits.export.cannot_become`); empty if it can."""
         return cannot_become(as_model(model), self, form)
 
     def to_peft(self, path: str | Path, model: Model | PreTrainedModel, *, base: str | None = None) -> Path:
         """Save the edit as a PEFT LoRA adapter; see `locaudit.edits.export.save_adapter`."""
         return save_adapter(as_model(model), self, path, base=base)
+
+    def to_gguf(self, file: str | Path, model: Model | PreTrainedModel) -> Path:
+        """Save the edit as a control vector; see `locaudit.edits.export.save_control_vector`."""
+        return save_control_vector(as_model(model), self, file)
 
     def copied(self) -> Edit:
         """The same edit in tensors of its own on the CPU, which share no memory with a bank."""

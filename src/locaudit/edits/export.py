@@ -1,11 +1,12 @@
-"""Edits as weights: folded into the model, saved as a merged checkpoint, or saved as a PEFT LoRA adapter.
+"""Edits in other forms: folded into weights, a merged checkpoint, a PEFT LoRA adapter, or a control vector.
 
 An edit h' = h + B (c + A h) of the input h of a projection W is a change of its weights:
 
     W h' + bias = (W + W B A) h + (bias + W B c)
 
 So W' = W + (W B) A, a LoRA update of rank r, and bias' = bias + W B c. Adding a constant v to the residual stream after
-a layer is the same as adding it to the bias of the MLP's down projection: bias' = bias + v.
+a layer is the same as adding it to the bias of the MLP's down projection: bias' = bias + v. It is also what a control
+vector of llama.cpp does.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from locaudit.errors import LocationError, ModelError
 from locaudit.location import Site
 from locaudit.models import Model, is_quantised, output_weight
 
-Form = Literal["peft", "merged", "vectors"]
+Form = Literal["peft", "merged", "vectors", "gguf"]
 
 
 MOST_LOST = 0.05
@@ -39,10 +40,10 @@ MOST_LOST = 0.05
 
 
 def cannot_become(model: Model, edit: AnyEdit, form: Form) -> str:
-    """Why an edit cannot become a PEFT adapter (``peft``) or merged weights (``merged``); an empty string if it can.
+    """Why an edit cannot become a PEFT adapter (``peft``), merged weights (``merged``) or a control vector (``gguf``).
 
-    Every edit can be saved as ``vectors``, its own file format. Raises `LocationError` for an unknown form or an edit
-    made for another model.
+    An empty string if it can. Every edit can be saved as ``vectors``, its own file format. Raises `LocationError` for
+    an unknown form or an edit made for another model.
     """
     if form not in get_args(Form):
         raise LocationError(
@@ -51,6 +52,8 @@ def cannot_become(model: Model, edit: AnyEdit, form: Form) -> str:
     check_fits(model, edit)
     if form == "vectors":
         return ""
+    if form == "gguf":
+        return _no_control_vector(edit)
     if any(name.endswith(".base_layer") for name, _ in model.lm.named_modules()):
         return "the model has adapter layers (LoRA); merge them into its weights first (peft: merge_and_unload)"
     if reason := _no_update(model, edit, folds=form == "merged"):
@@ -67,6 +70,20 @@ def cannot_become(model: Model, edit: AnyEdit, form: Form) -> str:
                 f"rounding to the model's {_dtype(model)} would lose {lost:.0%} of the change of weights; a PEFT "
                 "adapter (--to peft) loses nothing, and neither does a model loaded in float32 (--dtype float32)"
             )
+    return ""
+
+
+def _no_control_vector(edit: AnyEdit) -> str:
+    """Why an edit is no constant in the residual stream, to which llama.cpp adds a vector after layers 1, 2, ..."""
+    if edit.positions != "all":
+        return f"it has positions {edit.positions!r}, and a control vector acts on every token"
+    for (name, layer), e in sorted(edit.sites.items()):
+        if name != "residual":
+            return f"it acts at {name} of layer {layer}, and a control vector on the residual stream"
+        if e.a.any() or e.mask is not None:
+            return f"it reads the residual stream of layer {layer}, and a control vector is the same for every token"
+        if layer == 0:
+            return "it acts after layer 0, where llama.cpp adds no control vector"
     return ""
 
 
@@ -230,6 +247,29 @@ def save_adapter(model: Model, edit: AnyEdit, folder: str | Path, *, base: str |
     return folder
 
 
+def save_control_vector(model: Model, edit: AnyEdit, file: str | Path) -> Path:
+    """Save the edit as a control vector in GGUF, as repeng and ``llama-cli --control-vector`` read it.
+
+    The float32 tensor ``direction.N`` is B c, which is added to the residual stream after layer N. Raises
+    `LocationError` for an edit that is more than such constants.
+    """
+    _refuse(cannot_become(model, edit, "gguf"), "a control vector", "constants in the residual stream, at every token")
+    from gguf import GGUFWriter
+
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(file, "controlvector")
+    writer.add_string("controlvector.model_hint", model.config.model_type)
+    writer.add_uint32("controlvector.layer_count", len(edit.sites))
+    for site, e in sorted(edit.sites.items()):
+        writer.add_tensor(f"direction.{site.layer}", (e.b @ e.c).detach().float().cpu().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
 @dataclass(frozen=True, eq=False)
 class _Update:
     """How the weights of one projection change: W' = W + written a, bias' = bias + shift, with written = W B."""
@@ -267,11 +307,11 @@ def _dtype(model: Model) -> str:
     return str(model.lm.dtype).removeprefix("torch.")
 
 
-def _refuse(reason: str) -> None:
+def _refuse(reason: str, what: str = "weights", expected: str = "a change of the layers' plain weights") -> None:
     if reason:
         raise LocationError(
-            got=f"an edit that cannot become weights: {reason}",
-            expected="an edit that equals a change of the layers' plain weights",
+            got=f"an edit that cannot become {what}: {reason}",
+            expected=f"an edit that equals {expected}",
             remedy="export it as vectors (--to vectors), or run the model under it in Python: edit.on(model)",
         )
 

@@ -182,15 +182,16 @@ def record(
 
 
 @contextmanager
-def blended(model: Model, sites: Mapping[Site, tuple[Float[Tensor, " d"], Float[Tensor, " d"]]]) -> Iterator[None]:
-    """Run forwards with h' = h + g (mean - h) at each site, coordinate by coordinate; `sites` has (g, mean) of each.
+def blended(model: Model, sites: Mapping[Site, tuple[Float[Tensor, "*#h"], Float[Tensor, "*#h"]]]) -> Iterator[None]:
+    """Run forwards with h' = h + g (new - h) at each site, computed in float32; `sites` has (g, new) of each.
 
-    With gates g = 0 nothing changes, and the gradient by g says how the result begins to change as h goes to its mean.
+    Gates and new vectors are (d,), or of more dimensions that broadcast to those of h, (rows, tokens, d). Where g = 0
+    nothing changes, and the gradient by g says how the result begins to change as h goes to `new`. g = 1 replaces h.
     """
 
-    def blend(g: Tensor, mean: Tensor) -> _Change:
+    def blend(g: Tensor, new: Tensor) -> _Change:
         def change(h: Tensor, _n_past: int) -> Tensor:
-            return h + (g.to(h.device) * (mean.to(h.device) - h.float())).to(h.dtype)
+            return (h.float() + g.to(h.device) * (new.to(h.device) - h.float())).to(h.dtype)
 
         return change
 

@@ -88,6 +88,8 @@ RULES.register("probe")(Rule("validation accuracy of a linear probe", "locaudit.
 RULES.register("mean-difference")(
     Rule("distance of the class means in pooled standard deviations", "locaudit.methods.rules:mean_difference")
 )
-_CHANGE = "size of the margin's change, in nats, if the output is replaced by its mean"
-RULES.register("gradient")(Rule(f"{_CHANGE}, by its gradient", "locaudit.methods.rules:gradient", is_change=True))
-RULES.register("patching")(Rule(_CHANGE, "locaudit.methods.rules:patching", is_change=True))
+_CHANGE = "size of the margin's change, in nats, if the output is replaced"
+RULES.register("gradient")(
+    Rule(f"first-order {_CHANGE}", "locaudit.methods.rules:gradient", is_change=True, replaces=True)
+)
+RULES.register("patching")(Rule(_CHANGE, "locaudit.methods.rules:patching", is_change=True, replaces=True))

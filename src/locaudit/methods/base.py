@@ -10,6 +10,9 @@ from typing import Any, Literal
 from locaudit.errors import ConfigError
 from locaudit.location import Location
 
+PatchWith = Literal["mean", "pair"]
+"""What a rule replaces a unit's output by: its mean over the training texts, or its value after the paired prompt."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -151,6 +154,9 @@ class Rule:
     `locaudit.run.prepare.Preparing`, with the model and training questions only. Or its name ``"module:function"``."""
     is_change: bool = False
     """Whether the tensor has changes of either sign, which are ranked by their size."""
+    replaces: bool = False
+    """Whether the rule replaces outputs of units, at the tokens of ``preparing.positions``, by ``preparing.pairs`` if
+    there are any."""
 
     @property
     def ranker(self) -> Callable[..., Any]:

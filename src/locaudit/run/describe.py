@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -13,7 +13,7 @@ from locaudit.claims import Controls, find_kind
 from locaudit.config import Registration
 from locaudit.judges.base import Judge
 from locaudit.judges.reference import ReferenceJudge
-from locaudit.location import Location
+from locaudit.location import Location, Positions
 from locaudit.measure.activations import Context
 from locaudit.methods import Method
 from locaudit.methods.horizon import is_plateau
@@ -112,7 +112,7 @@ def notes_on(inputs: Inputs) -> tuple[str, ...]:
     notes = inputs.behaviour.notes
     if positions := prompt_positions(inputs.config):
         lacks = f"edits with positions {' and '.join(positions)} do not act on running text"
-        notes += (f"Drift (KL and CE) is measured {DRIFT_ON_PROMPTS}: {lacks}.",)
+        notes += (f"Drift (KL and CE) is measured {DRIFT_ON_PROMPTS}: {lacks}.", *_note_neighbours(inputs, positions))
     is_like_truthfulqa = bool(inputs.behaviour.primer)  # only the bundled misconceptions and TruthfulQA have one
     if is_like_truthfulqa or not any(isinstance(judge, ReferenceJudge) for judge in inputs.judges.values()):
         return notes
@@ -120,6 +120,22 @@ def notes_on(inputs: Inputs) -> tuple[str, ...]:
         *notes,
         f"The bundled judge was fitted on answers to TruthfulQA; how accurate it is on {inputs.behaviour.name} was not "
         "measured. Choose another judge (--judge), or a score that needs none (--score reward_margin).",
+    )
+
+
+def _note_neighbours(inputs: Inputs, positions: Sequence[Positions]) -> tuple[str, ...]:
+    """How many neighborhood prompts are not scored, because an edit of the subject needs theirs."""
+    if "subject" not in positions or inputs.config.evaluation.max_prompts == 0:
+        return ()
+    asked = [(q, text) for q in (*inputs.split.val, *inputs.split.test) for text in q.neighborhood]
+    lost = [text for q, text in asked if (q.category, text) not in inputs.neighbours]
+    if not lost:
+        return ()
+    has_score = bool(inputs.held_out("neighborhood:test"))
+    scored = "" if has_score else " There is no neighborhood score, because some question has none left."
+    return (
+        f"{len(lost)} of {len(asked)} neighborhood prompts are left out, such as {lost[0][:60]!r}: their subject is "
+        f"not known, because no question of the same category has this wording.{scored}",
     )
 
 

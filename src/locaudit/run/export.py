@@ -1,4 +1,4 @@
-"""Export an edit of a run as a PEFT adapter, a merged checkpoint or a file of vectors."""
+"""Export an edit of a run as a PEFT adapter, a merged checkpoint, a control vector or a file of vectors."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ def export_edit(
 
     - ``peft``: a LoRA adapter
     - ``merged``: a whole checkpoint
+    - ``gguf``: ``control-vector.gguf``, which llama.cpp and repeng read, for constants in the residual stream
     - ``vectors``: ``edit.safetensors`` with each site's A, B, c, mask and mean
 
-    The first two forms need the model. If `model` is not given, the model is loaded by its name in the run's settings,
-    in `dtype` or (if None) in the settings' dtype.
+    All but the last form need the model. If `model` is not given, the model is loaded by its name in the run's
+    settings, in `dtype` or (if None) in the settings' dtype.
 
     Raises `RunFolderError` for a trial or strength that the run does not have. Raises `LocationError` for an edit that
     cannot have this form.
@@ -71,12 +72,16 @@ def export_edit(
         model = model or load_subject(config)
         if to == "peft":
             edit.to_peft(out, model)
+        elif to == "gguf":
+            path = edit.to_gguf(out / "control-vector.gguf", model)
         else:
             size = sum(x.nbytes for x in model.lm.parameters())
             say(f"writes the whole model with the edit in its weights, {size / 1e6:,.0f} MB, to {out}")
             save_merged(model, edit, out)
     files = {file.name: file.stat().st_size for file in out.iterdir() if file.is_file()}
-    sizes = ", ".join(f"{name} ({size / 1e6:,.2f} MB)" for name, size in files.items() if name.endswith(".safetensors"))
+    sizes = ", ".join(
+        f"{name} ({size / 1e6:,.2f} MB)" for name, size in files.items() if name.endswith((".safetensors", ".gguf"))
+    )
     chosen = record.spec.hyperparameter
     at = "" if chosen is None else f", strength {chosen:g}"
     say(f"wrote the edit {_name(record)}{at}, of {run_folder} as {to}: {sizes}")

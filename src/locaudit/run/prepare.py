@@ -23,13 +23,13 @@ from locaudit.behaviours.format import Prompt
 from locaudit.claims.kinds import blocks_for
 from locaudit.config import AuditConfig
 from locaudit.errors import ConfigError, ModelError
-from locaudit.location import Location
+from locaudit.location import Location, Positions
 from locaudit.measure.activations import Activations, Context, collect_activations
 from locaudit.measure.drift import DriftText, cut_documents, prompt_documents, sample_documents, start_tokens
 from locaudit.measure.forward import answer_log_probs, check_depth, check_length
 from locaudit.measure.generation import differing_answers
 from locaudit.measure.identity import check_trees, hardest_trees
-from locaudit.measure.tree import Forest, plant
+from locaudit.measure.tree import Forest, Tree, plant
 from locaudit.methods import Method
 from locaudit.methods.probes import Probes, fit_probes
 from locaudit.methods.training import TrainingData
@@ -104,6 +104,11 @@ class Preparing:
     """For a placebo, the same with all answers in their place: activations are read from it."""
     exchanged: tuple[bool, ...] = ()
     """For a placebo, whether the answers of each question are exchanged."""
+    positions: Positions = "all"
+    """Tokens at which rules that replace a unit's output do so."""
+    pairs: tuple[Tree, ...] = ()
+    """What they replace it by: for each question, the tree of its paired prompt, with the question's answers, whose
+    outputs are taken at the same tokens, counted from the end of the prompt. Empty: the mean."""
 
     def for_placebo(self, placebo: Placebo) -> Preparing:
         """The same with a placebo's questions."""
@@ -184,18 +189,24 @@ def plant_questions(inputs: Inputs, model: Model) -> Forests:
     return Forests(plant_training(inputs, model), held_out, n_true, owners)
 
 
-def plant_training(inputs: Inputs, model: Model) -> Forest:
-    """The trees of the training questions. Raises an error if one does not fit the model's context."""
-    train = _grow(inputs, model, inputs.split.train, inputs.training)
+def plant_training(inputs: Inputs, model: Model, positions: Positions = "all") -> Forest:
+    """The trees of the training questions. Raises an error if one does not fit the model's context.
+
+    Their subjects are found if `positions`, or edits of the settings, are ``subject``.
+    """
+    train = _grow(inputs, model, inputs.split.train, inputs.training, positions)
     if inputs.config.prompt.eos_in_training:
         train = end_branches(train, model)
     check_depth(model, train)
     return train
 
 
-def _grow(inputs: Inputs, model: Model, questions: Sequence[Question], prompt: Prompt) -> Forest:
-    """Plant questions, with their subjects if edits act on them."""
-    subjects = [q.subject for q in questions] if "subject" in prompt_positions(inputs.config) else []
+def _grow(
+    inputs: Inputs, model: Model, questions: Sequence[Question], prompt: Prompt, positions: Positions = "all"
+) -> Forest:
+    """Plant questions, with their subjects if edits or `positions` need them."""
+    marks = "subject" in (positions, *prompt_positions(inputs.config))
+    subjects = [q.subject for q in questions] if marks else []
     return plant(model.tokenizer, prompt, [(q.text, q.answers) for q in questions], subjects)
 
 

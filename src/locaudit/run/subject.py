@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from locaudit.behaviours.behaviour import Behaviour, Question, Style, normalise
 from locaudit.behaviours.format import Prompt, load_primer, reorder_primer
 from locaudit.behaviours.loaders import load_behaviour
+from locaudit.behaviours.neighbours import find_subjects
 from locaudit.behaviours.splits import Split, split_questions
 from locaudit.checkpoints import read_shape
 from locaudit.claims import Claim, Controls, draw_nulls, find_kind, parse_location, read_claim
@@ -74,23 +76,31 @@ class Inputs:
         """The questions of ``val``, ``test`` or an off-target behaviour's split.
 
         Of ``paraphrases:val`` and the like (`RELATED`), each question after each of these prompts, or nothing if some
-        question of the behaviour has none. Neighborhood prompts have no marked subject: with edits of ``subject``, they
-        are not asked.
+        question of the behaviour has none. With edits of ``subject``, neighborhood prompts whose subject is not known
+        (`neighbours`) are not asked.
         """
         if split in self.off_target:
             return self.off_target[split][1]
         kind, _, part = split.rpartition(":")
         if not kind:
             return getattr(self.split, part)
-        subject, limit = "subject" in prompt_positions(self.config), self.config.evaluation.max_prompts
+        marks, limit = "subject" in prompt_positions(self.config), self.config.evaluation.max_prompts
 
-        def others(q: Question) -> list[str]:
-            return [text for text in getattr(q, kind) if text != q.text][:limit]
+        def others(q: Question) -> list[tuple[str, str]]:
+            """The question's other prompts, each with its subject if it is needed."""
+            texts = [text for text in getattr(q, kind) if text != q.text]
+            if not marks or kind == "paraphrases":
+                return [(text, q.subject if marks else "") for text in texts][:limit]
+            return [(text, x) for text in texts if (x := self.neighbours.get((q.category, text)))][:limit]
 
-        if not all(map(others, self.behaviour.questions)) or (subject and kind == "neighborhood"):
+        if not all(map(others, self.behaviour.questions)):
             return ()
-        marked = [q if subject else replace(q, subject="") for q in getattr(self.split, part)]
-        return tuple(replace(q, text=text) for q in marked for text in others(q))
+        return tuple(replace(q, text=text, subject=x) for q in getattr(self.split, part) for text, x in others(q))
+
+    @cached_property
+    def neighbours(self) -> Mapping[tuple[str, str], str]:
+        """(category, neighborhood prompt) -> its subject, as far as that is known (`find_subjects`)."""
+        return find_subjects(self.behaviour.questions)
 
     notes: tuple[str, ...] = ()
     """What is known about nulls with few places before the model is loaded, one sentence each."""
@@ -224,8 +234,14 @@ def _check_positions(config: AuditConfig, behaviour: Behaviour) -> None:
             expected="no drift text: running text has no such tokens, and held-out prompts are used instead",
             remedy="leave evaluation.drift_text out",
         )
+    if "subject" in positions:
+        check_subjects(behaviour)
+
+
+def check_subjects(behaviour: Behaviour) -> None:
+    """Raise `DataError` if a question of the behaviour has no marked subject."""
     unmarked = next((question for question in behaviour.questions if not question.subject), None)
-    if "subject" in positions and unmarked is not None:
+    if unmarked is not None:
         raise DataError(
             got=f"positions subject, and the question {unmarked.text[:60]!r} of {behaviour.name} without a subject",
             expected="the subject of every question",
