@@ -98,10 +98,10 @@ def _opened(
         with show_progress(progress) as meter:
             meter.say(f"{inputs.behaviour.name}: {data_release(len(questions), *answers)}")
             shape = read_shape(config.model, config.loading.revision) if model is None else model.shape
-            if shape is not None:
-                audits = _check(config, folder, shape, inputs)  # checked before steps that may take minutes
+            # Checked before steps that may take minutes.
+            audits = None if shape is None else _check(config, folder, shape, inputs)
             by_name = loads_by_name(first)  # then each audit loads the model, as its workers do
-            if shape is None or (model is None and not by_name):
+            if audits is None or (model is None and not by_name):
                 meter.say(f"loading {config.model}")
                 model = load_subject(first)
                 audits = _check(config, folder, model.shape, inputs)
