@@ -610,6 +610,7 @@ COMMAND_LINES = (
 )  # fmt: skip
 # of pip, git and ray, and those of no command's own
 OF_OTHERS = {
+    "--control-vector",  # of llama.cpp
     "--no-deps",
     "--force-reinstall",
     "--help",

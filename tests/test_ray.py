@@ -263,19 +263,6 @@ def test_the_vectors_of_a_claim_reach_the_workers(home, cluster, tmp_path):
     assert found == expected
 
 
-def test_a_continued_run_keeps_the_threads_that_it_began_with(home, config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
-    with stopped_at(2):
-        run_audit(config, tmp_path / "run", progress=False)
-    before = torch.get_num_threads()
-    run_audit(merge_config(config, {"ray": {"workers": 1, "cpus_per_worker": 3.0}}), tmp_path / "run")
-    err = " ".join(capsys.readouterr().err.split())
-    assert f"3 threads instead of {before}, as in each worker." in err and "finds by probes" in err
-    note = load_run(tmp_path / "run").manifest.moved
-    assert re.search(rf"ran alike: trials 1 to \d+ on .* with {before} thread.*, later ones on .* with 3 threads", note)
-    assert note in err
-
-
 def test_no_trial_is_lost_with_workers_nodes_and_results(home, cluster, config, tmp_path, monkeypatch, capsys):
     """On one node, the model does not load: memory runs out, it hangs, what all trials share is lost, and so on.
 
@@ -453,6 +440,19 @@ def test_workers_alone_start_a_ray_that_only_this_machine_sees(home, tmp_path):
     assert seen and seen <= {"127.0.0.1", "::1"}
     run_audit(small_config(home), tmp_path / "local", progress=False)
     assert dump(tmp_path / "run") == dump(tmp_path / "local")
+
+
+def test_a_continued_run_keeps_the_threads_that_it_began_with(home, config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    with stopped_at(2):
+        run_audit(config, tmp_path / "run", progress=False)
+    before = torch.get_num_threads()
+    run_audit(merge_config(config, {"ray": {"workers": 1, "cpus_per_worker": 3.0}}), tmp_path / "run")
+    err = " ".join(capsys.readouterr().err.split())
+    assert f"3 threads instead of {before}, as in each worker." in err and "finds by probes" in err
+    note = load_run(tmp_path / "run").manifest.moved
+    assert re.search(rf"ran alike: trials 1 to \d+ on .* with {before} thread.*, later ones on .* with 3 threads", note)
+    assert note in err
 
 
 def test_what_cannot_be_used_is_refused_before_a_model_is_loaded(home, tmp_path, monkeypatch, request):

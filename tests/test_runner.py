@@ -624,7 +624,7 @@ def test_status_says_what_a_run_is_doing(home, tmp_path, capsys, monkeypatch):
     first, other = capsys.readouterr().out.split("\n\n")
     assert "quiet: finished" in first and "run: finished" in other
     monkeypatch.setattr(status_command, "BETWEEN", 0.0)
-    assert cli.main(["status", str(tmp_path), "--watch"]) == 0 and "quiet: finished" in capsys.readouterr().out
+    assert cli.main(["status", str(tmp_path), "--watch"]) == 0 and "trials stored" in capsys.readouterr().out
     assert cli.main(["status", str(tmp_path), "--json"]) == 0
     assert [news["total"] for news in json.loads(capsys.readouterr().out).values()] == [13, 13]
     (tmp_path / "part" / "inner").mkdir(parents=True)

@@ -75,8 +75,8 @@ class PaperConfig:
     ``info_truth``: shares of answers judged true and informative, as in the paper.
     ``info_truth_probability``: mean probabilities that the judges give."""
     budget_hours: Positive | None = None
-    """Hours of trials, those of all workers added up. A further part is not begun if it would take more, by the trials
-    done so far (None: no limit).
+    """Hours of trials, those of all workers added up (None: no limit).
+    A further part is not begun if it would take more, by the trials done so far.
     The first part, the main claim, always runs."""
     seed: Seed = AuditConfig.seed
     """Seed of random locations, training order and initial values of trained edits."""
