@@ -65,6 +65,8 @@ class Settings:
     train: Positive = 64
     epochs: Positive = 2
     tau: float = 0.03
+    only: tuple[str, ...] = ()
+    """Names of the rows to run (none: all)."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ def main(given: Settings) -> None:
     names = ("MC2", "reward accuracy", "reward margin", "truth", "info", "product")
     print(header("whole model", *names))
     for name, fit in rows.items():
+        if given.only and name not in given.only:
+            continue
         edit = fit()
         sums = log_probs(model, tested, None if edit is None else [edit])[0]
         found = means(score_questions(held, sums, before, str(model.lm.dtype).removeprefix("torch.")))
