@@ -35,6 +35,7 @@ from bench.work import (
     means,
     probed,
     questions,
+    random_directions,
     random_units,
     score_questions,
     train,
@@ -59,7 +60,7 @@ class Settings:
     max_answers: Positive | None = None
     """Answers of each class that a question keeps (None: all); 1 gives one pair a question."""
     tau: float = TAU
-    kinds: tuple[Literal["head", "kv-group", "attention", "neuron", "mlp", "residual"], ...] = ("head",)
+    kinds: tuple[Literal["head", "kv-group", "attention", "neuron", "mlp", "residual", "direction"], ...] = ("head",)
     sizes: tuple[int, ...] = (1, 16, 0)
     """Numbers of units; 0 for the whole model."""
     probed: Positive | None = None
@@ -86,7 +87,11 @@ def main(given: Settings) -> None:
     def place(kind: str, size: int, seed: int) -> Location:
         if best and kind == PROBED:
             return best
-        return random_units(model, kind, size, seed) if size else Location.whole(kind)
+        if not size:
+            return Location.whole(kind)
+        if kind == "direction":
+            return random_directions(model, asked[: given.train], size, seed)
+        return random_units(model, kind, size, seed)
 
     def trial(kind: str, size: int, rate: float, seed: int) -> dict[str, Any]:
         where = place(kind, size, seed)

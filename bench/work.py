@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerBase
@@ -24,6 +25,7 @@ from locaudit.behaviours import Question, load_behaviour, split_questions
 from locaudit.behaviours.format import Prompt, load_primer
 from locaudit.behaviours.splits import shuffled
 from locaudit.claims import find_kind
+from locaudit.claims.directions import name_vector
 from locaudit.claims.kinds import BUILT_IN
 from locaudit.edits import Edit, SiteEdit, stack, zero_edit
 from locaudit.errors import DataError, ModelError
@@ -159,6 +161,15 @@ def random_units(model: Model, kind: str, size: int, seed: int) -> Location:
     every = BUILT_IN[kind].units(model.shape)
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))[:size].tolist()
     return Location(tuple(every[i] for i in order), kind)
+
+
+def random_directions(model: Model, asked: Sequence[Question], size: int, seed: int) -> Location:
+    """`size` random directions in a random layer's residual stream, with the covariance of its activations."""
+    rng = np.random.default_rng(seed)
+    layer = int(rng.integers(model.n_layers))
+    read = collect_activations(model, asked, kind="residual").values[:, layer, 0].numpy()
+    drawn = rng.standard_normal((size, len(read))) @ (read - read.mean(axis=0))
+    return Location(tuple(name_vector(layer, f"random-{i}", row) for i, row in enumerate(drawn)), "direction")
 
 
 def grow(model: Model, asked: Sequence[Question], prompt: Prompt = TRAINING, *, answers: bool = True) -> Forest:

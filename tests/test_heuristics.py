@@ -10,9 +10,10 @@ import pytest
 from locaudit import cli
 from locaudit.claims import read_claim
 from locaudit.config import to_yaml
-from locaudit.errors import ConfigError, RunFolderError
+from locaudit.errors import ConfigError, DataError, RunFolderError
 from locaudit.run import worker
 from locaudit.run.audit import run_audit
+from locaudit.run.find import find_places
 from locaudit.run.heuristics import run_heuristics
 from locaudit.stats import holm
 from locaudit.store.run import load_run
@@ -87,6 +88,19 @@ def test_begun_audits_keep_their_claims(home, tmp_path):
     assert (tmp_path / "gradient.csv").exists() and not (tmp_path / "probe.csv").exists()
     with pytest.raises(RunFolderError, match="claim"):
         run_heuristics(config, tmp_path, RULES[:2], 3, progress=False, **judges)
+
+
+def test_rules_replace_outputs_where_it_is_said(home, tmp_path):
+    config, judges = judged(home)
+    run_heuristics(config, tmp_path, RULES, 2, positions="last", progress=False, **judges)
+    for by, where in (("gradient", {"positions": "last"}), ("probe", {})):
+        find_places(config, by, progress=False, **where).save(tmp_path / "alone.csv")
+        assert (tmp_path / f"{by}.csv").read_text() == (tmp_path / "alone.csv").read_text()
+    with pytest.raises(ConfigError, match="the rule probe and mean-difference with"):
+        run_heuristics(config, tmp_path / "none", RULES[:2], 2, positions="last", progress=False, **judges)
+    with pytest.raises(DataError, match="without a paired prompt"):
+        run_heuristics(config, tmp_path / "none", RULES, 2, patch_with="pair", progress=False, **judges)
+    assert not (tmp_path / "none").exists()
 
 
 def test_rules_are_compared_from_the_command_line(home, tmp_path, capsys):

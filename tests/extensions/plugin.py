@@ -63,7 +63,7 @@ METHODS.register("push")(Method("Push", PushSettings, fit_push, grid="sizes", sy
 
 
 class Lines:
-    plural, site, pace = "lines", "residual", 1.0
+    plural, site = "lines", "residual"
 
     def parse_unit(self, part):
         layer, _, name = str(part).partition("/")
@@ -84,6 +84,9 @@ class Lines:
 
     def heads_worth(self, location, shape):
         return float(len(location) or 1)
+
+    def pace(self, location):
+        return 1.0
 
     def subspaces(self, location, shape):
         if location.scope == "whole":

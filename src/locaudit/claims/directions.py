@@ -45,10 +45,9 @@ class Directions:
     """The kind whose units are whole layers of the same site."""
     plural: str = "directions"
 
-    @property
-    def pace(self) -> float:
-        """Default learning rate, as a multiple of that of as many heads: that of a whole layer."""
-        return BUILT_IN[self.like].pace
+    def pace(self, location: Location) -> float:
+        """That of as many heads for directions (docs/learning-rates.md); else that of whole layers."""
+        return 1.0 if location.scope == "listed" else BUILT_IN[self.like].pace(location)
 
     def parse_unit(self, part: object) -> str:
         """Read a unit such as ``14.refusal#9f86d081884c7d65``."""

@@ -106,9 +106,8 @@ class Kind(Protocol):
         """Number of heads that the location counts as when the default learning rate is chosen."""
         ...
 
-    @property
-    def pace(self) -> float:
-        """Default learning rate, as a multiple of that of as many heads."""
+    def pace(self, location: Location) -> float:
+        """Default learning rate of a location, as a multiple of that of as many heads."""
         ...
 
     def draw(
@@ -140,7 +139,7 @@ class Blocks:
     """Number of heads that a unit counts as when the default learning rate is chosen."""
     whole_layers: bool = False
     """Whether a unit is a whole layer, named by the layer's number only."""
-    pace: float = 1.0
+    multiple: float = 1.0
     """Default learning rate, as a multiple of that of as many heads."""
 
     def parse_unit(self, part: object) -> Unit:
@@ -178,6 +177,10 @@ class Blocks:
         every = self.n_units(shape)
         n = {"listed": len(location), "whole": every, "rest": every - len(location)}[location.scope]
         return n * self.worth(shape)
+
+    def pace(self, location: Location) -> float:
+        """The same multiple for all locations."""
+        return self.multiple
 
     def check(self, location: Location, shape: Shape) -> None:
         """Raise `LocationError` if the model has no units of this kind, not these units, or if ``rest`` is empty."""
@@ -292,10 +295,10 @@ BUILT_IN: Mapping[str, Blocks] = {
     "neuron": Blocks("neurons", "neurons", lambda s: s.n_neurons, lambda s: 1, lambda s: 1),
     "mlp": Blocks("MLP layers", "neurons", lambda s: 1, lambda s: s.n_neurons, lambda s: s.n_neurons, True),
     "residual": Blocks(
-        "residual streams", "residual", lambda s: 1, lambda s: s.width, lambda s: s.n_heads, True, pace=1 / 3
+        "residual streams", "residual", lambda s: 1, lambda s: s.width, lambda s: s.n_heads, True, multiple=1 / 3
     ),
 }
-"""The built-in kinds. What a unit counts as, and the pace of residual streams, are from docs/learning-rates.md."""
+"""The built-in kinds. What a unit counts as, and the rate of residual streams, are from docs/learning-rates.md."""
 for _name, _kind in BUILT_IN.items():
     KINDS.register(_name)(_kind)
 

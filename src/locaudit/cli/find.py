@@ -60,6 +60,10 @@ class _Heuristics:
     """Number of places that each rule chooses, and that each random set has."""
     kind: str = "head"
     """Kind of place, as in ``locaudit find``."""
+    patch_with: PatchWith = "mean"
+    """What ``gradient`` and ``patching`` replace a unit's output by, as in ``locaudit find``."""
+    positions: Positions = "all"
+    """Tokens at which they replace it, as in ``locaudit find``. Edits have ``--methods.optimal.positions``."""
     out: Path = Path("runs/heuristics")
     """Folder with the run folder of each rule, the scores of all places, compare.html and compare.csv."""
 
@@ -78,7 +82,15 @@ def heuristics(arguments: Sequence[str]) -> int:
     from locaudit.report.compare import write_comparison
     from locaudit.report.result import read_result
 
-    folders = run_heuristics(command.config, command.out, command.rules, command.k, command.kind)
+    folders = run_heuristics(
+        command.config,
+        command.out,
+        command.rules,
+        command.k,
+        command.kind,
+        patch_with=command.patch_with,
+        positions=command.positions,
+    )
     runs = [read_result(folder) for folder in folders]
     for run in runs:
         run.write_report()

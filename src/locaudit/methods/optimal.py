@@ -83,4 +83,4 @@ def learning_rate(shape: Shape, location: Location, settings: TrainingSettings, 
     kind, whole = find_kind(location), Location.whole(location.kind)
     size, n = kind.heads_worth(location, shape), kind.heads_worth(whole, shape)
     in_step = pairs * step_size(settings.batching, settings.batch_size)
-    return settings.learning_rate or kind.pace * default_learning_rate(settings.batching, size, n, in_step)
+    return settings.learning_rate or kind.pace(location) * default_learning_rate(settings.batching, size, n, in_step)

@@ -43,24 +43,24 @@ def find_places(
     the paired prompt or subject that is needed; `ModelError` for scores that are not finite; and the errors of
     `read_settings`.
     """
-    check_patching(by, patch_with, positions)  # refused before anything is loaded
+    check_patching((by,), patch_with, positions)  # refused before anything is loaded
     with show_progress(progress) as meter:
         return rank(prepare_training(config, kind, model, behaviour, meter.say, patch_with, positions), by)
 
 
-def check_patching(by: str, patch_with: PatchWith, positions: Positions) -> None:
-    """Raise `ConfigError` for an unknown rule, or one that replaces nothing where it is said what it replaces."""
+def check_patching(rules: Sequence[str], patch_with: PatchWith, positions: Positions) -> None:
+    """Raise `ConfigError` for an unknown rule, or rules that replace nothing where it is said what they replace."""
     if patch_with not in get_args(PatchWith) or positions not in get_args(Positions):
         raise ConfigError(
             got=f"patch_with = {patch_with!r} and positions = {positions!r}",
             expected=f"{' or '.join(get_args(PatchWith))}, and one of {', '.join(get_args(Positions))}",
             remedy="correct it",
         )
-    if not RULES[by].replaces and (patch_with, positions) != ("mean", "all"):
+    if not any([RULES[by].replaces for by in rules]) and (patch_with, positions) != ("mean", "all"):
         raise ConfigError(
-            got=f"the rule {by} with patch_with = {patch_with} and positions = {positions}",
+            got=f"the rule {' and '.join(rules)} with patch_with = {patch_with} and positions = {positions}",
             expected=f"a rule that replaces outputs: {', '.join(name for name in RULES if RULES[name].replaces)}",
-            remedy="choose one of them with --by, or leave --patch-with and --positions out",
+            remedy="choose one of them, or leave --patch-with and --positions out",
         )
 
 

@@ -12,6 +12,8 @@ from locaudit.claims import parse_location
 from locaudit.config import AuditConfig
 from locaudit.errors import ConfigError
 from locaudit.judges import Judge
+from locaudit.location import Positions
+from locaudit.methods.base import PatchWith
 from locaudit.registry import RULES
 from locaudit.run.status import show_progress
 from locaudit.run.subject import load_subject, read_inputs
@@ -28,6 +30,8 @@ def run_heuristics(
     k: int,
     kind: str = "head",
     *,
+    patch_with: PatchWith = "mean",
+    positions: Positions = "all",
     model: Model | None = None,
     behaviour: Behaviour | None = None,
     judges: Mapping[str, Judge] | None = None,
@@ -40,13 +44,16 @@ def run_heuristics(
     that audits share, which are the controls, the unedited and the whole model, run once. With ``epochs: auto`` they
     are shared by rules whose claims train equally long.
 
+    `patch_with` and `positions` are those of `find_places`, for the rules that replace a unit's output.
+
     Like `run_audit`, this can be interrupted and resumed; a begun audit keeps its claim. The scores of all places are
     written to ``out/RULE.csv``. Raises the errors of `find_places` and of `run_audit`.
     """
     check_rules(config, rules, k)
     from locaudit.run.audit import run_audit
-    from locaudit.run.find import prepare_training, rank
+    from locaudit.run.find import check_patching, prepare_training, rank
 
+    check_patching(rules, patch_with, positions)
     folders = [Path(out) / by for by in rules]
     inputs = read_inputs(config, behaviour, judges, model, folders[0])
     config = replace(config, prompt=inputs.config.prompt)  # all audits have the date of the first one
@@ -56,7 +63,9 @@ def run_heuristics(
             meter.say(f"loading {config.model}")
             model = load_subject(config)
         if None in claims:
-            preparing = prepare_training(config, kind, model, inputs.behaviour, meter.say)
+            preparing = prepare_training(
+                config, kind, model, inputs.behaviour, meter.say, patch_with=patch_with, positions=positions
+            )
             Path(out).mkdir(parents=True, exist_ok=True)
             for number, by in enumerate(rules):
                 if claims[number] is None:
