@@ -27,6 +27,7 @@ from locaudit.stats.design import (
     smallest_margin,
 )
 from locaudit.stats.phrases import where
+from locaudit.stats.questions import LEAST_FOR_NO
 from locaudit.stats.scores import find_score
 from locaudit.stats.verdict import Verdict
 from locaudit.store.files import write_atomically
@@ -69,6 +70,7 @@ class Row:
     gain: float
     lead: float
     same: float
+    """NaN with fewer than `LEAST_FOR_NO` questions, because no verdict says "no" then."""
 
 
 def count_questions(config: AuditConfig) -> int | None:
@@ -92,7 +94,9 @@ def make_row(sizing: Sizing, size: Size, target: Target) -> Row:
         sizing.seconds(size),
         gain_power(sizing.parts[0], size, gain, sizing.level),
         lead_power(sizing.parts, size, target.lead, sizing.level),
-        sameness_power(sizing.parts, size, target.margin, sizing.level / 2),
+        sameness_power(sizing.parts, size, target.margin, sizing.level / 2)
+        if size.questions >= LEAST_FOR_NO
+        else math.nan,
     )
 
 
@@ -225,14 +229,16 @@ def describe_design(run: Run, sizing: Sizing, target: Target, path: Path | None 
     nulls = " and ".join(f"random places{where(name)}" for name in sizing.nulls)
     gain = smallest_gain(sizing.parts[0], now, target.power, level)
     lead = smallest_lead(sizing.parts, now, target.power, level)
-    margin = smallest_margin(sizing.parts, now, target.power, level / 2)
+    same = f"A no takes at least {LEAST_FOR_NO} test questions."
+    if now.questions >= LEAST_FOR_NO:
+        margin = rounded(smallest_margin(sizing.parts, now, target.power, level / 2))
+        same = f"If the claim is like random places, {percent(target.power)} show that its lead is below {margin}."
     lines = [
         f"{sizing.title}, {find_score(sizing.score).title}, against {nulls}. "
         f"{now.questions} test questions of {'the ' if available else 'at least '}{most} that the behaviour has.",
         *(_spread(sizing, name) for name in sizing.nulls),
         f"As planned, {percent(target.power)} of such audits find a true gain of {rounded(gain)} or more, and "
-        f"{percent(target.power)} a true lead of {rounded(lead)} or more. If the claim is like random places, "
-        f"{percent(target.power)} show that its lead is below {rounded(margin)}.",
+        f"{percent(target.power)} a true lead of {rounded(lead)} or more. {same}",
         "",
     ]
     rows, best = choose_rows(run, sizing, target, most), find_cheapest(run, sizing, target, most)
@@ -246,7 +252,7 @@ def describe_design(run: Run, sizing: Sizing, target: Target, path: Path | None 
     for row in rows:
         size = row.size
         samples = size.samples if sizing.is_sampled else "-"
-        powers = (f"{x:.2f}" for x in (row.gain, row.lead, row.same))
+        powers = ("-" if math.isnan(x) else f"{x:.2f}" for x in (row.gain, row.lead, row.same))
         cells = [size.questions, samples, size.controls, size.seeds, f"{row.seconds / 60:.1f}", *powers]
         mark = "  <- cheapest" if best is not None and size == best.size else "  <- planned" if size == now else ""
         lines.append("  ".join(f"{x:>{len(head)}}" for x, head in zip(cells, heads, strict=True)) + mark)

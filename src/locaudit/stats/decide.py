@@ -35,7 +35,8 @@ def decide(
     Each method answers some questions (`locaudit.stats.questions`), and its outcome follows from the answers:
 
     1. `CANNOT TELL`: every edit at the claim diverged; there are too few test questions for any gain to be significant
-       (2^-questions > level); more than `MAX_MISSING` of an arm's judgements are missing; or a placebo edit gains.
+       (2^-questions > level); more than `MAX_MISSING` of an arm's judgements are missing; a placebo edit gains; or the
+       edit at the claim destroys the model.
     2. The claim's gain is not significant (`gain_p`): `NO GAIN SHOWN` if the whole model's is, by an edit that does not
        destroy the model, and the claim's is shown to be below the margin, a share of it. Else `CANNOT TELL`.
     3. The gain is significant, and p against a null is at most the level (Monte-Carlo test): better than its places.
@@ -62,15 +63,23 @@ def decide(
     records, facts, design = list(records), dict(methods or {}), design or Design()
     base, trials = _unedited(records, score), group_trials(records)
     facts |= {name: MethodFacts(name) for name in trials if name not in facts}
+    tie = tolerance(score, design.dtype)
+    flags = find_flags(records, facts, score, tie, design.margin)
+    destroyed = find_destroyed(records, questions, score, tie)
     measured = [
-        measure(name, facts[name], {BASE: [base], **trials[name]}, score, level, design)
+        measure(
+            name,
+            facts[name],
+            {BASE: [base], **trials[name]},
+            score,
+            level,
+            design,
+            {place for flag in destroyed[name] for place in flag.places},
+        )
         for name in facts
         if CLAIM in trials.get(name, {})
     ]
     adjusted = _adjusted(measured)
-    tie = tolerance(score, design.dtype)
-    flags = find_flags(records, facts, score, tie, design.margin)
-    destroyed = find_destroyed(records, questions, score, tie)
     found = {m.method: _judge(m, adjusted, (*flags[m.method], *destroyed[m.method])) for m in measured}
     main = next((name for name in found if facts[name].trained), next(reversed(found), ""))
     return Verdict(
@@ -181,9 +190,10 @@ def _adjusted(measured: Sequence[Measured]) -> dict[tuple[str, str], float]:
     found: dict[tuple[str, str], float] = {}
     for name in dict.fromkeys(name for m in measured for name in m.nulls):
         tests = [(m, m.nulls[name]) for m in measured if name in m.nulls]
-        p_values, n = [null.p_value for _, null in tests], min(null.look.n for _, null in tests)
-        if len(tests) > 1 and n and not any(m.unscored for m, _ in tests):
-            controls = np.asarray([null.means[:n] for _, null in tests]).T
+        p_values = [null.p_value for _, null in tests]
+        shared = [place for place in tests[0][1].places if all(place in null.places for _, null in tests)]
+        if len(tests) > 1 and shared and not any(m.unscored for m, _ in tests):
+            controls = np.asarray([[m.means[place] for m, _ in tests] for place in shared])
             together = max_t_p([m.means[CLAIM] for m, _ in tests], controls, [m.tolerance for m, _ in tests])
             adjusted = list(map(max, p_values, together))
         else:  # Bonferroni: max-T needs a score at every claim

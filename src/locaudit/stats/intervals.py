@@ -46,6 +46,11 @@ def pseudo_values(values: ArrayLike) -> Values:
     return out
 
 
+def complete(values: Values) -> Values:
+    """The questions that no arm lacks, of values (..., questions)."""
+    return values[..., ~np.isnan(values).any(axis=tuple(range(values.ndim - 1)))]
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A score or a difference of scores over n questions, with confidence intervals and one-sided p-values.
@@ -125,14 +130,13 @@ def estimate(
 ) -> Estimate:
     """The score of `after`, or its difference to the score of `before`, or to the mean score of a list `before`.
 
-    Shapes as in `arms_of`; differences are paired by question. `bounds` are those of one score
-    (`Score.bounds`). Pseudo-values within `tolerance` of each other are equal.
+    Shapes as in `arms_of`; differences are paired by question, and over the questions that no arm lacks. `bounds` are
+    those of one score (`Score.bounds`). Pseudo-values within `tolerance` of each other are equal.
     """
-    psi, limits = pseudo_values(arms_of(after)[0]), bounds
-    if before is not None:
-        psi = psi - pseudo_values(np.stack(arms_of(before), axis=1)).mean(axis=0)
-        limits = (bounds[0] - bounds[1], bounds[1] - bounds[0])
-    return mean_estimate(psi, limits, tolerance)
+    if before is None:
+        return mean_estimate(pseudo_values(arms_of(after)[0]), bounds, tolerance)
+    first, *others = np.moveaxis(pseudo_values(complete(np.stack([*arms_of(after), *arms_of(before)], axis=1))), 0, 0)
+    return mean_estimate(first - np.mean(others, axis=0), (bounds[0] - bounds[1], bounds[1] - bounds[0]), tolerance)
 
 
 def arms_of(values: ArrayLike | Sequence[ArrayLike]) -> list[Values]:
@@ -328,13 +332,19 @@ def true_share(
 
 
 def _tables(claim: ArrayLike, controls: ArrayLike) -> tuple[Values, Values]:
-    """Pseudo-values: of the claim (seeds, questions), and of the controls with a score (places, seeds, questions)."""
+    """Pseudo-values: of the claim (seeds, questions), and of the controls with a score (places, seeds, questions).
+
+    Only the questions are used that none of them lacks.
+    """
     own, others = np.asarray(claim, dtype=float), np.asarray(controls, dtype=float)
     if own.ndim == 2:  # one seed
         own, others = own[None], others[:, None]
+    others = others[~np.any(np.isnan(others).all(axis=-1), axis=(1, 2))]
+    if np.isnan(own).all(axis=-1).any():  # no score at the claim
+        return np.full((len(own), own.shape[-1]), np.nan), pseudo_values(np.moveaxis(others, -2, 0))
     # the components, last but one axis, to the front
-    own, others = (pseudo_values(np.moveaxis(x, -2, 0)) for x in (own, others))
-    return own, others[~np.isnan(others).any(axis=(1, 2))]
+    own, *others = pseudo_values(np.moveaxis(complete(np.stack([own, *others])), -2, 0))
+    return own, np.reshape(others, (len(others), *own.shape))
 
 
 def _between(table: Values) -> tuple[float, float, float]:

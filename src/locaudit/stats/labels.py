@@ -16,7 +16,7 @@ from locaudit.records import TrialRecord
 from locaudit.stats.phrases import say
 from locaudit.stats.scores import SIGNS, find_score, has_score, mean_score, score_values
 from locaudit.stats.selection import CLAIM, WHOLE, select
-from locaudit.stats.tests import paired_gain_p
+from locaudit.stats.tests import gain_p
 from locaudit.stats.verdict import Verdict
 
 
@@ -59,7 +59,8 @@ def describe_labels(verdict: Verdict, records: Sequence[TrialRecord], labels: Se
             found, sign = verdict.methods[method], SIGNS[verdict.methods[method].supports]
             own = label_scores(record.questions["test"], score, labels)
             pair = score_values(record.questions["test"], score), score_values(base, score)
-            p = paired_gain_p(*(pair if sign > 0 else pair[::-1]), tolerance=tie)
+            bounds = find_score(score).bounds
+            p = gain_p(*(pair if sign > 0 else pair[::-1]), bounds=bounds, tolerance=tie)
             rises = [sign * (own[name] - before[name]) for name in own if " where " in name]
             if p <= verdict.level and min(rises) <= tie:
                 title = find_score(score).title

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -16,6 +16,7 @@ from locaudit.stats.intervals import (
     Crossed,
     Estimate,
     Share,
+    complete,
     crossed_interval,
     mean_estimate,
     pseudo_values,
@@ -109,6 +110,8 @@ class Measured:
     """Number of test questions without the score, for each arm that has any."""
     worst_missing: float = 0.0
     """Largest share of missing judgements among an arm's test questions or any trial's validation questions."""
+    destroyed: Collection[str] = ()
+    """Labels of places whose edit destroys the model (`locaudit.stats.optimisation`)."""
 
     @property
     def n_questions(self) -> int:
@@ -131,12 +134,15 @@ class Measured:
         return dict(zip(self.arms, pseudo_values(np.stack(list(self.arms.values()), axis=1)), strict=True))
 
     def contrast(self, weights: Mapping[Place, float]) -> Estimate:
-        """A weighted sum of scores, such as ``{CLAIM: 1, BASE: -1}``, paired by question."""
+        """A weighted sum of scores, such as ``{CLAIM: 1, BASE: -1}``, over the questions that no arm of it lacks."""
         low, high = self.bounds
         signed = [(w * low, w * high) for w in weights.values() if w]
         limits = sum(min(ends) for ends in signed), sum(max(ends) for ends in signed)
-        psi = np.sum([w * self._psi[place] for place, w in weights.items() if w], axis=0)
-        return mean_estimate(psi, limits, self.tolerance)
+        if any(self.missing):
+            psi = pseudo_values(complete(np.stack([self.arms[place] for place, w in weights.items() if w], axis=1)))
+        else:
+            psi = [self._psi[place] for place, w in weights.items() if w]
+        return mean_estimate(np.tensordot([w for w in weights.values() if w], psi, 1), limits, self.tolerance)
 
     def gain(self, place: Place) -> Estimate:
         """Score of the edit at a place minus that of the unedited model."""
@@ -199,7 +205,7 @@ class Measured:
         as well as the claim: scores as high (`_common_p`), and, with the noise of questions taken out, truly comes
         within the margin, a share of the claim's own gain (`true_share`). The second rejects that the claim leads the
         mean of all such places by the margin or more (t-test, in which questions, places and the margin are random).
-        Neither counts diverged controls.
+        Neither counts controls that diverged or destroy the model, nor ties that are wider than the margin.
         """
         found = {}
         for name, plan in self.plans.items():
@@ -210,28 +216,33 @@ class Measured:
             seen = look(reached, n_planned=plan.n_planned, population=plan.population, **design)
             p_value = 1.0 if self.unscored else seen.p_value
             scored = [place for place in places if not math.isnan(self.means[place])]
-            lost = len(places) - len(scored)
-            arms = np.asarray([self.arms[place] for place in scored]).reshape(len(scored), *self.arms[CLAIM].shape)
-            lead = crossed_interval(self.arms[CLAIM], arms, population=plan.population)
+            sound = [place for place in scored if place.label not in self.destroyed]
+            lead = crossed_interval(self.arms[CLAIM], self._stacked(scored), population=plan.population)
             shared = partial(true_share, population=plan.population, most=self.level, tolerance=self.tolerance)
-            share = shared(self.arms[CLAIM], arms)
-            works = self.is_proven(CLAIM)
-            near = shared(self.arms[CLAIM], arms, slack=self.margin(CLAIM)) if works else share
-            common = max(near.p_common, self._common_p(seen, plan, lost))
+            share, slack = shared(self.arms[CLAIM], self._stacked(scored)), self.margin(CLAIM)
+            tie = min(slack, self.tolerance) if slack > 0 else self.tolerance
+            counted = [self.means[place] for place in places[: seen.n] if place in sound]
+            hits = int(reaches(counted, self.means[CLAIM], tie).sum())
+            near = shared(self.arms[CLAIM], self._stacked(sound), slack=slack, tolerance=tie) if slack > 0 else share
+            common = max(near.p_common, self._common_p(hits, seen, plan))
             if seen.ended_early:  # intervals and the t-test assume a number of controls that does not depend on scores
                 lead, share = replace(lead, interval=_UNKNOWN), Share(math.nan, _UNKNOWN, math.nan)
-            small = 1.0 if seen.ended_early else self._small_lead_p(scored, lead, lost)
+            small = 1.0 if seen.ended_early else self._small_lead_p(sound, lead, len(places) - len(sound))
             p_no = min(1.0, 2 * min(common, small))
             found[name] = Against(plan, places, means, seen, p_value, lead, share, common, small, p_no)
         return found
 
-    def _common_p(self, seen: Look, plan: Null, lost: int) -> float:
-        """P of the null hypothesis that at most a share `level` of places scores as high as the claim.
+    def _stacked(self, places: Sequence[Place]) -> Values:
+        """The values at places, (places, components, questions)."""
+        return np.asarray([self.arms[place] for place in places]).reshape(len(places), *self.arms[CLAIM].shape)
+
+    def _common_p(self, g: int, seen: Look, plan: Null) -> float:
+        """P of the null hypothesis that at most a share `level` of places scores as high as the claim, as `g` do.
 
         Binomial, or hypergeometric. If controls may have ended early, it is the confidence sequence of `share_interval`
-        at an error of half the level, because there are two tests. The `lost` controls, which diverged, do not count.
+        at an error of half the level, because there are two tests.
         """
-        g, n, most = max(0, seen.n_at_least - lost), seen.n, plan.population
+        n, most = seen.n, plan.population
         if self.design.rule == "anytime" or (self.design.rule == "curtailed" and n < plan.n_planned):
             low, _ = share_interval(g, n, error=self.level / 2, population=most)
             return self.level / 2 if low > self.level else 1.0
@@ -239,11 +250,11 @@ class Measured:
             return float(stats.hypergeom.sf(g - 1, most, math.floor(self.level * most), n))
         return float(stats.binom.sf(g - 1, n, self.level))
 
-    def _small_lead_p(self, scored: Sequence[Place], lead: Crossed, lost: int) -> float:
+    def _small_lead_p(self, sound: Sequence[Place], lead: Crossed, lost: int) -> float:
         """P of the null hypothesis that the claim leads the mean of all such places by the margin or more."""
-        if not self.is_proven(CLAIM) or len(scored) < 2 or lost > self.level * (lost + len(scored)):
+        if not self.is_proven(CLAIM) or len(sound) < 2 or lost > self.level * (lost + len(sound)):
             return 1.0
-        over = self.over_margin({CLAIM: 1.0, **dict.fromkeys(scored, -1.0 / len(scored))}, of=CLAIM)
+        over = self.over_margin({CLAIM: 1.0, **dict.fromkeys(sound, -1.0 / len(sound))}, of=CLAIM)
         variance = over.variance + lead.se_places**2
         if not variance:
             return over.p_below()
@@ -260,7 +271,7 @@ class Measured:
 
 def measure(
     method: str, facts: MethodFacts, trials: Mapping[Place, Sequence[TrialRecord]], score: str, level: float,
-    design: Design,
+    design: Design, destroyed: Collection[str] = (),
 ) -> Measured:  # fmt: skip
     """Collect the scores of the trial chosen at each place. `trials` has all trials, the unedited model's included."""
     tie = tolerance(score, design.dtype)
@@ -289,4 +300,5 @@ def measure(
         },
         missing=missing,
         worst_missing=max(score_place(tried, score, tie).missing for tried in trials.values()),
+        destroyed=destroyed,
     )

@@ -166,6 +166,8 @@ class _Asker:
 
     def works(self) -> Question:
         m, question = self.m, self._gain("works", CLAIM)
+        if "destroyed" in self.flags and not m.unscored:
+            return self.opened(question, "destroyed")
         if question.answer == "yes" or m.unscored:
             return question
         if m.is_at_best(BASE):
@@ -204,7 +206,7 @@ class _Asker:
             if 2 * null.p_common > self.m.level:  # the lead alone shows it
                 told += words("seen", "small", margin=self.number(self.m.margin(CLAIM)))
             elif null.lead.lead > 0:
-                told += words("seen", "common")
+                told += words("seen", "common", margin=self.number(self.m.margin(CLAIM)))
             return replace(question, answer="no", seen=told)
         return self.opened(question, reason, where=where(name), g=seen.n_at_least, n=seen.n, **values)
 

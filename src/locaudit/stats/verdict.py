@@ -94,7 +94,7 @@ class MethodVerdict:
     effect_interval: tuple[float, float]
     """95 % interval of `effect` over questions."""
     effect_p: float
-    """One-sided p of `effect`, in the direction that supports the claim (studentised exchange test)."""
+    """One-sided p of `effect`, in the direction that supports the claim (`locaudit.stats.tests.gain_p`)."""
     n_missing: int
     """Number of (arm, test question) pairs without a judgement."""
     n_judged: int

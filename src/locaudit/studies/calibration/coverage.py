@@ -144,6 +144,10 @@ INTERVALS = {
     ),
 }
 """Estimand -> truths at which the coverage of `estimate` is measured."""
+RARE = tuple(
+    Truth(f"most gain .02, {share:.0%} gain .6", ((0.32,), (0.3,)), 0.99, 1, share) for share in (0.05, 0.02, 0.01)
+)
+"""Differences of two arms of which a few questions have the largest part."""
 Shape = Literal["normal", "uniform", "exponential"]
 
 
@@ -240,6 +244,8 @@ def measure_coverage(n_sets: int = 500, *, seed: int = 0) -> Iterator[Measured]:
     for z, world, design in product((0, 1, 2), WORLDS[:6], DESIGNS[1:4]):
         part, size = f"share of places, the claim {z} SD above their mean", "{} x {}".format(*design)
         yield count(part, world, size, partial(_share, rng, world, *design, z), max(1, n_sets // 8))
+    for truth, n in product(RARE, N_QUESTIONS):
+        yield count("difference of two arms, few large changes", truth, f"{n}", partial(_holds, rng, truth, n), n_sets)
 
 
 def _gain(rng: np.random.Generator, truth: Truth, n: int) -> dict[str, bool]:
