@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import runpy
 import shutil
 import signal
 import time
@@ -481,3 +482,22 @@ def test_an_off_target_behaviour_is_only_measured(home, tmp_path, monkeypatch):
         run_audit(config, tmp_path / "run", judges=JUDGES, progress=False)
     with pytest.raises(DataError, match="another behaviour"):
         run_audit(grown(config, off_target=(config.behaviour,)), tmp_path / "no", progress=False)
+
+
+def test_a_run_without_its_texts_is_read_and_continued(home, tmp_path):
+    config = small_config(
+        home, methods=["iti"], **SMALL | {"score": "info_truth_probability", "iti": {"alphas": [2.0]}}
+    )
+    run_audit(config, tmp_path / "run", judges=JUDGES, progress=False)
+    tool = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "without_texts.py"))
+    tool["main"](tmp_path / "run", tmp_path / "copy")
+    before, after = load_run(tmp_path / "run"), load_run(tmp_path / "copy")
+    assert after.verdict == before.verdict and after.is_finished
+    texts = {answer for record in before.records for answers in record.answers.values() for answer in answers}
+    texts |= {x for q in before.questions["test"] for x in (q.text, *q.true, *q.false)}
+    stored = (tmp_path / "copy" / "trials.sqlite").read_bytes()
+    assert not [text for text in texts if len(text) > 3 and text.encode() in stored]
+    more = dataclasses.replace(config, controls=4)
+    for name in ("run", "copy"):
+        run_audit(more, tmp_path / name, judges=JUDGES, progress=False)
+    assert load_run(tmp_path / "copy").verdict == load_run(tmp_path / "run").verdict
