@@ -191,7 +191,7 @@ def _adjusted(measured: Sequence[Measured]) -> dict[tuple[str, str], float]:
     for name in dict.fromkeys(name for m in measured for name in m.nulls):
         tests = [(m, m.nulls[name]) for m in measured if name in m.nulls]
         p_values = [null.p_value for _, null in tests]
-        shared = [place for place in tests[0][1].places if all(place in null.places for _, null in tests)]
+        shared = sorted(set.intersection(*(set(null.places) for _, null in tests)))
         if len(tests) > 1 and shared and not any(m.unscored for m, _ in tests):
             controls = np.asarray([[m.means[place] for m, _ in tests] for place in shared])
             together = max_t_p([m.means[CLAIM] for m, _ in tests], controls, [m.tolerance for m, _ in tests])

@@ -221,7 +221,8 @@ class Measured:
             shared = partial(true_share, population=plan.population, most=self.level, tolerance=self.tolerance)
             share, slack = shared(self.arms[CLAIM], self._stacked(scored)), self.margin(CLAIM)
             tie = min(slack, self.tolerance) if slack > 0 else self.tolerance
-            counted = [self.means[place] for place in places[: seen.n] if place in sound]
+            kept = set(sound)
+            counted = [self.means[place] for place in places[: seen.n] if place in kept]
             hits = int(reaches(counted, self.means[CLAIM], tie).sum())
             near = shared(self.arms[CLAIM], self._stacked(sound), slack=slack, tolerance=tie) if slack > 0 else share
             common = max(near.p_common, self._common_p(hits, seen, plan))
