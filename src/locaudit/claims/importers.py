@@ -441,7 +441,7 @@ _ARRAYS: Mapping[str, tuple[Callable[[Path], Any], str]] = {
 
 def _load(path: Path, load: Callable[[Path], Any], expected: str, largest: float = LARGEST) -> Any:
     """What `load` makes of a file that is there, not empty, and at most `largest` bytes long."""
-    if not path.is_file():
+    if not (_is_there(path) and path.is_file()):
         raise LocationError(got=f"{path}, which is not a file", expected="a claim file", remedy="check the path")
     size = path.stat().st_size
     if not 0 < size <= largest:
