@@ -126,6 +126,7 @@ def test_text_round_trips(units, kind):
         (None, "expected"),
         ("no/such/file.json", "not a file"),
         ("no/such/file.csv", "not a file"),
+        ("x" * 300 + ".csv", "not a file"),
     ],
 )
 def test_errors_say_what_was_wrong(claim, message):

@@ -124,6 +124,13 @@ WRONG = {
     "pickle as pt": ("x.pt@1", lambda path: path.write_bytes(b"\x80\x04N."), "cannot be read .*torch.save"),
     "absent": ("x.npz@1", lambda path: None, "not there.*RUN/config.yaml"),
     "csv": ("x.csv@1", lambda path: path.write_text("1,2"), "no file of vectors"),
+    "outside float32": ("x.npz@1", broken(v=np.full(WIDTH, 1e300)), "the row v .*infinity in float32"),
+    "zero in float32": ("x.npz@1", broken(v=np.full(WIDTH, 1e-300)), "the row v .*zero"),
+    "two rows of one name": (
+        "x.npz[v.1]@1",
+        broken(**{"v": ROWS, "v.1": ROWS[0]}),
+        "row v.1 .* a row of another array",
+    ),
     "other kind": ("mlp:x.npz@1", broken(v=ROWS[0]), "claim of the kind mlp"),
 }
 
@@ -140,6 +147,9 @@ def test_a_file_that_cannot_be_used_is_refused(name, tmp_path):
 @pytest.mark.parametrize(
     ("location", "message"),
     [
+        (lambda: read_directions(ROWS[0], -1), "the layer -1 of a direction; expected a whole number from 0"),
+        (lambda: read_directions(ROWS[0], 1.5), "the layer 1.5 of a direction"),  # type: ignore[arg-type]
+        (lambda: read_directions(ROWS[0], None), "the layer None of a direction"),  # type: ignore[arg-type]
         (lambda: read_directions(ROWS[0], 4), "layer 4.*layers 0-3"),
         (lambda: read_directions(ROWS[0][:20], 0), "of 20 coordinates.*32, the width of residual.*heads-direction"),
         (lambda: read_directions(np.stack([ROWS[0], 2 * ROWS[0]]), 0, "*"), "do not span a subspace of 2 of the 32"),
@@ -149,6 +159,17 @@ def test_a_file_that_cannot_be_used_is_refused(name, tmp_path):
 def test_a_direction_that_does_not_fit_the_model_is_refused(location, message):
     with pytest.raises(LocationError, match=f"(?s){message}"):
         location().check(SHAPE)
+
+
+def test_a_number_is_a_row():
+    for row in (3, np.int64(3)):
+        assert read_directions(ROWS, np.int64(1), row).location == read_directions(ROWS, 1, [3]).location
+
+
+def test_a_dictionary_leaves_out_what_float32_cannot_hold():
+    rows = np.concatenate([ROWS.astype(float), np.full((1, WIDTH), 1e39), np.full((1, WIDTH), 1e-300)])
+    claim = read_directions(rows, 1, 3).location
+    assert DICTIONARIES[str(claim)].size == len(ROWS)
 
 
 def test_text_that_is_no_direction_says_how_to_write_one():

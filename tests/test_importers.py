@@ -52,8 +52,12 @@ for _layer, _head in ((3, 2), (7, 5), (12, 0)):
         "Layer14.Head3",
         "blocks.14.attn.hook_z[3]",
         "blocks.14.attn.hook_z[:, :, 3]",
+        "(14.3)",
         "model.layers.14.self_attn head 3",
-        "transformer.h.14.attn.c_proj[3]",
+        "model.layers.14.self_attn[3]",
+        "model.layers.14 Head 3",
+        "transformer.h.14.attn.c_proj head 3",
+        "blocks.14.attn.W_Q[3]",
     ],
 )
 @pytest.mark.parametrize("separator", [", ", ";", " ", "\n"])
@@ -112,7 +116,27 @@ def test_ranges_and_other_kinds(text, location):
         ("0-999999999.1", "at most 100000 numbers"),
         ("blocks.14.hook_resid_pre", "does not name a kind of place"),
         ("blocks.14.attn.hook_k[1]", "does not name a kind of place"),
+        ("blocks.14.attn.hook_rot_k[1]", "does not name a kind of place"),
+        ("blocks.14.attn.hook_k_input[1]", "does not name a kind of place"),
+        ("blocks.14.attn.W_K[1]", "does not name a kind of place"),
+        ("model.layers.14.self_attn.k_proj head 3", "does not name a kind of place"),
+        ("model.layers.14.mlp head 3", "does not name a kind of place"),
+        ("model.layers.14.self_attn.o_proj[3]", "does not name a kind of place"),
+        ("model.layers.14.self_attn.q_proj[3]", "does not name a kind of place"),
+        ("model.layers.14.post_attention_layernorm", "does not name a kind of place"),
+        ("model.layers.14.self_attn.q_norm", "does not name a kind of place"),
+        ("layers.14.ffn_norm", "does not name a kind of place"),
+        ("transformer.h.14.ln_1", "does not name a kind of place"),
+        ("model.vision.encoder.layers.14.self_attn", "does not name a kind of place"),
         ("blocks.14.hook_mlp_out[5]", "does not name a kind of place"),
+        ("blocks.14.attn.hook_z[-1]", "the unit"),
+        ("blocks.14.attn.hook_z[:3]", "the unit"),
+        ("blocks.14.attn.hook_z[3:]", "the unit"),
+        ("blocks.14.attn.hook_z[..., 3]", "the unit"),
+        ("0-99999.0-99999", "10000000000 units; expected at most 100000"),
+        ("head:mlp:14", "'mlp:14' after the kind head; expected one kind"),
+        ("{14: [3], 15: [7], 14: [5]}", "a key twice"),
+        ("x.npz[" + ",".join(map(str, range(99))) + "]@14", "no file of vectors"),
         ("claim.pkl", "a pickle, which can run code"),
         ("[" * 5000, "an empty location"),
     ],
@@ -251,6 +275,42 @@ def test_arrays_that_are_no_claim(array, words):
         read_claim(array, top_k=3)
 
 
+@pytest.mark.parametrize("rule", [{"top_k": k} for k in (0, -1, 2.0, "2", True)] + [{"threshold": "0.5"}], ids=str)
+def test_a_rule_is_a_number(rule):
+    with pytest.raises(LocationError, match="top_k = .*a whole number from 1|threshold = '0.5'; expected a number"):
+        read_claim(SCORES, **rule)
+    assert str(read_claim(SCORES, top_k=np.int64(3), threshold=np.float32(8)).location) == TOP
+
+
+@pytest.mark.parametrize("name", ["selected", "in_graph"])
+def test_a_column_of_true_and_false_is_a_mask(tmp_path, name):
+    frame = pandas.DataFrame({"layer": [14, 15, 16], "head": [3, 7, 1], name: [True, True, False]})
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    for source in (tmp_path / "x.csv", frame, frame.to_dict("records")):
+        assert str(read_claim(source).location) == "14.3,15.7"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("layer,head,tested\n14,3,True\n15,7,False", "a choice of rows in the column tested"),
+        ("layer,head,selected\n14,3,True\n15,7,", "a choice of rows in the column selected; .* no empty cell"),
+        ("layer,head,in,mask\n14,3,True,True", "a choice of rows in the column in, mask"),
+        ("layer,head,selected\n14,3,yes\n15,7,no", "a choice of rows in the column selected"),
+        ("layer,head,tested\n14,3,True\n15,7,<NA>", "a choice of rows in the column tested"),
+        ("layer,head,in,score\n14,3,True,0.5", "the column in, and numbers in the column score"),
+        ('layer,head,score\n14,3,"1,5"\n15,7,"0,5"', "the number 1,5 in the column score; .* write 1,5 as 1.5"),
+        ('layer,head,score\n14,3,"1,500.5"\n15,7,3\n15,8,"1,500"', "a score that is no finite number, for 14.3"),
+        ("layer,head,rank\n14,3,1", "the column rank, in which low numbers are the best"),
+        ("layer,head,P_value\n14,3,.01", "the column p_value, in which low numbers are the best"),
+    ],
+)
+def test_columns_that_could_be_misread(tmp_path, text, words):
+    (tmp_path / "x.csv").write_text(text)
+    with pytest.raises(LocationError, match=words):
+        read_claim(tmp_path / "x.csv", top_k=1)
+
+
 def test_a_rule_needs_scores():
     for source in ("14.3", Location(((14, 3),)), {"14": [3]}):
         with pytest.raises(LocationError, match="top_k = 1 for a claim without scores"):
@@ -289,6 +349,21 @@ BAD = {
         lambda path: np.savez(path, **{"blocks.1.hook_resid_post": [np.nan, 1], "blocks.2.hook_resid_post": [1, 1]}),
         "blocks.1.hook_resid_post, which holds NaN",
     ),
+    "two sizes": (
+        "x.npz",
+        lambda path: np.savez(path, **{"blocks.1.hook_resid_post": np.ones(2), "blocks.2.hook_resid_post": np.ones(3)}),
+        "vectors of the sizes 2, 3",
+    ),
+    "a key twice": (
+        "x.json",
+        lambda path: path.write_text('{"1": [3], "2": [0], "1": [2]}'),
+        "cannot be read .*twice the key 1.*JSON in which each object has a key once",
+    ),
+    "units or scores": (
+        "x.txt",
+        lambda path: path.write_text("1.17 0.12\n2.40 0.31\n"),
+        "lines such as 1.17 0.12, which may be two units or a unit and its score",
+    ),
     "NaN in json": ("x.json", lambda path: path.write_text("[[NaN, 0.5], [0.1, 0.2]]"), "no finite number, for 0.0"),
     "names that are no units": (
         "x.npz",
@@ -312,6 +387,23 @@ def test_a_file_of_100_mb_is_refused_at_once(tmp_path):
         file.truncate(100 * 2**20)
     with pytest.raises(LocationError, match=r"x\.json of 100 MB; expected a claim file of at most 64 MB"):
         read_claim(path)
+
+
+def test_vectors_of_another_width_are_of_another_model(tmp_path):
+    np.savez(tmp_path / "x.npz", **{"blocks.1.hook_resid_post": np.ones(999)})
+    with pytest.raises(LocationError, match="a model with width = 999; expected width = 576"):
+        read_claim(tmp_path / "x.npz").check(SHAPE)
+
+
+def test_other_tensors_and_errors_of_torch(tmp_path):
+    torch.save(torch.tensor(SCORES).to_sparse(), tmp_path / "x.pt")
+    assert str(read_claim(tmp_path / "x.pt", top_k=3).location) == TOP
+    with warnings.catch_warnings(action="ignore"):  # of torch, about such tensors
+        torch.save(torch.quantize_per_tensor(torch.rand(3, 4), 0.1, 0, torch.qint8), tmp_path / "x.pt")
+        with pytest.raises(LocationError, match="a quantised tensor; .*dequantize"):
+            read_claim(tmp_path / "x.pt")
+    torch.save(Path("x"), tmp_path / "x.pt")
+    assert "\x1b" not in str(pytest.raises(LocationError, read_claim, tmp_path / "x.pt").value)
 
 
 def test_a_format_can_be_named(tmp_path):
@@ -402,20 +494,24 @@ def test_a_control_vector_is_a_claim_of_residual_streams(tmp_path):
         read_claim(path)
 
 
-def make_adapter(folder: Path, modules: list[str], **options) -> None:
+def make_adapter(folder: Path, modules: list[str], method: str = "LoraConfig", **options) -> None:
     peft = pytest.importorskip("peft")
     from tiny import make_lm  # only here, because transformers takes long to import
 
     with warnings.catch_warnings(action="ignore"):  # of peft, about transformers
-        peft.get_peft_model(make_lm("llama"), peft.LoraConfig(target_modules=modules, **options)).save_pretrained(
-            folder
-        )
+        config = getattr(peft, method)(target_modules=modules, **options)
+        peft.get_peft_model(make_lm("llama"), config).save_pretrained(folder)
 
 
 def test_the_places_of_an_adapter_are_the_claim(tmp_path):
     folder = tmp_path / "adapter"
     make_adapter(folder, ["o_proj", "v_proj"], layers_to_transform=[1])
     assert str(read_claim(folder).location) == "attention:1"
+    with pytest.raises(LocationError, match="a model with width = 32; expected width = 576"):
+        read_claim(folder).check(SHAPE)
+    make_adapter(folder, ["post_attention_layernorm"], "LNTuningConfig")
+    with pytest.raises(LocationError, match="adapter that changes .*layernorm.*; train it on these modules only"):
+        read_claim(folder)
     make_adapter(folder, ["down_proj"])
     location = read_claim(str(folder)).location
     assert str(location) == "mlp:0,1"

@@ -209,6 +209,12 @@ def claim_rows(
             if any(near)
             else "write FILE[ROW]@LAYER, several rows as FILE[ROW,ROW]@LAYER, or the span of all as FILE[*]@LAYER",
         )
+    if twice := [name for name in wanted if every.count(name) > 1]:
+        raise LocationError(
+            got=f"the row {twice[0]} of {source}, which may be an array of this name or a row of another array",
+            expected="names that stand for one row",
+            remedy="save the array under another name",
+        )
     names, table = next(((names, x) for names, x in tables if set(wanted) <= set(names)), ((), None))
     if table is None:
         raise LocationError(
@@ -217,13 +223,16 @@ def claim_rows(
             remedy="claim the rows of one array",
         )
     number = {name: i for i, name in enumerate(names)}
+    if table.dtype.itemsize > 4:
+        with np.errstate(over="ignore"):
+            table = table.astype(np.float32)  # as `VECTORS` holds them
     usable = np.logical_and(np.isfinite(table).all(axis=1), np.any(table, axis=1)).tolist()
     bad = next((name for name in wanted if not usable[number[name]]), None)
     if bad is not None:
         raise LocationError(
-            got=f"the row {bad} of {source}, which is zero or has NaN or infinity",
+            got=f"the row {bad} of {source}, which is zero or has NaN or infinity in float32",
             expected="a direction: finite numbers, some of them not zero",
-            remedy="correct it, or claim another row",
+            remedy="correct it (its length does not matter, so that it can be divided by it), or claim another row",
         )
     place = Location(tuple(name_vector(layer, name, table[number[name]]) for name in wanted), kind)
     kept = np.flatnonzero(usable)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ LARGEST = 64 * 2**20
 """Larger claim files are refused, in bytes."""
 _DIRECTION = re.compile(r"(?P<file>[^\[\]]+)(?:\[(?P<rows>[^\[\]]+)\])?\s*@\s*(?P<layer>\d+)", re.ASCII)
 """Text of a claim of directions: ``FILE@LAYER`` or ``FILE[ROW,...]@LAYER``."""
+_WIDTHS = (
+    (1, re.compile(r"\.(?:[qkv]|gate|up)_proj\.lora_A\.weight$")),
+    (0, re.compile(r"\.(?:o|down)_proj\.lora_B\.weight$")),
+)
+"""The axis of an adapter's tensors that is the width of the residual stream, by the tensor's name."""
 _PICKLES = (".pkl", ".pickle", ".joblib", ".bin")
 
 
@@ -110,7 +116,7 @@ def read_claim(
     kind, text, named = ALIASES.get(kind, kind), "", False
     if isinstance(source, str | Path):
         kind, text, named = split_kind(str(source).strip(), kind)
-        if (at := _DIRECTION.fullmatch(text)) and not Path(text).exists():
+        if (at := _DIRECTION.fullmatch(text)) and not _is_there(text):
             of = kind if named else "direction"
             claim = read_directions(Path(at["file"]), int(at["layer"]), at["rows"] or "", kind=of, format=format)
             Found(claim.location.units, of).choose(top_k, threshold)  # which refuses a rule
@@ -127,7 +133,7 @@ def read_claim(
 
 
 def read_directions(
-    source: Any, layer: int, rows: str | Sequence[object] = "", *, kind: str = "direction", format: str = "auto"
+    source: Any, layer: int, rows: str | int | Sequence[object] = "", *, kind: str = "direction", format: str = "auto"
 ) -> Claim:
     """Read a claim of directions: the span of one or several vectors in one layer.
 
@@ -135,7 +141,7 @@ def read_directions(
         source: A vector (d,), vectors (rows, d), or a mapping from names to such arrays or tensors; or the path of a
             safetensors, npz, npy or pt file (weights only) with them.
         layer: The layer, from 0.
-        rows: Which of the vectors are claimed: ``"refusal"``, ``"a,b"``, a list of names or numbers, or ``"*"`` for
+        rows: Which of the vectors are claimed: ``"refusal"``, ``"a,b"``, a number, a list of these, or ``"*"`` for
             all. Row i of an array is called ``i``, or ``NAME.i`` if there are several arrays. It can be left out if
             there is only one. The other rows of the array are a dictionary, from which controls can be drawn.
         kind: ``direction`` for the residual stream after the layer, ``heads-direction`` for the input of the layer's
@@ -159,21 +165,28 @@ def read_directions(
             expected="the kind direction or heads-direction",
             remedy=f"write direction:FILE@{layer}, or leave the kind out",
         )
+    if not isinstance(layer, Integral) or isinstance(layer, bool) or layer < 0:
+        raise LocationError(
+            got=f"the layer {layer!r} of a direction",
+            expected="a whole number from 0",
+            remedy="count layers from 0; the residual stream is that after the layer",
+        )
     name, said = "", "the array"
     if isinstance(source, str | Path):
         path, said = Path(source), str(source)
         name = _format_of(path) if format == "auto" else format
-        if name not in _ARRAYS or not path.exists():
+        if name not in _ARRAYS or not _is_there(path):
             raise LocationError(
-                got=f"{path}, which is no file of vectors" + ("" if path.exists() else " (it is not there)"),
+                got=f"{path}, which is no file of vectors" + ("" if _is_there(path) else " (it is not there)"),
                 expected=f"a file of one of the formats {', '.join(_ARRAYS)}",
                 remedy="check the path; a run folder keeps its vectors: locaudit audit RUN/config.yaml --out RUN",
             )
         source = _load(path, *_ARRAYS[name], np.inf)
         source = source if isinstance(source, Mapping) else {path.stem: source}
     arrays = source if isinstance(source, Mapping) else {"vector": source}
+    rows = [rows] if isinstance(rows, int | np.integer) else rows
     with _named_in_errors(Path(said)):
-        location = claim_rows({str(key): to_array(x) for key, x in arrays.items()}, layer, rows, kind, said)
+        location = claim_rows({str(key): to_array(x) for key, x in arrays.items()}, int(layer), rows, kind, said)
     return Claim(location, said if name else "an object", name)
 
 
@@ -210,6 +223,12 @@ def parse_location(claim: Any, kind: str = "head") -> Location:
     return read_claim(claim, kind).location
 
 
+def _is_there(path: str | Path) -> bool:
+    with suppress(OSError, ValueError):  # a text can be too long for a path
+        return Path(path).exists()
+    return False
+
+
 def _format_of(path: Path) -> str:
     """Name of the format of a file or an adapter's folder; empty for other text."""
     suffix = path.suffix.lower().removeprefix(".")
@@ -233,7 +252,19 @@ def _format_of(path: Path) -> str:
 @IMPORTERS.register("json")
 def read_json(path: Path, kind: str) -> Found:
     """Read JSON: text, a list, heads by layer, rows with names, or a circuit of EAP-IG or MIB (`read_value`)."""
-    return read_value(_load(path, lambda file: json.loads(file.read_text(encoding="utf-8-sig")), "JSON"), kind)
+
+    def load(file: Path) -> Any:
+        return json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
+
+    return read_value(_load(path, load, "JSON in which each object has a key once"), kind)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises `ValueError` for a repeated key, of which JSON keeps only the last value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("twice the key " + next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i])))
+    return found
 
 
 @IMPORTERS.register("csv")
@@ -260,8 +291,20 @@ def read_csv(path: Path, kind: str) -> Found:
 
 @IMPORTERS.register("txt")
 def read_txt(path: Path, kind: str) -> Found:
-    """Read a text file of units, in any spelling and on any number of lines."""
-    return read_value(_read(path), kind)
+    """Read a text file of units, in any spelling and on any number of lines.
+
+    Lines such as ``1.17 0.91`` are refused: two units, or a unit and its score.
+    """
+    text = _read(path)
+    lines = [line for line in text.splitlines() if line.strip()]
+    pairs = [re.fullmatch(r"\s*(\d+)\.\d+[\s,;]+0\.\d+[\s,;]*", line, re.ASCII) for line in lines]
+    if len(pairs) > 1 and all(pairs) and any(pair and int(pair[1]) for pair in pairs):
+        raise LocationError(
+            got=f"{path} with lines such as {lines[0].strip()}, which may be two units or a unit and its score",
+            expected="one unit per line, or scores in a CSV file",
+            remedy="write units in one column; for scores, write unit,score as the first line of a .csv file",
+        )
+    return read_value(text, kind)
 
 
 @IMPORTERS.register("npy")
@@ -338,7 +381,8 @@ def read_peft(path: Path, kind: str) -> Found:
             expected="a PEFT adapter saved as safetensors",
             remedy="save it with save_pretrained",
         )
-    parts = {name: kind_of_path(name) for name in _load(file, _names, "tensors, saved as safetensors", np.inf)}
+    shapes = _load(file, _shapes, "tensors, saved as safetensors", np.inf)
+    parts = {name: kind_of_path(name) for name in shapes}
     layers: dict[str, set[int]] = {}
     for part in filter(None, parts.values()):
         layers.setdefault(part[0], set()).add(part[1])
@@ -349,17 +393,21 @@ def read_peft(path: Path, kind: str) -> Found:
         raise LocationError(
             got=f"{path}, an adapter that changes {odd or ' and '.join(sorted(layers))}",
             expected="an adapter of attention or MLPs, of which the claim is one",
-            remedy=" or ".join(f"write {name}:{path}" for name in sorted(layers)) or "train it on these modules",
+            remedy="train it on these modules only"
+            if odd
+            else " or ".join(f"write {name}:{path}" for name in sorted(layers)),
         )
-    return Found(tuple((layer,) for layer in sorted(layers[kind])), kind)
+    widths = {shape[axis] for axis, names in _WIDTHS for name, shape in shapes.items() if names.search(name)}
+    sizes = {"width": widths.pop()} if len(widths) == 1 else {}
+    return Found(tuple((layer,) for layer in sorted(layers[kind])), kind, sizes=sizes)
 
 
-def _names(file: Path) -> list[str]:
-    """Names of the tensors in a safetensors file, whose content is not read."""
+def _shapes(file: Path) -> dict[str, list[int]]:
+    """Shapes of the tensors in a safetensors file by name. Their content is not read."""
     from safetensors import safe_open
 
     with safe_open(file, framework="numpy") as tensors:
-        return list(tensors.keys())
+        return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
 
 
 def _load_numpy(file: Path) -> Any:
@@ -393,7 +441,7 @@ _ARRAYS: Mapping[str, tuple[Callable[[Path], Any], str]] = {
 
 def _load(path: Path, load: Callable[[Path], Any], expected: str, largest: float = LARGEST) -> Any:
     """What `load` makes of a file that is there, not empty, and at most `largest` bytes long."""
-    if not path.is_file():
+    if not (_is_there(path) and path.is_file()):
         raise LocationError(got=f"{path}, which is not a file", expected="a claim file", remedy="check the path")
     size = path.stat().st_size
     if not 0 < size <= largest:
@@ -405,7 +453,8 @@ def _load(path: Path, load: Callable[[Path], Any], expected: str, largest: float
     try:
         return load(path)
     except Exception as error:  # numpy, zip files, safetensors, gguf and torch share no base class
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        said = re.sub(r"\x1b\[[0-9;]*m", "", f"{type(error).__name__}: {error}")  # torch writes in colours
+        reason = " ".join(said.split())[:160]
         raise LocationError(
             got=f"{path}, which cannot be read ({reason})", expected=expected, remedy="save it again"
         ) from None

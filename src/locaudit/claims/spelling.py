@@ -17,8 +17,8 @@ LONGEST_RANGE = 100_000
 
 _RANGE = r"[0-9]+(?:-[0-9]+)?"
 _BETWEEN = r"[\s.,:]*"
-_PATH = r"(?:[a-z_]\w*\.)*(?:layers?|blocks?|h)\.(?P<layer>[0-9]+)(?P<path>(?:\.[a-z_]\w*)*)"
-_INDEX = r"(?:\[[^\]\d]*(?P<index>[0-9]+)[^\]\d]*\]|\s+(?P<word>head|neuron)\s*(?P<unit>[0-9]+))?"
+_PATH = r"(?P<model>(?:[a-z_]\w*\.)*)(?:layers?|blocks?|h)\.(?P<layer>[0-9]+)(?P<path>(?:\.[a-z_]\w*)*)"
+_INDEX = r"(?:\[(?:\s*:\s*,\s*:\s*,)?\s*(?P<index>[0-9]+)\s*\]|\s+(?P<word>head|neuron)\s*(?P<unit>[0-9]+))?"
 _FORMS = [
     (kind, re.compile(rf"{form}(?=[\s,;]|$)", re.ASCII | re.IGNORECASE))
     for kind, form in (
@@ -31,10 +31,19 @@ _FORMS = [
     )
 ]
 """(the kind that the form names, or empty; the form of a unit, up to a separator or the end)."""
-_NO_HEADS = ("hook_k", "hook_v", "k_proj", "v_proj", "hook_attn_out", "hook_attn_in")
-"""Last parts of paths whose index does not count attention heads."""
+_HEADS = (
+    "attn", "self_attn", "attention", "self_attention", "hook_z", "hook_result", "hook_pattern", "hook_attn_scores",
+    "hook_q", "hook_rot_q", "hook_q_input", "w_q", "w_o",
+)  # fmt: skip
+"""Last parts of paths whose index counts attention heads, not key-value heads or coordinates."""
 _NEURONS = ("hook_post", "act_fn", "act", "down_proj")
 """Last parts of paths whose index counts neurons of an MLP."""
+_NORM = re.compile(r"norm|\bln", re.IGNORECASE)
+"""In the path of a norm, such as ``post_attention_layernorm``, which is part of neither attention nor MLP."""
+_KEYS = re.compile(r"[._][kv](?:[._]|$)")
+"""In the path of keys or values, whose heads are key-value heads."""
+_TOWER = re.compile(r"vision|visual|image|audio", re.IGNORECASE)
+"""In the path of a model that reads images or sound for the language model."""
 
 
 def read_text(text: str, kind: str = "head", *, named: bool = False) -> tuple[str, list[Unit]]:
@@ -61,7 +70,7 @@ def read_text(text: str, kind: str = "head", *, named: bool = False) -> tuple[st
 def kind_of_path(text: str) -> tuple[str, int] | None:
     """Kind and layer of the module whose path occurs in a text, such as a tensor's name; None if there is none."""
     found = re.search(_PATH, text)
-    kind = found and _part_of_layer(found["path"], indexed=False)
+    kind = found and not _TOWER.search(text[: found.start("layer")]) and _part_of_layer(found["path"], indexed=False)
     return (kind, int(found["layer"])) if found and kind else None
 
 
@@ -79,8 +88,12 @@ def _read(part: str, form: str, found: dict[str, str | None], kind: str, named: 
     """Kind and units of one part of a text. `found` has what its form names: layer, unit, index, word, path."""
     path, unit = (found.get("path") or "").lower(), found.get("unit") or found.get("index")
     if form == "path":
-        form = found.get("word") or _part_of_layer(path, indexed=unit is not None)
-        if not form:
+        word = (found.get("word") or "").lower()
+        form = _part_of_layer(path, indexed=unit is not None and not word)
+        if word:
+            fits = not path or (form == whole_layers(KINDS[word].site) and not _KEYS.search(path))
+            form = word if fits else ""
+        if not form or _TOWER.search(found["model"] or ""):
             raise LocationError(
                 got=f"{part}, which does not name a kind of place",
                 expected="a head (blocks.14.attn.hook_z[3]), a neuron (blocks.14.mlp.hook_post[117]), or a layer's "
@@ -102,14 +115,23 @@ def _read(part: str, form: str, found: dict[str, str | None], kind: str, named: 
             expected=f"LAYER.UNIT with whole numbers, like 14.3, or one of {ways}",
             remedy="write which of them it is",
         )
-    return name, [(layer, x) for layer in layers for x in _range(unit, part)]
+    blocks = _range(unit, part)
+    if len(layers) * len(blocks) > LONGEST_RANGE:
+        raise LocationError(
+            got=f"{part!r}, which is {len(layers) * len(blocks)} units",
+            expected=f"at most {LONGEST_RANGE}",
+            remedy="write fewer, or whole layers as attention:10-14 or mlp:10-14",
+        )
+    return name, [(layer, x) for layer in layers for x in blocks]
 
 
 def _part_of_layer(path: str, *, indexed: bool) -> str:
     """The kind that a path below a layer, such as ``.attn.hook_z``, stands for; empty if there is none."""
     last = path.rpartition(".")[2]
+    if _NORM.search(path):
+        return ""
     if "attn" in path or "attention" in path:
-        return "attention" if not indexed else "" if last in _NO_HEADS else "head"
+        return "attention" if not indexed else "head" if last in _HEADS else ""
     if "mlp" in path or "feed_forward" in path or "ffn" in path:
         return "mlp" if not indexed else "neuron" if last in _NEURONS else ""
     return "residual" if last in ("", "hook_resid_post") and not indexed else ""

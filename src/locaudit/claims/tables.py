@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,11 @@ UNIT_COLUMNS = {
 _WHOLE_UNIT = ("unit", "component", "node", "name", "head", "neuron")
 """Columns whose cells name a whole unit, such as ``L14H3``, in a table without a column of layers."""
 _SCORE = ("score", "importance", "effect", "value", "weight", "accuracy", "val_accuracy", "attribution")
+_MASK = ("in_graph", "in_circuit", "in", "selected", "claimed", "chosen", "included", "mask")
+"""Columns of True and False that say which rows are the claim."""
+_LOW_IS_GOOD = ("rank", "p", "p_value", "p-value", "pvalue", "p_val", "pval")
+_COMMA = re.compile(r"[+-]?[0-9]+(?:,[0-9]+)+%?", re.ASCII)
+"""A number with a decimal comma, or with commas between thousands."""
 _PER_LAYER = {"head": "n_heads", "neuron": "n_neurons", "kv-group": "n_kv_heads"}
 """The field of `locaudit.claims.kinds.Shape` that counts a kind's units per layer."""
 _NODE = re.compile(r"a[0-9]+\.h[0-9]+|m[0-9]+", re.ASCII)
@@ -59,6 +65,14 @@ class Found:
         scores, scores that are not finite, or a rule that chooses nothing.
         """
         rules = {"top_k": top_k, "threshold": threshold}
+        if top_k is not None and (not isinstance(top_k, Integral) or isinstance(top_k, bool) or top_k < 1):
+            raise LocationError(
+                got=f"top_k = {top_k!r}", expected="a whole number from 1", remedy="say how many units are the claim"
+            )
+        if threshold is not None and (not isinstance(threshold, Real) or isinstance(threshold, bool)):
+            raise LocationError(
+                got=f"threshold = {threshold!r}", expected="a number", remedy="say which score is enough"
+            )
         given = " and ".join(f"{name} = {value}" for name, value in rules.items() if value is not None)
         if self.scores is None and given:
             raise LocationError(
@@ -124,7 +138,7 @@ def read_value(value: Any, kind: str = "head", *, named: bool = False) -> Found:
         raise LocationError(
             got=f"the list {rows}, which may be one {kind} (LAYER.UNIT) or two layers",
             expected=f"[{rows}] for one {kind}, or attention:{rows[0]},{rows[1]} for layers",
-            remedy="write which of them it is",
+            remedy="write which of them it is; YAML reads 1:3 as 63, unless it is in quotes",
         )
     parts = [row if isinstance(row, str) else spell_unit(KINDS[kind].parse_unit(row)) for row in rows]
     return _read_string(",".join(parts), kind, named)
@@ -194,7 +208,16 @@ def read_named(arrays: Mapping[str, NDArray], kind: str) -> Found:
     if all(array.size == 1 for array in arrays.values()):
         scores = tuple(float(array.item()) for array in arrays.values())
         return replace(found, scores=scores, got=f"scores of {plural(len(scores), 'unit')}")
-    return found
+    if found.kind != "residual":  # elsewhere a vector may be of the site or of what is added to the stream
+        return found
+    widths = sorted({array.shape[-1] if array.ndim else 1 for array in arrays.values()})
+    if len(widths) > 1:
+        raise LocationError(
+            got=f"vectors of the sizes {', '.join(map(str, widths))}",
+            expected="one size: the width of the residual stream",
+            remedy="save the vectors of one model, and scores in another file",
+        )
+    return replace(found, sizes={"width": widths[0]})
 
 
 def read_table(header: Sequence[str], lines: Sequence[Sequence[str]], source: str, kind: str, remedy: str) -> Found:
@@ -223,11 +246,43 @@ def read_table(header: Sequence[str], lines: Sequence[Sequence[str]], source: st
             expected="the columns 'layer' and 'head' (or 'neuron')",
             remedy="use these names in its first line",
         )
-    numbers = sorted({i for line in lines for i, cell in enumerate(line) if i not in used and is_number(cell)})
+    others = {
+        i: [line[i] for line in lines if i < len(line) and line[i]] for i in range(max(map(len, lines), default=0))
+    }
+    others = {i: cells for i, cells in others.items() if i not in used and cells}
+    numbers = [i for i, cells in others.items() if any(map(is_number, cells))]
+    marked = [i for i in others if i not in numbers and i < len(header) and header[i] in _MASK]
+    flags = [i for i, cells in others.items() if i in marked or {"true", "false"} & {cell.lower() for cell in cells}]
+    name_of = {i: header[i] if i < len(header) and header[i] else f"{i + 1}, without a name" for i in others}
+    names = [name_of[i] for i in numbers]
+    commas = next((i for i, x in others.items() if any(map(_COMMA.fullmatch, x)) and all(map(_is_decimal, x))), None)
+    if commas is not None:
+        raise LocationError(
+            got=f"{source} with the number {others[commas][0]} in the column {name_of[commas]}",
+            expected="numbers with a decimal point, and no commas between thousands",
+            remedy="write 1,5 as 1.5; or drop that column",
+        )
+    if (flags and not numbers) or marked:
+        mask = [cell.lower() for cell in others[flags[0]]]
+        fits = flags == marked and len(flags) == 1 and not numbers and set(mask) <= {"true", "false"}
+        if not fits or not len(mask) == len(lines) == len(found.units):
+            raise LocationError(
+                got=f"{source} with a choice of rows in the column {', '.join(name_of[i] for i in flags)}"
+                + (f", and numbers in the column {', '.join(names)}" if names else ""),
+                expected=f"at most one column of true and false, with a name such as {', '.join(_MASK[:4])}, no empty "
+                "cell, and no scores beside it",
+                remedy="keep only the rows that are the claim, and drop that column",
+            )
+        return replace(found, units=tuple(u for u, cell in zip(found.units, mask, strict=True) if cell == "true"))
     if not numbers:
         return found
-    names = [header[i] if i < len(header) and header[i] else f"{i + 1}, without a name" for i in numbers]
     at = [i for i in numbers if i < len(header) and header[i] in _SCORE] or numbers
+    if len(at) == 1 and name_of[at[0]] in _LOW_IS_GOOD:
+        raise LocationError(
+            got=f"{source} with the column {name_of[at[0]]}, in which low numbers are the best",
+            expected="scores, of which high ones are the best",
+            remedy=f"{remedy}; or write a column score of which high is good, such as -log(p) or -rank",
+        )
     scores = tuple(_number(line[at[0]]) if at[0] < len(line) else math.nan for line in lines) if len(at) == 1 else ()
     return replace(found, scores=scores, got=f"{source} with numbers in the column {', '.join(names)}", remedy=remedy)
 
@@ -241,10 +296,19 @@ def is_number(cell: str) -> bool:
     return True
 
 
+def _is_decimal(cell: str) -> bool:
+    return is_number(cell) or _COMMA.fullmatch(cell) is not None
+
+
 def to_array(value: Any) -> NDArray:
-    """An array or a tensor of any device and type as a numpy array."""
+    """An array or a tensor of any device and type as a numpy array. Raises `LocationError` for a quantised tensor."""
     if hasattr(value, "detach"):  # a tensor of torch; numpy has no bfloat16
         value = value.detach().cpu()
+        if value.is_quantized:
+            raise LocationError(
+                got="a quantised tensor", expected="a tensor of numbers", remedy="save tensor.dequantize()"
+            )
+        value = value if str(value.layout) == "torch.strided" else value.to_dense()
         value = value.float() if value.is_floating_point() else value
     return np.asarray(value)
 
@@ -253,14 +317,24 @@ def _read_string(text: str, kind: str, named: bool) -> Found:
     kind, text, named = split_kind(text.strip(), kind, named)
     if text[:1] in ("(", "[", "{"):
         try:
-            value = ast.literal_eval(text)
+            tree = ast.parse(text, mode="eval")
+            value = ast.literal_eval(tree)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
-            value = None
-        if value is None or (isinstance(value, list | tuple) and any(isinstance(x, float) for x in value)):
+            tree = value = None
+        if tree and any(map(_has_key_twice, ast.walk(tree))):
+            raise LocationError(
+                got=f"{text[:80]} with a key twice", expected="each key once", remedy="put its units into one list"
+            )
+        if value is None or any(isinstance(x, float) for x in (value if isinstance(value, list | tuple) else [value])):
             value = text.strip("()[]{}")  # [14.10] is head 10, which as a number would be 14.1
         return read_value(value, kind, named=named)
     kind, units = read_text(text, kind, named=named)
     return Found(tuple(units), kind)
+
+
+def _has_key_twice(node: ast.AST) -> bool:
+    keys = [ast.dump(key) for key in node.keys if key] if isinstance(node, ast.Dict) else []
+    return len(set(keys)) < len(keys)
 
 
 def split_kind(text: str, kind: str = "head", named: bool = False) -> tuple[str, str, bool]:
@@ -272,6 +346,10 @@ def split_kind(text: str, kind: str = "head", named: bool = False) -> tuple[str,
     name = ALIASES.get(prefix, prefix)
     if not colon or name not in KINDS:
         return kind, text, named
+    if named and name != kind:
+        raise LocationError(
+            got=f"{text!r} after the kind {kind}", expected="one kind of place", remedy=f"write {text} alone"
+        )
     return name, re.sub(rf"(?<=[\s,;]){re.escape(prefix)}:", "", rest).strip(), True
 
 
