@@ -76,7 +76,7 @@ def heuristics(arguments: Sequence[str]) -> int:
     require_report_extra()
     _ = KINDS[ALIASES.get(command.kind, command.kind)]
     check_rules(command.config, command.rules, command.k)
-    inputs = refuse_early(command.config)
+    inputs = refuse_early(command.config, audits=False)
     if few := few_for_no(inputs.behaviour, inputs.config.split):
         say(f"locaudit: {few}", stderr=True)
     from locaudit.report.compare import write_comparison
@@ -106,7 +106,7 @@ def find(arguments: Sequence[str]) -> None:
     if command.top < 1:
         raise ConfigError(got=f"--top {command.top}", expected="at least 1", remedy="raise it")
     _ = RULES[command.by], KINDS[ALIASES.get(command.kind, command.kind)]
-    refuse_early(command.config)
+    refuse_early(command.config, audits=False)
     from locaudit.run.find import find_places
 
     found = find_places(
@@ -120,6 +120,15 @@ def find(arguments: Sequence[str]) -> None:
     if command.out is not None:
         command.out.parent.mkdir(parents=True, exist_ok=True)
         found.save(command.out)
-        kind = f"{found.kind}:" if KINDS[found.kind].whole_layers else ""  # their columns do not say the kind
-        say(f"--claim {kind}{command.out} --claim-top-k {top}")
-    say(f'--claim "{found.top(top)}"')
+    k = top
+    while k and list(found.scores.values())[k - 1] == 0:
+        k -= 1
+    if k < top:
+        say(f"locaudit: the last {top - k} of these score 0 and are no claim", stderr=True)
+    if k == len(found.scores):
+        say(f"locaudit: all {k} places are the whole model, which is no claim: lower --top", stderr=True)
+    elif k:
+        if command.out is not None:
+            kind = f"{found.kind}:" if KINDS[found.kind].whole_layers else ""  # their columns do not say the kind
+            say(f"--claim {kind}{command.out} --claim-top-k {k}")
+        say(f'--claim "{found.top(k)}"')

@@ -65,7 +65,7 @@ def run_heuristics(
     chosen = {"k": k, "kind": kind, "patch_with": patch_with, "positions": positions}
     _check_chosen(Path(out), chosen)
     folders = [Path(out) / by for by in rules]
-    inputs = read_inputs(config, behaviour, judges, model, folders[0])
+    inputs = read_inputs(config, behaviour, judges, model, folders[0], audits=False)
     config = replace(config, prompt=inputs.config.prompt)  # all audits have the date of the first one
     claims = [_begun_claim(folder, k, kind) for folder in folders]
     with show_progress(progress) as meter:
