@@ -287,7 +287,7 @@ def test_places_that_score_nothing_are_no_claim(home, tmp_path, capsys):
         with RULES.temporary("given", Rule("a score", lambda _, scores=scores: scores)):
             assert cli.main(["find", str(tmp_path / "small.yaml"), "--by", "given", "--kind", "mlp"]) == 0
         said = capsys.readouterr()
-        assert f"the last {(scores == 0).sum()} of these score 0" in said.err
+        assert f"left out of --claim: {(scores == 0).sum()} place" in said.err
         assert [line for line in said.out.splitlines() if "--claim" in line] == [claim] * bool(claim)
 
 

@@ -660,8 +660,9 @@ def _pair_questions(rows: Iterable[Row]) -> Questions:
             dropped.append(f"the prompt {prompt!r:.60} of row {number}, whose pairs contradict one another")
             continue
         extras: dict[str, Any] = {key: _agreed(of_prompt, key) for key in _PAIR_EXTRAS}
+        extras["split"] = extras["split"] or None
         with _at(where):
-            placed.append((where, Question("", prompt, true, false, **extras | {"split": extras["split"] or None})))
+            placed.append((where, Question("", prompt, true, false, **extras)))
     _warn_ignored((row for of_prompt in pairs.values() for row in of_prompt), (*_PAIR_KEYS, *_PAIR_EXTRAS))
     return placed, dropped
 

@@ -23,6 +23,7 @@ from locaudit.registry import KINDS, RULES
 from locaudit.report import require_report_extra
 from locaudit.run.heuristics import check_rules, run_heuristics
 from locaudit.run.subject import few_for_no
+from locaudit.text import plural
 
 _ALIKE = {"nulls": ["anywhere"], "methods": ["optimal"], "rest": False}
 """What the audits of rules have by default: the same random places, and no edits of everything but the claim."""
@@ -124,7 +125,7 @@ def find(arguments: Sequence[str]) -> None:
     while k and list(found.scores.values())[k - 1] == 0:
         k -= 1
     if k < top:
-        say(f"locaudit: the last {top - k} of these score 0 and are no claim", stderr=True)
+        say(f"locaudit: left out of --claim: {plural(top - k, 'place')} with the score 0", stderr=True)
     if k == len(found.scores):
         say(f"locaudit: all {k} places are the whole model, which is no claim: lower --top", stderr=True)
     elif k:
