@@ -273,14 +273,27 @@ def test_found_in_python_as_on_the_command_line(home, tmp_path, capsys):
     model, behaviour = locaudit.load_model(config.model), locaudit.load_behaviour(config.behaviour)
     assert found == locaudit.find(model, behaviour, by="gradient", kind="mlp", config=config, progress=False)
     run = tmp_path / "run"
+    assert cli.main(["find", str(tmp_path / "small.yaml"), *flags, "--top", "2", "--probe.top-k", "99"]) == 0
+    said = capsys.readouterr()
+    assert "--claim" not in said.out and "all 2 places are the whole model" in said.err
     arguments = ["--claim", f"mlp:{out}", "--claim-top-k", "1", "--controls", "1", "--methods", "iti"]
     assert cli.main(["audit", str(tmp_path / "small.yaml"), *arguments, "--out", str(run)]) == 0
     assert locaudit.read_result(run).run.manifest.claim == found.top(1)
 
 
+def test_places_that_score_nothing_are_no_claim(home, tmp_path, capsys):
+    (tmp_path / "small.yaml").write_text(to_yaml(small_config(home)))
+    for scores, claim in ((torch.tensor([[0.0], [2.0]]), '--claim "mlp:1"'), (torch.zeros(2, 1), "")):
+        with RULES.temporary("given", Rule("a score", lambda _, scores=scores: scores)):
+            assert cli.main(["find", str(tmp_path / "small.yaml"), "--by", "given", "--kind", "mlp"]) == 0
+        said = capsys.readouterr()
+        assert f"left out of --claim: {(scores == 0).sum()} place" in said.err
+        assert [line for line in said.out.splitlines() if "--claim" in line] == [claim] * bool(claim)
+
+
 def test_paired_prompts_and_subjects_are_read_from_the_file(home, tmp_path, capsys):
     """As in two questions by hand; what a file lacks, or a rule cannot use, is refused by name."""
-    config = small_config(home)
+    config = small_config(home, probe={"top_k": 99})
     rows = [json.loads(line) for line in (home / "questions.jsonl").read_text().splitlines()]
 
     def find(*flags: str, **fields) -> int:

@@ -88,6 +88,18 @@ def test_begun_audits_keep_their_claims(home, tmp_path):
     assert (tmp_path / "gradient.csv").exists() and not (tmp_path / "probe.csv").exists()
     with pytest.raises(RunFolderError, match="claim"):
         run_heuristics(config, tmp_path, RULES[:2], 3, progress=False, **judges)
+    before = (tmp_path / "gradient.csv").read_text()
+    for changes, said in (
+        ({"kind": "mlp"}, "kind: head there, mlp here"),
+        ({"positions": "last"}, "positions: all there, last here"),
+        ({"patch_with": "pair"}, "patch_with: mean there, pair here"),
+    ):
+        with pytest.raises(RunFolderError, match=f"{said}.*choose another `out`"):
+            run_heuristics(config, tmp_path, RULES, 2, progress=False, **judges, **changes)
+    (tmp_path / "heuristics.json").unlink()  # a folder begun before this file was written
+    with pytest.raises(RunFolderError, match="kind: head there, mlp here"):
+        run_heuristics(config, tmp_path, RULES[:2], 2, "mlp", progress=False, **judges)
+    assert (tmp_path / "gradient.csv").read_text() == before
 
 
 def test_rules_replace_outputs_where_it_is_said(home, tmp_path):

@@ -91,6 +91,10 @@ def test_columns_with_other_names(tmp_path):
             load_behaviour(path)
     with pytest.raises(DataError, match=r"a\.csv.*: no worse \(found: instruction, good, bad\)"):
         load_behaviour(tmp_path / "a.csv", columns=names | {"rejected": "worse"})
+        with pytest.raises(DataError, match="behaviour_columns with 'prmpt', .*did you mean 'prompt'"):
+            load_behaviour(path, columns={"prmpt": "instruction"})
+    with pytest.raises(DataError, match="with 'foo', .*; expected one of prompt, chosen, rejected, category"):
+        load_behaviour(PAIRS, columns={"foo": "chosen"})
     config = parse(_Run(), "locaudit", "", flags).config
     assert config.behaviour_columns == names
     assert config == parse_config(f"behaviour_columns: {json.dumps(names)}")
@@ -109,6 +113,28 @@ def test_an_answer_both_chosen_and_rejected(tmp_path):
         load_behaviour(save(tmp_path, "a.jsonl", [{"prompt": "P", "chosen": "same", "rejected": "same"}]))
 
 
+def test_pairs_that_contradict_one_another():
+    rows = [
+        {"prompt": "P", "chosen": "x", "rejected": "y"},
+        {"prompt": "P", "chosen": "y", "rejected": "x"},
+        *PAIRS,
+    ]
+    with pytest.warns(UserWarning, match="dropped 1 .*: the prompt 'P' of row 0000, whose pairs contradict"):
+        assert load_behaviour(rows).questions == QUESTIONS
+
+
+def test_pairs_keep_what_questions_have():
+    extras = {"category": "c", "group": "g", "subject": "sky", "paired": "The sea is", "neighborhood": ["Grass is"]}
+    rows = [{**PAIRS[0], **extras, "paraphrases": ["Skies are"]}, {**PAIRS[1], **extras, "id": 7, "source": "s"}]
+    rows = [row | {"prompt": "The sky is"} for row in rows]
+    with pytest.warns(UserWarning, match=r"rows, row 0001: ignored id, source \(known: prompt, .*, neighborhood\)"):
+        (question,) = load_behaviour(rows).questions
+    assert {key: getattr(question, key) for key in extras} == extras | {"neighborhood": ("Grass is",)}
+    assert question.paraphrases == ("Skies are",)
+    with pytest.raises(DataError, match="row 0001: paired = 'The sea is', and 'A lake is' in row 0000"):
+        load_behaviour([rows[0] | {"paired": "A lake is"}, rows[1]])
+
+
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": "P"}]
 BAD = {
     "no rows": ([], "rows with the columns of no row"),
@@ -125,6 +151,7 @@ BAD = {
     "wrong role": ([CHAT[0] | {"chosen": TURNS[:1]}], r"chosen = \['user'\]; .* role assistant"),
     "empty prompt": ([PAIRS[0] | {"prompt": " "}], "row 0000: question .* with empty text"),
     "empty answer": ([PAIRS[0] | {"chosen": " "}], "row 0000: question .* without a true answer"),
+    "both styles": ([*PAIRS[:2], CHAT[2]], "rows with texts in row 0000 and messages in row 0002"),
     "missing cell": ([PAIRS[0], PAIRS[2] | {"chosen": None}], "row 0001: no chosen"),
 }
 

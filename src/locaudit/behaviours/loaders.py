@@ -7,6 +7,7 @@ Parquet file, a folder of the package datasets, or an object of Python.
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import os
@@ -43,10 +44,14 @@ _HUB_IDS = (_HUB_ID, "truthful_qa")
 _JSONL_KEYS = ("question", "true", "false")
 _JSONL_EXTRAS = ("id", "best", "category", "split", "group", "subject", "paired", "paraphrases", "neighborhood")
 _AB_KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
+_LISTS = ("paraphrases", "neighborhood")
 _HUB_COLUMNS = ("question", "best_answer", "correct_answers", "incorrect_answers")
 _CSV_COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
 _PAIR_KEYS = ("prompt", "chosen", "rejected")
+_PAIR_EXTRAS = _JSONL_EXTRAS[2:]
 _REWRITE_KEYS = ("prompt", "subject", "target_new", "target_true")
+_RECORD_KEYS = ("requested_rewrite",)
+_RECORD_EXTRAS = ("case_id", "paraphrase_prompts", "neighborhood_prompts")
 _SOURCES = f"{', '.join(f'`{name}`' for name in (*BUNDLED, _HUB_ID))}, or a JSONL, CSV or JSON file (docs/guide.md)"
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 """The beginning of messages that a CSV file has as text."""
@@ -72,6 +77,8 @@ class Loader:
     """Format of these questions (`Behaviour.style`)."""
     needs: tuple[str, ...] = ()
     """Columns that each row has. A table with these columns is read in this format; empty: no table is."""
+    optional: tuple[str, ...] = ()
+    """Columns that a row can have besides."""
 
 
 def load_behaviour(
@@ -98,7 +105,8 @@ def load_behaviour(
       parts of the split: its prompt for training, its paraphrases for validation and test;
     - preference pairs: rows with ``prompt``, ``chosen`` (true) and ``rejected`` (false), each a text or, as TRL calls
       it, conversational: a list with one message. All pairs of a prompt become one question. An answer that is chosen
-      in one pair and rejected in another is dropped, with a warning;
+      in one pair and rejected in another is dropped, with a warning, and so is a question that then lacks a true or a
+      false answer. Optional keys are those of JSONL but ``id`` and ``best``, the same in all pairs of a prompt;
     - rows of any of these formats in JSONL, JSON, CSV, Parquet, a folder of the package datasets, a list of mappings, a
       data frame or a ``datasets.Dataset``. Then the behaviour's name is ``rows`` unless there is a file;
     - ``behaviour.json`` of a run folder: the behaviour that was given to `audit` as an object.
@@ -296,26 +304,32 @@ def _jsonl_rows(text: str, source: str) -> Iterator[Row]:
 
 
 def _jsonl_questions(rows: Iterable[Row]) -> Questions:
-    placed, ignored = [], dict[str, str]()
+    placed, rows = [], list(rows)
     for where, _, row in rows:
-        for key in row.keys() - {*_JSONL_KEYS, *_JSONL_EXTRAS}:
-            ignored.setdefault(str(key), where)
         with _at(where):
             name = str(row["id"]) if isinstance(row.get("id"), int) else _string(row, "id")
             text, category, split, group, subject, paired = (
                 _string(row, key) for key in ("question", "category", "split", "group", "subject", "paired")
             )
             true, false = _sentences(row, "true"), _sentences(row, "false")
-            others: dict[str, Any] = {key: _texts(row, key) for key in ("paraphrases", "neighborhood")}
+            others: dict[str, Any] = {key: _texts(row, key) for key in _LISTS}
             others |= {"category": category, "split": split or None, "group": group}
             others |= {"subject": subject, "paired": paired}
             question = Question(name, text, true, false, _best(row, "best"), **others)
         placed.append((where, question))
-    if ignored:
-        named, known = ", ".join(sorted(ignored)), ", ".join((*_JSONL_KEYS, *_JSONL_EXTRAS))
-        said = f"{next(iter(ignored.values()))}: ignored {named:.200} (known: {known})"
-        warnings.warn(said, UserWarning, stacklevel=3)
+    _warn_ignored(rows, (*_JSONL_KEYS, *_JSONL_EXTRAS))
     return placed, []
+
+
+def _warn_ignored(rows: Iterable[Row], known: Sequence[str]) -> None:
+    ignored: dict[str, str] = {}
+    for where, _, row in rows:
+        for key in row.keys() - {*known}:
+            ignored.setdefault(str(key), where)
+    if ignored:
+        named = ", ".join(sorted(ignored))
+        said = f"{next(iter(ignored.values()))}: ignored {named:.200} (known: {', '.join(known)})"
+        warnings.warn(said, UserWarning, stacklevel=4)
 
 
 def _csv_cells(text: str, source: str, needed: Sequence[str], what: str) -> Iterator[Row]:
@@ -450,7 +464,7 @@ def _counterfact_questions(rows: Iterable[Row]) -> Questions:
             subject = _string(rewrite, "subject")
             text = _string(rewrite, "prompt").replace("{}", subject)
             marked: dict[str, Any] = {"group": subject, "subject": subject, "category": _string(rewrite, "relation_id")}
-            marked |= {x: _texts(row, f"{x.removesuffix('s')}_prompts") for x in ("paraphrases", "neighborhood")}
+            marked |= {x: _texts(row, f"{x.removesuffix('s')}_prompts") for x in _LISTS}
             question = Question(str(row.get("case_id", "")), text, (new,), (fact,), **marked)
             placed.append((where, number, question, (text,)))
     return _without_repeats(placed)
@@ -536,15 +550,16 @@ def _read_table(
     table: list[tuple[str, str, Any]], source: str, format: str, columns: Mapping[str, str] | None
 ) -> tuple[str, dict[str, Any], Questions]:
     """The format of a table, fields of its `Loader` that the rows decide, and its questions."""
-    rows = []
+    columns, rows = columns or {}, []
     for where, number, value in table:
         with _at(where):
-            row = dict(_object(value, tuple((columns or {}).values()), "a row"))
+            row = dict(_object(value, tuple(columns.values()), "a row"))
         row = {key: item.tolist() if hasattr(item, "tolist") else item for key, item in row.items()}  # of numpy
-        rows.append((where, number, row | {ours: row[theirs] for ours, theirs in (columns or {}).items()}))
+        rows.append((where, number, row | {ours: row[theirs] for ours, theirs in columns.items()}))
     first = rows[0][2] if rows else {}
     fitting = [name for name, loader in LOADERS.items() if loader.needs and set(loader.needs) <= set(first)]
     kind = format if format != "auto" else next(iter(fitting), "")
+    _check_columns(columns, source, [LOADERS[kind]] if kind else LOADERS.values())
     if not kind or not LOADERS[kind].needs:
         known = " or ".join(dict.fromkeys(", ".join(loader.needs) for loader in LOADERS.values() if loader.needs))
         raise DataError(
@@ -555,8 +570,53 @@ def _read_table(
     for where, _, row in rows:
         with _at(where):
             _require(row, LOADERS[kind].needs, "a row")
-    is_chat = kind == "preferences" and isinstance(first.get("chosen"), list)
+    renamed = {*columns.values()} - {*LOADERS[kind].needs, *LOADERS[kind].optional}
+    rows = [(*place, {key: x for key, x in row.items() if key not in renamed}) for *place, row in rows]
+    is_chat = kind == "preferences" and _is_chat(rows, source)
     return kind, {"style": "chat"} if is_chat else {}, LOADERS[kind].questions(rows)
+
+
+def _check_columns(columns: Mapping[str, str], source: str, loaders: Iterable[Loader]) -> None:
+    """Raise `DataError` if a column is named for a key that no row of these formats has."""
+    known = list(dict.fromkeys(key for loader in loaders if loader.needs for key in (*loader.needs, *loader.optional)))
+    for ours in columns:
+        if known and ours not in known:
+            near = difflib.get_close_matches(ours, known, n=1)
+            raise DataError(
+                got=f"behaviour_columns with {ours!r}, for {source}",
+                expected=f"one of {', '.join(known)}",
+                remedy=f"did you mean {near[0]!r}?" if near else "correct the name, or leave it out",
+            )
+
+
+def _is_chat(rows: Sequence[Row], source: str) -> bool:
+    """Whether preference pairs are conversational. Raises `DataError` if only some are."""
+    places: dict[bool, str] = {}
+    for _, number, row in rows:
+        places.setdefault(any(isinstance(row[key], list) for key in _PAIR_KEYS), number)
+    if len(places) == 2:
+        raise DataError(
+            got=f"{source} with texts in row {places[False]} and messages in row {places[True]}",
+            expected="pairs of texts or pairs of messages, since a behaviour has one style",
+            remedy="write all rows in the same way, or load two files",
+        )
+    return True in places
+
+
+def _agreed(rows: Iterable[Row], key: str) -> Any:
+    """What the rows have under `key`, in which they must agree. A row can lack it."""
+    read, first = _texts if key in _LISTS else _string, None
+    for where, number, row in rows:
+        with _at(where):
+            value = read(row, key)
+            if value and first and value != first[0]:
+                raise DataError(
+                    got=f"{key} = {value!r:.60}, and {first[0]!r:.60} in row {first[1]}, a pair of the same prompt",
+                    expected=f"one {key}, since all pairs of a prompt are one question",
+                    remedy="correct one of the rows",
+                )
+        first = first or ((value, number) if value else None)
+    return first[0] if first else () if key in _LISTS else ""
 
 
 def _said(row: Mapping[str, Any], key: str, role: str) -> str:
@@ -577,35 +637,41 @@ def _said(row: Mapping[str, Any], key: str, role: str) -> str:
 
 
 def _pair_questions(rows: Iterable[Row]) -> Questions:
-    pairs: dict[str, list[tuple[str, Row]]] = {}
-    answers: dict[str, tuple[list[str], list[str]]] = {}
+    pairs: dict[str, list[Row]] = {}
+    said: dict[str, list[tuple[str, str, str]]] = {}
     for where, number, row in rows:
         with _at(where):
             prompt, chosen, rejected = (
                 _said(row, key, "user" if key == "prompt" else "assistant") for key in _PAIR_KEYS
             )
         key = normalise(prompt)
-        pairs.setdefault(key, []).append((prompt, (where, number, row)))
-        for side, answer in zip(answers.setdefault(key, ([], [])), (chosen, rejected), strict=True):
-            side.append(answer)
+        pairs.setdefault(key, []).append((where, number, row))
+        said.setdefault(key, []).append((prompt, chosen, rejected))
     placed, dropped = [], []
-    for key, ((prompt, (where, number, row)), *_) in pairs.items():
-        true, false = map(unique, answers[key])
+    for key, of_prompt in pairs.items():
+        where, number, _ = of_prompt[0]
+        (prompt, *_), *answers = zip(*said[key], strict=True)
+        true, false = map(unique, answers)
         both = set(true) & set(false)
         if both < set(true) and both < set(false):
             dropped += [f"{answer!r:.60}, both chosen and rejected, for row {number}" for answer in sorted(both)]
             true, false = (tuple(answer for answer in side if answer not in both) for side in (true, false))
+        elif both and all(chosen != rejected for _, chosen, rejected in said[key]):
+            dropped.append(f"the prompt {prompt!r:.60} of row {number}, whose pairs contradict one another")
+            continue
+        extras: dict[str, Any] = {key: _agreed(of_prompt, key) for key in _PAIR_EXTRAS}
+        extras["split"] = extras["split"] or None
         with _at(where):
-            category, split, group, subject = (_string(row, x) for x in ("category", "split", "group", "subject"))
-            placed.append(
-                (where, Question("", prompt, true, false, None, category, split or None, group, subject=subject))
-            )
+            placed.append((where, Question("", prompt, true, false, **extras)))
+    _warn_ignored((row for of_prompt in pairs.values() for row in of_prompt), (*_PAIR_KEYS, *_PAIR_EXTRAS))
     return placed, dropped
 
 
-LOADERS.register("jsonl")(Loader(_jsonl_rows, _jsonl_questions, ".jsonl", needs=_JSONL_KEYS))
+LOADERS.register("jsonl")(Loader(_jsonl_rows, _jsonl_questions, ".jsonl", needs=_JSONL_KEYS, optional=_JSONL_EXTRAS))
 LOADERS.register("truthfulqa")(
-    Loader(_csv_rows, _truthfulqa_questions, ".csv", primer=truthful_primer(), needs=_HUB_COLUMNS)
+    Loader(
+        _csv_rows, _truthfulqa_questions, ".csv", primer=truthful_primer(), needs=_HUB_COLUMNS, optional=("category",)
+    )
 )
 # An answer is (A) or (B), not free text, so the bundled aspects (truth, informativeness) do not apply to it.
 LOADERS.register("ab")(Loader(_text_rows, _ab_questions, aspects=(), needs=_AB_KEYS))
@@ -614,10 +680,14 @@ LOADERS.register("ab-text")(
 )
 # Scored by log-probabilities, as in ROME. The judge `exact` of `match` looks for the new target in generated answers.
 LOADERS.register("counterfact")(
-    Loader(_text_rows, _counterfact_questions, aspects=(), style="completion", needs=("requested_rewrite",))
+    Loader(
+        _text_rows, _counterfact_questions, aspects=(), style="completion", needs=_RECORD_KEYS, optional=_RECORD_EXTRAS
+    )
 )
 LOADERS.register("counterfact-rewrites")(
-    Loader(_text_rows, _rewrite_questions, aspects=(), style="completion", needs=("requested_rewrite",))
+    Loader(_text_rows, _rewrite_questions, aspects=(), style="completion", needs=_RECORD_KEYS, optional=_RECORD_EXTRAS)
 )
 # What is preferred need not be true: nothing is judged by default. A text goes on from its prompt, as in TRL.
-LOADERS.register("preferences")(Loader(_text_rows, _pair_questions, aspects=(), style="completion", needs=_PAIR_KEYS))
+LOADERS.register("preferences")(
+    Loader(_text_rows, _pair_questions, aspects=(), style="completion", needs=_PAIR_KEYS, optional=_PAIR_EXTRAS)
+)

@@ -179,13 +179,16 @@ def _refuse_labels(labels: Path | None, folder: Path) -> None:
         )
 
 
-def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1) -> Inputs:
-    """What an audit would read. Raises errors in settings and files at once, without the seconds that torch takes."""
+def refuse_early(config: AuditConfig, out: Path | None = None, repeats: int = 1, *, audits: bool = True) -> Inputs:
+    """What an audit or, if `audits` is False, a ranking would read.
+
+    Raises errors in settings and files at once, without the seconds that torch takes.
+    """
     from locaudit.run.subject import read_settings
     from locaudit.store.folder import check_folder, check_run
 
     with warnings.catch_warnings(action="ignore"):  # the run reads them again and gives the same warnings
-        inputs = read_settings(config, out=out)
+        inputs = read_settings(config, out=out, audits=audits)
     if out is not None and repeats != 1:
         from locaudit.run.repeats import check_repeats
 

@@ -89,7 +89,7 @@ def _score(command: _Check) -> None:
         behaviour_columns=command.columns,  # type: ignore[arg-type]
         split=SplitConfig(max_test=command.max_test),
     )
-    inputs, model = read_settings(config), load_model(command.model)
+    inputs, model = read_settings(config, audits=False), load_model(command.model)
     asked = inputs.split.test
     forest = plant(model.tokenizer, inputs.scoring, [(q.text, q.answers) for q in asked])
     sums = [x[0] for x in answer_log_probs(model, forest)]

@@ -23,6 +23,7 @@ from locaudit.registry import KINDS, RULES
 from locaudit.report import require_report_extra
 from locaudit.run.heuristics import check_rules, run_heuristics
 from locaudit.run.subject import few_for_no
+from locaudit.text import plural
 
 _ALIKE = {"nulls": ["anywhere"], "methods": ["optimal"], "rest": False}
 """What the audits of rules have by default: the same random places, and no edits of everything but the claim."""
@@ -76,7 +77,7 @@ def heuristics(arguments: Sequence[str]) -> int:
     require_report_extra()
     _ = KINDS[ALIASES.get(command.kind, command.kind)]
     check_rules(command.config, command.rules, command.k)
-    inputs = refuse_early(command.config)
+    inputs = refuse_early(command.config, audits=False)
     if few := few_for_no(inputs.behaviour, inputs.config.split):
         say(f"locaudit: {few}", stderr=True)
     from locaudit.report.compare import write_comparison
@@ -106,7 +107,7 @@ def find(arguments: Sequence[str]) -> None:
     if command.top < 1:
         raise ConfigError(got=f"--top {command.top}", expected="at least 1", remedy="raise it")
     _ = RULES[command.by], KINDS[ALIASES.get(command.kind, command.kind)]
-    refuse_early(command.config)
+    refuse_early(command.config, audits=False)
     from locaudit.run.find import find_places
 
     found = find_places(
@@ -120,6 +121,15 @@ def find(arguments: Sequence[str]) -> None:
     if command.out is not None:
         command.out.parent.mkdir(parents=True, exist_ok=True)
         found.save(command.out)
-        kind = f"{found.kind}:" if KINDS[found.kind].whole_layers else ""  # their columns do not say the kind
-        say(f"--claim {kind}{command.out} --claim-top-k {top}")
-    say(f'--claim "{found.top(top)}"')
+    k = top
+    while k and list(found.scores.values())[k - 1] == 0:
+        k -= 1
+    if k < top:
+        say(f"locaudit: left out of --claim: {plural(top - k, 'place')} with the score 0", stderr=True)
+    if k == len(found.scores):
+        say(f"locaudit: all {k} places are the whole model, which is no claim: lower --top", stderr=True)
+    elif k:
+        if command.out is not None:
+            kind = f"{found.kind}:" if KINDS[found.kind].whole_layers else ""  # their columns do not say the kind
+            say(f"--claim {kind}{command.out} --claim-top-k {k}")
+        say(f'--claim "{found.top(k)}"')

@@ -52,6 +52,7 @@ def export_edit(
     run = load_run(run_folder)
     record = find_trial(run, trial, strength)
     from locaudit.edits import load_edit, save_merged
+    from locaudit.edits.export import cannot_become
 
     edit, config = load_edit(run.folder / "edits" / record.edit), run.config
     out = Path(out)
@@ -75,8 +76,9 @@ def export_edit(
         elif to == "gguf":
             path = edit.to_gguf(out / "control-vector.gguf", model)
         else:
-            size = sum(x.nbytes for x in model.lm.parameters())
-            say(f"writes the whole model with the edit in its weights, {size / 1e6:,.0f} MB, to {out}")
+            if not cannot_become(model, edit, "merged"):  # or it is refused below
+                size = sum(x.nbytes for x in model.lm.parameters())
+                say(f"writes the whole model with the edit in its weights, {size / 1e6:,.0f} MB, to {out}")
             save_merged(model, edit, out)
     files = {file.name: file.stat().st_size for file in out.iterdir() if file.is_file()}
     sizes = ", ".join(

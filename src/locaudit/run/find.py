@@ -76,7 +76,7 @@ def prepare_training(
     """What rules get: the model, and the training questions as an audit with these settings reads them."""
     kind = ALIASES.get(kind, kind)
     _ = KINDS[kind]
-    inputs = read_settings(config, behaviour, {}, model)
+    inputs = read_settings(config, behaviour, {}, model, audits=False)
     if positions == "subject":
         check_subjects(inputs.behaviour)
     asked = inputs.split.train

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +10,23 @@ from typing import TYPE_CHECKING
 
 from locaudit.behaviours import Behaviour
 from locaudit.claims import parse_location
+from locaudit.claims.spelling import ALIASES
 from locaudit.config import AuditConfig
-from locaudit.errors import ConfigError
+from locaudit.errors import ConfigError, RunFolderError
 from locaudit.judges import Judge
 from locaudit.location import Positions
 from locaudit.methods.base import PatchWith
 from locaudit.registry import RULES
 from locaudit.run.status import show_progress
 from locaudit.run.subject import load_subject, read_inputs
+from locaudit.store.files import write_atomically
 from locaudit.store.folder import has_trials, saved_config
 
 if TYPE_CHECKING:  # so that rules are refused without torch
     from locaudit.models import Model
+
+CHOSEN = "heuristics.json"
+"""File with the settings by which the claims of a comparison were chosen."""
 
 
 def run_heuristics(
@@ -47,17 +53,21 @@ def run_heuristics(
     `patch_with` and `positions` are those of `find_places`, for the rules that replace a unit's output.
 
     Like `run_audit`, this can be interrupted and resumed; a begun audit keeps its claim. The scores of all places are
-    written to ``out/RULE.csv``. Raises the errors of `find_places` and of `run_audit`.
+    written to ``out/RULE.csv``. Raises `RunFolderError` for a begun comparison whose claims were chosen with another
+    `k`, `kind`, `patch_with` or `positions`, and the errors of `find_places` and of `run_audit`.
     """
     check_rules(config, rules, k)
     from locaudit.run.audit import run_audit
     from locaudit.run.find import check_patching, prepare_training, rank
 
     check_patching(rules, patch_with, positions)
+    kind = ALIASES.get(kind, kind)
+    chosen = {"k": k, "kind": kind, "patch_with": patch_with, "positions": positions}
+    _check_chosen(Path(out), chosen)
     folders = [Path(out) / by for by in rules]
-    inputs = read_inputs(config, behaviour, judges, model, folders[0])
+    inputs = read_inputs(config, behaviour, judges, model, folders[0], audits=False)
     config = replace(config, prompt=inputs.config.prompt)  # all audits have the date of the first one
-    claims = [_begun_claim(folder, k) for folder in folders]
+    claims = [_begun_claim(folder, k, kind) for folder in folders]
     with show_progress(progress) as meter:
         if model is None:
             meter.say(f"loading {config.model}")
@@ -67,6 +77,7 @@ def run_heuristics(
                 config, kind, model, inputs.behaviour, meter.say, patch_with=patch_with, positions=positions
             )
             Path(out).mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(out) / CHOSEN, json.dumps(chosen).encode())
             for number, by in enumerate(rules):
                 if claims[number] is None:
                     found = rank(preparing, by)
@@ -101,8 +112,27 @@ def check_rules(config: AuditConfig, rules: Sequence[str], k: int) -> None:
         _ = RULES[by]
 
 
-def _begun_claim(folder: Path, k: int) -> str | None:
-    """The claim of an audit that was begun in the folder; None if there is none of k units."""
+def _check_chosen(out: Path, chosen: Mapping[str, object]) -> None:
+    """Raise `RunFolderError` if trials in the folder are of claims that were chosen with other settings."""
+    if (out / CHOSEN).is_file() and any(has_trials(file.parent) for file in out.glob("*/trials.sqlite")):
+        _check_same(out, json.loads((out / CHOSEN).read_text()), chosen)
+
+
+def _check_same(folder: Path, before: Mapping[str, object], now: Mapping[str, object]) -> None:
+    changed = [f"{name}: {old} there, {now[name]} here" for name, old in before.items() if now[name] != old]
+    if changed:
+        raise RunFolderError(
+            got=f"{folder}, whose claim was chosen with other settings ({'; '.join(changed)})",
+            expected="the same kind and number of places, chosen in the same way",
+            remedy="choose another --out, or repeat the earlier settings to resume",
+        )
+
+
+def _begun_claim(folder: Path, k: int, kind: str) -> str | None:
+    """The claim of an audit that was begun in the folder; None if there is none."""
     before = saved_config(folder) if has_trials(folder) else None
-    claim = None if before is None else before.claim
-    return claim if claim and len(parse_location(claim)) == k else None
+    if before is None or not before.claim:
+        return None
+    claim = parse_location(before.claim)
+    _check_same(folder, {"k": len(claim), "kind": claim.kind}, {"k": k, "kind": kind})
+    return before.claim

@@ -114,12 +114,14 @@ def read_inputs(
     judges: Mapping[str, Judge] | None = None,
     model: Model | None = None,
     out: str | Path | None = None,
+    *,
+    audits: bool = True,
 ) -> Inputs:
     """Read and check everything that the settings name, and load the judges.
 
     Arguments are those of `read_settings`. Raises `LocauditError` for anything that cannot be used.
     """
-    inputs = read_settings(config, behaviour, judges, model, out)
+    inputs = read_settings(config, behaviour, judges, model, out, audits=audits)
     config, behaviour = inputs.config, inputs.behaviour
     if judges is None:
         generates = bool(config.evaluation.max_new_tokens)
@@ -135,13 +137,16 @@ def read_settings(
     judges: Mapping[str, Judge] | None = None,
     model: Model | None = None,
     out: str | Path | None = None,
+    *,
+    audits: bool = True,
 ) -> Inputs:
     """Do what `read_inputs` does, but load no judge and no model. The judges' settings are only checked.
 
     `behaviour`, `judges` and `model` override the settings. If there is a claim file (``registered``), they must match
     what it names. A claim outside the model is refused here if the model's files give its shape, and otherwise when the
     model is loaded (`check_subject`). `out` is the run folder; if a run was started there before, its ``prompt.date``
-    is used, and its vectors if the claim is directions. Raises `LocauditError`.
+    is used, and its vectors if the claim is directions. Without a claim, the best probed heads are one, which must fit
+    the model; not so if `audits` is False, for what audits no claim. Raises `LocauditError`.
     """
     load_plugins(config.plugins)
     if out is not None:
@@ -161,14 +166,14 @@ def read_settings(
         config = replace(config, prompt=replace(config.prompt, date=_first_day(out)))
     primer = reorder_primer(load_primer(config.prompt.primer, behaviour.primer), config.prompt.primer_order)
     claim = None if config.claim is None else parse_location(config.claim)
-    if model is not None:
+    if model is not None and (claim is not None or audits):
         model.check_kind("head" if claim is None else claim.kind)
     shape = (
         read_shape(config.model, config.loading.revision, config.architecture.given) if model is None else model.shape
     )
     if shape is not None and given is not None:
         given.check(shape)
-    notes = () if shape is None else _check_claim(config, claim, shape)
+    notes = _check_claim(config, claim, shape) if shape is not None and (claim is not None or audits) else ()
     _check_rests(config)
     check_executor(config, model is not None)
     check_tracker(config)
