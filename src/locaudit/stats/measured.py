@@ -111,7 +111,8 @@ class Measured:
     worst_missing: float = 0.0
     """Largest share of missing judgements among an arm's test questions or any trial's validation questions."""
     destroyed: Collection[str] = ()
-    """Labels of places whose edit destroys the model (`locaudit.stats.optimisation`)."""
+    """Labels of places whose edit destroys the model, so that its gain says nothing about the place
+    (`locaudit.stats.optimisation`). None where lower scores support the claim: the fall itself is asked for."""
 
     @property
     def n_questions(self) -> int:
@@ -301,5 +302,5 @@ def measure(
         },
         missing=missing,
         worst_missing=max(score_place(tried, score, tie).missing for tried in trials.values()),
-        destroyed=destroyed,
+        destroyed=destroyed if facts.supports == "higher" else (),
     )

@@ -166,7 +166,7 @@ class _Asker:
 
     def works(self) -> Question:
         m, question = self.m, self._gain("works", CLAIM)
-        if "destroyed" in self.flags and not m.unscored:
+        if CLAIM.label in m.destroyed:
             return self.opened(question, "destroyed")
         if question.answer == "yes" or m.unscored:
             return question
