@@ -572,26 +572,6 @@ def test_circuits(tmp_path):
         read_claim(path)
 
 
-@pytest.mark.parity
-def test_names_of_hooks_in_transformer_lens():
-    lens = pytest.importorskip("transformer_lens")
-    config = lens.HookedTransformerConfig(
-        n_layers=3, d_model=8, n_heads=2, d_head=4, d_mlp=16, n_ctx=8, d_vocab=10, act_fn="gelu", seed=0
-    )
-    _, cache = lens.HookedTransformer(config).run_with_cache(torch.zeros(1, 2, dtype=torch.long))
-    kinds = {"attn.hook_z": "1.1", "mlp.hook_post": "neuron:1.1"}
-    for name, text in kinds.items():
-        assert f"blocks.1.{name}" in cache
-        assert str(parse_location(f"blocks.1.{name}[1]")) == text
-    for name, text in {
-        "hook_attn_out": "attention:1",
-        "hook_mlp_out": "mlp:1",
-        "hook_resid_post": "residual:1",
-    }.items():
-        assert f"blocks.1.{name}" in cache
-        assert str(parse_location(f"blocks.1.{name}")) == text
-
-
 def test_objects_and_files_give_an_audit(tmp_path):
     """Pairs in a data frame, scores in an array, a control vector as claim and as edit."""
     from locaudit.models import load_model

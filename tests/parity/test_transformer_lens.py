@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer
 
 from locaudit.behaviours import Question, load_behaviour
+from locaudit.claims import parse_location
 from locaudit.measure.activations import collect_activations
 from tiny import make_lm, tiny
 
@@ -49,6 +50,23 @@ def test_activations_of_tiny_models(load, name, tmp_path):
     lens = bridge(load, make_lm(name, attention="eager"), model.tokenizer, tmp_path)
     assert_same_activations(model, lens, QUESTIONS, "head", "attn.hook_z", 1e-5)
     assert_same_activations(model, lens, QUESTIONS, "neuron", "mlp.hook_post", 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("hook", "index", "claim"),
+    [
+        ("attn.hook_z", "[1]", "1.1"),
+        ("mlp.hook_post", "[1]", "neuron:1.1"),
+        ("hook_attn_out", "", "attention:1"),
+        ("hook_mlp_out", "", "mlp:1"),
+        ("hook_resid_post", "", "residual:1"),
+    ],
+)
+def test_names_of_hooks_are_claims(load, hook, index, claim, tmp_path):
+    lens = bridge(load, make_lm("gpt2", attention="eager"), tiny("gpt2").tokenizer, tmp_path)
+    _, cache = lens.run_with_cache(torch.zeros(1, 2, dtype=torch.long))
+    assert cache[f"blocks.1.{hook}"].shape[:2] == (1, 2)
+    assert str(parse_location(f"blocks.1.{hook}{index}")) == claim
 
 
 @pytest.mark.real
