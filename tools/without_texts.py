@@ -9,11 +9,11 @@ its judgement. Edits are left out. Degenerate answers cannot be seen in the copy
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import shutil
 import sqlite3
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -46,4 +46,10 @@ def main(source: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="folder of a run, or of several")
+    parser.add_argument("out", type=Path, help="new folder for the copy")
+    given = parser.parse_args()
+    if not any(given.source.rglob("trials.sqlite")) or given.out.exists():
+        parser.error(f"expected a folder with runs and a new one; got {given.source} and {given.out}")
+    main(given.source, given.out)

@@ -36,7 +36,7 @@ def decide(
 
     1. `CANNOT TELL`: every edit at the claim diverged; there are too few test questions for any gain to be significant
        (2^-questions > level); more than `MAX_MISSING` of an arm's judgements are missing; a placebo edit gains; or the
-       edit at the claim destroys the model.
+       edit at the claim destroys the model (where higher scores support it).
     2. The claim's gain is not significant (`gain_p`): `NO GAIN SHOWN` if the whole model's is, by an edit that does not
        destroy the model, and the claim's is shown to be below the margin, a share of it. Else `CANNOT TELL`.
     3. The gain is significant, and p against a null is at most the level (Monte-Carlo test): better than its places.

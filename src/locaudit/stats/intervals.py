@@ -135,7 +135,7 @@ def estimate(
     """
     if before is None:
         return mean_estimate(pseudo_values(arms_of(after)[0]), bounds, tolerance)
-    first, *others = np.moveaxis(pseudo_values(complete(np.stack([*arms_of(after), *arms_of(before)], axis=1))), 0, 0)
+    first, *others = pseudo_values(complete(np.stack([*arms_of(after), *arms_of(before)], axis=1)))
     return mean_estimate(first - np.mean(others, axis=0), (bounds[0] - bounds[1], bounds[1] - bounds[0]), tolerance)
 
 

@@ -31,7 +31,7 @@ def explain(m: Measured, outcome: Outcome, questions: Sequence[Question]) -> str
     small = [name for name, null in m.deciding.items() if null.p_small_lead * len(m.deciding) <= m.level]
     if small := [name for name in small if by_name[name].answer == "yes"]:
         values["little"] = say("headline", "little", **terms, **{**values, "where": where(small[0])})
-    if decides == "no" and telling.name in m.nulls:
+    if decides == "no":
         null = m.nulls[telling.name]
         reached = 1 - null.lead.lead / m.gain(CLAIM).value
         values |= {"g": null.look.n_at_least, "n": null.look.n, "reached": reached}
