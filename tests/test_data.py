@@ -325,6 +325,11 @@ def test_folder_of_other_columns(hub_folder):
         load_behaviour(hub_folder([{"text": "Is it?"}]))
 
 
+def test_folder_with_columns_of_its_own_takes_no_others(hub_folder):
+    with pytest.raises(DataError, match=r"behaviour_columns for .*; expected none, since the keys .* are fixed"):
+        load_behaviour(hub_folder([HUB_ROW]), columns={"question": "category"})
+
+
 @pytest.mark.parametrize("source", ["truthfulqa/truthful_qa", "truthful_qa"])
 def test_hub_id_asks_for_the_generation_configuration(monkeypatch, tmp_path, source):
     calls = []
@@ -402,6 +407,11 @@ def test_ab_repeated_row_is_dropped_with_a_warning(write):
     ):
         questions = load_behaviour(path).questions
     assert [question.text for question in questions] == [AB["question"], "Other?"]
+
+
+def test_ab_columns_that_are_not_read_are_named(write):
+    with pytest.warns(UserWarning, match=r"x\.json, row 0000: ignored statement \(known: question, answer_matching"):
+        load_behaviour(write("x.json", json.dumps([AB | {"statement": "s"}])))
 
 
 def test_ab_repeat_with_other_answers_raises(write):

@@ -1,35 +1,46 @@
 """Read behaviours: JSONL, TruthfulQA (CSV or hub repository), contrastive A/B JSON, preference pairs, CounterFact.
 
-Each format has a `Loader`, which turns the text of a file into rows, and rows into questions. Rows can also come from a
-Parquet file, a folder of the package datasets, or an object of Python.
+Each format has a `Loader`, which turns the text of a file into rows (`locaudit.behaviours.rows`), and rows into
+questions. Rows can also come from a Parquet file, a folder of the package datasets, or an object of Python.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import json
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from locaudit import hub
 from locaudit.behaviours.balance import OPTIONS, balance
 from locaudit.behaviours.behaviour import Behaviour, Question, Style, is_saved, normalise, unique, with_period
 from locaudit.behaviours.format import truthful_primer
-from locaudit.errors import DataError, import_extra
+from locaudit.behaviours.rows import (
+    HUB_COLUMNS,
+    HUB_ID,
+    Row,
+    answers_of,
+    as_object,
+    as_rows,
+    at,
+    csv_rows,
+    json_lines,
+    load_table,
+    parse_json,
+    read_text,
+    require,
+    string_of,
+    text_rows,
+    texts_of,
+    truthfulqa_rows,
+)
+from locaudit.errors import DataError
 from locaudit.registry import LOADERS
 
-Row = tuple[str, str, Mapping[str, Any]]
-"""(where the row is, such as ``x.csv, line 7``; its number in messages; its values)."""
 Questions = tuple[list[tuple[str, Question]], list[str]]
 """(a pair (where the question is, the question) for each question; a description of each answer or row dropped)."""
 
@@ -39,24 +50,21 @@ BUNDLED: Mapping[str, Mapping[str, Any]] = {
     "sentiment": {"aspects": ("negative", "fluency"), "style": "completion"},
 }
 """Files that ship with the package, each with the fields of `Loader` that differ from those of other JSONL files."""
-_HUB_ID = "truthfulqa/truthful_qa"
-_HUB_IDS = (_HUB_ID, "truthful_qa")
+_HUB_IDS = (HUB_ID, "truthful_qa")
 _JSONL_KEYS = ("question", "true", "false")
 _JSONL_EXTRAS = ("id", "best", "category", "split", "group", "subject", "paired", "paraphrases", "neighborhood")
 _AB_KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 _LISTS = ("paraphrases", "neighborhood")
-_HUB_COLUMNS = ("question", "best_answer", "correct_answers", "incorrect_answers")
 _CSV_COLUMNS = ("Question", "Best Answer", "Correct Answers", "Incorrect Answers")
 _PAIR_KEYS = ("prompt", "chosen", "rejected")
-_PAIR_EXTRAS = _JSONL_EXTRAS[2:]
+_PAIR_EXTRAS = tuple(key for key in _JSONL_EXTRAS if key not in ("id", "best"))
 _REWRITE_KEYS = ("prompt", "subject", "target_new", "target_true")
 _RECORD_KEYS = ("requested_rewrite",)
 _RECORD_EXTRAS = ("case_id", "paraphrase_prompts", "neighborhood_prompts")
-_SOURCES = f"{', '.join(f'`{name}`' for name in (*BUNDLED, _HUB_ID))}, or a JSONL, CSV or JSON file (docs/guide.md)"
+_RECORD_UNUSED = ("pararel_idx", "attribute_prompts", "generation_prompts")
+_SOURCES = f"{', '.join(f'`{name}`' for name in (*BUNDLED, HUB_ID))}, or a JSONL, CSV or JSON file (docs/guide.md)"
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 """The beginning of messages that a CSV file has as text."""
-_ONE = "give the file or the folder of one split, such as FOLDER/train"
-_CSV_REMEDY = "give the path of the TruthfulQA CSV (github.com/sylinrl/TruthfulQA) instead"
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,8 @@ class Loader:
     """Columns that each row has. A table with these columns is read in this format; empty: no table is."""
     optional: tuple[str, ...] = ()
     """Columns that a row can have besides."""
+    unused: tuple[str, ...] = ()
+    """Columns of the original data that are left out without a warning; others are left out with one."""
 
 
 def load_behaviour(
@@ -92,7 +102,7 @@ def load_behaviour(
       which ship with the package;
     - a JSONL file: each line has ``question`` and the lists of answers ``true`` and ``false``. Optional keys are
       ``id``, ``best``, ``category``, ``split``, ``group``, ``subject``, ``paired``, ``paraphrases`` and
-      ``neighborhood`` (`Question`). Other keys are ignored, with a warning;
+      ``neighborhood`` (`Question`);
     - a TruthfulQA CSV of any release, the hub id ``truthfulqa/truthful_qa`` (needs the extra ``hub``), or a folder with
       the same files as that repository. The best answer is added to the true ones. An answer that
       is both true and false is dropped from both lists, with a warning;
@@ -111,7 +121,8 @@ def load_behaviour(
       data frame or a ``datasets.Dataset``. Then the behaviour's name is ``rows`` unless there is a file;
     - ``behaviour.json`` of a run folder: the behaviour that was given to `audit` as an object.
 
-    `columns` names the source's column for each key of the format, such as ``{"prompt": "instruction"}``.
+    `columns` names the source's column for each key of the format, such as ``{"prompt": "instruction"}``. Columns that
+    no key of the format has are ignored, with a warning.
 
     A question without an id gets one from its content (`Question.id`), so that the order of rows does not matter.
 
@@ -127,55 +138,44 @@ def load_behaviour(
     name = "rows" if is_object else str(source)
     path = Path(name)
     bundled = name in BUNDLED and format in ("auto", "jsonl") and not is_object
-    style: dict[str, Any] = {}
-    is_folder = os.path.isdir(path)
+    is_folder, style = os.path.isdir(path), {}
     is_truthfulqa = name in _HUB_IDS or (is_folder and (format == "truthfulqa" or (path / "generation").is_dir()))
     if format in ("auto", "truthfulqa") and is_truthfulqa and not is_object:
-        kind, (placed, dropped) = "truthfulqa", _truthfulqa_questions(_hub_rows(name))
+        _refuse_columns(columns, name)
+        kind, rows = "truthfulqa", truthfulqa_rows(name)
     elif is_object or path.suffix.lower() == ".parquet" or (is_folder and format in ("auto", "preferences")):
-        values = source if is_object else _load_table(path)
-        table = [(f"{name}, row {i:04d}", f"{i:04d}", row) for i, row in enumerate(_as_rows(values))]
-        kind, style, (placed, dropped) = _read_table(table, name, format, columns)
+        values = source if is_object else load_table(path)
+        table = [(f"{name}, row {i:04d}", f"{i:04d}", row) for i, row in enumerate(as_rows(values))]
+        kind, rows, style = _read_table(table, name, format, columns)
     else:
-        text = _read(resources.files("locaudit.behaviours").joinpath(f"{name}.jsonl") if bundled else path, name)
+        file = resources.files("locaudit.behaviours").joinpath(f"{name}.jsonl") if bundled else path
+        text = read_text(file, name, _SOURCES)
         if is_saved(text):
-            with _at(name):
-                return Behaviour.from_json(_json(text, name))
-        is_table = LOADERS[format].rows is _text_rows if format != "auto" else not bundled and _is_table(path, text)
+            _refuse_columns(columns, name)
+            with at(name):
+                return Behaviour.from_json(parse_json(text, name))
+        is_table = LOADERS[format].rows is text_rows if format != "auto" else not bundled and _is_table(path, text)
         if columns or is_table:
-            kind, style, (placed, dropped) = _read_table(list(_text_rows(text, name)), name, format, columns)
+            kind, rows, style = _read_table(list(text_rows(text, name)), name, format, columns)
         else:
             kind = "jsonl" if bundled else _sniff(path, text) if format == "auto" else format
-            placed, dropped = LOADERS[kind].questions(LOADERS[kind].rows(text, name))
-    loader = replace(LOADERS[kind], **(BUNDLED[name] if bundled else style))
+            rows = LOADERS[kind].rows(text, name)
+    loader, rows = replace(LOADERS[kind], **(BUNDLED[name] if bundled else style)), list(rows)
+    placed, dropped = loader.questions(rows)
+    if ignored := _ignored(rows, loader):
+        warnings.warn(ignored, UserWarning, stacklevel=2)
     if dropped:
         listed = "; ".join(dropped[:5]) + ("; ..." if len(dropped) > 5 else "")
         warnings.warn(
             f"{name}: dropped {len(dropped)} repeated or contradictory entries: {listed}", UserWarning, stacklevel=2
         )
     questions = tuple(question for _, question in placed)
-    with _at(_first_repeat(placed) or name):
+    with at(_first_repeat(placed) or name):
         found = Behaviour(path.resolve().stem, questions, loader.aspects, loader.primer, loader.style)
     questions, notes = balance(found.questions)
     for note in notes:
         warnings.warn(f"{name}: {note}", UserWarning, stacklevel=2)
     return replace(found, questions=questions, notes=notes)
-
-
-def _read(file: Path | Traversable, name: str) -> str:
-    text, problem, remedy = "", "", "choose another file"
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-        problem = "a binary file" if "\0" in text else "" if text.strip() else "which is empty"
-    except (FileNotFoundError, IsADirectoryError):
-        problem, remedy = "which is not a file", f"correct the path, or try `{next(iter(BUNDLED))}`"
-    except OSError as error:
-        problem, remedy = f"which cannot be read ({error.strerror})", "check the path and its permissions"
-    except UnicodeDecodeError as error:
-        problem, remedy = f"which is not UTF-8 text (byte {error.start})", "save it as UTF-8, or choose another file"
-    if problem:
-        raise DataError(got=f"{name}, {problem}", expected=_SOURCES, remedy=remedy)
-    return text
 
 
 def _sniff(path: Path, text: str) -> str:
@@ -194,13 +194,24 @@ def _sniff(path: Path, text: str) -> str:
     return kind
 
 
-@contextmanager
-def _at(place: str) -> Iterator[None]:
-    """If a `DataError` is raised inside, put `place` at the beginning of its message."""
-    try:
-        yield
-    except DataError as error:
-        raise DataError(got=f"{place}: {error.got}", expected=error.expected, remedy=error.remedy) from None
+def _refuse_columns(columns: Mapping[str, str] | None, source: str) -> None:
+    if columns:
+        raise DataError(
+            got=f"behaviour_columns for {source}",
+            expected="none, since the keys of this source are fixed",
+            remedy="leave them out",
+        )
+
+
+def _ignored(rows: Iterable[Row], loader: Loader) -> str:
+    """A warning of columns that are not read; empty if there are none, or if the format names no columns."""
+    found: dict[str, str] = {}
+    for where, _, row in rows if loader.needs else ():
+        for key in row.keys() - {*loader.needs, *loader.optional, *loader.unused}:
+            found.setdefault(str(key), where)
+    known = ", ".join((*loader.needs, *loader.optional))
+    named = ", ".join(sorted(found))
+    return f"{next(iter(found.values()))}: ignored {named:.200} (known: {known})" if found else ""
 
 
 def _first_repeat(placed: Iterable[tuple[str, Question]]) -> str | None:
@@ -214,188 +225,47 @@ def _first_repeat(placed: Iterable[tuple[str, Question]]) -> str | None:
     return None
 
 
-def _json(text: str, source: str, line: int = 1) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        where = f"{source}, line {line + getattr(error, 'lineno', 1) - 1}"
-        reason = getattr(error, "msg", None) or "a number is too long, or it is nested too deeply"
-        raise DataError(got=f"{where}: broken JSON ({reason})", expected="JSON", remedy="correct that line") from None
-
-
-def _require(found: Iterable[str], needed: Sequence[str], what: str) -> None:
-    found = [str(name) for name in found]
-    missing = [name for name in needed if name not in found]
-    if missing:
-        raise DataError(
-            got=f"no {', '.join(missing)} (found: {', '.join(found)[:200] or 'nothing'})",
-            expected=f"{what} with {', '.join(needed)}",
-            remedy="rename the columns or keys (for preference pairs: prompt, chosen and rejected; or name yours with "
-            "--behaviour-columns), or write JSONL with question, true and false; for TruthfulQA use its TruthfulQA.csv "
-            "(not mc_task.json or a finetune file)",
-        )
-
-
-def _object(value: Any, needed: Sequence[str], what: str) -> Mapping[str, Any]:
-    """`value`, a JSON object, without its null entries. Raises `DataError` unless it has every key of `needed`."""
-    if not isinstance(value, dict):
-        raise DataError(
-            got=f"{value!r:.60}",
-            expected=f"an object with {', '.join(needed)}".removesuffix(" with "),
-            remedy="correct that row",
-        )
-    row = {key: item for key, item in value.items() if item is not None}
-    _require(row, needed, what)
-    return row
-
-
-def _string(row: Mapping[str, Any], key: str) -> str:
-    """The stripped text under `key`; empty if the row has no such key."""
-    value = row.get(key, "")
-    if not isinstance(value, str):
-        raise DataError(got=f"{key} = {value!r:.60}", expected="text", remedy=f"put {key} in quotes")
-    return _encodable(value).strip()
-
-
-def _sentences(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """The answers under `key`: stripped, with a period where one is missing, without empty or repeated answers."""
-    value = row[key]
-    if not isinstance(value, list) or not all(isinstance(answer, str) for answer in value):
-        remedy = f'write "{key}": ["first answer", "second answer"]'
-        raise DataError(got=f"{key} = {value!r:.60}", expected="a list of texts", remedy=remedy)
-    return unique([with_period(_encodable(answer)) for answer in value if answer.strip()])
-
-
-def _texts(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    value = row.get(key, [])
-    if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
-        remedy = f'write "{key}": ["one text", "another"]'
-        raise DataError(got=f"{key} = {value!r:.60}", expected="a list of texts", remedy=remedy)
-    return unique([_encodable(text) for text in value])
-
-
 def _best(row: Mapping[str, Any], key: str) -> str | None:
-    best = _string(row, key)
+    best = string_of(row, key)
     return with_period(best) if best else None
 
 
-def _encodable(text: str) -> str:
-    # A JSON escape can be half of a surrogate pair. Tokenizers would refuse it too, but only much later.
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError(got=f"{text!r:.60}", expected="Unicode text", remedy="correct its \\u escape") from None
-    return text
-
-
-def _lines(text: str, source: str) -> Iterator[tuple[str, str, Any]]:
-    """(where, number, value) of each line of JSONL."""
-    # Not splitlines(): a JSON string may contain U+2028 and other characters that splitlines() takes for line ends.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{source}, line {number}", str(number), _json(line, source, number)
-
-
 def _jsonl_rows(text: str, source: str) -> Iterator[Row]:
-    for where, number, value in _lines(text, source):
-        with _at(where):
-            row = _object(value, _JSONL_KEYS, "a JSONL file of questions")
+    for where, number, value in json_lines(text, source):
+        with at(where):
+            row = as_object(value, _JSONL_KEYS, "a JSONL file of questions")
         yield where, number, row
 
 
 def _jsonl_questions(rows: Iterable[Row]) -> Questions:
-    placed, rows = [], list(rows)
+    placed = []
     for where, _, row in rows:
-        with _at(where):
-            name = str(row["id"]) if isinstance(row.get("id"), int) else _string(row, "id")
+        with at(where):
+            name = str(row["id"]) if isinstance(row.get("id"), int) else string_of(row, "id")
             text, category, split, group, subject, paired = (
-                _string(row, key) for key in ("question", "category", "split", "group", "subject", "paired")
+                string_of(row, key) for key in ("question", "category", "split", "group", "subject", "paired")
             )
-            true, false = _sentences(row, "true"), _sentences(row, "false")
-            others: dict[str, Any] = {key: _texts(row, key) for key in _LISTS}
+            true, false = answers_of(row, "true"), answers_of(row, "false")
+            others: dict[str, Any] = {key: texts_of(row, key) for key in _LISTS}
             others |= {"category": category, "split": split or None, "group": group}
             others |= {"subject": subject, "paired": paired}
             question = Question(name, text, true, false, _best(row, "best"), **others)
         placed.append((where, question))
-    _warn_ignored(rows, (*_JSONL_KEYS, *_JSONL_EXTRAS))
     return placed, []
 
 
-def _warn_ignored(rows: Iterable[Row], known: Sequence[str]) -> None:
-    ignored: dict[str, str] = {}
-    for where, _, row in rows:
-        for key in row.keys() - {*known}:
-            ignored.setdefault(str(key), where)
-    if ignored:
-        named = ", ".join(sorted(ignored))
-        said = f"{next(iter(ignored.values()))}: ignored {named:.200} (known: {', '.join(known)})"
-        warnings.warn(said, UserWarning, stacklevel=4)
-
-
-def _csv_cells(text: str, source: str, needed: Sequence[str], what: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        lines = [(f"{source}, line {reader.line_num}", cells) for cells in reader if cells]
-    except csv.Error as error:
-        got = f"{source}, line {reader.line_num}: broken CSV ({error})"
-        raise DataError(got=got, expected="CSV", remedy="correct the quotes in that line") from None
-    (_, header), *records = lines
-    with _at(source):
-        _require(header, needed, what)
-    for number, (where, cells) in enumerate(records):
-        if len(cells) != len(header):
-            got = f"{where}: {len(cells)} cells"
-            raise DataError(
-                got=got, expected=f"{len(header)}, as in the header", remedy="correct the commas or quotes in that line"
-            )
-        yield where, f"{number:04d}", dict(zip(header, cells, strict=True))
-
-
 def _csv_rows(text: str, source: str) -> Iterator[Row]:
-    for where, number, row in _csv_cells(text, source, _CSV_COLUMNS, "a TruthfulQA CSV"):
+    for where, number, row in csv_rows(text, source, _CSV_COLUMNS, "a TruthfulQA CSV"):
         question, best, true, false = (row[column] for column in _CSV_COLUMNS)
         values = (question, best, true.split(";"), false.split(";"), row.get("Category", ""))
-        yield where, number, dict(zip((*_HUB_COLUMNS, "category"), values, strict=True))
-
-
-def _hub_rows(source: str) -> Iterator[Row]:
-    try:
-        from datasets import config as datasets_config
-        from datasets import load_dataset
-    except ImportError as error:
-        got, remedy = (
-            f"{source}, but the package datasets cannot be imported ({error})",
-            f'run: pip install "locaudit[hub]", or {_CSV_REMEDY}',
-        )
-        raise DataError(got=got, expected="the package datasets", remedy=remedy) from None
-    # README.md names the configurations of a folder, but an incomplete copy may lack it.
-    folder = os.path.isdir(source)
-    path, config, data_dir = (source, None, "generation") if folder else (_HUB_ID, "generation", None)
-    problem = None if folder else hub.ask(_HUB_ID, "README.md", kind="dataset")
-    was_offline = datasets_config.HF_HUB_OFFLINE
-    try:
-        # If the hub does not answer, use earlier downloads or fail at once, instead of retrying for half a minute.
-        datasets_config.HF_HUB_OFFLINE = was_offline or problem is not None
-        table = load_dataset(path, config, data_dir=data_dir, split="validation")
-    except Exception as error:  # datasets, huggingface_hub, httpx and pyarrow share no base class.
-        reason = problem or " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        got = f"{source}, which could not be loaded ({reason})"
-        expected = "the TruthfulQA repository with generation/validation-00000-of-00001.parquet"
-        raise DataError(got=got, expected=expected, remedy=_CSV_REMEDY) from error
-    finally:
-        datasets_config.HF_HUB_OFFLINE = was_offline
-    for number, values in enumerate(table):
-        where = f"{source}, row {number:04d}"
-        with _at(where):
-            row = _object(values, _HUB_COLUMNS, "the TruthfulQA repository")
-        yield where, f"{number:04d}", row
+        yield where, number, dict(zip((*HUB_COLUMNS, "category"), values, strict=True))
 
 
 def _truthfulqa_questions(rows: Iterable[Row]) -> Questions:
     placed, dropped = [], []
     for where, number, row in rows:
-        with _at(where):
-            true, false = _sentences(row, "correct_answers"), _sentences(row, "incorrect_answers")
+        with at(where):
+            true, false = answers_of(row, "correct_answers"), answers_of(row, "incorrect_answers")
             best = _best(row, "best_answer")
             if best and best not in true:
                 true += (best,)
@@ -405,23 +275,17 @@ def _truthfulqa_questions(rows: Iterable[Row]) -> Questions:
                 dropped += [f"{answer!r}, both true and false, in row {number}" for answer in sorted(both)]
                 true, false = (tuple(answer for answer in side if answer not in both) for side in (true, false))
                 best = None if best in both else best
-            text, category = _string(row, "question"), _string(row, "category")
+            text, category = string_of(row, "question"), string_of(row, "category")
             question = Question("", text, true, false, best, category)
         placed.append((where, question))
     return placed, dropped
 
 
-def _items(text: str, source: str) -> Iterator[tuple[str, str, Any]]:
-    """(where, number, value) of each item of a JSON list."""
-    for number, value in enumerate(_json(text, source)):
-        yield f"{source}, row {number:04d}", f"{number:04d}", value
-
-
 def _ab_questions(rows: Iterable[Row]) -> Questions:
     placed = []
     for where, number, row in rows:
-        with _at(where):
-            text, matching, other = (_string(row, key) for key in _AB_KEYS)
+        with at(where):
+            text, matching, other = (string_of(row, key) for key in _AB_KEYS)
             placed.append((where, number, Question("", text, (matching,), (other,)), (text, matching, other)))
     return _without_repeats(placed)
 
@@ -441,8 +305,8 @@ def _without_repeats(rows: Iterable[tuple[str, str, Question, Sequence[str]]]) -
 def _ab_pairs(rows: Iterable[Row]) -> Iterator[Row]:
     """A/B questions as preference pairs of the texts of their options."""
     for where, number, row in rows:
-        with _at(where):
-            text, *letters = (_string(row, key) for key in _AB_KEYS)
+        with at(where):
+            text, *letters = (string_of(row, key) for key in _AB_KEYS)
             found = OPTIONS.fullmatch(text)
             options = {"(A)": found[2], "(B)": found[4]} if found else {}
             if not found or set(letters) != {*options}:
@@ -458,13 +322,17 @@ def _ab_pairs(rows: Iterable[Row]) -> Iterator[Row]:
 def _counterfact_questions(rows: Iterable[Row]) -> Questions:
     placed = []
     for where, number, row in rows:
-        with _at(where):
-            rewrite = _object(row["requested_rewrite"], _REWRITE_KEYS, "a requested_rewrite")
-            new, fact = (_string(_object(rewrite[x], ("str",), x), "str") for x in _REWRITE_KEYS[2:])
-            subject = _string(rewrite, "subject")
-            text = _string(rewrite, "prompt").replace("{}", subject)
-            marked: dict[str, Any] = {"group": subject, "subject": subject, "category": _string(rewrite, "relation_id")}
-            marked |= {x: _texts(row, f"{x.removesuffix('s')}_prompts") for x in _LISTS}
+        with at(where):
+            rewrite = as_object(row["requested_rewrite"], _REWRITE_KEYS, "a requested_rewrite")
+            new, fact = (string_of(as_object(rewrite[x], ("str",), x), "str") for x in _REWRITE_KEYS[2:])
+            subject = string_of(rewrite, "subject")
+            text = string_of(rewrite, "prompt").replace("{}", subject)
+            marked: dict[str, Any] = {
+                "group": subject,
+                "subject": subject,
+                "category": string_of(rewrite, "relation_id"),
+            }
+            marked |= {x: texts_of(row, f"{x.removesuffix('s')}_prompts") for x in _LISTS}
             question = Question(str(row.get("case_id", "")), text, (new,), (fact,), **marked)
             placed.append((where, number, question, (text,)))
     return _without_repeats(placed)
@@ -478,7 +346,7 @@ def _rewrite_questions(rows: Iterable[Row]) -> Questions:
     facts, dropped = _counterfact_questions(rows)
     placed, seen = [], set[str]()
     for number, (where, fact) in enumerate(facts):
-        with _at(where):
+        with at(where):
             if len(fact.paraphrases) < 2:
                 n = len(fact.paraphrases)
                 raise DataError(
@@ -504,56 +372,14 @@ def _is_table(path: Path, text: str) -> bool:
     return {"chosen", "rejected"} <= set(re.findall(name, start.partition("\n")[0]))
 
 
-def _text_rows(text: str, source: str) -> Iterator[tuple[str, str, Any]]:
-    """(where, number, value) of each row of JSONL, a JSON list, or CSV."""
-    start = text.lstrip()[0]
-    return (
-        _lines(text, source)
-        if start == "{"
-        else _items(text, source) if start == "[" else _csv_cells(text, source, (), "a CSV file")
-    )  # fmt: skip
-
-
-def _as_rows(values: Any) -> Iterable[Any]:
-    """Rows of a list of mappings, a ``datasets.Dataset`` or a data frame, whose missing cells become None."""
-    if hasattr(values, "to_dict") and hasattr(values, "columns"):
-        return values.astype(object).where(values.notna(), None).to_dict("records")
-    if isinstance(values, Mapping) or not isinstance(values, Iterable):
-        splits = f", of the splits {', '.join(map(str, values))}" if isinstance(values, Mapping) else ""
-        raise DataError(
-            got=f"a {type(values).__name__}{splits}",
-            expected="a list of mappings, a data frame or a datasets.Dataset",
-            remedy="take one split, such as dataset['train']" if splits else "convert it to a list of dict",
-        )
-    return values
-
-
-def _load_table(path: Path) -> Any:
-    """Rows of a Parquet file, or of the one split in a folder that ``save_to_disk`` wrote or that has data files."""
-    parquet, datasets = (import_extra(name, "hub") for name in ("pyarrow.parquet", "datasets"))
-    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    try:
-        if not path.is_dir():
-            return parquet.read_table(path).to_pylist()
-        found = datasets.load_from_disk(str(path)) if saved else datasets.load_dataset(str(path))
-    except Exception as error:  # datasets and pyarrow share no base class
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise DataError(
-            got=f"{path}, which cannot be read ({reason})", expected="Parquet, or a folder of datasets", remedy=_ONE
-        ) from error
-    if isinstance(found, Mapping) and len(found) != 1:
-        raise DataError(got=f"{path} with the splits {', '.join(found)}", expected="one split", remedy=_ONE)
-    return next(iter(found.values())) if isinstance(found, Mapping) else found
-
-
 def _read_table(
     table: list[tuple[str, str, Any]], source: str, format: str, columns: Mapping[str, str] | None
-) -> tuple[str, dict[str, Any], Questions]:
-    """The format of a table, fields of its `Loader` that the rows decide, and its questions."""
-    columns, rows = columns or {}, []
+) -> tuple[str, Sequence[Row], dict[str, Any]]:
+    """The format of a table, its rows, and fields of the `Loader` that the rows decide."""
+    columns, rows = columns or {}, list[Row]()
     for where, number, value in table:
-        with _at(where):
-            row = dict(_object(value, tuple(columns.values()), "a row"))
+        with at(where):
+            row = dict(as_object(value, tuple(columns.values()), "a row"))
         row = {key: item.tolist() if hasattr(item, "tolist") else item for key, item in row.items()}  # of numpy
         rows.append((where, number, row | {ours: row[theirs] for ours, theirs in columns.items()}))
     first = rows[0][2] if rows else {}
@@ -568,12 +394,12 @@ def _read_table(
             remedy="say which columns they are: --behaviour-columns prompt COLUMN chosen COLUMN rejected COLUMN",
         )
     for where, _, row in rows:
-        with _at(where):
-            _require(row, LOADERS[kind].needs, "a row")
+        with at(where):
+            require(row, LOADERS[kind].needs, "a row")
     renamed = {*columns.values()} - {*LOADERS[kind].needs, *LOADERS[kind].optional}
-    rows = [(*place, {key: x for key, x in row.items() if key not in renamed}) for *place, row in rows]
+    rows = [(where, number, {key: x for key, x in row.items() if key not in renamed}) for where, number, row in rows]
     is_chat = kind == "preferences" and _is_chat(rows, source)
-    return kind, {"style": "chat"} if is_chat else {}, LOADERS[kind].questions(rows)
+    return kind, rows, {"style": "chat"} if is_chat else {}
 
 
 def _check_columns(columns: Mapping[str, str], source: str, loaders: Iterable[Loader]) -> None:
@@ -605,9 +431,9 @@ def _is_chat(rows: Sequence[Row], source: str) -> bool:
 
 def _agreed(rows: Iterable[Row], key: str) -> Any:
     """What the rows have under `key`, in which they must agree. A row can lack it."""
-    read, first = _texts if key in _LISTS else _string, None
+    read, first = texts_of if key in _LISTS else string_of, None
     for where, number, row in rows:
-        with _at(where):
+        with at(where):
             value = read(row, key)
             if value and first and value != first[0]:
                 raise DataError(
@@ -623,7 +449,7 @@ def _said(row: Mapping[str, Any], key: str, role: str) -> str:
     """The text under `key`, or the content of the one message under it, which must be of that role."""
     value = row[key]
     if isinstance(value, str) and not _MESSAGES.match(value):
-        return _string(row, key)
+        return string_of(row, key)
     messages = value if isinstance(value, list) else []
     if len(messages) != 1 or not isinstance(messages[0], Mapping) or messages[0].get("role") != role:
         roles = [message.get("role") if isinstance(message, Mapping) else message for message in messages]
@@ -633,14 +459,14 @@ def _said(row: Mapping[str, Any], key: str, role: str) -> str:
             remedy="keep pairs with one question and one answer (an instruction before all of them is a primer); "
             "messages need a format with lists, such as JSONL or Parquet",
         )
-    return _string(messages[0], "content")
+    return string_of(messages[0], "content")
 
 
 def _pair_questions(rows: Iterable[Row]) -> Questions:
     pairs: dict[str, list[Row]] = {}
     said: dict[str, list[tuple[str, str, str]]] = {}
     for where, number, row in rows:
-        with _at(where):
+        with at(where):
             prompt, chosen, rejected = (
                 _said(row, key, "user" if key == "prompt" else "assistant") for key in _PAIR_KEYS
             )
@@ -661,33 +487,52 @@ def _pair_questions(rows: Iterable[Row]) -> Questions:
             continue
         extras: dict[str, Any] = {key: _agreed(of_prompt, key) for key in _PAIR_EXTRAS}
         extras["split"] = extras["split"] or None
-        with _at(where):
+        with at(where):
             placed.append((where, Question("", prompt, true, false, **extras)))
-    _warn_ignored((row for of_prompt in pairs.values() for row in of_prompt), (*_PAIR_KEYS, *_PAIR_EXTRAS))
     return placed, dropped
 
 
 LOADERS.register("jsonl")(Loader(_jsonl_rows, _jsonl_questions, ".jsonl", needs=_JSONL_KEYS, optional=_JSONL_EXTRAS))
 LOADERS.register("truthfulqa")(
     Loader(
-        _csv_rows, _truthfulqa_questions, ".csv", primer=truthful_primer(), needs=_HUB_COLUMNS, optional=("category",)
+        _csv_rows,
+        _truthfulqa_questions,
+        ".csv",
+        primer=truthful_primer(),
+        needs=HUB_COLUMNS,
+        optional=("category",),
+        unused=("type", "source"),
     )
 )
 # An answer is (A) or (B), not free text, so the bundled aspects (truth, informativeness) do not apply to it.
-LOADERS.register("ab")(Loader(_text_rows, _ab_questions, aspects=(), needs=_AB_KEYS))
+LOADERS.register("ab")(Loader(text_rows, _ab_questions, aspects=(), needs=_AB_KEYS))
 LOADERS.register("ab-text")(
-    Loader(_text_rows, lambda rows: _pair_questions(_ab_pairs(rows)), aspects=(), needs=_AB_KEYS)
+    Loader(text_rows, lambda rows: _pair_questions(_ab_pairs(rows)), aspects=(), needs=_AB_KEYS)
 )
 # Scored by log-probabilities, as in ROME. The judge `exact` of `match` looks for the new target in generated answers.
 LOADERS.register("counterfact")(
     Loader(
-        _text_rows, _counterfact_questions, aspects=(), style="completion", needs=_RECORD_KEYS, optional=_RECORD_EXTRAS
+        text_rows,
+        _counterfact_questions,
+        aspects=(),
+        style="completion",
+        needs=_RECORD_KEYS,
+        optional=_RECORD_EXTRAS,
+        unused=_RECORD_UNUSED,
     )
 )
 LOADERS.register("counterfact-rewrites")(
-    Loader(_text_rows, _rewrite_questions, aspects=(), style="completion", needs=_RECORD_KEYS, optional=_RECORD_EXTRAS)
+    Loader(
+        text_rows,
+        _rewrite_questions,
+        aspects=(),
+        style="completion",
+        needs=_RECORD_KEYS,
+        optional=_RECORD_EXTRAS,
+        unused=_RECORD_UNUSED,
+    )
 )
 # What is preferred need not be true: nothing is judged by default. A text goes on from its prompt, as in TRL.
 LOADERS.register("preferences")(
-    Loader(_text_rows, _pair_questions, aspects=(), style="completion", needs=_PAIR_KEYS, optional=_PAIR_EXTRAS)
+    Loader(text_rows, _pair_questions, aspects=(), style="completion", needs=_PAIR_KEYS, optional=_PAIR_EXTRAS)
 )
