@@ -364,6 +364,11 @@ BAD = {
         lambda path: path.write_text("1.17 0.12\n2.40 0.31\n"),
         "lines such as 1.17 0.12, which may be two units or a unit and its score",
     ),
+    "units or scores above 1": (
+        "x.txt",
+        lambda path: path.write_text("1.17 3.1\n2.4 2.9\n0.3 2.2\n"),
+        "lines such as 1.17 3.1, which may be two units or a unit and its score",
+    ),
     "NaN in json": ("x.json", lambda path: path.write_text("[[NaN, 0.5], [0.1, 0.2]]"), "no finite number, for 0.0"),
     "names that are no units": (
         "x.npz",
@@ -393,6 +398,15 @@ def test_vectors_of_another_width_are_of_another_model(tmp_path):
     np.savez(tmp_path / "x.npz", **{"blocks.1.hook_resid_post": np.ones(999)})
     with pytest.raises(LocationError, match="a model with width = 999; expected width = 576"):
         read_claim(tmp_path / "x.npz").check(SHAPE)
+    for name, fitting in (("blocks.1.attn.hook_z[3]", (64, 576)), ("blocks.1.mlp", (1536, 576))):
+        for n in (*fitting, 999):
+            np.savez(tmp_path / "x.npz", **{name: np.ones(n)})
+            claim = read_claim(tmp_path / "x.npz")
+            if n in fitting:
+                claim.check(SHAPE)
+            else:
+                with pytest.raises(LocationError, match="vectors of 999 numbers; expected .* numbers for"):
+                    claim.check(SHAPE)
 
 
 def test_other_tensors_and_errors_of_torch(tmp_path):
@@ -494,13 +508,13 @@ def test_a_control_vector_is_a_claim_of_residual_streams(tmp_path):
         read_claim(path)
 
 
-def make_adapter(folder: Path, modules: list[str], method: str = "LoraConfig", **options) -> None:
+def make_adapter(folder: Path, modules: list[str], method: str = "LoraConfig", family="llama", **options) -> None:
     peft = pytest.importorskip("peft")
     from tiny import make_lm  # only here, because transformers takes long to import
 
     with warnings.catch_warnings(action="ignore"):  # of peft, about transformers
         config = getattr(peft, method)(target_modules=modules, **options)
-        peft.get_peft_model(make_lm("llama"), config).save_pretrained(folder)
+        peft.get_peft_model(make_lm(family), config).save_pretrained(folder)
 
 
 def test_the_places_of_an_adapter_are_the_claim(tmp_path):
@@ -509,6 +523,10 @@ def test_the_places_of_an_adapter_are_the_claim(tmp_path):
     assert str(read_claim(folder).location) == "attention:1"
     with pytest.raises(LocationError, match="a model with width = 32; expected width = 576"):
         read_claim(folder).check(SHAPE)
+    for family, modules in (("gpt2", ["c_attn"]), ("gpt2", ["mlp.c_proj"]), ("gpt_neox", ["attention.dense"])):
+        make_adapter(folder, modules, family=family)
+        with pytest.raises(LocationError, match="a model with width = 32; expected width = 576"):
+            read_claim(folder).check(SHAPE)
     make_adapter(folder, ["post_attention_layernorm"], "LNTuningConfig")
     with pytest.raises(LocationError, match="adapter that changes .*layernorm.*; train it on these modules only"):
         read_claim(folder)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,13 @@ LARGEST = 64 * 2**20
 _DIRECTION = re.compile(r"(?P<file>[^\[\]]+)(?:\[(?P<rows>[^\[\]]+)\])?\s*@\s*(?P<layer>\d+)", re.ASCII)
 """Text of a claim of directions: ``FILE@LAYER`` or ``FILE[ROW,...]@LAYER``."""
 _WIDTHS = (
-    (1, re.compile(r"\.(?:[qkv]|gate|up)_proj\.lora_A\.weight$")),
-    (0, re.compile(r"\.(?:o|down)_proj\.lora_B\.weight$")),
+    (
+        1,
+        re.compile(
+            r"\.(?:(?:[qkv]|gate|up|gate_up|qkv)_proj|c_attn|c_fc|fc1|fc_in|query_key_value|dense_h_to_4h)\.lora_A\."
+        ),
+    ),
+    (0, re.compile(r"\.(?:(?:o|down|out|c)_proj|fc2|fc_out|dense|dense_4h_to_h)\.lora_B\.")),
 )
 """The axis of an adapter's tensors that is the width of the residual stream, by the tensor's name."""
 _PICKLES = (".pkl", ".pickle", ".joblib", ".bin")
@@ -60,6 +66,8 @@ class Claim:
     """The file's format; empty if the source is no file."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Sizes of the model that the source is about, by field of `Shape`, as far as the source tells."""
+    vector: int | None = None
+    """Length of the vectors that the source has for units whose name does not tell in which space they lie."""
     scored: Location | None = None
     """All units that the source gives scores of; None if it has no scores."""
 
@@ -74,6 +82,15 @@ class Claim:
             )
         for location in filter(None, (self.scored, self.location)):
             find_kind(location).check(location, shape)
+        kind = find_kind(self.location)
+        if self.vector is not None and (blocks := kind.blocks(shape)):
+            lengths = sorted({blocks[1], blocks[0] * blocks[1], shape.width})
+            if self.vector not in lengths:
+                raise LocationError(
+                    got=f"{self.source}, with vectors of {self.vector} numbers",
+                    expected=f"{' or '.join(map(str, lengths))} numbers for {kind.plural} of this model",
+                    remedy="check which model it was made for",
+                )
 
 
 def read_claim(
@@ -193,7 +210,7 @@ def read_directions(
 def _claim(found: Found, source: str, name: str, top_k: int | None, threshold: float | None) -> Claim:
     location = found.choose(top_k, threshold)
     scored = None if found.scores is None else Location(found.units, found.kind)
-    return Claim(location, source, name, found.sizes, scored)
+    return Claim(location, source, name, found.sizes, found.vector, scored)
 
 
 @contextmanager
@@ -293,12 +310,17 @@ def read_csv(path: Path, kind: str) -> Found:
 def read_txt(path: Path, kind: str) -> Found:
     """Read a text file of units, in any spelling and on any number of lines.
 
-    Lines such as ``1.17 0.91`` are refused: two units, or a unit and its score.
+    Lines such as ``1.17 0.91`` are refused: two units, or a unit and its score. The second numbers are taken for scores
+    if all of them begin with 0, or if they fall from line to line, as in a ranking.
     """
     text = _read(path)
     lines = [line for line in text.splitlines() if line.strip()]
-    pairs = [re.fullmatch(r"\s*(\d+)\.\d+[\s,;]+0\.\d+[\s,;]*", line, re.ASCII) for line in lines]
-    if len(pairs) > 1 and all(pairs) and any(pair and int(pair[1]) for pair in pairs):
+    pairs = [re.fullmatch(r"\s*(\d+)\.\d+[\s,;]+(\d+\.\d+)[\s,;]*", line, re.ASCII) for line in lines]
+    layers, seconds = (
+        zip(*(map(float, pair.groups()) for pair in pairs if pair), strict=True) if any(pairs) else ((), ())
+    )
+    falls = len(seconds) > 2 and all(later <= earlier for earlier, later in pairwise(seconds))
+    if len(pairs) > 1 and all(pairs) and (falls or (any(layers) and max(seconds) < 1)):
         raise LocationError(
             got=f"{path} with lines such as {lines[0].strip()}, which may be two units or a unit and its score",
             expected="one unit per line, or scores in a CSV file",

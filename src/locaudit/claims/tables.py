@@ -52,6 +52,8 @@ class Found:
     """One score per unit; empty if it is unclear which numbers are the scores. None: all units are claimed."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Sizes of the model that the source is about, by field of `Shape`, as far as the source tells."""
+    vector: int | None = None
+    """Length of its vectors, if the space in which they lie is not told (`locaudit.claims.importers.Claim`)."""
     got: str = ""
     """What the source holds, in words for an error."""
     remedy: str = _KEEP
@@ -184,7 +186,7 @@ def read_array(array: NDArray, kind: str, what: str = "an array") -> Found:
             expected="integers for a list of (layer, unit)",
             remedy="save a list of units as integers: array.astype(int)",
         )
-    return Found(tuple(places), kind, tuple(table.ravel().astype(float).tolist()), sizes, f"scores: {what}")
+    return Found(tuple(places), kind, tuple(table.ravel().astype(float).tolist()), sizes, got=f"scores: {what}")
 
 
 def read_named(arrays: Mapping[str, NDArray], kind: str) -> Found:
@@ -208,16 +210,16 @@ def read_named(arrays: Mapping[str, NDArray], kind: str) -> Found:
     if all(array.size == 1 for array in arrays.values()):
         scores = tuple(float(array.item()) for array in arrays.values())
         return replace(found, scores=scores, got=f"scores of {plural(len(scores), 'unit')}")
-    if found.kind != "residual":  # elsewhere a vector may be of the site or of what is added to the stream
-        return found
     widths = sorted({array.shape[-1] if array.ndim else 1 for array in arrays.values()})
     if len(widths) > 1:
         raise LocationError(
             got=f"vectors of the sizes {', '.join(map(str, widths))}",
-            expected="one size: the width of the residual stream",
+            expected="one size",
             remedy="save the vectors of one model, and scores in another file",
         )
-    return replace(found, sizes={"width": widths[0]})
+    if found.kind == "residual":
+        return replace(found, sizes={"width": widths[0]})
+    return replace(found, vector=widths[0])  # of the unit, of the site, or of what is added to the stream
 
 
 def read_table(header: Sequence[str], lines: Sequence[Sequence[str]], source: str, kind: str, remedy: str) -> Found:
