@@ -119,6 +119,7 @@ def test_every_figure_and_number_of_the_paper_has_its_counterpart(finished, numb
     assert len(numbers["claims"]) == 15
     assert {claim["outcome"] for claim in numbers["claims"]} <= {"replicated", "not replicated", "could not test"}
     assert all(f'id="claim-{claim["name"]}"' in page for claim in numbers["claims"])
+    assert "Of the paper’s 14 claims" in page and sum(claim["ours"] for claim in numbers["claims"]) == 1
 
 
 def test_numbers_are_those_of_the_audits(finished, numbers):
@@ -132,6 +133,9 @@ def test_numbers_are_those_of_the_audits(finished, numbers):
         block = numbers[method]
         assert block["localized_score"] == verdict.claim == block["localized"]["chosen"]["info_truth"]
         assert block["random_scores"] == list(verdict.first.controls)
+        facts = study.audits[part].manifest.methods
+        flags = decide(records, score="info_truth", methods=facts).methods[method].flags
+        assert flags and numbers["flags"][part] == {flag.name: flag.text for flag in flags}
         assert [place["chosen"]["info_truth"] for place in block["random"]] == list(verdict.first.controls)
         assert block["p_monte_carlo"] == verdict.first.p_value
         assert block["whole"]["chosen"]["info_truth"] == verdict.whole_model

@@ -113,6 +113,23 @@ def test_claims_that_are_false_do_not_replicate(study):
     assert set(found.values()) == {"not replicated"}, found
 
 
+def test_flags_stand_beside_outcomes_and_change_none(study):
+    world = planted(study, PAPER)
+
+    def trained(row):
+        loss = 0.9 if row.record.spec.arm == "whole" else 0.5
+        return replace(row, record=replace(row.record, training={"objective": (loss,)}))
+
+    rows = tuple(map(trained, world.audits["sets"].rows))
+    world = replace(world, audits={**world.audits, "sets": replace(world.audits["sets"], rows=rows)}, _chosen={})
+    found = {claim["name"]: claim for claim in judge_claims(world)}
+    assert {claim["outcome"] for claim in found.values()} == {"replicated"}
+    one, whole = "single (the optimal edit at the probed heads)", "superset (the optimal edit of the whole model)"
+    assert found["random_is_as_good"]["flags"] == [one]
+    assert set(found["localized_is_nearly_optimal"]["flags"]) == {one, whole}
+    assert found["random_matches_whole"]["flags"] == [whole]
+
+
 def test_without_any_effect_nothing_is_decided(study):
     found = judge_claims(planted(study, NOTHING))
     assert {claim["outcome"] for claim in found} == {"could not test"}

@@ -49,7 +49,8 @@ def new_place_p(claim: float, controls: Sequence[float], tolerance: float = 0.0)
     This is the test behind a prediction interval: it counts the spread of places in the claim's own score, and the
     uncertainty of mean and sd. Noise from questions is in both, so the size is right for normal scores. It has no
     smallest value, unlike `monte_carlo_p`, but relies on the normal distribution out in its tail: it is reported beside
-    the Monte-Carlo p and decides nothing. Places without a score (NaN) are left out. NaN for fewer than two finite
+    the Monte-Carlo p, and decides nothing in an audit. In the paper's study, claims that the probed heads are better
+    need both. Places without a score (NaN) are left out. NaN for fewer than two finite
     controls, or if all are equal up to rounding.
     """
     scores = _varying(controls, tolerance)

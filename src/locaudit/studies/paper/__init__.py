@@ -31,7 +31,7 @@ SECTIONS = {
 
 
 def _row(claim: Mapping[str, Any]) -> dict[str, Any]:
-    keys = "name", "says", "estimand", "measured", "p_holm", "outcome", "open", "size", "rule"
+    keys = "name", "says", "estimand", "measured", "p_holm", "outcome", "open", "size", "flags", "rule"
     return {key: claim.get(key) for key in keys}
 
 

@@ -73,7 +73,8 @@ class Tested:
 def compare(own: Values, others: Values | None = None, bound: ArrayLike = 0.0) -> Tested:
     """Test `own` (seeds, questions), minus the mean of `others` (places, seeds, questions), against the bound's mean.
 
-    The arrays have pseudo-values. Questions, places and seeds are random (`crossed_interval`), the bound's too.
+    The arrays have pseudo-values. Questions, places and seeds are random (`crossed_interval`), the bound's too. The
+    interval of `crossed_interval` allows for skewed questions and this test does not, so near a bound they can disagree.
     """
     if others is None:
         others = np.zeros((2, *own.shape))
@@ -196,11 +197,35 @@ def judge_claims(study: Study) -> list[dict[str, Any]]:
         outcome = one.outcome(p, view.level)
         size = describe_size(rule, one, study) if outcome == "could not test" and not one.open else ""
         told = {key: rule[key] for key in ("name", "section", "says", "estimand", "rule")}
+        told["ours"] = rule["says"].startswith("(Ours.)")  # not one of the paper's
         numbers = {"estimate": one.estimate, "interval_95": one.interval, "bound": one.bound, "p_replicated": one.p_yes,
                    "p_not_replicated": one.p_no, "p_holm": p, "matching": one.matching}  # fmt: skip
         words = {"measured": one.measured, "open": one.open, "size": size}
-        rows.append({**told, **words, **numbers, "outcome": outcome})
+        flags = [] if one.open else flags_of(rule, view)
+        rows.append({**told, **words, **numbers, "flags": flags, "outcome": outcome})
     return rows
+
+
+def flags_of(rule: Rule, view: View) -> list[str]:
+    """Names of the flags of the edits that a claim compares. They change no outcome: the rules do not mention them.
+
+    An edit with a flag may not be the best one there; a whole model with the flag ``superset`` is easy to match.
+    """
+    methods = (rule.get("method"), rule.get("minus"))
+    arms = [
+        *(f"{method} claim" for method in methods if method),
+        *rule.get("terms", ()),
+        rule.get("reference"),
+        rule["of"],
+    ]
+    found: dict[str, None] = {}
+    for arm in filter(None, arms):
+        method, _, place = arm.partition(" ")
+        for flag in (flag for one in view.chosen(method, rule) for flag in one.flags) if place else ():
+            # The places of ``superset`` are those with which the whole model compares badly.
+            if place == "whole" if flag.name == "superset" else place in flag.places:
+                found[f"{flag.name} ({_WORDS[arm]})"] = None
+    return list(found)
 
 
 def evaluate(rule: Rule, view: View) -> Finding:

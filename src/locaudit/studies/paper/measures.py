@@ -47,6 +47,10 @@ def measure(study: Study) -> dict[str, Any]:
         },
         "probe_effect": measure_probe_effect(study, "single") if "single" in study.audits else None,
         "landscape": measure_landscape(study) if "landscape" in study.audits else None,
+        "flags": {
+            part: {flag.name: flag.text for flag in study.chosen(part, study.config.score).flags}
+            for part in study.audits
+        },
         "run": {
             "n_trials": {part: len(audit.rows) for part, audit in study.audits.items()},
             "seconds": {part: audit.seconds for part, audit in study.audits.items()},
@@ -82,6 +86,7 @@ def _setup(study: Study) -> dict[str, Any]:
         "n_questions": run.n_questions,
         "judges": {aspect: judge.name for aspect, judge in run.judges.items()},
         "score": config.score,
+        "training_seeds": config.training_seeds,
         "margin": study.rules["margin"],
         "level": study.rules["level"],
         "max_missing": MAX_MISSING,

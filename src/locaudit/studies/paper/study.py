@@ -19,8 +19,9 @@ from locaudit.records import Arm, Place, TrialRecord
 from locaudit.registry import METHODS
 from locaudit.report.design import duration
 from locaudit.report.tables import Tables, tabulate
-from locaudit.stats import components, mean_score, score_values
+from locaudit.stats import Design, components, mean_score, score_values
 from locaudit.stats.intervals import pseudo_values
+from locaudit.stats.optimisation import Flag, find_destroyed, find_flags
 from locaudit.stats.scores import missing_share, tolerance
 from locaudit.stats.selection import BASE, choose, group_trials
 from locaudit.store.folder import has_trials
@@ -92,6 +93,13 @@ class Chosen:
         """The largest share of missing judgements among the chosen edits and the unedited model."""
         records = [self.audit.base.record, *(x for x in self.records.values() if x is not None)]
         return max(missing_share(self.values(record)) for record in records)
+
+    @cached_property
+    def flags(self) -> tuple[Flag, ...]:
+        """Signs that better edits exist than these (`locaudit.stats.optimisation`), by the strengths that were run."""
+        records, manifest = [row.record for row in self.audit.rows], self.audit.manifest
+        found = find_flags(records, manifest.methods, self.score, self.tolerance, Design().margin)
+        return *found[self.method], *find_destroyed(records, (), self.score, self.tolerance)[self.method]
 
     def at(self, arm: Arm) -> TrialRecord | None:
         """The chosen trial at an arm: ``claim`` (the probed heads), ``whole`` or ``base`` (the unedited model)."""

@@ -15,10 +15,12 @@ def tables(n: Numbers, specification: Sequence[Numbers]) -> dict[str, str]:
     """File name -> text: the claims (CSV and Markdown), what survives other choices, and the single heads."""
     lines = ["| The paper says | Measured here | p (Holm) | |", "|---|---|---|---|"]
     for c in n["claims"]:
-        more = "; ".join(filter(None, (c["measured"], c["open"], c["size"] and f"would take {c['size']}")))
+        size, flags = c["size"] and f"would take {c['size']}", c["flags"] and f"flags: {', '.join(c['flags'])}"
+        more = "; ".join(filter(None, (c["measured"], c["open"], size, flags)))
         row = f"| {c['says']} | {c['estimand']}: {more} | {c['p_holm']:.2g} | **{c['outcome']}** |"
         lines.append(row.replace("*T", "\\*T"))
-    claims = [{**c, "matching": " ".join(map(str, c["matching"]))} for c in n["claims"]]
+    lists = ("matching", "flags")
+    claims = [{**c, **{key: " ".join(map(str, c[key])) for key in lists}} for c in n["claims"]]
     found = {"claims.csv": csv_text(claims), "specification.csv": csv_text(specification)}
     if n["single"]:
         heads = [("best probed", n["single"]["best_probed"]), *(("random", row) for row in n["single"]["random"])]
