@@ -74,7 +74,7 @@ def compare(own: Values, others: Values | None = None, bound: ArrayLike = 0.0) -
     """Test `own` (seeds, questions), minus the mean of `others` (places, seeds, questions), against the bound's mean.
 
     The arrays have pseudo-values. Questions, places and seeds are random (`crossed_interval`), the bound's too. The
-    interval of `crossed_interval` allows for skewed questions and this test does not, so near a bound they can disagree.
+    interval of `crossed_interval` allows for skewed questions. This test does not: near a bound they can disagree.
     """
     if others is None:
         others = np.zeros((2, *own.shape))
