@@ -33,6 +33,7 @@ from locaudit.store.files import MIN_FREE_BYTES, no_room, write_atomically
 from locaudit.store.manifest import Manifest, read_manifest, write_manifest
 
 SCHEMA = """
+PRAGMA page_size = 16384; -- of new files: scores at hundreds of questions then lie in one page
 CREATE TABLE IF NOT EXISTS fits (
     fit TEXT PRIMARY KEY, method TEXT NOT NULL, location TEXT NOT NULL, strength, seed INTEGER NOT NULL,
     draw INTEGER, context TEXT NOT NULL, status TEXT NOT NULL, message TEXT NOT NULL, training TEXT NOT NULL,
