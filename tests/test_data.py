@@ -10,9 +10,10 @@ from itertools import combinations
 from statistics import fmean
 from types import SimpleNamespace
 
+import pandas
 import pytest
 
-from locaudit.behaviours import Behaviour, Question, load_behaviour, normalise, split_questions
+from locaudit.behaviours import Behaviour, Question, load_behaviour, normalise, split_questions, with_period
 from locaudit.behaviours.format import load_primer
 from locaudit.errors import ConfigError, DataError
 from locaudit.registry import LOADERS
@@ -247,6 +248,11 @@ def test_csv_of_the_first_releases(write):
     )
 
 
+def test_a_table_of_truthfulqas_csv_is_read_as_the_file(write):
+    path = write("x.csv", csv_file("A,C,Q?,T,T; U,F,s", "A,C,Another?,T,T,F,s"))
+    assert load_behaviour(pandas.read_csv(path)).questions == load_behaviour(path).questions
+
+
 def test_csv_of_2025_has_one_more_column(write):
     header = HEADER.replace("Best Answer", "Best Answer,Best Incorrect Answer")
     path = write("x.csv", csv_file("A,C,Q?,T,F,T; U,E; F,s", header=header))
@@ -407,6 +413,26 @@ def test_ab_repeated_row_is_dropped_with_a_warning(write):
     ):
         questions = load_behaviour(path).questions
     assert [question.text for question in questions] == [AB["question"], "Other?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.csv", "prompt,chosen,rejected,chosen\nP,a,b,z", "twice the column chosen"),
+        ("x.jsonl", '{"question": "Q", "true": ["a"], "false": ["b"], "true": ["c"]}', "twice the key true"),
+        ("x.json", json.dumps([AB])[:-2] + ', "question": "Q"}]', "twice the key question"),
+    ],
+)
+def test_a_column_or_key_has_one_value(write, name, content, words):
+    with pytest.raises(DataError, match=words):
+        load_behaviour(write(name, content))
+
+
+def test_spellings_of_one_text_in_unicode_are_one(write):
+    rows = [{"question": text, "true": ["a"], "false": ["b"]} for text in ("Caf\u00e9?", "Cafe\u0301?")]
+    with pytest.raises(DataError, match="the question .* twice"):
+        load_behaviour(rows)
+    assert with_period("\u65e5\u672c\u3002") == "\u65e5\u672c\u3002" and with_period("b") == "b."
 
 
 def test_ab_columns_that_are_not_read_are_named(write):

@@ -20,7 +20,7 @@ from locaudit.run.export import export_edit
 from locaudit.stats import select
 from locaudit.store.run import load_run
 from runs import small_config
-from tiny import logits, random_ids
+from tiny import logits, random_ids, tiny
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +112,16 @@ def test_what_cannot_be_exported_says_why(finished, tmp_path):
     assert (
         cli.main(["export", str(finished), "--trial", "claim/iti", "--to", "peft", "--out", str(tmp_path / "o")]) == 2
     )
+
+
+def test_another_model_than_the_audited_one_is_refused(finished, tmp_path):
+    changed = load_model(load_run(finished).config.model, device="cpu")
+    with torch.no_grad():
+        changed.lm.lm_head.weight.mul_(1.01)
+    for model in (tiny("gpt2"), changed):
+        with pytest.raises(RunFolderError, match="other weights than those that were audited"):
+            export_edit(finished, "claim/optimal", "peft", tmp_path / "out", model=model)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dtype_that_would_lose_the_update_is_refused(finished, tmp_path, capsys):

@@ -369,6 +369,60 @@ BAD = {
         lambda path: path.write_text("1.17 3.1\n2.4 2.9\n0.3 2.2\n"),
         "lines such as 1.17 3.1, which may be two units or a unit and its score",
     ),
+    "spelled units and scores": (
+        "x.txt",
+        lambda path: path.write_text("L14H3 0.91\nL15H7 0.85\n"),
+        "lines such as L14H3 0.91, which may be two units or a unit and its score",
+    ),
+    "a unit and its score": ("x.txt", lambda path: path.write_text("14.3 0.91"), "lines such as 14.3 0.91"),
+    "units of layer 0 or scores": ("x.txt", lambda path: path.write_text("0.3 0.9\n0.5 0.8"), "such as 0.3 0.9"),
+    "rising units or scores": ("x.txt", lambda path: path.write_text("14.3 0.8\n15.7 1.0\n"), "such as 14.3 0.8"),
+    "units as numbers": (
+        "x.json",
+        lambda path: path.write_text('[{"unit": 15.10, "score": 0.9}]'),
+        "the number 15.1 as a unit; expected text, because the head 15.10 is not",
+    ),
+    "decimal commas": (
+        "x.csv",
+        lambda path: path.write_text("layer,head,score\n14,3,0,85\n15,7,0,91"),
+        "column score, 4, without a name; expected one column of scores",
+    ),
+    "an index": (
+        "x.csv",
+        lambda path: path.write_text(",layer,head\n0,14,3\n1,15,7"),
+        "numbers in the column 1, without a name; expected one column of scores",
+    ),
+    "yes and no": (
+        "x.csv",
+        lambda path: path.write_text("layer,head,significant\n14,3,yes\n15,7,no"),
+        "a choice of rows in the column significant",
+    ),
+    "another part of the layer": (
+        "x.csv",
+        lambda path: path.write_text("layer,head,module\n14,3,attn\n15,7,mlp"),
+        "'mlp' in a column, read as heads; expected rows of one kind",
+    ),
+    "heads in the rows of layers": (
+        "x.json",
+        lambda path: path.write_text('[{"layer": 14, "heads": [3, 7]}]'),
+        r"heads = \[3, 7\]; expected one number or text in each cell",
+    ),
+    "low is good": (
+        "x.csv",
+        lambda path: path.write_text("layer,head,p.adj\n14,3,0.01\n15,7,0.9"),
+        "column p.adj, in which low numbers are the best",
+    ),
+    "a range with a score": (
+        "x.csv",
+        lambda path: path.write_text("unit,score\n14.0-1,.5\n,.9\n16.1,.7"),
+        "'14.0-1' in the column unit; expected one unit in each row",
+    ),
+    "a number of Python": ("x.csv", lambda path: path.write_text("layer,head,score\n14,3,1_0"), "without scores"),
+    "true as text": (
+        "x.json",
+        lambda path: path.write_text('{"nodes": {"a1.h0": {"in_graph": "False"}, "a1.h1": {"in_graph": true}}}'),
+        "a circuit with in_graph = 'False'; expected true or false",
+    ),
     "NaN in json": ("x.json", lambda path: path.write_text("[[NaN, 0.5], [0.1, 0.2]]"), "no finite number, for 0.0"),
     "names that are no units": (
         "x.npz",
@@ -384,6 +438,24 @@ def test_files_that_are_no_claim(tmp_path, name, write, words):
     with pytest.raises(LocationError, match=words) as caught:
         read_claim(tmp_path / name, top_k=1)
     assert name in str(caught.value)
+
+
+def test_objects_that_are_no_claim():
+    found = np.nonzero(np.array([[0, 1], [1, 0]]))
+    for value, words in (
+        (found, "a tuple of arrays; .*np.argwhere"),
+        (np.ma.masked_array(SCORES, mask=np.zeros_like(SCORES)), "a masked array; .*np.argwhere"),
+        (pandas.DataFrame({"head": [14.3, 15.10], "score": [0.1, 0.9]}), "the number 14.3 as a unit"),
+        ({14.10: 0.9, 15.3: 0.5}, "the number 14.1 as a unit"),
+        ("{14.10: 0.9}", "the number 14.1 as a unit"),
+        ("L14H3 0.9\nL15H7 0.8", "such as L14H3 0.9, which may be two units"),
+    ):
+        with pytest.raises(LocationError, match=words):
+            read_claim(value, top_k=1)
+    assert read_claim({"14.3": np.float32(0.9), "15.7": np.float32(0.1)}, top_k=1).location.units == ((14, 3),)
+    assert read_claim({14: [np.int64(3), np.int64(7)]}).location.units == ((14, 3), (14, 7))
+    assert str(read_claim("MLP: 8").location) == "mlp:8"
+    assert str(read_claim("model.decoder.layers.3.fc1").location) == "mlp:3"
 
 
 def test_a_file_of_100_mb_is_refused_at_once(tmp_path):

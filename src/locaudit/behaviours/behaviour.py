@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -206,13 +207,17 @@ def _frozen(value: Any) -> Any:
 
 def normalise(text: str) -> str:
     """The text in lower case, with single spaces and without punctuation at its ends, to find repeated questions."""
+    text = unicodedata.normalize("NFC", text)
     return re.sub(r"\s+", " ", text.casefold()).strip(" .?!,;:'\"")
 
 
 def with_period(answer: str) -> str:
-    """The stripped answer, plus a period unless it ends in ``.``, ``!`` or ``?`` (as in the ITI reference code)."""
+    """The stripped answer, plus a period unless it ends in ``.``, ``!`` or ``?`` (as in the ITI reference code).
+
+    The marks that stand for these in other scripts count, too.
+    """
     answer = answer.strip()
-    return answer if answer.endswith((".", "!", "?")) else answer + "."
+    return answer if answer.endswith((".", "!", "?", "…", "。", "！", "？", "।", "؟", "۔")) else answer + "."
 
 
 def unique(answers: Sequence[str]) -> tuple[str, ...]:

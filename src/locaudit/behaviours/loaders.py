@@ -114,7 +114,8 @@ def load_behaviour(
       answer, the target that is a fact the false one. In the format ``counterfact-rewrites``, each fact is in all
       parts of the split: its prompt for training, its paraphrases for validation and test;
     - preference pairs: rows with ``prompt``, ``chosen`` (true) and ``rejected`` (false), each a text or, as TRL calls
-      it, conversational: a list with one message. All pairs of a prompt become one question. An answer that is chosen
+      it, conversational: a list with one message. All pairs of a prompt become one question; prompts that differ only
+      in case, or in punctuation at their ends, are one. An answer that is chosen
       in one pair and rejected in another is dropped, with a warning, and so is a question that then lacks a true or a
       false answer. Optional keys are those of JSONL but ``id`` and ``best``, the same in all pairs of a prompt;
     - rows of any of these formats in JSONL, JSON, CSV, Parquet, a folder of the package datasets, a list of mappings, a
@@ -255,7 +256,12 @@ def _jsonl_questions(rows: Iterable[Row]) -> Questions:
 
 
 def _csv_rows(text: str, source: str) -> Iterator[Row]:
-    for where, number, row in csv_rows(text, source, _CSV_COLUMNS, "a TruthfulQA CSV"):
+    return _csv_as_hub(csv_rows(text, source, _CSV_COLUMNS, "a TruthfulQA CSV"))
+
+
+def _csv_as_hub(rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows of TruthfulQA's CSV with the columns of the hub's repository."""
+    for where, number, row in rows:
         question, best, true, false = (row[column] for column in _CSV_COLUMNS)
         values = (question, best, true.split(";"), false.split(";"), row.get("Category", ""))
         yield where, number, dict(zip((*HUB_COLUMNS, "category"), values, strict=True))
@@ -382,6 +388,8 @@ def _read_table(
             row = dict(as_object(value, tuple(columns.values()), "a row"))
         row = {key: item.tolist() if hasattr(item, "tolist") else item for key, item in row.items()}  # of numpy
         rows.append((where, number, row | {ours: row[theirs] for ours, theirs in columns.items()}))
+    if rows and set(_CSV_COLUMNS) <= set(rows[0][2]) and format in ("auto", "truthfulqa"):
+        rows = list(_csv_as_hub(rows))
     first = rows[0][2] if rows else {}
     fitting = [name for name, loader in LOADERS.items() if loader.needs and set(loader.needs) <= set(first)]
     kind = format if format != "auto" else next(iter(fitting), "")
@@ -411,7 +419,11 @@ def _check_columns(columns: Mapping[str, str], source: str, loaders: Iterable[Lo
             raise DataError(
                 got=f"behaviour_columns with {ours!r}, for {source}",
                 expected=f"one of {', '.join(known)}",
-                remedy=f"did you mean {near[0]!r}?" if near else "correct the name, or leave it out",
+                remedy=f"did you mean {near[0]!r}?"
+                if near
+                else f"correct the name, or name the format whose key it is "
+                f"({', '.join(name for name, loader in LOADERS.items() if ours in loader.needs) or 'none has it'}): "
+                "--behaviour-format",
             )
 
 

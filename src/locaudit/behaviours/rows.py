@@ -79,13 +79,26 @@ def json_items(text: str, source: str) -> Iterator[tuple[str, str, Any]]:
         yield f"{source}, row {number:04d}", f"{number:04d}", value
 
 
+class _KeyTwiceError(ValueError):
+    """A key that occurs twice in an object, of which JSON would use the last value."""
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _KeyTwiceError(f"twice the key {next(key for key in keys if keys.count(key) > 1)}")
+    return found
+
+
 def parse_json(text: str, source: str, line: int = 1) -> Any:
     """The value of JSON that begins in this line of the source. Raises `DataError`."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object_of)
     except (ValueError, RecursionError) as error:
         where = f"{source}, line {line + getattr(error, 'lineno', 1) - 1}"
-        reason = getattr(error, "msg", None) or "a number is too long, or it is nested too deeply"
+        told = str(error) if type(error) is _KeyTwiceError else "a number is too long, or it is nested too deeply"
+        reason = getattr(error, "msg", None) or told
         raise DataError(got=f"{where}: broken JSON ({reason})", expected="JSON", remedy="correct that line") from None
 
 
@@ -100,6 +113,8 @@ def csv_rows(text: str, source: str, needed: Sequence[str], what: str) -> Iterat
     (_, header), *records = lines
     with at(source):
         require(header, needed, what)
+        if twice := next((name for name in header if header.count(name) > 1), None):
+            raise DataError(got=f"twice the column {twice}", expected="each name once", remedy="rename one of them")
     for number, (where, cells) in enumerate(records):
         if len(cells) != len(header):
             got = f"{where}: {len(cells)} cells"

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import pairwise
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from locaudit.claims.directions import Directions, claim_rows
 from locaudit.claims.kinds import Shape, find_kind
-from locaudit.claims.spelling import ALIASES, kind_of_path
+from locaudit.claims.spelling import ALIASES, kind_of_path, refuse_scores
 from locaudit.claims.tables import (
     Found,
     is_number,
@@ -42,6 +41,8 @@ LARGEST = 64 * 2**20
 """Larger claim files are refused, in bytes."""
 _DIRECTION = re.compile(r"(?P<file>[^\[\]]+)(?:\[(?P<rows>[^\[\]]+)\])?\s*@\s*(?P<layer>\d+)", re.ASCII)
 """Text of a claim of directions: ``FILE@LAYER`` or ``FILE[ROW,...]@LAYER``."""
+_VECTORS = re.compile(r"\.(?:safetensors|npz|npy|pt)\s*(?:\[[^@]*\])?\s*@", re.IGNORECASE)
+"""The beginning of such a text."""
 _WIDTHS = (
     (
         1,
@@ -135,9 +136,17 @@ def read_claim(
         kind, text, named = split_kind(str(source).strip(), kind)
         if (at := _DIRECTION.fullmatch(text)) and not _is_there(text):
             of = kind if named else "direction"
-            claim = read_directions(Path(at["file"]), int(at["layer"]), at["rows"] or "", kind=of, format=format)
+            claim = read_directions(
+                Path(at["file"].strip()), int(at["layer"]), at["rows"] or "", kind=of, format=format
+            )
             Found(claim.location.units, of).choose(top_k, threshold)  # which refuses a rule
             return claim
+        if "@" in text and _VECTORS.search(text) and not _is_there(text):
+            raise LocationError(
+                got=f"{text}, in which no layer follows the file of a direction",
+                expected="FILE@LAYER or FILE[ROW]@LAYER with one whole number, from 0",
+                remedy="write, for example, vectors.npz[refusal]@14; a direction lies in one layer",
+            )
         name = _format_of(Path(text)) if format == "auto" else format
         if name:
             with _named_in_errors(Path(text)):
@@ -202,6 +211,14 @@ def read_directions(
         source = source if isinstance(source, Mapping) else {path.stem: source}
     arrays = source if isinstance(source, Mapping) else {"vector": source}
     rows = [rows] if isinstance(rows, int | np.integer) else rows
+    if not isinstance(rows, str) and not (
+        isinstance(rows, Sequence) and all(isinstance(x, str | Integral) for x in rows)
+    ):
+        raise LocationError(
+            got=f"rows = {rows!r:.60}",
+            expected="a name, a whole number, or a list of these",
+            remedy='write, for example, rows="refusal" or rows=[117, 2048]',
+        )
     with _named_in_errors(Path(said)):
         location = claim_rows({str(key): to_array(x) for key, x in arrays.items()}, int(layer), rows, kind, said)
     return Claim(location, said if name else "an object", name)
@@ -310,22 +327,11 @@ def read_csv(path: Path, kind: str) -> Found:
 def read_txt(path: Path, kind: str) -> Found:
     """Read a text file of units, in any spelling and on any number of lines.
 
-    Lines such as ``1.17 0.91`` are refused: two units, or a unit and its score. The second numbers are taken for scores
-    if all of them begin with 0, or if they fall from line to line, as in a ranking.
+    Lines such as ``1.17 0.91`` are refused: two units, or a unit and its score (`refuse_scores`).
     """
     text = _read(path)
-    lines = [line for line in text.splitlines() if line.strip()]
-    pairs = [re.fullmatch(r"\s*(\d+)\.\d+[\s,;]+(\d+\.\d+)[\s,;]*", line, re.ASCII) for line in lines]
-    layers, seconds = (
-        zip(*(map(float, pair.groups()) for pair in pairs if pair), strict=True) if any(pairs) else ((), ())
-    )
-    falls = len(seconds) > 2 and all(later <= earlier for earlier, later in pairwise(seconds))
-    if len(pairs) > 1 and all(pairs) and (falls or (any(layers) and max(seconds) < 1)):
-        raise LocationError(
-            got=f"{path} with lines such as {lines[0].strip()}, which may be two units or a unit and its score",
-            expected="one unit per line, or scores in a CSV file",
-            remedy="write units in one column; for scores, write unit,score as the first line of a .csv file",
-        )
+    if re.search(r"[\s,;]-?0?\.[0-9]+[\s,;]*\Z", text, re.ASCII):  # one line is enough if the number is below 1
+        refuse_scores(text, n_lines=1)
     return read_value(text, kind)
 
 

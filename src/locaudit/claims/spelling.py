@@ -38,6 +38,8 @@ _HEADS = (
 """Last parts of paths whose index counts attention heads, not key-value heads or coordinates."""
 _NEURONS = ("hook_post", "act_fn", "act", "down_proj")
 """Last parts of paths whose index counts neurons of an MLP."""
+_PAIR = re.compile(r"[^\s,;]*[0-9][^\s,;]*[\s,;]+-?[0-9]*\.?[0-9]+(?:e-?[0-9]+)?", re.ASCII | re.IGNORECASE)
+"""A unit in any spelling without spaces, and a number."""
 _NORM = re.compile(r"norm|\bln", re.IGNORECASE)
 """In the path of a norm, such as ``post_attention_layernorm``, which is part of neither attention nor MLP."""
 _KEYS = re.compile(r"[._][kv](?:[._]|$)")
@@ -65,6 +67,20 @@ def read_text(text: str, kind: str = "head", *, named: bool = False) -> tuple[st
             remedy="make each kind a claim of its own; whole layers are written as attention:14 or mlp:14",
         )
     return next(iter(found.items()), (kind, []))
+
+
+def refuse_scores(text: str, n_lines: int = 2) -> None:
+    """Raise `LocationError` for `n_lines` lines or more of a unit and a number, such as ``14.3 0.91`` or ``L14H3 2.9``.
+
+    The number may be a unit, too, or a score.
+    """
+    lines = [line.strip(" \t,;") for line in text.splitlines() if line.strip()]
+    if len(lines) >= n_lines and all(map(_PAIR.fullmatch, lines)):
+        raise LocationError(
+            got=f"lines such as {lines[0]}, which may be two units or a unit and its score",
+            expected="one unit per line, or scores in a CSV file",
+            remedy="write units in one column; for scores, write unit,score as the first line of a .csv file",
+        )
 
 
 def kind_of_path(text: str) -> tuple[str, int] | None:
@@ -132,7 +148,7 @@ def _part_of_layer(path: str, *, indexed: bool) -> str:
         return ""
     if "attn" in path or "attention" in path:
         return "attention" if not indexed else "head" if last in _HEADS else ""
-    if "mlp" in path or "feed_forward" in path or "ffn" in path:
+    if "mlp" in path or "feed_forward" in path or "ffn" in path or last in ("fc1", "fc2"):  # OPT has them in the layer
         return "mlp" if not indexed else "neuron" if last in _NEURONS else ""
     return "residual" if last in ("", "hook_resid_post") and not indexed else ""
 

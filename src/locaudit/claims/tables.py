@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from locaudit.claims.spelling import ALIASES, read_text
+from locaudit.claims.spelling import ALIASES, read_text, refuse_scores
 from locaudit.errors import LocationError
 from locaudit.location import Location, Unit, order_of, spell_unit
 from locaudit.registry import KINDS
@@ -32,7 +32,19 @@ _WHOLE_UNIT = ("unit", "component", "node", "name", "head", "neuron")
 _SCORE = ("score", "importance", "effect", "value", "weight", "accuracy", "val_accuracy", "attribution")
 _MASK = ("in_graph", "in_circuit", "in", "selected", "claimed", "chosen", "included", "mask")
 """Columns of True and False that say which rows are the claim."""
-_LOW_IS_GOOD = ("rank", "p", "p_value", "p-value", "pvalue", "p_val", "pval")
+_LOW_IS_GOOD = re.compile(
+    r"p|pval(?:ue)?s?(?:adj(?:usted)?)?|(?:adj(?:usted)?)?p(?:val(?:ue)?s?)?|padj|q(?:val(?:ue)?)?|fdr|rank(?:ing)?|loss"
+)
+"""Names of columns, in letters only, of which low numbers are the best."""
+_INDEX = ("", "index", "unnamed: 0", "id")
+"""Names of a column that counts rows."""
+_CHOICE = {"true", "false", "yes", "no"}
+_SITES = {
+    "attn": "heads", "attention": "heads", "self_attn": "heads", "head": "heads", "heads": "heads",
+    "mlp": "neurons", "mlps": "neurons", "ffn": "neurons", "neuron": "neurons", "neurons": "neurons",
+    "residual": "residual", "resid": "residual", "resid_post": "residual",
+}  # fmt: skip
+"""Words in a table that name a kind of place -> its site."""
 _COMMA = re.compile(r"[+-]?[0-9]+(?:,[0-9]+)+%?", re.ASCII)
 """A number with a decimal comma, or with commas between thousands."""
 _PER_LAYER = {"head": "n_heads", "neuron": "n_neurons", "kv-group": "n_kv_heads"}
@@ -119,9 +131,18 @@ def read_value(value: Any, kind: str = "head", *, named: bool = False) -> Found:
     `kind` is that of units that do not say it, and `named` tells whether the user wrote it. Raises `LocationError`.
     """
     if isinstance(value, str):
+        refuse_scores(value)
         return _read_string(value, kind, named)
     if hasattr(value, "to_dict") and hasattr(value, "columns"):
         value = value.to_dict("records")  # a data frame
+    if isinstance(value, np.ma.MaskedArray) or (
+        isinstance(value, tuple) and any(hasattr(x, "__array__") for x in value)
+    ):
+        raise LocationError(
+            got="a masked array" if isinstance(value, np.ma.MaskedArray) else "a tuple of arrays",
+            expected="an array of scores or a mask (layers, units), or pairs (units, 2)",
+            remedy="write np.argwhere(mask), or np.stack(indices, axis=1) of indices as np.nonzero gives them",
+        )
     if hasattr(value, "__array__"):
         return read_array(to_array(value), kind)
     if isinstance(value, Mapping):
@@ -227,10 +248,11 @@ def read_table(header: Sequence[str], lines: Sequence[Sequence[str]], source: st
     layers = [i for i, name in enumerate(header) if name in _LAYER]
     columns = [(i, unit) for unit, names in UNIT_COLUMNS.items() for i, name in enumerate(header) if name in names]
     named = [i for i, name in enumerate(header) if name in _WHOLE_UNIT]
-    used = [*layers, *(i for i, _ in columns)]
+    used, cells = [*layers, *(i for i, _ in columns)], []
     if not layers and len(named) == 1:
         used = named
-        found = read_value([line[named[0]] if named[0] < len(line) else "" for line in lines], kind)
+        cells = [line[named[0]] if named[0] < len(line) else "" for line in lines]
+        found = read_value(cells, kind)
     elif len(layers) == 1 and (len(columns) == 1 or (not columns and _is_whole(kind))):
         kind = columns[0][1] if columns else kind
         units = [tuple(line[i] for i in used if i < len(line)) for line in lines]
@@ -252,9 +274,25 @@ def read_table(header: Sequence[str], lines: Sequence[Sequence[str]], source: st
         i: [line[i] for line in lines if i < len(line) and line[i]] for i in range(max(map(len, lines), default=0))
     }
     others = {i: cells for i, cells in others.items() if i not in used and cells}
+    site = KINDS[found.kind].site
+    parts = {(i, cell): _SITES[cell.lower()] for i, cells in others.items() for cell in cells if cell.lower() in _SITES}
+    if odd := next((place for place, of in parts.items() if of != site), None):
+        raise LocationError(
+            got=f"{source} with {odd[1]!r} in a column, read as {KINDS[found.kind].plural}",
+            expected="rows of one kind of place",
+            remedy="keep the rows of one kind, drop that column, and write the kind before the name, as in mlp:x.csv",
+        )
     numbers = [i for i, cells in others.items() if any(map(is_number, cells))]
     marked = [i for i in others if i not in numbers and i < len(header) and header[i] in _MASK]
-    flags = [i for i, cells in others.items() if i in marked or {"true", "false"} & {cell.lower() for cell in cells}]
+    flags = [i for i, cells in others.items() if i in marked or _CHOICE & {cell.lower() for cell in cells}]
+    if used == named and (numbers or flags):
+        several = next((x for x in cells if not x or len(read_value(x, kind).units) != 1), None)
+        if several is not None:
+            raise LocationError(
+                got=f"{source} with {several!r} in the column {header[named[0]]}",
+                expected="one unit in each row, since other columns say something of it",
+                remedy="write a row for each unit",
+            )
     name_of = {i: header[i] if i < len(header) and header[i] else f"{i + 1}, without a name" for i in others}
     names = [name_of[i] for i in numbers]
     commas = next((i for i, x in others.items() if any(map(_COMMA.fullmatch, x)) and all(map(_is_decimal, x))), None)
@@ -279,7 +317,9 @@ def read_table(header: Sequence[str], lines: Sequence[Sequence[str]], source: st
     if not numbers:
         return found
     at = [i for i in numbers if i < len(header) and header[i] in _SCORE] or numbers
-    if len(at) == 1 and name_of[at[0]] in _LOW_IS_GOOD:
+    if max(numbers) >= len(header) or (len(at) == 1 and header[at[0]] in _INDEX):
+        at = []  # more cells than names, or numbers that may count the rows
+    if len(at) == 1 and _LOW_IS_GOOD.fullmatch(re.sub(r"[^a-z]", "", name_of[at[0]])):
         raise LocationError(
             got=f"{source} with the column {name_of[at[0]]}, in which low numbers are the best",
             expected="scores, of which high ones are the best",
@@ -295,7 +335,7 @@ def is_number(cell: str) -> bool:
         float(cell.removesuffix("%"))
     except ValueError:
         return False
-    return True
+    return "_" not in cell  # Python reads 1_0 as 10
 
 
 def _is_decimal(cell: str) -> bool:
@@ -345,7 +385,8 @@ def split_kind(text: str, kind: str = "head", named: bool = False) -> tuple[str,
     The same prefix before other units, as in ``mlp:8,mlp:9``, is dropped.
     """
     prefix, colon, rest = text.partition(":")
-    name = ALIASES.get(prefix, prefix)
+    name = prefix.strip().lower() if prefix.strip().lower() in {*KINDS, *ALIASES} else prefix
+    name = ALIASES.get(name, name)
     if not colon or name not in KINDS:
         return kind, text, named
     if named and name != kind:
@@ -364,13 +405,15 @@ def _read_mapping(value: Mapping[Any, Any], kind: str) -> Found:
     layers = [str(key).strip() for key in value]
     if value and all(layer.isascii() and layer.isdecimal() for layer in layers):
         rows = list(zip(layers, value.values(), strict=True))
-        if all(isinstance(row, list | tuple) and all(type(x) is int for x in row) for _, row in rows):
-            return read_value([(layer, x) for layer, row in rows for x in row], kind)
+        if all(isinstance(row, list | tuple) and all(map(_is_whole_number, row)) for _, row in rows):
+            return read_value([(layer, int(x)) for layer, row in rows for x in row], kind)
         by_layer = [(layer, dict(enumerate(row)) if isinstance(row, list | tuple) else row) for layer, row in rows]
         if all(isinstance(row, Mapping) and all(map(_is_score, row.values())) for _, row in by_layer):
             pairs = [((layer, str(unit)), score) for layer, row in by_layer for unit, score in row.items()]
             return _scored([unit for unit, _ in pairs], [score for _, score in pairs], kind)
     if value and all(map(_is_score, value.values())):
+        for key in value:
+            _refuse_number(key)
         return _scored(list(map(str, value)), list(value.values()), kind)
     raise LocationError(
         got=f"an object with the keys {sorted(map(str, value))[:10]}",
@@ -390,9 +433,28 @@ def _read_rows(rows: Sequence[Any], kind: str) -> Found:
     header = [name.strip().lower() for name in names]
     if not set(header) & {*_LAYER, *_WHOLE_UNIT}:
         KINDS[kind].parse_unit(rows[0])  # raises
+    for key, cell in ((str(key).strip().lower(), cell) for row in rows for key, cell in row.items()):
+        if key in _WHOLE_UNIT and not set(header) & {*_LAYER}:
+            _refuse_number(cell)
+        if isinstance(cell, list | tuple | Mapping):
+            raise LocationError(
+                got=f"rows with {key} = {cell!r:.60}",
+                expected="one number or text in each cell",
+                remedy='write a row for each unit, or heads by layer: {"14": [3], "15": [7]}',
+            )
     texts = [{str(key): "" if cell is None else str(cell).strip() for key, cell in row.items()} for row in rows]
     lines = [[row.get(name, "") for name in names] for row in texts]
     return read_table(header, lines, f"rows such as the unit {dict(rows[0])}", kind, _KEEP)
+
+
+def _refuse_number(unit: Any) -> None:
+    """Raise `LocationError` for a unit that is a number with decimals."""
+    if isinstance(unit, Real) and not isinstance(unit, Integral):
+        raise LocationError(
+            got=f"the number {unit} as a unit",
+            expected="text, because the head 15.10 is not the number 15.1",
+            remedy="put units in quotes (pandas: read_csv(..., dtype=str), or the columns layer and head)",
+        )
 
 
 def _read_circuit(value: Mapping[str, Any], kind: str) -> Found:
@@ -409,6 +471,10 @@ def _read_circuit(value: Mapping[str, Any], kind: str) -> Found:
             remedy="write the heads alone, as a list",
         )
     flags = {name: node if isinstance(node, bool) else _get(node, "in_graph") for name, node in nodes.items()}
+    if text := next((flag for flag in flags.values() if not isinstance(flag, bool | int | None)), None):
+        raise LocationError(
+            got=f"a circuit with in_graph = {text!r}", expected="true or false", remedy="write it without quotes"
+        )
     chosen: list[str] = [name for name, is_in in flags.items() if is_in]
     if not chosen:
         inside = [name for name, edge in edges.items() if edge is True or _get(edge, "in_graph")]
@@ -445,8 +511,12 @@ def _is_whole(kind: str) -> bool:
     return getattr(KINDS[kind], "whole_layers", False)
 
 
+def _is_whole_number(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _is_score(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _all_floats(row: Any) -> bool:

@@ -24,7 +24,7 @@ class _Check:
     """Name of a bundled behaviour, or a file or folder of questions (docs/guide.md)."""
     columns: Annotated[dict[str, str], tyro.conf.arg(aliases=["--behaviour-columns"])] = field(default_factory=dict)
     """Names of the behaviour's columns, such as ``prompt instruction chosen good rejected bad``."""
-    format: str = "auto"
+    format: Annotated[str, tyro.conf.arg(aliases=["--behaviour-format"])] = "auto"
     """Format of the file, such as ``ab-text``. ``auto``: its suffix or columns decide."""
     model: str = "none"
     """Also score this unedited model on the test questions (``none``: no model is loaded)."""

@@ -46,7 +46,8 @@ def export_edit(
     All but the last form need the model. If `model` is not given, the model is loaded by its name in the run's
     settings, in `dtype` or (if None) in the settings' dtype.
 
-    Raises `RunFolderError` for a trial or strength that the run does not have. Raises `LocationError` for an edit that
+    Raises `RunFolderError` for a trial or strength that the run does not have, and for a model other than the audited
+    one (`check_audited`). Raises `LocationError` for an edit that
     cannot have this form.
     """
     run = load_run(run_folder)
@@ -54,7 +55,7 @@ def export_edit(
     from locaudit.edits import load_edit, save_merged
     from locaudit.edits.export import cannot_become
 
-    edit, config = load_edit(run.folder / "edits" / record.edit), run.config
+    edit = load_edit(run.folder / "edits" / record.edit)
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunFolderError(
@@ -68,9 +69,7 @@ def export_edit(
         path = out / "edit.safetensors"
         edit.save(path)
     else:
-        if dtype is not None:
-            config = replace(config, loading=replace(config.loading, dtype=dtype))
-        model = model or load_subject(config)
+        model = load_audited(run, dtype) if model is None else check_audited(run, model)
         if to == "peft":
             edit.to_peft(out, model)
         elif to == "gguf":
@@ -88,6 +87,30 @@ def export_edit(
     at = "" if chosen is None else f", strength {chosen:g}"
     say(f"wrote the edit {_name(record)}{at}, of {run_folder} as {to}: {sizes}")
     return path
+
+
+def load_audited(run: Run, dtype: str | None = None) -> Model:
+    """The run's model, checked (`check_audited`); then, if `dtype` is another one, loaded again in it."""
+    loading = run.config.loading
+    model = check_audited(run, load_subject(run.config))
+    if dtype in (None, loading.dtype):
+        return model
+    return load_subject(replace(run.config, loading=replace(loading, dtype=dtype)))
+
+
+def check_audited(run: Run, model: Model) -> Model:
+    """The model, if it is the audited one: of the same shape and, in the audit's dtype, with the same fingerprint.
+
+    An edit at the same place of other weights is another edit. Raises `RunFolderError`.
+    """
+    then, now = run.manifest, str(model.lm.dtype).removeprefix("torch.")
+    if model.shape != then.shape or (now == then.dtype and then.fingerprint not in ("", model.fingerprint)):
+        raise RunFolderError(
+            got=f"a model with the fingerprint {model.fingerprint}, other weights than those that were audited",
+            expected=f"the model {then.model} with the fingerprint {then.fingerprint}",
+            remedy="restore the weights, or run the audit again with these",
+        )
+    return model
 
 
 def find_trial(run: Run, trial: str, strength: float | None) -> TrialRecord:

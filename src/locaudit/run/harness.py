@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from locaudit.errors import import_extra
-from locaudit.run.export import find_trial
-from locaudit.run.subject import load_subject
+from locaudit.run.export import find_trial, load_audited
 from locaudit.store.run import load_run
 
 if TYPE_CHECKING:
@@ -77,5 +76,5 @@ def run_tasks(
     from locaudit.edits import load_edit
 
     edit = None if record is None else load_edit(run.folder / "edits" / record.edit)
-    lm = edited_lm(load_subject(run.config), edit, batch_size=batch_size)
+    lm = edited_lm(load_audited(run), edit, batch_size=batch_size)
     return lm_eval.simple_evaluate(lm, tasks=[*tasks], task_manager=manager, **options)
