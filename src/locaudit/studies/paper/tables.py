@@ -16,7 +16,7 @@ def tables(n: Numbers, specification: Sequence[Numbers]) -> dict[str, str]:
     lines = ["| The paper says | Measured here | p (Holm) | |", "|---|---|---|---|"]
     for c in n["claims"]:
         size, flags = c["size"] and f"would take {c['size']}", c["flags"] and f"flags: {', '.join(c['flags'])}"
-        more = "; ".join(filter(None, (c["measured"], c["open"], size, flags)))
+        more = "; ".join(dict.fromkeys(filter(None, (c["measured"], c["open"], size, flags))))
         row = f"| {c['says']} | {c['estimand']}: {more} | {c['p_holm']:.2g} | **{c['outcome']}** |"
         lines.append(row.replace("*T", "\\*T"))
     lists = ("matching", "flags")
