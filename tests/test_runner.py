@@ -491,8 +491,6 @@ def test_a_run_of_rows_from_python_runs_again_from_its_settings(home, tmp_path):
         (folder / "behaviour.json").write_text(content)
         with pytest.raises(DataError, match=rf"behaviour\.json.*{message}"):
             load_behaviour(folder / "behaviour.json")
-    with pytest.raises(DataError, match="behaviour_columns for .*expected none"):
-        load_behaviour(tmp_path / "run-0" / "behaviour.json", columns={"prompt": "q"})
     assert _called(load_behaviour("misconceptions"), tmp_path / "none") == "misconceptions"
 
 

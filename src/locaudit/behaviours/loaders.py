@@ -120,7 +120,8 @@ def load_behaviour(
       false answer. Optional keys are those of JSONL but ``id`` and ``best``, the same in all pairs of a prompt;
     - rows of any of these formats in JSONL, JSON, CSV, Parquet, a folder of the package datasets, a list of mappings, a
       data frame or a ``datasets.Dataset``. Then the behaviour's name is ``rows`` unless there is a file;
-    - ``behaviour.json`` of a run folder: the behaviour that was given to `audit` as an object.
+    - ``behaviour.json`` of a run folder: the behaviour that was given to `audit` as an object. Its columns have been
+      read already.
 
     `columns` names the source's column for each key of the format, such as ``{"prompt": "instruction"}``. Columns that
     no key of the format has are ignored, with a warning.
@@ -142,7 +143,12 @@ def load_behaviour(
     is_folder, style = os.path.isdir(path), {}
     is_truthfulqa = name in _HUB_IDS or (is_folder and (format == "truthfulqa" or (path / "generation").is_dir()))
     if format in ("auto", "truthfulqa") and is_truthfulqa and not is_object:
-        _refuse_columns(columns, name)
+        if columns:
+            raise DataError(
+                got=f"behaviour_columns for {name}",
+                expected="none, since the keys of this source are fixed",
+                remedy="leave them out",
+            )
         kind, rows = "truthfulqa", truthfulqa_rows(name)
     elif is_object or path.suffix.lower() == ".parquet" or (is_folder and format in ("auto", "preferences")):
         values = source if is_object else load_table(path)
@@ -152,7 +158,6 @@ def load_behaviour(
         file = resources.files("locaudit.behaviours").joinpath(f"{name}.jsonl") if bundled else path
         text = read_text(file, name, _SOURCES)
         if is_saved(text):
-            _refuse_columns(columns, name)
             with at(name):
                 return Behaviour.from_json(parse_json(text, name))
         is_table = LOADERS[format].rows is text_rows if format != "auto" else not bundled and _is_table(path, text)
@@ -193,15 +198,6 @@ def _sniff(path: Path, text: str) -> str:
         got = f"{path}, which starts with {text.lstrip()[:40]!r}"
         raise DataError(got=got, expected=_SOURCES, remedy="convert it to JSONL with the keys question, true and false")
     return kind
-
-
-def _refuse_columns(columns: Mapping[str, str] | None, source: str) -> None:
-    if columns:
-        raise DataError(
-            got=f"behaviour_columns for {source}",
-            expected="none, since the keys of this source are fixed",
-            remedy="leave them out",
-        )
 
 
 def _ignored(rows: Iterable[Row], loader: Loader) -> str:
