@@ -251,6 +251,9 @@ def test_csv_of_the_first_releases(write):
 def test_a_table_of_truthfulqas_csv_is_read_as_the_file(write):
     path = write("x.csv", csv_file("A,C,Q?,T,T; U,F,s", "A,C,Another?,T,T,F,s"))
     assert load_behaviour(pandas.read_csv(path)).questions == load_behaviour(path).questions
+    rows = pandas.read_csv(path).to_dict("records")
+    with pytest.raises(DataError, match="row 0001: Correct Answers = 3; expected text"):
+        load_behaviour([rows[0], rows[1] | {"Correct Answers": 3}])
 
 
 def test_csv_of_2025_has_one_more_column(write):

@@ -258,7 +258,8 @@ def _csv_rows(text: str, source: str) -> Iterator[Row]:
 def _csv_as_hub(rows: Iterable[Row]) -> Iterator[Row]:
     """Rows of TruthfulQA's CSV with the columns of the hub's repository."""
     for where, number, row in rows:
-        question, best, true, false = (row[column] for column in _CSV_COLUMNS)
+        with at(where):
+            question, best, true, false = (string_of(row, column) for column in _CSV_COLUMNS)
         values = (question, best, true.split(";"), false.split(";"), row.get("Category", ""))
         yield where, number, dict(zip((*HUB_COLUMNS, "category"), values, strict=True))
 
@@ -412,14 +413,12 @@ def _check_columns(columns: Mapping[str, str], source: str, loaders: Iterable[Lo
     for ours in columns:
         if known and ours not in known:
             near = difflib.get_close_matches(ours, known, n=1)
+            having = ", ".join(name for name, loader in LOADERS.items() if ours in loader.needs)
+            other = f"name the format that has it ({having}) with --behaviour-format" if having else "leave it out"
             raise DataError(
                 got=f"behaviour_columns with {ours!r}, for {source}",
                 expected=f"one of {', '.join(known)}",
-                remedy=f"did you mean {near[0]!r}?"
-                if near
-                else f"correct the name, or name the format whose key it is "
-                f"({', '.join(name for name, loader in LOADERS.items() if ours in loader.needs) or 'none has it'}): "
-                "--behaviour-format",
+                remedy=f"did you mean {near[0]!r}?" if near else f"correct the name, or {other}",
             )
 
 

@@ -32,9 +32,10 @@ _WHOLE_UNIT = ("unit", "component", "node", "name", "head", "neuron")
 _SCORE = ("score", "importance", "effect", "value", "weight", "accuracy", "val_accuracy", "attribution")
 _MASK = ("in_graph", "in_circuit", "in", "selected", "claimed", "chosen", "included", "mask")
 """Columns of True and False that say which rows are the claim."""
-_LOW_IS_GOOD = re.compile(
-    r"p|pval(?:ue)?s?(?:adj(?:usted)?)?|(?:adj(?:usted)?)?p(?:val(?:ue)?s?)?|padj|q(?:val(?:ue)?)?|fdr|rank(?:ing)?|loss"
-)
+_LOW_IS_GOOD = {
+    "p", "pval", "pvals", "pvalue", "pvalues", "pvaladj", "pvalueadj", "padj", "adjp", "q", "qval", "qvalue", "fdr",
+    "rank", "ranking", "loss",
+}  # fmt: skip
 """Names of columns, in letters only, of which low numbers are the best."""
 _INDEX = ("", "index", "unnamed: 0", "id")
 """Names of a column that counts rows."""
@@ -319,7 +320,7 @@ def read_table(header: Sequence[str], lines: Sequence[Sequence[str]], source: st
     at = [i for i in numbers if i < len(header) and header[i] in _SCORE] or numbers
     if max(numbers) >= len(header) or (len(at) == 1 and header[at[0]] in _INDEX):
         at = []  # more cells than names, or numbers that may count the rows
-    if len(at) == 1 and _LOW_IS_GOOD.fullmatch(re.sub(r"[^a-z]", "", name_of[at[0]])):
+    if len(at) == 1 and re.sub(r"[^a-z]", "", name_of[at[0]]) in _LOW_IS_GOOD:
         raise LocationError(
             got=f"{source} with the column {name_of[at[0]]}, in which low numbers are the best",
             expected="scores, of which high ones are the best",
