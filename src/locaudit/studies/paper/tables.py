@@ -15,7 +15,10 @@ def tables(n: Numbers, specification: Sequence[Numbers]) -> dict[str, str]:
     """File name -> text: the claims (CSV and Markdown), what survives other choices, and the single heads."""
     lines = ["| The paper says | Measured here | p (Holm) | |", "|---|---|---|---|"]
     for c in n["claims"]:
-        size, flags = c["size"] and f"would take {c['size']}", c["flags"] and f"flags: {', '.join(c['flags'])}"
+        size, flags = (
+            c["size"] and f"would probably be decided by {c['size']}",
+            c["flags"] and f"flags: {', '.join(c['flags'])}",
+        )
         more = "; ".join(dict.fromkeys(filter(None, (c["measured"], c["open"], size, flags))))
         row = f"| {c['says']} | {c['estimand']}: {more} | {c['p_holm']:.2g} | **{c['outcome']}** |"
         lines.append(row.replace("*T", "\\*T"))
