@@ -280,6 +280,18 @@ def test_the_language_model_runs_once_for_both_aspects(fitted, model, monkeypatc
     assert len(calls) == n + 1  # the prompt is remembered
 
 
+def test_with_more_questions_than_are_remembered_the_first_ones_still_are(model, monkeypatch):
+    monkeypatch.setattr("locaudit.judges.reference.reader.N_REMEMBERED", 2)
+    reader, run = Reader(model, (1,)), []
+    plain = reader._run_prompt
+    monkeypatch.setattr(reader, "_run_prompt", lambda *asked: run.append(asked[1]) or plain(*asked))
+    asked = [case("", true=(reference,)) for reference in ("One.", "Two.", "Three.")]
+    for _ in range(2):
+        for one in asked:
+            assert reader.prompt(one).tokens == plain(one.question, one.true, one.false).tokens
+    assert run == [("One.",), ("Two.",), ("Three.",), ("Three.",)]
+
+
 def test_the_reader_equals_plain_forwards(model):
     """Branches that share a prompt have the states that each would have in a row of its own."""
     reader = Reader(model, (1, 2))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -42,7 +42,9 @@ MAX_QUESTION_TOKENS, MAX_ANSWER_TOKENS = 128, 64
 PASS_TOKENS = 640
 """Answer tokens per forward pass; bounds memory."""
 N_REMEMBERED = 192
-"""Number of questions whose prompt states are kept in memory, about 4 MB each."""
+"""Number of questions whose prompt states are kept in memory, about 4 MB each: the first ones. Audits judge the same
+questions again and again in the same order, and with more questions than this, each of the last used ones would be
+dropped just before it comes again."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,16 @@ class Reader:
     def __init__(self, model: Model, layers: Sequence[int]):
         self.layers = tuple(layers)
         self.model = _first_layers(model, max(layers))
-        self._remembered = lru_cache(N_REMEMBERED)(self._run_prompt)
+        self._remembered: dict[tuple[Any, ...], Prompt] = {}
 
     def prompt(self, case: Case) -> Prompt:
-        """The prompt of the case's question and references, from memory if it was used recently."""
-        return self._remembered(case.question, case.true[:MAX_REFERENCES], case.false[:MAX_REFERENCES])
+        """The prompt of the case's question and references, from memory if it is one of the first `N_REMEMBERED`."""
+        asked = case.question, case.true[:MAX_REFERENCES], case.false[:MAX_REFERENCES]
+        if (found := self._remembered.get(asked)) is None:
+            found = self._run_prompt(*asked)
+            if len(self._remembered) < N_REMEMBERED:
+                self._remembered[asked] = found
+        return found
 
     @torch.no_grad()
     def read(
