@@ -246,88 +246,135 @@ def read_named(arrays: Mapping[str, NDArray], kind: str) -> Found:
 
 def read_table(header: Sequence[str], lines: Sequence[Sequence[str]], source: str, kind: str, remedy: str) -> Found:
     """Read a table in which each row is a unit; `header` is in lower case. A column of other numbers holds scores."""
-    layers = [i for i, name in enumerate(header) if name in _LAYER]
-    columns = [(i, unit) for unit, names in UNIT_COLUMNS.items() for i, name in enumerate(header) if name in names]
-    named = [i for i, name in enumerate(header) if name in _WHOLE_UNIT]
-    used, cells = [*layers, *(i for i, _ in columns)], []
-    if not layers and len(named) == 1:
-        used = named
-        cells = [line[named[0]] if named[0] < len(line) else "" for line in lines]
-        found = read_value(cells, kind)
-    elif len(layers) == 1 and (len(columns) == 1 or (not columns and _is_whole(kind))):
-        kind = columns[0][1] if columns else kind
-        units = [tuple(line[i] for i in used if i < len(line)) for line in lines]
+    return _Table(header, lines, source).read(kind, remedy)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Rows of text with column names. Some columns name the unit; of the others, one may choose or score the rows."""
+
+    header: Sequence[str]
+    lines: Sequence[Sequence[str]]
+    source: str
+    """What the rows come from, in words for an error."""
+
+    def read(self, kind: str, remedy: str) -> Found:
+        found, used = self.units(kind)
+        columns = {i: [line[i] for line in self.lines if i < len(line) and line[i]] for i in range(self.width)}
+        columns = {i: cells for i, cells in columns.items() if i not in used and cells}
+        self.refuse_other_sites(columns, found.kind)
+        numbers = [i for i, cells in columns.items() if any(map(is_number, cells))]
+        marked = [i for i in columns if i not in numbers and i < len(self.header) and self.header[i] in _MASK]
+        choices = [i for i, cells in columns.items() if i in marked or _CHOICE & {cell.lower() for cell in cells}]
+        if numbers or choices:
+            self.refuse_lists_of_units(used, kind)
+        self.refuse_commas(columns)
+        if marked or (choices and not numbers):
+            mask = [cell.lower() for cell in columns[choices[0]]]
+            fits = choices == marked and len(choices) == 1 and not numbers and set(mask) <= {"true", "false"}
+            if not fits or not len(mask) == len(self.lines) == len(found.units):
+                raise self.two_choices(choices, numbers)
+            return replace(found, units=tuple(u for u, cell in zip(found.units, mask, strict=True) if cell == "true"))
+        if not numbers:
+            return found
+        got = f"{self.source} with numbers in the column {self.names(numbers)}"
+        return replace(found, scores=self.scores(numbers, remedy), got=got, remedy=remedy)
+
+    @property
+    def width(self) -> int:
+        """Number of cells in the longest row."""
+        return max(map(len, self.lines), default=0)
+
+    def names(self, columns: Iterable[int]) -> str:
+        """The columns' names, in words for an error."""
+        named = {i: name for i, name in enumerate(self.header) if name}
+        return ", ".join(named.get(i, f"{i + 1}, without a name") for i in columns)
+
+    def units(self, kind: str) -> tuple[Found, list[int]]:
+        """The unit of each row, and the columns that name it."""
+        layers = [i for i, name in enumerate(self.header) if name in _LAYER]
+        inner = [
+            (i, unit) for unit, names in UNIT_COLUMNS.items() for i, name in enumerate(self.header) if name in names
+        ]
+        whole = [i for i, name in enumerate(self.header) if name in _WHOLE_UNIT]
+        if not layers and len(whole) == 1:
+            return read_value(self.cells(whole[0]), kind), whole
+        if len(layers) != 1 or not (len(inner) == 1 or (not inner and _is_whole(kind))):
+            raise LocationError(
+                got=f"{self.source} with the columns {list(self.header)}",
+                expected="the columns 'layer' and 'head' (or 'neuron')",
+                remedy="use these names in its first line",
+            )
+        kind, used = inner[0][1] if inner else kind, [*layers, *(i for i, _ in inner)]
+        units = [tuple(line[i] for i in used if i < len(line)) for line in self.lines]
         bad = next((u for u in units if len(u) < len(used) or not all(x.isascii() and x.isdecimal() for x in u)), None)
         if bad is not None:
             raise LocationError(
-                got=f"{source} with the line {', '.join(header[i] for i in used)} = {', '.join(bad)}",
+                got=f"{self.source} with the line {', '.join(self.header[i] for i in used)} = {', '.join(bad)}",
                 expected="two whole numbers, like 14,3",
                 remedy="correct the line; write 14.0 as 14 (pandas: astype(int) before to_csv)",
             )
-        found = Found(tuple(KINDS[kind].parse_unit(unit) for unit in units), kind)
-    else:
-        raise LocationError(
-            got=f"{source} with the columns {list(header)}",
-            expected="the columns 'layer' and 'head' (or 'neuron')",
-            remedy="use these names in its first line",
-        )
-    others = {
-        i: [line[i] for line in lines if i < len(line) and line[i]] for i in range(max(map(len, lines), default=0))
-    }
-    others = {i: cells for i, cells in others.items() if i not in used and cells}
-    site = KINDS[found.kind].site
-    parts = {(i, cell): _SITES[cell.lower()] for i, cells in others.items() for cell in cells if cell.lower() in _SITES}
-    if odd := next((place for place, of in parts.items() if of != site), None):
-        raise LocationError(
-            got=f"{source} with {odd[1]!r} in a column, read as {KINDS[found.kind].plural}",
-            expected="rows of one kind of place",
-            remedy="keep the rows of one kind, drop that column, and write the kind before the name, as in mlp:x.csv",
-        )
-    numbers = [i for i, cells in others.items() if any(map(is_number, cells))]
-    marked = [i for i in others if i not in numbers and i < len(header) and header[i] in _MASK]
-    flags = [i for i, cells in others.items() if i in marked or _CHOICE & {cell.lower() for cell in cells}]
-    if used == named and (numbers or flags):
-        several = next((x for x in cells if not x or len(read_value(x, kind).units) != 1), None)
+        return Found(tuple(KINDS[kind].parse_unit(unit) for unit in units), kind), used
+
+    def cells(self, column: int) -> list[str]:
+        return [line[column] if column < len(line) else "" for line in self.lines]
+
+    def refuse_other_sites(self, columns: Mapping[int, Sequence[str]], kind: str) -> None:
+        """Raise `LocationError` if a cell names another part of the layer than the kind's."""
+        words = [cell for cells in columns.values() for cell in cells if cell.lower() in _SITES]
+        if odd := next((word for word in words if _SITES[word.lower()] != KINDS[kind].site), None):
+            raise LocationError(
+                got=f"{self.source} with {odd!r} in a column, read as {KINDS[kind].plural}",
+                expected="rows of one kind of place",
+                remedy="keep the rows of one kind, drop that column, and write the kind before the name, as in "
+                "mlp:x.csv",
+            )
+
+    def refuse_lists_of_units(self, used: Sequence[int], kind: str) -> None:
+        """Raise `LocationError` if one cell names several units or none: then it is unclear what else a row says."""
+        if len(used) != 1 or self.header[used[0]] in _LAYER:
+            return
+        several = next((x for x in self.cells(used[0]) if not x or len(read_value(x, kind).units) != 1), None)
         if several is not None:
             raise LocationError(
-                got=f"{source} with {several!r} in the column {header[named[0]]}",
+                got=f"{self.source} with {several!r} in the column {self.names(used)}",
                 expected="one unit in each row, since other columns say something of it",
                 remedy="write a row for each unit",
             )
-    name_of = {i: header[i] if i < len(header) and header[i] else f"{i + 1}, without a name" for i in others}
-    names = [name_of[i] for i in numbers]
-    commas = next((i for i, x in others.items() if any(map(_COMMA.fullmatch, x)) and all(map(_is_decimal, x))), None)
-    if commas is not None:
-        raise LocationError(
-            got=f"{source} with the number {others[commas][0]} in the column {name_of[commas]}",
-            expected="numbers with a decimal point, and no commas between thousands",
-            remedy="write 1,5 as 1.5; or drop that column",
+
+    def refuse_commas(self, columns: Mapping[int, Sequence[str]]) -> None:
+        """Raise `LocationError` for a column of numbers with a comma, which may be 1.5 or 1,500."""
+        for i, cells in columns.items():
+            if any(map(_COMMA.fullmatch, cells)) and all(map(_is_decimal, cells)):
+                raise LocationError(
+                    got=f"{self.source} with the number {cells[0]} in the column {self.names([i])}",
+                    expected="numbers with a decimal point, and no commas between thousands",
+                    remedy="write 1,5 as 1.5; or drop that column",
+                )
+
+    def two_choices(self, choices: Sequence[int], numbers: Sequence[int]) -> LocationError:
+        """An error that says which columns may choose the rows of the claim."""
+        scored = f", and numbers in the column {self.names(numbers)}" if numbers else ""
+        return LocationError(
+            got=f"{self.source} with a choice of rows in the column {self.names(choices)}{scored}",
+            expected=f"at most one column of true and false, with a name such as {', '.join(_MASK[:4])}, no empty "
+            "cell, and no scores beside it",
+            remedy="keep only the rows that are the claim, and drop that column",
         )
-    if (flags and not numbers) or marked:
-        mask = [cell.lower() for cell in others[flags[0]]]
-        fits = flags == marked and len(flags) == 1 and not numbers and set(mask) <= {"true", "false"}
-        if not fits or not len(mask) == len(lines) == len(found.units):
+
+    def scores(self, numbers: Sequence[int], remedy: str) -> tuple[float, ...]:
+        """The score of each row; empty if it is unclear which of these columns holds it."""
+        named = [i for i in numbers if i < len(self.header)]
+        at = [i for i in named if self.header[i] in _SCORE] or named
+        if len(named) < len(numbers) or len(at) != 1 or self.header[at[0]] in _INDEX:
+            return ()  # more cells than names, several columns, or numbers that may count the rows
+        if re.sub(r"[^a-z]", "", self.header[at[0]]) in _LOW_IS_GOOD:
             raise LocationError(
-                got=f"{source} with a choice of rows in the column {', '.join(name_of[i] for i in flags)}"
-                + (f", and numbers in the column {', '.join(names)}" if names else ""),
-                expected=f"at most one column of true and false, with a name such as {', '.join(_MASK[:4])}, no empty "
-                "cell, and no scores beside it",
-                remedy="keep only the rows that are the claim, and drop that column",
+                got=f"{self.source} with the column {self.names(at)}, in which low numbers are the best",
+                expected="scores, of which high ones are the best",
+                remedy=f"{remedy}; or write a column score of which high is good, such as -log(p) or -rank",
             )
-        return replace(found, units=tuple(u for u, cell in zip(found.units, mask, strict=True) if cell == "true"))
-    if not numbers:
-        return found
-    at = [i for i in numbers if i < len(header) and header[i] in _SCORE] or numbers
-    if max(numbers) >= len(header) or (len(at) == 1 and header[at[0]] in _INDEX):
-        at = []  # more cells than names, or numbers that may count the rows
-    if len(at) == 1 and re.sub(r"[^a-z]", "", name_of[at[0]]) in _LOW_IS_GOOD:
-        raise LocationError(
-            got=f"{source} with the column {name_of[at[0]]}, in which low numbers are the best",
-            expected="scores, of which high ones are the best",
-            remedy=f"{remedy}; or write a column score of which high is good, such as -log(p) or -rank",
-        )
-    scores = tuple(_number(line[at[0]]) if at[0] < len(line) else math.nan for line in lines) if len(at) == 1 else ()
-    return replace(found, scores=scores, got=f"{source} with numbers in the column {', '.join(names)}", remedy=remedy)
+        return tuple(map(_number, self.cells(at[0])))
 
 
 def is_number(cell: str) -> bool:
