@@ -43,8 +43,8 @@ PASS_TOKENS = 640
 """Answer tokens per forward pass; bounds memory."""
 N_REMEMBERED = 192
 """Number of questions whose prompt states are kept in memory, about 4 MB each: the first ones. Audits judge the same
-questions again and again in the same order, and with more questions than this, each of the last used ones would be
-dropped just before it comes again."""
+questions again and again, in the same order. If the last ones were kept, and there were more questions than this, each
+would be dropped just before it comes again."""
 
 
 @dataclass(frozen=True)
