@@ -117,7 +117,7 @@ def test_every_figure_and_number_of_the_paper_has_its_counterpart(finished, numb
     for what, path in PAPER_NUMBERS.items():
         assert at(numbers, path) is not None, what
     assert len(numbers["claims"]) == 15
-    assert {claim["outcome"] for claim in numbers["claims"]} <= {"replicated", "not replicated", "could not test"}
+    assert {claim["outcome"] for claim in numbers["claims"]} <= {"replicated", "not replicated", "open"}
     assert all(f'id="claim-{claim["name"]}"' in page for claim in numbers["claims"])
     assert "Of the paper’s 14 claims" in page and sum(claim["ours"] for claim in numbers["claims"]) == 1
 
@@ -331,7 +331,7 @@ def test_command_line(home, finished, tmp_path, capsys):
     assert "random_heads = 500" in capsys.readouterr().err
     assert main(["report", str(finished)]) == 0
     out = capsys.readouterr().out
-    assert "could not test" in out or "replicated" in out
+    assert "open" in out or "replicated" in out
     assert "paper.html" in out
     assert main(["paper", "--preset", "huge"]) == 2
     assert "invalid choice 'huge' for argument '--preset'" in capsys.readouterr().err
@@ -345,7 +345,7 @@ def test_what_the_budget_does_not_reach_is_named_with_its_size(home, tmp_path):
     assert all(text.startswith(f"{n} trials, about") for text, n in zip(lacking.values(), (17, 9, 9), strict=True))
     n = report(tmp_path / "a")
     assert n["iti"] is None and n["single"] is None and set(n["run"]["not_run"]) == set(lacking)
-    assert {claim["outcome"] for claim in n["claims"]} == {"could not test"}
+    assert {claim["outcome"] for claim in n["claims"]} == {"open"}
     assert all(claim["open"].startswith("not run: ") for claim in n["claims"])
     run_paper(replace(config, budget_hours=None), tmp_path / "a", judges=JUDGES, progress=False)
     assert not run_paper(config, tmp_path / "a", judges=JUDGES, progress=False)  # spent, but nothing is left to run
@@ -416,7 +416,7 @@ def test_missing_scores_are_null_and_figures_are_still_drawn(finished, tmp_path,
         undecided = ("random_is_as_good", "single_heads_match", "localized_beats_iti", "probed_heads_know")
     else:
         undecided = ("iti_beats_random", "iti_mc_kl", "optimal_beats_iti", "less_than_under_iti")
-    assert {claims[name]["outcome"] for name in undecided} == {"could not test"}
+    assert {claims[name]["outcome"] for name in undecided} == {"open"}
     assert {claims[name]["p_holm"] for name in undecided} == {1.0}
 
 

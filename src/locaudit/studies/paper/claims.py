@@ -1,6 +1,6 @@
 """Decide each of the paper's claims by the table of rules in claims.yaml, corrected over all claims.
 
-An outcome is ``replicated``, ``not replicated``, or ``could not test``: open, with the reason and, if more data would
+An outcome is ``replicated``, ``not replicated``, or ``open``, with the reason and, if more data would
 decide it, how much. Nothing here chooses a rule: a `View` says which scores, margin, null and seeds are read, and only
 the view of the settings (`View.of`) decides. Other views are for the specification table.
 """
@@ -26,7 +26,7 @@ from locaudit.stats.selection import BASE, CLAIM, WHOLE
 from locaudit.studies.paper.study import Chosen, LackingError, Study, Values
 from locaudit.text import plural
 
-Outcome = Literal["replicated", "not replicated", "could not test"]
+Outcome = Literal["replicated", "not replicated", "open"]
 Rule = Mapping[str, Any]
 """One claim of claims.yaml."""
 _ARMS = {"claim": CLAIM, "whole": WHOLE, "base": BASE}
@@ -119,7 +119,7 @@ class Finding:
     def outcome(self, p: float, level: float) -> Outcome:
         """The decision with this p, corrected or not."""
         if self.open or p > level:
-            return "could not test"
+            return "open"
         return "replicated" if self.p_yes < self.p_no else "not replicated"
 
 
@@ -195,7 +195,7 @@ def judge_claims(study: Study) -> list[dict[str, Any]]:
     rows = []
     for rule, one, p in zip(rules["claims"], found, adjusted, strict=True):
         outcome = one.outcome(p, view.level)
-        size = describe_size(rule, one, study) if outcome == "could not test" and not one.open else ""
+        size = describe_size(rule, one, study) if outcome == "open" and not one.open else ""
         told = {key: rule[key] for key in ("name", "section", "says", "estimand", "rule")}
         told["ours"] = rule["says"].startswith("(Ours.)")  # not one of the paper's
         numbers = {"estimate": one.estimate, "interval_95": one.interval, "bound": one.bound, "p_replicated": one.p_yes,

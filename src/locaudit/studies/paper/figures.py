@@ -19,7 +19,7 @@ from locaudit.report.style import ARM_COLOURS, INK, MIDDLE, score_title
 
 Numbers = Mapping[str, Any]
 LOCALIZED, RANDOM, WHOLE = ARM_COLOURS["claim"], ARM_COLOURS["control"], ARM_COLOURS["whole"]
-OUTCOMES = {"replicated": (WHOLE, "o"), "not replicated": (LOCALIZED, "X"), "could not test": (MIDDLE, "s")}
+OUTCOMES = {"replicated": (WHOLE, "o"), "not replicated": (LOCALIZED, "X"), "open": (MIDDLE, "s")}
 """Colour and marker of each outcome."""
 SINGLE, BEST = "#CC79A7", "#E69F00"
 """Two more colours of the Okabe-Ito palette."""
@@ -206,13 +206,15 @@ def _option(row: Numbers) -> str:
     choice = row["changed"]
     if choice.endswith("score"):
         return score_title(row[choice])
-    return f"{choice}: {row[choice]}" if choice else "as decided"
+    return f"{choice}: {row[choice]}" if choice else "nothing changed"
 
 
 def _series(n: Numbers, trials: Trials, x: str, y: str) -> Series:
+    """The trials of a place, chosen ones marked: by MC2 at the probed heads (as its claims are tested), or its own."""
     found, points = (n[trials.block] or {}).get(trials.place, []), []
     for block in found if isinstance(found, list) else [found]:
-        chosen = (block["chosen"] or {}).get("hyperparameter")
+        choice = n["multiple_choice"][trials.block] if (x, y) == DRIFT else block["chosen"]
+        chosen = (choice or {}).get("localized_hyperparameter" if (x, y) == DRIFT else "hyperparameter")
         points += [
             (trial[x], trial[y], trial["hyperparameter"] == chosen)
             for trial in block["trials"]

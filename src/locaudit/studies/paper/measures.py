@@ -198,7 +198,8 @@ def measure_single(study: Study) -> dict[str, Any]:
 def measure_multiple_choice(chosen: Chosen) -> dict[str, Any]:
     """MC2 and KL of probed and random heads. Hyperparameters are chosen by MC2 on validation questions."""
     localized = chosen.records[CLAIM]
-    return {**_versus_random(chosen), "localized_kl": None if localized is None else localized.drift["kl"]}
+    strength, kl = (None, None) if localized is None else (localized.spec.hyperparameter, localized.drift["kl"])
+    return {**_versus_random(chosen), "localized_hyperparameter": strength, "localized_kl": kl}
 
 
 def measure_probe_effect(study: Study, part: str) -> dict[str, Any]:

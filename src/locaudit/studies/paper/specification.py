@@ -79,6 +79,6 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Claim -> outcome -> number of combinations."""
     found: dict[str, dict[str, int]] = {}
     for row in rows:
-        counts = found.setdefault(row["claim"], dict.fromkeys(("replicated", "not replicated", "could not test"), 0))
+        counts = found.setdefault(row["claim"], dict.fromkeys(("replicated", "not replicated", "open"), 0))
         counts[row["outcome"]] += 1
     return found
