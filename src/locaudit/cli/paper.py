@@ -73,7 +73,7 @@ def print_study(page: Path) -> None:
         say(f"\n{claim['outcome']}: {claim['says']}", style="bold")
         say(f"  {claim['measured']}; p = {claim['p_holm']:.2g} (Holm)")
         why = claim["open"] if claim["open"] != claim["measured"] else ""
-        for words in filter(None, (why, claim["size"] and f"would probably be decided by {claim['size']}")):
+        for words in filter(None, (why, claim["size"])):
             say(f"  {words}")
     say(f"\n{numbers['run']['registration']['sentence']}")
     for part, needed in numbers["run"]["not_run"].items():

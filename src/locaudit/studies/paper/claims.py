@@ -376,7 +376,7 @@ def _ranks(rule: Rule, view: View) -> Finding:
 
 
 def describe_size(rule: Rule, found: Finding, study: Study) -> str:
-    """The size with which a claim would probably be decided, if its true value is the one seen; empty if unknown."""
+    """What would probably decide a claim, if its true value is the one seen; empty if unknown."""
     tested, rules = found.tested, study.rules
     if tested is None or math.isnan(tested.value):
         return ""
@@ -385,11 +385,11 @@ def describe_size(rule: Rule, found: Finding, study: Study) -> str:
     is_lead = rule["test"] == "lead"
     new_place = bool(rule.get("new_place")) and tested.value > 0
     if new_place and 1 / (1 + n_places) > rules["level"]:
-        return f"at least {math.ceil(1 / rules['level'] - 1e-9) - 1} random sets"
+        return f"it takes at least {math.ceil(1 / rules['level'] - 1e-9) - 1} random sets"
     for factor in (1, 2, 4, 8, 16) if is_lead and not new_place else (1,):
         size = Size(n, controls=n_places * factor, seeds=n_seeds)
         needed = questions_for(lambda at: tested.power(at, tail, new_place=new_place), size, power)
         if needed is not None:
             sets = f" and {size.controls} random sets" if factor > 1 else ""
-            return f"about {max(needed, n):,} test questions{sets}"
-    return "no number of questions: places differ by too much" if is_lead else "no number of questions with these seeds"
+            return f"about {float(f'{max(needed, n):.2g}'):,.0f} test questions{sets} would probably decide it"
+    return f"more questions would not decide it{': places differ too much' if is_lead else ' with these seeds'}"

@@ -13,14 +13,11 @@ _CHOSEN = ("hyperparameter", "truth", "info", "mc1", "mc2", "kl", "ce")
 
 def tables(n: Numbers, specification: Sequence[Numbers]) -> dict[str, str]:
     """File name -> text: the claims (CSV and Markdown), what survives other choices, and the single heads."""
-    lines = ["| The paper says | Measured here | p (Holm) | |", "|---|---|---|---|"]
+    lines = ["| The paper says | Here | Measured | p (Holm) |", "|---|---|---|---|"]
     for c in n["claims"]:
-        size, flags = (
-            c["size"] and f"would probably be decided by {c['size']}",
-            c["flags"] and f"flags: {', '.join(c['flags'])}",
-        )
-        more = "; ".join(dict.fromkeys(filter(None, (c["measured"], c["open"], size, flags))))
-        row = f"| {c['says']} | {c['estimand']}: {more} | {c['p_holm']:.2g} | **{c['outcome']}** |"
+        flags = c["flags"] and f"flags: {', '.join(c['flags'])}"
+        more = "; ".join(dict.fromkeys(filter(None, (c["measured"], c["open"], c["size"], flags))))
+        row = f"| {c['says']} | **{c['outcome']}** | {c['estimand']}: {more} | {c['p_holm']:.2g} |"
         lines.append(row.replace("*T", "\\*T"))
     lists = ("matching", "flags")
     claims = [{**c, **{key: " ".join(map(str, c[key])) for key in lists}} for c in n["claims"]]
