@@ -265,6 +265,22 @@ def test_a_study_is_read_whole_or_not_at_all(home, finished, tmp_path):
     assert numbers_of(tmp_path / "a")["landscape"] is None
 
 
+@pytest.mark.parametrize(("name", "value"), [("score", "info_truth_both"), ("seed", 3)])
+def test_a_part_with_other_settings_than_the_study_is_refused(home, finished, tmp_path, name, value):
+    shutil.copytree(finished, tmp_path / "a")
+    (tmp_path / "a" / "paper.yaml").write_text(to_yaml(study_config(home, **{name: value})))
+    with pytest.raises(RunFolderError, match=f"sets, whose setting {name} differs from paper.yaml"):
+        write_paper(tmp_path / "a")
+
+
+def test_a_part_in_the_place_of_another_is_refused(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "a")
+    shutil.rmtree(tmp_path / "a" / "iti")
+    shutil.copytree(finished / "single", tmp_path / "a" / "iti")
+    with pytest.raises(RunFolderError, match="iti, whose setting methods differs"):
+        write_paper(tmp_path / "a")
+
+
 def test_one_process_at_a_time_and_a_refused_study_leaves_its_folder_free(home, tmp_path):
     config = study_config(home, landscape=False)
     with pytest.raises(RunFolderError, match="/proc/x, which cannot be made"):

@@ -207,6 +207,24 @@ def test_rules_are_those_of_the_day_the_study_began(study, tmp_path):
         read_rules(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("registration.json", "{"), ("registration.json", "{}"), (CLAIMS, "a: ["), (CLAIMS, ""), (CLAIMS, "claims: [{}]")],
+)
+def test_a_broken_file_of_rules_is_named(tmp_path, name, content):
+    register(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(RunFolderError, match=r"whose claims.yaml or registration.json is broken"):
+        read_rules(tmp_path)
+
+
+def test_a_claim_without_a_part_of_its_rule_is_named(tmp_path):
+    register(tmp_path)
+    (tmp_path / CLAIMS).write_text((tmp_path / CLAIMS).read_text().replace("  is: above", "  iss: above", 1))
+    with pytest.raises(RunFolderError, match="iti_beats_random: is"):
+        read_rules(tmp_path)
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs Git")
 def test_only_an_unchanged_committed_file_counts_as_committed(tmp_path):
     file = tmp_path / "claims.yaml"

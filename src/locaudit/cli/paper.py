@@ -20,7 +20,8 @@ class _Paper:
     config: Annotated[PaperConfig, tyro.conf.arg(name="")] = field(default_factory=PaperConfig)
     preset: Preset = "full"
     """Size of the study; all other settings override it. ``full``: the paper's grids and training (needs a GPU).
-    ``decide``: sized to decide the claims on two CPU cores within 15 hours. ``smoke``: every part, in minutes."""
+    ``decide``: sized to decide the claims within 15 hours of trials on CPU cores, added up over workers.
+    ``smoke``: every part, in minutes."""
     out: Path = Path("runs/paper")
     """Folder of the study. An earlier study with the same settings in this folder is resumed."""
     dry_run: bool = False

@@ -6,7 +6,7 @@ import hashlib
 import json
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from locaudit.store.files import write_atomically
 CLAIMS = "claims.yaml"
 """The claims and their rules: in the package, and as a copy in the folder of each study."""
 _FACTS = "registration.json"
+_RULES = "level", "margin", "least_questions", "most_diverged", "power", "claims"
+_CLAIM = "name", "section", "says", "estimand", "rule", "test", "score", "of", "is"
+"""What the claim file has, and each of its claims."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def register(folder: Path) -> Registration:
 def read_rules(folder: Path) -> tuple[Mapping[str, Any], Registration]:
     """The claims and rules of a study, and what is known about their file.
 
-    Raises `RunFolderError` for a study of an earlier version, which has no such file.
+    Raises `RunFolderError` for a study of an earlier version, which has no such file, and for a broken file.
     """
     if not (folder / _FACTS).is_file():
         raise RunFolderError(
@@ -66,9 +69,21 @@ def read_rules(folder: Path) -> tuple[Mapping[str, Any], Registration]:
             expected="a study that began with fixed rules",
             remedy="read its numbers.json, or run the study again into another --out",
         )
-    content, facts = (folder / CLAIMS).read_bytes(), json.loads((folder / _FACTS).read_text(encoding="utf-8"))
-    facts["changed"] = hashlib.sha256(content).hexdigest() != facts["sha256"]
-    return yaml.safe_load(content), Registration(**facts)
+    content = (folder / CLAIMS).read_bytes()
+    try:
+        facts, rules = json.loads((folder / _FACTS).read_text(encoding="utf-8")), yaml.safe_load(content)
+        known = Registration(**{name: facts[name] for name in ("sha256", "begun", "commit")})
+        lacking = [name for name in _RULES if name not in rules]
+        lacking += [f"{claim['name']}: {key}" for claim in rules["claims"] for key in _CLAIM if key not in claim]
+    except (ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        lacking = [str(error)]
+    if lacking:
+        raise RunFolderError(
+            got=f"{folder} whose {CLAIMS} or {_FACTS} is broken or lacks something ({lacking[0]})",
+            expected="both files as locaudit paper wrote them",
+            remedy="restore them",
+        )
+    return rules, replace(known, changed=hashlib.sha256(content).hexdigest() != known.sha256)
 
 
 def committed(path: Path) -> str:

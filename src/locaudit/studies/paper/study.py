@@ -132,7 +132,7 @@ class Study:
     def chosen(self, part: Part, score: str, strength: float | None = None) -> Chosen:
         """The edits of a part. Raises `LackingError` if it was not run."""
         if part not in self.audits:
-            raise LackingError(f"not run: {self.lacking[part]}")
+            raise LackingError(f"not run: {part} ({self.lacking[part]})")
         method = "iti" if part == "iti" else "optimal"
         key = part, score, strength
         return self._chosen.setdefault(key, Chosen(self.audits[part], method, score, strength))
@@ -164,7 +164,8 @@ def is_study(folder: str | Path) -> bool:
 def read_study(folder: str | Path) -> Study:
     """Read a study whose first part, at least, is finished.
 
-    Raises `RunFolderError` if it is not, if answers of a part are not judged, or if parts have different judges.
+    Raises `RunFolderError` if it is not, if answers of a part are not judged, if parts have different judges, or if a
+    part was run with other settings than the study's.
     """
     folder = Path(folder)
     if not is_study(folder):
@@ -182,6 +183,13 @@ def read_study(folder: str | Path) -> Study:
         raise _unfinished(folder / "sets", runs["sets"])
     audits = {part: tabulate(run) for part, run in done.items()}
     lacking = {part: need(planned[part], list(done.values()), runs[part]) for part in planned if part not in done}
+    for part, run in done.items():
+        if other := next((x for x in _SAME if getattr(run.config, x) != getattr(planned[part], x)), None):
+            raise RunFolderError(
+                got=f"{run.folder}, whose setting {other} differs from {SETTINGS}",
+                expected="parts that were run with the settings of the study",
+                remedy="restore the folder as locaudit paper left it, or run its command again with another --out",
+            )
     if any(audit.manifest.judges != audits["sets"].manifest.judges for audit in audits.values()):
         raise RunFolderError(
             got=f"{folder}, whose parts were judged by different judges",
@@ -189,6 +197,10 @@ def read_study(folder: str | Path) -> Study:
             remedy="run the locaudit paper command again with the judges that you want",
         )
     return Study(config, audits, {part: describe_need(*x) for part, x in lacking.items()}, *read_rules(folder))
+
+
+_SAME = "score", "seed", "training_seed", "methods", "split", "probe"
+"""Settings of a part that must be those of the study. Others may grow, or are paths."""
 
 
 def _is_finished(run: Run) -> bool:
