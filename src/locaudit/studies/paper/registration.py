@@ -75,14 +75,14 @@ def read_rules(folder: Path) -> tuple[Mapping[str, Any], Registration]:
         known = Registration(**{name: facts[name] for name in ("sha256", "begun", "commit")})
         lacking = [name for name in _RULES if name not in rules]
         lacking += [f"{claim['name']}: {key}" for claim in rules["claims"] for key in _CLAIM if key not in claim]
+        if lacking:
+            raise ValueError(lacking[0])
     except (ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        lacking = [str(error)]
-    if lacking:
         raise RunFolderError(
-            got=f"{folder} whose {CLAIMS} or {_FACTS} is broken or lacks something ({lacking[0]})",
+            got=f"{folder} whose {CLAIMS} or {_FACTS} is broken or lacks something ({error})",
             expected="both files as locaudit paper wrote them",
             remedy="restore them",
-        )
+        ) from None
     return rules, replace(known, changed=hashlib.sha256(content).hexdigest() != known.sha256)
 
 
