@@ -167,7 +167,7 @@ def _log_axis(drifts: Sequence[float]) -> tuple[bool, float]:
 
 def axis_of(title: str) -> Chart:
     """An axis with this title, which may have several lines."""
-    return {"title": {"text": escape(title).replace("\n", "<br>"), "standoff": 10}}
+    return {"title": {"text": escape(title).replace("\n", "<br>")}}
 
 
 def _bars(y: Sequence[float], ends: Mapping[int, tuple[float, float]]) -> Chart:
