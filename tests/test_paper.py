@@ -347,7 +347,7 @@ def test_command_line(home, finished, tmp_path, capsys):
     assert "random_heads = 500" in capsys.readouterr().err
     assert main(["report", str(finished)]) == 0
     out = capsys.readouterr().out
-    assert "open" in out or "replicated" in out
+    assert "open: " in out or "replicated: " in out
     assert "paper.html" in out
     assert main(["paper", "--preset", "huge"]) == 2
     assert "invalid choice 'huge' for argument '--preset'" in capsys.readouterr().err
